@@ -1,0 +1,1 @@
+"""The reference receiver of uploads and health reports."""

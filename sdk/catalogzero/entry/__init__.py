@@ -1,0 +1,1 @@
+"""What makes a package an entry of a catalog."""

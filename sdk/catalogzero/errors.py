@@ -1,0 +1,182 @@
+"""Every error that catalogzero raises on purpose, grouped by what the caller can do.
+
+    CatalogZeroError
+    ├── ConfigError             mend the configuration, start again
+    ├── BadCallError            mend the call: repeating it as it is is useless
+    │   ├── BadRequestError         not JSON, not an object, no method, an id used twice
+    │   ├── UnknownMethodError      no such method, or not one that may be called
+    │   ├── BadParamsError          `details` names each field
+    │   ├── UnauthorizedError       this key may not
+    │   ├── UnknownRunError         no such run, or no longer remembered
+    │   └── TooLargeError           over the message limit
+    ├── RetryLaterError         make the same call again, a little later
+    │   ├── BusyError               all places and the queue are taken
+    │   ├── DrainingError           the handler is going down
+    │   ├── WakeFailedError         its resources did not open
+    │   └── UnreachableError        nobody answers at that address
+    ├── CallTimeoutError        the wait ended; the run may go on
+    └── RunError                the run itself ended badly: look at it before repeating
+        ├── FailedError             the method raised
+        ├── RunCancelledError       by `cancel`, or by its own time limit
+        ├── ExpiredError            past its `start_by`: never begun there
+        └── SourceChangedError      the source kept changing while it was read
+
+`code` is the word for the error on the wire (design of the wire protocol: docs/reference).
+
+Layer: pure.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class CatalogZeroError(Exception):
+    """Base of every error raised on purpose.
+
+    Args:
+        message: One sentence that names the fault and the mend.
+        details: JSON-able facts for a program, such as the fields at fault.
+    """
+
+    code: ClassVar[str] = "failed"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, details: Any = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class ConfigError(CatalogZeroError, ValueError):
+    """Mend the configuration and start again; nothing was started."""
+
+    code = "config"
+
+
+class BadCallError(CatalogZeroError, ValueError):
+    """The call itself is wrong: mend it, never repeat it as it is."""
+
+    code = "bad_request"
+
+
+class BadRequestError(BadCallError):
+    """Not a call: not JSON, not an object, no method, or a `request_id` used for another call."""
+
+
+class UnknownMethodError(BadCallError, LookupError):
+    """The handler has no such method, or its author did not mean it to be called."""
+
+    code = "unknown_method"
+
+
+class BadParamsError(BadCallError):
+    """The parameters do not fit the method; `details` is a list of `{"field", "message"}`."""
+
+    code = "bad_params"
+
+
+class UnauthorizedError(BadCallError, PermissionError):
+    """The key that was shown may not do this."""
+
+    code = "unauthorized"
+
+
+class UnknownRunError(BadCallError, LookupError):
+    """No run of that id is known: it never was, is forgotten, or a restart came between."""
+
+    code = "unknown_run"
+
+
+class TooLargeError(BadCallError):
+    """A message over the limit of `max_message_bytes`."""
+
+    code = "too_large"
+
+
+class RetryLaterError(CatalogZeroError):
+    """The same call may be made again a little later; nothing was begun."""
+
+    code = "busy"
+    retryable = True
+
+
+class BusyError(RetryLaterError):
+    """Every place and the whole queue are taken, or a run keeps the handler from sleeping."""
+
+
+class DrainingError(RetryLaterError):
+    """The handler takes no new runs: it is draining."""
+
+    code = "draining"
+
+
+class WakeFailedError(RetryLaterError):
+    """A sleeping handler could not open its resources; it stays asleep, the next call tries again."""
+
+    code = "wake_failed"
+
+
+class UnreachableError(RetryLaterError, ConnectionError):
+    """Nobody answered at that address within the time given; the call was never sent."""
+
+    code = "unreachable"
+
+
+class CallTimeoutError(CatalogZeroError, TimeoutError):
+    """The wait for a reply ended; a run that had begun goes on (`details.run_id` where known)."""
+
+    code = "timeout"
+
+
+class RunError(CatalogZeroError, RuntimeError):
+    """The run ended badly, or can no longer begin."""
+
+
+class FailedError(RunError):
+    """The method raised; the message is the exception's type and text, secrets masked."""
+
+
+class RunCancelledError(RunError):
+    """The run was cancelled; `details.by` is `"cancel"` or `"timeout_s"`."""
+
+    code = "cancelled"
+
+
+class ExpiredError(RunError):
+    """The call came past its `start_by`: it was never begun by this handler."""
+
+    code = "expired"
+
+
+class SourceChangedError(RunError):
+    """The source changed while it was read, three times in a row."""
+
+    code = "source_changed"
+
+
+_BY_CODE: dict[str, type[CatalogZeroError]] = {
+    error.code: error
+    for error in (
+        BadRequestError,
+        UnknownMethodError,
+        BadParamsError,
+        UnauthorizedError,
+        UnknownRunError,
+        TooLargeError,
+        BusyError,
+        DrainingError,
+        WakeFailedError,
+        UnreachableError,
+        CallTimeoutError,
+        FailedError,
+        RunCancelledError,
+        ExpiredError,
+        SourceChangedError,
+    )
+}
+
+
+def error_for_code(code: str, message: str, details: Any = None) -> CatalogZeroError:
+    """The error that stands for a code on the wire; an unknown code is a `FailedError`."""
+    return _BY_CODE.get(code, FailedError)(message, details=details)

@@ -1,0 +1,246 @@
+"""Calls and replies: what they hold, and how they look as JSON text frames.
+
+Decoding is strict: UTF-8, one JSON object, no NaN, no lone surrogates, bounded depth (the
+codec's own rules; measured in docs/performance.md). Encoding writes NaN and infinity as null.
+
+Layer: pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, SecretStr
+
+from catalogzero.errors import BadRequestError, CatalogZeroError, error_for_code
+
+MAX_TIMEOUT_S = 10 * 365 * 86_400.0
+MAX_ID_CHARS = 200
+FLAT_ERROR_CHARS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class StartBy:
+    """The moment past which a call must not begin: an uptime of one boot of the handler."""
+
+    boot_id: str
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request to a handler.
+
+    `timeout_s` bounds the caller's wait, not the run. Without `request_id` the reply is flat,
+    as an unmodified ScheduleZero server expects it.
+    """
+
+    method: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    timeout_s: float | None = None
+    start_by: StartBy | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer: `result` when `success`, else `error` (a sentence), `code` and `details`."""
+
+    success: bool
+    result: Any = None
+    error: str = ""
+    code: str = ""
+    retryable: bool = False
+    details: Any = None
+    request_id: str | None = None
+    run_id: str | None = None
+    duration_ms: float = 0.0
+
+    def unwrap(self) -> Any:
+        """The result, or the error that its code stands for, raised."""
+        if self.success:
+            return self.result
+        raise error_for_code(self.code, self.error, self.details)
+
+
+def encode_json(value: Any, *, sort_keys: bool = False) -> bytes:
+    """JSON text of a value; models, paths, sets and decimals are written as JSON's own kinds.
+
+    Raises:
+        TypeError: A value that has no JSON form, or nesting past the codec's depth.
+    """
+    options = orjson.OPT_NON_STR_KEYS | (orjson.OPT_SORT_KEYS if sort_keys else 0)
+    return orjson.dumps(value, default=_jsonable, option=options)
+
+
+def decode_call(frame: bytes) -> Call:
+    """The call in one JSON text frame.
+
+    Raises:
+        BadRequestError: Not JSON, not an object, no method, or a field of the wrong kind.
+    """
+    try:
+        body = orjson.loads(frame)
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"a call is one JSON object: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequestError("a call is one JSON object")
+    method, params = body.get("method"), body.get("params")
+    if not isinstance(method, str) or not method:
+        raise BadRequestError("a call needs `method`, a name", details=_id_of(body))
+    if params is None:
+        params = {}
+    if not isinstance(params, dict):
+        raise BadRequestError("`params` is a JSON object", details=_id_of(body))
+    request_id = body.get("request_id")
+    if request_id is not None and not (
+        isinstance(request_id, str) and 0 < len(request_id) <= MAX_ID_CHARS
+    ):
+        raise BadRequestError(f"`request_id` is a string of 1 to {MAX_ID_CHARS} characters")
+    timeout_s = _seconds(body, "timeout_s")
+    start_by = body.get("start_by")
+    return Call(
+        method, params, request_id, timeout_s, None if start_by is None else _start_by(start_by)
+    )
+
+
+def encode_call(call: Call) -> bytes:
+    """The JSON text frame of a call; absent fields are left out."""
+    body: dict[str, Any] = {"method": call.method, "params": call.params}
+    if call.request_id is not None:
+        body["request_id"] = call.request_id
+    if call.timeout_s is not None:
+        body["timeout_s"] = call.timeout_s
+    if call.start_by is not None:
+        body["start_by"] = {"boot_id": call.start_by.boot_id, "uptime_s": call.start_by.uptime_s}
+    return encode_json(body)
+
+
+def encode_reply(reply: Reply) -> bytes:
+    """The JSON text frame of a reply: full with a `request_id`, flat without one."""
+    return encode_json(_flat(reply) if reply.request_id is None else _full(reply))
+
+
+def decode_reply(frame: bytes) -> Reply:
+    """The reply in one frame, of either shape.
+
+    Raises:
+        BadRequestError: Not a JSON object.
+    """
+    try:
+        body = orjson.loads(frame)
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the reply is no JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequestError("the reply is no JSON object")
+    success = body.get("success") is not False
+    result = body.get("result") if "request_id" in body else body
+    return Reply(
+        success=success,
+        result=result if success else None,
+        error="" if success else str(body.get("error") or "the handler gave no reason"),
+        code="" if success else str(body.get("code") or "failed"),
+        retryable=body.get("retryable") is True,
+        details=body.get("details"),
+        request_id=body.get("request_id"),
+        run_id=body.get("run_id"),
+        duration_ms=body.get("duration_ms") or 0.0,
+    )
+
+
+def error_reply(error: CatalogZeroError, call: Call | None = None, **fields: Any) -> Reply:
+    """The reply that tells of an error; `fields` are others of `Reply`, such as `run_id`."""
+    return Reply(
+        success=False,
+        error=error.message,
+        code=error.code,
+        retryable=error.retryable,
+        details=error.details,
+        request_id=call.request_id if call else None,
+        **fields,
+    )
+
+
+def one_line_ascii(text: str) -> str:
+    """The text as one line of ASCII: ScheduleZero's HTTP API answers "Unknown" to any other."""
+    line = " ".join(text.split())[:FLAT_ERROR_CHARS]
+    return line.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _full(reply: Reply) -> dict[str, Any]:
+    """A reply to a call with `request_id`."""
+    body: dict[str, Any] = {"success": reply.success, "request_id": reply.request_id}
+    if reply.run_id is not None:
+        body["run_id"] = reply.run_id
+    body["duration_ms"] = reply.duration_ms
+    if reply.success:
+        body["result"] = reply.result
+        return body
+    body.update(error=reply.error, code=reply.code, retryable=reply.retryable)
+    if reply.details is not None:
+        body["details"] = reply.details
+    return body
+
+
+def _flat(reply: Reply) -> dict[str, Any]:
+    """A reply to a call without `request_id`: the method's own dict, as ScheduleZero records it."""
+    if reply.success:
+        if isinstance(reply.result, dict):
+            return {"success": True, **reply.result}
+        return {"success": True, "result": reply.result}
+    body = {
+        "success": False,
+        "error": one_line_ascii(reply.error),
+        "code": reply.code,
+        "retryable": reply.retryable,
+    }
+    return body if reply.details is None else {**body, "details": reply.details}
+
+
+def _start_by(value: Any) -> StartBy:
+    """The `start_by` of a call."""
+    if not isinstance(value, dict) or not isinstance(value.get("boot_id"), str):
+        raise BadRequestError("`start_by` is {boot_id: string, uptime_s: number}")
+    uptime_s = _seconds(value, "uptime_s")
+    if uptime_s is None:
+        raise BadRequestError("`start_by` is {boot_id: string, uptime_s: number}")
+    return StartBy(value["boot_id"], uptime_s)
+
+
+def _seconds(body: dict[str, Any], name: str) -> float | None:
+    """A field of seconds: a finite number, not negative."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value:
+        raise BadRequestError(f"`{name}` is a number of seconds, 0 or more")
+    return min(float(value), MAX_TIMEOUT_S)
+
+
+def _id_of(body: dict[str, Any]) -> Any:
+    """What lets a caller tell which of its calls was wrong."""
+    request_id = body.get("request_id")
+    return {"request_id": request_id} if isinstance(request_id, str) else None
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON's own kind for a value that the codec does not know."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, SecretStr):
+        return str(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, set | frozenset | tuple):
+        return list(value)
+    if isinstance(value, bytes):
+        raise TypeError("bytes have no JSON form: encode them as text first")
+    if hasattr(value, "__float__"):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    raise TypeError(f"a {type(value).__name__} has no JSON form")

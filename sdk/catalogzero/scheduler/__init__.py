@@ -1,0 +1,1 @@
+"""The embedded scheduler, speaking ScheduleZero's protocols."""
