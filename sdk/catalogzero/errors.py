@@ -112,7 +112,7 @@ class DrainingError(RetryLaterError):
 
 
 class WakeFailedError(RetryLaterError):
-    """A sleeping handler could not open its resources; it stays asleep, the next call tries again."""
+    """A sleeping handler could not open its resources: it sleeps on, the next call tries again."""
 
     code = "wake_failed"
 

@@ -217,7 +217,7 @@ def _seconds(body: dict[str, Any], name: str) -> float | None:
     value = body.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise BadRequestError(f"`{name}` is a number of seconds, 0 or more")
     return min(float(value), MAX_TIMEOUT_S)
 
