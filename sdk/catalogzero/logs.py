@@ -1,0 +1,70 @@
+"""Logs: readable on a terminal, JSON in a service, secrets masked by construction.
+
+Nothing global is configured: each handler owns its logger, and with it its mask.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+from catalogzero.settings import Mask
+
+SECRET_NAMES = ("api_key", "authorization", "password", "secret", "token")
+
+
+class _Masking:
+    """Masks secrets in every field of a log line."""
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+
+    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+        """Replace what is secret by name or by value."""
+        return {key: self._masked(key, value) for key, value in event.items()}
+
+    def _masked(self, key: str, value: Any) -> Any:
+        if any(name in key.lower() for name in SECRET_NAMES) and not key.endswith("_file"):
+            return "**********"
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        return self._mask(value if isinstance(value, str) else str(value))
+
+
+def make_logger(
+    *, mask: Mask, log_format: str | None = None, level: str = "info"
+) -> FilteringBoundLogger:
+    """A logger to standard error.
+
+    Args:
+        mask: Knows the secrets that may not be seen.
+        log_format: `console` or `json`; by default what standard error is.
+        level: The lowest level written: debug, info, warning or error.
+    """
+    console = (log_format or ("console" if sys.stderr.isatty() else "json")) == "console"
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if console
+        else structlog.processors.JSONRenderer()
+    )
+    logger = structlog.wrap_logger(
+        structlog.WriteLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if console else [structlog.processors.format_exc_info]),
+            _Masking(mask),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        cache_logger_on_first_use=True,
+    )
+    return cast(FilteringBoundLogger, logger)

@@ -1,0 +1,188 @@
+"""Settings: those of the runtime, and the base of an entry's own.
+
+Order of precedence: flags, environment, systemd credentials, file, default. Secrets are
+`SecretStr` to the end; `Mask` hides their values in every text that leaves the process.
+
+Layer: pure.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
+
+from catalogzero.errors import ConfigError
+
+DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
+MIN_SECRET_CHARS = 4
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class EgressPolicy(BaseModel):
+    """What the client allows to leave: the `egress` block of its registry file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hosts: list[str] | None = Field(None, description="Allowed endpoint hosts; all when absent.")
+    drop: list[str] = Field([], description="Columns that never leave.")
+    keep: list[str] | None = Field(None, description="The only columns that leave.")
+    hash: list[str] = Field([], description="Columns that leave as a keyed hash.")
+    hash_key_file: Path | None = Field(None, description="Key of the hashes; made when absent.")
+    hash_sources: bool = Field(False, description="Source names leave as a keyed hash.")
+    bytes_per_s: float | None = Field(None, gt=0, description="Limit of the upload's bandwidth.")
+
+
+class CurveSettings(BaseModel):
+    """Keys of the encrypted wire: the `curve` block of the registry file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key_file: Path = Field(description="The handler's own key pair (`catalogzero keys new`).")
+    clients_file: Path = Field(description="Public keys that may call, one a line.")
+
+
+class RuntimeSettings(BaseSettings):
+    """Settings of the runtime: any key of a handler's stanza beside `config`.
+
+    The environment names them `CATALOGZERO_…`: `CATALOGZERO_SLEEP_AFTER_S=5`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CATALOGZERO_", extra="forbid", hide_input_in_errors=True
+    )
+
+    handler_id: str | None = Field(None, description="Its name to schedulers and conductors.")
+    host: str = Field("127.0.0.1", description="Address to bind; loopback unless keys are set.")
+    port: int = Field(0, ge=0, le=65_535, description="Port to bind; 0: any free one.")
+    scheduler: str = Field(DEFAULT_SCHEDULER, description="Where to register; `none`: nowhere.")
+    advertise_host: str | None = Field(None, description="Host to register, where it differs.")
+    allow_plaintext: bool = Field(False, description="Serve beyond loopback without keys.")
+    curve: CurveSettings | None = None
+    egress: EgressPolicy = EgressPolicy()
+    idle_after_s: Seconds = 60.0
+    sleep_after_s: Seconds = Field(300.0, description="0: never asleep.")
+    max_concurrent_jobs: Count = 4
+    max_queued_jobs: int = Field(100, ge=0)
+    early_reply_s: Seconds = 8.0
+    drain_timeout_s: Seconds = 30.0
+    dedupe_window_s: Seconds = 600.0
+    max_message_bytes: int = Field(1 << 20, ge=1024)
+    health_interval_s: float | None = Field(None, gt=0, description="Push health by itself.")
+    state_dir: Path = Field(default_factory=lambda: default_state_dir())
+    installation_id: str | None = Field(None, min_length=1, max_length=200)
+    chunk_bytes: int = Field(4 << 20, ge=1024)
+    outbox_max_bytes: int = Field(10 << 30, ge=1 << 20)
+    upload_wait_s: Seconds = 30.0
+    settle_s: Seconds = Field(2.0, description="Files younger than this wait.")
+    log_format: str | None = Field(None, pattern="^(console|json)$")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, value: Any) -> Any:
+        """YAML's `none`, `null` and an empty value all turn registration off."""
+        return "none" if value is None or str(value).lower() in {"", "none", "null"} else value
+
+    @field_validator("handler_id")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        """The handler_id names a folder, so it is a plain name."""
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+            raise ValueError("letters, digits, `.`, `_` and `-` only, at most 100")
+        return value
+
+    @property
+    def registers(self) -> bool:
+        """Whether the handler registers with a scheduler."""
+        return self.scheduler != "none"
+
+
+class HandlerSettings(BaseSettings):
+    """Base of an entry's own settings: the `config` of its stanza.
+
+    A subclass names its environment prefix:
+    `model_config = SettingsConfigDict(env_prefix="ACME_")`.
+    """
+
+    model_config = SettingsConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+def default_state_dir() -> Path:
+    """systemd's STATE_DIRECTORY, else the platform's per-user state folder."""
+    given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(given) if given else platformdirs.user_state_path("catalogzero")
+
+
+def load_settings(
+    model: type[SettingsT], *, file: Mapping[str, Any], flags: Mapping[str, Any]
+) -> SettingsT:
+    """The settings of a model: flags beat environment beats systemd credentials beats file.
+
+    Raises:
+        pydantic.ValidationError: Every field at fault, at once.
+    """
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    secrets = SecretsSettingsSource(model, secrets_dir=credentials)() if credentials else {}
+    return model(**{**file, **secrets, **EnvSettingsSource(model)(), **flags})
+
+
+def problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Each fault of a validation: (dotted field, sentence); never the value itself."""
+    for fault in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(str(part) for part in fault["loc"]) or "config"
+        yield field, fault["msg"].removeprefix("Value error, ")
+
+
+def config_error(error: ValidationError, *, where: str) -> ConfigError:
+    """The error that names every field at fault, a line each."""
+    faults = [{"field": field, "message": message} for field, message in problems_of(error)]
+    lines = "".join(f"\n  {fault['field']}: {fault['message']}" for fault in faults)
+    return ConfigError(f"{where}:{lines}", details=faults)
+
+
+class Mask:
+    """Hides the values of secrets in texts."""
+
+    def __init__(self) -> None:
+        self._secrets: set[str] = set()
+
+    def learn(self, value: Any) -> None:
+        """Remember every secret inside a settings model (or mapping, or list)."""
+        self._secrets.update(s for s in _secrets_in(value) if len(s) >= MIN_SECRET_CHARS)
+
+    def __call__(self, text: str) -> str:
+        """The text with each known secret as `**********`."""
+        for secret in self._secrets:
+            text = text.replace(secret, "**********")
+        return text
+
+
+def _secrets_in(value: Any) -> Iterator[str]:
+    """Every secret's text inside a value."""
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _secrets_in(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _secrets_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _secrets_in(item)
