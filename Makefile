@@ -1,0 +1,73 @@
+# Each target works alone, first, in a fresh clone: it makes .venv from the lock file, and goes on from there.
+# PYTHON names the interpreter that .venv is made with.
+
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+TYPED := sdk/catalogzero $(wildcard catalog/*/src) examples tests benchmarks
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.venv/ready: requirements/dev.txt pyproject.toml $(wildcard catalog/*/pyproject.toml)
+	@.ci/setup
+
+.PHONY: demo
+demo: .venv/ready ## the whole way on real data, in about two minutes; KEEP=1 leaves it running
+	@$(BIN)/python -m examples.quickstart $(if $(KEEP),--keep)
+
+.PHONY: test
+test: lint types ## lint, types and all tests that CI runs (at most ten minutes)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not chaos"
+
+.PHONY: test-all
+test-all: lint types ## the same, with the slow and the chaos tests
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: .venv/ready ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: .venv/ready ## mypy, strict
+	$(BIN)/mypy $(wildcard $(TYPED))
+
+.PHONY: coverage
+coverage: .venv/ready ## which lines the tests reach
+	$(BIN)/coverage run -m pytest -m "not slow and not chaos"
+	$(BIN)/coverage report
+
+.PHONY: bench
+bench: .venv/ready ## the budgets of docs/performance.md, measured here
+	$(BIN)/python -m benchmarks
+
+.PHONY: chaos
+chaos: .venv/ready ## kill -9, cut connections, full disks: nothing lost, nothing twice
+	$(BIN)/python -m pytest -m chaos
+
+.PHONY: interop
+interop: .venv/ready ## checks against a running ScheduleZero: SCHEDULEZERO_HTTP=URL SCHEDULEZERO_ZMQ=ADDRESS
+	@test -n "$(SCHEDULEZERO_HTTP)" -a -n "$(SCHEDULEZERO_ZMQ)" || { echo "Name the server to check against:" \
+	  "make interop SCHEDULEZERO_HTTP=http://127.0.0.1:8888 SCHEDULEZERO_ZMQ=tcp://127.0.0.1:4242" >&2; exit 2; }
+	SCHEDULEZERO_HTTP="$(SCHEDULEZERO_HTTP)" SCHEDULEZERO_ZMQ="$(SCHEDULEZERO_ZMQ)" \
+	  $(BIN)/python -m pytest -v -p no:cacheprovider tests/system/test_schedulezero.py
+
+.PHONY: docs
+docs: .venv/ready ## every link and every example of README and docs, checked
+	$(BIN)/python -m pytest tests/house/test_docs.py
+
+.PHONY: browser
+browser: ## installs Chromium where apt-get and root are at hand; without it the page tests are skipped
+	@.ci/browser
+
+.PHONY: lock
+lock: ## resolves requirements/dev.txt anew (needs uv)
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-header --no-annotate --extra dev pyproject.toml requirements/build.in --output-file requirements/dev.txt
+
+.PHONY: clean
+clean: ## removes .venv and everything that was built
+	rm -rf .venv build dist site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
