@@ -1,3 +1,61 @@
 """catalogzero: process your clients' data on their own machines."""
 
-__version__ = "0.1.0"
+from catalogzero.client import HandlerClient, fan_out
+from catalogzero.errors import (
+    BadCallError,
+    BadParamsError,
+    BadRequestError,
+    BusyError,
+    CallTimeoutError,
+    CatalogZeroError,
+    ConfigError,
+    DrainingError,
+    ExpiredError,
+    FailedError,
+    RetryLaterError,
+    RunCancelledError,
+    RunError,
+    SourceChangedError,
+    TooLargeError,
+    UnauthorizedError,
+    UnknownMethodError,
+    UnknownRunError,
+    UnreachableError,
+    WakeFailedError,
+)
+from catalogzero.handler import Handler
+from catalogzero.methods import internal, job
+from catalogzero.resources import resource
+from catalogzero.settings import HandlerSettings
+from catalogzero.version import __version__
+
+__all__ = [
+    "BadCallError",
+    "BadParamsError",
+    "BadRequestError",
+    "BusyError",
+    "CallTimeoutError",
+    "CatalogZeroError",
+    "ConfigError",
+    "DrainingError",
+    "ExpiredError",
+    "FailedError",
+    "Handler",
+    "HandlerClient",
+    "HandlerSettings",
+    "RetryLaterError",
+    "RunCancelledError",
+    "RunError",
+    "SourceChangedError",
+    "TooLargeError",
+    "UnauthorizedError",
+    "UnknownMethodError",
+    "UnknownRunError",
+    "UnreachableError",
+    "WakeFailedError",
+    "__version__",
+    "fan_out",
+    "internal",
+    "job",
+    "resource",
+]

@@ -1,0 +1,246 @@
+"""`Handler`: what an author subclasses.
+
+It holds settings, resources and hooks; it never touches a socket. `service` runs it.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import ValidationError
+from structlog.typing import FilteringBoundLogger
+
+from catalogzero.clock import Clock, SystemClock
+from catalogzero.logs import make_logger
+from catalogzero.methods import Method, internal, methods_of
+from catalogzero.metrics import ProcessMeter
+from catalogzero.resources import Resources
+from catalogzero.runs import current_run
+from catalogzero.settings import HandlerSettings, Mask, RuntimeSettings, config_error
+from catalogzero.version import __version__
+from catalogzero.worker import WorkerPort
+
+
+class Handler:
+    """A long-lived process that answers method calls, tells its metrics, and sleeps when idle.
+
+    Every public method that a subclass defines can be called; `@internal` hides one, `@job`
+    sets options. `async def` methods run on the event loop, plain ones in threads, those with
+    `@job(isolate=True)` in the worker process. Raise any exception to fail a run.
+
+    Args:
+        config: The settings of `settings_model`, by name.
+
+    Attributes:
+        settings: The entry's own settings, an instance of `settings_model`.
+        runtime: The runtime's settings.
+        handler_id: Its name to schedulers and conductors.
+        clock: Time; use it instead of reading a clock.
+        log: A structlog logger, bound to the handler_id; secrets are masked.
+        worker: The child process (see `WorkerPort`).
+        in_worker: Whether this instance lives in the worker process.
+
+    Raises:
+        ConfigError: Every setting at fault, at once.
+    """
+
+    _sdk_base: ClassVar[bool] = True
+    _whole_params: ClassVar[bool] = False
+    _callable: ClassVar[dict[str, Method]] = {}
+
+    settings_model: ClassVar[type[HandlerSettings]] = HandlerSettings
+
+    settings: HandlerSettings
+    runtime: RuntimeSettings
+    handler_id: str
+    clock: Clock
+    log: FilteringBoundLogger
+    worker: WorkerPort
+    in_worker: bool
+    mask: Mask
+    made_with: tuple[tuple[Any, ...], dict[str, Any]]
+    _resources: Resources
+    _vitals: Callable[[], dict[str, Any]]
+    _report: Callable[[dict[str, Any]], None]
+    _progress: Callable[[dict[str, Any]], None]
+    _meter: ProcessMeter | None
+    _meter_turn: threading.Lock
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class that would hide a control method."""
+        super().__init_subclass__(**kwargs)
+        cls._callable = methods_of(cls, Handler, whole_params=cls._whole_params)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Set up what the runtime needs, so that an author's `__init__` may have any form."""
+        self = super().__new__(cls)
+        self.made_with = args, kwargs
+        self.mask = Mask()
+        self.in_worker = False
+        self._resources = Resources()
+        self._vitals = dict
+        self._report = lambda status: None
+        self._progress = _note_progress
+        self._meter = None
+        self._meter_turn = threading.Lock()
+        self.attach(runtime=RuntimeSettings(), handler_id=None, clock=SystemClock())
+        return self
+
+    def __init__(self, **config: Any) -> None:
+        try:
+            self.settings = self.settings_model(**config)
+        except ValidationError as error:
+            raise config_error(error, where=f"settings of {type(self).__name__}") from None
+        self.mask.learn(self.settings)
+
+    @internal
+    def attach(
+        self, *, runtime: RuntimeSettings, handler_id: str | None, clock: Clock | None = None
+    ) -> None:
+        """Take the runtime's settings, name and clock; the service does this before it serves."""
+        self.runtime = runtime
+        self.clock = clock or getattr(self, "clock", None) or SystemClock()
+        self.handler_id = handler_id or runtime.handler_id or _snake_case(type(self).__name__)
+        logger = make_logger(mask=self.mask, log_format=runtime.log_format, level=runtime.log_level)
+        self.log = logger.bind(handler_id=self.handler_id)
+
+    @internal
+    def attach_worker_channel(
+        self,
+        progress: Callable[[dict[str, Any]], None],
+        report: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Make this the worker's instance: what it reports goes to the parent."""
+        self.in_worker, self._progress, self._report = True, progress, report
+
+    @property
+    def state_dir(self) -> Path:
+        """This handler's own state folder: `<runtime.state_dir>/<handler_id>`."""
+        return self.runtime.state_dir / self.handler_id
+
+    # --- for authors: call these -------------------------------------------------------
+
+    @internal
+    def report_progress(self, **fields: Any) -> None:
+        """Tell how far the current run is; `get_run` shows it under `progress`."""
+        self._progress(fields)
+
+    @internal
+    def report_status(self, status: dict[str, Any]) -> None:
+        """In the worker: tell the handler what is pending.
+
+        Args:
+            status: `busy` (bool) and `next_due_s` (seconds until something is due, or null)
+                decide whether the worker is kept, ended or started again; what else it holds
+                is kept as `worker.status`.
+        """
+        self._report(status)
+
+    # --- for authors: extend these through super() -------------------------------------
+
+    async def ping(self) -> dict[str, Any]:
+        """The answer to `ping`; the runtime adds boot_id and uptime."""
+        return {"status": "ok", "handler": self.handler_id, "message": "pong"}
+
+    async def get_metrics(self) -> dict[str, Any]:
+        """The answer to `get_metrics`: process, state, runs, outbox (wire protocol, §4)."""
+        measured = await asyncio.to_thread(self._measure)
+        entry, version = entry_of(type(self))
+        return {
+            "handler_id": self.handler_id,
+            **measured,
+            **self._vitals(),
+            "timestamp": self.clock.now().isoformat(),
+            "sdk_version": __version__,
+            "entry": entry,
+            "version": version,
+        }
+
+    async def describe(self) -> dict[str, Any]:
+        """The answer to `describe`: identity, methods, settings; secrets masked."""
+        entry, version = entry_of(type(self))
+        settings = getattr(self, "settings", None)
+        return {
+            "handler_id": self.handler_id,
+            "class": f"{type(self).__module__}:{type(self).__qualname__}",
+            "doc": (type(self).__doc__ or "").strip(),
+            "entry": entry,
+            "version": version,
+            "sdk_version": __version__,
+            "methods": [method.describe() for method in self.callable_methods().values()],
+            "settings_schema": self.settings_model.model_json_schema(),
+            "settings": settings.model_dump(mode="json") if settings is not None else {},
+            "runtime": self.runtime.model_dump(mode="json", exclude_defaults=True),
+        }
+
+    # --- for authors: hooks; each may be a coroutine ------------------------------------
+
+    def _release_resources(self) -> Any:
+        """Called when the handler falls asleep: drop caches, close what `@resource` does not."""
+
+    def _ensure_resources(self) -> Any:
+        """Called when it wakes, before the run: open what `_release_resources` closed."""
+
+    def _warm_cache(self) -> Any:
+        """Called when it wakes, after `_ensure_resources`."""
+
+    # --- for base classes ---------------------------------------------------------------
+
+    async def _on_start(self) -> None:
+        """Called when it serves, before it registers."""
+
+    async def _on_stop(self) -> None:
+        """Called before it goes, after the last run ended."""
+
+    def _worker_wanted(self) -> bool:
+        """Whether the worker has something to do at start, such as a full outbox."""
+        return False
+
+    async def _worker_main(self) -> None:
+        """In the worker: runs beside the jobs until the worker ends."""
+
+    @classmethod
+    def callable_methods(cls) -> dict[str, Method]:
+        """The job methods that may be called over the wire, by name."""
+        return cls._callable
+
+    def _measure(self) -> dict[str, Any]:
+        """Off the loop: what the system knows of this process."""
+        with self._meter_turn:
+            self._meter = self._meter or ProcessMeter(self.clock)
+        return self._meter.read()
+
+
+def entry_of(cls: type) -> tuple[str | None, str | None]:
+    """The catalog entry (distribution name and version) that provides a handler class."""
+    if cls not in _ENTRIES:
+        wanted = f"{cls.__module__}:{cls.__qualname__}"
+        short = f"{cls.__module__.partition('.')[0]}:{cls.__qualname__}"
+        found: tuple[str | None, str | None] = None, None
+        for point in importlib.metadata.entry_points(group="catalogzero.handlers"):
+            if point.value in (wanted, short) and point.dist is not None:
+                found = point.dist.name, point.dist.version
+        _ENTRIES[cls] = found
+    return _ENTRIES[cls]
+
+
+_ENTRIES: dict[type, tuple[str | None, str | None]] = {}
+
+
+def _note_progress(fields: dict[str, Any]) -> None:
+    """Progress of a run in the handler's own process."""
+    run = current_run.get()
+    if run is not None:
+        run.progress = {**run.progress, **fields}
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

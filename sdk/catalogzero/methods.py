@@ -1,0 +1,237 @@
+"""Which methods of a handler may be called, with what options and what parameters.
+
+Callable are the public methods that an author's classes define, and those that a base class of
+the SDK marks with `@job`; nothing else, however it is spelled on the wire.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, TypeVar, overload
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic.errors import PydanticUserError
+
+from catalogzero.errors import BadParamsError
+from catalogzero.settings import problems_of
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+CONTROL_METHODS = frozenset(
+    {
+        *("ping", "get_metrics", "report_metrics", "describe"),
+        *("list_runs", "get_run", "cancel", "sleep", "wake", "drain", "resume"),
+    }
+)
+EXTENSIBLE_METHODS = frozenset({"ping", "get_metrics", "describe"})
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What `@job` says of a method.
+
+    Attributes:
+        timeout_s: A run longer than this is cancelled; no limit by default.
+        isolate: Runs in the worker process, one such job at a time.
+        quiet: Never wakes the handler, never keeps it awake, works with resources closed.
+        retry_safe: May be run again after a failure or a lost run.
+        concurrency: At most so many runs of this method at once.
+    """
+
+    timeout_s: float | None = None
+    isolate: bool = False
+    quiet: bool = False
+    retry_safe: bool = False
+    concurrency: int | None = None
+
+
+@overload
+def job(function: FunctionT, /) -> FunctionT: ...
+@overload
+def job(
+    *,
+    timeout_s: float | None = None,
+    isolate: bool = False,
+    quiet: bool = False,
+    retry_safe: bool = False,
+    concurrency: int | None = None,
+) -> Callable[[FunctionT], FunctionT]: ...
+def job(function: FunctionT | None = None, /, **options: Any) -> Any:
+    """Mark a method as a job, with options (see `JobOptions`)."""
+
+    def mark(marked: FunctionT) -> FunctionT:
+        marked.__dict__["catalogzero_job"] = JobOptions(**options)
+        return marked
+
+    return mark(function) if function is not None else mark
+
+
+def internal(function: FunctionT) -> FunctionT:
+    """Mark a public method that may not be called over the wire."""
+    function.__dict__["catalogzero_internal"] = True
+    return function
+
+
+class Method:
+    """One callable method: binds parameters, and tells what it is.
+
+    Args:
+        name: Its name on the wire.
+        function: The function, `self` first.
+        options: What `@job` said.
+        whole_params: The function takes the whole dict, as ScheduleZero's handlers do.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        options: JobOptions = JobOptions(),
+        *,
+        whole_params: bool = False,
+    ) -> None:
+        self.name = name
+        self.function = function
+        self.options = options
+        self.is_async = inspect.iscoroutinefunction(function)
+        self._parameters = list(inspect.signature(function).parameters.values())[1:]
+        self._whole = whole_params or _takes_whole_params(self._parameters)
+
+    def bind(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments for a call's parameters, validated by the type hints.
+
+        Raises:
+            BadParamsError: `details` names every field at fault.
+        """
+        if self._whole:
+            return {self._parameters[0].name: params}
+        if not self._parameters and not params:
+            return {}
+        try:
+            bound = self._model.model_validate(params)
+        except ValidationError as error:
+            faults = [{"field": f, "message": m} for f, m in problems_of(error)]
+            fields = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
+            raise BadParamsError(f"{self.name}: {fields}", details=faults) from None
+        given = {
+            self._fields[name]: value
+            for name, value in bound.__dict__.items()
+            if name in bound.model_fields_set
+        }
+        return {**given, **(bound.model_extra or {})}
+
+    def describe(self) -> dict[str, Any]:
+        """Name, docs, flags, and JSON Schemas of parameters and result."""
+        return {
+            "name": self.name,
+            "doc": inspect.getdoc(self.function) or "",
+            **asdict(self.options),
+            "params_schema": self.params_schema,
+            "result_schema": self.result_schema,
+        }
+
+    @property
+    def params_schema(self) -> dict[str, Any]:
+        """JSON Schema of the parameters."""
+        if self._whole:
+            return {"type": "object"}
+        return {**self._model.model_json_schema(), "title": self.name}
+
+    @property
+    def result_schema(self) -> dict[str, Any] | None:
+        """JSON Schema of the result; `None` where the annotation has none."""
+        try:
+            return TypeAdapter(self._hints.get("return", Any)).json_schema()
+        except PydanticUserError:
+            return None
+
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return typing.get_type_hints(self.function, include_extras=True)
+
+    @cached_property
+    def _fields(self) -> dict[str, str]:
+        """Model fields have neutral names, so that no parameter shadows pydantic's own."""
+        named = [p for p in self._parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        return {f"field_{number}": parameter.name for number, parameter in enumerate(named)}
+
+    @cached_property
+    def _model(self) -> type[BaseModel]:
+        parameters = {parameter.name: parameter for parameter in self._parameters}
+        fields: dict[str, Any] = {}
+        for field, name in self._fields.items():
+            default = parameters[name].default
+            default = ... if default is inspect.Parameter.empty else default
+            fields[field] = (self._hints.get(name, Any), Field(default, alias=name))
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in self._parameters)
+        config = ConfigDict(
+            extra="allow" if open_ended else "forbid",
+            hide_input_in_errors=True,
+            arbitrary_types_allowed=True,
+        )
+        return create_model("Params", __config__=config, **fields)
+
+
+def methods_of(cls: type, base: type, *, whole_params: bool = False) -> dict[str, Method]:
+    """The callable methods of a handler class, by name.
+
+    Args:
+        cls: The handler class.
+        base: The root of all handlers: only classes below it count as the author's.
+        whole_params: One parameter called `params` takes the whole dict whatever its hint.
+
+    Raises:
+        TypeError: The author's class defines a control method's name.
+    """
+    lineage = [c for c in reversed(cls.__mro__) if issubclass(c, base)]
+    hooks = {name for c in lineage if is_sdk_base(c) for name in vars(c)}
+    found: dict[str, Method] = {}
+    for owner in lineage:
+        for name, function in vars(owner).items():
+            if name.startswith("_") or not inspect.isfunction(function):
+                continue
+            options = function.__dict__.get("catalogzero_job")
+            own = not is_sdk_base(owner)
+            if own:
+                _refuse_control_name(owner, name)
+            if function.__dict__.get("catalogzero_internal"):
+                found.pop(name, None)
+            elif options or name in found or (own and name not in hooks):
+                options = options or (found[name].options if name in found else JobOptions())
+                whole = whole_params and _one_params(function)
+                found[name] = Method(name, function, options, whole_params=whole)
+    return found
+
+
+def is_sdk_base(cls: type) -> bool:
+    """Whether a class is one of the SDK's own bases: only its `@job` methods are callable."""
+    return bool(vars(cls).get("_sdk_base", False))
+
+
+def _refuse_control_name(owner: type, name: str) -> None:
+    if name in CONTROL_METHODS - EXTENSIBLE_METHODS and not getattr(owner, "_author_wins", False):
+        raise TypeError(
+            f"{owner.__qualname__}.{name}: `{name}` is a control method of every handler; "
+            "give the method another name"
+        )
+
+
+def _takes_whole_params(parameters: list[inspect.Parameter]) -> bool:
+    """One parameter, called `params`, not annotated: the whole dict, as in ScheduleZero."""
+    return (
+        len(parameters) == 1
+        and parameters[0].name == "params"
+        and parameters[0].annotation is inspect.Parameter.empty
+        and parameters[0].kind is not inspect.Parameter.VAR_KEYWORD
+    )
+
+
+def _one_params(function: Callable[..., Any]) -> bool:
+    names = list(inspect.signature(function).parameters)[1:]
+    return names == ["params"]

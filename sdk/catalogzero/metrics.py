@@ -1,0 +1,64 @@
+"""What the operating system knows of this process.
+
+Blocking: read it off the event loop. Sizes in MiB, CPU in percent of one core.
+
+Layer: pure.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import psutil
+
+from catalogzero.clock import Clock
+
+MIN_SAMPLE_S = 0.1
+MIB = 1 << 20
+
+
+class ProcessMeter:
+    """Measures this process; the CPU sample begins when the meter is made."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._process = psutil.Process()
+        self._turn = threading.Lock()
+        self._process.cpu_percent()
+        self._sampled_s = clock.monotonic()
+        self._cpu_percent: float | None = None
+
+    def read(self) -> dict[str, Any]:
+        """`cpu_percent` (since the last sample), `memory_mb`, `num_threads`, `connections`."""
+        with self._turn, self._process.oneshot():
+            return {
+                "cpu_percent": self._cpu(),
+                "memory_mb": round(self._process.memory_info().rss / MIB, 2),
+                "num_threads": self._process.num_threads(),
+                "connections": self._connections(),
+            }
+
+    def _cpu(self) -> float:
+        """A sample at least 0.1 s long, so that two readers do not spoil each other's."""
+        now_s = self._clock.monotonic()
+        if now_s - self._sampled_s >= MIN_SAMPLE_S:
+            self._cpu_percent, self._sampled_s = self._process.cpu_percent(), now_s
+        elif self._cpu_percent is None:
+            self._cpu_percent = self._process.cpu_percent(interval=MIN_SAMPLE_S)
+            self._sampled_s = self._clock.monotonic()
+        return self._cpu_percent
+
+    def _connections(self) -> int | None:
+        try:
+            return len(self._process.net_connections())
+        except (psutil.Error, OSError):
+            return None
+
+
+def memory_mb_of(pid: int) -> float | None:
+    """Resident memory of another process; `None` when it is gone."""
+    try:
+        return round(psutil.Process(pid).memory_info().rss / MIB, 2)
+    except psutil.Error:
+        return None

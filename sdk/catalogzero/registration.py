@@ -1,0 +1,120 @@
+"""Keeps a handler registered with a scheduler: ours, or an unmodified ScheduleZero server.
+
+It registers at start, then tells `online` as a heartbeat; a scheduler that answers that it does
+not know the handler (it was restarted) gets a new registration, and no other does, as one drops
+the server's connection. It tries for ever, and never stands in the way of calls.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_random_exponential
+
+from catalogzero.client import HandlerClient
+from catalogzero.clock import Clock
+from catalogzero.errors import CallTimeoutError, CatalogZeroError, RetryLaterError
+
+REPLY_TIMEOUT_S = 15.0  # above the 10 s for which a ScheduleZero server's loop can freeze
+HEARTBEAT_S = 10.0
+RETRY_FIRST_S = 0.5
+RETRY_MAX_S = 10.0
+GOODBYE_TIMEOUT_S = 2.0
+
+
+class Registration:
+    """One handler's registration.
+
+    Args:
+        scheduler: The scheduler's ZeroMQ address.
+        handler_id: The handler's name.
+        address: Where the handler can be called.
+        methods: Names of its job methods.
+        quiet: Do not warn of a scheduler that is not there: nobody asked for one.
+    """
+
+    def __init__(
+        self,
+        scheduler: str,
+        *,
+        handler_id: str,
+        address: str,
+        methods: list[str],
+        clock: Clock,
+        log: FilteringBoundLogger,
+        quiet: bool = False,
+    ) -> None:
+        self._scheduler = scheduler
+        self._params = {"handler_id": handler_id, "address": address, "methods": methods}
+        self._clock = clock
+        self._log = log
+        self._quiet = quiet
+        self._client: HandlerClient | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.registered = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to register."""
+        self._client = HandlerClient(self._scheduler, clock=self._clock)
+        self._task = asyncio.create_task(self._keep(), name="registration")
+
+    async def close(self) -> None:
+        """Tell the scheduler that the handler goes offline, once, and stop."""
+        if self._task is None or self._client is None:
+            return
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if self.registered.is_set():
+            try:
+                await self._report("offline", timeout_s=GOODBYE_TIMEOUT_S)
+            except CatalogZeroError as error:
+                self._log.debug("goodbye_failed", error=str(error))
+        self._client.close()
+
+    async def _keep(self) -> None:
+        while True:
+            await self._retrying(self._register)
+            self._log.info("registered", scheduler=self._scheduler)
+            self.registered.set()
+            while await self._retrying(self._online):
+                await self._clock.sleep(HEARTBEAT_S)
+            self._log.info("scheduler_forgot_us", scheduler=self._scheduler)
+
+    async def _retrying(self, ask: Any) -> Any:
+        """Ask until there is an answer, with jittered backoff."""
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type((RetryLaterError, CallTimeoutError)),
+            wait=wait_random_exponential(multiplier=RETRY_FIRST_S, max=RETRY_MAX_S, min=0.1),
+            sleep=self._clock.sleep,
+            before_sleep=self._tell,
+        )
+        return await attempts(ask)
+
+    def _tell(self, state: RetryCallState) -> None:
+        """Say once that nobody is there, then keep quiet until somebody is."""
+        log = self._log.debug if self._quiet or state.attempt_number > 1 else self._log.warning
+        error = state.outcome.exception() if state.outcome else None
+        log("scheduler_away", scheduler=self._scheduler, error=str(error))
+
+    async def _register(self) -> None:
+        assert self._client is not None  # noqa: S101 - set by start
+        reply = await self._client.request_plain(
+            "register", self._params, timeout_s=REPLY_TIMEOUT_S
+        )
+        if not reply.success:
+            raise RetryLaterError(f"registration refused: {reply.error}")
+
+    async def _online(self) -> bool:
+        """Whether the scheduler still knows the handler."""
+        return await self._report("online", timeout_s=REPLY_TIMEOUT_S)
+
+    async def _report(self, status: str, *, timeout_s: float) -> bool:
+        assert self._client is not None  # noqa: S101 - set by start
+        params = {"handler_id": self._params["handler_id"], "status": status}
+        reply = await self._client.request_plain("report_status", params, timeout_s=timeout_s)
+        return reply.success

@@ -1,0 +1,88 @@
+"""`@resource`: what a handler opens on first use and closes when it falls asleep.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any, Generic, Protocol, Self, TypeVar, cast, overload
+
+ValueT = TypeVar("ValueT")
+
+
+class _Owner(Protocol):
+    _resources: Resources
+
+
+class resource(Generic[ValueT]):
+    """An async-generator method that yields one value, as a pytest fixture does.
+
+    `await self.pool()` opens it the first time and gives the same value until the handler
+    falls asleep; what stands after the `yield` closes it.
+    """
+
+    def __init__(self, function: Callable[[Any], AsyncIterator[ValueT]]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+        self.name = function.__name__
+
+    def open(self, owner: object) -> AsyncGenerator[ValueT, None]:
+        """The generator of one opening."""
+        return cast("AsyncGenerator[ValueT, None]", self._function(owner))
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: _Owner, owner: type) -> Callable[[], Awaitable[ValueT]]: ...
+    def __get__(self, instance: _Owner | None, owner: type) -> Any:
+        if instance is None:
+            return self
+
+        async def get() -> ValueT:
+            return await instance._resources.get(self, instance)
+
+        return get
+
+
+class Resources:
+    """The open resources of one handler."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, tuple[AsyncGenerator[Any, None], Any]] = {}
+        self._turn = asyncio.Lock()
+
+    async def get(self, wanted: resource[ValueT], owner: object) -> ValueT:
+        """The value of a resource, opened now if it is closed."""
+        if wanted.name not in self._open:
+            async with self._turn:
+                if wanted.name not in self._open:
+                    generator = wanted.open(owner)
+                    self._open[wanted.name] = generator, await anext(generator)
+        return cast(ValueT, self._open[wanted.name][1])
+
+    async def close(self) -> None:
+        """Close all, the last opened first; all are closed even when one fails.
+
+        Raises:
+            ExceptionGroup: What the closings raised.
+        """
+        faults: list[Exception] = []
+        while self._open:
+            name, (generator, _) = self._open.popitem()
+            try:
+                await _finish(generator, name)
+            except Exception as error:  # noqa: BLE001 - an author's code: told to the caller
+                faults.append(error)
+        if faults:
+            raise ExceptionGroup("resources did not close", faults)
+
+
+async def _finish(generator: AsyncGenerator[Any, None], name: str) -> None:
+    try:
+        await anext(generator)
+    except StopAsyncIteration:
+        return
+    await generator.aclose()
+    raise RuntimeError(f"resource {name} yields more than once")

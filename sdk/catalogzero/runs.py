@@ -1,0 +1,265 @@
+"""The runs that a handler remembers: those in progress, and the outcomes of those that ended.
+
+It answers "was this call seen before?", within bounds of time, number and bytes. It starts
+nothing and sends nothing. Times are monotonic seconds, shown times aware UTC.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from catalogzero.clock import Clock, Timer
+from catalogzero.errors import BadRequestError, CatalogZeroError, UnknownRunError
+from catalogzero.messages import Call, Reply, encode_json, encode_reply, error_reply
+from catalogzero.methods import Method
+
+MAX_RUNS = 10_000
+MAX_BYTES = 16 << 20
+
+
+class RunState(StrEnum):
+    """Where a run stands."""
+
+    QUEUED = "queued"
+    WAKING = "waking"
+    RUNNING = "running"
+    SUCCESS = "success"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+
+
+ENDED = frozenset({RunState.SUCCESS, RunState.ERROR, RunState.CANCELLED, RunState.REFUSED})
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A caller that waits for a run's reply."""
+
+    envelope: Sequence[bytes]
+    timer: Timer | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One execution of a job method."""
+
+    run_id: str
+    call: Call
+    method: Method
+    kwargs: dict[str, Any]
+    received_s: float
+    received_at: datetime
+    state: RunState = RunState.QUEUED
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    ended_s: float = 0.0
+    waiters: list[Waiter] = field(default_factory=list)
+    progress: dict[str, Any] = field(default_factory=dict)
+    task: asyncio.Task[None] | None = None
+    cancelled_by: str | None = None
+    frame: bytes = b""
+    """The reply as it went over the wire; empty once only the outcome is kept."""
+
+    error: str = ""
+    code: str = ""
+    call_bytes: int = 0
+    params_digest: bytes = b""
+    """Stands for the params once only the outcome is kept."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the outcome is known."""
+        return self.state in ENDED
+
+    def describe(self) -> dict[str, Any]:
+        """What `list_runs` tells."""
+        told: dict[str, Any] = {
+            "run_id": self.run_id,
+            "request_id": self.call.request_id,
+            "method": self.method.name,
+            "status": str(self.state),
+            "received_at": self.received_at.isoformat(),
+            "started_at": self.started_at and self.started_at.isoformat(),
+            "ended_at": self.ended_at and self.ended_at.isoformat(),
+        }
+        if self.progress:
+            told["progress"] = self.progress
+        if self.code:
+            told.update(error=self.error, code=self.code)
+        return told
+
+    def outcome(self) -> dict[str, Any]:
+        """What `get_run` tells: as `describe`, and the result while it is kept."""
+        told = self.describe()
+        if self.state is RunState.SUCCESS and self.frame:
+            body = orjson.loads(self.frame)
+            told["result"] = body["result"] if "request_id" in body else body
+        return told
+
+
+current_run: ContextVar[Run | None] = ContextVar("current_run", default=None)
+"""The run that the running task or thread belongs to."""
+
+
+class Runs:
+    """Remembers runs by run_id and by request_id.
+
+    Args:
+        window_s: Seconds that an ended run answers a repeated call.
+        clock: The clock that `uptime_s` is on too.
+    """
+
+    def __init__(self, *, window_s: float, clock: Clock) -> None:
+        self._window_s = window_s
+        self._clock = clock
+        self._by_run: OrderedDict[str, Run] = OrderedDict()
+        self._by_request: dict[str, Run] = {}
+        self._ended: OrderedDict[str, Run] = OrderedDict()
+        self._full: OrderedDict[str, Run] = OrderedDict()
+        self._bytes = 0
+        self._numbers = itertools.count(1)
+
+    def new_id(self, boot_id: str) -> str:
+        """A run_id: unique within this boot by number, between boots by its prefix."""
+        return f"{boot_id[:8]}-{next(self._numbers)}"
+
+    def known(self, call: Call) -> Run | None:
+        """The run that a call repeats.
+
+        Raises:
+            BadRequestError: The request_id was used for another method or other params.
+        """
+        run = self._by_request.get(call.request_id or "")
+        if run is None:
+            return None
+        if run.ended and self._clock.monotonic() - run.ended_s >= self._window_s:
+            self._forget(run)
+            return None
+        if run.call.method != call.method or not _same_params(run, call):
+            raise BadRequestError(
+                f"request_id {call.request_id!r} was used for another call: use a new one"
+            )
+        return run
+
+    def add(self, run: Run) -> None:
+        """Remember a run that was accepted."""
+        self._by_run[run.run_id] = run
+        if run.call.request_id is not None:
+            self._by_request[run.call.request_id] = run
+
+    def refuse(self, run: Run, error: CatalogZeroError) -> None:
+        """Remember that a call was refused, so that its id never begins."""
+        self.add(run)
+        reply = error_reply(error, run.call)
+        self.end(run, RunState.REFUSED, reply, encode_reply(reply))
+
+    def end(self, run: Run, state: RunState, reply: Reply, frame: bytes) -> None:
+        """Note the outcome of a run, and forget what is over the bounds."""
+        run.state, run.frame = state, frame
+        run.error, run.code = reply.error, reply.code
+        run.ended_s, run.ended_at = self._clock.monotonic(), self._clock.now()
+        run.kwargs = {}
+        self._ended[run.run_id] = self._full[run.run_id] = run
+        self._bytes += _weight(run)
+        self.expire()
+
+    def find(self, run_id: str | None, request_id: str | None) -> Run:
+        """The run of either id.
+
+        Raises:
+            UnknownRunError: It never was, or is forgotten.
+        """
+        run = self._by_run.get(run_id or "") or self._by_request.get(request_id or "")
+        if run is None:
+            raise UnknownRunError(f"no run {run_id or request_id!r} is known here")
+        return run
+
+    def newest(self, limit: int, status: str | None, method: str | None) -> list[Run]:
+        """The last runs, newest first."""
+        chosen = (
+            run
+            for run in reversed(self._by_run.values())
+            if status in (None, str(run.state)) and method in (None, run.method.name)
+        )
+        return list(itertools.islice(chosen, limit))
+
+    def expire(self) -> None:
+        """Forget what is past the window, or over the bounds of number and bytes."""
+        horizon_s = self._clock.monotonic() - self._window_s
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            if oldest.ended_s > horizon_s:
+                break
+            self._forget(oldest)
+        while len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES:
+            self._shrink(next(iter(self._full.values())))
+
+    def _shrink(self, run: Run) -> None:
+        """Over the bounds: a call with `start_by` keeps its outcome, others are forgotten."""
+        if run.call.start_by is None:
+            self._forget(run)
+            return
+        del self._full[run.run_id]
+        self._bytes -= _weight(run)
+        run.params_digest = _digest(run.call)
+        run.call = replace(run.call, params={})
+        run.frame = b""
+
+    def _forget(self, run: Run) -> None:
+        if self._full.pop(run.run_id, None):
+            self._bytes -= _weight(run)
+        self._ended.pop(run.run_id, None)
+        self._by_run.pop(run.run_id, None)
+        if self._by_request.get(run.call.request_id or "") is run:
+            del self._by_request[run.call.request_id or ""]
+
+
+def outcome_frame(run: Run) -> bytes:
+    """The reply to a call that repeats an ended run; without its result where that is gone."""
+    if run.frame:
+        return run.frame
+    kept = Reply(
+        success=run.state is RunState.SUCCESS,
+        error=run.error,
+        code=run.code,
+        details={"result_kept": False},
+        request_id=run.call.request_id,
+        run_id=run.run_id,
+    )
+    return encode_reply(kept)
+
+
+def _canonical(call: Call) -> bytes:
+    try:
+        return encode_json(call.params, sort_keys=True)
+    except TypeError as error:
+        raise BadRequestError(f"params: {error}") from None
+
+
+def _same_params(run: Run, call: Call) -> bool:
+    if run.params_digest:
+        return run.params_digest == _digest(call)
+    return _canonical(run.call) == _canonical(call)
+
+
+def _digest(call: Call) -> bytes:
+    return hashlib.sha256(_canonical(call)).digest()
+
+
+def _weight(run: Run) -> int:
+    """Bytes that a remembered run holds, roughly: its reply and its decoded params."""
+    return len(run.frame) + 4 * run.call_bytes + 1_000

@@ -1,0 +1,403 @@
+"""Runs a handler on a transport: dispatch, control methods, registration, drain.
+
+A call's way is one direction: socket, decode, control or job, and for a job `jobs`. Control
+calls are answered whatever jobs are running, never counted as activity, never waking.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+from catalogzero.clock import Clock
+from catalogzero.errors import (
+    BadRequestError,
+    CallTimeoutError,
+    CatalogZeroError,
+    ConfigError,
+    FailedError,
+)
+from catalogzero.handler import Handler
+from catalogzero.idle import State
+from catalogzero.jobs import Boot, Jobs
+from catalogzero.messages import Call, Reply, decode_call, encode_reply, error_reply
+from catalogzero.methods import CONTROL_METHODS, Method
+from catalogzero.registration import Registration
+from catalogzero.runs import Runs
+from catalogzero.settings import DEFAULT_SCHEDULER, RuntimeSettings
+from catalogzero.sleep import Sleeper
+from catalogzero.state_folder import locked
+from catalogzero.worker import WorkerPort
+from catalogzero.worker_child import spec_of
+from catalogzero.zmq_transport import CurveKeys, CurveServer, RouterServer, read_client_keys
+
+MAX_LISTED_RUNS = 1_000
+SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A control call that is answered by a task."""
+
+    envelope: Sequence[bytes]
+    call: Call
+    answered: bool = False
+
+
+class Service:
+    """One handler, served. Made and used on one event loop; see `serve`.
+
+    Attributes:
+        handler: The handler that is served.
+        address: `tcp://host:port` to call it at.
+        port: The bound port.
+    """
+
+    def __init__(self, handler: Handler) -> None:
+        runtime = handler.runtime
+        self.handler = handler
+        self.address = ""
+        self.port = 0
+        self._clock = handler.clock
+        self._boot = Boot(uuid.uuid4().hex, self._clock.monotonic())
+        self._runs = Runs(window_s=runtime.dedupe_window_s, clock=self._clock)
+        self._sleeper = Sleeper(handler, self._on_asleep)
+        self._server = RouterServer(
+            self._on_message,
+            max_message_bytes=runtime.max_message_bytes,
+            curve=_curve(runtime),
+        )
+        self._jobs = Jobs(handler, self._runs, self._sleeper, self._boot, self._server.send)
+        self._controls = _control_methods(handler)
+        self._plain_ping = type(handler).ping is Handler.ping
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._registration: Registration | None = None
+        self._ready = asyncio.Event()
+        handler._vitals = self._vitals
+
+    async def __aenter__(self) -> Self:
+        handler, runtime = self.handler, self.handler.runtime
+        async with AsyncExitStack() as undo:
+            undo.callback(self._server.close)
+            self.port = self._server.bind(runtime.host, runtime.port)
+            self.address = _address(runtime, self.port)
+            handler.worker = WorkerPort(
+                lambda: spec_of(handler), clock=self._clock, log=handler.log
+            )
+            undo.push_async_callback(handler.worker.close)
+            if handler._worker_wanted():
+                await handler.worker.start()
+            undo.push_async_callback(self._stop_controls)
+            undo.push_async_callback(self._sleeper.close)
+            undo.push_async_callback(handler._on_stop)
+            undo.push_async_callback(self._jobs.close)
+            await handler._on_start()
+            self._sleeper.start()
+            self._register(undo)
+            self._undo = undo.pop_all()
+        handler.log.info("serving", address=self.address)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._undo.aclose()
+
+    async def registered(self) -> None:
+        """Wait until the scheduler has accepted the registration."""
+        if self._registration is not None:
+            await self._registration.registered.wait()
+
+    async def drain(self) -> None:
+        """Take no new jobs; wait for those accepted, at most `drain_timeout_s`."""
+        try:
+            async with asyncio.timeout(self.handler.runtime.drain_timeout_s):
+                await self._jobs.drain()
+        except TimeoutError:
+            self.handler.log.warning("drain_timed_out", in_flight=self._jobs.in_flight)
+
+    def _register(self, undo: AsyncExitStack) -> None:
+        runtime = self.handler.runtime
+        if not runtime.registers:
+            return
+        self._registration = Registration(
+            runtime.scheduler,
+            handler_id=self.handler.handler_id,
+            address=self.address,
+            methods=sorted(self.handler.callable_methods()),
+            clock=self._clock,
+            log=self.handler.log,
+            quiet=runtime.scheduler == DEFAULT_SCHEDULER,
+        )
+        undo.push_async_callback(self._registration.close)
+        self._registration.start()
+
+    # --- dispatch -----------------------------------------------------------------------
+
+    def _on_message(self, envelope: Sequence[bytes], frame: bytes) -> None:
+        """Answer one frame: at once, or by a task."""
+        call: Call | None = None
+        try:
+            call = decode_call(frame)
+            if call.method in CONTROL_METHODS and call.method in self._controls:
+                self._control(call, envelope)
+            else:
+                self._jobs.accept(call, envelope, len(frame))
+        except CatalogZeroError as error:
+            if not isinstance(error, BadRequestError) or call:
+                self.handler.log.debug("refused", code=error.code, error=error.message)
+            self._server.send(envelope, encode_reply(error_reply(error, call)))
+        except Exception as error:  # a fault of ours must not stop the service
+            self.handler.log.exception("dispatch_failed")
+            failed = FailedError(f"the handler could not take this call: {type(error).__name__}")
+            self._server.send(envelope, encode_reply(error_reply(failed, call)))
+
+    def _control(self, call: Call, envelope: Sequence[bytes]) -> None:
+        """A control call: what needs no waiting is answered here and now."""
+        method = self._controls[call.method]
+        if call.method == "ping" and self._plain_ping and not call.params:
+            self._reply(envelope, call, self._pong())
+            return
+        kwargs = method.bind(call.params)
+        owner = self.handler if call.method in _OF_HANDLER else self
+        if not method.is_async:
+            self._reply(envelope, call, method.function(owner, **kwargs))
+            return
+        work = method.function(owner, **kwargs)
+        task = asyncio.create_task(self._answer(_Pending(envelope, call), work), name=call.method)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, pending: _Pending, work: Awaitable[Any]) -> None:
+        """Reply when a control method is done, or say at `timeout_s` that it goes on."""
+        wait_s = pending.call.timeout_s
+        if wait_s is None and pending.call.request_id is None:
+            wait_s = self.handler.runtime.early_reply_s
+        timer = None
+        if wait_s is not None:
+            timer = self._clock.call_later(wait_s, lambda: self._wait_over(pending))
+        try:
+            reply = Reply(success=True, result=self._extended(pending.call, await work))
+        except CatalogZeroError as error:
+            reply = error_reply(error)
+        except Exception as error:  # noqa: BLE001 - an author's code: told to the caller
+            text = self.handler.mask(f"{type(error).__name__}: {error}")
+            reply = error_reply(FailedError(text))
+        finally:
+            if timer:
+                timer.cancel()
+        if not pending.answered:
+            self._send_reply(pending.envelope, pending.call, reply)
+
+    def _wait_over(self, pending: _Pending) -> None:
+        pending.answered = True
+        error = CallTimeoutError("the wait ended; it goes on", details={"running": True})
+        self._send_reply(pending.envelope, pending.call, error_reply(error))
+
+    def _extended(self, call: Call, result: Any) -> Any:
+        """What the runtime adds to an author's `ping` and `describe`."""
+        if call.method in ("ping", "describe") and isinstance(result, dict):
+            return {**result, **self._identity()}
+        return result
+
+    def _reply(self, envelope: Sequence[bytes], call: Call, result: Any) -> None:
+        self._send_reply(envelope, call, Reply(success=True, result=result))
+
+    # --- control methods ----------------------------------------------------------------
+
+    def list_runs(
+        self, limit: int = 50, status: str | None = None, method: str | None = None
+    ) -> dict[str, Any]:
+        """The last runs, newest first."""
+        runs = self._runs.newest(max(0, min(limit, MAX_LISTED_RUNS)), status, method)
+        return {"runs": [run.describe() for run in runs], **self._identity()}
+
+    def get_run(self, run_id: str | None = None, request_id: str | None = None) -> dict[str, Any]:
+        """One run, with its result while it is kept."""
+        return {**self._runs.find(run_id, request_id).outcome(), **self._identity()}
+
+    def cancel(self, run_id: str | None = None, request_id: str | None = None) -> dict[str, Any]:
+        """Stop a run; tells its status at that moment."""
+        run = self._runs.find(run_id, request_id)
+        self._jobs.cancel(run)
+        return {"run_id": run.run_id, "status": str(run.state), "cancelling": not run.ended}
+
+    async def sleep(self) -> dict[str, Any]:
+        """Fall asleep now."""
+        await self._sleeper.sleep()
+        return {"status": self._status()}
+
+    async def wake(self) -> dict[str, Any]:
+        """Be awake."""
+        await self._sleeper.wake()
+        return {"status": self._status()}
+
+    async def drain_now(self) -> dict[str, Any]:
+        """Take no new jobs, and wait for those accepted."""
+        await self._jobs.drain()
+        return {"status": self._status()}
+
+    def resume(self) -> dict[str, Any]:
+        """Take jobs again."""
+        self._jobs.draining = False
+        return {"status": self._status()}
+
+    # --- what is told -------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "boot_id": self._boot.boot_id,
+            "uptime_s": self._clock.monotonic() - self._boot.started_s,
+            "dedupe_window_s": self.handler.runtime.dedupe_window_s,
+        }
+
+    def _pong(self) -> dict[str, Any]:
+        handler_id = self.handler.handler_id
+        told = {"status": "ok", "handler": handler_id, "message": "pong"}
+        return {**told, **self._identity()}
+
+    def _status(self) -> str:
+        if self._jobs.draining:
+            return "draining"
+        return SHOWN_STATE.get(self._sleeper.state, str(self._sleeper.state))
+
+    def _vitals(self) -> dict[str, Any]:
+        """What metrics tell beside the process's own figures."""
+        worker, tally = self.handler.worker, self._jobs.tally
+        told = {
+            "uptime_seconds": round(self._clock.monotonic() - self._boot.started_s, 3),
+            "status": self._status(),
+            "in_flight": self._jobs.in_flight,
+            "queued": self._jobs.queued,
+            "runs_total": tally.runs_total,
+            "failures_total": tally.failures_total,
+            "last_error": tally.last_error or self._sleeper.hook_error or None,
+            "idle_s": round(self._sleeper.idle_s, 3),
+            "wakes_total": self._sleeper.wakes_total,
+            "worker_memory_mb": worker.memory_mb,
+        }
+        return {**told, "outbox": worker.status["outbox"]} if "outbox" in worker.status else told
+
+    def _send_reply(self, envelope: Sequence[bytes], call: Call, reply: Reply) -> None:
+        told = Reply(
+            success=reply.success,
+            result=reply.result,
+            error=reply.error,
+            code=reply.code,
+            retryable=reply.retryable,
+            details=reply.details,
+            request_id=call.request_id,
+        )
+        self._server.send(envelope, encode_reply(told))
+
+    def _on_asleep(self) -> None:
+        """Let go of what the runtime itself holds."""
+        self._runs.expire()
+        self._jobs.release_threads()
+
+    async def _stop_controls(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+_OF_HANDLER = frozenset({"ping", "get_metrics", "report_metrics", "describe"})
+
+
+def _control_methods(handler: Handler) -> dict[str, Method]:
+    """The control methods, each bound and validated as a job's are.
+
+    In a compat class the author's method of the same name wins.
+    """
+    cls = type(handler)
+    functions: dict[str, Callable[..., Any]] = {
+        "ping": cls.ping,
+        "get_metrics": cls.get_metrics,
+        "report_metrics": cls.get_metrics,
+        "describe": cls.describe,
+        "list_runs": Service.list_runs,
+        "get_run": Service.get_run,
+        "cancel": Service.cancel,
+        "sleep": Service.sleep,
+        "wake": Service.wake,
+        "drain": Service.drain_now,
+        "resume": Service.resume,
+    }
+    own = cls.callable_methods()
+    return {name: Method(name, f) for name, f in functions.items() if name not in own}
+
+
+@asynccontextmanager
+async def serve(
+    handler: Handler, *, clock: Clock | None = None, **runtime: Any
+) -> AsyncIterator[Service]:
+    """Serve a handler on the running loop.
+
+    Args:
+        handler: What to serve.
+        clock: Time; the machine's by default.
+        runtime: Runtime settings by name; those given here win over the handler's own.
+
+    Raises:
+        ConfigError: The address is taken or not allowed, or the state folder is in use.
+    """
+    settings = RuntimeSettings(**{**handler.runtime.model_dump(exclude_unset=True), **runtime})
+    handler_id = settings.handler_id or handler.handler_id
+    handler.attach(runtime=settings, handler_id=handler_id, clock=clock)
+    _check_exposure(settings)
+    with locked(handler.state_dir):
+        async with Service(handler) as service:
+            yield service
+
+
+async def serve_until_signal(
+    handler: Handler, *, on_ready: Callable[[Service], None] | None = None, **runtime: Any
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and close."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+    async with serve(handler, **runtime) as service:
+        if on_ready:
+            on_ready(service)
+        await stop.wait()
+        handler.log.info("draining")
+        await service.drain()
+
+
+def _check_exposure(runtime: RuntimeSettings) -> None:
+    """Refuse an address that others can reach, unless that is meant."""
+    if _is_loopback(runtime.host) or runtime.curve is not None or runtime.allow_plaintext:
+        return
+    raise ConfigError(
+        f"host {runtime.host!r} can be reached from other machines, and no keys are set: set "
+        "`curve` (make keys with `catalogzero keys new`), or `allow_plaintext: true` on a "
+        "private network, or bind 127.0.0.1"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _curve(runtime: RuntimeSettings) -> CurveServer | None:
+    if runtime.curve is None:
+        return None
+    clients = read_client_keys(runtime.curve.clients_file)
+    return CurveServer(CurveKeys.read(runtime.curve.key_file), clients)
+
+
+def _address(runtime: RuntimeSettings, port: int) -> str:
+    host = runtime.advertise_host or runtime.host
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

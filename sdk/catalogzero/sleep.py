@@ -1,0 +1,195 @@
+"""How a handler falls asleep and wakes: the hooks, resources, worker and memory around `idle`.
+
+One timer, armed for the next moment at which something can be due; nothing polls.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from catalogzero.clock import Timer
+from catalogzero.errors import BusyError, WakeFailedError
+from catalogzero.handler import Handler
+from catalogzero.idle import IdleWatch, State
+
+
+class Sleeper:
+    """Puts one handler to sleep, and wakes it.
+
+    Args:
+        handler: Its hooks, resources, worker, clock and runtime settings are used.
+        on_asleep: Called when it has fallen asleep, before memory is handed back.
+
+    Attributes:
+        wakes_total: How often it woke.
+        hook_error: What the last failing hook raised; empty when the last ones went well.
+    """
+
+    def __init__(self, handler: Handler, on_asleep: Callable[[], None]) -> None:
+        self._handler = handler
+        self._clock = handler.clock
+        self._on_asleep = on_asleep
+        self._watch = IdleWatch(
+            idle_after_s=handler.runtime.idle_after_s,
+            sleep_after_s=handler.runtime.sleep_after_s,
+            now_s=self._clock.monotonic(),
+        )
+        self._timer: Timer | None = None
+        self._transition: asyncio.Task[None] | None = None
+        self.wakes_total = 0
+        self.hook_error = ""
+
+    @property
+    def state(self) -> State:
+        """Where the handler stands."""
+        return self._watch.state
+
+    @property
+    def awake(self) -> bool:
+        """Whether a job may run at once."""
+        return self._watch.state in (State.ACTIVE, State.IDLE)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last job ended."""
+        return self._watch.idle_s(self._clock.monotonic())
+
+    def start(self) -> None:
+        """Arm the timer."""
+        self._arm()
+
+    def job_came(self) -> None:
+        """A job that counts as activity was accepted."""
+        self._watch.job_came()
+
+    def job_ended(self) -> None:
+        """Such a job is over."""
+        self._watch.job_ended(self._clock.monotonic())
+        if self._timer is None:
+            self._arm()
+
+    async def wake(self) -> None:
+        """Be awake: wait out a falling asleep, then run the hooks.
+
+        Raises:
+            WakeFailedError: A hook raised; the handler stays asleep.
+        """
+        while not self.awake:
+            if self._transition is None:
+                self._transition = self._start(self._wake())
+            await asyncio.shield(self._transition)
+
+    async def sleep(self) -> None:
+        """Fall asleep now.
+
+        Raises:
+            BusyError: A job is queued or running.
+        """
+        while self.state is not State.SLEEPING:
+            if self._watch.jobs:
+                raise BusyError("a job is running or queued: it cannot sleep now")
+            if self._transition is None:
+                self._transition = self._start(self._fall())
+            await asyncio.shield(self._transition)
+
+    async def close(self) -> None:
+        """Stop watching; a transition under way is waited for."""
+        if self._timer:
+            self._timer.cancel()
+        while self._transition:
+            await asyncio.wait([self._transition])
+        if self.awake:
+            await self._hook("close", self._handler._resources.close)
+
+    def _start(self, transition: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.create_task(transition, name="sleep-transition")
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._transition = None
+        if not task.cancelled():
+            task.exception()  # those who waited were told
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        due_s = self._watch.next_tick_s(self._clock.monotonic())
+        if due_s is not None:
+            self._timer = self._clock.call_later(due_s, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        before = self.state
+        fall = self._watch.tick(self._clock.monotonic())
+        if self.state is not before:
+            self._handler.log.debug("state", state=str(self.state))
+        if fall and self._transition is None:
+            self._transition = self._start(self._fall())
+        else:
+            self._arm()
+
+    async def _fall(self) -> None:
+        handler = self._handler
+        self._watch.fall()
+        self.hook_error = ""
+        await self._hook("_release_resources", handler._release_resources)
+        await self._hook("close", handler._resources.close)
+        handler.worker.rest()
+        self._watch.asleep()
+        handler.log.info("asleep")
+        self._on_asleep()
+        await asyncio.to_thread(_hand_back_memory)
+
+    async def _wake(self) -> None:
+        handler = self._handler
+        self._watch.wake()
+        try:
+            await _call(handler._ensure_resources)
+            await _call(handler._warm_cache)
+        except BaseException as error:
+            self._watch.asleep()
+            if not isinstance(error, Exception):
+                raise
+            self.hook_error = handler.mask(f"wake: {type(error).__name__}: {error}")
+            handler.log.error("wake_failed", error=self.hook_error)
+            raise WakeFailedError(f"cannot wake: {self.hook_error}") from error
+        handler.worker.work()
+        self.hook_error = ""
+        self.wakes_total += 1
+        self._watch.awake(self._clock.monotonic())
+        handler.log.info("awake")
+
+    async def _hook(self, name: str, hook: Callable[[], Any]) -> None:
+        """Run a hook of falling asleep: a fault is logged and told, and sleep goes on."""
+        try:
+            await _call(hook)
+        except Exception as error:  # noqa: BLE001 - an author's code: told in metrics
+            self.hook_error = self._handler.mask(f"{name}: {type(error).__name__}: {error}")
+            self._handler.log.error("sleep_hook_failed", hook=name, error=self.hook_error)
+
+
+async def _call(hook: Callable[[], Any]) -> None:
+    """Call a hook, plain or coroutine."""
+    result = hook()
+    if inspect.isawaitable(result):
+        await result
+
+
+def _hand_back_memory() -> None:
+    """Give freed memory back to the system, where the platform can."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another libc has no such call
+            ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,193 @@
+"""The child's end of the worker: `python -m catalogzero.worker_child`.
+
+It reads its spec and then calls from standard input, one JSON object a line, runs them on an
+instance of the handler's class, and writes what it has to say to what was standard output
+(prints of an author's code go to standard error). It ends when its input ends.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from contextvars import ContextVar, copy_context
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from catalogzero.errors import BadCallError, CatalogZeroError, FailedError, RunError
+from catalogzero.handler import Handler
+from catalogzero.messages import encode_json
+from catalogzero.settings import RuntimeSettings
+from catalogzero.worker import MAX_LINE_BYTES
+
+END_GRACE_S = 2.0
+PR_SET_PDEATHSIG = 1
+
+current_call: ContextVar[int] = ContextVar("current_call")
+
+
+def spec_of(handler: Handler) -> dict[str, Any]:
+    """What a child needs to build the same handler: the first line of its input."""
+    cls = type(handler)
+    module = sys.modules[cls.__module__]
+    args, kwargs = handler.made_with
+    return {
+        "module": cls.__module__,
+        "file": getattr(module, "__file__", None),
+        "qualname": cls.__qualname__,
+        "args": args,
+        "kwargs": kwargs,
+        "runtime": handler.runtime.model_dump(mode="json"),
+        "handler_id": handler.handler_id,
+        "sys_path": sys.path,
+        "parent_pid": os.getpid(),
+    }
+
+
+class Channel:
+    """Writes lines to the parent, from any thread."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._turn = threading.Lock()
+
+    def send(self, line: dict[str, Any]) -> None:
+        """One line; a parent that is gone ends this process soon anyway."""
+        data = encode_json(line) + b"\n"
+        with self._turn:
+            try:
+                self._out.write(data)
+                self._out.flush()
+            except (BrokenPipeError, ValueError):
+                return
+
+    def progress(self, fields: dict[str, Any]) -> None:
+        """Progress of the call that this thread or task runs."""
+        self.send({"id": current_call.get(), "progress": fields})
+
+
+class Child:
+    """Runs calls on one instance until the input ends."""
+
+    def __init__(self, handler: Handler, channel: Channel) -> None:
+        self._handler = handler
+        self._channel = channel
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self, lines: asyncio.StreamReader) -> None:
+        """Take calls until end of input; then end, whatever still runs."""
+        background = asyncio.create_task(self._background())
+        while line := await lines.readline():
+            task = asyncio.create_task(self._answer(orjson.loads(line)))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        background.cancel()
+        await asyncio.wait([background, *self._tasks], timeout=END_GRACE_S)
+
+    async def _background(self) -> None:
+        """The class's own work; its end by a fault ends the child, and the parent hears why."""
+        try:
+            await self._handler._worker_main()
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            self._handler.log.exception("worker_main_failed")
+            os._exit(70)
+
+    async def _answer(self, call: dict[str, Any]) -> None:
+        current_call.set(call["id"])
+        try:
+            result = await self._run(call["method"], call["params"])
+            line = {"id": call["id"], "result": result}
+            self._channel.send(line)
+        except Exception as error:  # noqa: BLE001 - an author's code: told to the parent
+            self._channel.send({"id": call["id"], **_told(self._handler, error)})
+
+    async def _run(self, name: str, params: dict[str, Any]) -> Any:
+        method = type(self._handler).callable_methods().get(name)
+        kwargs = method.bind(params) if method else params
+        function = getattr(self._handler, name)
+        if asyncio.iscoroutinefunction(function):
+            return await function(**kwargs)
+        context = copy_context()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, lambda: context.run(function, **kwargs))
+
+
+def main() -> None:
+    """Be the worker of the handler that started this process."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    asyncio.run(_serve(Channel(out)))
+    os._exit(0)  # a job's thread cannot be stopped, and would hold up a plain exit
+
+
+async def _serve(channel: Channel) -> None:
+    lines = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    spec = orjson.loads(await lines.readline())
+    _die_with(spec["parent_pid"])
+    sys.path[:] = spec["sys_path"]
+    await Child(_build(spec, channel), channel).serve(lines)
+
+
+def _build(spec: dict[str, Any], channel: Channel) -> Handler:
+    """The same class, from the same arguments, with the same runtime settings."""
+    found: Any = _module(spec["module"], spec["file"])
+    for part in spec["qualname"].split("."):
+        found = getattr(found, part)
+    handler: Handler = found(*spec["args"], **spec["kwargs"])
+    runtime = RuntimeSettings(**spec["runtime"])
+    handler.attach(runtime=runtime, handler_id=spec["handler_id"])
+    handler.attach_worker_channel(channel.progress, lambda status: channel.send({"status": status}))
+    return handler
+
+
+def _module(name: str, file: str | None) -> Any:
+    """The module by name, else by its file: a test's module or a script has no other way."""
+    if name != "__main__":
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError:
+            if file is None:
+                raise
+    name = "__worker_main__" if name == "__main__" else name
+    spec = importlib.util.spec_from_file_location(name, Path(file or ""))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{name} cannot be imported by the worker")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _told(handler: Handler, error: Exception) -> dict[str, Any]:
+    """An error as a line: those raised on purpose keep their code."""
+    if isinstance(error, RunError | BadCallError):
+        return {"error": handler.mask(error.message), "code": error.code, "details": error.details}
+    details = error.details if isinstance(error, CatalogZeroError) else None
+    text = f"{type(error).__name__}: {error}"
+    return {"error": handler.mask(text), "code": FailedError.code, "details": details}
+
+
+def _die_with(parent_pid: int) -> None:
+    """On Linux the kernel kills this process when its parent dies, however it dies."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
