@@ -9,7 +9,6 @@ from datetime import date
 from typing import Any
 
 import pytest
-
 from catalogzero import (
     BadParamsError,
     FailedError,
