@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import ValidationError
-from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.logs import make_logger
+from catalogzero.logs import Logger, make_logger
 from catalogzero.methods import Method, internal, methods_of
 from catalogzero.metrics import ProcessMeter
+from catalogzero.preflight import Check
 from catalogzero.resources import Resources
 from catalogzero.runs import current_run
 from catalogzero.settings import HandlerSettings, Mask, RuntimeSettings, config_error
@@ -62,7 +62,7 @@ class Handler:
     runtime: RuntimeSettings
     handler_id: str
     clock: Clock
-    log: FilteringBoundLogger
+    log: Logger
     worker: WorkerPort
     in_worker: bool
     mask: Mask
@@ -199,6 +199,10 @@ class Handler:
 
     async def _on_stop(self) -> None:
         """Called before it goes, after the last run ended."""
+
+    def _preflight(self) -> list[Check]:
+        """What `catalogzero check` looks at beside the runtime's own needs."""
+        return []
 
     def _worker_wanted(self) -> bool:
         """Whether the worker has something to do at start, such as a full outbox."""

@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
 from catalogzero.client import HandlerClient
 from catalogzero.clock import Clock
 from catalogzero.errors import CallTimeoutError, CatalogZeroError, RetryLaterError
+from catalogzero.logs import Logger
 
 REPLY_TIMEOUT_S = 15.0  # above the 10 s for which a ScheduleZero server's loop can freeze
 HEARTBEAT_S = 10.0
@@ -46,7 +46,7 @@ class Registration:
         address: str,
         methods: list[str],
         clock: Clock,
-        log: FilteringBoundLogger,
+        log: Logger,
         quiet: bool = False,
     ) -> None:
         self._scheduler = scheduler

@@ -351,7 +351,7 @@ async def serve(
     settings = RuntimeSettings(**{**handler.runtime.model_dump(exclude_unset=True), **runtime})
     handler_id = settings.handler_id or handler.handler_id
     handler.attach(runtime=settings, handler_id=handler_id, clock=clock)
-    _check_exposure(settings)
+    check_exposure(settings)
     with locked(handler.state_dir):
         async with Service(handler) as service:
             yield service
@@ -373,8 +373,12 @@ async def serve_until_signal(
         await service.drain()
 
 
-def _check_exposure(runtime: RuntimeSettings) -> None:
-    """Refuse an address that others can reach, unless that is meant."""
+def check_exposure(runtime: RuntimeSettings) -> None:
+    """Refuse an address that others can reach, unless that is meant.
+
+    Raises:
+        ConfigError: With the mend.
+    """
     if _is_loopback(runtime.host) or runtime.curve is not None or runtime.allow_plaintext:
         return
     raise ConfigError(

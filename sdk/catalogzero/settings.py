@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -28,7 +28,6 @@ from catalogzero.errors import ConfigError
 DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
 MIN_SECRET_CHARS = 4
 
-SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -129,17 +128,13 @@ def default_state_dir() -> Path:
     return Path(given) if given else platformdirs.user_state_path("catalogzero")
 
 
-def load_settings(
-    model: type[SettingsT], *, file: Mapping[str, Any], flags: Mapping[str, Any]
-) -> SettingsT:
-    """The settings of a model: flags beat environment beats systemd credentials beats file.
-
-    Raises:
-        pydantic.ValidationError: Every field at fault, at once.
-    """
+def merged_settings(
+    model: type[BaseSettings], *, file: Mapping[str, Any], flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The values for a model: flags beat environment beats systemd credentials beats file."""
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     secrets = SecretsSettingsSource(model, secrets_dir=credentials)() if credentials else {}
-    return model(**{**file, **secrets, **EnvSettingsSource(model)(), **flags})
+    return {**file, **secrets, **EnvSettingsSource(model)(), **flags}
 
 
 def problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:

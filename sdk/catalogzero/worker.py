@@ -23,10 +23,10 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
-from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock, Timer
 from catalogzero.errors import FailedError, error_for_code
+from catalogzero.logs import Logger
 from catalogzero.messages import encode_json
 from catalogzero.metrics import memory_mb_of
 
@@ -51,9 +51,7 @@ class WorkerPort:
         status: The child's last report, kept after the child has gone.
     """
 
-    def __init__(
-        self, spec: Callable[[], dict[str, Any]], *, clock: Clock, log: FilteringBoundLogger
-    ) -> None:
+    def __init__(self, spec: Callable[[], dict[str, Any]], *, clock: Clock, log: Logger) -> None:
         self.status: dict[str, Any] = {}
         self._spec = spec
         self._clock = clock

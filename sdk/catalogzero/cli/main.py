@@ -1,15 +1,132 @@
-"""The `catalogzero` command: mounts the nouns, maps errors to exit codes.
+"""The `catalogzero` command: the table of its commands, and errors to exit codes.
+
+A command's module is imported only when the command is named, or help is asked for.
 
 Layer: edge.
 """
 
 from __future__ import annotations
 
-import typer
+import importlib
+import sys
+from typing import Any, NamedTuple
 
-app = typer.Typer(name="catalogzero", no_args_is_help=True, add_completion=False)
+import typer
+from typer.core import TyperGroup
+
+from catalogzero.errors import CatalogZeroError, ConfigError, UnauthorizedError, UnreachableError
+from catalogzero.version import __version__
+
+EXIT_FAILED = 1
+EXIT_CONFIG = 3
+EXIT_UNREACHABLE = 4
+EXIT_UNAUTHORIZED = 5
+
+VENDOR, CLIENT, BACKEND = "Vendor", "Client", "Backend"
+
+
+class Command(NamedTuple):
+    """Where a command stands: `module:attribute`, a function or a `typer.Typer`."""
+
+    panel: str
+    place: str
+
+
+COMMANDS = {
+    "run": Command(CLIENT, "run:run"),
+    "call": Command(CLIENT, "call:call"),
+    "ping": Command(CLIENT, "call:ping"),
+    "metrics": Command(CLIENT, "call:metrics"),
+    "describe": Command(CLIENT, "call:describe"),
+    "cancel": Command(CLIENT, "call:cancel"),
+    "check": Command(CLIENT, "check:check"),
+    "keys": Command(CLIENT, "keys:app"),
+    "systemd": Command(CLIENT, "systemd:systemd"),
+}
+
+
+class CommandTable(TyperGroup):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every command, grouped by who uses it."""
+        return sorted(COMMANDS, key=lambda name: (COMMANDS[name].panel, name))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        panel, place = COMMANDS[cmd_name]
+        module, _, attribute = place.partition(":")
+        found: Any = getattr(importlib.import_module(f"catalogzero.cli.{module}"), attribute)
+        made = _command(cmd_name, found)
+        made.rich_help_panel = panel
+        return made
+
+
+app = typer.Typer(
+    name="catalogzero",
+    cls=CommandTable,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
+    """Process your clients' data on their own machines, and receive each result exactly once."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 def main() -> None:
     """Entry point of the `catalogzero` command."""
-    app()
+    try:
+        typer.main.get_command(app)(standalone_mode=True)
+    except CatalogZeroError as error:
+        typer.echo(f"catalogzero: {error}", err=True)
+        sys.exit(exit_code(error))
+    except ModuleNotFoundError as error:
+        if (extra := _EXTRA_OF.get((error.name or "").partition(".")[0])) is None:
+            raise
+        typer.echo(
+            f"catalogzero: this command needs more: pip install 'catalogzero[{extra}]'", err=True
+        )
+        sys.exit(EXIT_CONFIG)
+
+
+def exit_code(error: CatalogZeroError) -> int:
+    """The exit code that tells a script what kind of error it was."""
+    if isinstance(error, ConfigError):
+        return EXIT_CONFIG
+    if isinstance(error, UnreachableError):
+        return EXIT_UNREACHABLE
+    return EXIT_UNAUTHORIZED if isinstance(error, UnauthorizedError) else EXIT_FAILED
+
+
+_EXTRA_OF = {
+    "sqlalchemy": "scheduler,backend,sql",
+    "apscheduler": "scheduler",
+    "cookiecutter": "vendor",
+    "build": "vendor",
+    "packaging": "vendor",
+    "jinja2": "vendor",
+    "pyarrow": "parquet",
+    "psycopg": "postgresql",
+}
+
+
+def _command(name: str, found: Any) -> Any:
+    """A click command from a function or a `typer.Typer`."""
+    if isinstance(found, typer.Typer):
+        made = typer.main.get_command(found)
+    else:
+        single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        single.command(name)(found)
+        made = typer.main.get_command(single)
+    made.name = name
+    return made

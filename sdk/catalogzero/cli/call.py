@@ -1,0 +1,148 @@
+"""`catalogzero call`, `ping`, `metrics`, `describe`, `cancel`: ask a handler that runs.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.cli.run import RegistryOption, json_object
+from catalogzero.client import HandlerClient
+from catalogzero.errors import ConfigError
+from catalogzero.launch import registry_path
+from catalogzero.registry import load_registry
+from catalogzero.zmq_transport import CurveClient, CurveKeys
+
+Target = Annotated[
+    str, typer.Argument(help="A handler_id of the registry file, or tcp://host:port.")
+]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for the reply.")]
+KeyFile = Annotated[Path | None, typer.Option(help="This client's CURVE key pair.")]
+ServerKey = Annotated[str | None, typer.Option(help="The handler's public CURVE key.")]
+
+
+def call(
+    target: Target,
+    method: Annotated[str, typer.Argument(help="A job or control method.")],
+    params: Annotated[str, typer.Option(help="JSON object of its params.")] = "{}",
+    registry: RegistryOption = None,
+    timeout_s: Timeout = 3_600.0,
+    key_file: KeyFile = None,
+    server_key: ServerKey = None,
+) -> None:
+    """Call a method and print its result as JSON.
+
+    Example: catalogzero call acme process_and_upload --params '{"data_source": "/data/exports"}'
+    """
+    fields = json_object(params, "--params")
+    print_json(_ask(target, method, fields, registry, timeout_s, _curve(key_file, server_key)))
+
+
+def ping(
+    target: Target,
+    registry: RegistryOption = None,
+    timeout_s: Timeout = 5.0,
+    json: JsonFlag = False,
+) -> None:
+    """Whether a handler answers; it is not woken."""
+    _print(_ask(target, "ping", {}, registry, timeout_s), json=json)
+
+
+def metrics(
+    target: Target,
+    registry: RegistryOption = None,
+    timeout_s: Timeout = 5.0,
+    json: JsonFlag = False,
+) -> None:
+    """Memory, CPU, state and runs of a handler; it is not woken."""
+    _print(_ask(target, "get_metrics", {}, registry, timeout_s), json=json)
+
+
+def describe(
+    target: Target,
+    registry: RegistryOption = None,
+    timeout_s: Timeout = 5.0,
+    json: JsonFlag = False,
+) -> None:
+    """What a handler is, and which methods it has."""
+    told = _ask(target, "describe", {}, registry, timeout_s)
+    if json:
+        print_json(told)
+        return
+    print_fields({name: told[name] for name in ("handler_id", "class", "entry", "version")})
+    flags = ("quiet", "retry_safe", "isolate")
+    rows = [
+        (
+            method["name"],
+            ", ".join(method["params_schema"].get("properties", {})),
+            ", ".join(flag for flag in flags if method[flag]),
+            method["doc"].partition("\n")[0],
+        )
+        for method in told["methods"]
+    ]
+    print_table(("method", "params", "flags", "what it does"), rows)
+
+
+def cancel(
+    target: Target,
+    run_id: Annotated[str, typer.Argument(help="The run_id, as `list_runs` shows it.")],
+    registry: RegistryOption = None,
+    timeout_s: Timeout = 5.0,
+) -> None:
+    """Stop a run."""
+    print_json(_ask(target, "cancel", {"run_id": run_id}, registry, timeout_s))
+
+
+def address_of(target: str, registry: Path | None) -> str:
+    """The address of a handler: as given, or from the registry file.
+
+    Raises:
+        ConfigError: The file does not name it, or names no port.
+    """
+    if target.startswith("tcp://"):
+        return target
+    stanza = load_registry(registry_path(registry)).find(target)
+    port = stanza.runtime.get("port")
+    if not port:
+        raise ConfigError(f"{stanza.where('port')}: no port: name tcp://host:port instead")
+    host = stanza.runtime.get("advertise_host") or stanza.runtime.get("host", "127.0.0.1")
+    return f"tcp://{host}:{port}"
+
+
+def _ask(
+    target: str,
+    method: str,
+    params: dict[str, Any],
+    registry: Path | None,
+    timeout_s: float,
+    curve: CurveClient | None = None,
+) -> Any:
+    """One call to a handler."""
+    address = address_of(target, registry)
+
+    async def ask() -> Any:
+        async with HandlerClient(address, curve=curve) as client:
+            if method not in ("ping", "get_metrics", "describe", "cancel"):
+                await client.ping(timeout_s=min(5.0, timeout_s))
+            return await client.call(method, params, timeout_s=timeout_s)
+
+    return asyncio.run(ask())
+
+
+def _curve(key_file: Path | None, server_key: str | None) -> CurveClient | None:
+    if key_file is None or server_key is None:
+        return None
+    return CurveClient(CurveKeys.read(key_file), server_key.encode("ascii"))
+
+
+def _print(told: dict[str, Any], *, json: bool) -> None:
+    if json:
+        print_json(told)
+    else:
+        print_fields(told)

@@ -1,0 +1,40 @@
+"""`catalogzero keys new`: a CURVE key pair.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catalogzero.errors import ConfigError
+from catalogzero.zmq_transport import CurveKeys
+
+app = typer.Typer(no_args_is_help=True, help="Keys for handlers beyond loopback.")
+
+
+@app.callback()
+def keys() -> None:
+    """Keys for handlers beyond loopback."""
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
+) -> None:
+    """Make a key pair, for a handler (`curve.key_file`) or for a client of one."""
+    pair = CurveKeys.new()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists: a key is never overwritten, name another file") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"public: {pair.public.decode()}\nsecret: {pair.secret.decode()}\n")
+    typer.echo(f"{path} holds the pair; give others the public key only:")
+    typer.echo(pair.public.decode())

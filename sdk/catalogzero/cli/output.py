@@ -1,0 +1,51 @@
+"""What commands print: tables on a terminal, plain text in a pipe, JSON for scripts.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from catalogzero.messages import encode_json
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(encode_json(value).decode())
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table with lines and colour on a terminal, columns of plain text in a pipe."""
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        _print_plain(columns, texts)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, header_style="bold")
+    for row in texts:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def print_fields(fields: dict[str, Any]) -> None:
+    """One `name  value` line for each field."""
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        shown = value if isinstance(value, str) else encode_json(value).decode()
+        typer.echo(f"{name:<{width}}  {shown}")
+
+
+def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo(line.rstrip())

@@ -1,0 +1,152 @@
+"""`catalogzero run`: serve a handler.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from catalogzero.cli.output import print_json
+from catalogzero.errors import ConfigError
+from catalogzero.handler import Handler
+from catalogzero.launch import Flags, make_handler, registry_path
+from catalogzero.registry import load_registry
+
+RegistryOption = Annotated[
+    Path | None,
+    typer.Option(help="The registry file [default: handler_registry.yaml here]."),
+]
+
+SINGLE_VARIABLES = ("CATALOGZERO_HANDLER_ID", "CATALOGZERO_HOST", "CATALOGZERO_PORT")
+
+
+def run(
+    target: Annotated[
+        str | None,
+        typer.Argument(help="A handler_id of the registry file, an entry, or module:Class."),
+    ] = None,
+    registry: RegistryOption = None,
+    handler_id: Annotated[str | None, typer.Option(help="Its name to schedulers.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 0: any free one.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Where to register, tcp://host:port; none: nowhere.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A runtime setting, name=value.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(help="A setting of the entry's own, name=value.")
+    ] = None,
+    once: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Run one method here, and end.")
+    ] = None,
+    params: Annotated[str, typer.Option(help="JSON object of params, with --once.")] = "{}",
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every handler of the file, a process each.")
+    ] = False,
+) -> None:
+    """Serve a handler until SIGTERM or Ctrl-C; it then drains and ends.
+
+    Example: catalogzero run acme --registry handler_registry.yaml --set sleep_after_s=5
+    """
+    if all_:
+        raise typer.Exit(_run_all(registry_path(registry)))
+    if target is None:
+        raise typer.BadParameter("name a TARGET, or --all", param_hint="TARGET")
+    given = {"handler_id": handler_id, "host": host, "port": port, "scheduler": scheduler}
+    runtime = {name: value for name, value in given.items() if value is not None}
+    flags = Flags(
+        config=assignments(config or [], "--config"),
+        runtime={**assignments(set_ or [], "--set"), **runtime},
+    )
+    handler = make_handler(target, registry=registry, flags=flags)
+    if once:
+        asyncio.run(_run_once(handler, once, json_object(params, "--params")))
+    else:
+        _serve(handler)
+
+
+def assignments(pairs: list[str], option: str) -> dict[str, Any]:
+    """`name=value` flags as a mapping; a value that is JSON is read as JSON."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{pair!r} is not name=value", param_hint=option)
+        found[name] = _value(text)
+    return found
+
+
+def json_object(text: str, option: str) -> dict[str, Any]:
+    """A flag that is a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"no JSON: {error}", param_hint=option) from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter("a JSON object is expected", param_hint=option)
+    return value
+
+
+def _value(text: str) -> Any:
+    if text[:1] in ("[", "{") or text in ("true", "false", "null"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _serve(handler: Handler) -> None:
+    from catalogzero.service import serve_until_signal
+
+    asyncio.run(serve_until_signal(handler))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # a job's thread that ignores its cancellation must not hold up the end
+
+
+async def _run_once(handler: Handler, method: str, params: dict[str, Any]) -> None:
+    """Serve on a free port, call one method, print its result."""
+    from catalogzero.client import HandlerClient
+    from catalogzero.service import serve
+
+    year_s = 365 * 86_400.0
+    async with (
+        serve(handler, host="127.0.0.1", port=0, scheduler="none") as service,
+        HandlerClient(service.address) as client,
+    ):
+        print_json(await client.call(method, params, timeout_s=year_s))
+
+
+def _run_all(path: Path) -> int:
+    """One process for each handler; the first that fails is told, Ctrl-C ends all."""
+    stanzas = load_registry(path).handlers
+    if not stanzas:
+        raise ConfigError(f"{path}: no handlers to run")
+    environment = {k: v for k, v in os.environ.items() if k not in SINGLE_VARIABLES}
+    base = [sys.executable, "-m", "catalogzero", "run", "--registry", str(path)]
+    signal.signal(signal.SIGTERM, _interrupt)
+    children = [subprocess.Popen([*base, s.handler_id], env=environment) for s in stanzas]  # noqa: S603 - our own command
+    try:
+        codes = [child.wait() for child in children]
+    except KeyboardInterrupt:
+        for child in children:
+            child.send_signal(signal.SIGTERM)
+        codes = [child.wait() for child in children]
+    return max((abs(code) for code in codes), default=0)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

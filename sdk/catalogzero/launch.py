@@ -1,0 +1,153 @@
+"""From a stanza, an entry or `module:Class` to a handler that is ready to be served.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from catalogzero.errors import ConfigError
+from catalogzero.handler import Handler
+from catalogzero.registry import DEFAULT_NAME, Stanza, load_registry
+from catalogzero.settings import RuntimeSettings, merged_settings, problems_of
+
+ENTRY_GROUP = "catalogzero.handlers"
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What was said on the command line: it beats environment and file."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_handler(target: str, *, registry: Path | None = None, flags: Flags = Flags()) -> Handler:
+    """The handler that a target names, with its settings; nothing is started.
+
+    Args:
+        target: A handler_id of the registry file, an entry, or `module:Class` (the current
+            folder is importable).
+        registry: The registry file; by default the environment's, else handler_registry.yaml
+            here.
+        flags: Settings from the command line.
+
+    Raises:
+        ConfigError: Every fault at once, each with file, line and key where there is a file.
+    """
+    path = registry_path(registry)
+    if ":" in target:
+        module, _, name = target.partition(":")
+        return _make(load_class(module, name), None, flags)
+    if path.exists() or registry is not None:
+        found = load_registry(path)
+        if any(stanza.handler_id == target for stanza in found.handlers):
+            return from_stanza(found.find(target), scheduler=found.scheduler, flags=flags)
+    entry_class = class_of_entry(target)
+    if entry_class is None:
+        raise ConfigError(
+            f"{target!r} is no handler_id of {path}, no installed entry, and not module:Class"
+        )
+    return _make(entry_class, None, flags)
+
+
+def from_stanza(stanza: Stanza, *, scheduler: str, flags: Flags = Flags()) -> Handler:
+    """The handler of a stanza.
+
+    Raises:
+        ConfigError: As `make_handler`.
+    """
+    try:
+        cls = _class_of(stanza)
+    except ConfigError as error:
+        key = "entry" if stanza.entry else "module_path"
+        raise ConfigError(f"{stanza.where(key)}: {error}") from None
+    return _make(cls, stanza, flags, scheduler=scheduler)
+
+
+def registry_path(given: Path | None) -> Path:
+    """The registry file: the one given, the environment's, or the one of the current folder."""
+    return given or Path(os.environ.get("CATALOGZERO_REGISTRY") or DEFAULT_NAME)
+
+
+def load_class(module: str, name: str) -> type[Handler]:
+    """The handler class of a module.
+
+    Raises:
+        ConfigError: It cannot be imported, is not there, or is no handler.
+    """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"module {module!r} cannot be imported: {error}") from None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, type) or not issubclass(found, Handler):
+        raise ConfigError(f"{module}:{name} is no handler class")
+    return found
+
+
+def class_of_entry(entry: str) -> type[Handler] | None:
+    """The handler class that an installed entry provides; `None` when it is not installed."""
+    for point in importlib.metadata.entry_points(group=ENTRY_GROUP):
+        if entry in (point.name, point.dist.name if point.dist else None):
+            return load_class(point.module, point.attr)
+    return None
+
+
+def _class_of(stanza: Stanza) -> type[Handler]:
+    if stanza.module_path and stanza.class_name:
+        return load_class(stanza.module_path, stanza.class_name)
+    found = class_of_entry(stanza.entry or "")
+    if found is None:
+        raise ConfigError(f"entry {stanza.entry!r} is not installed here")
+    return found
+
+
+def _make(
+    cls: type[Handler], stanza: Stanza | None, flags: Flags, *, scheduler: str | None = None
+) -> Handler:
+    """Build a handler from file, environment and flags; tell every fault at once."""
+    faults: list[str] = []
+    written = dict(stanza.runtime) if stanza else {}
+    if scheduler is not None:
+        written["scheduler"] = scheduler
+    runtime, handler = None, None
+    try:
+        runtime = RuntimeSettings(
+            **merged_settings(RuntimeSettings, file=written, flags=flags.runtime)
+        )
+    except ValidationError as error:
+        faults += _placed(stanza, problems_of(error))
+    try:
+        file = stanza.config if stanza else {}
+        handler = cls(**merged_settings(cls.settings_model, file=file, flags=flags.config))
+    except ConfigError as error:
+        faults += _placed(stanza, ((f["field"], f["message"]) for f in error.details or []))
+        faults = faults or [str(error)]
+    except ValidationError as error:
+        faults += _placed(stanza, problems_of(error))
+    if faults or handler is None or runtime is None:
+        raise ConfigError("\n".join(faults))
+    name = runtime.handler_id or (stanza.handler_id if stanza else None)
+    handler.attach(runtime=runtime, handler_id=name)
+    return handler
+
+
+def _placed(stanza: Stanza | None, problems: Any) -> list[str]:
+    """Each fault with its place in the file, where there is one."""
+    if stanza is None:
+        return [f"{name}: {message}" for name, message in problems]
+    return [f"{stanza.where(name)}: {message}" for name, message in problems]
