@@ -24,6 +24,7 @@ from catalogzero.errors import (
     WakeFailedError,
 )
 from catalogzero.handler import Handler
+from catalogzero.messages import StartBy
 from catalogzero.methods import internal, job
 from catalogzero.resources import resource
 from catalogzero.settings import HandlerSettings
@@ -47,6 +48,7 @@ __all__ = [
     "RunCancelledError",
     "RunError",
     "SourceChangedError",
+    "StartBy",
     "TooLargeError",
     "UnauthorizedError",
     "UnknownMethodError",
