@@ -1,0 +1,205 @@
+"""Signals to handlers, and jobs for whichever handler is free.
+
+`dispatch` promises: one `request_id` whatever it takes; a handler that said it has not begun is
+passed over for the next; one that dies after it accepted is followed by another only where
+the method is retry_safe, else the outcome is `lost`, as nobody can know any more.
+
+Layer: catalog entry, imports public names of catalogzero only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from catalogzero import StartBy
+
+from conductorzero.fleet import Answer, Fleet
+from conductorzero.watch import Watch
+
+Action = Literal["sleep", "wake", "drain", "resume"]
+
+SIGNAL_TIMEOUT_S = 30.0
+LOOK_AFTER_S = 5.0
+SILENCES_ALLOWED = 3
+NOT_BEGUN = frozenset({"busy", "draining", "wake_failed", "unreachable", "expired"})
+
+
+async def signal(
+    watch: Watch, at: datetime, action: str, handler_ids: list[str] | None
+) -> dict[str, Any]:
+    """Send a control call to these handlers (to all, for None), and tell each one's answer."""
+    ids = watch.fleet.handler_ids if handler_ids is None else list(dict.fromkeys(handler_ids))
+    answers = await watch.fleet.ask_all(ids, action, timeout_s=SIGNAL_TIMEOUT_S)
+    metrics = await watch.fleet.ask_all(
+        [key for key, answer in answers.items() if answer.replied],
+        "get_metrics",
+        timeout_s=LOOK_AFTER_S,
+    )
+    watch.saw(metrics=metrics.values())
+    succeeded = sum(answer.error is None for answer in answers.values())
+    return {
+        "action": action,
+        "handlers": {key: _told(answer) for key, answer in answers.items()},
+        "summary": {
+            "total": len(ids),
+            "succeeded": succeeded,
+            "failed": len(ids) - succeeded,
+        },
+        "timestamp": at.isoformat(),
+    }
+
+
+async def dispatch(
+    watch: Watch,
+    method: str,
+    params: dict[str, Any],
+    among: list[str] | None,
+    *,
+    timeout_s: float,
+) -> dict[str, Any]:
+    """Run `method` on the least loaded of the handlers that have it; see the module."""
+    attempt = _Dispatch(watch.fleet, method, params, timeout_s, named=among is not None)
+    return await attempt.run(watch.fleet.handler_ids if among is None else among)
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A handler that has the method, and how much it has to do."""
+
+    handler_id: str
+    load: int
+    response_time_ms: float
+    start_by: StartBy
+    retry_safe: bool
+
+
+@dataclass(slots=True)
+class _Dispatch:
+    """One dispatch: its id, and whom it has tried."""
+
+    fleet: Fleet
+    method: str
+    params: dict[str, Any]
+    timeout_s: float
+    named: bool
+    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+    async def run(self, handler_ids: list[str]) -> dict[str, Any]:
+        """Try the candidates, least loaded first, until one has begun."""
+        for candidate in await self._candidates(handler_ids):
+            answer = await self._call(candidate)
+            if answer.error is None:
+                self._note(candidate.handler_id, "success")
+                return self._outcome("success", answer, result=answer.result)
+            if answer.code in NOT_BEGUN:
+                self._note(candidate.handler_id, answer.code)
+            elif answer.code != "lost":
+                self._note(candidate.handler_id, "error")
+                return self._outcome("error", answer)
+            else:
+                self._note(candidate.handler_id, "lost")
+                if not candidate.retry_safe:
+                    return self._outcome("lost", answer)
+        return self._nobody()
+
+    async def _candidates(self, handler_ids: list[str]) -> list[_Candidate]:
+        """The handlers that have the method and answer, least loaded first."""
+        described, metrics, pongs = await asyncio.gather(
+            self.fleet.ask_all(handler_ids, "describe", timeout_s=self.timeout_s),
+            self.fleet.ask_all(handler_ids, "get_metrics", timeout_s=self.timeout_s),
+            self.fleet.ask_all(handler_ids, "ping", timeout_s=self.timeout_s),
+        )
+        found = []
+        for handler_id, answer in described.items():
+            flags = _flags(answer.result, self.method)
+            pong = pongs[handler_id].result
+            if flags is None or not isinstance(pong, dict):
+                if self.named:
+                    self._note(handler_id, answer.code or "unknown_method")
+                continue
+            figures = metrics[handler_id].result or {}
+            found.append(
+                _Candidate(
+                    handler_id,
+                    load=(figures.get("in_flight") or 0) + (figures.get("queued") or 0),
+                    response_time_ms=pongs[handler_id].response_time_ms or float("inf"),
+                    start_by=StartBy(pong["boot_id"], pong["uptime_s"] + pong["dedupe_window_s"]),
+                    retry_safe=bool(flags.get("retry_safe")),
+                )
+            )
+        return sorted(found, key=lambda one: (one.load, one.response_time_ms))
+
+    async def _call(self, candidate: _Candidate) -> Answer:
+        """Call one handler until its run has ended, or is lost.
+
+        The call is repeated while it works: the same id gets the same run's reply, and
+        `start_by` keeps a handler that was started anew from beginning it a second time.
+        """
+        sent, silences = False, 0
+        while silences < SILENCES_ALLOWED:
+            answer = await self.fleet.ask(
+                candidate.handler_id,
+                self.method,
+                self.params,
+                timeout_s=LOOK_AFTER_S,
+                request_id=self.request_id,
+                start_by=candidate.start_by,
+            )
+            if answer.code == "expired" and sent:
+                return self._lost(candidate, "it was started anew, and does not know the run")
+            if answer.replied and answer.code != "timeout":
+                return answer
+            if answer.code == "unreachable" and not sent:
+                return answer
+            sent, silences = True, 0 if answer.replied else silences + 1
+        return self._lost(candidate, "it died, or cannot be reached any more")
+
+    def _lost(self, candidate: _Candidate, why: str) -> Answer:
+        """The answer that stands for a run whose end nobody can know."""
+        error = f"{candidate.handler_id} accepted {self.method} and was lost: {why}"
+        return Answer(candidate.handler_id, replied=False, error=error, code="lost")
+
+    def _note(self, handler_id: str, outcome: str) -> None:
+        """Keep what came of one handler."""
+        self.tried.append({"handler_id": handler_id, "outcome": outcome})
+
+    def _outcome(self, status: str, answer: Answer, **more: Any) -> dict[str, Any]:
+        """The result of the dispatch; `success` is false unless the run succeeded."""
+        body = {
+            "success": status == "success",
+            "status": status,
+            "handler_id": answer.handler_id,
+            "request_id": self.request_id,
+            "run_id": answer.run_id,
+            "tried": self.tried,
+            **more,
+        }
+        return body if answer.error is None else {**body, "error": answer.error}
+
+    def _nobody(self) -> dict[str, Any]:
+        """The result where no handler could begin."""
+        told = ", ".join(f"{one['handler_id']} ({one['outcome']})" for one in self.tried)
+        error = f"no handler could run {self.method}: {told or 'none is known'}"
+        return self._outcome("refused", Answer("", replied=False, error=error))
+
+
+def _flags(description: Any, method: str) -> dict[str, Any] | None:
+    """What `describe` says of a method; None where the handler has no such method."""
+    methods = description.get("methods") if isinstance(description, dict) else None
+    for one in methods if isinstance(methods, list) else []:
+        if isinstance(one, dict) and one.get("name") == method:
+            return one
+    return None
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    """One handler's answer to a signal."""
+    if answer.error is not None:
+        return {"ok": False, "error": answer.error, "code": answer.code}
+    status = answer.result.get("status") if isinstance(answer.result, dict) else None
+    return {"ok": True, "status": status}

@@ -1,0 +1,284 @@
+"""ConductorZero: one handler that knows how all others are, without power over their processes.
+
+It asks, and it may send signals and jobs; it never starts, stops or restarts a process.
+Its methods work served, on a schedule, and in-process: `await ConductorZero({...}).health_check()`.
+
+Layer: catalog entry, imports public names of catalogzero only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from catalogzero import Handler, HandlerSettings, internal, job
+
+from conductorzero.coordination import Action, dispatch, signal
+from conductorzero.dashboard import Dashboard
+from conductorzero.fleet import Answer, Fleet
+from conductorzero.history import History
+from conductorzero.peers import Directory, RegistryFile, SchedulerListing, peers_of_mapping
+from conductorzero.settings import ConductorSettings, read_token
+from conductorzero.system import read_system
+from conductorzero.watch import Watch
+
+RESULT_BYTES = 900_000
+CORE_METRICS = (
+    "handler_id",
+    "cpu_percent",
+    "memory_mb",
+    "num_threads",
+    "connections",
+    "uptime_seconds",
+    "status",
+    "timestamp",
+    "in_flight",
+    "queued",
+    "runs_total",
+    "failures_total",
+    "version",
+)
+
+
+class ConductorZero(Handler):
+    """Watches a fleet of handlers: health, metrics, signals, dispatch, history and a dashboard.
+
+    Args:
+        handler_registry: `{handler_id: port or address}`; or, by name in `config`, the path of
+            a handler_registry.yaml. See `ConductorSettings` for the rest.
+
+    Raises:
+        ConfigError: Every setting at fault, at once.
+    """
+
+    settings_model: ClassVar[type[HandlerSettings]] = ConductorSettings
+    settings: ConductorSettings
+
+    def __init__(self, handler_registry: Mapping[str, int | str] | None = None, **config: Any):
+        if handler_registry is not None:
+            config["handler_registry"] = handler_registry
+        super().__init__(**config)
+        self._watch: Watch | None = None
+        self._dashboard: Dashboard | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    # --- job methods ----------------------------------------------------------------------
+
+    @job(retry_safe=True)
+    async def ping_handler(self, handler_id: str) -> dict[str, Any]:
+        """Ping one handler: `alive`, `handler_id` and `response_time_ms`, or `error`.
+
+        Args:
+            handler_id: Whom to ping; one that is not in the registry is not alive.
+        """
+        watch = await self._ready()
+        answer = await watch.fleet.ask(handler_id, "ping", timeout_s=self.settings.timeout_s)
+        watch.saw(pongs=[answer])
+        if not answer.replied:
+            return {"alive": False, "error": answer.error}
+        return {
+            "alive": True,
+            "handler_id": handler_id,
+            "response_time_ms": answer.response_time_ms,
+        }
+
+    @job(retry_safe=True)
+    async def collect_metrics(self, handler_ids: list[str] | None = None) -> dict[str, Any]:
+        """Ask handlers for their metrics, all at once: `handlers` by id, and a `summary`.
+
+        Args:
+            handler_ids: Whom to ask; everybody by default. An unknown id has an `error`.
+        """
+        watch = await self._ready()
+        ids = watch.fleet.handler_ids if handler_ids is None else list(dict.fromkeys(handler_ids))
+        timeout_s = self.settings.timeout_s
+        answers = await watch.fleet.ask_all(ids, "get_metrics", timeout_s=timeout_s)
+        watch.saw(metrics=answers.values())
+        metrics = {key: _metrics_of(answer) for key, answer in answers.items()}
+        alive = [figures for figures in metrics.values() if "error" not in figures]
+        return {
+            "handlers": bounded(metrics),
+            "summary": {
+                "total_handlers": len(ids),
+                "alive_handlers": len(alive),
+                "total_memory_mb": sum(figures.get("memory_mb") or 0 for figures in alive),
+                "timestamp": self.clock.now().isoformat(),
+            },
+        }
+
+    @job(retry_safe=True)
+    async def get_system_metrics(self) -> dict[str, Any]:
+        """Processor, memory and disk of this machine, measured over one second."""
+        return await asyncio.to_thread(read_system, self.clock.now())
+
+    @job(retry_safe=True)
+    async def health_check(self) -> dict[str, Any]:
+        """Ping everybody at once: who is alive, how fast, and which share is healthy."""
+        watch = await self._ready()
+        timeout_s = self.settings.timeout_s
+        answers = await watch.fleet.ask_all(watch.fleet.handler_ids, "ping", timeout_s=timeout_s)
+        watch.saw(pongs=answers.values())
+        healthy = sum(answer.replied for answer in answers.values())
+        return {
+            "handlers": {key: _health_of(answer) for key, answer in answers.items()},
+            "summary": {
+                "healthy": healthy,
+                "total": len(answers),
+                "health_percentage": healthy / len(answers) * 100 if answers else 0,
+            },
+            "timestamp": self.clock.now().isoformat(),
+        }
+
+    @job
+    async def signal(self, action: Action, handler_ids: list[str] | None = None) -> dict[str, Any]:
+        """Send `sleep`, `wake`, `drain` or `resume` to handlers, all at once.
+
+        Args:
+            action: What they are to do.
+            handler_ids: Whom; everybody by default.
+        """
+        watch = await self._ready()
+        return await signal(watch, self.clock.now(), action, handler_ids)
+
+    @job
+    async def dispatch(
+        self, method: str, params: dict[str, Any] | None = None, among: list[str] | None = None
+    ) -> dict[str, Any]:
+        """Run a method on the least loaded handler that has it.
+
+        The next one is tried while the chosen one is busy, draining or not there. Where it dies
+        after it accepted, the outcome is `lost`, unless the method is retry_safe.
+
+        Args:
+            method: A job method.
+            params: Its parameters.
+            among: The handlers to choose from; by default all that have the method.
+        """
+        watch = await self._ready()
+        timeout_s = self.settings.timeout_s
+        return await dispatch(watch, method, params or {}, among, timeout_s=timeout_s)
+
+    async def get_metrics(self) -> dict[str, Any]:
+        """The handler's own metrics, with `dashboard_url` and how many handlers are watched."""
+        metrics = await super().get_metrics()
+        metrics["dashboard_url"] = self._dashboard.url if self._dashboard else None
+        metrics["handlers_watched"] = len(self._watch.board.rows) if self._watch else 0
+        return metrics
+
+    # --- in-process use ---------------------------------------------------------------------
+
+    @internal
+    async def close(self) -> None:
+        """Close every connection; for in-process use, where nobody stops a service."""
+        if self._watch is not None:
+            await self._watch.fleet.close()
+            self._watch = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- served -----------------------------------------------------------------------------
+
+    async def _on_start(self) -> None:
+        """Open the history, serve the dashboard, and begin to watch."""
+        await super()._on_start()
+        watch = self._watch = self._new_watch()
+        folder = self.state_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        watch.history = await asyncio.to_thread(
+            History,
+            folder / "history.sqlite3",
+            keep_days=self.settings.history_days,
+            max_rows=self.settings.history_max_rows,
+        )
+        await watch.refresh()
+        if self.settings.dashboard_port is not None:
+            self._dashboard = Dashboard(watch, self.clock, self.settings, folder, self.log)
+            await self._dashboard.start()
+            self.log.info("dashboard_ready", url=self._dashboard.url)
+        self._watching = asyncio.create_task(watch.run(), name="conductor-watch")
+
+    async def _on_stop(self) -> None:
+        """Stop watching, close the dashboard, and write what was seen."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+            self._watching = None
+        if self._dashboard is not None:
+            await self._dashboard.stop()
+            self._dashboard = None
+        if self._watch is not None:
+            await self._watch.write(everything=True)
+            if self._watch.history is not None:
+                await asyncio.to_thread(self._watch.history.close)
+        await self.close()
+        await super()._on_stop()
+
+    async def _ready(self) -> Watch:
+        """The watch, with the lists of handlers read again."""
+        if self._watch is None:
+            self._watch = self._new_watch()
+        await self._watch.refresh()
+        return self._watch
+
+    def _new_watch(self) -> Watch:
+        """A watch over the handlers that the settings name."""
+        directory = Directory(
+            self._fixed_peers(), self._sources(), leave_out=frozenset({self.handler_id})
+        )
+        fleet = Fleet(self.clock)
+        return Watch(directory, fleet, self.clock, self.log, interval_s=self.settings.interval_s)
+
+    def _fixed_peers(self) -> list[Any]:
+        """The peers that stand in the settings themselves."""
+        registry = self.settings.handler_registry
+        return peers_of_mapping(registry) if isinstance(registry, dict) else []
+
+    def _sources(self) -> list[RegistryFile | SchedulerListing]:
+        """The lists that are read again as they change."""
+        sources: list[RegistryFile | SchedulerListing] = []
+        path, url = self.settings.registry_file(), self.settings.scheduler_url
+        if path is not None:
+            sources.append(RegistryFile(path))
+        if url is not None:
+            token_file = self.settings.scheduler_token_file
+            sources.append(
+                SchedulerListing(
+                    url,
+                    self.clock.monotonic,
+                    interval_s=self.settings.discovery_interval_s,
+                    token=read_token(token_file) if token_file else None,
+                )
+            )
+        return sources
+
+
+def _metrics_of(answer: Answer) -> dict[str, Any]:
+    """A handler's metrics, or why there are none."""
+    if answer.error is not None:
+        return {"error": answer.error}
+    return answer.result if isinstance(answer.result, dict) else {"result": answer.result}
+
+
+def _health_of(answer: Answer) -> dict[str, Any]:
+    """One handler in the result of `health_check`."""
+    return {
+        "alive": answer.replied,
+        "response_time_ms": answer.response_time_ms,
+        "error": None if answer.replied else answer.error,
+    }
+
+
+def bounded(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same metrics, each cut to its core where all together would not fit in a message."""
+    if len(json.dumps(metrics, default=str)) <= RESULT_BYTES:
+        return metrics
+    return {
+        handler_id: {key: figures[key] for key in (*CORE_METRICS, "error") if key in figures}
+        for handler_id, figures in metrics.items()
+    }

@@ -1,0 +1,306 @@
+"""What was: response times, availability, memory and processor use over time, in SQLite.
+
+Samples are gathered in memory and written once a minute, one row a handler; rows older than
+a day are merged into hours, and hours past `keep_days` are dropped, so that the file stays
+bounded. Response times are kept as counts on a logarithmic scale (5 % wide), so that the
+percentiles of any stretch of time can be told exactly to that width.
+
+Owns `history.sqlite3` in the state folder. A disk that is full costs samples, never the fleet.
+
+Layer: catalog entry, imports public names of catalogzero only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catalogzero import ConfigError
+
+from conductorzero.board import Event
+
+SCHEMA_VERSION = 1
+MINUTE_S = 60
+HOUR_S = 3_600
+DAY_S = 86_400
+SCALE = 1.05
+FLOOR_MS = 0.01
+EVENTS_KEPT = 20_000
+
+_SCHEMA = """
+CREATE TABLE handler (id INTEGER PRIMARY KEY, handler_id TEXT NOT NULL UNIQUE);
+CREATE TABLE sample (
+    handler INTEGER NOT NULL REFERENCES handler (id),
+    at INTEGER NOT NULL,             -- seconds since 1970, start of the step
+    step_s INTEGER NOT NULL,
+    asked INTEGER NOT NULL,
+    alive INTEGER NOT NULL,
+    latency TEXT NOT NULL,           -- {bin: count}
+    figures INTEGER NOT NULL,        -- samples of memory and processor
+    memory_mb REAL NOT NULL,         -- sums over `figures`
+    cpu_percent REAL NOT NULL,
+    in_flight_max INTEGER NOT NULL,
+    PRIMARY KEY (handler, at)
+) WITHOUT ROWID;
+CREATE INDEX sample_step ON sample (step_s, at);
+CREATE TABLE event (
+    id INTEGER PRIMARY KEY, at TEXT NOT NULL, handler_id TEXT NOT NULL,
+    kind TEXT NOT NULL, text TEXT NOT NULL, state TEXT NOT NULL
+);
+CREATE INDEX event_handler ON event (handler_id, id);
+"""
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What was seen of one handler in one stretch of time; buckets can be added up."""
+
+    asked: int = 0
+    alive: int = 0
+    latency: Counter[int] = field(default_factory=Counter)
+    figures: int = 0
+    memory_mb: float = 0.0
+    cpu_percent: float = 0.0
+    in_flight_max: int = 0
+
+    def add_ping(self, response_time_ms: float | None) -> None:
+        """Count one question; None is no answer."""
+        self.asked += 1
+        if response_time_ms is not None:
+            self.alive += 1
+            self.latency[bin_of(response_time_ms)] += 1
+
+    def add_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Count one set of figures."""
+        memory_mb, cpu_percent = metrics.get("memory_mb"), metrics.get("cpu_percent")
+        if isinstance(memory_mb, int | float) and isinstance(cpu_percent, int | float):
+            self.figures += 1
+            self.memory_mb += memory_mb + (metrics.get("worker_memory_mb") or 0)
+            self.cpu_percent += cpu_percent
+        in_flight = metrics.get("in_flight")
+        if isinstance(in_flight, int):
+            self.in_flight_max = max(self.in_flight_max, in_flight)
+
+    def merge(self, other: Bucket) -> None:
+        """Add another stretch to this one."""
+        self.asked += other.asked
+        self.alive += other.alive
+        self.latency.update(other.latency)
+        self.figures += other.figures
+        self.memory_mb += other.memory_mb
+        self.cpu_percent += other.cpu_percent
+        self.in_flight_max = max(self.in_flight_max, other.in_flight_max)
+
+    def percentile_ms(self, share: float) -> float | None:
+        """The response time that this share of answers did not exceed; None without answers."""
+        wanted, seen = share * self.latency.total(), 0
+        for number in sorted(self.latency):
+            seen += self.latency[number]
+            if seen >= wanted:
+                return round(ms_of(number), 3)
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as charts show them; None where nothing was measured."""
+        means = max(self.figures, 1)
+        return {
+            "asked": self.asked,
+            "availability": self.alive / self.asked if self.asked else None,
+            "p50_ms": self.percentile_ms(0.50),
+            "p95_ms": self.percentile_ms(0.95),
+            "memory_mb": round(self.memory_mb / means, 2) if self.figures else None,
+            "cpu_percent": round(self.cpu_percent / means, 2) if self.figures else None,
+            "in_flight_max": self.in_flight_max if self.figures else None,
+        }
+
+
+def bin_of(response_time_ms: float) -> int:
+    """The number of the bin that holds this response time."""
+    return math.ceil(math.log(max(response_time_ms, FLOOR_MS) / FLOOR_MS, SCALE) - 1e-9)
+
+
+def ms_of(number: int) -> float:
+    """The middle of a bin, in milliseconds."""
+    return FLOOR_MS * SCALE ** (number - 0.5) if number else FLOOR_MS
+
+
+class History:
+    """The file. Its methods block for milliseconds: call them in a thread, from any.
+
+    Args:
+        path: The SQLite file; made when absent.
+        keep_days: Days after which samples go.
+        max_rows: Rows of samples kept at most; the oldest go first.
+
+    Raises:
+        ConfigError: The file is of a newer release, or no history at all; it is not touched.
+    """
+
+    def __init__(self, path: Path, *, keep_days: float = 30.0, max_rows: int = 1_000_000) -> None:
+        self.path = path
+        self._keep_s = keep_days * DAY_S
+        self._max_rows = max_rows
+        self._lock = threading.Lock()
+        self._ids: dict[str, int] = {}
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._migrate()
+        except sqlite3.DatabaseError as error:
+            raise ConfigError(f"{path}: cannot be opened as the history: {error}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    def write(self, at_s: int, buckets: Mapping[str, Bucket], events: Iterable[Event]) -> None:
+        """Store the minute that began at `at_s`, with the events since the last one.
+
+        Raises:
+            sqlite3.Error: The disk is full or the file is gone; nothing of it was stored.
+        """
+        with self._lock, self._transaction():
+            for handler_id, bucket in buckets.items():
+                self._add(self._id_of(handler_id), at_s, MINUTE_S, bucket)
+            self._db.executemany(
+                "INSERT INTO event (at, handler_id, kind, text, state) VALUES (?, ?, ?, ?, ?)",
+                [(e.at.isoformat(), e.handler_id, e.kind, e.text, e.state) for e in events],
+            )
+            self._bound(at_s)
+
+    def buckets(self, handler_id: str, since_s: int) -> list[tuple[int, Bucket]]:
+        """What is stored of one handler from `since_s` on, oldest first."""
+        query = (
+            "SELECT at, asked, alive, latency, figures, memory_mb, cpu_percent, in_flight_max"
+            " FROM sample JOIN handler ON handler.id = sample.handler"
+            " WHERE handler_id = ? AND at >= ? ORDER BY at"
+        )
+        with self._lock:
+            rows = self._db.execute(query, (handler_id, since_s)).fetchall()
+        return [(row[0], _bucket(row[1:])) for row in rows]
+
+    def events(self, handler_id: str | None, limit: int) -> list[dict[str, Any]]:
+        """The last stored events, newest first."""
+        names = ("seq", "at", "handler_id", "kind", "text", "state")
+        query = (
+            "SELECT id, at, handler_id, kind, text, state FROM event"
+            " WHERE ?1 IS NULL OR handler_id = ?1 ORDER BY id DESC LIMIT ?2"
+        )
+        with self._lock:
+            rows = self._db.execute(query, (handler_id, limit)).fetchall()
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def rows(self) -> int:
+        """How many rows of samples are stored."""
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM sample").fetchone()[0])
+
+    def _migrate(self) -> None:
+        """Make the tables in a new file; refuse one of a newer release."""
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found > SCHEMA_VERSION:
+            self._db.close()
+            raise ConfigError(
+                f"{self.path}: written by a newer conductorzero (schema {found}, this one knows"
+                f" {SCHEMA_VERSION}): install that release, or move the file away"
+            )
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        if found == 0:
+            self._db.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+
+    def _transaction(self) -> _Transaction:
+        """All or nothing."""
+        return _Transaction(self._db)
+
+    def _id_of(self, handler_id: str) -> int:
+        """The number of a handler in this file."""
+        if handler_id not in self._ids:
+            self._db.execute("INSERT OR IGNORE INTO handler (handler_id) VALUES (?)", (handler_id,))
+            found = self._db.execute("SELECT id FROM handler WHERE handler_id = ?", (handler_id,))
+            self._ids[handler_id] = int(found.fetchone()[0])
+        return self._ids[handler_id]
+
+    def _add(self, handler: int, at_s: int, step_s: int, bucket: Bucket) -> None:
+        """Store a bucket, added to what its step already holds."""
+        query = (
+            "SELECT asked, alive, latency, figures, memory_mb, cpu_percent, in_flight_max"
+            " FROM sample WHERE handler = ? AND at = ?"
+        )
+        found = self._db.execute(query, (handler, at_s)).fetchone()
+        total = _bucket(found) if found else Bucket()
+        total.merge(bucket)
+        self._db.execute(
+            "INSERT OR REPLACE INTO sample VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (handler, at_s, step_s, *_columns(total)),
+        )
+
+    def _bound(self, now_s: int) -> None:
+        """Merge minutes older than a day into hours; drop what is past the bounds."""
+        day_ago = (now_s - DAY_S) // HOUR_S * HOUR_S
+        query = (
+            "SELECT handler, at, asked, alive, latency, figures, memory_mb, cpu_percent,"
+            " in_flight_max FROM sample WHERE step_s = ? AND at < ? ORDER BY at LIMIT 20000"
+        )
+        for handler, at_s, *columns in self._db.execute(query, (MINUTE_S, day_ago)).fetchall():
+            self._db.execute("DELETE FROM sample WHERE handler = ? AND at = ?", (handler, at_s))
+            self._add(handler, at_s // HOUR_S * HOUR_S, HOUR_S, _bucket(columns))
+        self._db.execute(
+            "DELETE FROM sample WHERE step_s IN (?, ?) AND at < ?",
+            (MINUTE_S, HOUR_S, now_s - self._keep_s),
+        )
+        self._db.execute(
+            "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?", (EVENTS_KEPT,)
+        )
+        with closing(self._db.execute("SELECT count(*) FROM sample")) as counted:
+            excess = counted.fetchone()[0] - self._max_rows
+        if excess > 0:
+            self._db.execute(
+                "DELETE FROM sample WHERE (handler, at) IN"
+                " (SELECT handler, at FROM sample ORDER BY step_s DESC, at LIMIT ?)",
+                (excess,),
+            )
+
+
+class _Transaction:
+    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when the block raises."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+
+
+def _columns(bucket: Bucket) -> tuple[Any, ...]:
+    """A bucket as the columns of a row."""
+    latency = json.dumps({str(number): count for number, count in sorted(bucket.latency.items())})
+    return (
+        bucket.asked,
+        bucket.alive,
+        latency,
+        bucket.figures,
+        bucket.memory_mb,
+        bucket.cpu_percent,
+        bucket.in_flight_max,
+    )
+
+
+def _bucket(columns: Any) -> Bucket:
+    """The bucket in the columns of a row."""
+    asked, alive, latency, figures, memory_mb, cpu_percent, in_flight_max = columns
+    counts = Counter({int(number): count for number, count in json.loads(latency).items()})
+    return Bucket(asked, alive, counts, figures, memory_mb, cpu_percent, in_flight_max)

@@ -1,0 +1,224 @@
+"""Which handlers there are: from the settings, a registry file, or the scheduler.
+
+Owns the list of peers and reads it again as its sources change. It never talks to a
+handler. A source that cannot be read keeps its last good answer, and says why in `problems`.
+
+Layer: catalog entry, imports public names of catalogzero only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from catalogzero import ConfigError
+
+HTTP_TIMEOUT_S = 4.0
+MAX_LIST_BYTES = 4 << 20
+WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - recognised, never bound
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One handler that the conductor may call; `source` is config, registry or scheduler."""
+
+    handler_id: str
+    address: str
+    source: str
+
+
+def address_of(value: Any) -> str:
+    """The ZeroMQ address of a port, a `host:port` or an address.
+
+    Raises:
+        ConfigError: None of the three.
+    """
+    text = str(value).strip()
+    if isinstance(value, bool) or not text:
+        raise ConfigError(f"{value!r} is no port and no address: write 5001 or tcp://host:5001")
+    if text.isdigit():
+        text = f"tcp://127.0.0.1:{text}"
+    if "://" not in text:
+        text = f"tcp://{text}"
+    port = text.rpartition(":")[2]
+    if not text.startswith("tcp://") or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{value!r} is no port and no address: write 5001 or tcp://host:5001")
+    return text
+
+
+def peers_of_mapping(registry: Mapping[str, Any]) -> list[Peer]:
+    """The peers of a `{handler_id: port or address}` mapping.
+
+    Raises:
+        ConfigError: A value that is neither; the sentence names its handler.
+    """
+    peers = []
+    for handler_id, value in registry.items():
+        try:
+            peers.append(Peer(handler_id, address_of(value), "config"))
+        except ConfigError as error:
+            raise ConfigError(f"handler_registry: {handler_id}: {error}") from None
+    return peers
+
+
+def peers_of_file(path: Path) -> list[Peer]:
+    """The peers that a handler_registry.yaml names; a stanza without a fixed port is left out.
+
+    Raises:
+        ConfigError: Not readable, not YAML, or without a `handlers:` list.
+    """
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: cannot be read as a registry file: {reason}") from None
+    stanzas = body.get("handlers") if isinstance(body, dict) else None
+    if not isinstance(stanzas, list):
+        raise ConfigError(f"{path}: handlers: must be a list of stanzas with handler_id and port")
+    return [peer for stanza in stanzas if (peer := _peer_of_stanza(stanza)) is not None]
+
+
+def peers_of_listing(body: Any) -> list[Peer]:
+    """The peers in a scheduler's answer to GET /api/handlers.
+
+    Raises:
+        ConfigError: Not of that shape.
+    """
+    handlers = body.get("handlers") if isinstance(body, dict) else None
+    if not isinstance(handlers, list):
+        raise ConfigError("the scheduler's /api/handlers did not answer with a list of handlers")
+    named = [item for item in handlers if isinstance(item, dict) and item.get("address")]
+    return [
+        Peer(item["id"], address_of(item["address"]), "scheduler")
+        for item in named
+        if isinstance(item.get("id"), str)
+    ]
+
+
+class RegistryFile:
+    """A handler_registry.yaml, read again when its size or time changes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[int, int] | None = None
+        self._peers: list[Peer] = []
+
+    async def read(self) -> list[Peer]:
+        """The file's peers, from memory while it is unchanged.
+
+        Raises:
+            ConfigError: As `peers_of_file`.
+        """
+        try:
+            stat = self.path.stat()
+        except OSError:
+            self._seen = None
+            raise ConfigError(f"{self.path}: there is no such registry file") from None
+        mark = (stat.st_mtime_ns, stat.st_size)
+        if mark != self._seen:
+            self._peers = peers_of_file(self.path)
+            self._seen = mark
+        return self._peers
+
+
+class SchedulerListing:
+    """A scheduler's HTTP list of registered handlers, asked at most every `interval_s`."""
+
+    def __init__(
+        self, url: str, monotonic: Callable[[], float], *, interval_s: float, token: str | None
+    ) -> None:
+        self.url = url.rstrip("/") + "/api/handlers"
+        self._monotonic = monotonic
+        self._interval_s = interval_s
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._due_at = float("-inf")
+        self._peers: list[Peer] = []
+
+    async def read(self) -> list[Peer]:
+        """The registered handlers, from memory until the interval is over.
+
+        Raises:
+            ConfigError: The scheduler does not answer, or not with a list.
+        """
+        if self._monotonic() >= self._due_at:
+            self._due_at = self._monotonic() + self._interval_s
+            self._peers = peers_of_listing(await self._fetch())
+        return self._peers
+
+    async def _fetch(self) -> Any:
+        """One GET; a connection of its own, as it is seldom."""
+        timeout = aiohttp.ClientTimeout(total=HTTP_TIMEOUT_S)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
+                session.get(self.url, allow_redirects=False) as response,
+            ):
+                if response.status != 200:
+                    raise ConfigError(f"{self.url} answered {response.status}")
+                if (response.content_length or 0) > MAX_LIST_BYTES:
+                    raise ConfigError(f"{self.url} answered more than {MAX_LIST_BYTES} bytes")
+                return await response.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            reason = str(error) or type(error).__name__
+            raise ConfigError(f"{self.url} does not answer: {reason}") from None
+
+
+class Directory:
+    """All peers of all sources; an id in several sources is taken from the first that has it.
+
+    Args:
+        fixed: Peers that never change.
+        sources: Read again at each `refresh`, in this order.
+        leave_out: Ids that are no peers, such as the conductor's own.
+    """
+
+    def __init__(
+        self,
+        fixed: list[Peer],
+        sources: list[RegistryFile | SchedulerListing],
+        *,
+        leave_out: frozenset[str] = frozenset(),
+    ) -> None:
+        self._fixed = fixed
+        self._sources = sources
+        self._leave_out = leave_out
+        self._last: dict[int, list[Peer]] = {}
+        self.problems: list[str] = []
+        self.peers: dict[str, Peer] = {peer.handler_id: peer for peer in fixed}
+
+    async def refresh(self) -> dict[str, Peer]:
+        """Read the sources again and return the peers, by id."""
+        problems: list[str] = []
+        for number, source in enumerate(self._sources):
+            try:
+                self._last[number] = await source.read()
+            except ConfigError as error:
+                problems.append(str(error))
+        found = [peer for number in sorted(self._last) for peer in self._last[number]]
+        peers: dict[str, Peer] = {peer.handler_id: peer for peer in self._fixed}
+        for peer in found:
+            if peer.handler_id not in self._leave_out:
+                peers.setdefault(peer.handler_id, peer)
+        self.peers, self.problems = peers, problems
+        return peers
+
+
+def _peer_of_stanza(stanza: Any) -> Peer | None:
+    """The peer of one registry stanza; None when it can only be found through a scheduler."""
+    if not isinstance(stanza, dict):
+        return None
+    handler_id, port = stanza.get("handler_id"), stanza.get("port")
+    if not isinstance(handler_id, str) or isinstance(port, bool) or not isinstance(port, int):
+        return None
+    if not 0 < port < 65536:
+        return None
+    host = str(stanza.get("host") or "127.0.0.1")
+    host = "127.0.0.1" if host in WILDCARD_HOSTS else host
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return Peer(handler_id, f"tcp://{bracketed}:{port}", "registry")

@@ -1,0 +1,97 @@
+"""The conductor's settings, as they stand under `config` in the registry file.
+
+Layer: catalog entry, imports public names of catalogzero only.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from catalogzero import ConfigError, HandlerSettings
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from conductorzero.peers import peers_of_mapping
+
+DEFAULT_REGISTRY = "handler_registry.yaml"
+
+
+class ConductorSettings(HandlerSettings):
+    """Where the handlers are, how often to look, and where the dashboard listens.
+
+    Without `handler_registry` and `scheduler_url` the handlers are those of the registry file
+    that CATALOGZERO_REGISTRY names, or of handler_registry.yaml in the current folder.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CONDUCTOR_", populate_by_name=True)
+
+    handler_registry: dict[str, int | str] | Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("handler_registry", "registry"),
+        description="{handler_id: port or address}, or the path of a handler_registry.yaml.",
+    )
+    scheduler_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="A scheduler's HTTP address, such as http://127.0.0.1:8888: its handlers too.",
+    )
+    scheduler_token_file: Path | None = Field(
+        default=None, description="Holds the Bearer token that the scheduler's HTTP asks for."
+    )
+    discovery_interval_s: float = Field(
+        default=15.0, ge=1.0, description="The scheduler's list is read again this often."
+    )
+    timeout_s: float = Field(default=5.0, gt=0, description="How long a handler may take to reply.")
+    interval_s: float = Field(
+        default=5.0, ge=0.2, description="A handler's death shows at most this many seconds late."
+    )
+    dashboard_host: str = Field(default="127.0.0.1", description="Where the dashboard listens.")
+    dashboard_port: int | None = Field(
+        default=5998, ge=0, le=65535, description="Its port; 0 takes a free one, null serves none."
+    )
+    dashboard_hosts: list[str] = Field(
+        default_factory=list,
+        description="Names beside the loopback ones under which browsers may ask for it.",
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="Holds the token for signals; made in the state folder when not named.",
+    )
+    history_days: float = Field(default=30.0, gt=0, description="Samples go after this many days.")
+    history_max_rows: int = Field(
+        default=1_000_000, ge=1_000, description="Rows of samples kept at most."
+    )
+
+    @field_validator("handler_registry")
+    @classmethod
+    def _addresses_are_addresses(
+        cls, value: dict[str, int | str] | Path | None
+    ) -> dict[str, int | str] | Path | None:
+        """Refuse a registry whose values are no ports and no addresses, at once."""
+        if isinstance(value, dict):
+            peers_of_mapping(value)
+        return value
+
+    def registry_file(self) -> Path | None:
+        """The registry file to read, or None when the handlers come from elsewhere."""
+        if isinstance(self.handler_registry, Path):
+            return self.handler_registry
+        if self.handler_registry is not None or self.scheduler_url is not None:
+            return None
+        return Path(os.environ.get("CATALOGZERO_REGISTRY") or DEFAULT_REGISTRY)
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, without the white space around it.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds fewer than 16 characters.
+    """
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the token cannot be read: {error}") from None
+    if len(token) < 16:
+        raise ConfigError(f"{path}: a token has at least 16 characters: `catalogzero keys new`")
+    return token

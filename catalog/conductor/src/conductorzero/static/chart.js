@@ -1,0 +1,148 @@
+// Sparklines and charts, drawn as SVG. Gaps are gaps: nothing is drawn where nothing was measured.
+
+import { element } from "./format.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+
+export function shape(tag, attributes = {}, ...children) {
+  const made = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+export function line(values, width, height, low, high, slots = values.length) {
+  const step = width / Math.max(slots - 1, 1);
+  const range = high - low || 1;
+  const from = slots - values.length;
+  let path = "";
+  let open = false;
+  values.forEach((value, index) => {
+    if (value === null || value === undefined) {
+      open = false;
+      return;
+    }
+    const x = (from + index) * step;
+    const y = height - ((Math.min(value, high) - low) / range) * height;
+    const alone = !open && (values[index + 1] ?? null) === null;
+    path += `${open ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}${alone ? "h.5" : ""}`;
+    open = true;
+  });
+  return path;
+}
+
+export function sparkline(width = 84, height = 22) {
+  const path = shape("path", { fill: "none", "vector-effect": "non-scaling-stroke" });
+  const svg = shape("svg", { viewBox: `-1 -2 ${width + 2} ${height + 4}`, class: "spark", "aria-hidden": "true" }, path);
+  let drawn = "";
+  return {
+    node: svg,
+    draw(values, slots, floor = 0) {
+      const seen = values.filter((value) => value !== null);
+      const high = Math.max(...seen, floor || 1e-9);
+      const low = Math.min(...seen, high);
+      const margin = Math.max((high - low) * 0.1, high * 0.05);
+      const next = seen.length ? line(values, width, height, Math.max(low - margin, 0), high + margin, slots) : "";
+      if (next !== drawn) path.setAttribute("d", (drawn = next));
+    },
+  };
+}
+
+function ticks(high) {
+  const rough = high / 3;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= rough);
+  return Array.from({ length: Math.floor(high / step + 1e-9) + 1 }, (_, n) => n * step);
+}
+
+/**
+ * A chart with axes and a readout under the pointer or the arrow keys.
+ * `series`: [{ key, name, kind }]; `top`: the least upper end, or the fixed one with `fixed`.
+ */
+export function chart({ title, series, format, when, top, fixed = false }) {
+  const width = 560, height = 150, left = 62, bottom = 22;
+  const plot = shape("g", { transform: `translate(${left} 8)` });
+  const axis = shape("g", { class: "axis" });
+  const cursor = shape("line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" });
+  const svg = shape("svg", { viewBox: `0 0 ${width + left + 8} ${height + bottom + 10}`, role: "img", tabindex: "0", "aria-label": title }, axis, plot);
+  const readout = element("p", { class: "readout" });
+  const legend = element("p", { class: "legend", "aria-hidden": "true" });
+  if (series.length > 1) {
+    for (const one of series) legend.append(element("span", { class: `key ${one.kind}` }, one.name));
+  }
+  const table = element("details", { class: "figures" }, element("summary", {}, "As a table"));
+  const figure = element("figure", { class: "chart" }, element("figcaption", {}, element("h3", {}, title), legend, readout), svg, table);
+  let points = [];
+  let at = null;
+
+  function show(index) {
+    at = points.length ? Math.min(Math.max(index, 0), points.length - 1) : null;
+    if (at === null) return;
+    const point = points[at];
+    const x = (at / Math.max(points.length - 1, 1)) * width;
+    cursor.setAttribute("x1", x);
+    cursor.setAttribute("x2", x);
+    cursor.setAttribute("visibility", "visible");
+    const told = series.map((one) => `${series.length > 1 ? `${one.name} ` : ""}${format(point[one.key])}`);
+    readout.textContent = `${when(point.at)} · ${told.join(", ")}`;
+  }
+
+  function latest() {
+    cursor.setAttribute("visibility", "hidden");
+    at = null;
+    const last = points.findLast((point) => point[series[0].key] !== null);
+    readout.textContent = last ? series.map((one) => format(last[one.key])).join(" / ") : "nothing measured yet";
+  }
+
+  function index(event) {
+    const box = svg.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * (width + left + 8) - left;
+    return Math.round((x / width) * (points.length - 1));
+  }
+
+  svg.addEventListener("pointermove", (event) => show(index(event)));
+  svg.addEventListener("pointerleave", latest);
+  svg.addEventListener("blur", latest);
+  svg.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10 }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    show((at ?? points.length) + move);
+  });
+
+  return {
+    node: figure,
+    draw(next) {
+      points = next;
+      const seen = series.flatMap((one) => points.map((point) => point[one.key])).filter((v) => v !== null);
+      const high = fixed ? top : Math.max(top, ...seen) * 1.1;
+      axis.replaceChildren();
+      for (const tick of ticks(high)) {
+        const y = 8 + height - (tick / high) * height;
+        axis.append(
+          shape("line", { x1: left, x2: left + width, y1: y, y2: y }),
+          shape("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, format(tick)),
+        );
+      }
+      for (const part of [0, 0.5, 1]) {
+        const point = points[Math.round(part * (points.length - 1))];
+        if (!point) continue;
+        const anchor = part === 0 ? "start" : part === 1 ? "end" : "middle";
+        axis.append(shape("text", { x: left + part * width, y: height + bottom + 4, "text-anchor": anchor }, when(point.at)));
+      }
+      plot.replaceChildren(
+        ...series.map((one) => shape("path", {
+          class: `series ${one.kind}`, fill: "none",
+          d: line(points.map((point) => point[one.key]), width, height, 0, high),
+        })),
+        cursor,
+      );
+      const heads = element("tr", {}, element("th", { scope: "col" }, "Time"), ...series.map((one) => element("th", { scope: "col" }, one.name)));
+      const rows = points.filter((point) => point[series[0].key] !== null).toReversed().map((point) =>
+        element("tr", {}, element("td", {}, when(point.at)), ...series.map((one) => element("td", {}, format(point[one.key])))));
+      if (!table.open) table.replaceChildren(table.firstChild, element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${title}, as a table` }, element("table", {}, element("thead", {}, heads), element("tbody", {}, ...rows))));
+      if (at === null) latest();
+      else show(at);
+    },
+  };
+}

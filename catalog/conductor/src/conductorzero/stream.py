@@ -1,0 +1,109 @@
+"""Server-sent events: one snapshot of the fleet, then what changes, as it changes.
+
+Owns the subscribers. A slow reader gets fewer and larger changes, never a growing queue: each
+asks the board for what changed since it last wrote. Events: `snapshot`, `change`; a comment
+line every few seconds keeps the connection known to be alive.
+
+Layer: catalog entry, imports nothing of catalogzero.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from conductorzero.watch import Watch
+
+HEARTBEAT_S = 5.0
+EVENTS_SHOWN = 50
+
+
+class Stream:
+    """Writes the board's changes to whoever listens.
+
+    Args:
+        about: What each message says of the fleet beside its rows.
+    """
+
+    def __init__(self, watch: Watch, about: Callable[[], dict[str, Any]]) -> None:
+        self._watch = watch
+        self._about = about
+        self._wakers: set[asyncio.Event] = set()
+        self._closed = False
+        self._stop_listening = watch.listen(self._changed)
+
+    def close(self) -> None:
+        """End all streams; their readers come back when there is a server again."""
+        self._closed = True
+        self._stop_listening()
+        self._changed()
+
+    def snapshot(self, *, trails: bool) -> dict[str, Any]:
+        """The whole fleet."""
+        board = self._watch.board
+        return {
+            **self._about(),
+            "handlers": [row.as_json(trails=trails) for row in board.rows.values()],
+            "events": [event.as_json() for event in list(board.events)[-EVENTS_SHOWN:]],
+        }
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """GET /api/stream."""
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+            }
+        )
+        await response.prepare(request)
+        woken = asyncio.Event()
+        self._wakers.add(woken)
+        try:
+            with contextlib.suppress(ConnectionError):
+                await self._write_changes(response, woken)
+        finally:
+            self._wakers.discard(woken)
+        return response
+
+    async def _write_changes(self, response: web.StreamResponse, woken: asyncio.Event) -> None:
+        """The snapshot, then each change, until the reader or the server goes."""
+        board = self._watch.board
+        seen, members, seq = board.version, board.members_version, _last_seq(self._watch)
+        await _send(response, "snapshot", self.snapshot(trails=True))
+        while not self._closed:
+            try:
+                await asyncio.wait_for(woken.wait(), HEARTBEAT_S)
+            except TimeoutError:
+                await response.write(b": still here\n\n")
+                continue
+            woken.clear()
+            change: dict[str, Any] = self._about()
+            change["handlers"] = [row.as_json() for row in board.changed_since(seen)]
+            change["events"] = [event.as_json() for event in board.events_after(seq)]
+            if board.members_version != members:
+                change["members"] = list(board.rows)
+            seen, members, seq = board.version, board.members_version, _last_seq(self._watch)
+            await _send(response, "change", change)
+
+    def _changed(self) -> None:
+        """Wake every writer."""
+        for woken in self._wakers:
+            woken.set()
+
+
+def _last_seq(watch: Watch) -> int:
+    """The number of the newest event."""
+    events = watch.board.events
+    return events[-1].seq if events else 0
+
+
+async def _send(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
+    """Write one event."""
+    text = json.dumps(data, separators=(",", ":"))
+    await response.write(f"event: {event}\ndata: {text}\n\n".encode())

@@ -1,0 +1,149 @@
+"""The watch over the fleet: asks everybody again and again, and keeps board and history.
+
+Owns the one timer. Twice an interval every peer is pinged and asked for its metrics, all at
+once, so that a death shows within the interval. Asking is no activity for the handlers.
+
+Layer: catalog entry, imports public names of catalogzero only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from conductorzero.board import Board, Event
+from conductorzero.fleet import Answer, Clock, Fleet
+from conductorzero.history import MINUTE_S, Bucket, History
+from conductorzero.peers import Directory
+
+
+class Watch:
+    """Looks at the fleet at set times, and tells whoever listens.
+
+    Args:
+        log: A structlog logger; each change of a handler's state is one line.
+    """
+
+    def __init__(
+        self, directory: Directory, fleet: Fleet, clock: Clock, log: Any, *, interval_s: float
+    ) -> None:
+        self.directory = directory
+        self.fleet = fleet
+        self.board = Board()
+        self.history: History | None = None
+        self.round_s: float | None = None
+        self.problems: list[str] = []
+        self._clock = clock
+        self._log = log
+        self._period_s = interval_s / 2
+        self._listeners: set[Callable[[], None]] = set()
+        self._buckets: dict[str, Bucket] = {}
+        self.unwritten: list[Event] = []
+        self._minute: int | None = None
+
+    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` after each change; returns what ends it."""
+        self._listeners.add(callback)
+        return lambda: self._listeners.discard(callback)
+
+    async def refresh(self) -> None:
+        """Read the lists of handlers again, and hold a connection to each of them."""
+        peers = await self.directory.refresh()
+        problems = list(self.directory.problems)
+        for problem in problems:
+            if problem not in self.problems:
+                self._log.warning("peers_unreadable", problem=problem)
+        self.problems = problems
+        await self.fleet.connect(peers)
+        events = self.board.set_peers(peers.values(), self._clock.now())
+        if events:
+            self._note(events)
+            self._tell()
+
+    async def run(self) -> None:
+        """Look at the fleet for ever, every half interval; ends by cancellation."""
+        while True:
+            began_s = self._clock.monotonic()
+            await self.look()
+            took_s = self._clock.monotonic() - began_s
+            await self._clock.sleep(max(self._period_s - took_s, self._period_s * 0.1))
+
+    async def look(self) -> None:
+        """One round: read the lists, ask everybody, keep what they said."""
+        await self.refresh()
+        began_s = self._clock.monotonic()
+        timeout_s = self._period_s * 0.9
+        ids = self.fleet.handler_ids
+        pongs, metrics = await asyncio.gather(
+            self.fleet.ask_all(ids, "ping", timeout_s=timeout_s),
+            self.fleet.ask_all(ids, "get_metrics", timeout_s=timeout_s),
+        )
+        self.round_s = self._clock.monotonic() - began_s
+        self.saw(pongs.values(), metrics.values())
+        await self.write()
+
+    def saw(self, pongs: Iterable[Answer] = (), metrics: Iterable[Answer] = ()) -> None:
+        """Keep these answers, from a round or from a job's own questions."""
+        now = self._clock.now()
+        events: list[Event] = []
+        for answer in pongs:
+            events += self.board.saw_ping(answer, now)
+            self._bucket(answer.handler_id).add_ping(answer.response_time_ms)
+        for answer in metrics:
+            events += self.board.saw_metrics(answer, now)
+            if isinstance(answer.result, dict):
+                self._bucket(answer.handler_id).add_metrics(answer.result)
+        self._note(events)
+        self._tell()
+
+    async def write(self, *, everything: bool = False) -> None:
+        """Store the minute that is over (or `everything` so far) in the history."""
+        minute = int(self._clock.now().timestamp()) // MINUTE_S * MINUTE_S
+        begun, self._minute = self._minute, minute
+        if self.history is None or begun is None or (begun == minute and not everything):
+            return
+        buckets, self._buckets = self._buckets, {}
+        events, self.unwritten = self.unwritten, []
+        try:
+            await asyncio.to_thread(self.history.write, begun, buckets, events)
+        except sqlite3.Error as error:
+            self._log.warning("history_not_written", error=str(error))
+            self.problems.append(f"{self.history.path}: the history cannot be written: {error}")
+
+    async def series(self, handler_id: str, since_s: int) -> list[tuple[int, Bucket]]:
+        """A handler's stored and unwritten samples from `since_s` on, oldest first."""
+        stored: list[tuple[int, Bucket]] = []
+        if self.history is not None:
+            stored = await asyncio.to_thread(self.history.buckets, handler_id, since_s)
+        current = self._buckets.get(handler_id)
+        if current is not None and self._minute is not None:
+            stored.append((self._minute, current))
+        return stored
+
+    def _bucket(self, handler_id: str) -> Bucket:
+        """The bucket of the current minute."""
+        return self._buckets.setdefault(handler_id, Bucket())
+
+    def _note(self, events: list[Event]) -> None:
+        """Log these events, and keep them for the history."""
+        for event in events:
+            level = self._log.warning if _is_bad(event) else self._log.info
+            level(
+                f"handler_{event.kind}",
+                handler=event.handler_id,
+                text=event.text,
+                state=event.state,
+            )
+        self.unwritten = (self.unwritten + events)[-10_000:]
+
+    def _tell(self) -> None:
+        """Call whoever listens."""
+        for callback in list(self._listeners):
+            callback()
+
+
+def _is_bad(event: Event) -> bool:
+    """Whether an operator should see this event."""
+    return event.kind == "failure" or (event.kind == "state" and event.state == "unreachable")

@@ -1,0 +1,94 @@
+"""Fleets for the tests: handlers that are really served, and peers that really are not there."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+from catalogzero import Handler, job
+from catalogzero.testing import Serving, serving
+
+from conductorzero import ConductorZero
+
+
+class Shop(Handler):
+    """A handler with a job that its test can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.began = asyncio.Event()
+        self.calls: list[str] = []
+
+    async def greet(self, name: str) -> dict[str, Any]:
+        """Greet somebody, once the gate is open."""
+        self.calls.append(name)
+        self.began.set()
+        await self.gate.wait()
+        return {"greeting": f"hello {name}", "by": self.handler_id}
+
+    @job(retry_safe=True)
+    async def count(self) -> dict[str, Any]:
+        """Count; may be run again."""
+        self.calls.append("count")
+        self.began.set()
+        await self.gate.wait()
+        return {"by": self.handler_id}
+
+    async def fail(self) -> None:
+        """Fail."""
+        raise ValueError("no such shop")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def shops(*names: str, **runtime: Any) -> AsyncIterator[dict[str, Serving]]:
+    """Handlers of these names, served."""
+    async with AsyncExitStack() as stack:
+        yield {
+            name: await stack.enter_async_context(serving(Shop(), handler_id=name, **runtime))
+            for name in names
+        }
+
+
+def addresses(fleet: dict[str, Serving]) -> dict[str, int | str]:
+    """The registry of a fleet."""
+    return {name: one.address for name, one in fleet.items()}
+
+
+@asynccontextmanager
+async def conducting(registry: Any = None, **config: Any) -> AsyncIterator[Serving]:
+    """A conductor that is served, its dashboard on a free port."""
+    config = {"dashboard_port": 0, "interval_s": 0.4, "timeout_s": 0.5, **config}
+    async with serving(ConductorZero(registry, **config), handler_id="conductor") as one:
+        yield one
+
+
+async def until(
+    condition: Callable[[], Awaitable[bool]] | Callable[[], bool], *, within_s: float = 10.0
+) -> None:
+    """Wait until a condition holds, looking again as the loop turns."""
+    async with asyncio.timeout(within_s):
+        while True:
+            held = condition()
+            if isinstance(held, Awaitable):
+                held = await held
+            if held:
+                return
+            await pause()
+
+
+async def pause(seconds: float = 0.01) -> None:
+    """Let the loop turn for a moment."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), seconds)
