@@ -61,7 +61,15 @@ class BadCallError(CatalogZeroError, ValueError):
 
 
 class BadRequestError(BadCallError):
-    """Not a call: not JSON, not an object, no method, or a `request_id` used for another call."""
+    """Not a call: not JSON, not an object, no method, or a `request_id` used for another call.
+
+    Args:
+        request_id: That of the call at fault, where one could be read.
+    """
+
+    def __init__(self, message: str, *, details: Any = None, request_id: str | None = None) -> None:
+        super().__init__(message, details=details)
+        self.request_id = request_id
 
 
 class UnknownMethodError(BadCallError, LookupError):

@@ -90,23 +90,12 @@ def decode_call(frame: bytes) -> Call:
         raise BadRequestError(f"a call is one JSON object: {error}") from None
     if not isinstance(body, dict):
         raise BadRequestError("a call is one JSON object")
-    method, params = body.get("method"), body.get("params")
-    if not isinstance(method, str) or not method:
-        raise BadRequestError("a call needs `method`, a name", details=_id_of(body))
-    if params is None:
-        params = {}
-    if not isinstance(params, dict):
-        raise BadRequestError("`params` is a JSON object", details=_id_of(body))
-    request_id = body.get("request_id")
-    if request_id is not None and not (
-        isinstance(request_id, str) and 0 < len(request_id) <= MAX_ID_CHARS
-    ):
-        raise BadRequestError(f"`request_id` is a string of 1 to {MAX_ID_CHARS} characters")
-    timeout_s = _seconds(body, "timeout_s")
-    start_by = body.get("start_by")
-    return Call(
-        method, params, request_id, timeout_s, None if start_by is None else _start_by(start_by)
-    )
+    try:
+        return _call(body)
+    except BadRequestError as error:
+        request_id = body.get("request_id")
+        error.request_id = request_id if isinstance(request_id, str) else None
+        raise
 
 
 def encode_call(call: Call) -> bytes:
@@ -155,13 +144,14 @@ def decode_reply(frame: bytes) -> Reply:
 
 def error_reply(error: CatalogZeroError, call: Call | None = None, **fields: Any) -> Reply:
     """The reply that tells of an error; `fields` are others of `Reply`, such as `run_id`."""
+    asked = call if call is not None else error
     return Reply(
         success=False,
         error=error.message,
         code=error.code,
         retryable=error.retryable,
         details=error.details,
-        request_id=call.request_id if call else None,
+        request_id=getattr(asked, "request_id", None),
         **fields,
     )
 
@@ -202,6 +192,27 @@ def _flat(reply: Reply) -> dict[str, Any]:
     return body if reply.details is None else {**body, "details": reply.details}
 
 
+def _call(body: dict[str, Any]) -> Call:
+    """The call that an object holds."""
+    method, params = body.get("method"), body.get("params")
+    if not isinstance(method, str) or not method:
+        raise BadRequestError("a call needs `method`, a name")
+    if params is not None and not isinstance(params, dict):
+        raise BadRequestError("`params` is a JSON object")
+    request_id, start_by = body.get("request_id"), body.get("start_by")
+    if request_id is not None and not (
+        isinstance(request_id, str) and 0 < len(request_id) <= MAX_ID_CHARS
+    ):
+        raise BadRequestError(f"`request_id` is a string of 1 to {MAX_ID_CHARS} characters")
+    return Call(
+        method,
+        params or {},
+        request_id,
+        _seconds(body, "timeout_s"),
+        None if start_by is None else _start_by(start_by),
+    )
+
+
 def _start_by(value: Any) -> StartBy:
     """The `start_by` of a call."""
     if not isinstance(value, dict) or not isinstance(value.get("boot_id"), str):
@@ -220,12 +231,6 @@ def _seconds(body: dict[str, Any], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise BadRequestError(f"`{name}` is a number of seconds, 0 or more")
     return min(float(value), MAX_TIMEOUT_S)
-
-
-def _id_of(body: dict[str, Any]) -> Any:
-    """What lets a caller tell which of its calls was wrong."""
-    request_id = body.get("request_id")
-    return {"request_id": request_id} if isinstance(request_id, str) else None
 
 
 def _jsonable(value: Any) -> Any:
