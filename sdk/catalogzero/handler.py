@@ -66,7 +66,7 @@ class Handler:
     worker: WorkerPort
     in_worker: bool
     mask: Mask
-    made_with: tuple[tuple[Any, ...], dict[str, Any]]
+    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     _resources: Resources
     _vitals: Callable[[], dict[str, Any]]
     _report: Callable[[dict[str, Any]], None]
@@ -82,7 +82,7 @@ class Handler:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Set up what the runtime needs, so that an author's `__init__` may have any form."""
         self = super().__new__(cls)
-        self.made_with = args, kwargs
+        self._made_with = args, kwargs
         self.mask = Mask()
         self.in_worker = False
         self._resources = Resources()
@@ -91,7 +91,9 @@ class Handler:
         self._progress = _note_progress
         self._meter = None
         self._meter_turn = threading.Lock()
-        self.attach(runtime=RuntimeSettings(), handler_id=None, clock=SystemClock())
+        self._attach(
+            runtime=RuntimeSettings.model_construct(), handler_id=None, clock=SystemClock()
+        )
         return self
 
     def __init__(self, **config: Any) -> None:
@@ -101,8 +103,7 @@ class Handler:
             raise config_error(error, where=f"settings of {type(self).__name__}") from None
         self.mask.learn(self.settings)
 
-    @internal
-    def attach(
+    def _attach(
         self, *, runtime: RuntimeSettings, handler_id: str | None, clock: Clock | None = None
     ) -> None:
         """Take the runtime's settings, name and clock; the service does this before it serves."""
@@ -112,8 +113,7 @@ class Handler:
         logger = make_logger(mask=self.mask, log_format=runtime.log_format, level=runtime.log_level)
         self.log = logger.bind(handler_id=self.handler_id)
 
-    @internal
-    def attach_worker_channel(
+    def _attach_worker_channel(
         self,
         progress: Callable[[dict[str, Any]], None],
         report: Callable[[dict[str, Any]], None],

@@ -118,7 +118,7 @@ class Jobs:
             if known is not None:
                 self._join(known, call, envelope)
                 return
-            self._check_start_by(call)
+        self._check_start_by(call)
         run = Run(
             run_id=self._runs.new_id(self._boot.boot_id),
             call=call,

@@ -142,7 +142,7 @@ def _make(
     if faults or handler is None or runtime is None:
         raise ConfigError("\n".join(faults))
     name = runtime.handler_id or (stanza.handler_id if stanza else None)
-    handler.attach(runtime=runtime, handler_id=name)
+    handler._attach(runtime=runtime, handler_id=name)
     return handler
 
 

@@ -67,8 +67,9 @@ class Registration:
         """Tell the scheduler that the handler goes offline, once, and stop."""
         if self._task is None or self._client is None:
             return
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        task, self._task = self._task, None
+        task.cancel()
+        await asyncio.wait([task])
         if self.registered.is_set():
             try:
                 await self._report("offline", timeout_s=GOODBYE_TIMEOUT_S)

@@ -168,11 +168,16 @@ class Runs:
         self.end(run, RunState.REFUSED, reply, encode_reply(reply))
 
     def end(self, run: Run, state: RunState, reply: Reply, frame: bytes) -> None:
-        """Note the outcome of a run, and forget what is over the bounds."""
+        """Note the outcome of a run, and forget what is over the bounds.
+
+        A refusal is kept only where the call had a `start_by`: any other may come again.
+        """
         run.state, run.frame = state, frame
         run.error, run.code = reply.error, reply.code
         run.ended_s, run.ended_at = self._clock.monotonic(), self._clock.now()
         run.kwargs = {}
+        if state is RunState.REFUSED and run.call.start_by is None:
+            self._by_request.pop(run.call.request_id or "", None)
         self._ended[run.run_id] = self._full[run.run_id] = run
         self._bytes += _weight(run)
         self.expire()

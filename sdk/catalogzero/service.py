@@ -17,6 +17,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from catalogzero.clock import Clock
 from catalogzero.errors import (
     BadRequestError,
@@ -32,7 +34,7 @@ from catalogzero.messages import Call, Reply, decode_call, encode_reply, error_r
 from catalogzero.methods import CONTROL_METHODS, Method
 from catalogzero.registration import Registration
 from catalogzero.runs import Runs
-from catalogzero.settings import DEFAULT_SCHEDULER, RuntimeSettings
+from catalogzero.settings import DEFAULT_SCHEDULER, RuntimeSettings, config_error
 from catalogzero.sleep import Sleeper
 from catalogzero.state_folder import locked
 from catalogzero.worker import WorkerPort
@@ -114,8 +116,13 @@ class Service:
         if self._registration is not None:
             await self._registration.registered.wait()
 
-    async def drain(self) -> None:
-        """Take no new jobs; wait for those accepted, at most `drain_timeout_s`."""
+    async def retire(self) -> None:
+        """Go offline at the scheduler, take no new jobs, and wait for those accepted.
+
+        It waits at most `drain_timeout_s`; what still runs then is cancelled by the close.
+        """
+        if self._registration is not None:
+            await self._registration.close()
         try:
             async with asyncio.timeout(self.handler.runtime.drain_timeout_s):
                 await self._jobs.drain()
@@ -348,29 +355,38 @@ async def serve(
     Raises:
         ConfigError: The address is taken or not allowed, or the state folder is in use.
     """
-    settings = RuntimeSettings(**{**handler.runtime.model_dump(exclude_unset=True), **runtime})
+    try:
+        given = handler.runtime.model_dump(exclude_unset=True)
+        settings = RuntimeSettings(**{**given, **runtime})
+    except ValidationError as error:
+        raise config_error(error, where="runtime settings") from None
     handler_id = settings.handler_id or handler.handler_id
-    handler.attach(runtime=settings, handler_id=handler_id, clock=clock)
+    handler._attach(runtime=settings, handler_id=handler_id, clock=clock)
     check_exposure(settings)
     with locked(handler.state_dir):
         async with Service(handler) as service:
             yield service
 
 
-async def serve_until_signal(
-    handler: Handler, *, on_ready: Callable[[Service], None] | None = None, **runtime: Any
-) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and close."""
-    stop = asyncio.Event()
+async def serve_until_signal(handler: Handler) -> None:
+    """Serve until SIGTERM or SIGINT, then drain and close; a second signal does not wait."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-    async with serve(handler, **runtime) as service:
-        if on_ready:
-            on_ready(service)
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
+    async with serve(handler) as service:
         await stop.wait()
         handler.log.info("draining")
-        await service.drain()
+        retiring = asyncio.create_task(service.retire())
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait({retiring, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (retiring, hurrying):
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def check_exposure(runtime: RuntimeSettings) -> None:

@@ -39,7 +39,7 @@ def spec_of(handler: Handler) -> dict[str, Any]:
     """What a child needs to build the same handler: the first line of its input."""
     cls = type(handler)
     module = sys.modules[cls.__module__]
-    args, kwargs = handler.made_with
+    args, kwargs = handler._made_with
     return {
         "module": cls.__module__,
         "file": getattr(module, "__file__", None),
@@ -149,8 +149,10 @@ def _build(spec: dict[str, Any], channel: Channel) -> Handler:
         found = getattr(found, part)
     handler: Handler = found(*spec["args"], **spec["kwargs"])
     runtime = RuntimeSettings(**spec["runtime"])
-    handler.attach(runtime=runtime, handler_id=spec["handler_id"])
-    handler.attach_worker_channel(channel.progress, lambda status: channel.send({"status": status}))
+    handler._attach(runtime=runtime, handler_id=spec["handler_id"])
+    handler._attach_worker_channel(
+        channel.progress, lambda status: channel.send({"status": status})
+    )
     return handler
 
 
