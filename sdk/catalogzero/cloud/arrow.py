@@ -1,0 +1,87 @@
+"""Arrow: files as pyarrow tables, the fast way (extra `parquet`).
+
+Loaded only in the worker, and only where Arrow or Parquet is asked for.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+
+from catalogzero.cloud.contract import Batch
+from catalogzero.cloud.records import BadRecords, ReadOptions, column_names, detect
+from catalogzero.errors import FailedError
+
+_BLOCK_BYTES = 4 << 20
+
+
+def csv_tables(
+    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
+) -> Iterator[Batch]:
+    """The tables of a CSV file; every column is text, as in dict batches."""
+    dialect = detect(content, name, options)
+    import csv
+
+    head = content.peek(1 << 16)  # type: ignore[attr-defined]  # a BufferedReader or a GzipFile
+    if not head:
+        return
+    lines = io.StringIO(head.decode(dialect.encoding, "replace"), newline="")
+    columns = column_names(next(csv.reader(lines, delimiter=dialect.delimiter), []), name)
+
+    def malformed(row: Any) -> str:
+        why = f"{row.actual_columns} fields, and the header has {row.expected_columns}"
+        bad.take(name, row.number, why, row.text)
+        return "skip"
+
+    try:
+        reader = pc.open_csv(
+            content,
+            pc.ReadOptions(
+                use_threads=False,
+                block_size=_BLOCK_BYTES,
+                encoding=dialect.encoding.removesuffix("-sig"),
+                column_names=columns,
+                skip_rows=1,
+            ),
+            pc.ParseOptions(
+                delimiter=dialect.delimiter,
+                newlines_in_values=True,
+                invalid_row_handler=malformed,
+            ),
+            pc.ConvertOptions(
+                column_types=dict.fromkeys(columns, pa.string()),
+                strings_can_be_null=False,
+            ),
+        )
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" not in str(error):
+            raise FailedError(f"{name}: {error}") from error
+
+
+def parquet_batches(content: io.BufferedIOBase, name: str, options: ReadOptions) -> Iterator[Batch]:
+    """The batches of a Parquet file: tables, or lists of dicts."""
+    whole = getattr(getattr(content, "raw", None), "whole", None)
+    if whole is None:
+        raise FailedError(f"{name}: a Parquet file packs itself: take the .gz or .zst off")
+    try:
+        file = pq.ParquetFile(whole())
+        for batch in file.iter_batches(batch_size=options.batch_rows):
+            yield pa.Table.from_batches([batch]) if options.arrow else batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise FailedError(f"{name} is no readable Parquet file: {error}") from error
+
+
+def tables_of(batches: Iterable[list[dict[str, Any]]]) -> Iterator[Batch]:
+    """Tables of dict batches; each has the columns of its own rows."""
+    for batch in batches:
+        columns = dict.fromkeys(name for row in batch for name in row)
+        yield pa.table({name: [row.get(name) for row in batch] for name in columns})

@@ -1,0 +1,191 @@
+"""Egress: what may leave, how fast, and the proof of what left.
+
+The audit log is JSON Lines: an entry before each push, one after it, each with the SHA-256 of the
+line before, so that a line changed, taken out or put in shows. Its head goes out with each health
+report. Columns are the business of `encoding.ColumnFilter`. Never talks to a backend.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from catalogzero.clock import Clock
+from catalogzero.errors import ConfigError
+from catalogzero.settings import EgressPolicy
+
+GENESIS = "0" * 64
+KEY_BYTES = 32
+_TAIL_BYTES = 1 << 16
+
+
+def check_host(policy: EgressPolicy, url: str) -> None:
+    """Raise `ConfigError` when the policy does not allow the host of a URL."""
+    parts = urlsplit(url)
+    allowed = {host.lower() for host in policy.hosts or ()}
+    host = (parts.hostname or "").lower()
+    if policy.hosts is not None and not {host, parts.netloc.lower()} & allowed:
+        raise ConfigError(
+            f"egress.hosts does not allow {parts.netloc}: add it to the list, or mend the endpoint"
+        )
+
+
+def egress_key(policy: EgressPolicy, folder: Path) -> bytes:
+    """The key of hashed columns and source names; made in the state folder when none is named.
+
+    Raises:
+        ConfigError: The key file cannot be read, or is shorter than 16 bytes.
+    """
+    path = policy.hash_key_file or folder / "egress.key"
+    if policy.hash_key_file is None and not path.exists():
+        if not (policy.hash or policy.hash_sources):
+            return b""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(KEY_BYTES))
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"egress.hash_key_file {path}: {error.strerror}") from error
+    if len(key) < 16:
+        raise ConfigError(f"egress.hash_key_file {path}: a key has at least 16 bytes")
+    return key
+
+
+class Pace:
+    """A limit of bytes a second, shared by all pushes; None is no limit."""
+
+    def __init__(self, bytes_per_s: float | None, clock: Clock) -> None:
+        self.bytes_per_s, self._clock = bytes_per_s, clock
+        self._free_at = 0.0
+
+    async def take(self, count: int) -> None:
+        """Wait until `count` more bytes may leave."""
+        if self.bytes_per_s is None:
+            return
+        now = self._clock.monotonic()
+        start = max(now, self._free_at)
+        self._free_at = start + count / self.bytes_per_s
+        if start > now:
+            await self._clock.sleep(start - now)
+
+
+class AuditLog:
+    """The append-only log of pushes in a state folder; one process writes it."""
+
+    def __init__(self, folder: Path, clock: Clock) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path, self._clock = folder / "audit.jsonl", clock
+        self._lock = threading.Lock()
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(self.path, flags, 0o600)
+        self.head, self._number, self._torn = self._last()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def begin(self, **about: Any) -> int:
+        """Write that a push is about to leave; returns its number.
+
+        Raises:
+            OSError: It could not be written, so the push must not leave.
+        """
+        with self._lock:
+            self._number += 1
+            self._append({"n": self._number, "event": "push", **about})
+            os.fdatasync(self._descriptor)
+            return self._number
+
+    def settle(self, number: int, **outcome: Any) -> None:
+        """Write what became of a push; where that fails, it stays unsettled."""
+        with self._lock, suppress(OSError):
+            self._append({"n": number, "event": "settled", **outcome})
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        entry = {"at": self._clock.now().isoformat(), **entry, "prev": self.head}
+        line = orjson.dumps(entry)
+        data = (b"\n" if self._torn else b"") + line + b"\n"
+        self._torn = True
+        if os.write(self._descriptor, data) < len(data):
+            raise OSError("the audit log's line was cut short")
+        self._torn, self.head = False, hashlib.sha256(line).hexdigest()
+
+    def _last(self) -> tuple[str, int, bool]:
+        """Digest and number of the last line, and whether the file ends inside a line."""
+        size = os.fstat(self._descriptor).st_size
+        tail = os.pread(self._descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        lines = [line for line in tail.split(b"\n") if line]
+        if not lines:
+            return GENESIS, 0, False
+        numbers = [0]
+        for line in lines:
+            with suppress(orjson.JSONDecodeError, KeyError, TypeError):
+                numbers.append(orjson.loads(line)["n"])
+        return hashlib.sha256(lines[-1]).hexdigest(), max(numbers), not tail.endswith(b"\n")
+
+
+@dataclass(slots=True)
+class AuditReport:
+    """What a look through an audit log found."""
+
+    entries: int = 0
+    pushes: int = 0
+    records: int = 0
+    bytes: int = 0
+    head: str = GENESIS
+    unsettled: list[int] = field(default_factory=list)
+    torn: int = 0
+    broken_at: int | None = None
+    """The first line whose `prev` is not the digest of the line before it."""
+
+
+def verify_audit(path: Path) -> AuditReport:
+    """Follow the chain of an audit log from its first line."""
+    report, open_pushes = AuditReport(), set[int]()
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            entry = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            entry = None
+        if isinstance(entry, dict):
+            if entry.get("prev") != report.head and report.broken_at is None:
+                report.broken_at = number
+            _count(report, entry, open_pushes)
+        else:
+            report.torn += 1
+        report.head = hashlib.sha256(line).hexdigest()
+    report.unsettled = sorted(open_pushes)
+    return report
+
+
+def _count(report: AuditReport, entry: dict[str, Any], open_pushes: set[int]) -> None:
+    """Add one entry to the figures."""
+    report.entries += 1
+    if entry.get("event") == "push":
+        report.pushes += 1
+        report.records += entry.get("records", 0)
+        report.bytes += entry.get("bytes", 0)
+        open_pushes.add(entry["n"])
+    else:
+        open_pushes.discard(entry.get("n", 0))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that may be missing."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            if bare := line.rstrip(b"\n"):
+                yield bare

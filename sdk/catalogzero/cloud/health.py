@@ -1,0 +1,210 @@
+"""Health: what an installation tells its vendor, from what really happened.
+
+Pure but for `HealthPost`, which pushes a report and keeps the newest unsent one. Status is judged by
+uploads, backlog, pauses and runs, never by being alive.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from catalogzero.clock import Clock
+from catalogzero.cloud.contract import HEALTH_SCHEMA, Asked, Identity, Outcome, Verdict, decide
+from catalogzero.cloud.egress import AuditLog
+from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.push import Pusher
+from catalogzero.cloud.sender import Backoff
+from catalogzero.messages import encode_json
+
+OLD_BACKLOG_S = 3_600.0
+SKEW_S = 300.0
+_FACT_REPORT = "health_report"
+_FACT_SEQ = "health_seq"
+_FACT_SKEW = "clock_skew_s"
+_FACT_SUCCESS = "last_success_at"
+
+
+def outbox_figures(outbox: Outbox, clock: Clock, paused: str) -> dict[str, Any]:
+    """The `outbox` of metrics and health reports."""
+    totals = outbox.totals()
+    age_s = 0.0
+    if totals.oldest_at is not None:
+        age_s = (clock.now() - datetime.fromisoformat(totals.oldest_at)).total_seconds()
+    return {
+        "uploads": totals.uploads,
+        "records": totals.records,
+        "bytes": totals.bytes,
+        "oldest_age_s": round(max(age_s, 0.0), 3),
+        "dead": totals.dead,
+        "paused": paused or None,
+    }
+
+
+def judge(
+    outbox: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    clock_skew_s: float | None,
+    extra: list[str],
+) -> tuple[str, list[str]]:
+    """ok, degraded or failing, and why.
+
+    Args:
+        outbox: What `outbox_figures` gives.
+        metrics: The handler's metrics: `last_error`, `wake_error`, `failures_total`.
+        clock_skew_s: This machine's clock against the backend's.
+        extra: Reasons that only the worker knows, each making it degraded at least.
+    """
+    failing = []
+    if outbox["paused"]:
+        failing.append(f"sending is paused: {outbox['paused']}")
+    if outbox["dead"]:
+        failing.append(f"{outbox['dead']} uploads were refused (catalogzero outbox list)")
+    last_error = metrics.get("last_error")
+    if last_error:
+        failing.append(f"the last run failed: {_error_text(last_error)}")
+    degraded = list(extra)
+    if outbox["oldest_age_s"] > OLD_BACKLOG_S:
+        degraded.append(f"the oldest upload waits for {outbox['oldest_age_s']:.0f} s")
+    if clock_skew_s is not None and abs(clock_skew_s) > SKEW_S:
+        degraded.append(f"the clock is {clock_skew_s:.0f} s off the backend's")
+    return "failing" if failing else "degraded" if degraded else "ok", failing + degraded
+
+
+class HealthPost:
+    """Makes and pushes health reports; one that did not arrive waits, until a newer one comes."""
+
+    def __init__(
+        self, outbox: Outbox, pusher: Pusher, identity: Identity, audit: AuditLog, clock: Clock
+    ) -> None:
+        self._outbox, self._pusher, self._identity = outbox, pusher, identity
+        self._audit, self._clock = audit, clock
+        self._backoff = Backoff()
+        self._turn = asyncio.Lock()
+        self.waiting = outbox.fact(_FACT_REPORT) is not None
+        self.next_interval_s: float | None = None
+
+    def due_s(self) -> float | None:
+        """Seconds until the next try; None when no report waits."""
+        if not self.waiting:
+            return None
+        return max(self._backoff.not_before - self._clock.monotonic(), 0.0)
+
+    async def report(
+        self,
+        metrics: Mapping[str, Any],
+        about: Mapping[str, Any],
+        paused: str,
+        extra: list[str],
+    ) -> bool:
+        """Make a report, push it; True when the backend has it, False when it waits."""
+        body = await asyncio.to_thread(self._body, metrics, about, paused, extra)
+        self.waiting = True
+        await asyncio.to_thread(self._outbox.remember, _FACT_REPORT, body)
+        self._backoff.succeeded()
+        return await self.push_waiting()
+
+    async def push_waiting(self) -> bool:
+        """Push the report that waits, if one does."""
+        async with self._turn:
+            body = await asyncio.to_thread(self._outbox.fact, _FACT_REPORT)
+            if body is None:
+                self.waiting = False
+                return True
+            headers = {"Content-Type": "application/json"}
+            outcome = await self._pusher.push(
+                Asked.HEALTH, "POST", ("health",), encode_json(body), headers
+            )
+            decision = decide(Asked.HEALTH, outcome, self._clock.now())
+            if decision.verdict is Verdict.RETRY:
+                self._backoff.failed(self._clock.monotonic(), decision.retry_after_s)
+                return False
+            await asyncio.to_thread(self._forget, body)
+            if decision.verdict is Verdict.DONE:
+                await self._learn(outcome)
+            return decision.verdict is Verdict.DONE
+
+    def _forget(self, body: Mapping[str, Any]) -> None:
+        """Drop the report that was pushed, unless a newer one has come meanwhile."""
+        waiting = self._outbox.fact(_FACT_REPORT)
+        if waiting is not None and waiting["seq"] == body["seq"]:
+            self._outbox.remember(_FACT_REPORT, None)
+            self.waiting = False
+
+    async def _learn(self, outcome: Outcome) -> None:
+        """Take what the backend says of its clock and of the next report."""
+        answer = outcome.body if isinstance(outcome.body, dict) else {}
+        interval = answer.get("next_interval_s")
+        if isinstance(interval, int | float) and 1 <= interval <= 86_400:
+            self.next_interval_s = float(interval)
+        skew = skew_s(answer.get("server_time"), self._clock.now())
+        if skew is not None:
+            await asyncio.to_thread(self._outbox.remember, _FACT_SKEW, skew)
+
+    def _body(
+        self,
+        metrics: Mapping[str, Any],
+        about: Mapping[str, Any],
+        paused: str,
+        extra: list[str],
+    ) -> dict[str, Any]:
+        """The whole report."""
+        figures = outbox_figures(self._outbox, self._clock, paused)
+        skew = self._outbox.fact(_FACT_SKEW)
+        status, reasons = judge(figures, metrics, skew, extra)
+        seq = (self._outbox.fact(_FACT_SEQ) or 0) + 1
+        self._outbox.remember(_FACT_SEQ, seq)
+        failed = metrics.get("failures_total", 0)
+        return {
+            "schema": HEALTH_SCHEMA,
+            "client_id": self._identity.installation_id,
+            "metrics": dict(metrics),
+            "timestamp": self._clock.now().isoformat(),
+            "seq": seq,
+            "interval_s": about.get("interval_s"),
+            "handler_id": self._identity.handler_id,
+            "entry": self._identity.entry,
+            "version": self._identity.version,
+            "sdk_version": self._identity.sdk_version,
+            "host": host_facts(),
+            "state": about.get("state", "active"),
+            "status": status,
+            "reasons": reasons,
+            "last_success_at": self._outbox.fact(_FACT_SUCCESS),
+            "outbox": figures,
+            "runs": {
+                "ok": max(metrics.get("runs_total", 0) - failed, 0),
+                "failed": failed,
+                "running": metrics.get("in_flight", 0),
+            },
+            "clock_skew_s": skew,
+            "audit_head": self._audit.head,
+        }
+
+
+def host_facts() -> dict[str, str]:
+    """What a vendor may know of the machine."""
+    return {
+        "os": f"{platform.system()} {platform.release()}",
+        "arch": platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+def skew_s(server_time: Any, now: datetime) -> float | None:
+    """This machine's clock minus the backend's, in seconds; None when it did not say."""
+    try:
+        there = datetime.fromisoformat(str(server_time))
+        return round((now - there).total_seconds(), 3)
+    except (ValueError, TypeError):
+        return None
+
+
+def _error_text(error: Any) -> str:
+    """The sentence of a `last_error`."""
+    return str(error.get("error", error)) if isinstance(error, Mapping) else str(error)

@@ -1,0 +1,403 @@
+"""One run of `process_and_upload`: items, attempts, sealed uploads, and the result.
+
+Runs in a thread of the worker: source → batches → `process` → egress filter → chunks → outbox. The
+sender takes them from there meanwhile. Never talks to a backend.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import orjson
+
+from catalogzero.clock import Clock
+from catalogzero.cloud.contract import (
+    Batch,
+    CloudSettings,
+    Identity,
+    Mode,
+    Params,
+    source_key,
+    upload_key,
+)
+from catalogzero.cloud.encoding import ColumnFilter, encoder_for, rows_of
+from catalogzero.cloud.outbox import Mark, Outbox, Upload, UploadEndedError
+from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.cloud.sender import Sender, new_upload_id
+from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
+from catalogzero.errors import (
+    BadParamsError,
+    CatalogZeroError,
+    FailedError,
+    SourceChangedError,
+)
+from catalogzero.settings import RuntimeSettings
+
+ATTEMPTS = 3
+_WORST_FIRST = ("rejected", "queued", "uploaded", "unchanged")
+_TOLD_FAILURES = 5
+
+
+class Author(Protocol):
+    """What a run needs of a `CloudProcessor`."""
+
+    unit: ClassVar[Any]
+    batch_type: ClassVar[Any]
+    batch_rows: ClassVar[int]
+    mode: ClassVar[Any]
+    output_version: ClassVar[int]
+
+    def process(self, batches: Iterator[Batch], params: Params) -> Iterator[Batch]:
+        """The author's work."""
+
+    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
+        """The author's own source."""
+
+    @property
+    def reads_itself(self) -> bool:
+        """Whether `read` is the author's."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Ways:
+    """What a run works with."""
+
+    author: Author
+    settings: CloudSettings
+    runtime: RuntimeSettings
+    identity: Identity
+    outbox: Outbox
+    sender: Sender
+    columns: ColumnFilter
+    names_key: bytes | None
+    folder: Path
+    clock: Clock
+    progress: Callable[..., None]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far."""
+
+    uploads: list[str] = field(default_factory=list)
+    skipped: int = 0
+    bad_records: int = 0
+    rows_read: int = 0
+    records: int = 0
+    files_done: int = 0
+    refused: list[str] = field(default_factory=list)
+    failures: list[CatalogZeroError] = field(default_factory=list)
+
+
+class UploadRun:
+    """One run over one data_source."""
+
+    def __init__(
+        self, ways: Ways, data_source: str, params: Params, chunk_format: str, *, full: bool
+    ) -> None:
+        self._ways, self._source, self._full = ways, data_source, full
+        self._params = {k: v for k, v in params.items() if k not in {"format", "full"}}
+        self._format = "ndjson" if chunk_format == "json" else chunk_format
+        self._tally = Tally()
+        encoder_for(self._format, ways.runtime.chunk_bytes)
+
+    def __call__(self) -> dict[str, Any]:
+        """Read, process, store; wait a while for the backend; the run's result.
+
+        Raises:
+            BadParamsError: The data_source may not or cannot be read.
+            FailedError: The outbox is full, `process` raised, or a source is malformed.
+            SourceChangedError: A source changed in each of three attempts.
+        """
+        self._ways.outbox.refuse_when_full()
+        items = self._items()
+        for item in items:
+            self._take(item)
+            self._tally.files_done += 1
+            self._tell(items=len(items))
+        if self._tally.failures:
+            raise self._failure(len(items))
+        self._ways.sender.wait_ended(self._tally.uploads, self._ways.runtime.upload_wait_s)
+        return self._result()
+
+    def _items(self) -> list[Item]:
+        """What is to be read."""
+        author, settings = self._ways.author, self._ways.settings
+        options = ReadOptions(
+            author.batch_rows, author.batch_type == "arrow", settings.encoding, settings.delimiter
+        )
+        items: list[Item]
+        if author.reads_itself:
+            items = [OwnItem(author, self._source, self._params)]
+        elif self._source.startswith("sql:"):
+            from catalogzero.cloud.queries import query_item
+
+            items = [query_item(settings, self._source, options)]
+        else:
+            items = list(Roots(settings.data_roots).items(self._source, options))
+        return [Group(self._source, items)] if author.unit == "run" else items
+
+    def _take(self, item: Item) -> None:
+        """Read and seal one item; one that cannot be read does not stop the others."""
+        try:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    return self._attempt(item)
+                except SourceChangedError:
+                    if attempt == ATTEMPTS:
+                        raise
+        except UploadEndedError as error:
+            self._tally.refused.append(error.message)
+        except CatalogZeroError as error:
+            self._tally.failures.append(error)
+
+    def _attempt(self, item: Item) -> None:
+        """One pass over an item, to its sealed upload, or to the finding that it is unchanged."""
+        ways = self._ways
+        key = source_key(
+            ways.identity.installation_id,
+            ways.identity.stream,
+            item.name,
+            self._params,
+            ways.names_key,
+        )
+        self._settle(item)
+        mark = ways.outbox.mark(key)
+        if self._is_unchanged(item, key, mark):
+            self._tally.skipped += 1
+            return
+        upload_id = new_upload_id()
+        name = ways.columns.hash_of(item.name) if ways.names_key else item.name
+        ways.outbox.begin(
+            upload_id, key, str(name), item.mode, full=self._full, params=self._params
+        )
+        bad = BadRecords(
+            ways.settings.on_bad_record, ways.folder / "bad_records" / f"{upload_id}.jsonl"
+        )
+        try:
+            sealed = self._fill(upload_id, item, key, mark, bad)
+        except BaseException:
+            ways.outbox.abandon(upload_id)
+            bad.restart()
+            raise
+        if not sealed:
+            return bad.restart()
+        self._tally.bad_records += bad.count
+        self._tally.uploads.append(upload_id)
+        ways.sender.wake()
+
+    def _fill(self, upload_id: str, item: Item, key: str, mark: Mark, bad: BadRecords) -> bool:
+        """Produce an upload's chunks and seal it; False when nothing new was there."""
+        ways, stamp = self._ways, self._stamp(item)
+        with item.open(None if self._full else mark.watermark, bad) as reading:
+            self._produce(upload_id, reading)
+            content = reading.content()
+            reading.check()
+            after, until = reading.after, reading.until
+        if item.mode == "append":
+            content_key = upload_key(key, [after, until], ways.author.output_version)
+            unchanged = after == until
+        else:
+            content_key = upload_key(key, content, ways.author.output_version)
+            unchanged = content_key == mark.upload_key
+        if unchanged and not self._full:
+            ways.outbox.abandon(upload_id)
+            if item.mode == "replace":
+                ways.outbox.restamp(key, content_key, stamp)
+            self._tally.skipped += 1
+            return False
+        ways.outbox.seal(upload_id, content_key, stamp=stamp, after=after, until=until)
+        return True
+
+    def _produce(self, upload_id: str, reading: Reading) -> None:
+        """Run `process` over the batches, and store what it yields."""
+        ways = self._ways
+        encoder = encoder_for(self._format, ways.runtime.chunk_bytes)
+
+        def store(chunks: Iterator[Any]) -> None:
+            for chunk in chunks:
+                ways.outbox.add(upload_id, chunk)
+                self._tally.records += chunk.records
+                ways.sender.wake()
+                self._tell()
+
+        batches = self._counted(reading.batches())
+        for batch in ways.author.process(batches, self._params):
+            store(encoder.add(ways.columns(batch)))
+        store(encoder.finish())
+        for _ in batches:  # what `process` left unread belongs to the content all the same
+            pass
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, counted for the progress."""
+        for batch in batches:
+            self._tally.rows_read += batch.num_rows if hasattr(batch, "num_rows") else len(batch)
+            yield batch
+
+    def _is_unchanged(self, item: Item, key: str, mark: Mark) -> bool:
+        """Whether the item's content is the last sealed one: by its stamp, else by a first read.
+
+        A first read is made only of a file whose size is that of the last sealed content.
+        """
+        if self._full or mark.upload_key is None or mark.stamp is None:
+            return False
+        stamp = self._stamp(item)
+        if stamp == mark.stamp:
+            return True
+        if not isinstance(item, FileItem) or stamp[0] != mark.stamp[0]:
+            return False
+        if stamp[1][0] != mark.stamp[1][0]:
+            return False
+        found = upload_key(key, item.digest(), self._ways.author.output_version)
+        if found != mark.upload_key:
+            return False
+        self._ways.outbox.restamp(key, found, stamp)
+        return True
+
+    def _stamp(self, item: Item) -> Any:
+        """The item's stamp under this output_version; None where it has none."""
+        stamp = item.stamp()
+        return None if stamp is None else [self._ways.author.output_version, stamp]
+
+    def _settle(self, item: Item) -> None:
+        """Wait until a file is `settle_s` old."""
+        files = item.items if isinstance(item, Group) else [item]
+        ages = [
+            self._ways.clock.now().timestamp() - file.modified_at()
+            for file in files
+            if isinstance(file, FileItem)
+        ]
+        wait_s = min(self._ways.runtime.settle_s - min(ages, default=1e9), 60.0)
+        if wait_s > 0:
+            threading.Event().wait(min(wait_s, self._ways.runtime.settle_s))
+
+    def _tell(self, **fields: Any) -> None:
+        tally = self._tally
+        self._ways.progress(
+            rows_read=tally.rows_read,
+            records=tally.records,
+            items_done=tally.files_done,
+            **fields,
+        )
+
+    def _failure(self, items: int) -> CatalogZeroError:
+        """The error of a run in which items failed."""
+        failures = self._tally.failures
+        if len(failures) == 1 and items == 1:
+            return failures[0]
+        told = "; ".join(error.message for error in failures[:_TOLD_FAILURES])
+        sealed = len(self._tally.uploads)
+        text = f"{len(failures)} of {items} items failed ({sealed} are stored and sent): {told}"
+        if all(isinstance(error, SourceChangedError) for error in failures):
+            return SourceChangedError(text)
+        if all(isinstance(error, BadParamsError) for error in failures):
+            return BadParamsError(text, details=failures[0].details)
+        return FailedError(text, details=[error.message for error in failures])
+
+    def _result(self) -> dict[str, Any]:
+        """The sum over the run's uploads."""
+        uploads = [self._final(upload_id) for upload_id in self._tally.uploads]
+        states = {_status(upload) for upload in uploads}
+        states |= {"rejected"} if self._tally.refused else set()
+        states |= set() if states else {"unchanged"}
+        status = next(word for word in _WORST_FIRST if word in states)
+        job_ids = [upload.job_id for upload in uploads if upload.job_id]
+        result = {
+            "status": status,
+            "records": sum(upload.records for upload in uploads),
+            "skipped": self._tally.skipped,
+            "bad_records": self._tally.bad_records,
+            "bytes_sent": sum(upload.bytes_sent for upload in uploads),
+            "cloud_job_id": job_ids[-1] if job_ids else None,
+            "upload_ids": [upload.upload_id for upload in uploads],
+            "timestamp": self._ways.clock.now().isoformat(),
+        }
+        if status == "rejected":
+            dead = [str((u.answer or {}).get("reason")) for u in uploads if u.state == "dead"]
+            reasons = "; ".join([*self._tally.refused, *dead])
+            result |= {"success": False, "error": f"the backend refused: {reasons}"}
+        return result
+
+    def _final(self, upload_id: str) -> Upload:
+        """An upload, or what it was sealed again as."""
+        upload = self._ways.outbox.upload(upload_id)
+        while isinstance(upload.answer, Mapping) and "sealed_again_as" in upload.answer:
+            upload = self._ways.outbox.upload(upload.answer["sealed_again_as"])
+        return upload
+
+
+@dataclass(frozen=True, slots=True)
+class OwnItem:
+    """A data_source that the author's `read` reads."""
+
+    author: Author
+    name: str
+    params: Params
+
+    @property
+    def mode(self) -> Mode:
+        """What the class says."""
+        mode: Mode = self.author.mode
+        return mode
+
+    def stamp(self) -> None:
+        """There is none: it is read each time."""
+
+    def open(self, after: Any, bad: BadRecords) -> OwnReading:
+        """See `Item.open`."""
+        return OwnReading(self, after)
+
+
+class OwnReading:
+    """One pass of the author's `read`; in append mode it returns the new watermark."""
+
+    def __init__(self, item: OwnItem, after: Any) -> None:
+        self._item, self.after, self.until = item, after, after
+        self._sha = hashlib.sha256()
+        self._batches: Iterator[Batch] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Reading.batches`."""
+        item = self._item
+        append = item.mode == "append"
+        extra = (self.after,) if append else ()
+        self._batches = iter(item.author.read(item.name, item.params, *extra))
+        while True:
+            try:
+                batch = next(self._batches)
+            except StopIteration as end:
+                if append:
+                    self.until = end.value
+                return
+            for row in () if append else rows_of(batch):
+                self._sha.update(orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS))
+            yield batch
+
+    def content(self) -> str | None:
+        """See `Reading.content`."""
+        return None if self._item.mode == "append" else self._sha.hexdigest()
+
+    def check(self) -> None:
+        """An own source has no other identity than what was read."""
+
+
+def _status(upload: Upload) -> str:
+    """What an upload's state means for the run."""
+    if upload.state in {"done", "superseded"}:
+        return "uploaded"
+    return "queued" if upload.state in {"building", "sealed", "completing"} else "rejected"

@@ -1,0 +1,230 @@
+"""`CloudProcessor`: what a vendor subclasses to process a client's data and send the results.
+
+The handler's own process holds only what is here: the work, with HTTP and data libraries, is the
+worker's (see `engine`), and is imported there alone.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from catalogzero.cloud.contract import Batch, CloudSettings, Identity, Params
+from catalogzero.errors import CatalogZeroError, ConfigError
+from catalogzero.handler import Handler, entry_of
+from catalogzero.methods import job
+from catalogzero.settings import HandlerSettings
+from catalogzero.version import __version__
+
+if TYPE_CHECKING:
+    from catalogzero.cloud.engine import Engine
+
+LAST_REPORT_S = 5.0
+
+
+class CloudProcessor(Handler):
+    """Processes a client's data where it lies, and sends each result exactly once.
+
+    A subclass writes `process`; `process_and_upload` and `health_report` are inherited jobs.
+
+    Attributes:
+        stream: Names the results at the backend; the entry's handler name where it is None.
+        output_version: Raise it when `process` gives other results for the same input, so that
+            unchanged sources are processed and sent again.
+        unit: `item`: one upload per file or query; `run`: all items of a run are one.
+        batch_type: `dict`: a batch is a list of dicts; `arrow`: a pyarrow Table.
+        batch_rows: Rows in a batch, at most.
+        mode: Of an own `read`: `replace` what the source had, or `append` to it.
+
+    Raises:
+        ConfigError: A setting is at fault, or there is nothing that may be read.
+    """
+
+    _sdk_base: ClassVar[bool] = True
+
+    settings_model: ClassVar[type[HandlerSettings]] = CloudSettings
+    settings: CloudSettings
+
+    stream: ClassVar[str | None] = None
+    output_version: ClassVar[int] = 1
+    unit: ClassVar[Literal["item", "run"]] = "item"
+    batch_type: ClassVar[Literal["dict", "arrow"]] = "dict"
+    batch_rows: ClassVar[int] = 10_000
+    mode: ClassVar[Literal["replace", "append"]] = "replace"
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        if not (self.reads_itself or self.settings.data_roots or self.settings.sources):
+            raise ConfigError(
+                f"{type(self).__name__}: set data_roots, the folders that data_source may point "
+                "into, or sources, the queries that it may name"
+            )
+
+    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+        """The author's work: takes batches, yields batches; called once per source item.
+
+        Args:
+            batches: Lists of dicts (or Arrow tables), read as they are asked for.
+            params: What the call gave under `params`, without `format` and `full`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} writes `process`")
+
+    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
+        """The author's own source, instead of files and queries: yields batches.
+
+        Args:
+            data_source: As called; it names the source.
+            params: As for `process`.
+            after: With `mode = "append"`, the watermark up to which rows were read before, None
+                at first; such a `read` ends with `return` of the new one (any JSON value).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `read` of its own")
+
+    @property
+    def reads_itself(self) -> bool:
+        """Whether the class has a `read` of its own."""
+        return type(self).read is not CloudProcessor.read
+
+    @job(isolate=True, retry_safe=True)
+    def process_and_upload(
+        self,
+        data_source: str,
+        params: dict[str, Any] | None = None,
+        format: str | None = None,  # noqa: A002  # the word of the call
+        full: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a source, process it, and send what is new.
+
+        Args:
+            data_source: A file, a folder, a pattern, `sql:<name>`, or what an own `read` takes.
+            params: For `process`; `format` and `full` may also stand here.
+            format: Of the chunks: ndjson (default), json (the same), parquet, csv.
+            full: Send all again, also what is unchanged.
+
+        Returns:
+            status (uploaded, queued, unchanged, rejected), records, skipped, bad_records,
+            bytes_sent, cloud_job_id, upload_ids, timestamp.
+        """
+        given = params or {}
+        chunk_format = str(format or given.get("format") or "ndjson")
+        whole = bool(given.get("full")) if full is None else full
+        return self._engine().run(
+            data_source, given, chunk_format, full=whole, progress=self.report_progress
+        )
+
+    @job(quiet=True, retry_safe=True)
+    async def health_report(self) -> dict[str, Any]:
+        """Push a health report; `queued` when the backend cannot be reached."""
+        return await self._report_health(None)
+
+    async def _on_start(self) -> None:
+        """Fix the installation's id; begin reports at an interval, where one is set."""
+        await super()._on_start()
+        await asyncio.to_thread(self._installation_id)
+        self._reports: asyncio.Task[None] | None = None
+        if self.runtime.health_interval_s is not None:
+            self._reports = asyncio.create_task(self._report_always(), name="health-reports")
+
+    async def _on_stop(self) -> None:
+        """End the reports with a last one."""
+        if self._reports is not None:
+            self._reports.cancel()
+            await asyncio.wait([self._reports])
+        if self.worker.status or self._reports is not None:
+            with suppress(CatalogZeroError, TimeoutError):
+                await asyncio.wait_for(self._report_health("stopping"), LAST_REPORT_S)
+        await super()._on_stop()
+
+    def _worker_wanted(self) -> bool:
+        """Whether an outbox is there, in which something may wait."""
+        return (self.state_dir / "outbox.sqlite").exists()
+
+    async def _worker_main(self) -> None:
+        """In the worker: send, for as long as it lives."""
+        engine = await asyncio.to_thread(self._engine)
+        await engine.main()
+
+    async def _report_always(self) -> None:
+        """Report every `health_interval_s`, or as often as the backend asks for."""
+        interval_s = self.runtime.health_interval_s or 0.0
+        while True:
+            try:
+                answer = await self._report_health(None)
+                interval_s = answer.pop("next_interval_s", None) or interval_s
+            except CatalogZeroError as error:
+                self.log.warning("health_report_failed", error=str(error))
+            await self.clock.sleep(interval_s)
+
+    async def _report_health(self, state: str | None) -> dict[str, Any]:
+        metrics = await self.get_metrics()
+        about = {
+            "state": state or metrics.get("status", "active"),
+            "interval_s": self.runtime.health_interval_s,
+        }
+        answer = await self.worker.call("_push_health", metrics=metrics, about=about)
+        return {"status": "reported" if answer["sent"] else "queued", "metrics": metrics}
+
+    async def _push_health(self, metrics: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+        """In the worker: push a report."""
+        engine = await asyncio.to_thread(self._engine)
+        return await engine.report_health(metrics, about)
+
+    def _engine(self) -> Engine:
+        """In the worker: what does the work, made once."""
+        with _ENGINE_TURN:
+            if self._made_engine is None:
+                from catalogzero.cloud.engine import Engine
+
+                self._made_engine = Engine(
+                    self,
+                    self.settings,
+                    self.runtime,
+                    self._identity(),
+                    methods=sorted(type(self).callable_methods()),
+                    folder=self.state_dir,
+                    clock=self.clock,
+                    log=self.log,
+                    report_status=self.report_status,
+                )
+            return self._made_engine
+
+    _made_engine: Engine | None = None
+
+    def _identity(self) -> Identity:
+        """Who sends."""
+        entry, version = entry_of(type(self))
+        return Identity(
+            installation_id=self._installation_id(),
+            handler_id=self.handler_id,
+            entry=entry or type(self).__name__,
+            version=version or "0",
+            stream=self.stream or type(self).__name__,
+            sdk_version=__version__,
+        )
+
+    def _installation_id(self) -> str:
+        """The id that the registry file sets, else one made at first start and kept."""
+        return self.runtime.installation_id or kept_installation_id(self.state_dir)
+
+
+_ENGINE_TURN = threading.Lock()
+
+
+def kept_installation_id(folder: Path) -> str:
+    """The installation's id in a state folder; made where there is none."""
+    path = folder / "installation_id"
+    with suppress(FileNotFoundError):
+        return path.read_text("ascii").strip()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    made = str(uuid.uuid4())
+    part = path.with_suffix(".part")
+    part.write_text(f"{made}\n", "ascii")
+    part.rename(path)
+    return made

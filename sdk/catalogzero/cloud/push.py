@@ -1,0 +1,247 @@
+"""Pushing: the one door through which anything leaves for the backend.
+
+Every request passes here: the allow-listed host, the key as it is now, the bandwidth limit, an
+audit entry before and after. Redirects are never followed. Never decides what an answer means.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import httpx
+import orjson
+from httpx_aiohttp import AiohttpTransport
+
+from catalogzero.clock import Clock
+from catalogzero.cloud.contract import Asked, CloudSettings, Identity, Outcome, url_under
+from catalogzero.cloud.egress import AuditLog, Pace, check_host
+from catalogzero.errors import ConfigError
+from catalogzero.settings import EgressPolicy
+
+SLOWEST_BYTES_PER_S = 4_096
+MAX_ANSWER_BYTES = 1 << 20
+_SLICE_BYTES = 1 << 14
+_CONNECT_TIMEOUT_S = 10.0
+
+
+class ApiKey:
+    """The API key: given, or in a file that is read again when it changes."""
+
+    def __init__(self, settings: CloudSettings) -> None:
+        self._given, self._file = settings.api_key, settings.api_key_file
+        self._seen: tuple[int, int, int] | None = None
+        self._text = ""
+
+    def current(self) -> str:
+        """The key as it is now.
+
+        Raises:
+            ConfigError: The file cannot be read, is empty, or holds more than one line of ASCII.
+        """
+        if self._given is not None:
+            return _checked_key(self._given.get_secret_value(), "api_key")
+        if self._file is None:
+            raise ConfigError("set api_key_file or api_key")
+        try:
+            stamp = _stamp(self._file)
+            if stamp != self._seen:
+                self._text = _checked_key(self._file.read_text("utf-8"), str(self._file))
+                self._seen = stamp
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"api_key_file {self._file} cannot be read: {error}") from error
+        return self._text
+
+    def changed(self) -> bool:
+        """Whether the file is another one than when the key was last read."""
+        if self._given is not None or self._file is None:
+            return False
+        try:
+            return _stamp(self._file) != self._seen
+        except OSError:
+            return False
+
+
+class Pusher:
+    """An async context manager that sends requests to one endpoint."""
+
+    def __init__(
+        self,
+        settings: CloudSettings,
+        policy: EgressPolicy,
+        identity: Identity,
+        audit: AuditLog,
+        clock: Clock,
+    ) -> None:
+        self._settings, self._policy, self._identity = settings, policy, identity
+        self._audit, self._pace = audit, Pace(policy.bytes_per_s, clock)
+        self.key = ApiKey(settings)
+        self._client: httpx.AsyncClient | None = None
+
+    async def __aenter__(self) -> Self:
+        check_host(self._policy, self._settings.endpoint)
+        self._client = http_client(self._settings)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def push(
+        self,
+        asked: Asked,
+        method: str,
+        path: tuple[str, ...],
+        body: bytes,
+        headers: Mapping[str, str],
+        **about: Any,
+    ) -> Outcome:
+        """Send one request, and say what came of it; a failed connection is an outcome.
+
+        Args:
+            asked: The kind of request, for the audit log.
+            method: The HTTP method.
+            path: Path segments below the endpoint.
+            body: The bytes that leave.
+            headers: Headers beside those that every request carries.
+            about: What else the audit entry says: upload_id, seq, records.
+        """
+        url = url_under(self._settings.endpoint, *path)
+        try:
+            sent = {**self._headers(), **headers}
+            check_host(self._policy, url)
+            digest = hashlib.sha256(body).hexdigest()
+            number = await asyncio.to_thread(
+                self._audit.begin,
+                request=asked.value,
+                url=url,
+                bytes=len(body),
+                sha256=digest,
+                **about,
+            )
+        except (ConfigError, OSError) as error:
+            return Outcome(fault=str(error), blocked=True)
+        outcome = await self._exchange(method, url, body, sent)
+        self._audit.settle(number, status=outcome.status, fault=outcome.fault)
+        return outcome
+
+    def _headers(self) -> dict[str, str]:
+        """What every request carries."""
+        return {
+            "Authorization": f"Bearer {self.key.current()}",
+            "User-Agent": self._identity.user_agent,
+            "Accept": "application/json, application/problem+json",
+        }
+
+    async def _exchange(
+        self, method: str, url: str, body: bytes, headers: dict[str, str]
+    ) -> Outcome:
+        """The request and its answer, bounded in time and size."""
+        if self._client is None:
+            raise RuntimeError("a Pusher is an async context manager: open it first")
+        rate = min(self._pace.bytes_per_s or SLOWEST_BYTES_PER_S, SLOWEST_BYTES_PER_S)
+        content: bytes | AsyncIterator[bytes] = body
+        if self._pace.bytes_per_s is not None:
+            content, headers = self._paced(body), {**headers, "Content-Length": str(len(body))}
+        try:
+            async with (
+                asyncio.timeout(self._settings.upload_timeout_s + 2 * len(body) / rate),
+                self._client.stream(method, url, content=content, headers=headers) as answer,
+            ):
+                return Outcome(
+                    status=answer.status_code,
+                    headers=dict(answer.headers),
+                    body=_json(await _bounded(answer)),
+                )
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError) as error:
+            return _fault(error)
+
+    async def _paced(self, body: bytes) -> AsyncIterator[bytes]:
+        """The body in slices, no faster than the policy allows."""
+        for start in range(0, len(body), _SLICE_BYTES):
+            part = body[start : start + _SLICE_BYTES]
+            await self._pace.take(len(part))
+            yield part
+
+
+def http_client(settings: CloudSettings) -> httpx.AsyncClient:
+    """An HTTP client for the endpoint: TLS verified always, no redirect followed.
+
+    Raises:
+        ConfigError: A certificate or key file cannot be loaded.
+    """
+    proxy = httpx.Proxy(settings.proxy.get_secret_value()) if settings.proxy else None
+    transport = AiohttpTransport(
+        verify=tls_context(settings),
+        proxy=proxy,
+        trust_env=False,
+        limits=httpx.Limits(max_connections=settings.upload_concurrency + 2),
+    )
+    timeout = httpx.Timeout(settings.upload_timeout_s, connect=_CONNECT_TIMEOUT_S)
+    return httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False)
+
+
+def tls_context(settings: CloudSettings) -> ssl.SSLContext:
+    """The system's authorities, or those of `ca_file` alone; a client certificate where set."""
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+        if settings.client_cert_file is not None:
+            context.load_cert_chain(settings.client_cert_file, settings.client_key_file)
+    except OSError as error:
+        raise ConfigError(f"ca_file, client_cert_file or client_key_file: {error}") from error
+    return context
+
+
+def content_digest(body: bytes) -> str:
+    """The `Content-Digest` of a body (RFC 9530)."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+
+
+async def _bounded(answer: httpx.Response) -> bytes:
+    """The answer's body, as far as its limit."""
+    parts, size = [], 0
+    async for part in answer.aiter_bytes():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_ANSWER_BYTES:
+            break
+    return b"".join(parts)
+
+
+def _json(body: bytes) -> Any:
+    """The JSON of an answer; None where it is none."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _fault(error: Exception) -> Outcome:
+    """A failed exchange; a proxy's own refusal is an answer."""
+    cause = error.__cause__
+    if isinstance(cause, aiohttp.ClientHttpProxyError):
+        return Outcome(status=cause.status, fault=f"the proxy answered {cause.status}")
+    return Outcome(fault=f"{type(error).__name__}: {error}".rstrip(": "))
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _checked_key(text: str, where: str) -> str:
+    """One line of printable ASCII."""
+    key = text.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError(f"{where}: an API key is one line of printable ASCII")
+    return key

@@ -1,0 +1,288 @@
+"""Records: how the bytes of a CSV, JSON Lines or Parquet file become batches.
+
+A value of a CSV file is text, as it stands there. A malformed record is met as `on_bad_record`
+says, by file and line. Never opens a file.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from catalogzero.cloud.contract import Batch
+from catalogzero.errors import BadParamsError, FailedError
+
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+_DELIMITERS = (",", ";", "\t", "|")
+_SAMPLE_BYTES = 1 << 16
+_MAX_FIELD_CHARS = 1 << 24
+_MAX_LINE_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How records are read; `encoding` and `delimiter` are detected when None."""
+
+    batch_rows: int = 10_000
+    arrow: bool = False
+    encoding: str | None = None
+    delimiter: str | None = None
+
+
+class BadRecords:
+    """What becomes of malformed records: fail, skip (counted) or set aside in a file.
+
+    Args:
+        rule: The setting `on_bad_record`.
+        aside: The file for records that are set aside, JSON Lines; made with the first of them.
+    """
+
+    def __init__(self, rule: Literal["fail", "skip", "set_aside"], aside: Path) -> None:
+        self._rule, self._aside = rule, aside
+        self.count = 0
+
+    def take(self, name: str, line: int | None, why: str, text: str) -> None:
+        """Meet one malformed record; raises `FailedError` where the rule is to fail."""
+        self.count += 1
+        where = name if line is None else f"{name}, line {line}"
+        if self._rule == "fail":
+            raise FailedError(
+                f"{where}: {why}; mend the file, or set on_bad_record to skip or set_aside"
+            )
+        if self._rule == "set_aside":
+            entry = {"source": name, "line": line, "reason": why, "record": text}
+            self._aside.parent.mkdir(parents=True, exist_ok=True)
+            with self._aside.open("ab") as file:
+                file.write(orjson.dumps(entry) + b"\n")
+
+    def restart(self) -> None:
+        """Forget what the last attempt met."""
+        self.count = 0
+        self._aside.unlink(missing_ok=True)
+
+
+def kind_of(name: str) -> str:
+    """csv, jsonl or parquet, by a file's name without `.gz` and `.zst`.
+
+    Raises:
+        BadParamsError: The name ends in nothing that is known.
+    """
+    bare = name.removesuffix(".gz").removesuffix(".zst")
+    kind = _SUFFIXES.get(Path(bare).suffix.lower())
+    if kind is None:
+        why = f"is no data file: its name ends in none of {', '.join(_SUFFIXES)} (.gz, .zst)"
+        raise BadParamsError(
+            f"data_source {name!r} {why}", details=[{"field": "data_source", "message": why}]
+        )
+    return kind
+
+
+def read_records(
+    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
+) -> Iterator[Batch]:
+    """The batches of a file's content.
+
+    Raises:
+        FailedError: Malformed as a whole, or in one record where the rule is to fail.
+    """
+    kind = kind_of(name)
+    if kind == "csv" and options.arrow:
+        from catalogzero.cloud.arrow import csv_tables
+
+        return csv_tables(content, name, options, bad)
+    if kind == "parquet":
+        from catalogzero.cloud.arrow import parquet_batches
+
+        return parquet_batches(content, name, options)
+    rows = _csv_rows if kind == "csv" else _json_rows
+    batches = _batched(rows(content, name, options, bad), options.batch_rows)
+    if not options.arrow:
+        return batches
+    from catalogzero.cloud.arrow import tables_of
+
+    return tables_of(batches)
+
+
+def _batched(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of at most `size` rows."""
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _json_rows(
+    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
+) -> Iterator[dict[str, Any]]:
+    """One object a line; empty lines are passed over."""
+    number = 0
+    while line := content.readline(_MAX_LINE_BYTES):
+        number += 1
+        text = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
+        if not text:
+            continue
+        try:
+            row = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            bad.take(name, number, f"no JSON: {error}", text.decode("utf-8", "replace"))
+            continue
+        if isinstance(row, dict):
+            yield row
+        else:
+            bad.take(name, number, "no JSON object", text.decode("utf-8", "replace"))
+
+
+def _csv_rows(
+    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
+) -> Iterator[dict[str, Any]]:
+    """One dict a row, all values text, named by the first line."""
+    dialect = detect(content, name, options)
+    checked = _Checked(content, dialect.encoding)
+    text = io.TextIOWrapper(
+        io.BufferedReader(checked, _SAMPLE_BYTES),
+        encoding=dialect.encoding,
+        errors="surrogateescape",
+        newline="",
+    )
+    csv.field_size_limit(_MAX_FIELD_CHARS)
+    reader = csv.reader(text, delimiter=dialect.delimiter, strict=True)
+    try:
+        columns = column_names(next(reader, []), name)
+    except csv.Error as error:
+        raise FailedError(f"{name}, line 1: {error}") from error
+    width = len(columns)
+    while True:
+        try:
+            for row in reader:
+                if len(row) == width and (checked.valid or _is_text(row)):
+                    yield dict(zip(columns, row, strict=True))
+                elif row:
+                    bad.take(name, reader.line_num, _fault(row, width, dialect.encoding), repr(row))
+        except csv.Error as error:
+            bad.take(name, reader.line_num, str(error), "")
+            continue
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a CSV file is written."""
+
+    encoding: str
+    delimiter: str
+
+
+def detect(content: io.BufferedIOBase, name: str, options: ReadOptions) -> Dialect:
+    """Encoding and delimiter, as set or by a look at the file's first 64 KiB."""
+    sample = _peek(content)
+    encoding = options.encoding or _encoding_of(sample)
+    try:
+        head = sample.decode(encoding, "replace").lstrip("\ufeff").split("\n", 1)[0]
+    except LookupError as error:
+        raise FailedError(f"{name}: {error}; set `encoding` to one that Python knows") from error
+    if options.delimiter:
+        return Dialect(encoding, options.delimiter)
+    if ".tsv" in name:
+        return Dialect(encoding, "\t")
+    return Dialect(encoding, max(_DELIMITERS, key=_outside_quotes(head).count))
+
+
+def column_names(header: list[str], name: str) -> list[str]:
+    """The names of a header line.
+
+    Raises:
+        FailedError: A name is missing or stands twice, so that rows cannot be told apart.
+    """
+    names = [column.strip() for column in header]
+    twice = sorted({column for column in names if names.count(column) > 1})
+    if "" in names or twice:
+        fault = f"{', '.join(twice)} stands twice" if any(twice) else "a column has no name"
+        raise FailedError(f"{name}, line 1: {fault}; each column needs a name of its own")
+    return names
+
+
+class _Checked(io.RawIOBase):
+    """Passes bytes on, and notices the first that are not valid in their encoding."""
+
+    def __init__(self, content: io.BufferedIOBase, encoding: str) -> None:
+        self._content, self.valid = content, True
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read, and look."""
+        count = self._content.readinto1(buffer)
+        if self.valid:
+            try:
+                self._decoder.decode(bytes(memoryview(buffer)[:count]), final=not count)
+            except UnicodeDecodeError:
+                self.valid = False
+        return count
+
+
+def _peek(content: io.BufferedIOBase) -> bytes:
+    """The first bytes, left in place."""
+    peek: Callable[[int], bytes] = getattr(content, "peek")  # noqa: B009  # not in the base class
+    return peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
+
+
+def _encoding_of(sample: bytes) -> str:
+    """The encoding of a text by its mark, else UTF-8 where it fits, else the likeliest."""
+    if sample.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    with suppress(UnicodeDecodeError):
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+        return "utf-8"
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample).best()
+    return best.encoding if best else "cp1252"
+
+
+def _outside_quotes(line: str) -> str:
+    """A line without its quoted parts."""
+    return "".join(line.split('"')[::2])
+
+
+def _is_text(row: list[str]) -> bool:
+    """Whether each cell is text in the file's encoding, without escaped bytes."""
+    try:
+        "".join(row).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fault(row: list[str], width: int, encoding: str) -> str:
+    """Why a row is malformed."""
+    if len(row) != width:
+        return f"{len(row)} fields, and the header has {width}"
+    return f"bytes that are not {encoding}"

@@ -1,0 +1,426 @@
+"""The sender: takes what the outbox holds to the backend, for as long as it takes.
+
+Runs on the worker's event loop beside the runs that fill the outbox. Only the answer to `complete`
+ends a sealed upload; `contract.decide` says what each answer means. Never reads a source, never
+changes a record.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from structlog.typing import FilteringBoundLogger
+from tenacity import RetryCallState, Retrying, wait_random_exponential
+
+from catalogzero.clock import Clock
+from catalogzero.cloud.contract import (
+    CODINGS,
+    CONTENT_TYPES,
+    Asked,
+    CloudSettings,
+    Decision,
+    Identity,
+    Outcome,
+    Verdict,
+    decide,
+)
+from catalogzero.cloud.encoding import Chunk, json_array, recode
+from catalogzero.cloud.outbox import Outbox, Upload
+from catalogzero.cloud.push import Pusher, content_digest
+from catalogzero.messages import encode_json
+
+PAUSED_PROBE_S = 300.0
+KEY_LOOK_S = 2.0
+POLL_S = 5.0
+_BACKOFF = wait_random_exponential(multiplier=1.0, max=300.0)
+_JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(slots=True)
+class Backoff:
+    """When to try again: jittered exponential, or as the backend asked."""
+
+    attempts: int = 0
+    not_before: float = 0.0
+
+    def failed(self, now: float, retry_after_s: float | None = None) -> None:
+        """Put the next try off."""
+        self.attempts += 1
+        state = RetryCallState(Retrying(), None, (), {})
+        state.attempt_number = min(self.attempts, 32)
+        self.not_before = now + max(_BACKOFF(state), retry_after_s or 0.0)
+
+    def succeeded(self) -> None:
+        """The next try may be at once."""
+        self.attempts, self.not_before = 0, 0.0
+
+
+class Sender:
+    """Sends the uploads of one outbox.
+
+    Args:
+        outbox: What to send; other threads may fill it.
+        pusher: The open door to the backend.
+        settings: Concurrency and the upload form.
+        identity: What `complete` says of the sender.
+        clock: For every wait.
+        log: Where pauses, dead letters and faults are told.
+        on_change: Called on the loop after each change that the outside may want to know of.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        pusher: Pusher,
+        settings: CloudSettings,
+        identity: Identity,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._outbox, self._pusher, self._settings = outbox, pusher, settings
+        self._identity, self._clock, self._log, self._on_change = identity, clock, log, on_change
+        self.paused = ""
+        self.last_fault = ""
+        self._form = self._known_form()
+        self._coding = CODINGS[0]
+        self._all = Backoff()
+        self._each: dict[str, Backoff] = {}
+        self._flying: dict[tuple[str, int | None], asyncio.Task[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._changed = threading.Condition()
+        self._waiting_work = False
+
+    # What the outside may ask
+
+    def wake(self) -> None:
+        """Look at the outbox now; from any thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
+        """Wait, in a thread, until the uploads have ended, a pause begins, or the time is up."""
+        deadline = self._clock.monotonic() + timeout_s
+        with self._changed:
+            while not self.paused and any(self._is_open(upload_id) for upload_id in upload_ids):
+                left = deadline - self._clock.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(min(left, POLL_S))
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are under way, or could be at once."""
+        return bool(self._flying) or (self._waiting_work and self.next_due_s() == 0.0)
+
+    def next_due_s(self) -> float | None:
+        """Seconds until the next try; None when nothing waits."""
+        if not self._waiting_work:
+            return None
+        waits = [max(self._all.not_before, each.not_before) for each in self._each.values()]
+        due = min(waits, default=self._all.not_before)
+        return max(due - self._clock.monotonic(), 0.0)
+
+    # The loop
+
+    async def run(self) -> None:
+        """Send until cancelled; what is under way then is given up, and sent again later."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._outbox.remember, "paused", None)
+        try:
+            while True:
+                self._wake.clear()
+                await self._round()
+                self._on_change()
+                await self._rest()
+        finally:
+            for task in list(self._flying.values()):
+                task.cancel()
+            await asyncio.gather(*self._flying.values(), return_exceptions=True)
+
+    async def _rest(self) -> None:
+        """Wait for work, for the next try, or for another key."""
+        due = self.next_due_s()
+        wait_s = POLL_S if due is None or self._flying else min(max(due, 0.05), POLL_S)
+        if self.paused:
+            wait_s = min(wait_s, KEY_LOOK_S)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._wake.wait()
+        except TimeoutError:
+            if self.paused and self._pusher.key.changed():
+                self._all.succeeded()
+
+    async def _round(self) -> None:
+        """Start what may be started now."""
+        try:
+            uploads = await asyncio.to_thread(self._outbox.open_uploads)
+            ids = {upload.upload_id for upload in uploads}
+            self._each = {key: value for key, value in self._each.items() if key in ids}
+            self._waiting_work = any(self._has_work(upload) for upload in uploads)
+            for upload in uploads:
+                if self._free_slots() <= 0:
+                    return
+                if self._may_try(upload) and self._has_work(upload):
+                    await self._start(upload)
+        except sqlite3.Error as error:
+            self._failed_all(f"the outbox cannot be read: {error}")
+
+    def _has_work(self, upload: Upload) -> bool:
+        """Whether something of an upload can be sent: a simple one is sent whole, once sealed."""
+        return upload.state != "building" or (self._form != "simple" and upload.chunks > 0)
+
+    def _free_slots(self) -> int:
+        """How many more requests may start: one at a time until it is known that they succeed."""
+        careful = self.paused or self._all.attempts or self._form == "unknown"
+        return (1 if careful else self._settings.upload_concurrency) - len(self._flying)
+
+    def _may_try(self, upload: Upload) -> bool:
+        own = self._each.get(upload.upload_id, Backoff())
+        return self._clock.monotonic() >= max(own.not_before, self._all.not_before)
+
+    async def _start(self, upload: Upload) -> None:
+        """Start the next requests of one upload."""
+        key = upload.upload_id
+        if self._form == "simple":
+            if (key, None) not in self._flying and await self._may_complete(upload, chunks=False):
+                self._fly(key, None, self._send_whole(upload))
+            return
+        free = self._free_slots()
+        unsent = await asyncio.to_thread(self._outbox.unsent, key, free + len(self._flying))
+        for seq in [seq for seq in unsent if (key, seq) not in self._flying][:free]:
+            self._fly(key, seq, self._send_chunk(upload, seq))
+        alone = not unsent and not any(flying == key for flying, _ in self._flying)
+        if alone and upload.state != "building" and await self._may_complete(upload):
+            self._fly(key, None, self._complete(upload))
+
+    async def _may_complete(self, upload: Upload, *, chunks: bool = True) -> bool:
+        return await asyncio.to_thread(self._outbox.may_complete, upload, chunks=chunks)
+
+    def _fly(self, key: str, seq: int | None, work: Coroutine[Any, Any, None]) -> None:
+        """Run one request as a task that reports back when it ends."""
+        task = asyncio.create_task(self._guarded(key, work), name=f"send {key} {seq}")
+        self._flying[key, seq] = task
+        task.add_done_callback(lambda _: self._landed(key, seq))
+
+    def _landed(self, key: str, seq: int | None) -> None:
+        self._flying.pop((key, seq), None)
+        self._wake.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._on_change()
+
+    async def _guarded(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+        """One request; a fault of this side, such as a full disk, is met as one of that side."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001  # the sender outlives every fault
+            self._log.warning("sending failed", upload_id=key, error=str(error), exc_info=True)
+            self._failed(key, f"{type(error).__name__}: {error}", None)
+
+    # The requests
+
+    async def _send_chunk(self, upload: Upload, seq: int) -> None:
+        chunk = await asyncio.to_thread(self._outbox.chunk, upload.upload_id, seq)
+        if chunk is None:
+            return
+        body, coding = await self._as_accepted(chunk)
+        headers = {"Content-Type": chunk.content_type, "Content-Digest": content_digest(body)}
+        if coding != "identity":
+            headers["Content-Encoding"] = coding
+        path = ("uploads", upload.upload_id, "chunks", str(seq))
+        about = {"upload_id": upload.upload_id, "seq": seq, "records": chunk.records}
+        outcome = await self._pusher.push(Asked.CHUNK, "PUT", path, body, headers, **about)
+        probing = self._form == "unknown"
+        decision = decide(Asked.CHUNK, outcome, self._clock.now(), probing=probing, coding=coding)
+        if decision.verdict is Verdict.OTHER_CODING:
+            self._coding = CODINGS[CODINGS.index(coding) + 1]
+            return
+        await self._act(upload, decision, outcome, seq=seq, size=len(body))
+
+    async def _as_accepted(self, chunk: Chunk) -> tuple[bytes, str]:
+        """The chunk's body in the coding that this backend takes."""
+        if chunk.coding == "identity" or chunk.coding == self._coding:
+            return chunk.body, chunk.coding
+        body = await asyncio.to_thread(recode, chunk.body, chunk.coding, self._coding)
+        return body, self._coding
+
+    async def _complete(self, upload: Upload) -> None:
+        if not await asyncio.to_thread(self._outbox.completing, upload.upload_id):
+            return
+        body = encode_json(complete_body(upload, self._identity))
+        path = ("uploads", upload.upload_id, "complete")
+        outcome = await self._pusher.push(
+            Asked.COMPLETE, "POST", path, body, _JSON, upload_id=upload.upload_id
+        )
+        decision = decide(Asked.COMPLETE, outcome, self._clock.now())
+        await self._act(upload, decision, outcome, size=len(body))
+
+    async def _send_whole(self, upload: Upload) -> None:
+        """The simple form: one plain JSON array."""
+        refusal = simple_refusal(upload, await asyncio.to_thread(self._types, upload.upload_id))
+        if refusal:
+            await self._dead(upload, refusal, Outcome())
+            return
+        bodies = await asyncio.to_thread(lambda: list(self._outbox.bodies(upload.upload_id)))
+        body = json_array([recode(chunk.body, chunk.coding, "identity") for chunk in bodies])
+        key = f"{upload.upload_key}-{upload.source_seq}"
+        about = {"upload_id": upload.upload_id, "records": upload.records}
+        outcome = await self._pusher.push(
+            Asked.SIMPLE, "POST", (), body, {**_JSON, "Idempotency-Key": key}, **about
+        )
+        if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
+            self._learn_form("unknown")
+        decision = decide(Asked.SIMPLE, outcome, self._clock.now())
+        await self._act(upload, decision, outcome, size=len(body))
+
+    def _types(self, upload_id: str) -> set[str]:
+        return {chunk.content_type for chunk in self._outbox.bodies(upload_id)}
+
+    # What the answers mean
+
+    async def _act(
+        self,
+        upload: Upload,
+        decision: Decision,
+        outcome: Outcome,
+        *,
+        seq: int | None = None,
+        size: int = 0,
+    ) -> None:
+        """Do what a decision says."""
+        key, verdict, store = upload.upload_id, decision.verdict, self._outbox
+        body = outcome.body if isinstance(outcome.body, dict) else {}
+        if verdict is Verdict.RETRY:
+            self._failed(key, decision.reason, decision.retry_after_s, outcome.status)
+        elif verdict is Verdict.PAUSE:
+            await self._pause(decision.reason)
+        elif verdict is Verdict.DEAD:
+            await self._dead(upload, decision.reason, outcome)
+        elif verdict is Verdict.OTHER_FORM:
+            self._learn_form("simple")
+        else:
+            await self._went_well(key, chunked=seq is not None)
+            if verdict is Verdict.STORED:
+                await asyncio.to_thread(store.acknowledge, key, seq, size)
+            elif verdict is Verdict.COMPLETE_NOW:
+                await asyncio.to_thread(store.acknowledge, key, None)
+            elif verdict is Verdict.SEND_MISSING:
+                await asyncio.to_thread(store.missing, key, body["missing"])
+                self._each.setdefault(key, Backoff()).failed(self._clock.monotonic())
+            elif verdict is Verdict.SUPERSEDED:
+                await asyncio.to_thread(store.superseded, key, body, new_upload_id())
+            else:
+                job_id = body.get("job_id")
+                text = None if job_id is None else str(job_id)
+                await asyncio.to_thread(store.done, key, text, size)
+
+    async def _dead(self, upload: Upload, reason: str, outcome: Outcome) -> None:
+        answer = {"reason": reason, "status": outcome.status, "body": outcome.body}
+        await asyncio.to_thread(self._outbox.die, upload.upload_id, answer)
+        self._log.error("upload refused", upload_id=upload.upload_id, reason=reason)
+
+    def _failed(
+        self, key: str, reason: str, retry_after_s: float | None, status: int | None = None
+    ) -> None:
+        """Put an upload off; and all of them, where the fault is not its own."""
+        now = self._clock.monotonic()
+        self._each.setdefault(key, Backoff()).failed(now, retry_after_s)
+        if status is None or status in {429, 503} or retry_after_s:
+            self._failed_all(reason, retry_after_s)
+        self.last_fault = reason
+
+    def _failed_all(self, reason: str, retry_after_s: float | None = None) -> None:
+        now = self._clock.monotonic()
+        if now >= self._all.not_before or retry_after_s:
+            self._all.failed(now, retry_after_s)
+        self.last_fault = reason
+
+    async def _pause(self, reason: str) -> None:
+        """Stop sending, but for a try now and then or when the key changes."""
+        if self.paused != reason:
+            self._log.error("sending is paused", reason=reason)
+            self.paused = reason
+            await asyncio.to_thread(self._outbox.remember, "paused", reason)
+        self._all.attempts += 1
+        self._all.not_before = self._clock.monotonic() + PAUSED_PROBE_S
+
+    async def _went_well(self, key: str, *, chunked: bool) -> None:
+        """The backend took something: no pause, no waits, and its form is known."""
+        self._all.succeeded()
+        self._each.pop(key, None)
+        self.last_fault = ""
+        if chunked and self._form == "unknown":
+            self._learn_form("chunked")
+        if self.paused:
+            self._log.info("sending goes on")
+            self.paused = ""
+            await asyncio.to_thread(self._outbox.remember, "paused", None)
+
+    def _known_form(self) -> str:
+        """The form that is set, or that this endpoint is known to take."""
+        if self._settings.upload_form != "auto":
+            return self._settings.upload_form
+        known = self._outbox.fact("form") or {}
+        return str(known.get(self._settings.endpoint, "unknown"))
+
+    def _learn_form(self, form: str) -> None:
+        self._form = form
+        self._outbox.remember("form", {self._settings.endpoint: form})
+
+    def _is_open(self, upload_id: str) -> bool:
+        """Whether an upload, or what it was sealed again as, has not ended."""
+        while True:
+            upload = self._outbox.upload(upload_id)
+            again = (upload.answer or {}).get("sealed_again_as") if upload.answer else None
+            if again is None:
+                return upload.state in {"building", "sealed", "completing"}
+            upload_id = again
+
+
+def complete_body(upload: Upload, identity: Identity) -> dict[str, Any]:
+    """What `complete` says of a sealed upload."""
+    body = {
+        "upload_key": upload.upload_key,
+        "source_key": upload.source_key,
+        "source_seq": upload.source_seq,
+        "mode": upload.mode,
+        "full": upload.full,
+        "chunks": upload.chunks,
+        "records": upload.records,
+        "stream": identity.stream,
+        "source": upload.source,
+        "params": upload.params,
+        "entry": identity.entry,
+        "version": identity.version,
+        "installation_id": identity.installation_id,
+    }
+    if upload.mode == "append":
+        body.update(after=upload.after, until=upload.until)
+    return body
+
+
+def simple_refusal(upload: Upload, content_types: set[str]) -> str:
+    """Why an upload cannot be sent in the simple form, with the mend; empty when it can."""
+    if content_types - {CONTENT_TYPES["ndjson"]}:
+        return "the backend takes the simple form alone, one JSON array: use format ndjson"
+    if upload.chunks > 1:
+        return (
+            f"the backend takes the simple form alone, and this result has {upload.chunks} chunks: "
+            "raise chunk_bytes, split the source, or give the backend the chunked protocol"
+        )
+    return ""
+
+
+def new_upload_id() -> str:
+    """A random upload_id."""
+    return uuid4().hex
