@@ -1,6 +1,8 @@
 """catalogzero: process your clients' data on their own machines."""
 
 from catalogzero.client import HandlerClient, fan_out
+from catalogzero.cloud.contract import Batch, CloudSettings, Params
+from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.errors import (
     BadCallError,
     BadParamsError,
@@ -34,9 +36,12 @@ __all__ = [
     "BadCallError",
     "BadParamsError",
     "BadRequestError",
+    "Batch",
     "BusyError",
     "CallTimeoutError",
     "CatalogZeroError",
+    "CloudProcessor",
+    "CloudSettings",
     "ConfigError",
     "DrainingError",
     "ExpiredError",
@@ -44,6 +49,7 @@ __all__ = [
     "Handler",
     "HandlerClient",
     "HandlerSettings",
+    "Params",
     "RetryLaterError",
     "RunCancelledError",
     "RunError",

@@ -1,7 +1,7 @@
 """Health: what an installation tells its vendor, from what really happened.
 
-Pure but for `HealthPost`, which pushes a report and keeps the newest unsent one. Status is judged by
-uploads, backlog, pauses and runs, never by being alive.
+`HealthPost` pushes a report, and keeps the newest unsent one. Status is judged by uploads, backlog,
+pauses and runs; never by being alive.
 
 Layer: core.
 """

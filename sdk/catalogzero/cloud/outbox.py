@@ -458,8 +458,9 @@ class Outbox:
         One that is still building is abandoned: its source's mark never advanced.
         """
         self.execute(
-            "UPDATE uploads SET"
-            " state = CASE state WHEN 'building' THEN 'abandoned' ELSE 'dead' END, answer = ?, ended_at = ? WHERE upload_id = ? AND ended_at IS NULL",
+            "UPDATE uploads SET answer = ?, ended_at = ?,"
+            " state = CASE state WHEN 'building' THEN 'abandoned' ELSE 'dead' END"
+            " WHERE upload_id = ? AND ended_at IS NULL",
             (_text(answer), self._now(), upload_id),
         )
         self.execute(
@@ -706,7 +707,7 @@ class Outbox:
         """End an upload and drop its chunks."""
         self.execute(
             "UPDATE uploads SET state = ?, job_id = ?, answer = ?, ended_at = ?"
-            " WHERE upload_id = ?",
+            " WHERE upload_id = ? AND (ended_at IS NULL OR state = 'dead')",
             (state, job_id, _text(answer), self._now(), upload_id),
         )
         self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))

@@ -9,6 +9,7 @@ Layer: core.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import threading
 import uuid
 from collections.abc import Iterable, Iterator
@@ -97,7 +98,7 @@ class CloudProcessor(Handler):
         self,
         data_source: str,
         params: dict[str, Any] | None = None,
-        format: str | None = None,  # noqa: A002  # the word of the call
+        format: str | None = None,
         full: bool | None = None,
     ) -> dict[str, Any]:
         """Read a source, process it, and send what is new.
@@ -205,7 +206,7 @@ class CloudProcessor(Handler):
             handler_id=self.handler_id,
             entry=entry or type(self).__name__,
             version=version or "0",
-            stream=self.stream or type(self).__name__,
+            stream=self.stream or handler_name(type(self)),
             sdk_version=__version__,
         )
 
@@ -215,6 +216,16 @@ class CloudProcessor(Handler):
 
 
 _ENGINE_TURN = threading.Lock()
+
+
+def handler_name(cls: type) -> str:
+    """The name under which an entry provides a class; the class's own where none does."""
+    wanted = {f"{cls.__module__}:{cls.__qualname__}"}
+    wanted.add(f"{cls.__module__.partition('.')[0]}:{cls.__qualname__}")
+    for point in importlib.metadata.entry_points(group="catalogzero.handlers"):
+        if point.value in wanted:
+            return point.name
+    return cls.__name__
 
 
 def kept_installation_id(folder: Path) -> str:

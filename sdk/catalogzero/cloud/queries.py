@@ -1,0 +1,165 @@
+"""Named queries as sources: SQL and URL stand in the client's config, never in a call.
+
+With a watermark, the range is fixed first (`after` < watermark <= `until`) and read in the same
+transaction, so that a row written meanwhile belongs to the next run. Needs the extra `sql`.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any, Self
+
+import orjson
+from sqlalchemy import Connection, Engine, column, create_engine, func, select, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from catalogzero.cloud.contract import Batch, CloudSettings, Mode, QuerySource
+from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.errors import BadParamsError, ConfigError, FailedError
+
+PREFIX = "sql:"
+
+
+def query_item(settings: CloudSettings, data_source: str, options: ReadOptions) -> QueryItem:
+    """The item of `sql:<name>`.
+
+    Raises:
+        BadParamsError: The config has no query of that name.
+    """
+    name = data_source.removeprefix(PREFIX)
+    query = settings.sources.get(name)
+    if query is None:
+        known = ", ".join(sorted(settings.sources)) or "none"
+        message = f"no query {name!r} in the config's sources; there are: {known}"
+        raise BadParamsError(message, details=[{"field": "data_source", "message": message}])
+    return QueryItem(data_source, query, options)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryItem:
+    """A named query."""
+
+    name: str
+    query: QuerySource
+    options: ReadOptions
+
+    @property
+    def mode(self) -> Mode:
+        """A query with a watermark appends."""
+        return "replace" if self.query.watermark is None else "append"
+
+    def stamp(self) -> None:
+        """There is none: a query is asked each time."""
+
+    def open(self, after: Any, bad: BadRecords) -> QueryReading:
+        """See `Item.open`."""
+        return QueryReading(self, after)
+
+
+class QueryReading:
+    """One pass over a query's rows, streamed, in one transaction."""
+
+    def __init__(self, item: QueryItem, after: Any) -> None:
+        self._item, self.after, self.until = item, after, after
+        self._sha, self._stack = hashlib.sha256(), ExitStack()
+
+    def __enter__(self) -> Self:
+        try:
+            engine = create_engine(database_url(self._item.query), poolclass=NullPool)
+            self._stack.callback(engine.dispose)
+            self._connection = self._stack.enter_context(_snapshot(engine))
+        except SQLAlchemyError as error:
+            raise _query_error(self._item.name, error) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Reading.batches`."""
+        options = self._item.options
+        try:
+            statement, values = self._statement()
+            rows = self._connection.execution_options(
+                stream_results=True, max_row_buffer=options.batch_rows
+            ).execute(statement, values)
+            for part in rows.mappings().partitions(options.batch_rows):
+                batch = [dict(row) for row in part]
+                if self._item.mode == "replace":
+                    self._sha.update(orjson.dumps(batch, default=str))
+                yield _table(batch) if options.arrow else batch
+        except SQLAlchemyError as error:
+            raise _query_error(self._item.name, error) from error
+
+    def content(self) -> str | None:
+        """See `Reading.content`: of the rows read, in their order."""
+        return None if self._item.mode == "append" else self._sha.hexdigest()
+
+    def check(self) -> None:
+        """One transaction reads one state of the database."""
+
+    def _statement(self) -> tuple[Any, dict[str, Any]]:
+        """The query, or the part of it above the watermark."""
+        query = self._item.query
+        sql = query.query.strip().rstrip(";")
+        if query.watermark is None:
+            return text(sql), {}
+        rows = text(sql).columns(column(query.watermark)).subquery("source")
+        mark = rows.c[query.watermark]
+        until = self._connection.execute(select(func.max(mark))).scalar()
+        if until is not None:
+            self.until = _json(until)
+        bounds = {"until": until, "after": self.after}
+        whole = "SELECT * FROM (" + sql + ") AS source WHERE "  # noqa: S608  # the client's own config
+        name = self._connection.dialect.identifier_preparer.quote(query.watermark)
+        low = "" if self.after is None else f"{name} > :after AND "
+        return text(f"{whole}{low}{name} <= :until ORDER BY {name}"), bounds
+
+
+def database_url(query: QuerySource) -> str:
+    """The URL of a query's database.
+
+    Raises:
+        ConfigError: `url_file` cannot be read.
+    """
+    if query.url is not None:
+        return query.url.get_secret_value()
+    try:
+        return (query.url_file.read_text("utf-8") if query.url_file else "").strip()
+    except OSError as error:
+        raise ConfigError(f"url_file {query.url_file} cannot be read: {error.strerror}") from error
+
+
+def _snapshot(engine: Engine) -> Connection:
+    """A connection whose reads all see one state: repeatable read, where there are levels."""
+    if engine.dialect.name == "sqlite":
+        return engine.connect()
+    return engine.connect().execution_options(isolation_level="REPEATABLE READ")
+
+
+def _json(value: Any) -> Any:
+    """A watermark as JSON; the database reads its text back."""
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    return str(value) if isinstance(value, Decimal) else value
+
+
+def _table(batch: list[dict[str, Any]]) -> Batch:
+    """The Arrow table of some rows."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(batch)
+
+
+def _query_error(name: str, error: SQLAlchemyError) -> FailedError:
+    """The error of a query; the driver's own words, without the statement and its values."""
+    cause = getattr(error, "orig", None) or type(error).__name__
+    return FailedError(f"{name}: {str(cause).strip()}")
