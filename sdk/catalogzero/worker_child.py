@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+from pydantic import SecretStr
 
 from catalogzero.errors import BadCallError, CatalogZeroError, FailedError, RunError
 from catalogzero.handler import Handler
@@ -44,13 +45,22 @@ def spec_of(handler: Handler) -> dict[str, Any]:
         "module": cls.__module__,
         "file": getattr(module, "__file__", None),
         "qualname": cls.__qualname__,
-        "args": args,
-        "kwargs": kwargs,
+        "args": _revealed(list(args)),
+        "kwargs": _revealed(kwargs),
         "runtime": handler.runtime.model_dump(mode="json"),
         "handler_id": handler.handler_id,
         "sys_path": sys.path,
         "parent_pid": os.getpid(),
     }
+
+
+def _revealed(value: Any) -> Any:
+    """The same arguments with secrets in clear: they go over a pipe to our own child only."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, dict):
+        return {key: _revealed(item) for key, item in value.items()}
+    return [_revealed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Channel:
