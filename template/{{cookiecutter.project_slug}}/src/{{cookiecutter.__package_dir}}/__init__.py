@@ -1,0 +1,1 @@
+"""{{ (cookiecutter.product_name ~ ": " ~ cookiecutter.description) | docstring }}"""

@@ -1,0 +1,25 @@
+"""{{ (cookiecutter.product_name ~ " by " ~ cookiecutter.vendor_name ~ ": what it does with a client's rows.") | docstring }}"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from catalogzero import Batch, CloudProcessor, Params
+
+{{ (cookiecutter.__package ~ ".settings") | import_line(cookiecutter.__settings_class) }}
+
+
+class {{ cookiecutter.class_name }}(CloudProcessor):
+    """{{ cookiecutter.description | docstring(4) }}"""
+
+    settings_model = {{ cookiecutter.__settings_class }}
+
+    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+        """Strip every text and leave out the rows that say nothing; the order is kept."""
+        for batch in batches:
+            rows = [cleaned(row) for row in batch]
+            yield [row for row in rows if any(value not in (None, "") for value in row.values())]
+
+
+def cleaned(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose texts have no blanks around them."""
+    return {key: v.strip() if isinstance(v, str) else v for key, v in row.items()}

@@ -1,0 +1,11 @@
+"""What every processor must do, run against `{{ cookiecutter.class_name }}`: catalogzero's contract suite."""
+
+from catalogzero.testing import ProcessorContract
+
+{{ cookiecutter.module_path | import_line(cookiecutter.class_name) }}
+
+
+class Test{{ cookiecutter.class_name }}(ProcessorContract):
+    """Each check has a name: `exclude = {"name": "why it does not hold here"}` leaves one out."""
+
+    handler_class = {{ cookiecutter.class_name }}
