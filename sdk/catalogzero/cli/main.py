@@ -33,6 +33,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "new": Command(VENDOR, "new:new"),
+    "build": Command(VENDOR, "build:build"),
+    "catalog": Command(VENDOR, "catalog:app"),
     "run": Command(CLIENT, "run:run"),
     "call": Command(CLIENT, "call:call"),
     "ping": Command(CLIENT, "call:ping"),

@@ -1,1 +1,4 @@
-"""What makes a package an entry of a catalog."""
+"""What makes a package an entry of a catalog: its scaffold, manifest, rules, index, installation.
+
+Layer: edge.
+"""

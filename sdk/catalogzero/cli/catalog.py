@@ -1,0 +1,99 @@
+"""`catalogzero catalog`: publish a catalog, look into one, install from one.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catalogzero.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, help="Publish a catalog; install from one.")
+
+
+@app.command("build")
+def build(
+    dists: Annotated[list[Path], typer.Argument(help="Wheels, or folders with wheels.")],
+    *,
+    out: Annotated[Path, typer.Option(help="The site's folder; an existing one is added to.")],
+    find_links: Annotated[
+        list[Path] | None, typer.Option(help="Folder with wheels of the dependencies.")
+    ] = None,
+    index_url: Annotated[
+        str | None, typer.Option(help="Index of the dependencies; default: pip's own setting.")
+    ] = None,
+    no_index: Annotated[bool, typer.Option("--no-index", help="Ask no index at all.")] = False,
+    python: Annotated[
+        list[str] | None, typer.Option(help="Also for this Python version, such as 3.12.")
+    ] = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(help="Also for this platform, such as manylinux_2_28_x86_64."),
+    ] = None,
+    yank: Annotated[
+        list[str] | None, typer.Option(help="id==version=reason: warn clients off a release.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of gathered wheels.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="A published file may change its content.")
+    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Publish entries with everything that they need as a static site."""
+    from catalogzero.entry import closure, index
+
+    report = index.build_catalog(
+        dists,
+        out,
+        origin=closure.Origin(tuple(find_links or ()), index_url, no_index),
+        targets=closure.targets(python or [], platform or []),
+        cache=cache,
+        yank=dict(parse_yank(text) for text in yank or ()),
+        replace=replace,
+    )
+    if json_output:
+        facts = {"out": str(report.out), "entries": report.entries, "wheels": report.wheels}
+        typer.echo(json.dumps({**facts, "bytes": report.bytes}))
+        return
+    for entry_id, version in report.entries.items():
+        typer.echo(f"{entry_id} {version}")
+    size_mb = report.bytes / 1_000_000
+    typer.echo(
+        f"{report.out}: {report.wheels} wheels, {size_mb:.1f} MB. Serve it with any web "
+        f"server, or look at it: catalogzero catalog serve {report.out}"
+    )
+
+
+def parse_yank(text: str) -> tuple[str, str]:
+    """`id==version=reason` as the release and the reason.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    entry_id, mark, rest = text.partition("==")
+    version, _, reason = rest.partition("=")
+    if not (entry_id and mark and version):
+        raise ConfigError(f"--yank {text!r}: write id==version=reason")
+    return f"{entry_id}=={version}", reason or "withdrawn by its vendor"
+
+
+@app.command("serve")
+def serve(
+    site: Annotated[
+        Path, typer.Argument(help="The site's folder.", exists=True, file_okay=False)
+    ] = Path("site"),
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8880,
+) -> None:
+    """Serve a catalog on this machine, for a look or for a network without a web server."""
+    from catalogzero.entry.serving import CatalogServer
+
+    with CatalogServer(site, host, port) as server:
+        typer.echo(f"{server.url} (Ctrl-C ends it)")
+        server.serve_until_interrupted()

@@ -1,0 +1,91 @@
+"""`catalogzero new`: a vendor's package from the template.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catalogzero.errors import ConfigError
+
+
+def new(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR] [KEY=VALUE]...",
+            help="Folder in which the package's folder is made (default: this one), and answers.",
+        ),
+    ] = None,
+    *,
+    no_input: Annotated[bool, typer.Option("--no-input", help="Ask nothing.")] = False,
+    answers_help: Annotated[bool, typer.Option("--answers", help="List the answers.")] = False,
+) -> None:
+    """Make a package of your own: a handler that processes and uploads, tests, manifest, CLI."""
+    from catalogzero.entry import scaffold
+
+    template = scaffold.template_folder()
+    if answers_help:
+        _print_answers()
+        return
+    try:
+        parent, answers = parse(arguments or [])
+        if not no_input:
+            answers = _ask(answers)
+        folder = scaffold.scaffold(answers, parent, template)
+    except ConfigError as error:
+        typer.echo(f"catalogzero new: nothing was written.\n{error}", err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"{folder} is made. Next: cd {folder}, and read DEVELOPMENT.md")
+
+
+def parse(arguments: Iterable[str]) -> tuple[Path, dict[str, str]]:
+    """The folder and the answers of a command line.
+
+    Raises:
+        ConfigError: Two folders, or an answer given twice.
+    """
+    folders: list[str] = []
+    answers: dict[str, str] = {}
+    for argument in arguments:
+        name, mark, value = argument.partition("=")
+        if not mark:
+            folders.append(argument)
+        elif name in answers:
+            raise ConfigError(f"{name} is given twice; give it once.")
+        else:
+            answers[name] = value
+    if len(folders) > 1:
+        raise ConfigError(
+            f"{folders[1]!r} is no answer; write key=value, quoted where it has blanks."
+        )
+    return Path(folders[0] if folders else "."), answers
+
+
+def _ask(answers: dict[str, str]) -> dict[str, str]:
+    """Ask for the three answers that have no good default, as far as they are not given."""
+    from catalogzero.entry import scaffold
+
+    template = scaffold.template_folder()
+    words = scaffold.prompts(template)
+    for name in scaffold.ASKED:
+        if name not in answers:
+            default = scaffold.complete(answers, template)[name]
+            answers[name] = typer.prompt(words[name], default=default, err=True)
+    return answers
+
+
+def _print_answers() -> None:
+    """Every answer with its meaning and its default."""
+    from catalogzero.entry import scaffold
+
+    template = scaffold.template_folder()
+    words, defaults = scaffold.prompts(template), scaffold.complete({}, template)
+    for name, default in defaults.items():
+        sys.stdout.write(f"{name}={default}\n    {words[name]}\n")

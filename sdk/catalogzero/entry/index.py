@@ -1,0 +1,319 @@
+"""A catalog as a static site: what pip reads, what programs read, what people read.
+
+Owns the site's folder: `files/` with every wheel and its metadata (PEP 658), `simple/` (PEP 503
+pages with SHA-256, PEP 691 JSON beside them), `requirements/` (each entry's whole closure with
+hashes), `catalog.json`, and a page per entry. The same wheels give the same bytes. Wheels are
+never imported. What was published before stays, unless it is given again with other content.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from catalogzero.entry import closure, pages
+from catalogzero.entry.manifest import Manifest
+from catalogzero.entry.requirements import requirements_text
+from catalogzero.entry.wheels import Wheel, read_wheel, sha256_of
+from catalogzero.errors import ConfigError
+
+CATALOG_VERSION = 1
+SDK_EXTRAS = ("parquet", "scheduler", "sql")
+"""The SDK's extras that a client may need: they are in every catalog's closure."""
+
+_JSON_API = "1.1"
+
+
+@dataclass(frozen=True)
+class Release:
+    """One version of one entry, as the catalog shows it."""
+
+    manifest: Manifest
+    wheel: Wheel
+    yanked: str | None = None
+    """Why it should not be installed any more; None where it may."""
+
+
+@dataclass(frozen=True)
+class CatalogReport:
+    """What a build wrote."""
+
+    out: Path
+    entries: dict[str, str] = field(default_factory=dict)
+    """Entry id → newest version."""
+    wheels: int = 0
+    bytes: int = 0
+
+
+def build_catalog(
+    dists: Sequence[Path],
+    out: Path,
+    *,
+    origin: closure.Origin | None = None,
+    targets: Sequence[closure.Target] = (closure.Target(),),
+    cache: Path | None = None,
+    yank: Mapping[str, str] | None = None,
+    replace: bool = False,
+) -> CatalogReport:
+    """Publish wheels with everything that they need into a folder.
+
+    Args:
+        dists: Wheels, or folders that hold them.
+        out: The site's folder; one that is a catalog already is added to.
+        origin: Where dependencies come from.
+        targets: The machines that the closure is gathered for.
+        cache: Folder of gathered wheels.
+        yank: `id==version` → why it should not be installed any more.
+        replace: Allow a file of a name that is published to change its content.
+
+    Raises:
+        ConfigError: A file is no wheel, no wheel is an entry, or a published file would change.
+        CatalogZeroError: pip found no set of dependencies.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        own = _own_wheels(dists, Path(temporary))
+        paths = {wheel.path for wheel in own}
+        for target in targets:
+            paths |= set(
+                closure.gather(
+                    own,
+                    origin=origin or closure.Origin(),
+                    target=target,
+                    extras={closure.SDK: SDK_EXTRAS},
+                    cache=cache or closure.default_cache(),
+                )
+            )
+        _copy(sorted(paths), out / "files", replace=replace)
+    return publish(out, yank or {})
+
+
+def publish(out: Path, yank: Mapping[str, str]) -> CatalogReport:
+    """Write every page of a site anew from the wheels in its `files/`.
+
+    Raises:
+        ConfigError: A wheel cannot be read, or `yank` names a release that is not there.
+    """
+    wheels = closure.read_all((out / "files").glob("*.whl"))
+    releases = _releases(wheels, {**_published_yanks(out), **yank})
+    withdrawn = {release.wheel.path.name: release.yanked for release in releases if release.yanked}
+    _write_files(out, wheels)
+    _write_simple(out, wheels, withdrawn)
+    _write_requirements(out, wheels, releases)
+    document = _catalog_document(releases, wheels)
+    _write(out / "catalog.json", _json(document))
+    pages.write_pages(out, document)
+    newest = {entry["id"]: entry["version"] for entry in document["entries"]}
+    total = sum(wheel.path.stat().st_size for wheel in wheels)
+    return CatalogReport(out, newest, len(wheels), total)
+
+
+def _own_wheels(dists: Sequence[Path], folder: Path) -> list[Wheel]:
+    """The wheels given, with one of the SDK where none was."""
+    files = [file for path in dists for file in _wheel_files(path)]
+    wheels = closure.read_all(set(files))
+    if not any(wheel.entries for wheel in wheels):
+        given = ", ".join(str(path) for path in dists)
+        raise ConfigError(f"no catalog entry among: {given}; build one with `catalogzero build`")
+    for wheel in wheels:
+        for entry_id in wheel.entries:
+            _check_identity(wheel, wheel.manifest(entry_id), entry_id)
+    if not any(wheel.name == closure.SDK for wheel in wheels):
+        wheels.append(read_wheel(closure.sdk_wheel(folder)))
+    return wheels
+
+
+def _wheel_files(path: Path) -> list[Path]:
+    """A wheel itself, or the wheels of a folder; a source archive stands aside."""
+    if path.is_dir():
+        return sorted(path.glob("*.whl"))
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; build it with `catalogzero build`")
+    return [] if path.name.endswith(".tar.gz") else [path]
+
+
+def _check_identity(wheel: Wheel, manifest: Manifest, entry_id: str) -> None:
+    """An entry's manifest must be of that entry and of that wheel's version."""
+    if manifest.id != entry_id:
+        raise ConfigError(
+            f"{wheel.path.name}: its manifest says id {manifest.id!r}, its entry "
+            f"point {entry_id!r}; make them the same"
+        )
+    if Version(manifest.version) != wheel.version:
+        raise ConfigError(
+            f"{wheel.path.name}: its manifest says version {manifest.version}; make them the same"
+        )
+
+
+def _copy(paths: Sequence[Path], files: Path, *, replace: bool) -> None:
+    """Copy wheels into the site; a published file keeps its content."""
+    files.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        there = files / path.name
+        if there.is_file() and not replace and sha256_of(there) != sha256_of(path):
+            raise ConfigError(
+                f"{path.name} is published with other content; raise its version, "
+                "or say --replace where no client has it yet"
+            )
+        shutil.copyfile(path, there)
+
+
+def _published_yanks(out: Path) -> dict[str, str]:
+    """What was yanked when the site was last written: `id==version` → reason."""
+    try:
+        document = json.loads((out / "catalog.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {
+        f"{entry['id']}=={release['version']}": release["yanked"]
+        for entry in document["entries"]
+        for release in entry["releases"]
+        if release["yanked"]
+    }
+
+
+def _releases(wheels: Iterable[Wheel], yanks: Mapping[str, str]) -> list[Release]:
+    """Every entry's releases, newest first, those that are yanked marked."""
+    found = [
+        Release(wheel.manifest(entry_id), wheel, yanks.get(f"{entry_id}=={wheel.version}"))
+        for wheel in wheels
+        for entry_id in wheel.entries
+    ]
+    known = {f"{release.manifest.id}=={release.wheel.version}" for release in found}
+    if missing := sorted(set(yanks) - known):
+        raise ConfigError(f"no release to yank: {', '.join(missing)}; write id==version")
+    found.sort(key=lambda release: release.wheel.version, reverse=True)
+    return sorted(found, key=lambda release: release.manifest.id)
+
+
+def _write_files(out: Path, wheels: Iterable[Wheel]) -> None:
+    """Each wheel's metadata beside it (PEP 658)."""
+    for wheel in wheels:
+        _write(out / "files" / f"{wheel.path.name}.metadata", wheel.metadata)
+
+
+def _write_simple(out: Path, wheels: Iterable[Wheel], withdrawn: Mapping[str, str]) -> None:
+    """The simple index, as pages and as JSON."""
+    projects: dict[str, list[Wheel]] = defaultdict(list)
+    for wheel in wheels:
+        projects[wheel.name].append(wheel)
+    names = sorted(projects)
+    _write_simple_page(out / "simple", "Simple index", [(f"{n}/", {}, n) for n in names])
+    root = {"meta": {"api-version": _JSON_API}, "projects": [{"name": name} for name in names]}
+    _write(out / "simple" / "index.json", _json(root))
+    for name, files in projects.items():
+        rows = [_file_row(wheel, withdrawn) for wheel in files]
+        links = [_file_link(row) for row in rows]
+        _write_simple_page(out / "simple" / name, f"Links for {name}", links)
+        versions = sorted({wheel.version for wheel in files})
+        document = {
+            "meta": {"api-version": _JSON_API},
+            "name": name,
+            "versions": [str(version) for version in versions],
+            "files": rows,
+        }
+        _write(out / "simple" / name / "index.json", _json(document))
+
+
+def _file_row(wheel: Wheel, withdrawn: Mapping[str, str]) -> dict[str, Any]:
+    """A wheel in PEP 691's words."""
+    metadata = {"sha256": hashlib.sha256(wheel.metadata).hexdigest()}
+    row: dict[str, Any] = {
+        "filename": wheel.path.name,
+        "url": f"../../files/{wheel.path.name}",
+        "hashes": {"sha256": wheel.sha256},
+        "size": wheel.path.stat().st_size,
+        "core-metadata": metadata,
+        "dist-info-metadata": metadata,
+        "yanked": withdrawn.get(wheel.path.name, False),
+    }
+    if wheel.requires_python:
+        row["requires-python"] = wheel.requires_python
+    return row
+
+
+def _file_link(row: Mapping[str, Any]) -> tuple[str, dict[str, str], str]:
+    """The same row as a link of PEP 503: address, attributes, text."""
+    metadata = f"sha256={row['core-metadata']['sha256']}"
+    attributes = {"data-core-metadata": metadata, "data-dist-info-metadata": metadata}
+    if "requires-python" in row:
+        attributes["data-requires-python"] = row["requires-python"]
+    if row["yanked"]:
+        attributes["data-yanked"] = row["yanked"]
+    return f"{row['url']}#sha256={row['hashes']['sha256']}", attributes, row["filename"]
+
+
+def _write_simple_page(
+    folder: Path, title: str, links: Iterable[tuple[str, dict[str, str], str]]
+) -> None:
+    """One page of links."""
+    lines = [
+        f'<a href="{html.escape(address)}"'
+        + "".join(f' {name}="{html.escape(value)}"' for name, value in attributes.items())
+        + f">{html.escape(text)}</a><br>"
+        for address, attributes, text in links
+    ]
+    head = (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="pypi:repository-version" content="{_JSON_API}">'
+        f"<title>{html.escape(title)}</title></head><body>"
+    )
+    _write(folder / "index.html", "\n".join([head, *lines, "</body></html>", ""]))
+
+
+def _write_requirements(out: Path, wheels: Sequence[Wheel], releases: Iterable[Release]) -> None:
+    """Each release's whole closure with hashes, for `pip install --require-hashes -r`."""
+    for release in releases:
+        name = f"{release.manifest.id}-{release.wheel.version}.txt"
+        _write(out / "requirements" / name, requirements_text(release.wheel, wheels))
+
+
+def _catalog_document(releases: Iterable[Release], wheels: Sequence[Wheel]) -> dict[str, Any]:
+    """What the catalog offers, for programs: `catalog.json`."""
+    by_entry: dict[str, list[Release]] = defaultdict(list)
+    for release in releases:
+        by_entry[release.manifest.id].append(release)
+    entries = [_entry_document(entry_releases) for entry_releases in by_entry.values()]
+    hashes = {wheel.path.name: wheel.sha256 for wheel in wheels}
+    return {"catalog_version": CATALOG_VERSION, "entries": entries, "files": hashes}
+
+
+def _entry_document(releases: Sequence[Release]) -> dict[str, Any]:
+    """One entry: its newest manifest that is not yanked, and all its releases."""
+    newest = next((release for release in releases if not release.yanked), releases[0])
+    document = newest.manifest.model_dump(mode="json")
+    document["distribution"] = newest.wheel.name
+    document["releases"] = [
+        {
+            "version": str(release.wheel.version),
+            "file": release.wheel.path.name,
+            "sha256": release.wheel.sha256,
+            "requires_python": release.wheel.requires_python,
+            "requirements": f"requirements/{release.manifest.id}-{release.wheel.version}.txt",
+            "yanked": release.yanked,
+        }
+        for release in releases
+    ]
+    return document
+
+
+def _json(document: object) -> str:
+    """A document as indented JSON with a line feed at its end."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Write a file and its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)

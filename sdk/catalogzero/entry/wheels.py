@@ -1,0 +1,167 @@
+"""Wheels as files: what their metadata says, and a wheel of the SDK itself.
+
+Owns reading a wheel's metadata, entry points and manifest from the archive; nothing in a wheel is
+ever imported or run.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import email.parser
+import hashlib
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import Distribution, PackagePath
+from pathlib import Path
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+from packaging.version import Version
+
+from catalogzero.entry.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from catalogzero.errors import ConfigError
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One wheel file, read without being imported."""
+
+    path: Path
+    name: str
+    """The distribution's name, normalised (PEP 503)."""
+    version: Version
+    sha256: str
+    metadata: bytes
+    """The core metadata file, byte for byte."""
+    entry_points: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Group → name → object reference."""
+
+    @cached_property
+    def fields(self) -> email.message.Message:
+        """The core metadata's fields."""
+        return email.parser.BytesParser().parsebytes(self.metadata)
+
+    @property
+    def requires_python(self) -> str | None:
+        """The Python versions that it supports, as its metadata says."""
+        return self.fields.get("Requires-Python")
+
+    @property
+    def entries(self) -> dict[str, str]:
+        """The catalog entries that it provides: id → package."""
+        return self.entry_points.get("catalogzero.entries", {})
+
+    def manifest(self, entry_id: str) -> Manifest:
+        """The manifest of one of its entries.
+
+        Raises:
+            ConfigError: The package has none, or one that cannot be read.
+        """
+        name = f"{self.entries[entry_id].replace('.', '/')}/{MANIFEST_NAME}"
+        origin = f"{self.path.name}: {name}"
+        try:
+            text = _member(self.path, name).decode("utf-8")
+        except (KeyError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{origin} is missing from the wheel, or no UTF-8 text") from error
+        return parse_manifest(text, origin)
+
+
+def read_wheel(path: Path) -> Wheel:
+    """Read a wheel's name, hash, metadata and entry points.
+
+    Raises:
+        ConfigError: The file is no wheel.
+    """
+    try:
+        name, version, _, _ = parse_wheel_filename(path.name)
+        with zipfile.ZipFile(path) as archive:
+            folder = _dist_info(archive, path)
+            metadata = archive.read(f"{folder}/METADATA")
+            points = f"{folder}/entry_points.txt"
+            text = archive.read(points).decode("utf-8") if points in archive.namelist() else ""
+    except (InvalidWheelFilename, zipfile.BadZipFile, KeyError, OSError) as error:
+        raise ConfigError(f"{path} is no wheel: {error}") from error
+    return Wheel(path, name, version, sha256_of(path), metadata, parse_entry_points(text))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def parse_entry_points(text: str) -> dict[str, dict[str, str]]:
+    """The groups of an entry_points.txt."""
+    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # names keep their case
+    parser.read_string(text)
+    return {group: dict(parser[group]) for group in parser.sections()}
+
+
+def _dist_info(archive: zipfile.ZipFile, path: Path) -> str:
+    """The name of the one `.dist-info` folder of a wheel."""
+    folders = {name.split("/")[0] for name in archive.namelist()}
+    found = [folder for folder in folders if folder.endswith(".dist-info")]
+    if len(found) != 1:
+        raise ConfigError(f"{path} is no wheel: it has {len(found)} .dist-info folders")
+    return found[0]
+
+
+def _member(path: Path, name: str) -> bytes:
+    """The bytes of one file of an archive."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(name)
+
+
+def repack(distribution: Distribution, folder: Path) -> Path:
+    """Write an installed distribution's wheel again, from the files that it installed.
+
+    The wheel has the same modules, data and metadata; what the installer added (scripts, compiled
+    modules, its own notes) is left out. The same installation gives the same bytes.
+
+    Raises:
+        ConfigError: It was not installed from a pure wheel.
+    """
+    name = canonicalize_name(distribution.metadata["Name"]).replace("-", "_")
+    if "py3-none-any" not in (distribution.read_text("WHEEL") or ""):
+        raise ConfigError(f"{name} was not installed from a pure wheel: give its wheel's path")
+    path = folder / f"{name}-{distribution.version}-py3-none-any.whl"
+    members = [file for file in distribution.files or () if _belongs(file)]
+    rows = []
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(members, key=str):
+            content = Path(str(file.locate())).read_bytes()
+            rows.append(f"{file.as_posix()},{_record_hash(content)},{len(content)}")
+            _write(archive, file.as_posix(), content)
+        record = f"{name}-{distribution.version}.dist-info/RECORD"
+        _write(archive, record, "\n".join([*rows, f"{record},,", ""]).encode())
+    return path
+
+
+def _belongs(file: PackagePath) -> bool:
+    """Whether an installed file came with the wheel."""
+    installers = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
+    own = file.parent.suffix == ".dist-info" and file.name in installers
+    return not (own or file.suffix == ".pyc" or file.parts[0] == "..")
+
+
+def _record_hash(content: bytes) -> str:
+    """A content's hash as RECORD writes it."""
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
+    return f"sha256={digest.decode()}"
+
+
+def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    """Add a file whose date is always the same."""
+    info = zipfile.ZipInfo(name, _EPOCH)
+    info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o100644 << 16
+    archive.writestr(info, content)
