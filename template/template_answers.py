@@ -33,7 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """Every answer that is one of a few words, with these words."""
 
 LONGEST: dict[str, int] = {
-    "vendor_name": 80,
+    "vendor_name": 100,
     "product_name": 100,
     "project_slug": 60,
     "description": 300,
@@ -172,15 +172,13 @@ def cron_faults(line: str) -> list[str]:
 
 def _is_cron_part(field: str, part: str, least: int, greatest: int) -> bool:
     """Whether one comma-separated part of a field is `*`, `n`, `n-m`, each with a step or not."""
-    span, _, step = part.partition("/")
-    if "/" in part and not (step.isdecimal() and int(step) > 0):
+    span, mark, step = part.partition("/")
+    ends = [least, greatest] if span == "*" else [_number(field, end) for end in span.split("-")]
+    numbers = [end for end in ends if end is not None and least <= end <= greatest]
+    if len(numbers) != len(ends) or len(ends) > 2 or numbers != sorted(numbers):
         return False
-    if span == "*":
-        return True
-    ends = [_number(field, text) for text in span.split("-")]
-    if len(ends) > 2 or any(end is None or not least <= end <= greatest for end in ends):
-        return False
-    return ends == sorted(ends, key=lambda end: end or 0) and ("/" not in part or len(ends) == 2)
+    reach = numbers[-1] - numbers[0]
+    return not mark or (step.isascii() and step.isdecimal() and 0 < int(step) <= reach)
 
 
 def _number(field: str, text: str) -> int | None:
@@ -228,8 +226,9 @@ def import_line(module_path: str, class_name: str) -> str:
 
 def docstring(text: str, indent: int = 0) -> str:
     """A text for the inside of a docstring: escaped, wrapped at 96 columns."""
-    safe = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    safe = safe[:-1] + '\\"' if safe.endswith('"') else safe
+    safe = text.replace("\\", "\\\\")
+    if '"""' in safe or safe.endswith('"'):
+        safe = safe.replace('"', '\\"')
     lines = textwrap.wrap(safe, 96 - indent, break_on_hyphens=False) or [""]
     return ("\n" + " " * indent).join(lines)
 

@@ -5,12 +5,12 @@ Layer: edge.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from catalogzero.cli.output import JsonFlag, print_json
 from catalogzero.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Publish a catalog; install from one.")
@@ -42,7 +42,7 @@ def build(
     replace: Annotated[
         bool, typer.Option("--replace", help="A published file may change its content.")
     ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Publish entries with everything that they need as a static site."""
     from catalogzero.entry import closure, index
@@ -56,9 +56,9 @@ def build(
         yank=dict(parse_yank(text) for text in yank or ()),
         replace=replace,
     )
-    if json_output:
+    if as_json:
         facts = {"out": str(report.out), "entries": report.entries, "wheels": report.wheels}
-        typer.echo(json.dumps({**facts, "bytes": report.bytes}))
+        print_json({**facts, "bytes": report.bytes})
         return
     for entry_id, version in report.entries.items():
         typer.echo(f"{entry_id} {version}")

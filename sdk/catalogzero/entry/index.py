@@ -85,6 +85,7 @@ def build_catalog(
     with tempfile.TemporaryDirectory() as temporary:
         own = _own_wheels(dists, Path(temporary))
         paths = {wheel.path for wheel in own}
+        ours = {path for path in paths if path.parent == Path(temporary)}
         for target in targets:
             paths |= set(
                 closure.gather(
@@ -95,7 +96,9 @@ def build_catalog(
                     cache=cache or closure.default_cache(),
                 )
             )
-        _copy(sorted(paths), out / "files", replace=replace)
+        published = [path for path in sorted(paths) if not replace and path not in ours]
+        _refuse_changes(published, out / "files")
+        _copy(sorted(paths), out / "files")
     return publish(out, yank or {})
 
 
@@ -156,17 +159,22 @@ def _check_identity(wheel: Wheel, manifest: Manifest, entry_id: str) -> None:
         )
 
 
-def _copy(paths: Sequence[Path], files: Path, *, replace: bool) -> None:
-    """Copy wheels into the site; a published file keeps its content."""
-    files.mkdir(parents=True, exist_ok=True)
+def _refuse_changes(paths: Iterable[Path], files: Path) -> None:
+    """A file that is published keeps its content: clients may have pinned its hash."""
     for path in paths:
         there = files / path.name
-        if there.is_file() and not replace and sha256_of(there) != sha256_of(path):
+        if there.is_file() and sha256_of(there) != sha256_of(path):
             raise ConfigError(
                 f"{path.name} is published with other content; raise its version, "
                 "or say --replace where no client has it yet"
             )
-        shutil.copyfile(path, there)
+
+
+def _copy(paths: Iterable[Path], files: Path) -> None:
+    """Copy wheels into the site."""
+    files.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        shutil.copyfile(path, files / path.name)
 
 
 def _published_yanks(out: Path) -> dict[str, str]:

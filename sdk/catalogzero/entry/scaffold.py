@@ -81,7 +81,7 @@ def scaffold(answers: Mapping[str, str], parent: Path, template: Path | None = N
     if folder.exists():
         raise ConfigError(f"{folder} exists already; move it away, or choose another project_slug")
     try:
-        with _extension(template):
+        with template_rules(template):
             generate_files(template, {"cookiecutter": context}, output_dir=parent)
     except CookiecutterException as error:
         raise ConfigError(f"the template could not be written to {folder}: {error}") from error
@@ -96,7 +96,7 @@ def _context(answers: Mapping[str, str], template: Path) -> dict[str, Any]:
     names = answer_names(template)
     if unknown := [name for name in answers if name not in names]:
         raise ConfigError(f"no such answer: {', '.join(unknown)}; there are: {', '.join(names)}")
-    with _extension(template) as rules:
+    with template_rules(template) as rules:
         _refuse(_choice_faults(answers, rules.CHOICES))
         given = {name: _literal(text) for name, text in answers.items()}
         document = generate_context(str(template / "cookiecutter.json"), extra_context=given)
@@ -136,7 +136,7 @@ def _document(template: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _extension(template: Path) -> Iterator[ModuleType]:
+def template_rules(template: Path) -> Iterator[ModuleType]:
     """The template's own rules, importable as cookiecutter expects them; forgotten afterwards."""
     kept, compiled = list(sys.path), sys.dont_write_bytecode
     sys.path.insert(0, os.fspath(template))

@@ -1,4 +1,4 @@
-"""What every processor must do, run against `{{ cookiecutter.class_name }}`: catalogzero's contract suite."""
+"""What every processor must do: catalogzero's contract suite, run against this one."""
 
 from catalogzero.testing import ProcessorContract
 

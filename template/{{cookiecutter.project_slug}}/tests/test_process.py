@@ -1,4 +1,4 @@
-"""What `{{ cookiecutter.class_name }}` does with rows: the vendor's own test."""
+"""What `process` does with rows: the vendor's own test."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command `{{ cookiecutter.project_slug }}`: the verbs that a client needs, for this entry.
+"""The package's own command: the verbs that a client needs, for this entry.
 
 Each verb is `catalogzero`'s own, with this entry as its target: `--help` behind it tells more.
 """

@@ -9,7 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 
 class {{ cookiecutter.__settings_class }}(CloudSettings):
-    """The settings of `{{ cookiecutter.class_name }}`; each is also read from `{{ cookiecutter.__env_prefix }}<NAME>`.
+    """Its settings; in the environment: `{{ cookiecutter.__env_prefix }}<NAME>`.
 
     Add your own below: a name with a type, and a default where it needs none from the client.
     """
