@@ -1,0 +1,405 @@
+"""One execution, from its first call to its end: what to send, and what each answer means.
+
+The handler alone judges whether a run began. Before the first call of each n it is pinged, and
+its boot_id and the uptime past which the call must not begin are stored under the lease. A lost
+reply, a timeout or a takeover sends the same call again, unchanged. n grows when the handler said
+that the run never began, and, for retry_safe methods only, when it failed or is `expired`. So a
+method that is not retry_safe starts at most once.
+
+Handlers that know no boot_id are plain ScheduleZero ones: called at least once, as there.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from catalogzero.clock import Clock
+from catalogzero.errors import CallTimeoutError, CatalogZeroError, UnreachableError
+from catalogzero.messages import Reply, StartBy
+from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
+
+NEVER_BEGAN = frozenset({"busy", "draining", "wake_failed"})
+REFUSED = frozenset({"bad_request", "unknown_method", "bad_params", "unauthorized", "too_large"})
+DESCRIBE_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """How calls are made.
+
+    `wait_s` is how long one call waits before it is sent again, which is how a long run's handler
+    is seen to live; `max_calls` bounds the executions that wait on one handler at once.
+    """
+
+    ping_timeout_s: float = 5.0
+    wait_s: float = 10.0
+    plain_timeout_s: float = 10.0
+    retry_base_s: float = 1.0
+    retry_max_s: float = 30.0
+    lost_after_s: float = 86_400.0
+    max_calls: int = 64
+
+
+class HandlerCaller(Protocol):
+    """What is used of `catalogzero.client.HandlerClient`."""
+
+    async def request(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = 30.0,
+        request_id: str | None = None,
+        start_by: StartBy | None = None,
+    ) -> Reply:
+        """See `HandlerClient.request`."""
+
+    async def request_plain(
+        self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0
+    ) -> Reply:
+        """See `HandlerClient.request_plain`."""
+
+    def close(self) -> None:
+        """See `HandlerClient.close`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a ping says: which boot of the handler, and until which uptime a call may begin.
+
+    A plain handler has no `boot_id`.
+    """
+
+    boot_id: str | None
+    start_by_s: float = 0.0
+    retry_safe: frozenset[str] = frozenset()
+
+
+class Link:
+    """One handler's connection, and what is known of it."""
+
+    def __init__(self, address: str, caller: HandlerCaller, ping_timeout_s: float) -> None:
+        self.address = address
+        self.caller = caller
+        self._ping_timeout_s = ping_timeout_s
+        self._boot_id: str | None = None
+        self._retry_safe: frozenset[str] = frozenset()
+        self._asking: asyncio.Task[Stamp] | None = None
+
+    async def ask(self) -> Stamp:
+        """Ping the handler; those who ask before the ping leaves share it.
+
+        Raises:
+            CatalogZeroError: It did not answer, or not as a handler does.
+        """
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name="scheduler-ping")
+            self._asking.add_done_callback(_retrieve)
+        return await asyncio.shield(self._asking)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.caller.close()
+
+    async def _ask(self) -> Stamp:
+        await asyncio.sleep(0)
+        self._asking = None
+        answer = await self._ping()
+        boot_id = answer.get("boot_id")
+        if not isinstance(boot_id, str):
+            self._boot_id = None
+            return Stamp(None)
+        if boot_id != self._boot_id:
+            described = await self.caller.request("describe", timeout_s=DESCRIBE_TIMEOUT_S)
+            self._retry_safe = frozenset(retry_safe_methods(described.unwrap()))
+            self._boot_id = boot_id
+        start_by_s = float(answer["uptime_s"]) + float(answer["dedupe_window_s"])
+        return Stamp(boot_id, start_by_s, self._retry_safe)
+
+    async def _ping(self) -> dict[str, Any]:
+        """The answer to a ping; one without request_id until it is known to echo one."""
+        send = self.caller.request_plain if self._boot_id is None else self.caller.request
+        try:
+            result = (await send("ping", timeout_s=self._ping_timeout_s)).unwrap()
+        except CallTimeoutError:
+            self._boot_id = None
+            raise
+        return result if isinstance(result, dict) else {}
+
+
+class Links:
+    """The connections to handlers, by id; each follows its handler's address."""
+
+    def __init__(
+        self,
+        find_address: Callable[[str], Awaitable[str | None]],
+        connect: Callable[[str], HandlerCaller],
+        settings: CallSettings,
+    ) -> None:
+        self._find_address = find_address
+        self._connect = connect
+        self._settings = settings
+        self._links: dict[str, Link] = {}
+        self.slots = defaultdict[str, asyncio.Semaphore](
+            lambda: asyncio.Semaphore(settings.max_calls)
+        )
+
+    async def get(self, handler_id: str) -> Link:
+        """The connection to a handler.
+
+        Raises:
+            UnreachableError: No such handler ever registered.
+        """
+        address = await self._find_address(handler_id)
+        if address is None:
+            raise UnreachableError(f"handler '{handler_id}' is not registered")
+        link = self._links.get(handler_id)
+        if link is None or link.address != address:
+            if link is not None:
+                link.close()
+            link = Link(address, self._connect(address), self._settings.ping_timeout_s)
+            self._links[handler_id] = link
+        return link
+
+    def close(self) -> None:
+        """Disconnect from all."""
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+
+
+class Desk(Protocol):
+    """What an execution needs of the runner that holds its lease."""
+
+    clock: Clock
+
+    def now_us(self) -> int:
+        """The database's time, as well as it is known."""
+
+    async def save(self, one: Execution) -> bool:
+        """Write it down; false when the lease is another's."""
+
+    async def holds(self, one: Execution) -> bool:
+        """Whether the lease is still this runner's."""
+
+
+class Driver:
+    """Brings executions to their end."""
+
+    def __init__(self, desk: Desk, links: Links, settings: CallSettings) -> None:
+        self._desk = desk
+        self._links = links
+        self._settings = settings
+
+    async def drive(self, one: Execution) -> None:
+        """Call until the execution is final and saved, or its lease is another's."""
+        async with self._links.slots[one.handler_id]:
+            while not one.is_final():
+                if one.boot_id is None:
+                    stamp = await self._ask(one)
+                    if stamp is None or not await self._keep(one, stamp):
+                        return
+                    if stamp.boot_id is None:
+                        await self._drive_plain(one)
+                        return
+                await self._drive_call(one)
+                if not await self._desk.holds(one):
+                    return
+                if (one.is_final() or one.status == "retry") and not await self._desk.save(one):
+                    return
+                if not one.is_final() and one.boot_id is None:
+                    await self._pause(one.n - 1)
+
+    async def _ask(self, one: Execution) -> Stamp | None:
+        """The handler's stamp; None once it has been away for too long, which is saved."""
+        since_s, tries = self._desk.clock.monotonic(), 0
+        while True:
+            try:
+                link = await self._links.get(one.handler_id)
+                return await link.ask()
+            except CatalogZeroError as error:
+                reason = str(error)
+            tries += 1
+            if self._away_too_long(one, since_s, reason):
+                await self._desk.save(one)
+                return None
+            await self._pause(tries)
+            if not await self._desk.holds(one):
+                return None
+
+    def _away_too_long(self, one: Execution, since_s: float, reason: str) -> bool:
+        """Decide on an execution that cannot be sent: missed when it surely never began."""
+        age_us = self._desk.now_us() - (one.tick_us or one.created_us)
+        first = one.n == 1 and one.sent_us is None
+        grace_s = one.misfire_grace_s
+        if first and grace_s is not None and age_us > seconds_us(grace_s):
+            one.status, one.error = "missed", f"the handler was not there in time: {reason}"
+        elif self._desk.clock.monotonic() - since_s > self._settings.lost_after_s:
+            one.status = "missed" if first else "lost"
+            one.error = f"the handler stayed away: {reason}"
+        return one.is_final()
+
+    async def _keep(self, one: Execution, stamp: Stamp) -> bool:
+        """Store the stamp of this n before its first call."""
+        now_us = self._desk.now_us()
+        if one.tick_us is not None and one.sent_us is None:
+            one.late = one.late or now_us - one.created_us > seconds_us(LATE_AFTER_S)
+        one.boot_id, one.start_by_s, one.sent_us = stamp.boot_id, stamp.start_by_s, now_us
+        one.retry_safe = one.method in stamp.retry_safe
+        return await self._desk.save(one)
+
+    async def _drive_call(self, one: Execution) -> None:
+        """Send the present call, again and again, until the handler has judged."""
+        away_since_s, cancelled = None, False
+        while await self._desk.holds(one):
+            left_s = self._left_s(one)
+            if left_s <= 0 and not cancelled:
+                cancelled = await self._cancel(one)
+            wait_s = min(self._settings.wait_s, left_s) if left_s > 0 else self._settings.wait_s
+            reply = await self._send(one, wait_s)
+            if reply is not None and reply.code != "timeout":
+                judge(one, reply, over_time=cancelled)
+                return
+            now_s = self._desk.clock.monotonic()
+            if reply is not None:
+                away_since_s = None
+                continue
+            away_since_s = now_s if away_since_s is None else away_since_s
+            if now_s - away_since_s > self._settings.lost_after_s:
+                one.status, one.error = "lost", "the handler stayed away: nobody can know the end"
+                return
+
+    async def _send(self, one: Execution, wait_s: float) -> Reply | None:
+        """One call; None when there was no reply."""
+        assert one.boot_id is not None  # noqa: S101 - drive stamps before it sends
+        start_by = StartBy(one.boot_id, one.start_by_s or 0.0)
+        try:
+            link = await self._links.get(one.handler_id)
+            return await link.caller.request(
+                one.method,
+                one.params,
+                timeout_s=wait_s,
+                request_id=one.request_id,
+                start_by=start_by,
+            )
+        except (UnreachableError, CallTimeoutError):
+            return None
+
+    def _left_s(self, one: Execution) -> float:
+        """Seconds until the schedule's own timeout_s is over."""
+        if one.timeout_s is None or one.sent_us is None:
+            return float("inf")
+        return one.timeout_s - (self._desk.now_us() - one.sent_us) / 1_000_000
+
+    async def _cancel(self, one: Execution) -> bool:
+        """Cancel the run at its handler; false when the handler did not hear of it."""
+        try:
+            link = await self._links.get(one.handler_id)
+            asked = {"request_id": one.request_id}
+            await link.caller.request("cancel", asked, timeout_s=self._settings.ping_timeout_s)
+        except (UnreachableError, CallTimeoutError):
+            return False
+        return True
+
+    async def _drive_plain(self, one: Execution) -> None:
+        """Call a handler that knows no request_id, as ScheduleZero does."""
+        while await self._desk.holds(one):
+            reply = await self._send_plain(one)
+            if reply.success:
+                one.status, one.result = "success", plain_result(reply.result)
+            elif one.attempt < one.max_attempts:
+                one.status, one.error, one.attempt = "retry", reply.error, one.attempt + 1
+            else:
+                one.status, one.error = "error", reply.error
+            if not await self._desk.save(one) or one.is_final():
+                return
+            await self._pause(one.attempt - 1)
+            if await self._ask(one) is None:
+                return
+
+    async def _send_plain(self, one: Execution) -> Reply:
+        """One call without request_id; no reply counts as a failure."""
+        timeout_s = one.timeout_s or self._settings.plain_timeout_s
+        try:
+            link = await self._links.get(one.handler_id)
+            return await link.caller.request_plain(one.method, one.params, timeout_s=timeout_s)
+        except (UnreachableError, CallTimeoutError) as error:
+            return Reply(success=False, error=str(error), code=error.code)
+
+    async def _pause(self, tries: int) -> None:
+        """Wait before the next try: exponential, jittered, bounded."""
+        settings = self._settings
+        delay_s = min(settings.retry_max_s, settings.retry_base_s * 2 ** min(tries - 1, 16))
+        await self._desk.clock.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+
+
+def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
+    """What the handler's answer makes of an execution; n grows where the call may be made anew.
+
+    Args:
+        one: The execution that the answer is for.
+        reply: The handler's judgement: not a lost reply, and no `timeout` of the wait.
+        over_time: Its run was cancelled as it took longer than the schedule's timeout_s.
+    """
+    if reply.success:
+        one.status, one.result, one.error = "success", reply.result, None
+        return
+    one.error = reply.error
+    if reply.code in NEVER_BEGAN:
+        _send_anew(one)
+        return
+    if over_time and reply.code == "cancelled":
+        one.status = "error"
+        one.error = f"cancelled: it took longer than timeout_s ({one.timeout_s:g} s)"
+        return
+    may_repeat = bool(one.retry_safe) and one.attempt < one.max_attempts
+    if may_repeat and reply.code not in REFUSED and not _by_operator(reply):
+        one.status, one.attempt = "retry", one.attempt + 1
+        _send_anew(one)
+    elif reply.code == "expired":
+        one.status = "lost"
+        one.error = f"the handler restarted or forgot: nobody can know the end ({reply.error})"
+    else:
+        one.status = "error"
+
+
+def retry_safe_methods(described: Any) -> list[str]:
+    """The methods that a handler's `describe` marks as retry_safe."""
+    methods = described.get("methods", []) if isinstance(described, dict) else []
+    if isinstance(methods, dict):
+        methods = [{"name": name, **about} for name, about in methods.items()]
+    return [about["name"] for about in methods if about.get("retry_safe")]
+
+
+def plain_result(result: Any) -> Any:
+    """A flat reply without the flag that ScheduleZero's handlers add; a bare `result` unwrapped."""
+    if not isinstance(result, dict):
+        return result
+    rest = {key: value for key, value in result.items() if key != "success"}
+    return rest["result"] if rest.keys() == {"result"} else rest
+
+
+def _send_anew(one: Execution) -> None:
+    """The next n: it has no stamp yet, so the handler is pinged before it is sent."""
+    one.n += 1
+    one.boot_id = one.start_by_s = None
+
+
+def _by_operator(reply: Reply) -> bool:
+    """Whether somebody cancelled the run on purpose."""
+    by = reply.details.get("by") if isinstance(reply.details, dict) else None
+    return reply.code == "cancelled" and by != "timeout_s"
+
+
+def _retrieve(task: asyncio.Task[Stamp]) -> None:
+    """Look at a ping's failure also when nobody waits for it any more."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,294 @@
+"""Handlers, schedules and executions as objects, and as rows of the tables.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, fields
+from typing import Any
+
+import orjson
+from sqlalchemy import RowMapping, bindparam, or_, update
+
+from catalogzero.messages import encode_json
+from catalogzero.scheduler.schema import ACTIVE, FINAL, executions, schedules
+from catalogzero.scheduler.ticks import Firing, Schedule, Span
+
+MAX_RESULT_BYTES = 256 * 1024
+MAX_ERROR_CHARS = 4_000
+
+
+@dataclass(slots=True)
+class Handler:
+    """A registered handler; `status` is what it reported last: online or offline."""
+
+    handler_id: str
+    address: str
+    methods: list[str]
+    status: str
+    seen_us: int
+
+
+@dataclass(slots=True)
+class Execution:
+    """One execution, as the runner works on it under its lease.
+
+    `n` numbers its calls (`request_id` = `{execution_id}.{n}`), `attempt` the runs that may have
+    begun. `boot_id` and `start_by_s` are the handler's stamp, stored before the first call of n;
+    `sent_us` is when that was.
+    """
+
+    execution_id: str
+    job_id: str
+    handler_id: str
+    method: str
+    params: dict[str, Any]
+    owner: str | None = None
+    lease: int = 1
+    schedule_id: str | None = None
+    tick_us: int | None = None
+    status: str = "running"
+    late: bool = False
+    misfire_grace_s: float | None = None
+    timeout_s: float | None = None
+    max_attempts: int = 3
+    attempt: int = 1
+    n: int = 1
+    boot_id: str | None = None
+    start_by_s: float | None = None
+    retry_safe: bool | None = None
+    created_us: int = 0
+    sent_us: int | None = None
+    result: Any = None
+    error: str | None = None
+
+    @property
+    def request_id(self) -> str:
+        """The id of its present call."""
+        return f"{self.execution_id}.{self.n}"
+
+    def is_final(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Whose executions they are, and until when."""
+
+    owner: str
+    until_us: int
+
+
+def execution_row(one: Execution, now_us: int, lease: Lease, span: Span | None) -> dict[str, Any]:
+    """A new execution's row; a `span` is the ticks that a missed or skipped one stands for."""
+    active = one.status in ACTIVE
+    return {
+        "execution_id": one.execution_id,
+        "schedule_id": one.schedule_id,
+        "tick_us": one.tick_us,
+        "job_id": one.job_id,
+        "handler_id": one.handler_id,
+        "method": one.method,
+        "params": to_json(one.params),
+        "status": one.status,
+        "late": one.late,
+        "misfire_grace_s": one.misfire_grace_s,
+        "timeout_s": one.timeout_s,
+        "max_attempts": one.max_attempts,
+        "attempt": one.attempt,
+        "n": one.n,
+        "owner": lease.owner if active else None,
+        "lease": one.lease,
+        "lease_until_us": lease.until_us if active else None,
+        "created_us": now_us,
+        "started_us": now_us if active else None,
+        "completed_us": now_us if one.is_final() else None,
+        "last_tick_us": span.last_us if span else one.tick_us,
+        "ticks": span.count if span else 1,
+        "error": one.error,
+    }
+
+
+def outcome_row(one: Execution, now_us: int) -> dict[str, Any]:
+    """The parameters of `SAVE` for one execution."""
+    return {
+        "its_id": one.execution_id,
+        "its_owner": one.owner,
+        "its_lease": one.lease,
+        "new_status": one.status,
+        "new_late": one.late,
+        "new_attempt": one.attempt,
+        "new_n": one.n,
+        "new_boot_id": one.boot_id,
+        "new_start_by_s": one.start_by_s,
+        "new_retry_safe": one.retry_safe,
+        "new_sent_us": one.sent_us,
+        "new_completed_us": now_us if one.is_final() else None,
+        "new_result": None if one.result is None else bounded_json(one.result),
+        "new_error": one.error and one.error[:MAX_ERROR_CHARS],
+    }
+
+
+_OUTCOME = (
+    *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
+    *("sent_us", "completed_us", "result", "error"),
+)
+
+IS_ACTIVE = or_(*(executions.c.status == status for status in ACTIVE))
+
+SAVE = (
+    update(executions)
+    .where(
+        executions.c.execution_id == bindparam("its_id"),
+        executions.c.owner == bindparam("its_owner"),
+        executions.c.lease == bindparam("its_lease"),
+        IS_ACTIVE,
+    )
+    .values({name: bindparam(f"new_{name}") for name in _OUTCOME})
+)
+"""Writes an outcome, on the condition that the lease is still its owner's."""
+
+SWAP = (
+    update(schedules)
+    .where(
+        schedules.c.schedule_id == bindparam("its_id"),
+        schedules.c.due_us == bindparam("old_due_us"),
+        schedules.c.paused.is_(False),
+    )
+    .values({name: bindparam(f"new_{name}") for name in ("tick_us", "due_us", "runs", "folded")})
+)
+"""The compare-and-swap of a schedule's next time."""
+
+TAKE = (
+    update(executions)
+    .where(
+        executions.c.execution_id == bindparam("its_id"),
+        executions.c.lease == bindparam("old_lease"),
+        IS_ACTIVE,
+    )
+    .values({name: bindparam(f"new_{name}") for name in ("owner", "lease", "lease_until_us")})
+)
+"""Takes over a lease that ended."""
+
+GROW = (
+    update(executions)
+    .where(executions.c.execution_id == bindparam("its_id"))
+    .values(
+        last_tick_us=bindparam("new_last_tick_us"), ticks=executions.c.ticks + bindparam("more")
+    )
+)
+"""Adds ticks to a missed or skipped row."""
+
+
+def execution_of(row: RowMapping) -> Execution:
+    """The execution of a row."""
+    known = {name: row[name] for name in _EXECUTION_FIELDS}
+    return Execution(**{**known, "params": orjson.loads(row["params"]), "result": None})
+
+
+def schedule_row(one: Schedule) -> dict[str, Any]:
+    """A schedule's row."""
+    row = {name: getattr(one, name) for name in _SCHEDULE_FIELDS}
+    return row | {
+        "params": to_json(one.params),
+        "trigger_config": to_json(one.trigger_config),
+    }
+
+
+def schedule_of(row: RowMapping) -> Schedule:
+    """The schedule of a row."""
+    trigger = orjson.loads(row["trigger_config"])
+    return Schedule(**{**row, "params": orjson.loads(row["params"]), "trigger_config": trigger})
+
+
+def handler_of(row: RowMapping) -> Handler:
+    """The handler of a row."""
+    return Handler(**{**row, "methods": orjson.loads(row["methods"])})
+
+
+@dataclass(slots=True)
+class Writes:
+    """What the firings of one claim write."""
+
+    inserted: list[tuple[Execution, Span | None]]
+    grown: list[dict[str, Any]]
+    swaps: list[dict[str, Any]]
+
+    def add(self, schedule: Schedule, firing: Firing) -> None:
+        """One schedule's executions, grown rows, and the swap of its next time."""
+        old_due_us = schedule.due_us
+        if firing.missed:
+            self._fold(schedule, "missed", firing.missed)
+        if firing.status == "skipped" and firing.tick_us is not None:
+            self._fold(schedule, "skipped", Span(firing.tick_us, firing.tick_us, 1))
+        elif firing.status is not None:
+            one = _execution_for(schedule, firing.status, firing.tick_us)
+            one.late = firing.late
+            self.inserted.append((one, None))
+            schedule.folded = None
+            schedule.runs += 1
+        next_us = firing.next_tick_us
+        self.swaps.append(
+            {
+                "its_id": schedule.schedule_id,
+                "old_due_us": old_due_us,
+                "new_tick_us": next_us,
+                "new_due_us": None if next_us is None else schedule.due_of(next_us),
+                "new_runs": schedule.runs,
+                "new_folded": schedule.folded,
+            }
+        )
+
+    def _fold(self, schedule: Schedule, status: str, span: Span) -> None:
+        """Ticks that do not run: into the row that is already there, or a new one."""
+        kind, _, execution_id = (schedule.folded or "").partition(":")
+        if kind == status:
+            grown = {"its_id": execution_id, "new_last_tick_us": span.last_us, "more": span.count}
+            self.grown.append(grown)
+            return
+        one = _execution_for(schedule, status, span.first_us)
+        one.error = _WHY[status]
+        self.inserted.append((one, span))
+        schedule.folded = f"{status}:{one.execution_id}"
+
+
+_WHY = {
+    "missed": "no scheduler was there in time",
+    "skipped": "an earlier run of this schedule was still going on",
+}
+_EXECUTION_FIELDS = tuple(field.name for field in fields(Execution))
+_SCHEDULE_FIELDS = tuple(field.name for field in fields(Schedule))
+
+
+def _execution_for(schedule: Schedule, status: str, tick_us: int | None) -> Execution:
+    """A new execution of a schedule's tick."""
+    return Execution(
+        execution_id=str(uuid.uuid4()),
+        job_id=schedule.job_id,
+        handler_id=schedule.handler_id,
+        method=schedule.method,
+        params=schedule.params,
+        schedule_id=schedule.schedule_id,
+        tick_us=tick_us,
+        status=status,
+        misfire_grace_s=schedule.misfire_grace_s,
+        timeout_s=schedule.timeout_s,
+        max_attempts=schedule.max_attempts,
+    )
+
+
+def to_json(value: Any) -> str:
+    """JSON text."""
+    return encode_json(value).decode()
+
+
+def bounded_json(value: Any) -> str:
+    """JSON text of a result; of one that is too long only its size and beginning."""
+    encoded = encode_json(value)
+    if len(encoded) <= MAX_RESULT_BYTES:
+        return encoded.decode()
+    begins = encoded[:2_000].decode(errors="ignore")
+    return to_json({"truncated": True, "bytes": len(encoded), "begins": begins})

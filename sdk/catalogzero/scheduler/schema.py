@@ -1,0 +1,161 @@
+"""The scheduler's tables, and how an older database becomes a newer one.
+
+Moments are integers: microseconds since 1970 in UTC, so that a compare-and-swap is exact on every
+database. JSON is text. The version only moves forward; an older release that meets a newer
+database stops and touches nothing.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
+
+from catalogzero.errors import ConfigError
+
+metadata = MetaData()
+
+ID = String(200)
+SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+
+version_table = Table(
+    "scheduler_version",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("version", Integer, nullable=False),
+)
+
+handlers = Table(
+    "scheduler_handlers",
+    metadata,
+    Column("handler_id", ID, primary_key=True),
+    Column("address", String(500), nullable=False),
+    Column("methods", Text, nullable=False),
+    Column("status", String(10), nullable=False),
+    Column("seen_us", BigInteger, nullable=False),
+)
+
+schedules = Table(
+    "scheduler_schedules",
+    metadata,
+    Column("schedule_id", String(36), primary_key=True),
+    Column("job_id", ID, nullable=False, unique=True),
+    Column("handler_id", ID, nullable=False),
+    Column("method", ID, nullable=False),
+    Column("params", Text, nullable=False),
+    Column("trigger_config", Text, nullable=False),
+    Column("overlap", String(10), nullable=False),
+    Column("misfire_grace_s", Float),
+    Column("max_attempts", Integer, nullable=False),
+    Column("timeout_s", Float),
+    Column("jitter_s", Float, nullable=False),
+    Column("max_runs", BigInteger),
+    Column("end_us", BigInteger),
+    Column("paused", Boolean, nullable=False),
+    Column("runs", BigInteger, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("tick_us", BigInteger),
+    Column("due_us", BigInteger),
+    Column("folded", String(50)),
+    Index("scheduler_schedules_due", "paused", "due_us"),
+)
+
+OPEN = ("running", "retry", "queued")
+ACTIVE = ("running", "retry")
+FINAL = ("success", "error", "missed", "skipped", "lost")
+_IS_OPEN = text("status IN ('running', 'retry', 'queued')")
+
+executions = Table(
+    "scheduler_executions",
+    metadata,
+    Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
+    Column("execution_id", String(36), nullable=False, unique=True),
+    Column("schedule_id", String(36)),
+    Column("tick_us", BigInteger),
+    Column("job_id", ID, nullable=False),
+    Column("handler_id", ID, nullable=False),
+    Column("method", ID, nullable=False),
+    Column("params", Text, nullable=False),
+    Column("status", String(10), nullable=False),
+    Column("late", Boolean, nullable=False),
+    Column("misfire_grace_s", Float),
+    Column("timeout_s", Float),
+    Column("max_attempts", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("boot_id", ID),
+    Column("start_by_s", Float),
+    Column("retry_safe", Boolean),
+    Column("owner", String(36)),
+    Column("lease", Integer, nullable=False),
+    Column("lease_until_us", BigInteger),
+    Column("created_us", BigInteger, nullable=False),
+    Column("started_us", BigInteger),
+    Column("sent_us", BigInteger),
+    Column("completed_us", BigInteger),
+    Column("last_tick_us", BigInteger),
+    Column("ticks", BigInteger, nullable=False),
+    Column("result", Text),
+    Column("error", Text),
+    Column("idempotency_key", ID, unique=True),
+    Column("request_digest", String(64)),
+    UniqueConstraint("schedule_id", "tick_us", name="scheduler_executions_tick"),
+    Index(
+        "scheduler_executions_open",
+        "schedule_id",
+        "status",
+        sqlite_where=_IS_OPEN,
+        postgresql_where=_IS_OPEN,
+    ),
+    Index("scheduler_executions_handler", "handler_id", "seq"),
+    Index("scheduler_executions_job", "job_id", "seq"),
+    Index("scheduler_executions_status", "status", "seq"),
+    sqlite_autoincrement=True,
+)
+
+UPGRADES: tuple[Callable[[Connection], None], ...] = ()
+"""Step n makes version n + 2 out of version n + 1, on a database that already has tables."""
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the tables to this release's version, inside the caller's transaction.
+
+    Raises:
+        ConfigError: The database was written by a newer release; nothing was touched.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(7310420001)"))
+    newest = len(UPGRADES) + 1
+    if not inspect(connection).has_table(version_table.name):
+        metadata.create_all(connection)
+        connection.execute(insert(version_table).values(id=1, version=newest))
+        return
+    version = connection.execute(select(version_table.c.version)).scalar_one()
+    if version > newest:
+        raise ConfigError(
+            f"the scheduler's database has version {version}, this release knows {newest}: "
+            "install the release that wrote it, or name another --database"
+        )
+    for step in UPGRADES[version - 1 :]:
+        step(connection)
+    connection.execute(update(version_table).values(version=newest))

@@ -1,0 +1,441 @@
+"""The scheduler's memory: handlers, schedules and executions in SQL.
+
+Every public method is one transaction. Ticks are claimed, not timed: a compare-and-swap on the
+schedule's next time and the insert of an execution keyed by (schedule, tick) are one transaction
+with the overlap decision and the missed rows that the claim covers. An execution is leased; every
+later write is conditional on (owner, lease). Times are the database's: on SQLite, which has no
+clock of its own, the machine's.
+
+Methods block; `runner` calls them in threads. Moments are microseconds since 1970 in UTC.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    bindparam,
+    case,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+
+from catalogzero.clock import Clock, SystemClock
+from catalogzero.errors import ConfigError, UnreachableError
+from catalogzero.scheduler.rows import (
+    GROW,
+    IS_ACTIVE,
+    SAVE,
+    SWAP,
+    TAKE,
+    Execution,
+    Handler,
+    Lease,
+    Writes,
+    execution_of,
+    execution_row,
+    handler_of,
+    outcome_row,
+    schedule_of,
+    schedule_row,
+    to_json,
+)
+from catalogzero.scheduler.schema import ACTIVE, OPEN, executions, handlers, migrate, schedules
+from catalogzero.scheduler.ticks import Schedule, fire, from_us, seconds_us, to_us
+
+CLAIM_LIMIT = 500
+BUSY_TIMEOUT_S = 30.0
+DAWN = datetime(1, 1, 2, tzinfo=UTC)
+
+
+@dataclass(slots=True)
+class Claim:
+    """What one look at the store brought: executions to run, and when to look again.
+
+    `next_due_us` is the next due time of all schedules; not after `now_us` when more is due.
+    """
+
+    now_us: int
+    started: list[Execution]
+    next_due_us: int | None
+
+
+@dataclass(slots=True)
+class Leases:
+    """What a heartbeat found: the (execution_id, lease) held, and what was taken over."""
+
+    held: set[tuple[str, int]]
+    taken: list[Execution]
+
+
+class Store:
+    """Handlers, schedules and executions of one database.
+
+    Args:
+        database: SQLAlchemy URL: `sqlite:///file`, or `postgresql://…`.
+        clock: Stands in for the database's clock, as a simulation needs; by default
+            PostgreSQL's own, or the machine's for SQLite.
+
+    Raises:
+        ConfigError: No such kind of database, or it was written by a newer release.
+        UnreachableError: The database does not answer.
+    """
+
+    def __init__(self, database: str, *, clock: Clock | None = None) -> None:
+        self.url = _complete(database)
+        self.dialect = self.url.get_backend_name()
+        self._clock = SystemClock() if clock is None and self.dialect == "sqlite" else clock
+        self._engine = _engine(self.url)
+        try:
+            with self.writing() as c:
+                migrate(c)
+        except DBAPIError as error:
+            self.close()
+            shown = self.url.render_as_string(hide_password=True)
+            raise UnreachableError(f"the database {shown} does not answer: {error.orig}") from None
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One transaction that may write."""
+        with self._engine.begin() as c:
+            yield c
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One transaction, or none at all, that only reads."""
+        with self._engine.connect() as c:
+            yield c.execution_options(reads_only=True)
+
+    def now_us(self, c: Connection) -> int:
+        """The database's clock."""
+        if self._clock is not None:
+            return to_us(self._clock.now())
+        moment = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        return int(c.execute(moment).scalar_one())
+
+    # --- handlers
+
+    def register(self, handler_id: str, address: str, methods: Sequence[str]) -> bool:
+        """Remember where a handler is and what it does; true when it was not known."""
+        row = {"address": address, "methods": to_json(list(methods)), "status": "online"}
+        with self.writing() as c:
+            row_now = {**row, "seen_us": self.now_us(c)}
+            mine = handlers.c.handler_id == handler_id
+            if _count(c.execute(update(handlers).where(mine).values(row_now))):
+                return False
+            c.execute(insert(handlers).values(handler_id=handler_id, **row_now))
+            return True
+
+    def report(self, handler_id: str, status: str) -> bool:
+        """Note that a handler is online or offline; false when it is not known."""
+        with self.writing() as c:
+            change = update(handlers).where(handlers.c.handler_id == handler_id)
+            seen = {"status": status, "seen_us": self.now_us(c)}
+            return _count(c.execute(change.values(seen))) > 0
+
+    def list_handlers(self) -> list[Handler]:
+        """Every handler that ever registered, by id."""
+        with self.reading() as c:
+            rows = c.execute(select(handlers).order_by(handlers.c.handler_id)).mappings()
+            return [handler_of(row) for row in rows]
+
+    def find_handler(self, handler_id: str) -> Handler | None:
+        """One handler, if it ever registered."""
+        with self.reading() as c:
+            found = c.execute(select(handlers).where(handlers.c.handler_id == handler_id))
+            row = found.mappings().one_or_none()
+            return None if row is None else handler_of(row)
+
+    # --- schedules
+
+    def add_schedule(self, new: Schedule) -> Schedule | None:
+        """Store a new schedule with its first tick; None when its `job_id` is taken.
+
+        Raises:
+            ValueError: It would never fire.
+        """
+        with self.writing() as c:
+            now = self.now_us(c)
+            if new.trigger_config["type"] == "interval":
+                new.trigger_config.setdefault("start_time", from_us(now).isoformat())
+            first = new.next_tick(now - 1)
+            if first is None and new.trigger_config["type"] == "date":
+                first = new.next_tick(to_us(DAWN))
+            if first is None:
+                raise ValueError("the trigger never fires")
+            new.created_us, new.tick_us, new.due_us = now, first, new.due_of(first)
+            taken = select(schedules.c.job_id).where(schedules.c.job_id == new.job_id)
+            if c.execute(taken).first():
+                return None
+            try:
+                with c.begin_nested():
+                    c.execute(insert(schedules).values(schedule_row(new)))
+            except IntegrityError:
+                return None
+            return new
+
+    def list_schedules(self) -> list[Schedule]:
+        """Every schedule, the next one first, those that are paused last."""
+        with self.reading() as c:
+            order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
+            return [
+                schedule_of(row) for row in c.execute(select(schedules).order_by(*order)).mappings()
+            ]
+
+    def find_schedule(self, job_id: str) -> Schedule | None:
+        """One schedule."""
+        with self.reading() as c:
+            found = c.execute(select(schedules).where(schedules.c.job_id == job_id)).mappings()
+            row = found.one_or_none()
+            return None if row is None else schedule_of(row)
+
+    def remove_schedule(self, job_id: str) -> bool:
+        """Forget a schedule; its queued runs are skipped, one that goes on goes on."""
+        with self.writing() as c:
+            mine = schedules.c.job_id == job_id
+            found = c.execute(select(schedules.c.schedule_id).where(mine).with_for_update())
+            schedule_id = found.scalar_one_or_none()
+            if schedule_id is None:
+                return False
+            c.execute(delete(schedules).where(mine))
+            waiting = (executions.c.schedule_id == schedule_id, executions.c.status == "queued")
+            reason = "the schedule was removed before this run began"
+            given_up = {"status": "skipped", "completed_us": self.now_us(c), "error": reason}
+            c.execute(update(executions).where(*waiting).values(given_up))
+            return True
+
+    def pause_schedule(self, job_id: str, paused: bool) -> Schedule | None:
+        """Pause or resume a schedule; ticks of the pause are no ticks. None when unknown."""
+        with self.writing() as c:
+            one = select(schedules).where(schedules.c.job_id == job_id).with_for_update()
+            row = c.execute(one).mappings().one_or_none()
+            if row is None:
+                return None
+            found = schedule_of(row)
+            if found.paused and not paused:
+                found.tick_us = found.next_tick(self.now_us(c))
+                found.due_us = found.tick_us and found.due_of(found.tick_us)
+                found.folded = None
+            found.paused = paused
+            change = update(schedules).where(schedules.c.schedule_id == found.schedule_id)
+            c.execute(change.values(schedule_row(found)))
+            return found
+
+    # --- ticks
+
+    def claim(self, owner: str, lease_s: float, limit: int = CLAIM_LIMIT) -> Claim:
+        """Fire what is due: decide, write it all down, and return what this owner is to run."""
+        with self.writing() as c:
+            now = self.now_us(c)
+            lease = Lease(owner, now + seconds_us(lease_s))
+            started = self._fire(c, now, lease, limit)
+            started += self._start_queued(c, now, lease)
+            due = select(func.min(schedules.c.due_us)).where(schedules.c.paused.is_(False))
+            return Claim(now, started, c.execute(due).scalar())
+
+    def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
+        """Store an execution that no schedule asked for; None, or the earlier one's id.
+
+        Args:
+            new: Leased by its owner from now on.
+            lease_s: Length of the lease, in seconds.
+            key: The request's Idempotency-Key: the earlier execution of that key is the answer.
+            digest: What the request asked for: the same key must not ask for something else.
+
+        Raises:
+            ValueError: The key was used for another request.
+        """
+        with self.writing() as c:
+            if key is not None:
+                same = select(executions.c.execution_id, executions.c.request_digest)
+                found = c.execute(same.where(executions.c.idempotency_key == key)).first()
+                if found is not None and found.request_digest != digest:
+                    raise ValueError("this Idempotency-Key was used for another request")
+                if found is not None:
+                    return str(found.execution_id)
+            now = self.now_us(c)
+            new.created_us = now
+            lease = Lease(str(new.owner), now + seconds_us(lease_s))
+            row = execution_row(new, now, lease, None)
+            c.execute(insert(executions).values(**row, idempotency_key=key, request_digest=digest))
+            return None
+
+    def renew(self, owner: str, lease_s: float) -> Leases:
+        """The heartbeat: renew every lease of this owner, and take over those that ended."""
+        with self.writing() as c:
+            now = self.now_us(c)
+            until = now + seconds_us(lease_s)
+            mine = (executions.c.owner == owner, IS_ACTIVE)
+            c.execute(update(executions).where(*mine).values(lease_until_us=until))
+            ids = select(executions.c.execution_id, executions.c.lease).where(*mine)
+            held = {(row.execution_id, row.lease) for row in c.execute(ids)}
+            over = IS_ACTIVE & (executions.c.lease_until_us < now)
+            ended = select(executions).where(over).order_by(executions.c.seq).limit(CLAIM_LIMIT)
+            rows = c.execute(ended.with_for_update(skip_locked=True)).mappings().all()
+            taken = [execution_of(row) for row in rows]
+            _take(c, taken, Lease(owner, until))
+            return Leases(held, taken)
+
+    def load(self, owner: str, ids: Iterable[str]) -> list[Execution]:
+        """Executions that are this owner's by the store, by their ids."""
+        mine = (executions.c.owner == owner, IS_ACTIVE)
+        with self.reading() as c:
+            found = select(executions).where(executions.c.execution_id.in_(list(ids)), *mine)
+            return [execution_of(row) for row in c.execute(found).mappings()]
+
+    def save(self, changed: Sequence[Execution]) -> list[bool]:
+        """Write what became of executions; false for each that is no longer its owner's."""
+        with self.writing() as c:
+            now = self.now_us(c)
+            rows = [outcome_row(one, now) for one in changed]
+            if _count(c.execute(SAVE, rows)) == len(rows):
+                return [True] * len(rows)
+            ids = [one.execution_id for one in changed]
+            look = select(executions.c.execution_id, executions.c.owner, executions.c.lease)
+            found = {
+                r[0]: (r[1], r[2])
+                for r in c.execute(look.where(executions.c.execution_id.in_(ids)))
+            }
+            return [found.get(one.execution_id) == (one.owner, one.lease) for one in changed]
+
+    def _fire(self, c: Connection, now: int, lease: Lease, limit: int) -> list[Execution]:
+        """Decide on every schedule that is due, and write it down."""
+        due = (schedules.c.paused.is_(False), schedules.c.due_us <= now)
+        ready = select(schedules).where(*due).order_by(schedules.c.due_us).limit(limit)
+        found = c.execute(ready.with_for_update(skip_locked=True)).mappings().all()
+        if not found:
+            return []
+        going = _going_on(c, [row["schedule_id"] for row in found])
+        writes = Writes([], [], [])
+        for row in found:
+            schedule = schedule_of(row)
+            active, queued = going.get(schedule.schedule_id, (0, 0))
+            writes.add(schedule, fire(schedule, now, active=active, queued=queued))
+        _write(c, writes, now, lease)
+        return [one for one, _ in writes.inserted if one.status == "running"]
+
+    def _start_queued(self, c: Connection, now: int, lease: Lease) -> list[Execution]:
+        """Start queued runs whose turn has come: nothing of their schedule is going on."""
+        ahead = executions.alias()
+        before = (ahead.c.status.in_(ACTIVE)) | (
+            (ahead.c.status == "queued") & (ahead.c.seq < executions.c.seq)
+        )
+        same = ahead.c.schedule_id == executions.c.schedule_id
+        blocked = select(ahead.c.seq).where(same, before).exists()
+        turn = select(executions).where(executions.c.status == "queued", ~blocked)
+        chosen = turn.limit(CLAIM_LIMIT).with_for_update(skip_locked=True)
+        found = [execution_of(row) for row in c.execute(chosen).mappings()]
+        for one in found:
+            one.status = "running"
+        _take(c, found, lease)
+        if found:
+            ids = [one.execution_id for one in found]
+            begun = update(executions).where(executions.c.execution_id.in_(ids))
+            c.execute(begun.values(status="running", started_us=now))
+        return found
+
+
+def _write(c: Connection, writes: Writes, now: int, lease: Lease) -> None:
+    """Insert the executions, let folded rows grow, and swap each schedule's next time."""
+    rows = [execution_row(one, now, lease, span) for one, span in writes.inserted]
+    for one, _ in writes.inserted:
+        one.owner, one.created_us = lease.owner, now
+    if rows:
+        c.execute(insert(executions), rows)
+    if writes.grown:
+        c.execute(GROW, writes.grown)
+    if _count(c.execute(SWAP, writes.swaps)) != len(writes.swaps):
+        raise RuntimeError("a schedule was claimed by two schedulers at once: nothing is written")
+    over = [{"its_id": swap["its_id"]} for swap in writes.swaps if swap["new_tick_us"] is None]
+    if over:
+        c.execute(delete(schedules).where(schedules.c.schedule_id == bindparam("its_id")), over)
+
+
+def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
+    """Make executions this owner's, each with the next lease number."""
+    rows = []
+    for one in taken:
+        old_lease, one.owner, one.lease = one.lease, lease.owner, one.lease + 1
+        new = {"new_owner": one.owner, "new_lease": one.lease, "new_lease_until_us": lease.until_us}
+        rows.append({"its_id": one.execution_id, "old_lease": old_lease, **new})
+    if rows and _count(c.execute(TAKE, rows)) != len(rows):
+        raise RuntimeError("an execution was taken by two schedulers at once: nothing is written")
+
+
+def _going_on(c: Connection, schedule_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """For each schedule that has any, how many of its executions go on, and how many wait."""
+    open_ = executions.c.status.in_(OPEN) & executions.c.schedule_id.in_(schedule_ids)
+    waits = func.sum(case((executions.c.status == "queued", 1), else_=0))
+    counts = select(executions.c.schedule_id, func.count(), waits).where(open_)
+    rows = c.execute(counts.group_by(executions.c.schedule_id))
+    return {row[0]: (row[1] - row[2], row[2]) for row in rows}
+
+
+def _count(result: object) -> int:
+    """How many rows a statement changed."""
+    return cast("CursorResult[Any]", result).rowcount
+
+
+def _complete(database: str) -> URL:
+    """The URL with its driver; the folder of a new SQLite file is made."""
+    try:
+        url = make_url(database)
+        backend = url.get_backend_name()
+    except (ArgumentError, NoSuchModuleError):
+        raise ConfigError(_BAD_URL.format(database)) from None
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise ConfigError(_BAD_URL.format(backend))
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        Path(url.database).touch(mode=0o600)
+    return url
+
+
+_BAD_URL = "--database {!r}: name a sqlite:///file or a postgresql://user@host/database"
+
+
+def _engine(url: URL) -> Engine:
+    """The engine; SQLite writes ahead, durably, and one writer at a time."""
+    if url.get_backend_name() == "postgresql":
+        return create_engine(url, pool_pre_ping=True, pool_size=4, hide_parameters=True)
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    """A new connection: transactions are ours to begin; FULL, as a commit must last."""
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(c: Connection) -> None:
+    """Take the writer's turn at the start, so that what was read still holds at the write."""
+    if not c.get_execution_options().get("reads_only"):
+        c.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,167 @@
+"""What happens when a schedule is due: which ticks were missed, which one runs, what comes next.
+
+Pure: it is told the moment and what is still going on, and answers with a `Firing`; the store
+writes that in the transaction of the claim. Moments are microseconds since 1970 in UTC.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+from catalogzero.scheduler.triggers import EPOCH, Trigger, make_trigger
+
+MICROSECOND = timedelta(microseconds=1)
+LATE_AFTER_S = 1.0
+MAX_TICKS_A_CLAIM = 2_000
+MAX_QUEUED_RUNS = 100
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since 1970 of an aware moment."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def from_us(us: int) -> datetime:
+    """The moment of so many microseconds since 1970, in UTC."""
+    return EPOCH + us * MICROSECOND
+
+
+def seconds_us(seconds: float) -> int:
+    """Microseconds of a length in seconds."""
+    return round(seconds * 1_000_000)
+
+
+@dataclass(slots=True)
+class Schedule:
+    """One schedule, as the store holds it.
+
+    `tick_us` is the next fire time, `due_us` the same with its jitter; both None when it is over.
+    `folded` is `missed:{execution_id}` or `skipped:{execution_id}` while such a row may still grow.
+    """
+
+    schedule_id: str
+    job_id: str
+    handler_id: str
+    method: str
+    params: dict[str, Any]
+    trigger_config: dict[str, Any]
+    overlap: str = "skip"
+    misfire_grace_s: float | None = None
+    max_attempts: int = 3
+    timeout_s: float | None = None
+    jitter_s: float = 0.0
+    max_runs: int | None = None
+    end_us: int | None = None
+    paused: bool = False
+    runs: int = 0
+    created_us: int = 0
+    tick_us: int | None = None
+    due_us: int | None = None
+    folded: str | None = None
+
+    @property
+    def trigger(self) -> Trigger:
+        """Its trigger."""
+        return make_trigger(self.trigger_config)
+
+    def next_tick(self, after_us: int) -> int | None:
+        """The first tick later than a moment, not past the schedule's end."""
+        found = self.trigger.next_after(from_us(after_us))
+        if found is None or (self.end_us is not None and to_us(found) > self.end_us):
+            return None
+        return to_us(found)
+
+    def due_of(self, tick_us: int) -> int:
+        """When a tick is due: itself and its jitter, the same at every look."""
+        if not self.jitter_s:
+            return tick_us
+        digest = blake2b(f"{self.schedule_id}:{tick_us}".encode(), digest_size=8).digest()
+        return tick_us + int(int.from_bytes(digest) / 2**64 * seconds_us(self.jitter_s))
+
+    def preview(self, now_us: int, count: int) -> Iterator[int]:
+        """The next fire times from its next tick on, at most `count`, `max_runs` minded."""
+        left = count if self.max_runs is None else min(count, self.max_runs - self.runs)
+        tick = self.tick_us
+        if self.paused:
+            tick = self.next_tick(now_us)
+        while tick is not None and left > 0:
+            yield tick
+            tick, left = self.next_tick(tick), left - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive ticks: the first, the last, and how many."""
+
+    first_us: int
+    last_us: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Firing:
+    """What one claim of a due schedule writes.
+
+    `status` is that of the tick `tick_us`: running, queued or skipped; None when none is decided.
+    """
+
+    missed: Span | None
+    tick_us: int | None
+    status: str | None
+    late: bool
+    next_tick_us: int | None
+
+
+def fire(schedule: Schedule, now_us: int, *, active: int, queued: int) -> Firing:
+    """Decide on every tick of a due schedule up to now.
+
+    All but the latest are missed; the latest is too when it is later than `misfire_grace_s`.
+
+    Args:
+        schedule: Due: its `due_us` is not later than `now_us`.
+        now_us: The moment of the claim.
+        active: Its executions that are going on.
+        queued: Its executions that wait for those.
+    """
+    span, before_us, following_us = _due_ticks(schedule, now_us)
+    if following_us is not None and schedule.due_of(following_us) <= now_us:
+        return Firing(span, None, None, False, following_us)
+    late_us = now_us - schedule.due_of(span.last_us)
+    grace_s = schedule.misfire_grace_s
+    if grace_s is not None and late_us > seconds_us(grace_s):
+        return Firing(span, None, None, False, following_us)
+    missed = None if before_us is None else Span(span.first_us, before_us, span.count - 1)
+    status = _overlap(schedule.overlap, active, queued)
+    if status != "skipped" and schedule.max_runs and schedule.runs + 1 >= schedule.max_runs:
+        following_us = None
+    late = late_us > seconds_us(LATE_AFTER_S)
+    return Firing(missed, span.last_us, status, late, following_us)
+
+
+def _due_ticks(schedule: Schedule, now_us: int) -> tuple[Span, int | None, int | None]:
+    """The ticks that are due, at most so many a claim; the last but one; the following one."""
+    assert schedule.tick_us is not None  # noqa: S101 - a due schedule has a tick
+    first_us = last_us = schedule.tick_us
+    count, before_us = 1, None
+    following_us = schedule.next_tick(last_us)
+    while following_us is not None and schedule.due_of(following_us) <= now_us:
+        if count == MAX_TICKS_A_CLAIM:
+            break
+        before_us, last_us, count = last_us, following_us, count + 1
+        following_us = schedule.next_tick(last_us)
+    return Span(first_us, last_us, count), before_us, following_us
+
+
+def _overlap(overlap: str, active: int, queued: int) -> str:
+    """What becomes of a tick while earlier runs of its schedule go on."""
+    if overlap == "parallel" or not active + queued:
+        return "running"
+    if overlap == "queue" and queued < MAX_QUEUED_RUNS:
+        return "queued"
+    return "skipped"

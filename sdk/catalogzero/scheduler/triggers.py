@@ -1,0 +1,323 @@
+"""When a schedule is due: interval, cron and date triggers as ScheduleZero's API spells them.
+
+The calendar and time zone arithmetic is that of APScheduler 3.11's trigger classes. What differs
+here: an interval fires first at its start; numbered weekdays are cron's (0 and 7 are Sunday), as
+in ScheduleZero; and clock changes have one rule. Wall times that the clock skips fire once, at
+the moment it springs forward. In the hour that comes twice, a trigger with `hour: *` (or none)
+fires in both passes, any other in the first only, so a nightly job runs once a night.
+
+A trigger is a pure function of time: it reads no clock and keeps no state.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import orjson
+from apscheduler.triggers.cron import CronTrigger
+from apscheduler.triggers.date import DateTrigger
+from apscheduler.triggers.interval import IntervalTrigger
+from tzlocal import get_localzone_name
+
+INTERVAL_UNITS = ("weeks", "days", "hours", "minutes", "seconds")
+CRON_FIELDS = ("year", "month", "day", "week", "day_of_week", "hour", "minute", "second")
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
+MIN_INTERVAL_S = 0.1
+MAX_INTERVAL_S = 100 * 366 * 86_400.0
+MOMENT = timedelta(microseconds=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FEW_DAYS = timedelta(days=14)
+
+
+class _Calendar(Protocol):
+    """What is used of APScheduler's trigger classes."""
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
+        """The first time at or after `now`."""
+
+
+class Trigger(Protocol):
+    """The ticks of a schedule."""
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first tick later than `moment`, in UTC; None when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalTicks:
+    """Every so many seconds from a start on; elapsed time, so clock changes do not matter."""
+
+    calendar: _Calendar
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """See `Trigger.next_after`."""
+        return _utc(self.calendar.get_next_fire_time(None, moment + MOMENT))
+
+
+@dataclass(frozen=True, slots=True)
+class DateTicks:
+    """One moment."""
+
+    moment: datetime
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """See `Trigger.next_after`."""
+        return self.moment if self.moment > moment else None
+
+
+@dataclass(frozen=True, slots=True)
+class CronTicks:
+    """Wall times of a zone that match cron's fields."""
+
+    zone: ZoneInfo
+    local: _Calendar
+    wall: _Calendar
+    every_hour: bool
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """See `Trigger.next_after`."""
+        while True:
+            found = self._candidate(moment)
+            if found is None or self.every_hour or not found.astimezone(self.zone).fold:
+                return found
+            moment = found
+
+    def _candidate(self, moment: datetime) -> datetime | None:
+        """The next match; the end of a skipped stretch when the next match lies inside it."""
+        found = _utc(self.local.get_next_fire_time(None, moment + MOMENT))
+        if found is not None and found - moment < FEW_DAYS and self._same_offset(moment, found):
+            return found
+        wall_now = moment.astimezone(self.zone).replace(tzinfo=UTC, fold=0)
+        wall = self.wall.get_next_fire_time(None, wall_now + MOMENT)
+        skipped = None if wall is None else _end_of_gap(wall, self.zone)
+        if skipped is None or skipped <= moment:
+            return found
+        return skipped if found is None else min(found, skipped)
+
+    def _same_offset(self, one: datetime, other: datetime) -> bool:
+        """Whether the clock was not changed between two moments that are few days apart."""
+        return one.astimezone(self.zone).utcoffset() == other.astimezone(self.zone).utcoffset()
+
+
+def parse_trigger(config: Any) -> dict[str, Any]:
+    """The trigger as it is stored: complete, with its zone named, checked to be one.
+
+    An interval that names no `start_time` gets that of its creation (see `Store.add_schedule`).
+
+    Args:
+        config: `{"type": "interval" | "cron" | "date", …}` as a client sent it.
+
+    Raises:
+        ValueError: Not a trigger; says which field and why.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError("a trigger is an object with a 'type'")
+    kind = str(config.get("type", "")).lower()
+    if kind not in _READERS:
+        raise ValueError(f"Unsupported trigger type: '{kind}'. Use 'date', 'interval', or 'cron'.")
+    keys, read = _READERS[kind]
+    unknown = sorted(set(config) - keys - {"type"})
+    if unknown:
+        raise ValueError(f"{kind} takes no {', '.join(map(repr, unknown))}")
+    stored = {"type": kind, **read({k: v for k, v in config.items() if v is not None})}
+    make_trigger(stored)
+    return stored
+
+
+def make_trigger(stored: Mapping[str, Any]) -> Trigger:
+    """The trigger of a stored config (see `parse_trigger`)."""
+    return _made(orjson.dumps(stored, option=orjson.OPT_SORT_KEYS))
+
+
+def describe_trigger(stored: Mapping[str, Any]) -> str:
+    """One line for people, such as `cron[hour='2', minute='0'] Europe/Berlin`."""
+    if stored["type"] == "date":
+        return f"date[{stored['run_date']}]"
+    if stored["type"] == "interval":
+        return f"interval[{_length(stored)}]"
+    fields = ", ".join(f"{name}='{stored[name]}'" for name in CRON_FIELDS if name in stored)
+    return f"cron[{fields}] {stored['timezone']}"
+
+
+def parse_moment(value: Any, field: str, zone: str | None = None) -> datetime:
+    """A moment: ISO 8601 (without offset: in `zone`, else the machine's) or Unix seconds.
+
+    Raises:
+        ValueError: Neither.
+    """
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=_zone(zone))).astimezone(UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(f"'{field}': {error}") from None
+    raise ValueError(f"'{field}' must be ISO string or Unix timestamp, got {type(value).__name__}")
+
+
+def _read_interval(config: dict[str, Any]) -> dict[str, Any]:
+    """An interval's stored form."""
+    stored: dict[str, Any] = {}
+    for unit in INTERVAL_UNITS:
+        if unit in config:
+            stored[unit] = _number(config[unit], unit)
+    seconds = _length(stored).total_seconds()
+    if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
+        raise ValueError(f"the interval must be {MIN_INTERVAL_S} s or more, and under a century")
+    return stored | _bounds_of(config, config.get("timezone"))
+
+
+def _read_cron(config: dict[str, Any]) -> dict[str, Any]:
+    """A cron trigger's stored form."""
+    stored = {name: str(config[name]) for name in CRON_FIELDS if name in config}
+    if not stored:
+        raise ValueError(f"cron needs at least one of {', '.join(CRON_FIELDS)}")
+    if "day_of_week" in stored:
+        stored["day_of_week"] = _weekdays(stored["day_of_week"])
+    stored["timezone"] = _zone(config.get("timezone")).key
+    return stored | _bounds_of(config, stored["timezone"])
+
+
+def _read_date(config: dict[str, Any]) -> dict[str, Any]:
+    """A date trigger's stored form."""
+    value = config.get("run_date", config.get("run_time"))
+    if value is None:
+        raise ValueError("'run_date' is required for date trigger")
+    return {"run_date": parse_moment(value, "run_date", config.get("timezone")).isoformat()}
+
+
+_BOUNDS = {"start_time", "start_date", "end_time", "end_date", "timezone"}
+_READERS = {
+    "interval": ({*INTERVAL_UNITS, *_BOUNDS}, _read_interval),
+    "cron": ({*CRON_FIELDS, *_BOUNDS}, _read_cron),
+    "date": ({"run_date", "run_time", "timezone"}, _read_date),
+}
+
+
+def _bounds_of(config: Mapping[str, Any], zone: str | None) -> dict[str, str]:
+    """The trigger's own start and end, where it names them, by either library's spelling."""
+    bounds = {}
+    for bound in ("start", "end"):
+        value = config.get(f"{bound}_time", config.get(f"{bound}_date"))
+        if value is not None:
+            bounds[f"{bound}_time"] = parse_moment(value, f"{bound}_time", zone).isoformat()
+    return bounds
+
+
+@lru_cache(maxsize=20_000)
+def _made(stored: bytes) -> Trigger:
+    """The trigger of a stored config, made once."""
+    config = orjson.loads(stored)
+    if config["type"] == "date":
+        date = DateTrigger(datetime.fromisoformat(config["run_date"]), UTC)
+        return DateTicks(date.run_date)
+    start = config.get("start_time")
+    moment = datetime.fromisoformat(start) if start else None
+    if config["type"] == "interval":
+        length = {unit: config.get(unit, 0) for unit in INTERVAL_UNITS}
+        return IntervalTicks(IntervalTrigger(**length, start_date=moment or EPOCH, timezone=UTC))
+    zone = _zone(config["timezone"])
+    fields = {name: config[name] for name in CRON_FIELDS if name in config}
+    wall_start = moment.astimezone(zone).replace(tzinfo=UTC, fold=0) if moment else None
+    return CronTicks(
+        zone,
+        local=CronTrigger(**fields, start_date=moment, timezone=zone),
+        wall=CronTrigger(**fields, start_date=wall_start, timezone=UTC),
+        every_hour=_every_hour(fields),
+    )
+
+
+def _every_hour(fields: Mapping[str, str]) -> bool:
+    """Whether the hour is left open: unnamed and more significant than a named field, or `*`."""
+    return fields.get("hour", "*" if {"minute", "second"} & fields.keys() else "0") == "*"
+
+
+def _end_of_gap(wall: datetime, zone: ZoneInfo) -> datetime | None:
+    """The moment the clock springs forward, when this wall time is one that it skips."""
+    naive = wall.replace(tzinfo=None)
+    before, after = (naive.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
+    if before is None or after is None or before >= after:
+        return None
+    low, high = (naive - after).replace(tzinfo=UTC), (naive - before).replace(tzinfo=UTC)
+    while high - low > timedelta(seconds=1):
+        middle = (low + (high - low) / 2).replace(microsecond=0)
+        if middle.astimezone(zone).utcoffset() == before:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _weekdays(text: str) -> str:
+    """Cron's numbered weekdays (0 and 7: Sunday) as names; ranges may go over the week's end."""
+    return ",".join(part for item in text.split(",") for part in _weekday(item.strip().lower()))
+
+
+def _weekday(item: str) -> list[str]:
+    """The names that one item of a `day_of_week` list stands for; another form as it is."""
+    match = re.fullmatch(r"([0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?(?:/(\d+))?", item)
+    if not match:
+        return [item]
+    first, last, step = match.groups()
+    begin = _weekday_number(first)
+    end = begin if last is None else _weekday_number(last)
+    if last is None and step:
+        end = 6
+    if last == "7" or end < begin:
+        end += 7
+    days = range(begin, min(end, begin + 6) + 1, max(1, int(step or 1)))
+    return [WEEKDAYS[day % 7] for day in days]
+
+
+def _weekday_number(name: str) -> int:
+    """0 for Sunday to 6 for Saturday."""
+    if name.isdigit():
+        return int(name) % 7
+    if name not in WEEKDAYS:
+        raise ValueError(f"'{name}' is no weekday")
+    return WEEKDAYS.index(name)
+
+
+def _zone(name: Any) -> ZoneInfo:
+    """The zone of that name; without one, the machine's own.
+
+    Raises:
+        ValueError: No such zone.
+    """
+    try:
+        return ZoneInfo(str(name or get_localzone_name() or "UTC"))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"no time zone is called {name!r}") from None
+
+
+def _number(value: Any, unit: str) -> float:
+    """A number, also one written as text (ScheduleZero takes both)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"'{unit}' must be a number") from None
+    if not 0 <= number <= MAX_INTERVAL_S:
+        raise ValueError(f"'{unit}' must be a number, 0 or more")
+    return number
+
+
+def _length(config: Mapping[str, Any]) -> timedelta:
+    """The length of an interval."""
+    try:
+        return timedelta(**{unit: config[unit] for unit in INTERVAL_UNITS if unit in config})
+    except OverflowError:
+        raise ValueError("the interval is too long") from None
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    """The moment in UTC."""
+    return None if moment is None else moment.astimezone(UTC)
