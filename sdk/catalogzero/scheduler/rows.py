@@ -128,7 +128,7 @@ def outcome_row(one: Execution, now_us: int) -> dict[str, Any]:
         "new_sent_us": one.sent_us,
         "new_completed_us": now_us if one.is_final() else None,
         "new_result": None if one.result is None else bounded_json(one.result),
-        "new_error": one.error and one.error[:MAX_ERROR_CHARS],
+        "new_error": one.error and one.error[:MAX_ERROR_CHARS].replace("\0", "\ufffd"),
     }
 
 

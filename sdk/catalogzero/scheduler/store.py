@@ -39,7 +39,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.errors import ConfigError, UnreachableError
+from catalogzero.errors import ConfigError, RetryLaterError, UnreachableError
 from catalogzero.scheduler.rows import (
     GROW,
     IS_ACTIVE,
@@ -66,16 +66,22 @@ BUSY_TIMEOUT_S = 30.0
 DAWN = datetime(1, 1, 2, tzinfo=UTC)
 
 
+class LostRaceError(RetryLaterError):
+    """Another scheduler was faster, and nothing was written."""
+
+
 @dataclass(slots=True)
 class Claim:
     """What one look at the store brought: executions to run, and when to look again.
 
     `next_due_us` is the next due time of all schedules; not after `now_us` when more is due.
+    `queued` says that executions wait for an earlier one of their schedule.
     """
 
     now_us: int
     started: list[Execution]
     next_due_us: int | None
+    queued: bool
 
 
 @dataclass(slots=True)
@@ -253,7 +259,9 @@ class Store:
             started = self._fire(c, now, lease, limit)
             started += self._start_queued(c, now, lease)
             due = select(func.min(schedules.c.due_us)).where(schedules.c.paused.is_(False))
-            return Claim(now, started, c.execute(due).scalar())
+            waiting = select(executions.c.seq).where(executions.c.status == "queued").limit(1)
+            queued = c.execute(waiting).first() is not None
+            return Claim(now, started, c.execute(due).scalar(), queued)
 
     def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
         """Store an execution that no schedule asked for; None, or the earlier one's id.
@@ -297,6 +305,12 @@ class Store:
             taken = [execution_of(row) for row in rows]
             _take(c, taken, Lease(owner, until))
             return Leases(held, taken)
+
+    def release(self, owner: str) -> None:
+        """End every lease of this owner, so that another scheduler can go on at once."""
+        with self.writing() as c:
+            mine = (executions.c.owner == owner, IS_ACTIVE)
+            c.execute(update(executions).where(*mine).values(lease_until_us=0))
 
     def load(self, owner: str, ids: Iterable[str]) -> list[Execution]:
         """Executions that are this owner's by the store, by their ids."""
@@ -367,7 +381,7 @@ def _write(c: Connection, writes: Writes, now: int, lease: Lease) -> None:
     if writes.grown:
         c.execute(GROW, writes.grown)
     if _count(c.execute(SWAP, writes.swaps)) != len(writes.swaps):
-        raise RuntimeError("a schedule was claimed by two schedulers at once: nothing is written")
+        raise LostRaceError("a schedule was claimed by two schedulers at once: nothing is written")
     over = [{"its_id": swap["its_id"]} for swap in writes.swaps if swap["new_tick_us"] is None]
     if over:
         c.execute(delete(schedules).where(schedules.c.schedule_id == bindparam("its_id")), over)
@@ -381,7 +395,7 @@ def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
         new = {"new_owner": one.owner, "new_lease": one.lease, "new_lease_until_us": lease.until_us}
         rows.append({"its_id": one.execution_id, "old_lease": old_lease, **new})
     if rows and _count(c.execute(TAKE, rows)) != len(rows):
-        raise RuntimeError("an execution was taken by two schedulers at once: nothing is written")
+        raise LostRaceError("an execution was taken by two schedulers at once: nothing is written")
 
 
 def _going_on(c: Connection, schedule_ids: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,170 @@
+"""What ran: queries over executions, their shape in the API, and how long they are kept.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from sqlalchemy import ColumnElement, RowMapping, and_, case, delete, func, or_, select
+
+from catalogzero.scheduler.schema import FINAL, executions, schedules
+from catalogzero.scheduler.store import Store
+from catalogzero.scheduler.ticks import from_us, seconds_us
+
+PURGE_LIMIT = 2_000
+SUMMARY_PARAMS = 5
+SUMMARY_CHARS = 50
+FILTERS = {
+    "handler_id": executions.c.handler_id,
+    "job_id": executions.c.job_id,
+    "method_name": executions.c.method,
+    "status": executions.c.status,
+}
+
+
+class History:
+    """The executions of a store, for reading and forgetting."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def newest(
+        self, filters: Mapping[str, str], limit: int, before: int | None = None
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Records, newest first, and the cursor of the next page (None: there is none).
+
+        Args:
+            filters: Values by name of `FILTERS`; they combine.
+            limit: At most so many.
+            before: The cursor of an earlier answer.
+        """
+        wanted: list[ColumnElement[bool]] = [FILTERS[k] == v for k, v in filters.items()]
+        if before is not None:
+            wanted.append(executions.c.seq < before)
+        query = select(executions).where(*wanted).order_by(executions.c.seq.desc())
+        with self._store.reading() as c:
+            rows = c.execute(query.limit(limit + 1)).mappings().all()
+        more = rows[limit - 1]["seq"] if len(rows) > limit > 0 else None
+        return [record_of(row) for row in rows[:limit]], more
+
+    def find(self, execution_id: str) -> dict[str, Any] | None:
+        """One record."""
+        with self._store.reading() as c:
+            found = c.execute(select(executions).where(executions.c.execution_id == execution_id))
+            row = found.mappings().one_or_none()
+            return None if row is None else record_of(row)
+
+    def stats(self) -> dict[str, Any]:
+        """Counts by status and by handler, over all executions that are kept."""
+        took = executions.c.completed_us - executions.c.started_us
+        runs = case((executions.c.status.in_(("success", "error")), took))
+        groups = select(
+            executions.c.handler_id, executions.c.status, func.count(), func.sum(runs)
+        ).group_by(executions.c.handler_id, executions.c.status)
+        with self._store.reading() as c:
+            rows = [tuple(row) for row in c.execute(groups)]
+            lifetime = c.execute(select(func.max(executions.c.seq))).scalar() or 0
+            count = c.execute(select(func.count()).select_from(schedules)).scalar_one()
+        return {**_summary(rows), "lifetime_executions": lifetime, "schedules": count}
+
+    def purge(self, retention_days: float, max_executions: int) -> int:
+        """Forget the oldest final executions, a few at a time; how many went."""
+        with self._store.writing() as c:
+            old_us = self._store.now_us(c) - seconds_us(retention_days * 86_400)
+            newest = c.execute(select(func.max(executions.c.seq))).scalar() or 0
+            too_old = executions.c.completed_us < old_us
+            too_many = executions.c.seq <= newest - max_executions
+            over = and_(executions.c.status.in_(FINAL), or_(too_old, too_many), _ungrown())
+            oldest = select(executions.c.seq).where(over).order_by(executions.c.seq)
+            chosen = c.execute(oldest.limit(PURGE_LIMIT)).scalars().all()
+            if chosen:
+                c.execute(delete(executions).where(executions.c.seq.in_(chosen)))
+            return len(chosen)
+
+    def clear(self) -> None:
+        """Forget every final execution."""
+        with self._store.writing() as c:
+            c.execute(delete(executions).where(executions.c.status.in_(FINAL), _ungrown()))
+
+
+def record_of(row: RowMapping) -> dict[str, Any]:
+    """An execution as the API tells it."""
+    started_us, completed_us = row["started_us"], row["completed_us"]
+    ran = started_us is not None and completed_us is not None
+    record = {
+        "execution_id": row["execution_id"],
+        "job_id": row["job_id"],
+        "handler_id": row["handler_id"],
+        "method_name": row["method"],
+        "scheduled_at": _iso(row["tick_us"]),
+        "started_at": _iso(row["created_us"] if started_us is None else started_us),
+        "completed_at": _iso(completed_us),
+        "duration_ms": (completed_us - started_us) / 1_000 if ran else None,
+        "status": row["status"],
+        "late": row["late"],
+        "result": None if row["result"] is None else orjson.loads(row["result"]),
+        "error": row["error"],
+        "attempt_number": row["attempt"],
+        "max_attempts": row["max_attempts"],
+        "params_summary": summary_of(orjson.loads(row["params"])),
+    }
+    if row["status"] in ("missed", "skipped"):
+        last_us = row["last_tick_us"] or row["tick_us"]
+        span = {"first": _iso(row["tick_us"]), "last": _iso(last_us), "count": row["ticks"]}
+        record["ticks"] = span
+    return record
+
+
+def summary_of(params: Mapping[str, Any]) -> str | None:
+    """The first parameters, each cut short, as ScheduleZero shows them."""
+    if not params:
+        return None
+    shown = ", ".join(
+        f"{key}={_cut(str(value))}" for key, value in list(params.items())[:SUMMARY_PARAMS]
+    )
+    more = len(params) - SUMMARY_PARAMS
+    return f"{shown} (+{more} more)" if more > 0 else shown
+
+
+def _ungrown() -> ColumnElement[bool]:
+    """Not a missed or skipped row to which its schedule may still add ticks."""
+    growing = executions.c.status + ":" + executions.c.execution_id
+    return ~select(schedules.c.folded).where(schedules.c.folded == growing).exists()
+
+
+def _summary(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """The statistics out of (handler_id, status, count, summed microseconds)."""
+    by_status: dict[str, int] = {}
+    by_handler: dict[str, dict[str, int]] = {}
+    ran, took_us = 0, 0
+    for handler_id, status, count, us in rows:
+        by_status[status] = by_status.get(status, 0) + count
+        of = by_handler.setdefault(handler_id, {"total": 0, "success": 0, "error": 0})
+        of["total"] += count
+        if status in ("success", "error"):
+            of[status] += count
+            ran, took_us = ran + count, took_us + int(us or 0)
+    total, success = sum(by_status.values()), by_status.get("success", 0)
+    return {
+        "total_executions": total,
+        "success_count": success,
+        "error_count": by_status.get("error", 0),
+        "success_rate": success / ran * 100 if ran else 0.0,
+        "avg_duration_ms": took_us / ran / 1_000 if ran else 0.0,
+        "by_handler": by_handler,
+        "by_status": by_status,
+    }
+
+
+def _cut(text: str) -> str:
+    """At most so many characters."""
+    return text if len(text) <= SUMMARY_CHARS else f"{text[: SUMMARY_CHARS - 3]}..."
+
+
+def _iso(us: int | None) -> str | None:
+    """ISO 8601 in UTC."""
+    return None if us is None else from_us(us).isoformat()

@@ -1,0 +1,130 @@
+"""The scheduler's ZeroMQ side: handlers register here, and tell that they are online.
+
+One JSON text frame a request, as ScheduleZero's server takes it: `ping`, `register`,
+`report_status`; the replies are its replies.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy.exc import DBAPIError
+from structlog.typing import FilteringBoundLogger
+
+from catalogzero.messages import one_line_ascii
+from catalogzero.scheduler.runner import Runner
+from catalogzero.zmq_transport import CurveServer, RouterServer
+
+MAX_ID_CHARS = 200
+MAX_ADDRESS_CHARS = 500
+MAX_METHODS = 1_000
+
+
+class Registration:
+    """Answers handlers on a ROUTER socket.
+
+    Args:
+        runner: Has the store.
+        log: Where registrations are told.
+        curve: Keys; without them the wire is plain.
+    """
+
+    def __init__(
+        self, runner: Runner, log: FilteringBoundLogger, *, curve: CurveServer | None = None
+    ) -> None:
+        self._runner = runner
+        self._log = log
+        self._server = RouterServer(self._on_message, curve=curve)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._methods = {
+            "ping": self._ping,
+            "register": self._register,
+            "report_status": self._report_status,
+        }
+
+    def bind(self, host: str, port: int) -> int:
+        """Listen, and return the port."""
+        return self._server.bind(host, port)
+
+    async def close(self) -> None:
+        """Stop listening; what is being answered is given up."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._server.close()
+
+    def _on_message(self, envelope: Sequence[bytes], payload: bytes) -> None:
+        task = asyncio.create_task(self._answer(envelope, payload), name="scheduler-registration")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, envelope: Sequence[bytes], payload: bytes) -> None:
+        try:
+            reply = await self._reply(payload)
+        except (ValueError, DBAPIError) as error:
+            reply = {"success": False, "error": one_line_ascii(str(error))}
+        self._server.send(envelope, orjson.dumps(reply))
+
+    async def _reply(self, payload: bytes) -> dict[str, Any]:
+        try:
+            request = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            raise ValueError("Invalid JSON") from None
+        if not isinstance(request, dict):
+            raise ValueError("a request is one JSON object")
+        params = request.get("params") or {}
+        method = self._methods.get(str(request.get("method")))
+        if method is None:
+            raise ValueError(f"Unknown method: {request.get('method')}")
+        if not isinstance(params, dict):
+            raise ValueError("'params' must be an object")
+        return await method(params)
+
+    async def _ping(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        return {"success": True, "message": "pong"}
+
+    async def _register(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        handler_id = _text(params, "handler_id", MAX_ID_CHARS)
+        address = _text(params, "address", MAX_ADDRESS_CHARS)
+        if not address.startswith("tcp://"):
+            raise ValueError(f"'address' must be tcp://host:port, not {address!r}")
+        methods = params.get("methods") or []
+        if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
+            raise ValueError("'methods' must be a list of names")
+        if len(methods) > MAX_METHODS:
+            raise ValueError(f"'methods' has more than {MAX_METHODS} names")
+        store = self._runner.store
+        new = await self._runner.write(store.register, handler_id, address, methods)
+        self._runner.handler_seen(handler_id)
+        status = "registered" if new else "re-registered"
+        self._log.info(f"handler_{status}", handler_id=handler_id, address=address)
+        return {
+            "success": True,
+            "handler_id": handler_id,
+            "address": address,
+            "status": status,
+            "methods": methods,
+            "message": f"Handler '{handler_id}' {status} successfully",
+        }
+
+    async def _report_status(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        handler_id = _text(params, "handler_id", MAX_ID_CHARS)
+        status = "offline" if params.get("status") == "offline" else "online"
+        known = await self._runner.write(self._runner.store.report, handler_id, status)
+        if not known:
+            return {"success": False, "error": "Handler not registered"}
+        return {"success": True, "handler_id": handler_id, "status": params.get("status")}
+
+
+def _text(params: Mapping[str, Any], name: str, longest: int) -> str:
+    """A parameter that must be a printable name."""
+    value = params.get(name)
+    if not isinstance(value, str) or not value or len(value) > longest or not value.isprintable():
+        raise ValueError(f"'{name}' must be 1 to {longest} printable characters")
+    return value

@@ -1,0 +1,313 @@
+"""The scheduler at work: it claims what is due, keeps its leases, and has each execution driven.
+
+Four tasks, each owned and awaited: claims, heartbeats (with takeovers), saving (one transaction
+for all that wait to be written), retention. The store is called in threads, its writes in one,
+in order. While the database is away, everything waits and is tried again; what was decided on a
+lease that has ended by then is not written.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar
+
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from structlog.typing import FilteringBoundLogger
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_random_exponential
+
+from catalogzero.clock import Clock, SystemClock
+from catalogzero.scheduler.calls import CallSettings, Driver, HandlerCaller, Links
+from catalogzero.scheduler.history import History
+from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.store import LostRaceError, Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, LostRaceError)
+SAVE_LIMIT = 500
+ADDRESS_FRESH_S = 2.0
+RETENTION_EVERY_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """How the scheduler works.
+
+    `lease_s` is how long a frozen or killed scheduler holds up its executions; `poll_s` is how
+    often the store is looked at when nothing is known to be due.
+    """
+
+    lease_s: float = 15.0
+    poll_s: float = 1.0
+    retention_days: float = 30.0
+    max_executions: int = 100_000
+    calls: CallSettings = field(default_factory=CallSettings)
+
+
+class Runner:
+    """One scheduler on a store; several may share one.
+
+    Args:
+        store: Handlers, schedules and executions.
+        connect: Makes the caller for a handler's address (`HandlerClient`).
+        log: Where it tells what happens.
+        settings: Lengths of leases and waits.
+        clock: Monotonic time and sleep; the times in the store are the database's.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        connect: Callable[[str], HandlerCaller],
+        log: FilteringBoundLogger,
+        settings: RunnerSettings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.store = store
+        self.history = History(store)
+        self.settings = settings or RunnerSettings()
+        self.clock = clock or SystemClock()
+        self.owner = str(uuid.uuid4())
+        self._log = log
+        self.links = Links(self._find_address, connect, self.settings.calls)
+        self._driver = Driver(self, self.links, self.settings.calls)
+        self._writer = ThreadPoolExecutor(1, "scheduler-write")
+        self._readers = ThreadPoolExecutor(2, "scheduler-read")
+        self._mine: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
+        self._ended: dict[str, asyncio.Event] = {}
+        self._unsaved: list[tuple[Execution, asyncio.Future[bool]]] = []
+        self._addresses: dict[str, tuple[str | None, float]] = {}
+        self._wake, self._to_save = asyncio.Event(), asyncio.Event()
+        self._waiting = False
+        self._time = (0, 0.0)
+        self._lease_ends_s = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._sync(await self.write(self._now))
+        await self._renew()
+        loops = (self._claim_loop, self._renew_loop, self._save_loop, self._retention_loop)
+        self._tasks = [asyncio.create_task(loop(), name=loop.__name__) for loop in loops]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        tasks = [*self._tasks, *(task for _, task in self._mine.values())]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self.links.close()
+        with suppress(*DATABASE_AWAY):
+            await self.write(self.store.release, self.owner)
+        self._writer.shutdown()
+        self._readers.shutdown()
+        for task in self._tasks:
+            if not task.cancelled():
+                task.result()
+
+    async def failure(self) -> None:
+        """Wait until one of the tasks fails, and raise its error: half a scheduler is none."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def write(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """Call a method of the store that writes, in the one thread for that."""
+        call = asyncio.get_running_loop().run_in_executor
+        return await call(self._writer, lambda: method(*args, **named))
+
+    async def read(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """Call a method of the store that only reads."""
+        call = asyncio.get_running_loop().run_in_executor
+        return await call(self._readers, lambda: method(*args, **named))
+
+    def wake(self) -> None:
+        """Look at the store now: something was added."""
+        self._wake.set()
+
+    def handler_seen(self, handler_id: str) -> None:
+        """Look its address up again: it registered."""
+        self._addresses.pop(handler_id, None)
+
+    async def run_now(self, one: Execution, key: str | None, digest: str) -> str:
+        """Begin an execution at once, and return its id, or that of the same key's earlier one.
+
+        Raises:
+            ValueError: The key was used for another request.
+        """
+        one.owner = self.owner
+        earlier = await self.write(self.store.run_now, one, self.settings.lease_s, key, digest)
+        if earlier is not None:
+            return earlier
+        self._start(one)
+        return one.execution_id
+
+    async def finished(self, execution_id: str) -> dict[str, Any]:
+        """An execution's record, once it is final, whichever scheduler runs it."""
+        ended = self._ended.setdefault(execution_id, asyncio.Event())
+        try:
+            while True:
+                record = await self.read(self.history.find, execution_id)
+                if record is None or record["completed_at"] is not None:
+                    return record or {"status": "lost", "error": "the execution was cleared"}
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), self.settings.poll_s)
+        finally:
+            self._ended.pop(execution_id, None)
+
+    # --- what an execution needs (see `calls.Desk`)
+
+    def now_us(self) -> int:
+        """The database's time, as well as it is known."""
+        then_us, then_s = self._time
+        return then_us + round((self.clock.monotonic() - then_s) * 1_000_000)
+
+    async def save(self, one: Execution) -> bool:
+        """Write an execution down; false when the lease is another's."""
+        saved: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._unsaved.append((one, saved))
+        self._to_save.set()
+        return await saved
+
+    async def holds(self, one: Execution) -> bool:
+        """Whether the lease is still this runner's; asks the store when it may have ended."""
+        while self.clock.monotonic() >= self._lease_ends_s:
+            await self._renew()
+        mine = self._mine.get(one.execution_id)
+        return mine is not None and mine[0] is one
+
+    # --- the four tasks
+
+    async def _claim_loop(self) -> None:
+        while True:
+            self._wake.clear()
+            claim = await self._persist(self.store.claim, self.owner, self.settings.lease_s)
+            self._sync(claim.now_us)
+            self._waiting = claim.queued
+            for one in claim.started:
+                self._start(one)
+            delay_s = self.settings.poll_s
+            if claim.next_due_us is not None:
+                delay_s = min(delay_s, (claim.next_due_us - self.now_us()) / 1_000_000)
+            if delay_s > 0:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), delay_s)
+
+    async def _renew_loop(self) -> None:
+        while True:
+            await self.clock.sleep(self.settings.lease_s / 3)
+            await self._renew()
+
+    async def _save_loop(self) -> None:
+        while True:
+            await self._to_save.wait()
+            batch, self._unsaved = self._unsaved[:SAVE_LIMIT], self._unsaved[SAVE_LIMIT:]
+            if not self._unsaved:
+                self._to_save.clear()
+            kept = await self._persist(self.store.save, [one for one, _ in batch])
+            for (_, saved), was_kept in zip(batch, kept, strict=True):
+                if not saved.done():
+                    saved.set_result(was_kept)
+
+    async def _retention_loop(self) -> None:
+        settings = self.settings
+        while True:
+            gone = await self._persist(
+                self.history.purge, settings.retention_days, settings.max_executions
+            )
+            if gone:
+                self._log.info("executions_purged", count=gone)
+            else:
+                await self.clock.sleep(RETENTION_EVERY_S)
+
+    async def _renew(self) -> None:
+        """Renew the leases; drop executions that are another's now, start those taken over."""
+        began_s = self.clock.monotonic()
+        leases = await self._persist(self.store.renew, self.owner, self.settings.lease_s)
+        self._lease_ends_s = max(self._lease_ends_s, began_s + self.settings.lease_s)
+        for execution_id, (one, task) in list(self._mine.items()):
+            if (execution_id, one.lease) not in leases.held:
+                task.cancel()
+        strays = {id_ for id_, _ in leases.held} - self._mine.keys()
+        if strays:
+            for one in await self.read(self.store.load, self.owner, strays):
+                self._start(one)
+        for one in leases.taken:
+            self._log.info("execution_taken_over", execution_id=one.execution_id, lease=one.lease)
+            self._start(one)
+
+    def _start(self, one: Execution) -> None:
+        """Drive an execution to its end, in a task of its own."""
+        if one.execution_id not in self._mine:
+            task = asyncio.create_task(self._run(one), name=f"execution-{one.execution_id}")
+            self._mine[one.execution_id] = one, task
+
+    async def _run(self, one: Execution) -> None:
+        try:
+            await self._driver.drive(one)
+        except Exception:  # noqa: BLE001 - the outermost frame of an execution
+            self._log.exception("execution_failed_inside", execution_id=one.execution_id)
+            one.status, one.error = "error", "the scheduler failed on it: see its log"
+            await self.save(one)
+        finally:
+            self._mine.pop(one.execution_id, None)
+            if ended := self._ended.get(one.execution_id):
+                ended.set()
+            if self._waiting:
+                self.wake()
+
+    async def _find_address(self, handler_id: str) -> str | None:
+        """Where a handler is; looked up again after a little, as another scheduler may know."""
+        address, known_s = self._addresses.get(handler_id, (None, -ADDRESS_FRESH_S))
+        now_s = self.clock.monotonic()
+        if now_s - known_s < ADDRESS_FRESH_S:
+            return address
+        found = await self._persist_read(self.store.find_handler, handler_id)
+        self._addresses[handler_id] = (found.address if found else None, now_s)
+        return found.address if found else None
+
+    async def _persist(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """Write, again and again while the database is away."""
+        return await self._retrying(lambda: self.write(method, *args, **named))
+
+    async def _persist_read(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """Read, again and again while the database is away."""
+        return await self._retrying(lambda: self.read(method, *args, **named))
+
+    async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type(DATABASE_AWAY),
+            wait=wait_random_exponential(multiplier=0.1, max=5.0),
+            sleep=self.clock.sleep,
+            before_sleep=self._tell,
+        )
+        return await attempts(call)
+
+    def _tell(self, state: RetryCallState) -> None:
+        """Say that the database is away."""
+        error = state.outcome.exception() if state.outcome else None
+        why = str(getattr(error, "orig", error)).strip()
+        self._log.warning("database_away", error=why, attempt=state.attempt_number)
+
+    def _now(self) -> int:
+        with self.store.reading() as c:
+            return self.store.now_us(c)
+
+    def _sync(self, now_us: int) -> None:
+        """Note the database's time."""
+        self._time = now_us, self.clock.monotonic()

@@ -1,0 +1,180 @@
+"""The scheduler as a whole: store, runner, registration and API, started and stopped together.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+from sqlalchemy.engine import make_url
+from structlog.typing import FilteringBoundLogger
+
+from catalogzero.client import HandlerClient
+from catalogzero.clock import Clock
+from catalogzero.errors import ConfigError
+from catalogzero.logs import make_logger
+from catalogzero.scheduler.api import Api
+from catalogzero.scheduler.calls import HandlerCaller
+from catalogzero.scheduler.registration import Registration
+from catalogzero.scheduler.runner import Runner, RunnerSettings
+from catalogzero.scheduler.store import Store
+from catalogzero.settings import Mask, default_state_dir
+from catalogzero.version import __version__
+from catalogzero.zmq_transport import CurveServer
+
+SHUTDOWN_TIMEOUT_S = 2.0
+MIN_TOKEN_CHARS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerSettings:
+    """Where the scheduler listens, and what it works on.
+
+    `allow_plaintext` lets registration listen beyond loopback without `curve` keys.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8888
+    zmq_host: str = "127.0.0.1"
+    zmq_port: int = 4242
+    database: str | None = None
+    token_file: Path | None = None
+    allow_plaintext: bool = False
+    curve: CurveServer | None = None
+    runner: RunnerSettings = field(default_factory=RunnerSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerServer:
+    """A running scheduler: `url` of its API, `zmq_address` where handlers register."""
+
+    url: str
+    zmq_address: str
+    database: str
+    runner: Runner
+
+
+@asynccontextmanager
+async def serve_scheduler(
+    settings: SchedulerSettings,
+    *,
+    log: FilteringBoundLogger | None = None,
+    connect: Callable[[str], HandlerCaller] = HandlerClient,
+    clock: Clock | None = None,
+) -> AsyncIterator[SchedulerServer]:
+    """Run a scheduler while the context lasts.
+
+    Args:
+        settings: Addresses and database; port 0 is any free one.
+        log: Where it tells what happens; standard error by default.
+        connect: Makes the caller for a handler's address.
+        clock: Monotonic time and sleep.
+
+    Raises:
+        ConfigError: An address or the database cannot be had; names the mend.
+        UnreachableError: The database does not answer.
+    """
+    token = _token(settings)
+    _check_registration(settings)
+    log = log or make_logger(mask=Mask())
+    database = settings.database or f"sqlite:///{default_state_dir() / 'scheduler.db'}"
+    async with AsyncExitStack() as undo:
+        store = await asyncio.to_thread(Store, database)
+        undo.callback(store.close)
+        runner = await undo.enter_async_context(Runner(store, connect, log, settings.runner, clock))
+        registration = Registration(runner, log, curve=settings.curve)
+        undo.push_async_callback(registration.close)
+        zmq_port = registration.bind(settings.zmq_host, settings.zmq_port)
+        shown = make_url(database).render_as_string(hide_password=True)
+        config = {"version": __version__, "database": shown, "lease_s": settings.runner.lease_s}
+        api = Api(runner, log, config, token)
+        port = await _listen(api, settings, undo)
+        zmq_address = f"tcp://{_bracketed(settings.zmq_host)}:{zmq_port}"
+        config.update(host=settings.host, port=port, zmq_address=zmq_address)
+        url = f"http://{_bracketed(settings.host)}:{port}"
+        yield SchedulerServer(url, zmq_address, shown, runner)
+
+
+async def run_scheduler(
+    settings: SchedulerSettings, announce: Callable[[SchedulerServer], None]
+) -> None:
+    """Run a scheduler until SIGINT or SIGTERM.
+
+    Args:
+        settings: See `serve_scheduler`.
+        announce: Called once it listens.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with serve_scheduler(settings) as server:
+        announce(server)
+        stopped = asyncio.create_task(stop.wait(), name="scheduler-stop")
+        failed = asyncio.create_task(server.runner.failure(), name="scheduler-failure")
+        await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if failed.done():
+            failed.result()
+        failed.cancel()
+        await asyncio.wait({stopped, failed})
+
+
+async def _listen(api: Api, settings: SchedulerSettings, undo: AsyncExitStack) -> int:
+    """Serve the API, and return its port."""
+    runner = web.AppRunner(api.application(), access_log=None, handle_signals=False)
+    await runner.setup()
+    undo.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, settings.host, settings.port, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    try:
+        await site.start()
+    except OSError as error:
+        where = f"port {settings.port} on {settings.host}"
+        raise ConfigError(f"{where} cannot be had ({error.strerror}): set another --port") from None
+    return int(runner.addresses[0][1])
+
+
+def _token(settings: SchedulerSettings) -> str | None:
+    """The API's token; None on loopback, where none is needed."""
+    if settings.token_file is None:
+        if not is_loopback(settings.host):
+            raise ConfigError(f"--host {settings.host} is not loopback: name a --token-file too")
+        return None
+    try:
+        token = settings.token_file.read_text("utf-8").strip()
+    except OSError as error:
+        raise ConfigError(f"{settings.token_file}: {error.strerror}") from None
+    if len(token) < MIN_TOKEN_CHARS:
+        raise ConfigError(
+            f"{settings.token_file}: a token has at least {MIN_TOKEN_CHARS} characters"
+        )
+    return token
+
+
+def _check_registration(settings: SchedulerSettings) -> None:
+    """Registration beyond loopback needs keys, or that plain text is allowed by name."""
+    if not (is_loopback(settings.zmq_host) or settings.curve or settings.allow_plaintext):
+        raise ConfigError(
+            f"--zmq-host {settings.zmq_host} is not loopback: name a --curve-key-file and a "
+            "--curve-clients-file, or --allow-plaintext on a private network"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bracketed(host: str) -> str:
+    """The host as a URL writes it."""
+    return f"[{host}]" if ":" in host else host
