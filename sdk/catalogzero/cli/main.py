@@ -45,6 +45,7 @@ COMMANDS = {
     "check": Command(CLIENT, "check:check"),
     "keys": Command(CLIENT, "keys:app"),
     "systemd": Command(CLIENT, "systemd:systemd"),
+    "scheduler": Command(CLIENT, "scheduler:scheduler"),
 }
 
 

@@ -296,7 +296,11 @@ class Runner:
             sleep=self.clock.sleep,
             before_sleep=self._tell,
         )
-        return await attempts(call)
+
+        async def once() -> T:
+            return await call()
+
+        return await attempts(once)
 
     def _tell(self, state: RetryCallState) -> None:
         """Say that the database is away."""

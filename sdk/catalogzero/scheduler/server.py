@@ -129,10 +129,15 @@ async def run_scheduler(
 
 async def _listen(api: Api, settings: SchedulerSettings, undo: AsyncExitStack) -> int:
     """Serve the API, and return its port."""
-    runner = web.AppRunner(api.application(), access_log=None, handle_signals=False)
+    runner = web.AppRunner(
+        api.application(),
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+    )
     await runner.setup()
     undo.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, settings.host, settings.port, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    site = web.TCPSite(runner, settings.host, settings.port)
     try:
         await site.start()
     except OSError as error:

@@ -1,0 +1,94 @@
+"""`catalogzero scheduler`: the embedded scheduler, in the foreground.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from catalogzero.cli.output import JsonFlag, print_json
+from catalogzero.errors import ConfigError
+
+if TYPE_CHECKING:
+    from catalogzero.scheduler.server import SchedulerServer
+    from catalogzero.zmq_transport import CurveServer
+
+
+def scheduler(
+    host: Annotated[str, typer.Option(help="Address of the API and the page.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the API; 0: any free one.")] = 8888,
+    zmq_host: Annotated[str, typer.Option(help="Address where handlers register.")] = "127.0.0.1",
+    zmq_port: Annotated[int, typer.Option(help="Port where they do; 0: any free one.")] = 4242,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            help="sqlite:///FILE, or postgresql://… for several schedulers on one store; "
+            "by default a file in the state folder.",
+            envvar="CATALOGZERO_SCHEDULER_DATABASE",
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Holds the Bearer token; needed beyond loopback.")
+    ] = None,
+    curve_key_file: Annotated[
+        Path | None, typer.Option(help="The scheduler's key pair, for handlers elsewhere.")
+    ] = None,
+    curve_clients_file: Annotated[
+        Path | None, typer.Option(help="Public keys of the handlers that may register.")
+    ] = None,
+    allow_plaintext: Annotated[
+        bool, typer.Option(help="Register beyond loopback without keys: a private network.")
+    ] = False,
+    lease_s: Annotated[
+        float, typer.Option(min=1, help="How long a dead scheduler holds up its executions.")
+    ] = 15.0,
+    retention_days: Annotated[float, typer.Option(min=0, help="Executions are kept so long.")] = 30,
+    json: JsonFlag = False,
+) -> None:
+    """Call handlers at set times, with ScheduleZero's API; a page at the same address.
+
+    Example: catalogzero scheduler --database sqlite:////var/lib/acme/scheduler.db
+    """
+    from catalogzero.scheduler.runner import RunnerSettings
+    from catalogzero.scheduler.server import SchedulerSettings, run_scheduler
+
+    settings = SchedulerSettings(
+        host=host,
+        port=port,
+        zmq_host=zmq_host,
+        zmq_port=zmq_port,
+        database=database,
+        token_file=token_file,
+        allow_plaintext=allow_plaintext,
+        curve=_curve(curve_key_file, curve_clients_file),
+        runner=RunnerSettings(lease_s=lease_s, retention_days=retention_days),
+    )
+    asyncio.run(run_scheduler(settings, lambda server: _announce(server, as_json=json)))
+
+
+def _announce(server: SchedulerServer, *, as_json: bool) -> None:
+    """One line on standard output: where it listens."""
+    if as_json:
+        told = {"url": server.url, "zmq_address": server.zmq_address, "database": server.database}
+        print_json({"event": "listening", **told})
+    else:
+        typer.echo(
+            f"scheduler: {server.url} (API and page), handlers register at {server.zmq_address}, "
+            f"database {server.database}; Ctrl-C stops it"
+        )
+
+
+def _curve(key_file: Path | None, clients_file: Path | None) -> CurveServer | None:
+    """The keys of registration, when both files are named."""
+    from catalogzero.zmq_transport import CurveKeys, CurveServer, read_client_keys
+
+    if (key_file is None) != (clients_file is None):
+        raise ConfigError("--curve-key-file and --curve-clients-file go together: name both")
+    if key_file is None or clients_file is None:
+        return None
+    return CurveServer(CurveKeys.read(key_file), read_client_keys(clients_file))

@@ -1,0 +1,307 @@
+"""A client written for ScheduleZero's HTTP API works on ours, and what ours adds works too."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from catalogzero.scheduler.server import SchedulerServer
+
+from tests.scheduler.toys import Toy, ended, executions, toy, until
+
+EVERY_HOUR = {"type": "interval", "hours": 1}
+
+
+def schedule(**fields: Any) -> dict[str, Any]:
+    """A request in ScheduleZero's own spelling."""
+    return {
+        "handler_id": "toy",
+        "job_method": "quick",
+        "job_params": {},
+        "trigger": EVERY_HOUR,
+        **fields,
+    }
+
+
+async def test_a_schedule_fires_at_its_creation_and_is_recorded(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        created = await api.post("/api/schedule", json=schedule(job_params={"x": 7}, job_id="one"))
+        (record,) = await until(lambda: ended(api, job_id="one"))
+
+    assert (created.status_code, created.json()) == (201, {"status": "success", "job_id": "one"})
+    assert record["status"] == "success"
+    assert record["result"]["x"] == 7
+    assert record["result"]["summary"]["total"] == 1
+    assert (record["handler_id"], record["method_name"]) == ("toy", "quick")
+    assert (record["attempt_number"], record["max_attempts"]) == (1, 3)
+    assert record["params_summary"] == "x=7"
+    assert record["duration_ms"] >= 0
+    assert record["late"] is False
+
+
+async def test_the_documents_spelling_of_the_fields_is_taken_too(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        body = {"handler_id": "toy", "method_name": "quick", "trigger_config": EVERY_HOUR}
+        created = await api.post("/api/schedule", json={**body, "params": {"x": 3}})
+        (record,) = await until(lambda: ended(api))
+
+    assert created.status_code == 201
+    assert created.json()["job_id"].startswith("toy_quick_")
+    assert record["result"]["x"] == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("schedule", {}, 400, "JSON body required."),
+        ("schedule", {"handler_id": "toy"}, 400, "Missing required field: 'trigger'"),
+        (
+            "schedule",
+            {"trigger": EVERY_HOUR},
+            400,
+            "Missing required fields: ['handler_id', 'job_method']",
+        ),
+        (
+            "schedule",
+            schedule(job_params=[1]),
+            400,
+            "'job_params' must be a dictionary/object.",
+        ),
+        (
+            "schedule",
+            schedule(trigger={"type": "weekly"}),
+            400,
+            "Invalid trigger configuration: Unsupported trigger type: 'weekly'. "
+            "Use 'date', 'interval', or 'cron'.",
+        ),
+        ("schedule", schedule(handler_id="x"), 404, "Handler 'x' not registered."),
+        (
+            "schedule",
+            schedule(job_method="_secret"),
+            400,
+            "Method '_secret' not exposed by handler 'toy'.",
+        ),
+        ("schedule", schedule(overlap="maybe"), 400, "'overlap' must be one of"),
+        ("schedule", schedule(jitter_s=3600), 400, "'jitter_s' must be shorter"),
+        ("schedule", schedule(max_attempts=0), 400, "'max_attempts' must be a number"),
+        ("run_now", schedule(handler_id="x"), 404, "Handler 'x' not registered."),
+        ("run_now", schedule(job_method="fail"), 500, "Failed to execute job: ValueError: no such"),
+    ],
+)
+async def test_a_wrong_request_is_refused_as_schedulezero_does(
+    scheduler: SchedulerServer,
+    api: httpx.AsyncClient,
+    path: str,
+    body: dict[str, Any],
+    status: int,
+    message: str,
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        answer = await api.post(f"/api/{path}", json=body)
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == status
+    assert message in answer.json()["error"]["message"]
+
+
+async def test_a_job_id_is_taken_once(scheduler: SchedulerServer, api: httpx.AsyncClient) -> None:
+    async with toy(scheduler.zmq_address, api):
+        await api.post("/api/schedule", json=schedule(job_id="one"))
+        again = await api.post("/api/schedule", json=schedule(job_id="one"))
+
+    assert again.status_code == 409
+    assert again.json()["error"]["message"] == "Job ID 'one' already exists."
+
+
+async def test_schedules_are_listed_and_removed(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        await api.post("/api/schedule", json=schedule(job_id="a/b", job_params={"x": 1}))
+        listed = (await api.get("/api/schedules")).json()
+        removed = await api.delete("/api/schedules/a%2Fb")
+        again = await api.delete("/api/schedules/a%2Fb")
+        left = (await api.get("/api/schedules")).json()
+
+    (one,) = listed["schedules"]
+    assert listed["count"] == 1
+    assert one["id"] == "a/b"
+    assert one["args"] == ["toy", "quick", {"x": 1}, "a/b"]
+    assert one["trigger"] == "interval[1:00:00]"
+    assert one["next_fire_time"].endswith("+00:00")
+    assert removed.json() == {
+        "status": "success",
+        "message": "Schedule 'a/b' removed",
+        "schedule_id": "a/b",
+    }
+    assert again.status_code == 404
+    assert left == {"schedules": [], "count": 0}
+
+
+async def test_run_now_answers_with_the_result(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        answer = await api.post("/api/run_now", json=schedule(job_params={"x": 2}))
+
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "success"
+    assert answer.json()["result"]["x"] == 2
+    assert answer.json()["message"] == "Job executed on handler 'toy'"
+
+
+async def test_run_now_without_waiting_tells_the_execution(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api) as served:
+        handler = served.handler
+        assert isinstance(handler, Toy)
+        body = schedule(job_method="long", wait=False)
+        accepted = await api.post("/api/run_now", json=body)
+        place = f"/api/executions/{accepted.json()['execution_id']}"
+        running = (await api.get(place)).json()
+        handler.going.set()
+        record = await until(lambda: _final(api, place))
+
+    assert accepted.status_code == 202
+    assert running["status"] == "running"
+    assert (record["status"], record["result"]) == ("success", {"done": True})
+
+
+async def test_an_idempotency_key_runs_once(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api) as served:
+        key = {"Idempotency-Key": "order-7"}
+        answers = await asyncio.gather(
+            *(api.post("/api/run_now", json=schedule(), headers=key) for _ in range(5))
+        )
+        other = await api.post("/api/run_now", json=schedule(job_params={"x": 9}), headers=key)
+
+        assert isinstance(served.handler, Toy)
+        assert served.handler.starts == 1
+    assert {answer.json()["execution_id"] for answer in answers} == {
+        answers[0].json()["execution_id"]
+    }
+    assert other.status_code == 409
+
+
+async def test_filters_of_executions_combine_and_pages_follow_the_cursor(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        for x in range(5):
+            await api.post("/api/run_now", json=schedule(job_params={"x": x}))
+        await api.post("/api/run_now", json=schedule(job_method="fail"))
+        good = await executions(api, handler_id="toy", status="success", method_name="quick")
+        bad = (await api.get("/api/executions/errors")).json()
+        seen: list[int] = []
+        cursor: dict[str, str] = {}
+        while True:
+            page = (
+                await api.get(
+                    "/api/executions", params={"limit": 2, "method_name": "quick", **cursor}
+                )
+            ).json()
+            seen += [record["result"]["x"] for record in page["records"]]
+            if page["cursor"] is None:
+                break
+            cursor = {"cursor": page["cursor"]}
+        capped = (await api.get("/api/executions", params={"limit": 5_000})).json()
+        wrong = await api.get("/api/executions", params={"limit": "many"})
+
+    assert [record["result"]["x"] for record in good] == [4, 3, 2, 1, 0]
+    assert seen == [4, 3, 2, 1, 0]
+    assert (bad["count"], bad["errors"][0]["error"]) == (1, "ValueError: no such table")
+    assert capped["limit"] == 1_000
+    assert wrong.status_code == 400
+
+
+async def test_handlers_are_really_asked(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        there = (await api.get("/api/handlers")).json()["handlers"]
+    gone = (await api.get("/api/handlers")).json()["handlers"]
+
+    assert [(one["id"], one["status"]) for one in there] == [("toy", "Connected")]
+    assert there[0]["methods"] == ["fail", "flaky", "long", "quick"]
+    assert [(one["id"], one["status"]) for one in gone] == [("toy", "Disconnected")]
+
+
+async def test_stats_health_and_config_answer(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        await api.post("/api/run_now", json=schedule())
+        await api.post("/api/run_now", json=schedule(job_method="fail"))
+        stats = (await api.get("/api/executions/stats")).json()
+    health = (await api.get("/api/health")).json()
+    config = (await api.get("/api/config")).json()
+
+    assert (stats["total_executions"], stats["success_count"], stats["error_count"]) == (2, 1, 1)
+    assert stats["success_rate"] == 50.0
+    assert stats["by_handler"] == {"toy": {"total": 2, "success": 1, "error": 1}}
+    assert health["status"] == "ok"
+    assert config["zmq_address"] == scheduler.zmq_address
+
+
+async def test_a_paused_schedule_does_not_fire_and_its_pause_is_not_made_up_for(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        body = schedule(job_id="p", trigger={"type": "interval", "seconds": 0.2})
+        await api.post("/api/schedule", json=body)
+        await until(lambda: ended(api, job_id="p"))
+        await api.post("/api/schedules/p/pause")
+        paused = (await api.get("/api/schedules")).json()["schedules"][0]
+        before = len(await executions(api, job_id="p"))
+        await api.post("/api/schedules/p/resume")
+        await until(lambda: _more_than(api, before))
+        statuses = {record["status"] for record in await ended(api, job_id="p")}
+        unknown = await api.post("/api/schedules/q/pause")
+
+    assert (paused["paused"], paused["next_fire_time"]) == (True, None)
+    assert statuses == {"success"}
+    assert unknown.status_code == 404
+
+
+async def test_the_next_fire_times_are_told_in_utc_and_in_the_zone(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        trigger = {"type": "cron", "hour": 2, "timezone": "Asia/Kolkata", "day": 1}
+        await api.post("/api/schedule", json=schedule(job_id="n", trigger=trigger))
+        told = (await api.get("/api/schedules/n/next", params={"count": 3})).json()
+
+    assert told["timezone"] == "Asia/Kolkata"
+    assert [moment[8:] for moment in told["local"]] == ["01T02:00:00+05:30"] * 3
+    assert [moment[10:] for moment in told["next"]] == ["T20:30:00+00:00"] * 3
+
+
+async def test_requests_from_other_origins_and_hosts_are_refused(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    body = schedule()
+
+    rebound = await api.get("/api/schedules", headers={"Host": "evil.example"})
+    foreign = await api.post("/api/schedule", json=body, headers={"Origin": "https://evil.example"})
+    form = await api.post("/api/schedule", content=b"{}", headers={"Content-Type": "text/plain"})
+
+    assert (rebound.status_code, foreign.status_code, form.status_code) == (403, 403, 400)
+    assert "access-control-allow-origin" not in form.headers
+
+
+async def _final(api: httpx.AsyncClient, place: str) -> dict[str, Any] | None:
+    record: dict[str, Any] = (await api.get(place)).json()
+    return record if record["completed_at"] else None
+
+
+async def _more_than(api: httpx.AsyncClient, count: int) -> bool:
+    return len(await ended(api, job_id="p")) > count
