@@ -167,7 +167,7 @@ async def test_run_now_without_waiting_tells_the_execution(
         place = f"/api/executions/{accepted.json()['execution_id']}"
         running = (await api.get(place)).json()
         handler.going.set()
-        record = await until(lambda: _final(api, place))
+        record = await until(lambda: _final(api, place)) or {}
 
     assert accepted.status_code == 202
     assert running["status"] == "running"
