@@ -1,1 +1,15 @@
-"""The reference receiver of uploads and health reports."""
+"""The reference receiver of uploads and health reports, to serve or to mount.
+
+    from aiohttp import web
+    from catalogzero.backend import BackendSettings, create_app
+
+    web.run_app(create_app(BackendSettings(database="backend.db")), auto_decompress=False)
+
+Layer: edge.
+"""
+
+from catalogzero.backend.app import create_app
+from catalogzero.backend.delivery import CompletedUpload
+from catalogzero.backend.settings import BackendSettings
+
+__all__ = ["BackendSettings", "CompletedUpload", "create_app"]

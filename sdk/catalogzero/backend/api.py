@@ -1,0 +1,343 @@
+"""The upload protocol over HTTP: requests in, answers out.
+
+Owns what stands between a request and a transaction: the key, the body within its limits, the
+answer's status. What a request means is decided in `uploads` and `installations`.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import orjson
+from aiohttp import web
+
+from catalogzero.backend import installations, uploads
+from catalogzero.backend.bodies import (
+    Limits,
+    Records,
+    check_digest,
+    decompress,
+    parse,
+    parse_array,
+)
+from catalogzero.backend.contract import (
+    UPLOAD_ID,
+    Complete,
+    HealthReport,
+    Installation,
+    read_model,
+)
+from catalogzero.backend.group_commit import GroupCommit
+from catalogzero.backend.installations import Report
+from catalogzero.backend.problems import Kind, ProblemError
+from catalogzero.backend.rules import Verdict
+from catalogzero.backend.settings import BackendSettings
+from catalogzero.backend.store import Database
+from catalogzero.backend.tenants import KEY_PATTERN, KeyRing, Tenant
+from catalogzero.backend.uploads import Outcome, Stored
+from catalogzero.clock import Clock
+
+T = TypeVar("T")
+
+MAX_JSON_BYTES = 1 << 20
+MAX_SEQ = 999_999
+MAX_KEY_CHARS = 2_000
+READ_TIMEOUT_S = 60.0
+DECODERS = 2
+
+
+class UploadApi:
+    """The handlers of the protocol's requests, over one database.
+
+    Args:
+        settings: Limits.
+        database: Where everything is kept.
+        clock: What receipts are stamped with.
+        on_completed: Called after each upload that became visible, which then also waits in the
+            database for the hook; none where there is no hook.
+    """
+
+    def __init__(
+        self,
+        settings: BackendSettings,
+        database: Database,
+        clock: Clock,
+        on_completed: Callable[[], None] | None,
+    ) -> None:
+        self._settings, self._database, self._clock = settings, database, clock
+        self._on_completed = on_completed
+        self._limits = Limits(settings.max_decoded_bytes, settings.max_chunk_records)
+        self._keys = KeyRing(database, clock)
+        self._places = asyncio.Semaphore(settings.max_concurrent_chunks)
+        self._held_bytes = 0
+        self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
+        self.reports = GroupCommit[Report](
+            database, installations.store_reports, clock, settings.health_commit_window_s
+        )
+
+    def routes(self) -> list[web.RouteDef]:
+        """The protocol's routes, below the settings' `base_path`."""
+        base = self._settings.base_path
+        upload = base + "/uploads/{upload_id}"
+        return [
+            web.put(upload + "/chunks/{seq}", self.put_chunk),
+            web.post(upload + "/complete", self.complete),
+            web.get(upload, self.show_upload, allow_head=False),
+            web.post(base, self.post_simple),
+            web.post(base + "/", self.post_simple),
+            web.post(base + "/health", self.post_health),
+            web.put(base + "/installations/{installation_id}", self.put_installation),
+        ]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._decoders.shutdown()
+
+    async def put_chunk(self, request: web.Request) -> web.Response:
+        """`PUT uploads/{upload_id}/chunks/{seq}`: store one chunk's records."""
+        tenant = await self._tenant(request)
+        upload_id, seq = _upload_id(request), _seq(request)
+        async with self._records(request, request.content_type) as records:
+            at = self._now()
+            stored = await self._database.write(
+                lambda connection: uploads.put_chunk(
+                    connection, tenant.tenant_id, upload_id, seq, records, at
+                )
+            )
+        if stored is Stored.DIFFERENT:
+            raise ProblemError(Kind.CHUNK_DIFFERS, f"chunk {seq} is stored with other records")
+        if stored is Stored.FINISHED:
+            raise ProblemError(Kind.UPLOAD_FINISHED, "post complete: its answer tells the outcome")
+        return _json(
+            201 if stored is Stored.NEW else 200, {"seq": seq, "records": len(records.payloads)}
+        )
+
+    async def complete(self, request: web.Request) -> web.Response:
+        """`POST uploads/{upload_id}/complete`: make an upload visible, or say why not."""
+        tenant, upload_id = await self._tenant(request), _upload_id(request)
+        body = await self._model(request, Complete)
+        at = self._now()
+        outcome = await self._database.write(
+            lambda connection: uploads.complete(
+                connection, tenant.tenant_id, upload_id, body, at, with_hook=self._has_hook
+            )
+        )
+        self._announce(outcome)
+        return _completed(outcome, body)
+
+    async def show_upload(self, request: web.Request) -> web.Response:
+        """`GET uploads/{upload_id}`: what is stored of an upload."""
+        tenant, upload_id = await self._tenant(request), _upload_id(request)
+        found = await self._database.read(
+            lambda connection: uploads.progress(connection, tenant.tenant_id, upload_id)
+        )
+        if found is None:
+            raise ProblemError(Kind.NOT_FOUND, "no upload of that id is known")
+        answer = {"chunks": found.chunks, "state": found.state.value}
+        return _json(200, answer if found.job_id is None else {**answer, "job_id": found.job_id})
+
+    async def post_simple(self, request: web.Request) -> web.Response:
+        """`POST {base}`: the simple form, one JSON array."""
+        tenant = await self._tenant(request)
+        if request.content_type != "application/json":
+            raise ProblemError(Kind.UNSUPPORTED, "the simple form is application/json")
+        key = request.headers.get("Idempotency-Key")
+        if key is not None and not 0 < len(key) <= MAX_KEY_CHARS:
+            raise ProblemError(
+                Kind.INVALID_REQUEST, f"Idempotency-Key has 1 to {MAX_KEY_CHARS} characters"
+            )
+        async with self._records(request, None) as records:
+            at = self._now()
+            outcome = await self._database.write(
+                lambda connection: uploads.store_simple(
+                    connection, tenant.tenant_id, key, records, at, with_hook=self._has_hook
+                )
+            )
+        if outcome.verdict is Verdict.DUPLICATE:
+            return _json(200, {"job_id": outcome.job_id, "duplicate": True})
+        self._announce(outcome)
+        return _json(201, {"job_id": outcome.job_id})
+
+    async def post_health(self, request: web.Request) -> web.Response:
+        """`POST health`: one health report; answered once it is on the disk."""
+        tenant = await self._tenant(request)
+        report = await self._model(request, HealthReport)
+        if KEY_PATTERN.search(report.client_id):
+            raise ProblemError(
+                Kind.INVALID_REQUEST, "client_id is the installation's id, never its key"
+            )
+        text = orjson.dumps(report.model_dump()).decode()
+        at = self._now()
+        await self.reports.add(Report(tenant.tenant_id, report.client_id, at, text))
+        answer: dict[str, Any] = {"server_time": self._now()}
+        if self._settings.health_interval_s is not None:
+            answer["next_interval_s"] = self._settings.health_interval_s
+        return _json(200, answer)
+
+    async def put_installation(self, request: web.Request) -> web.Response:
+        """`PUT installations/{installation_id}`: an installation says what it is."""
+        tenant = await self._tenant(request)
+        installation_id = request.match_info["installation_id"]
+        if not 0 < len(installation_id) <= 200 or "\0" in installation_id:
+            raise ProblemError(Kind.INVALID_REQUEST, "an installation id has 1 to 200 characters")
+        body = await self._model(request, Installation)
+        at = self._now()
+        is_new, sources = await self._database.write(
+            lambda connection: installations.register(
+                connection, tenant.tenant_id, installation_id, body, at
+            )
+        )
+        return _json(201 if is_new else 200, {"sources": sources})
+
+    async def _tenant(self, request: web.Request) -> Tenant:
+        """The tenant of the request's key."""
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        tenant = await self._keys.tenant_of(key.strip()) if scheme.lower() == "bearer" else None
+        if tenant is None:
+            raise ProblemError(
+                Kind.UNAUTHORIZED,
+                "send a key of this backend: Authorization: Bearer czk_…",
+                headers={"WWW-Authenticate": 'Bearer realm="catalogzero"'},
+            )
+        return tenant
+
+    async def _model(self, request: web.Request, model: type[Any]) -> Any:
+        """The model in the request's JSON body."""
+        async with self._body(request, MAX_JSON_BYTES) as body:
+            return read_model(model, decompress(body, _encoding(request), MAX_JSON_BYTES))
+
+    @asynccontextmanager
+    async def _records(
+        self, request: web.Request, media_type: str | None
+    ) -> AsyncIterator[Records]:
+        """The records of the body, read first, then decoded in a thread when there is a place.
+
+        Without a media type it is the simple form's array.
+        """
+        encoding, loop = _encoding(request), asyncio.get_running_loop()
+        async with self._body(request, self._settings.max_body_bytes) as body, self._places:
+            yield await loop.run_in_executor(
+                self._decoders, self._parse, body, encoding, media_type
+            )
+
+    @asynccontextmanager
+    async def _body(self, request: web.Request, limit: int) -> AsyncIterator[bytes]:
+        """The body as sent, at most `limit` bytes, checked against its digest.
+
+        What all requests hold at once is bounded too.
+
+        Raises:
+            ProblemError: It is larger, it stopped coming, or too much is held already.
+        """
+        held = 0
+        parts = []
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                async for part in _parts(request, limit):
+                    held += len(part)
+                    self._hold(len(part))
+                    parts.append(part)
+            body = b"".join(parts)
+            parts.clear()
+            check_digest(body, request.headers.get("Content-Digest"))
+            yield body
+        except TimeoutError:
+            raise ProblemError(Kind.UNAVAILABLE, "the body stopped coming") from None
+        finally:
+            self._held_bytes -= held
+
+    def _hold(self, size: int) -> None:
+        """Count bytes in memory, up to the limit of all requests together."""
+        self._held_bytes += size
+        if self._held_bytes > self._settings.max_held_bytes:
+            raise ProblemError(
+                Kind.UNAVAILABLE, "too much is arriving at once", headers={"Retry-After": "2"}
+            )
+
+    def _parse(self, body: bytes, encoding: str, media_type: str | None) -> Records:
+        """The records of a body."""
+        decoded = decompress(body, encoding, self._settings.max_decoded_bytes)
+        if media_type is None:
+            return parse_array(decoded, self._limits)
+        return parse(decoded, media_type, self._limits)
+
+    @property
+    def _has_hook(self) -> bool:
+        return self._on_completed is not None
+
+    def _announce(self, outcome: Outcome) -> None:
+        """Tell the hook's queue that there is something to do."""
+        if outcome.verdict is Verdict.ACCEPTED and self._on_completed is not None:
+            self._on_completed()
+
+    def _now(self) -> str:
+        """The time of receipt."""
+        return self._clock.now().isoformat(timespec="milliseconds")
+
+
+async def _parts(request: web.Request, limit: int) -> AsyncIterator[bytes]:
+    """The body's parts as they come, `limit` bytes at most."""
+    too_large = ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
+    if (request.content_length or 0) > limit:
+        raise too_large
+    size = 0
+    async for part in request.content.iter_any():
+        size += len(part)
+        if size > limit:
+            raise too_large
+        yield part
+
+
+def _completed(outcome: Outcome, body: Complete) -> web.Response:
+    """The answer to a `complete`."""
+    match outcome.verdict:
+        case Verdict.ACCEPTED:
+            return _json(201, {"job_id": outcome.job_id})
+        case Verdict.DUPLICATE | Verdict.SAME_KEY:
+            return _json(200, {"job_id": outcome.job_id, "duplicate": True})
+        case Verdict.MISSING:
+            raise ProblemError(
+                Kind.CHUNKS_MISSING,
+                "send these chunks, then complete again",
+                missing=outcome.missing,
+            )
+        case _:
+            answer = {"superseded": True, "source_seq": outcome.source_seq}
+            if body.mode == "append":
+                answer["watermark"] = outcome.watermark
+            return _json(200, answer)
+
+
+def _json(status: int, body: Mapping[str, Any]) -> web.Response:
+    """A JSON answer."""
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+
+def _encoding(request: web.Request) -> str:
+    """The body's one content encoding."""
+    return request.headers.get("Content-Encoding", "").strip().lower()
+
+
+def _upload_id(request: web.Request) -> str:
+    """The upload_id in the path."""
+    upload_id = request.match_info["upload_id"]
+    if not re.fullmatch(UPLOAD_ID, upload_id):
+        raise ProblemError(
+            Kind.INVALID_REQUEST, "an upload_id is 1 to 128 letters, digits, dot, dash, _ or ~"
+        )
+    return upload_id
+
+
+def _seq(request: web.Request) -> int:
+    """The chunk number in the path."""
+    text = request.match_info["seq"]
+    if not (text.isascii() and text.isdigit() and len(text) <= 7) or int(text) > MAX_SEQ:
+        raise ProblemError(Kind.INVALID_REQUEST, f"a chunk number is 0 to {MAX_SEQ}")
+    return int(text)

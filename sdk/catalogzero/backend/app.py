@@ -1,0 +1,134 @@
+"""The backend as one aiohttp application: its routes, its errors, its background work.
+
+Owns what is opened at start and closed at the end. `create_app` is all that a vendor's service
+needs; `catalogzero backend serve` serves the same.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import orjson
+import structlog
+from aiohttp import web
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from catalogzero.backend.api import UploadApi
+from catalogzero.backend.delivery import Delivery, Hook
+from catalogzero.backend.fleet import FleetPages
+from catalogzero.backend.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
+from catalogzero.backend.settings import BackendSettings
+from catalogzero.backend.store import Database
+from catalogzero.clock import Clock, SystemClock
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+HTTP_KINDS = {
+    404: (Kind.NOT_FOUND, "no such path here"),
+    405: (Kind.METHOD_NOT_ALLOWED, "this path is not for that method"),
+}
+
+log = structlog.get_logger("catalogzero.backend")
+
+
+def create_app(
+    settings: BackendSettings | None = None,
+    *,
+    on_upload_completed: Hook | None = None,
+    clock: Clock | None = None,
+) -> web.Application:
+    """The backend as an application to serve, or to mount in a service of your own.
+
+    Serve it, or the application it is mounted in, with `auto_decompress=False`
+    (`web.run_app(app, auto_decompress=False)`): the digest of a body is that of what was sent.
+
+    Args:
+        settings: By default from the environment.
+        on_upload_completed: Called at least once with each `CompletedUpload`, after its rows
+            became visible; one that raises is called again later. `job_id` tells a repetition.
+        clock: Where times come from.
+
+    Raises:
+        ConfigError: The database cannot be opened.
+    """
+    settings = settings or BackendSettings()
+    clock = clock or SystemClock()
+    database = Database(settings.database)
+    delivery = Delivery(database, clock, on_upload_completed) if on_upload_completed else None
+    api = UploadApi(settings, database, clock, delivery.wake if delivery else None)
+    app = web.Application(middlewares=[_answer_problems])
+    app.add_routes([*api.routes(), *FleetPages(settings, database, clock).routes()])
+
+    async def life(_app: web.Application) -> AsyncIterator[None]:
+        async with AsyncExitStack() as undo:
+            undo.callback(database.close)
+            undo.callback(api.close)
+            undo.push_async_callback(api.reports.flush)
+            await _start(undo, api.reports.run())
+            if delivery:
+                await _start(undo, delivery.run())
+            yield
+
+    app.cleanup_ctx.append(life)
+    return app
+
+
+async def _start(undo: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` beside the requests until the application ends."""
+    task = asyncio.create_task(work)
+    undo.push_async_callback(_stop, task)
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+@web.middleware
+async def _answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every refusal, and every fault of ours, with a problem document."""
+    try:
+        return await handler(request)
+    except ProblemError as error:
+        return problem_response(error)
+    except web.HTTPException as error:
+        if error.status not in HTTP_KINDS:
+            raise
+        kind, detail = HTTP_KINDS[error.status]
+        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+        return problem_response(ProblemError(kind, detail, headers=allow))
+    except (DBAPIError, PoolTimeoutError) as error:
+        log.exception("database_failed", path=request.path)
+        kind = Kind.UNAVAILABLE if _may_pass(error) else Kind.INTERNAL
+        return problem_response(
+            ProblemError(kind, "the database did not take it", headers={"Retry-After": "5"})
+        )
+    except Exception:
+        log.exception("request_failed", path=request.path, method=request.method)
+        return problem_response(ProblemError(Kind.INTERNAL, "see the backend's log"))
+
+
+def problem_response(error: ProblemError) -> web.Response:
+    """The response that carries a problem document."""
+    return web.Response(
+        status=error.kind.status,
+        body=orjson.dumps(error.document()),
+        content_type=PROBLEM_MEDIA_TYPE,
+        headers=error.headers,
+    )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the database only is away, full or busy right now."""
+    return isinstance(error, PoolTimeoutError) or type(error).__name__ in (
+        "OperationalError",
+        "InterfaceError",
+    )

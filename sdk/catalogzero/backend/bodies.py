@@ -1,0 +1,270 @@
+"""From a request's body to records: digest, decompression, parsing, each within its limit.
+
+Owns what turns bytes into `Records`; it stores nothing. Every function here is plain CPU work that
+the service runs in threads. A record is kept as the JSON text of one object, as it came.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import hashlib
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import zstandard
+
+from catalogzero.backend.problems import Kind, ProblemError
+
+NDJSON, CSV, PARQUET = "application/x-ndjson", "text/csv", "application/vnd.apache.parquet"
+ENCODINGS = "zstd, gzip, identity"
+DIGESTS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
+MAX_FIELD_CHARS = 16 << 20
+PARQUET_BATCH_ROWS = 1024
+ZSTD_STEP_BYTES = 2048
+"""Read at once: four bytes can stand for 128 KiB, so a step makes 64 MiB at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one chunk may hold."""
+
+    decoded_bytes: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The records of one chunk: the JSON text of each, and a digest over them all."""
+
+    payloads: list[str]
+    digest: str
+
+
+def check_digest(body: bytes, header: str | None) -> None:
+    """Compare the body as sent with its `Content-Digest` (RFC 9530), where there is one.
+
+    Algorithms other than sha-256 and sha-512 are passed over, as the RFC asks.
+
+    Raises:
+        ProblemError: The header cannot be read, or the body is another one.
+    """
+    for item in (header or "").split(","):
+        name, _, value = item.strip().partition("=")
+        algorithm = DIGESTS.get(name.lower())
+        if algorithm is None:
+            continue
+        if algorithm(body).digest() != _byte_sequence(value):
+            raise ProblemError(
+                Kind.DIGEST_MISMATCH, f"the body's {name} is not that of Content-Digest"
+            )
+
+
+def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+    """The body without its `Content-Encoding`, at most `limit` bytes.
+
+    Raises:
+        ProblemError: An unknown encoding, a broken stream, or more than `limit`.
+    """
+    try:
+        if encoding in ("", "identity"):
+            decoded = body
+        elif encoding == "gzip":
+            decoded = _gunzip(body, limit)
+        elif encoding == "zstd":
+            decoded = _unzstd(body, limit)
+        else:
+            raise ProblemError(
+                Kind.UNSUPPORTED,
+                "Content-Encoding is one of zstd, gzip, identity",
+                headers={"Accept-Encoding": ENCODINGS},
+            )
+    except (zlib.error, EOFError, zstandard.ZstdError):
+        raise ProblemError(Kind.UNDECODABLE, f"the body is no whole {encoding} stream") from None
+    if len(decoded) > limit:
+        raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes once decompressed")
+    return decoded
+
+
+def parse(decoded: bytes, media_type: str, limits: Limits) -> Records:
+    """The records in a decompressed body of one of the three formats.
+
+    Raises:
+        ProblemError: Another format, or records that cannot be read; the line is named.
+    """
+    if media_type == NDJSON:
+        payloads = _ndjson(_text(decoded))
+    elif media_type == CSV:
+        payloads = list(_csv(_text(decoded), limits))
+    elif media_type == PARQUET:
+        payloads = list(_parquet(decoded, limits))
+    else:
+        raise ProblemError(
+            Kind.UNSUPPORTED,
+            f"Content-Type is one of {NDJSON}, {PARQUET}, {CSV}",
+            headers={"Accept": f"{NDJSON}, {PARQUET}, {CSV}"},
+        )
+    return seal(payloads, limits)
+
+
+def parse_array(decoded: bytes, limits: Limits) -> Records:
+    """The records of the simple form: one JSON array of objects.
+
+    Raises:
+        ProblemError: Not that.
+    """
+    try:
+        values = orjson.loads(decoded)
+    except orjson.JSONDecodeError as error:
+        raise ProblemError(Kind.INVALID_REQUEST, f"the body is no JSON: {error}") from None
+    if not isinstance(values, list):
+        raise ProblemError(Kind.INVALID_REQUEST, "the body is one JSON array of objects")
+    for index, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise ProblemError(Kind.REFUSED_RECORDS, f"item {index} is no JSON object")
+    return seal([orjson.dumps(value).decode() for value in values], limits)
+
+
+def seal(payloads: list[str], limits: Limits) -> Records:
+    """The records with their digest, if there are not too many."""
+    if len(payloads) > limits.records:
+        raise ProblemError(Kind.TOO_LARGE, f"more than {limits.records} records in one chunk")
+    return Records(payloads, hashlib.sha256("\n".join(payloads).encode()).hexdigest())
+
+
+def same_records(left: Iterable[str], right: Iterable[str]) -> bool:
+    """Whether two lists of JSON texts hold equal values, however they are spelled."""
+    return [orjson.loads(text) for text in left] == [orjson.loads(text) for text in right]
+
+
+def _byte_sequence(value: str) -> bytes:
+    """A structured field's byte sequence: `:base64:` (RFC 8941)."""
+    try:
+        if len(value) < 2 or value[0] != ":" or value[-1] != ":":
+            raise ValueError(value)
+        return base64.b64decode(value[1:-1], validate=True)
+    except (ValueError, binascii.Error):
+        raise ProblemError(
+            Kind.INVALID_REQUEST, "Content-Digest is written sha-256=:base64:"
+        ) from None
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    """All members of a gzip stream, reading at most one byte over the limit."""
+    parts, size = [], 0
+    while body and size <= limit:
+        member = zlib.decompressobj(wbits=31)
+        part = member.decompress(body, limit + 1 - size)
+        parts.append(part)
+        size += len(part)
+        if not member.eof and size <= limit:
+            raise EOFError
+        body = member.unused_data
+    return b"".join(parts)
+
+
+def _unzstd(body: bytes, limit: int) -> bytes:
+    """All frames of a zstd stream, reading at most one step's output over the limit."""
+    parts, size = [], 0
+    while body and size <= limit:
+        frame = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+        for start in range(0, len(body), ZSTD_STEP_BYTES):
+            part = frame.decompress(body[start : start + ZSTD_STEP_BYTES])
+            parts.append(part)
+            size += len(part)
+            if frame.eof or size > limit:
+                break
+        if not frame.eof and size <= limit:
+            raise EOFError
+        body = frame.unused_data + body[start + ZSTD_STEP_BYTES :]
+    return b"".join(parts)
+
+
+def _text(decoded: bytes) -> str:
+    """The body as text."""
+    try:
+        return decoded.decode()
+    except UnicodeDecodeError as error:
+        raise ProblemError(
+            Kind.REFUSED_RECORDS, f"the body is not UTF-8 at byte {error.start}"
+        ) from None
+
+
+def _ndjson(text: str) -> list[str]:
+    """One JSON object a line; empty lines are passed over."""
+    payloads = [line for line in text.split("\n") if line and not line.isspace()]
+    loads = orjson.loads
+    try:
+        for number, line in enumerate(payloads, 1):
+            if type(loads(line)) is not dict:
+                raise ProblemError(Kind.REFUSED_RECORDS, f"record {number} is no JSON object")
+    except orjson.JSONDecodeError as error:
+        raise ProblemError(
+            Kind.REFUSED_RECORDS, f"record {number} is no JSON: {error.msg}"
+        ) from None
+    return payloads
+
+
+def _csv(text: str, limits: Limits) -> Iterator[str]:
+    """Rows under a header; every value is a string."""
+    csv.field_size_limit(MAX_FIELD_CHARS)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        for number, row in enumerate(filter(None, reader), 1):
+            if len(row) != len(header):
+                raise ProblemError(
+                    Kind.REFUSED_RECORDS, f"record {number} has not as many fields as the header"
+                )
+            if number > limits.records:
+                raise ProblemError(Kind.TOO_LARGE, f"more than {limits.records} records")
+            yield orjson.dumps(dict(zip(header, row, strict=True))).decode()
+    except csv.Error as error:
+        raise ProblemError(
+            Kind.REFUSED_RECORDS, f"line {reader.line_num} is no CSV: {error}"
+        ) from None
+
+
+def _parquet(decoded: bytes, limits: Limits) -> Iterator[str]:
+    """The rows of a Parquet file; bytes as base64, times as ISO 8601, decimals as strings."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise ProblemError(
+            Kind.UNSUPPORTED, "Parquet is not read here: install catalogzero[parquet]"
+        ) from None
+    size = count = 0
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(decoded))
+        for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
+            size += batch.nbytes
+            count += batch.num_rows
+            if size > limits.decoded_bytes or count > limits.records:
+                raise ProblemError(Kind.TOO_LARGE, "the Parquet file holds too much")
+            for row in batch.to_pylist():
+                yield orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+    except (pyarrow.ArrowException, OSError, TypeError, UnicodeError) as error:
+        raise ProblemError(
+            Kind.REFUSED_RECORDS, f"no readable Parquet file: {type(error).__name__}"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own kind for a value out of a Parquet file."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    return str(value)

@@ -1,0 +1,171 @@
+"""The hook: what the vendor's service does with a completed upload.
+
+Owns the queue of uploads for which the hook has not ended well yet. The queue is in the database,
+so that a kill loses none: the hook is called at least once for each upload that is still visible
+when its turn comes. `CompletedUpload.job_id` tells a repetition.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import orjson
+import structlog
+from sqlalchemy import Connection, Row, select, update
+
+from catalogzero.backend.schema import records, tenants, uploads
+from catalogzero.backend.store import Database
+from catalogzero.clock import Clock
+
+POLL_S = 5.0
+LEASE_S = 300.0
+MAX_BACKOFF_S = 3_600.0
+
+log = structlog.get_logger("catalogzero.backend")
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedUpload:
+    """An upload whose rows just became visible; `records()` reads them.
+
+    In mode `replace` it is all there is of its source now; in mode `append` it adds to it.
+    """
+
+    job_id: str
+    tenant: str
+    installation_id: str | None
+    upload_id: str
+    stream: str | None
+    source: str | None
+    params: Any
+    mode: str
+    entry: str | None
+    version: str | None
+    record_count: int
+    chunk_count: int
+    _upload_no: int = field(repr=False)
+    _database: Database = field(repr=False)
+
+    async def records(self) -> AsyncIterator[dict[str, Any]]:
+        """The upload's records in order, read chunk by chunk.
+
+        Raises:
+            LookupError: A newer upload of the source replaced this one meanwhile.
+        """
+        count = 0
+        for seq in range(self.chunk_count):
+            payloads = await self._database.read(_reader(self._upload_no, seq))
+            count += len(payloads)
+            for payload in payloads:
+                yield orjson.loads(payload)
+        if count != self.record_count:
+            raise LookupError(f"upload {self.upload_id} was replaced while it was read")
+
+
+Hook = Callable[[CompletedUpload], Awaitable[None]]
+
+
+class Delivery:
+    """Calls the hook for one upload after the other, oldest first.
+
+    A hook that raises is logged and called again, later each time.
+    """
+
+    def __init__(self, database: Database, clock: Clock, hook: Hook) -> None:
+        self._database, self._clock, self._hook = database, clock, hook
+        self._work = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._work.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled; looks again every few seconds for what other processes left."""
+        while True:
+            self._work.clear()
+            while await self.deliver_one():
+                pass
+            timer = self._clock.call_later(POLL_S, self._work.set)
+            try:
+                await self._work.wait()
+            finally:
+                timer.cancel()
+
+    async def deliver_one(self) -> bool:
+        """Call the hook for the oldest upload that is due; whether there was one."""
+        now = self._clock.now()
+        leased_until = (now + timedelta(seconds=LEASE_S)).isoformat()
+        row = await self._database.write(
+            lambda connection: _claim(connection, now.isoformat(), leased_until)
+        )
+        if row is None:
+            return False
+        due_at = None
+        try:
+            await self._hook(self._upload(row))
+        except Exception:
+            backoff_s = min(2.0**row.hook_attempts, MAX_BACKOFF_S)
+            due_at = (self._clock.now() + timedelta(seconds=backoff_s)).isoformat()
+            log.exception("upload_hook_failed", job_id=row.job_id, retry_in_s=backoff_s)
+        await self._database.write(lambda connection: _settle(connection, row.upload_no, due_at))
+        return True
+
+    def _upload(self, row: Row[Any]) -> CompletedUpload:
+        """What the hook is given."""
+        return CompletedUpload(
+            job_id=row.job_id,
+            tenant=row.tenant,
+            installation_id=row.installation_id,
+            upload_id=row.upload_id,
+            stream=row.stream,
+            source=row.source,
+            params=None if row.params is None else orjson.loads(row.params),
+            mode=row.mode,
+            entry=row.entry,
+            version=row.version,
+            record_count=row.records,
+            chunk_count=row.chunks,
+            _upload_no=row.upload_no,
+            _database=self._database,
+        )
+
+
+def _claim(connection: Connection, now: str, leased_until: str) -> Row[Any] | None:
+    """Take the oldest visible upload that is due, out of other processes' reach for a while."""
+    row = connection.execute(
+        select(uploads, tenants.c.name.label("tenant"))
+        .join(tenants, tenants.c.tenant_id == uploads.c.tenant_id)
+        .where(uploads.c.hook_due_at <= now, uploads.c.visible)
+        .order_by(uploads.c.hook_due_at)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=uploads)
+    ).one_or_none()
+    if row is not None:
+        connection.execute(
+            update(uploads)
+            .where(uploads.c.upload_no == row.upload_no)
+            .values(hook_due_at=leased_until, hook_attempts=row.hook_attempts + 1)
+        )
+    return row
+
+
+def _settle(connection: Connection, upload_no: int, due_at: str | None) -> None:
+    """The hook ended: well (none), or to be called again."""
+    one = uploads.c.upload_no == upload_no
+    connection.execute(update(uploads).where(one).values(hook_due_at=due_at))
+
+
+def _reader(upload_no: int, seq: int) -> Callable[[Connection], list[str]]:
+    """What reads one chunk's payloads."""
+    statement = (
+        select(records.c.payload)
+        .where(records.c.upload_no == upload_no, records.c.seq == seq)
+        .order_by(records.c.row_index)
+    )
+    return lambda connection: list(connection.scalars(statement))

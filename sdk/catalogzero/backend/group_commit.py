@@ -1,0 +1,90 @@
+"""Many small writes in one transaction: each waits a moment for others, and for its commit.
+
+Owns the queue between requests and the database; it knows neither what is written nor how.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from sqlalchemy import Connection
+
+from catalogzero.backend.problems import Kind, ProblemError
+from catalogzero.backend.store import Database
+from catalogzero.clock import Clock
+
+T = TypeVar("T")
+
+MAX_WAITING = 10_000
+MAX_BATCH = 1_000
+
+
+class GroupCommit(Generic[T]):
+    """Writes items in batches; `add` returns when the item's batch is committed.
+
+    Args:
+        database: Where `store` writes.
+        store: Writes a batch in the transaction it is given.
+        clock: What the window is measured on.
+        window_s: How long a first item waits for others, in seconds.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: Callable[[Connection, Sequence[T]], None],
+        clock: Clock,
+        window_s: float,
+    ) -> None:
+        self._database, self._store, self._clock = database, store, clock
+        self._window_s = window_s
+        self._waiting: list[tuple[T, asyncio.Future[None]]] = []
+        self._arrived = asyncio.Event()
+
+    async def add(self, item: T) -> None:
+        """Write one item, together with whatever else comes within the window.
+
+        Raises:
+            ProblemError: Too many are waiting: the database does not keep up.
+        """
+        if len(self._waiting) >= MAX_WAITING:
+            raise ProblemError(
+                Kind.UNAVAILABLE, "too many reports wait for the database", headers=RETRY_SOON
+            )
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, done))
+        self._arrived.set()
+        await done
+
+    async def run(self) -> None:
+        """Commit batch after batch until cancelled."""
+        while True:
+            await self._arrived.wait()
+            await self._clock.sleep(self._window_s)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Commit what is waiting now; a failure goes to those who wait for it."""
+        batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+        if not self._waiting:
+            self._arrived.clear()
+        if not batch:
+            return
+        items = [item for item, _ in batch]
+        fault: BaseException | None = None
+        try:
+            await self._database.write(lambda connection: self._store(connection, items))
+        except BaseException as error:  # noqa: BLE001 - every waiting request is told of it
+            fault = error
+        for _, done in batch:
+            if not done.done():
+                done.set_exception(fault) if fault else done.set_result(None)
+        if fault is not None and not isinstance(fault, Exception):
+            raise fault
+
+
+RETRY_SOON = {"Retry-After": "1"}

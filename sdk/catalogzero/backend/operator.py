@@ -1,0 +1,102 @@
+"""Who may see the operator's side: the fleet page, and the metrics.
+
+Owns one rule. With an operator token, whoever shows it, as Bearer or as the password of Basic
+authentication (so that a browser asks for it). Without one, only a browser on this machine that
+reached the backend directly: the peer and the Host header are loopback, and no proxy has passed
+the request on.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+
+from aiohttp import web
+
+from catalogzero.backend.problems import Kind, ProblemError
+from catalogzero.backend.settings import BackendSettings
+from catalogzero.errors import ConfigError
+
+PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
+
+
+class OperatorGate:
+    """Lets the operator's requests pass.
+
+    Raises:
+        ConfigError: `operator_token_file` cannot be read, or is empty.
+    """
+
+    def __init__(self, settings: BackendSettings) -> None:
+        self._token = _token(settings)
+
+    def check(self, request: web.Request) -> None:
+        """Return for the operator alone.
+
+        Raises:
+            ProblemError: For anyone else.
+        """
+        if self._token is None:
+            if not _is_local(request):
+                raise ProblemError(
+                    Kind.FORBIDDEN, "set an operator token to see this from another machine"
+                )
+            return
+        shown = _shown(request.headers.get("Authorization", ""))
+        if not hmac.compare_digest(shown.encode(), self._token.encode()):
+            raise ProblemError(
+                Kind.UNAUTHORIZED,
+                "this is the operator's side: send the operator token",
+                headers={"WWW-Authenticate": 'Basic realm="catalogzero operator"'},
+            )
+
+
+def _token(settings: BackendSettings) -> str | None:
+    """The configured token."""
+    if settings.operator_token is not None:
+        return settings.operator_token.get_secret_value()
+    if settings.operator_token_file is None:
+        return None
+    try:
+        token = settings.operator_token_file.read_text().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"operator_token_file {settings.operator_token_file}: {error.strerror}"
+        ) from None
+    if not token:
+        raise ConfigError(f"operator_token_file {settings.operator_token_file} is empty")
+    return token
+
+
+def _shown(header: str) -> str:
+    """The token in an Authorization header, empty where there is none."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
+def _is_local(request: web.Request) -> bool:
+    """Whether someone on this machine asks this process directly."""
+    if any(name in request.headers for name in PROXY_HEADERS):
+        return False
+    return _is_loopback(request.remote or "") and _is_loopback(request.url.host or "")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

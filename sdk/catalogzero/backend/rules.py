@@ -1,0 +1,86 @@
+"""The rules of completion: what a `complete` means, given what the backend knows.
+
+Owns one pure function, `judge`, over plain facts; it reads no database and changes nothing. The
+order of its questions is part of the protocol (docs/reference/upload-protocol.md): a finished
+upload is answered before chunks are looked at, and a repeated key before lateness.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Literal
+
+Mode = Literal["replace", "append"]
+
+
+class State(StrEnum):
+    """Where an upload stands at the backend; the last two are final."""
+
+    OPEN = "open"
+    COMPLETE = "complete"
+    SUPERSEDED = "superseded"
+
+
+class Verdict(Enum):
+    """What becomes of one `complete`."""
+
+    ACCEPTED = "accepted"
+    """It becomes visible; in replace mode, or with `full`, alone of its source."""
+    DUPLICATE = "duplicate"
+    """This upload_id is complete already: nothing changes."""
+    SAME_KEY = "same_key"
+    """Another upload of this key is visible: only the source's highest source_seq rises."""
+    WAS_SUPERSEDED = "was_superseded"
+    """This upload_id was superseded already: nothing changes."""
+    SUPERSEDED = "superseded"
+    """It comes too late: it is finished without ever being seen."""
+    MISSING = "missing"
+    """Chunks are missing: nothing changes, the client sends them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a `complete` asks for; `after` is JSON text, `null` at the start."""
+
+    mode: Mode
+    full: bool
+    source_seq: int
+    after: str = "null"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What the backend knows when a `complete` arrives, all read in its transaction.
+
+    `key_visible`: a visible upload of this source carries the claim's upload_key.
+    `highest` is the source's highest source_seq, 0 where it has none; `watermark` is JSON text.
+    """
+
+    state: State
+    key_visible: bool
+    highest: int
+    watermark: str
+    missing: bool
+
+
+def judge(claim: Claim, standing: Standing) -> Verdict:
+    """The one verdict on a claim."""
+    if standing.state is State.COMPLETE:
+        return Verdict.DUPLICATE
+    if standing.state is State.SUPERSEDED:
+        return Verdict.WAS_SUPERSEDED
+    if standing.key_visible and not claim.full:
+        return Verdict.SAME_KEY
+    if _is_late(claim, standing):
+        return Verdict.SUPERSEDED
+    return Verdict.MISSING if standing.missing else Verdict.ACCEPTED
+
+
+def _is_late(claim: Claim, standing: Standing) -> bool:
+    """Whether the source has gone on without this upload."""
+    if claim.mode == "replace" or claim.full:
+        return claim.source_seq <= standing.highest
+    return claim.after != standing.watermark

@@ -1,0 +1,183 @@
+"""The backend's tables, the view `visible_records`, and the version of the schema.
+
+Owns what the database looks like on SQLite and PostgreSQL; it reads and writes no rows but the
+version's. Times are ISO 8601 text in UTC (they sort as text); opaque values are JSON text.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    func,
+    insert,
+    select,
+    text,
+)
+
+from catalogzero.errors import ConfigError
+
+SCHEMA_VERSION = 1
+MIGRATION_LOCK = 0x63617A30
+
+metadata = MetaData()
+_Key = BigInteger().with_variant(Integer, "sqlite")
+
+versions = Table("backend_schema", metadata, Column("version", Integer, nullable=False))
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("tenant_id", _Key, primary_key=True),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("created_at", String(40), nullable=False),
+)
+
+tenant_keys = Table(
+    "tenant_keys",
+    metadata,
+    Column("key_id", String(16), primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.tenant_id", ondelete="CASCADE"), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", String(40), nullable=False),
+)
+
+installations = Table(
+    "installations",
+    metadata,
+    Column("tenant_id", ForeignKey("tenants.tenant_id", ondelete="CASCADE"), primary_key=True),
+    Column("installation_id", String(200), primary_key=True),
+    Column("first_seen_at", String(40), nullable=False),
+    Column("last_seen_at", String(40), nullable=False),
+    Column("registered_at", String(40)),
+    Column("entry", Text),
+    Column("version", Text),
+    Column("handler", Text),
+    Column("host", Text),
+    Column("methods", Text),
+    Column("last_upload_at", String(40)),
+    Column("health_at", String(40)),
+    Column("health_report", Text),
+    sqlite_with_rowid=False,
+)
+
+sources = Table(
+    "sources",
+    metadata,
+    Column("source_id", _Key, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.tenant_id", ondelete="CASCADE"), nullable=False),
+    Column("installation_id", String(200), nullable=False),
+    Column("source_key", Text, nullable=False),
+    Column("key_digest", String(64), nullable=False),
+    Column("highest_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("watermark", Text, nullable=False, server_default=text("'null'")),
+    UniqueConstraint("tenant_id", "installation_id", "key_digest"),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("upload_no", _Key, primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.tenant_id", ondelete="CASCADE"), nullable=False),
+    Column("upload_id", String(200), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("visible", Boolean(create_constraint=False), nullable=False, server_default=false()),
+    Column("opened_at", String(40), nullable=False),
+    Column("ended_at", String(40)),
+    Column("job_id", String(40)),
+    Column("hook_due_at", String(40)),
+    Column("hook_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("source_id", ForeignKey("sources.source_id")),
+    Column("upload_key", Text),
+    Column("key_digest", String(64)),
+    Column("source_seq", BigInteger),
+    Column("mode", String(8)),
+    Column("chunks", BigInteger),
+    Column("records", BigInteger),
+    Column("installation_id", String(200)),
+    Column("stream", Text),
+    Column("source", Text),
+    Column("params", Text),
+    Column("entry", Text),
+    Column("version", Text),
+    UniqueConstraint("tenant_id", "upload_id"),
+)
+Index("uploads_of_source", uploads.c.source_id, uploads.c.visible, uploads.c.key_digest)
+Index("uploads_by_hook", uploads.c.hook_due_at)
+Index("uploads_by_state", uploads.c.state, uploads.c.opened_at)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("upload_no", ForeignKey("uploads.upload_no", ondelete="CASCADE"), primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("digest", String(64), nullable=False),
+    Column("records", BigInteger, nullable=False),
+    Column("stored_at", String(40), nullable=False),
+    sqlite_with_rowid=False,
+)
+
+records = Table(
+    "records",
+    metadata,
+    Column("upload_no", _Key, primary_key=True, autoincrement=False),
+    Column("seq", _Key, primary_key=True, autoincrement=False),
+    Column("row_index", Integer, primary_key=True, autoincrement=False),
+    Column("payload", Text, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+health_reports = Table(
+    "health_reports",
+    metadata,
+    Column("report_no", _Key, primary_key=True),
+    Column("tenant_id", _Key, nullable=False),
+    Column("installation_id", String(200), nullable=False),
+    Column("received_at", String(40), nullable=False),
+    Column("report", Text, nullable=False),
+)
+Index("health_by_time", health_reports.c.received_at)
+
+VISIBLE_RECORDS = """
+CREATE VIEW visible_records AS
+SELECT t.name AS tenant, u.installation_id, u.stream, u.source, u.upload_id, u.source_seq,
+       r.seq, r.row_index, r.payload
+FROM uploads u
+JOIN tenants t ON t.tenant_id = u.tenant_id
+JOIN records r ON r.upload_no = u.upload_no
+WHERE u.visible
+"""
+
+
+def prepare(connection: Connection) -> None:
+    """Create the schema where there is none; refuse one of a newer release, touching nothing.
+
+    Raises:
+        ConfigError: The database was written by a newer release.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+    versions.create(connection, checkfirst=True)
+    found = connection.scalar(select(versions.c.version))
+    if found is None:
+        metadata.create_all(connection)
+        connection.execute(text(VISIBLE_RECORDS))
+        connection.execute(insert(versions).values(version=SCHEMA_VERSION))
+    elif found > SCHEMA_VERSION:
+        raise ConfigError(
+            f"this database has schema version {found}, newer than {SCHEMA_VERSION} which this "
+            "release knows: start the newer release of catalogzero, or name another database"
+        )

@@ -1,0 +1,63 @@
+"""What the operator of a backend can set: limits, times, the database.
+
+Owns the settings model alone; it opens nothing and starts nothing.
+Environment variables carry the prefix `CATALOGZERO_BACKEND_`.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from platformdirs import user_state_path
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+DAY_S = 86_400.0
+
+
+def default_database() -> str:
+    """An SQLite file in the platform's per-user state folder."""
+    return f"sqlite:///{user_state_path('catalogzero') / 'backend.db'}"
+
+
+def _base_path(value: str) -> str:
+    """A path that starts with a slash and ends without one; empty for a mount's own prefix."""
+    trimmed = value.strip("/")
+    return f"/{trimmed}" if trimmed else ""
+
+
+class BackendSettings(BaseSettings):
+    """Settings of one backend; every one has a default that suits a first run.
+
+    `base_path` is where the upload protocol is mounted: a handler's `endpoint` is the service's
+    address and this path. `database` is a SQLAlchemy URL (SQLite or PostgreSQL) or a file's path.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CATALOGZERO_BACKEND_", extra="forbid", hide_input_in_errors=True
+    )
+
+    database: str = Field(default_factory=default_database, repr=False)
+    base_path: Annotated[str, AfterValidator(_base_path)] = "/v1"
+    max_body_bytes: int = Field(default=32 * MIB, ge=1024)
+    """Largest body as sent."""
+    max_decoded_bytes: int = Field(default=128 * MIB, ge=1024)
+    """Largest body once decompressed."""
+    max_chunk_records: int = Field(default=1_000_000, ge=1)
+    """Most records in one chunk."""
+    max_concurrent_chunks: int = Field(default=8, ge=1)
+    """Chunks decoded or being stored at once; more wait in memory, as sent."""
+    max_held_bytes: int = Field(default=512 * MIB, ge=1024)
+    """Bodies in memory at once, as sent; past that, requests are answered 503."""
+    health_commit_window_s: float = Field(default=0.01, ge=0, le=1)
+    """How long a health report waits for others to share its transaction."""
+    health_interval_s: float | None = Field(default=None, gt=0)
+    """What installations are asked to report at (`next_interval_s`); none: theirs."""
+    operator_token: SecretStr | None = None
+    """Opens the fleet page and `/metrics` (Bearer, or the password of Basic authentication)."""
+    operator_token_file: Path | None = None
+    """A file that holds `operator_token`."""

@@ -1,0 +1,323 @@
+"""Uploads in the database: chunks stored, completes judged, each in one transaction.
+
+Owns the statements around `rules.judge`; every function takes the connection of a running
+transaction. Rows are locked upload first, then source, so that on PostgreSQL two completes of one
+source go one after the other; on SQLite there is one writer.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy.sql import Select
+
+from catalogzero.backend import installations
+from catalogzero.backend.bodies import Records, same_records
+from catalogzero.backend.contract import Complete
+from catalogzero.backend.problems import Kind, ProblemError
+from catalogzero.backend.rules import Claim, Standing, State, Verdict, judge
+from catalogzero.backend.schema import chunks, records, sources, uploads
+from catalogzero.backend.store import insert_new
+
+MAX_MISSING = 10_000
+COPY_ROWS = 5_000
+
+
+class Stored(Enum):
+    """What became of one chunk."""
+
+    NEW = "new"
+    SAME = "same"
+    DIFFERENT = "different"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer to a `complete`: the verdict, and what the answer carries.
+
+    `job_id` is that of the visible upload; `source_seq` and `watermark` are the source's.
+    """
+
+    verdict: Verdict
+    job_id: str | None
+    source_seq: int
+    watermark: Any
+    missing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is stored of an upload."""
+
+    state: State
+    chunks: list[int]
+    job_id: str | None
+
+
+def put_chunk(
+    connection: Connection, tenant_id: int, upload_id: str, seq: int, body: Records, at: str
+) -> Stored:
+    """Store the records of one chunk, or say why they are not stored."""
+    upload = _upload(connection, tenant_id, upload_id, at, share=True)
+    if upload.state != State.OPEN.value:
+        return Stored.FINISHED
+    row = {"upload_no": upload.upload_no, "seq": seq, "digest": body.digest}
+    row |= {"records": len(body.payloads), "stored_at": at}
+    if insert_new(connection, chunks, row):
+        _insert_records(connection, upload.upload_no, seq, body.payloads)
+        return Stored.NEW
+    return _compare(connection, upload.upload_no, seq, body)
+
+
+def complete(
+    connection: Connection,
+    tenant_id: int,
+    upload_id: str,
+    body: Complete,
+    at: str,
+    *,
+    with_hook: bool = False,
+) -> Outcome:
+    """Judge one `complete`, and carry the verdict out; accepted `with_hook`, it waits for that.
+
+    Raises:
+        ProblemError: The chunks are there, but their totals are not those of the body.
+    """
+    upload = _upload(connection, tenant_id, upload_id, at, share=False)
+    source = _source(connection, tenant_id, upload, body)
+    twin = _visible_twin(connection, source, body)
+    missing = _missing(connection, upload.upload_no, body.chunks)
+    claim = Claim(body.mode, body.full, body.source_seq, opaque_text(body.after))
+    standing = Standing(
+        State(upload.state), twin is not None, source.highest_seq, source.watermark, bool(missing)
+    )
+    verdict = judge(claim, standing)
+    job_id = twin if verdict is Verdict.SAME_KEY else upload.job_id
+    if verdict is Verdict.ACCEPTED:
+        _check_totals(connection, upload.upload_no, body)
+        job_id = uuid.uuid4().hex
+        _hide_older(connection, source, body)
+        said = _said(body, source)
+        _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
+        installations.seen(connection, tenant_id, body.installation_id, at, last_upload_at=at)
+    elif verdict is Verdict.SUPERSEDED:
+        _end(connection, upload.upload_no, _said(body, source), at)
+    highest = _advance(connection, source, body, verdict)
+    return Outcome(verdict, job_id, highest, orjson.loads(source.watermark), missing)
+
+
+def store_simple(
+    connection: Connection,
+    tenant_id: int,
+    key: str | None,
+    body: Records,
+    at: str,
+    *,
+    with_hook: bool = False,
+) -> Outcome:
+    """Store the one array of the simple form as an upload of its own, visible at once.
+
+    The same key with the same records answers the first job_id; without a key nothing is known
+    twice. Its upload_id holds a colon, so that no chunked upload can have it.
+
+    Raises:
+        ProblemError: The key came with other records before.
+    """
+    upload_id = f"simple:{uuid.uuid4().hex if key is None else _digest(key)[:48]}"
+    upload = _upload(connection, tenant_id, upload_id, at, share=False)
+    if upload.state == State.COMPLETE.value:
+        if _compare(connection, upload.upload_no, 0, body) is not Stored.SAME:
+            raise ProblemError(Kind.KEY_REUSED, "this Idempotency-Key came with other records")
+        return Outcome(Verdict.DUPLICATE, upload.job_id, 0, None)
+    row = {"upload_no": upload.upload_no, "seq": 0, "digest": body.digest}
+    insert_new(connection, chunks, row | {"records": len(body.payloads), "stored_at": at})
+    _insert_records(connection, upload.upload_no, 0, body.payloads)
+    job_id = uuid.uuid4().hex
+    said = {"chunks": 1, "records": len(body.payloads), "upload_key": key, "mode": "append"}
+    _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
+    return Outcome(Verdict.ACCEPTED, job_id, 0, None)
+
+
+def progress(connection: Connection, tenant_id: int, upload_id: str) -> Progress | None:
+    """What is stored of an upload; none where it is not known."""
+    upload = connection.execute(_select_upload(tenant_id, upload_id)).one_or_none()
+    if upload is None:
+        return None
+    stored = select(chunks.c.seq).where(chunks.c.upload_no == upload.upload_no)
+    numbers = connection.scalars(stored.order_by(chunks.c.seq))
+    return Progress(State(upload.state), list(numbers), upload.job_id)
+
+
+def opaque_text(value: Any) -> str:
+    """An opaque value as the text that is stored and compared."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _select_upload(tenant_id: int, upload_id: str) -> Select[Any]:
+    """The row of an upload."""
+    return select(uploads).where(uploads.c.tenant_id == tenant_id, uploads.c.upload_id == upload_id)
+
+
+def _upload(
+    connection: Connection, tenant_id: int, upload_id: str, at: str, *, share: bool
+) -> Row[Any]:
+    """The upload's row, opened where there is none, and locked: shared among chunks."""
+    row = {"tenant_id": tenant_id, "upload_id": upload_id}
+    insert_new(connection, uploads, {**row, "state": State.OPEN.value, "opened_at": at})
+    statement = _select_upload(tenant_id, upload_id).with_for_update(read=share)
+    return connection.execute(statement).one()
+
+
+def _source(connection: Connection, tenant_id: int, upload: Row[Any], body: Complete) -> Row[Any]:
+    """The source's row, locked: that of a finished upload is the one it was finished for."""
+    if upload.source_id is not None:
+        found = select(sources).where(sources.c.source_id == upload.source_id)
+        return connection.execute(found).one()
+    key = {
+        "tenant_id": tenant_id,
+        "installation_id": body.installation_id,
+        "key_digest": _digest(body.source_key),
+    }
+    insert_new(connection, sources, {**key, "source_key": body.source_key})
+    statement = select(sources).filter_by(**key).with_for_update()
+    return connection.execute(statement).one()
+
+
+def _visible_twin(connection: Connection, source: Row[Any], body: Complete) -> str | None:
+    """The job_id of the source's visible upload with the same upload_key, if there is one."""
+    return connection.scalar(
+        select(uploads.c.job_id).where(
+            uploads.c.source_id == source.source_id,
+            uploads.c.visible,
+            uploads.c.key_digest == _digest(body.upload_key),
+        )
+    )
+
+
+def _missing(connection: Connection, upload_no: int, count: int) -> tuple[int, ...]:
+    """The first numbers below `count` that are not stored."""
+    stored = set(connection.scalars(select(chunks.c.seq).where(chunks.c.upload_no == upload_no)))
+    absent = (seq for seq in range(count) if seq not in stored)
+    return tuple(itertools.islice(absent, MAX_MISSING))
+
+
+def _check_totals(connection: Connection, upload_no: int, body: Complete) -> None:
+    """Refuse an upload with chunks past its last, or with another number of records."""
+    stored = connection.execute(
+        select(func.count(), func.coalesce(func.sum(chunks.c.records), 0)).where(
+            chunks.c.upload_no == upload_no
+        )
+    ).one()
+    if tuple(map(int, stored)) != (body.chunks, body.records):
+        raise ProblemError(
+            Kind.TOTALS_DIFFER,
+            f"{stored[0]} chunks with {stored[1]} records are stored, "
+            f"complete says {body.chunks} with {body.records}",
+        )
+
+
+def _hide_older(connection: Connection, source: Row[Any], body: Complete) -> None:
+    """In replace mode, and with `full`, what the source showed until now is hidden."""
+    if body.mode == "replace" or body.full:
+        older = (uploads.c.source_id == source.source_id) & uploads.c.visible
+        connection.execute(update(uploads).where(older).values(visible=False))
+
+
+def _said(body: Complete, source: Row[Any]) -> dict[str, Any]:
+    """The columns that a `complete` fills in."""
+    said = body.model_dump(include={"upload_key", "source_seq", "mode", "chunks", "records"})
+    said |= body.model_dump(include={"installation_id", "stream", "source", "entry", "version"})
+    said |= {"source_id": source.source_id, "key_digest": _digest(body.upload_key)}
+    return {**said, "params": orjson.dumps(body.params).decode()}
+
+
+def _end(
+    connection: Connection,
+    upload_no: int,
+    said: dict[str, Any],
+    at: str,
+    *,
+    job_id: str | None = None,
+    with_hook: bool = False,
+) -> None:
+    """Write an upload's end: complete and visible with a `job_id`, superseded without one."""
+    state = State.SUPERSEDED if job_id is None else State.COMPLETE
+    connection.execute(
+        update(uploads)
+        .where(uploads.c.upload_no == upload_no)
+        .values(
+            **said,
+            state=state.value,
+            visible=state is State.COMPLETE,
+            job_id=job_id,
+            ended_at=at,
+            hook_due_at=at if with_hook else None,
+        )
+    )
+
+
+def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: Verdict) -> int:
+    """Raise the source's highest source_seq, set its watermark; the highest afterwards."""
+    if verdict not in (Verdict.ACCEPTED, Verdict.SAME_KEY):
+        return int(source.highest_seq)
+    highest = max(int(source.highest_seq), body.source_seq)
+    values: dict[str, Any] = {"highest_seq": highest}
+    if verdict is Verdict.ACCEPTED:
+        values["watermark"] = opaque_text(body.until if body.mode == "append" else None)
+    one = sources.c.source_id == source.source_id
+    connection.execute(update(sources).where(one).values(**values))
+    return highest
+
+
+def _compare(connection: Connection, upload_no: int, seq: int, body: Records) -> Stored:
+    """Whether the chunk that is stored under this number holds the same records."""
+    one = (chunks.c.upload_no == upload_no) & (chunks.c.seq == seq)
+    stored = connection.execute(select(chunks.c.digest, chunks.c.records).where(one)).one()
+    if stored.digest == body.digest:
+        return Stored.SAME
+    if stored.records != len(body.payloads):
+        return Stored.DIFFERENT
+    rows = select(records.c.payload).where(records.c.upload_no == upload_no, records.c.seq == seq)
+    payloads = connection.scalars(rows.order_by(records.c.row_index))
+    return Stored.SAME if same_records(payloads, body.payloads) else Stored.DIFFERENT
+
+
+def _insert_records(
+    connection: Connection, upload_no: int, seq: int, payloads: Sequence[str]
+) -> None:
+    """Insert the rows by the driver's fastest way: COPY, or `executemany`."""
+    cursor: Any = connection.connection.cursor()
+    if connection.dialect.name == "postgresql":
+        _copy(cursor, f"{upload_no}\t{seq}\t", payloads)
+        return
+    rows = zip(itertools.repeat(upload_no), itertools.repeat(seq), itertools.count(), payloads)
+    cursor.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+
+
+def _copy(cursor: Any, prefix: str, payloads: Sequence[str]) -> None:
+    """COPY the rows in text form; a payload's backslashes, tabs and returns are escaped."""
+    with cursor.copy("COPY records (upload_no, seq, row_index, payload) FROM STDIN") as copy:
+        for start in range(0, len(payloads), COPY_ROWS):
+            rows = enumerate(payloads[start : start + COPY_ROWS], start)
+            copy.write("".join([f"{prefix}{index}\t{_escape(text)}\n" for index, text in rows]))
+
+
+def _escape(text: str) -> str:
+    """A value in COPY's text form; JSON text holds no line feed here."""
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\r", "\\r")
+
+
+def _digest(key: str) -> str:
+    """A key's fixed-length stand-in, which an index can hold."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
