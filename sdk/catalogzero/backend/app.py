@@ -9,15 +9,16 @@ Layer: edge.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import orjson
-import structlog
 from aiohttp import web
-from sqlalchemy.exc import DBAPIError
+from aiohttp.typedefs import Handler, Middleware
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from structlog.typing import FilteringBoundLogger
 
 from catalogzero.backend.api import UploadApi
 from catalogzero.backend.delivery import Delivery, Hook
@@ -26,15 +27,13 @@ from catalogzero.backend.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock, SystemClock
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from catalogzero.logs import make_logger
+from catalogzero.settings import Mask
 
 HTTP_KINDS = {
     404: (Kind.NOT_FOUND, "no such path here"),
     405: (Kind.METHOD_NOT_ALLOWED, "this path is not for that method"),
 }
-
-log = structlog.get_logger("catalogzero.backend")
 
 
 def create_app(
@@ -60,9 +59,12 @@ def create_app(
     settings = settings or BackendSettings()
     clock = clock or SystemClock()
     database = Database(settings.database)
-    delivery = Delivery(database, clock, on_upload_completed) if on_upload_completed else None
+    mask = Mask()
+    mask.learn(settings)
+    log = make_logger(mask=mask)
+    delivery = Delivery(database, clock, on_upload_completed, log) if on_upload_completed else None
     api = UploadApi(settings, database, clock, delivery.wake if delivery else None)
-    app = web.Application(middlewares=[_answer_problems])
+    app = web.Application(middlewares=[_problem_answerer(log)])
     app.add_routes([*api.routes(), *FleetPages(settings, database, clock).routes()])
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
@@ -92,28 +94,44 @@ async def _stop(task: asyncio.Task[None]) -> None:
         await task
 
 
-@web.middleware
-async def _answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every refusal, and every fault of ours, with a problem document."""
-    try:
-        return await handler(request)
-    except ProblemError as error:
-        return problem_response(error)
-    except web.HTTPException as error:
-        if error.status not in HTTP_KINDS:
-            raise
-        kind, detail = HTTP_KINDS[error.status]
-        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-        return problem_response(ProblemError(kind, detail, headers=allow))
-    except (DBAPIError, PoolTimeoutError) as error:
-        log.exception("database_failed", path=request.path)
-        kind = Kind.UNAVAILABLE if _may_pass(error) else Kind.INTERNAL
-        return problem_response(
-            ProblemError(kind, "the database did not take it", headers={"Retry-After": "5"})
-        )
-    except Exception:
-        log.exception("request_failed", path=request.path, method=request.method)
-        return problem_response(ProblemError(Kind.INTERNAL, "see the backend's log"))
+def _problem_answerer(log: FilteringBoundLogger) -> Middleware:
+    """The middleware that answers every refusal, and every fault of ours, with a problem."""
+
+    @web.middleware
+    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ProblemError as error:
+            return problem_response(error)
+        except web.HTTPException as error:
+            return problem_response(_http_problem(error))
+        except (DBAPIError, PoolTimeoutError) as error:
+            log.exception("database_failed", path=request.path)
+            return problem_response(_database_problem(error))
+        except Exception:
+            log.exception("request_failed", path=request.path, method=request.method)
+            return problem_response(ProblemError(Kind.INTERNAL, "see the backend's log"))
+
+    return answer
+
+
+def _http_problem(error: web.HTTPException) -> ProblemError:
+    """The problem for what the router refused; other answers of aiohttp's go on as they are."""
+    if error.status not in HTTP_KINDS:
+        raise error
+    kind, detail = HTTP_KINDS[error.status]
+    allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return ProblemError(kind, detail, headers=allow)
+
+
+def _database_problem(error: Exception) -> ProblemError:
+    """The problem for a database that refused: for now where it is away, full or busy."""
+    passing = isinstance(error, PoolTimeoutError | OperationalError | InterfaceError)
+    return ProblemError(
+        Kind.UNAVAILABLE if passing else Kind.INTERNAL,
+        "the database did not take it",
+        headers={"Retry-After": "5"} if passing else {},
+    )
 
 
 def problem_response(error: ProblemError) -> web.Response:
@@ -123,12 +141,4 @@ def problem_response(error: ProblemError) -> web.Response:
         body=orjson.dumps(error.document()),
         content_type=PROBLEM_MEDIA_TYPE,
         headers=error.headers,
-    )
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the database only is away, full or busy right now."""
-    return isinstance(error, PoolTimeoutError) or type(error).__name__ in (
-        "OperationalError",
-        "InterfaceError",
     )

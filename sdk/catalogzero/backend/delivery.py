@@ -16,8 +16,8 @@ from datetime import timedelta
 from typing import Any
 
 import orjson
-import structlog
 from sqlalchemy import Connection, Row, select, update
+from structlog.typing import FilteringBoundLogger
 
 from catalogzero.backend.schema import records, tenants, uploads
 from catalogzero.backend.store import Database
@@ -26,8 +26,6 @@ from catalogzero.clock import Clock
 POLL_S = 5.0
 LEASE_S = 300.0
 MAX_BACKOFF_S = 3_600.0
-
-log = structlog.get_logger("catalogzero.backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +72,15 @@ Hook = Callable[[CompletedUpload], Awaitable[None]]
 class Delivery:
     """Calls the hook for one upload after the other, oldest first.
 
-    A hook that raises is logged and called again, later each time.
+    A hook that raises is logged and called again, later each time (1 s, then doubled, to an hour).
     """
 
-    def __init__(self, database: Database, clock: Clock, hook: Hook) -> None:
-        self._database, self._clock, self._hook = database, clock, hook
+    def __init__(
+        self, database: Database, clock: Clock, hook: Hook, log: FilteringBoundLogger
+    ) -> None:
+        self._database, self._clock, self._hook, self._log = database, clock, hook, log
         self._work = asyncio.Event()
+        self._pause_s = POLL_S
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -91,7 +92,8 @@ class Delivery:
             self._work.clear()
             while await self.deliver_one():
                 pass
-            timer = self._clock.call_later(POLL_S, self._work.set)
+            timer = self._clock.call_later(self._pause_s, self._work.set)
+            self._pause_s = POLL_S
             try:
                 await self._work.wait()
             finally:
@@ -109,10 +111,11 @@ class Delivery:
         due_at = None
         try:
             await self._hook(self._upload(row))
-        except Exception:
+        except Exception:  # noqa: BLE001 - the vendor's code: logged, and called again
             backoff_s = min(2.0**row.hook_attempts, MAX_BACKOFF_S)
             due_at = (self._clock.now() + timedelta(seconds=backoff_s)).isoformat()
-            log.exception("upload_hook_failed", job_id=row.job_id, retry_in_s=backoff_s)
+            self._pause_s = min(self._pause_s, backoff_s)
+            self._log.exception("upload_hook_failed", job_id=row.job_id, retry_in_s=backoff_s)
         await self._database.write(lambda connection: _settle(connection, row.upload_no, due_at))
         return True
 

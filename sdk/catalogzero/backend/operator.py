@@ -19,20 +19,16 @@ from aiohttp import web
 
 from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
-from catalogzero.errors import ConfigError
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 
 
 class OperatorGate:
-    """Lets the operator's requests pass.
-
-    Raises:
-        ConfigError: `operator_token_file` cannot be read, or is empty.
-    """
+    """Lets the operator's requests pass."""
 
     def __init__(self, settings: BackendSettings) -> None:
-        self._token = _token(settings)
+        token = settings.operator_token
+        self._token = None if token is None else token.get_secret_value()
 
     def check(self, request: web.Request) -> None:
         """Return for the operator alone.
@@ -53,23 +49,6 @@ class OperatorGate:
                 "this is the operator's side: send the operator token",
                 headers={"WWW-Authenticate": 'Basic realm="catalogzero operator"'},
             )
-
-
-def _token(settings: BackendSettings) -> str | None:
-    """The configured token."""
-    if settings.operator_token is not None:
-        return settings.operator_token.get_secret_value()
-    if settings.operator_token_file is None:
-        return None
-    try:
-        token = settings.operator_token_file.read_text().strip()
-    except OSError as error:
-        raise ConfigError(
-            f"operator_token_file {settings.operator_token_file}: {error.strerror}"
-        ) from None
-    if not token:
-        raise ConfigError(f"operator_token_file {settings.operator_token_file} is empty")
-    return token
 
 
 def _shown(header: str) -> str:

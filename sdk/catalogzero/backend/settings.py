@@ -9,19 +9,20 @@ Layer: edge.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from platformdirs import user_state_path
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from catalogzero.settings import default_state_dir
 
 MIB = 1 << 20
 DAY_S = 86_400.0
 
 
 def default_database() -> str:
-    """An SQLite file in the platform's per-user state folder."""
-    return f"sqlite:///{user_state_path('catalogzero') / 'backend.db'}"
+    """An SQLite file in the state folder."""
+    return f"sqlite:///{default_state_dir() / 'backend.db'}"
 
 
 def _base_path(value: str) -> str:
@@ -61,3 +62,18 @@ class BackendSettings(BaseSettings):
     """Opens the fleet page and `/metrics` (Bearer, or the password of Basic authentication)."""
     operator_token_file: Path | None = None
     """A file that holds `operator_token`."""
+
+    @model_validator(mode="after")
+    def _read_token_file(self) -> Self:
+        """Take the operator's token from its file."""
+        if self.operator_token is None and self.operator_token_file is not None:
+            try:
+                token = self.operator_token_file.read_text().strip()
+            except (OSError, UnicodeDecodeError):
+                raise ValueError(
+                    f"operator_token_file {self.operator_token_file}: no text to read"
+                ) from None
+            if not token:
+                raise ValueError(f"operator_token_file {self.operator_token_file} is empty")
+            self.operator_token = SecretStr(token)
+        return self

@@ -1,0 +1,203 @@
+"""`catalogzero backend`: serve the reference backend, and keep its tenants' keys.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from catalogzero.backend.server import Address
+    from catalogzero.backend.settings import BackendSettings
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="The receiver of uploads and health reports.")
+tenants = typer.Typer(no_args_is_help=True, help="The backend's tenants and their keys.")
+app.add_typer(tenants, name="tenants")
+
+Database = Annotated[
+    str | None,
+    typer.Option(help="An SQLite file, or postgresql://user@host/name.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts: one JSON object.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(help="Write the key there, readable by you alone, instead of showing it."),
+]
+Name = Annotated[str, typer.Argument(help="The tenant's name.")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8800,
+    database: Database = None,
+    base_path: Annotated[str | None, typer.Option(help="Where the protocol is: /v1.")] = None,
+    operator_token_file: Annotated[
+        Path | None, typer.Option(help="Holds the token that opens the fleet page.")
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
+    private_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve the backend until Ctrl-C."""
+    from catalogzero.backend import server
+
+    settings = _settings(
+        database=database, base_path=base_path, operator_token_file=operator_token_file
+    )
+    tls = server.load_tls(certificate, private_key)
+    hint = _first_steps(settings)
+
+    def announce(address: Address) -> None:
+        _announce(address, hint, as_json=as_json)
+
+    asyncio.run(server.serve(settings, host=host, port=port, tls=tls, on_started=announce))
+
+
+@tenants.command("add")
+def add(
+    name: Name, database: Database = None, key_file: KeyFile = None, as_json: AsJson = False
+) -> None:
+    """Make a tenant and show its key, this once."""
+    from catalogzero.backend.tenants import add_tenant
+
+    key = _write(database, lambda connection: add_tenant(connection, name, _now()))
+    _hand_over(name, key, key_file, as_json=as_json)
+
+
+@tenants.command("rotate")
+def rotate(
+    name: Name, database: Database = None, key_file: KeyFile = None, as_json: AsJson = False
+) -> None:
+    """Give a tenant a second key; both work until the old one is revoked."""
+    from catalogzero.backend.tenants import rotate_key
+
+    key = _write(database, lambda connection: rotate_key(connection, name, _now()))
+    _hand_over(name, key, key_file, as_json=as_json)
+
+
+@tenants.command("revoke")
+def revoke(
+    name: Name,
+    key_id: Annotated[str, typer.Argument(help="As `tenants list` shows it.")],
+    database: Database = None,
+) -> None:
+    """End one key of a tenant; a running backend refuses it within five seconds."""
+    from catalogzero.backend.tenants import revoke_key
+
+    _write(database, lambda connection: revoke_key(connection, name, key_id))
+    typer.echo(f"key {key_id} of {name} is revoked")
+
+
+@tenants.command("list")
+def list_all(database: Database = None, as_json: AsJson = False) -> None:
+    """List the tenants with the ids of their keys."""
+    from dataclasses import asdict
+
+    from catalogzero.backend.tenants import list_tenants
+
+    found = [asdict(tenant) for tenant in _write(database, list_tenants)]
+    if as_json:
+        typer.echo(json.dumps({"tenants": found}))
+        return
+    for tenant in found:
+        keys = " ".join(tenant["key_ids"])
+        typer.echo(f"{tenant['name']}\t{tenant['installations']} installations\tkeys: {keys}")
+
+
+def _settings(**given: Any) -> BackendSettings:
+    """The settings: what was given, else the environment's, else the defaults."""
+    from pydantic import ValidationError
+
+    from catalogzero.backend.settings import BackendSettings
+    from catalogzero.settings import config_error
+
+    try:
+        return BackendSettings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise config_error(error, where="backend settings") from None
+
+
+def _write(database: str | None, work: Callable[[Connection], T]) -> T:
+    """Run `work` in one transaction of the backend's database."""
+    from catalogzero.backend.store import Database
+
+    store = Database(_settings(database=database).database)
+    try:
+        return store.write_now(work)
+    finally:
+        store.close()
+
+
+def _first_steps(settings: BackendSettings) -> str | None:
+    """What to run when there is no tenant yet."""
+    from catalogzero.backend.store import Database
+    from catalogzero.backend.tenants import list_tenants
+
+    store = Database(settings.database)
+    try:
+        if store.read_now(list_tenants):
+            return None
+    finally:
+        store.close()
+    return (
+        "No tenant yet, so every request is refused. In another terminal:\n"
+        f"  catalogzero backend tenants add NAME --database {store.label}"
+    )
+
+
+def _announce(address: Address, hint: str | None, *, as_json: bool) -> None:
+    """Tell where the backend is, and what is missing."""
+    if as_json:
+        body = {"url": address.url, "endpoint": address.endpoint, "pid": os.getpid()}
+        typer.echo(json.dumps(body))
+    else:
+        typer.echo(f"fleet page  {address.url}/")
+        typer.echo(f"endpoint    {address.endpoint}   (for handlers)")
+    if hint:
+        typer.echo(hint, err=True)
+
+
+def _hand_over(name: str, key: str, key_file: Path | None, *, as_json: bool) -> None:
+    """Show a key once, or write it to a file of its own."""
+    if key_file is not None:
+        _write_key(key_file, key)
+    if as_json:
+        shown = {"key_file": str(key_file)} if key_file else {"key": key}
+        typer.echo(json.dumps({"tenant": name, **shown}))
+    elif key_file:
+        typer.echo(f"the key of {name} is in {key_file}")
+    else:
+        typer.echo(key)
+        typer.echo("This key is shown once; only its hash is stored.", err=True)
+
+
+def _write_key(path: Path, key: str) -> None:
+    """Write a key to a new file that its owner alone can read."""
+    from catalogzero.errors import ConfigError
+
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(key + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write the key to {path}: {error.strerror}") from None
+
+
+def _now() -> str:
+    """The time, as it is stored."""
+    from catalogzero.clock import SystemClock
+
+    return SystemClock().now().isoformat(timespec="milliseconds")

@@ -1,0 +1,231 @@
+"""The rules of completion against a brute-force oracle, step by step, on each database.
+
+The oracle keeps a plain history of what happened and reads every answer out of it anew; it shares
+no code with the backend.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from catalogzero.backend import uploads
+from catalogzero.backend.bodies import Limits, seal
+from catalogzero.backend.contract import Complete
+from catalogzero.backend.problems import Kind, ProblemError
+from catalogzero.backend.rules import Verdict
+from catalogzero.backend.schema import tenants
+from catalogzero.backend.store import Database
+from catalogzero.backend.tenants import add_tenant
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import select, text
+
+from tests.backend.peer import AT, completion
+
+UPLOADS = st.sampled_from(["u1", "u2", "u3", "u4", "u5"])
+SOURCES = st.sampled_from(["s1", "s2"])
+CONTENTS = st.sampled_from(["a", "b"])
+MARKS = st.sampled_from([None, 1, 2])
+LIMITS = Limits(1 << 20, 100)
+ROWS = {"a": 1, "b": 2}
+
+
+@dataclass(frozen=True)
+class Event:
+    """A `complete` that changed something: accepted, superseded, or known by its key."""
+
+    what: str
+    upload: str
+    claim: dict[str, Any]
+
+
+class Oracle:
+    """What the design says, worked out from the whole history each time."""
+
+    def __init__(self) -> None:
+        self.chunks: dict[tuple[str, int], str] = {}
+        self.history: list[Event] = []
+
+    def put(self, upload: str, seq: int, content: str) -> str:
+        """The answer to a chunk."""
+        if self.end_of(upload):
+            return "finished"
+        stored = self.chunks.setdefault((upload, seq), content)
+        return "stored" if stored == content else "different"
+
+    def complete(self, upload: str, claim: dict[str, Any]) -> tuple[Any, ...]:
+        """The answer to a complete, and what it changes."""
+        source, end = claim["source_key"], self.end_of(upload)
+        if end:
+            home = end.claim["source_key"]
+            return ("duplicate", upload) if end.what == "accepted" else self.superseded(home)
+        twins = [e for e in self.visible(source) if e.claim["upload_key"] == claim["upload_key"]]
+        if twins and not claim["full"]:
+            self.history.append(Event("same key", "", claim))
+            return ("duplicate", twins[0].upload)
+        if self.is_late(claim):
+            self.history.append(Event("superseded", upload, claim))
+            return self.superseded(source)
+        stored = {seq: content for (u, seq), content in self.chunks.items() if u == upload}
+        missing = [seq for seq in range(claim["chunks"]) if seq not in stored]
+        if missing:
+            return ("missing", tuple(missing))
+        if claim["chunks"] != len(stored) or claim["records"] != sum(
+            map(ROWS.get, stored.values())
+        ):
+            return ("totals",)
+        self.history.append(Event("accepted", upload, claim))
+        return ("created",)
+
+    def is_late(self, claim: dict[str, Any]) -> bool:
+        """Whether the source has gone on: by its number, or along the chain of watermarks."""
+        source = claim["source_key"]
+        if claim["mode"] == "append" and not claim["full"]:
+            return bool(claim["after"] != self.watermark(source))
+        return bool(claim["source_seq"] <= self.highest(source))
+
+    def end_of(self, upload: str) -> Event | None:
+        """How an upload ended, if it did."""
+        return next((event for event in self.history if event.upload == upload), None)
+
+    def superseded(self, source: str) -> tuple[Any, ...]:
+        """The answer that tells the source's highest number and its watermark."""
+        return ("superseded", self.highest(source), self.watermark(source))
+
+    def of(self, source: str, *kinds: str) -> list[Event]:
+        """The events of a source."""
+        return [e for e in self.history if e.claim["source_key"] == source and e.what in kinds]
+
+    def highest(self, source: str) -> int:
+        """The highest source_seq that a source is known by."""
+        known = self.of(source, "accepted", "same key")
+        return max((event.claim["source_seq"] for event in known), default=0)
+
+    def watermark(self, source: str) -> Any:
+        """Where the next append of a source begins."""
+        for event in reversed(self.of(source, "accepted")):
+            return event.claim["until"] if event.claim["mode"] == "append" else None
+        return None
+
+    def visible(self, source: str) -> list[Event]:
+        """The uploads of a source that can be seen."""
+        seen: list[Event] = []
+        for event in self.of(source, "accepted"):
+            alone = event.claim["mode"] == "replace" or event.claim["full"]
+            seen = [event] if alone else [*seen, event]
+        return seen
+
+    def rows(self) -> set[tuple[str, int, str]]:
+        """Every visible row: upload, chunk, content and place."""
+        return {
+            (event.upload, seq, f'{{"{content}":{index}}}')
+            for source in ("s1", "s2")
+            for event in self.visible(source)
+            for (upload, seq), content in self.chunks.items()
+            if upload == event.upload
+            for index in range(ROWS[content])
+        }
+
+
+class Completion(RuleBasedStateMachine):
+    """Random chunks and completes, duplicated, reordered and contradictory."""
+
+    database: ClassVar[Database]
+    names = (f"tenant-{number}" for number in itertools.count())
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.oracle = Oracle()
+        self.jobs: dict[str, str] = {}
+        self.tenant = next(self.names)
+        self.database.write_now(lambda connection: add_tenant(connection, self.tenant, AT))
+        one = select(tenants.c.tenant_id).where(tenants.c.name == self.tenant)
+        self.tenant_id = int(self.database.read_now(lambda c: c.execute(one).scalar_one()))
+
+    @rule(upload=UPLOADS, seq=st.integers(0, 2), content=CONTENTS)
+    def put(self, upload: str, seq: int, content: str) -> None:
+        """A chunk comes, perhaps again, perhaps with others' records."""
+        body = seal([f'{{"{content}":{index}}}' for index in range(ROWS[content])], LIMITS)
+
+        stored = self.database.write_now(
+            lambda c: uploads.put_chunk(c, self.tenant_id, upload, seq, body, AT)
+        )
+
+        word = {"new": "stored", "same": "stored"}.get(stored.value, stored.value)
+        assert word == self.oracle.put(upload, seq, content)
+
+    @rule(
+        upload=UPLOADS,
+        source_key=SOURCES,
+        upload_key=st.sampled_from(["k1", "k2", "k3"]),
+        source_seq=st.integers(1, 8),
+        mode=st.sampled_from(["replace", "append"]),
+        full=st.booleans(),
+        after=MARKS,
+        until=MARKS,
+        chunks=st.none() | st.integers(0, 3),
+        off_by=st.sampled_from([0, 0, 0, 1]),
+    )
+    def complete(self, upload: str, chunks: int | None, off_by: int, **claim: Any) -> None:
+        """A complete comes: of what is stored, or of what is not."""
+        stored = [content for (u, _), content in self.oracle.chunks.items() if u == upload]
+        claim["chunks"] = len(stored) if chunks is None else chunks
+        claim["records"] = sum(ROWS[content] for content in stored) + off_by
+        body = Complete.model_validate(completion(**claim))
+        expected = self.oracle.complete(upload, body.model_dump())
+
+        assert self.answer(upload, body) == expected
+
+    def answer(self, upload: str, body: Complete) -> tuple[Any, ...]:
+        """The backend's answer to a complete, in the oracle's words."""
+        try:
+            outcome = self.database.write_now(
+                lambda c: uploads.complete(c, self.tenant_id, upload, body, AT)
+            )
+        except ProblemError as error:
+            return ("totals",) if error.kind is Kind.TOTALS_DIFFER else (error.kind,)
+        match outcome.verdict:
+            case Verdict.ACCEPTED:
+                self.jobs[str(outcome.job_id)] = upload
+                return ("created",)
+            case Verdict.DUPLICATE | Verdict.SAME_KEY:
+                return ("duplicate", self.jobs[str(outcome.job_id)])
+            case Verdict.MISSING:
+                return ("missing", outcome.missing)
+            case _:
+                return ("superseded", outcome.source_seq, outcome.watermark)
+
+    @invariant()
+    def what_is_seen_is_what_the_design_says(self) -> None:
+        """All chunks of the visible uploads, once, and no others."""
+        view = text("SELECT upload_id, seq, payload FROM visible_records WHERE tenant = :tenant")
+        found = self.database.read_now(
+            lambda c: [tuple(row) for row in c.execute(view, {"tenant": self.tenant})]
+        )
+
+        assert len(found) == len(set(found))
+        assert set(found) == self.oracle.rows()
+
+
+def test_every_complete_is_answered_as_the_design_says(database_url: str) -> None:
+    database = Database(database_url)
+
+    class OnThisDatabase(Completion):
+        pass
+
+    OnThisDatabase.database = database
+    try:
+        run_state_machine_as_test(
+            OnThisDatabase,
+            settings=settings(max_examples=30, stateful_step_count=25, deadline=None),
+        )
+    finally:
+        database.close()
