@@ -39,16 +39,16 @@ async def test_a_view_names_where_each_row_came_from(peer: Peer) -> None:
     await peer.put("u1", 0, {"flight": 1})
     await peer.complete("u1")
 
-    columns = "installation_id, stream, source, upload_id, seq, payload"
-    assert peer.sql(f"SELECT {columns} FROM visible_records") == [
+    columns = "SELECT installation_id, stream, source, upload_id, seq, payload"
+    assert peer.sql(columns + " FROM visible_records") == [
         ("site-1", "flights", "2013.csv", "u1", 0, '{"flight":1}')
     ]
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip", "zstd"])
 async def test_a_chunk_is_the_same_in_whatever_encoding_it_comes(peer: Peer, encoding: str) -> None:
-    encode = {"identity": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}[encoding]
-    body = encode(ROWS)
+    bodies = {"gzip": gzip.compress(ROWS), "zstd": zstandard.compress(ROWS)}
+    body = bodies.get(encoding, ROWS)
     headers = {"Content-Encoding": encoding, "Content-Digest": digest(body)}
 
     first = await peer.put("u1", 0, data=body, headers=headers)
@@ -364,9 +364,7 @@ async def test_the_seed_s_own_post_works(peer: Peer) -> None:
     assert answer.json["job_id"]
 
 
-@pytest.mark.parametrize(
-    ("body", "status"), [({"a": 1}, 400), ([1], 422), ("text", 400), (None, 400)]
-)
+@pytest.mark.parametrize(("body", "status"), [({"a": 1}, 400), ([1], 422), ("text", 400), (7, 400)])
 async def test_the_simple_form_takes_an_array_of_objects(
     peer: Peer, body: Any, status: int
 ) -> None:

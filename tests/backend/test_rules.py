@@ -78,9 +78,8 @@ class Oracle:
         missing = [seq for seq in range(claim["chunks"]) if seq not in stored]
         if missing:
             return ("missing", tuple(missing))
-        if claim["chunks"] != len(stored) or claim["records"] != sum(
-            map(ROWS.get, stored.values())
-        ):
+        totals = (len(stored), sum(ROWS[content] for content in stored.values()))
+        if totals != (claim["chunks"], claim["records"]):
             return ("totals",)
         self.history.append(Event("accepted", upload, claim))
         return ("created",)

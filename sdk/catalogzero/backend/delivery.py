@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, func, select, update
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.backend.schema import records, tenants, uploads
@@ -80,7 +80,6 @@ class Delivery:
     ) -> None:
         self._database, self._clock, self._hook, self._log = database, clock, hook, log
         self._work = asyncio.Event()
-        self._pause_s = POLL_S
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -92,8 +91,7 @@ class Delivery:
             self._work.clear()
             while await self.deliver_one():
                 pass
-            timer = self._clock.call_later(self._pause_s, self._work.set)
-            self._pause_s = POLL_S
+            timer = self._clock.call_later(await self._pause_s(), self._work.set)
             try:
                 await self._work.wait()
             finally:
@@ -114,10 +112,17 @@ class Delivery:
         except Exception:  # noqa: BLE001 - the vendor's code: logged, and called again
             backoff_s = min(2.0**row.hook_attempts, MAX_BACKOFF_S)
             due_at = (self._clock.now() + timedelta(seconds=backoff_s)).isoformat()
-            self._pause_s = min(self._pause_s, backoff_s)
             self._log.exception("upload_hook_failed", job_id=row.job_id, retry_in_s=backoff_s)
         await self._database.write(lambda connection: _settle(connection, row.upload_no, due_at))
         return True
+
+    async def _pause_s(self) -> float:
+        """Seconds until something comes due here, or may have been left by another process."""
+        next_due = await self._database.read(_next_due)
+        if next_due is None:
+            return POLL_S
+        wait_s = (datetime.fromisoformat(next_due) - self._clock.now()).total_seconds()
+        return min(max(wait_s, 0.0), POLL_S)
 
     def _upload(self, row: Row[Any]) -> CompletedUpload:
         """What the hook is given."""
@@ -156,6 +161,12 @@ def _claim(connection: Connection, now: str, leased_until: str) -> Row[Any] | No
             .values(hook_due_at=leased_until, hook_attempts=row.hook_attempts + 1)
         )
     return row
+
+
+def _next_due(connection: Connection) -> str | None:
+    """When the hook is due next, for any upload."""
+    found = connection.scalar(select(func.min(uploads.c.hook_due_at)).where(uploads.c.visible))
+    return None if found is None else str(found)
 
 
 def _settle(connection: Connection, upload_no: int, due_at: str | None) -> None:

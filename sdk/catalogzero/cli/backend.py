@@ -6,13 +6,14 @@ Layer: edge.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+
+from catalogzero.cli.output import JsonFlag, print_json, print_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -30,7 +31,6 @@ Database = Annotated[
     str | None,
     typer.Option(help="An SQLite file, or postgresql://user@host/name.", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts: one JSON object.")]
 KeyFile = Annotated[
     Path | None,
     typer.Option(help="Write the key there, readable by you alone, instead of showing it."),
@@ -49,7 +49,7 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Serve the backend until Ctrl-C."""
     from catalogzero.backend import server
@@ -68,7 +68,7 @@ def serve(
 
 @tenants.command("add")
 def add(
-    name: Name, database: Database = None, key_file: KeyFile = None, as_json: AsJson = False
+    name: Name, database: Database = None, key_file: KeyFile = None, as_json: JsonFlag = False
 ) -> None:
     """Make a tenant and show its key, this once."""
     from catalogzero.backend.tenants import add_tenant
@@ -79,7 +79,7 @@ def add(
 
 @tenants.command("rotate")
 def rotate(
-    name: Name, database: Database = None, key_file: KeyFile = None, as_json: AsJson = False
+    name: Name, database: Database = None, key_file: KeyFile = None, as_json: JsonFlag = False
 ) -> None:
     """Give a tenant a second key; both work until the old one is revoked."""
     from catalogzero.backend.tenants import rotate_key
@@ -102,7 +102,7 @@ def revoke(
 
 
 @tenants.command("list")
-def list_all(database: Database = None, as_json: AsJson = False) -> None:
+def list_all(database: Database = None, as_json: JsonFlag = False) -> None:
     """List the tenants with the ids of their keys."""
     from dataclasses import asdict
 
@@ -110,11 +110,13 @@ def list_all(database: Database = None, as_json: AsJson = False) -> None:
 
     found = [asdict(tenant) for tenant in _write(database, list_tenants)]
     if as_json:
-        typer.echo(json.dumps({"tenants": found}))
+        print_json({"tenants": found})
         return
-    for tenant in found:
-        keys = " ".join(tenant["key_ids"])
-        typer.echo(f"{tenant['name']}\t{tenant['installations']} installations\tkeys: {keys}")
+    rows = [
+        (tenant["name"], tenant["created_at"], tenant["installations"], " ".join(tenant["key_ids"]))
+        for tenant in found
+    ]
+    print_table(("tenant", "created", "installations", "keys"), rows)
 
 
 def _settings(**given: Any) -> BackendSettings:
@@ -162,7 +164,7 @@ def _announce(address: Address, hint: str | None, *, as_json: bool) -> None:
     """Tell where the backend is, and what is missing."""
     if as_json:
         body = {"url": address.url, "endpoint": address.endpoint, "pid": os.getpid()}
-        typer.echo(json.dumps(body))
+        print_json(body)
     else:
         typer.echo(f"fleet page  {address.url}/")
         typer.echo(f"endpoint    {address.endpoint}   (for handlers)")
@@ -176,7 +178,7 @@ def _hand_over(name: str, key: str, key_file: Path | None, *, as_json: bool) -> 
         _write_key(key_file, key)
     if as_json:
         shown = {"key_file": str(key_file)} if key_file else {"key": key}
-        typer.echo(json.dumps({"tenant": name, **shown}))
+        print_json({"tenant": name, **shown})
     elif key_file:
         typer.echo(f"the key of {name} is in {key_file}")
     else:

@@ -46,6 +46,7 @@ COMMANDS = {
     "keys": Command(CLIENT, "keys:app"),
     "systemd": Command(CLIENT, "systemd:systemd"),
     "scheduler": Command(CLIENT, "scheduler:scheduler"),
+    "backend": Command(BACKEND, "backend:app"),
 }
 
 
