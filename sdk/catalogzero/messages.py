@@ -21,6 +21,7 @@ from catalogzero.errors import BadRequestError, CatalogZeroError, error_for_code
 
 MAX_TIMEOUT_S = 10 * 365 * 86_400.0
 MAX_ID_CHARS = 200
+MAX_DEPTH = 200
 FLAT_ERROR_CHARS = 1_000
 
 
@@ -91,6 +92,7 @@ def decode_call(frame: bytes) -> Call:
     if not isinstance(body, dict):
         raise BadRequestError("a call is one JSON object")
     try:
+        _check_depth(frame, body)
         return _call(body)
     except BadRequestError as error:
         request_id = body.get("request_id")
@@ -190,6 +192,23 @@ def _flat(reply: Reply) -> dict[str, Any]:
         "retryable": reply.retryable,
     }
     return body if reply.details is None else {**body, "details": reply.details}
+
+
+def _check_depth(frame: bytes, body: dict[str, Any]) -> None:
+    """Refuse a call that the codec could read but not write again, in a reply or a digest."""
+    if frame.count(b"[") + frame.count(b"{") <= MAX_DEPTH:
+        return
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise BadRequestError(f"a call nests at most {MAX_DEPTH} levels deep")
 
 
 def _call(body: dict[str, Any]) -> Call:

@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -30,6 +31,8 @@ CONTROL_METHODS = frozenset(
     }
 )
 EXTENSIBLE_METHODS = frozenset({"ping", "get_metrics", "describe"})
+MAX_FAULTS = 50
+MAX_FIELD_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class Method:
         """The keyword arguments for a call's parameters, validated by the type hints.
 
         Raises:
-            BadParamsError: `details` names every field at fault.
+            BadParamsError: `details` names each field at fault, up to `MAX_FAULTS`.
         """
         if self._whole:
             return {self._parameters[0].name: params}
@@ -116,7 +119,8 @@ class Method:
         try:
             bound = self._model.model_validate(params)
         except ValidationError as error:
-            faults = [{"field": f, "message": m} for f, m in problems_of(error)]
+            told = islice(problems_of(error), MAX_FAULTS)
+            faults = [{"field": f[:MAX_FIELD_CHARS], "message": m} for f, m in told]
             fields = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
             raise BadParamsError(f"{self.name}: {fields}", details=faults) from None
         given = {
