@@ -35,6 +35,7 @@ from catalogzero.runs import Run, Runs, RunState, Waiter, current_run, outcome_f
 from catalogzero.sleep import Sleeper
 
 ISOLATED_LANE = "isolated"
+CLOSE_GRACE_S = 5.0
 
 Send = Callable[[Sequence[bytes], bytes], None]
 
@@ -156,12 +157,12 @@ class Jobs:
         await self._all_ended.wait()
 
     async def close(self) -> None:
-        """Cancel what still runs, and wait for it."""
+        """Cancel what still runs, and give it a moment; a thread that goes on is left."""
         tasks = [run.task for run in self._room.running if run.task]
         for run in [*self._room.queue, *self._room.running]:
             self.cancel(run, by="stop")
         if tasks:
-            await asyncio.wait(tasks, timeout=self._runtime.drain_timeout_s)
+            await asyncio.wait(tasks, timeout=CLOSE_GRACE_S)
         self.release_threads()
 
     def release_threads(self) -> None:
@@ -232,7 +233,7 @@ class Jobs:
             reply = _success(run, result, self._duration_ms(run))
         except asyncio.CancelledError:
             reply = self._failure(run, _cancelled(run))
-        except Exception as error:  # noqa: BLE001 - an author's code: told to the caller
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's: told to the caller
             reply = self._failure(run, error)
         finally:
             if timer:
@@ -271,7 +272,7 @@ class Jobs:
             self._handler.worker.kill()
             raise
 
-    def _failure(self, run: Run, error: Exception) -> Reply:
+    def _failure(self, run: Run, error: Exception | SystemExit) -> Reply:
         """The reply to a run that raised; only errors about the run keep their code."""
         known = isinstance(error, RunError) or (
             isinstance(error, CatalogZeroError) and run.state is RunState.WAKING

@@ -82,7 +82,6 @@ class Service:
         self._plain_ping = type(handler).ping is Handler.ping
         self._tasks: set[asyncio.Task[None]] = set()
         self._registration: Registration | None = None
-        self._ready = asyncio.Event()
         handler._vitals = self._vitals
 
     async def __aenter__(self) -> Self:
@@ -301,7 +300,12 @@ class Service:
             details=reply.details,
             request_id=call.request_id,
         )
-        self._server.send(envelope, encode_reply(told))
+        try:
+            frame = encode_reply(told)
+        except TypeError as error:
+            fault = FailedError(f"{call.method} returned no JSON: {error}")
+            frame = encode_reply(error_reply(fault, call))
+        self._server.send(envelope, frame)
 
     def _on_asleep(self) -> None:
         """Let go of what the runtime itself holds."""

@@ -107,8 +107,7 @@ class Sleeper:
             self._timer.cancel()
         while self._transition:
             await asyncio.wait([self._transition])
-        if self.awake:
-            await self._hook("close", self._handler._resources.close)
+        await self._hook("close", self._handler._resources.close)
 
     def _start(self, transition: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(transition, name="sleep-transition")
