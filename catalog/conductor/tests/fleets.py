@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -66,6 +67,57 @@ def addresses(fleet: dict[str, Serving]) -> dict[str, int | str]:
     return {name: one.address for name, one in fleet.items()}
 
 
+class ShopProcess:
+    """A shop in a process of its own, that a test can kill; its gate is shut.
+
+    Args:
+        handler_id: Its id.
+        port: Where it listens.
+    """
+
+    def __init__(self, handler_id: str, port: int) -> None:
+        self._arguments = handler_id, str(port)
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> ShopProcess:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, __file__, *self._arguments, stdout=asyncio.subprocess.PIPE
+        )
+        await self.said("serving")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._process is not None and self._process.returncode is None:
+            await self.kill()
+
+    async def said(self, word: str) -> None:
+        """Wait until it says this word."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async with asyncio.timeout(20):
+            while (line := await self._process.stdout.readline()).decode().strip() != word:
+                assert line, "the shop's process ended"
+
+    async def kill(self) -> None:
+        """End it as kill -9 does."""
+        assert self._process is not None
+        self._process.kill()
+        await self._process.communicate()
+
+
+async def serve_shop(handler_id: str, port: str) -> None:
+    """Serve a shop with its gate shut, and say when a job has begun."""
+    shop = Shop()
+    shop.gate.clear()
+    async with serving(shop, handler_id=handler_id, port=int(port)):
+        sys.stdout.write("serving\n")
+        sys.stdout.flush()
+        await shop.began.wait()
+        sys.stdout.write("began\n")
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
 @asynccontextmanager
 async def conducting(registry: Any = None, **config: Any) -> AsyncIterator[Serving]:
     """A conductor that is served, its dashboard on a free port."""
@@ -92,3 +144,7 @@ async def pause(seconds: float = 0.01) -> None:
     """Let the loop turn for a moment."""
     with suppress(TimeoutError):
         await asyncio.wait_for(asyncio.Event().wait(), seconds)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve_shop(*sys.argv[1:]))

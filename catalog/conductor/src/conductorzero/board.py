@@ -9,6 +9,7 @@ Layer: catalog entry, imports nothing of catalogzero.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -233,7 +234,9 @@ def _state_of(metrics: dict[str, Any]) -> str:
 
 def _number(value: Any) -> float | None:
     """A figure, or None for what is none."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return value
 
 
 def _short(value: Any) -> str | None:

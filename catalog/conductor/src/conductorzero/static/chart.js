@@ -60,11 +60,12 @@ function ticks(high) {
  * `series`: [{ key, name, kind }]; `top`: the least upper end, or the fixed one with `fixed`.
  */
 export function chart({ title, series, format, when, top, fixed = false }) {
-  const width = 560, height = 150, left = 62, bottom = 22;
+  const height = 150, left = 62, bottom = 22, right = 10;
+  let width = 560;
   const plot = shape("g", { transform: `translate(${left} 8)` });
   const axis = shape("g", { class: "axis" });
   const cursor = shape("line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" });
-  const svg = shape("svg", { viewBox: `0 0 ${width + left + 8} ${height + bottom + 10}`, role: "img", tabindex: "0", "aria-label": title }, axis, plot);
+  const svg = shape("svg", { role: "img", tabindex: "0", "aria-label": title }, axis, plot);
   const readout = element("p", { class: "readout" });
   const legend = element("p", { class: "legend", "aria-hidden": "true" });
   if (series.length > 1) {
@@ -96,9 +97,19 @@ export function chart({ title, series, format, when, top, fixed = false }) {
 
   function index(event) {
     const box = svg.getBoundingClientRect();
-    const x = ((event.clientX - box.left) / box.width) * (width + left + 8) - left;
-    return Math.round((x / width) * (points.length - 1));
+    return Math.round(((event.clientX - box.left - left) / width) * (points.length - 1));
   }
+
+  function fit() {
+    width = Math.max(120, svg.clientWidth - left - right);
+    svg.setAttribute("viewBox", `0 0 ${width + left + right} ${height + bottom + 10}`);
+  }
+
+  new ResizeObserver(() => {
+    const before = width;
+    fit();
+    if (width !== before && points.length) drawn.draw(points);
+  }).observe(svg);
 
   svg.addEventListener("pointermove", (event) => show(index(event)));
   svg.addEventListener("pointerleave", latest);
@@ -110,10 +121,11 @@ export function chart({ title, series, format, when, top, fixed = false }) {
     show((at ?? points.length) + move);
   });
 
-  return {
+  const drawn = {
     node: figure,
     draw(next) {
       points = next;
+      fit();
       const seen = series.flatMap((one) => points.map((point) => point[one.key])).filter((v) => v !== null);
       const high = fixed ? top : Math.max(top, ...seen) * 1.1;
       axis.replaceChildren();
@@ -145,4 +157,5 @@ export function chart({ title, series, format, when, top, fixed = false }) {
       else show(at);
     },
   };
+  return drawn;
 }

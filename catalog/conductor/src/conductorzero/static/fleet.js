@@ -2,7 +2,7 @@
 
 import { sparkline } from "./chart.js";
 import {
-  STATES, count, duration, element, known, megabytes, milliseconds, percent, put, since, time,
+  STATES, count, element, known, megabytes, milliseconds, percent, put, shortDuration, since, time,
 } from "./format.js";
 import { follow } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
@@ -96,7 +96,7 @@ function arrange() {
 // --- the glance ------------------------------------------------------------------------------
 
 function drawGlance() {
-  const { summary, problems, interval_s } = view.about;
+  const { summary, problems } = view.about;
   const dead = summary.states.unreachable;
   put($("headline"), headline(summary, dead));
   document.title = `${dead ? `${dead} down` : `${summary.alive} up`} · ConductorZero`;
@@ -110,11 +110,12 @@ function drawGlance() {
   }
   put(chips.get(null).lastChild, count(summary.total));
   put(tiles.get("Memory"), megabytes(summary.memory_mb));
-  put(tiles.get("Running now"), summary.queued ? `${count(summary.in_flight)} + ${count(summary.queued)} queued` : count(summary.in_flight));
+  tiles.get("Running now").replaceChildren(count(summary.in_flight), " ", element("small", {}, summary.queued ? `${count(summary.queued)} queued` : ""));
   put(tiles.get("Runs"), count(summary.runs_total));
   put(tiles.get("Failed runs"), count(summary.failures_total));
-  put(tiles.get("Median response"), milliseconds(median()));
-  put(tiles.get("Asked every"), duration(Math.max(interval_s / 2, 1)));
+  const times = responseTimes();
+  put(tiles.get("Median response"), milliseconds(times[Math.floor(times.length / 2)]));
+  put(tiles.get("95 % answer within"), milliseconds(times[Math.floor(times.length * 0.95)]));
   const told = problems.join("\n");
   if ($("problems").textContent !== told) $("problems").textContent = told;
 }
@@ -127,9 +128,8 @@ function headline({ total, alive, states }, dead) {
   return alive === total ? `All ${count(total)} handlers answer` : `${count(alive)} of ${count(total)} handlers answer so far`;
 }
 
-function median() {
-  const times = [...handlers.values()].map((h) => h.response_time_ms).filter(known).sort((a, b) => a - b);
-  return times.length ? times[Math.floor(times.length / 2)] : null;
+function responseTimes() {
+  return [...handlers.values()].map((h) => h.response_time_ms).filter(known).sort((a, b) => a - b);
 }
 
 function drawEvents() {
@@ -148,7 +148,7 @@ const told = (event) => [
 
 // --- the table -------------------------------------------------------------------------------
 
-const above = element("tr", { class: "space", "aria-hidden": "true" }, element("td", { colspan: COLUMNS.length + 1 }));
+const above = element("tr", { class: "space", "aria-hidden": "true" }, element("td"));
 const below = above.cloneNode(true);
 
 function draw() {
@@ -207,7 +207,8 @@ function newRow(id) {
     node,
     draw(one, index) {
       node.setAttribute("aria-rowindex", index);
-      if (node.className !== one.state) node.className = one.state;
+      const look = `row ${one.state}`;
+      if (node.className !== look) node.className = look;
       if (box.checked !== selected.has(id)) box.checked = selected.has(id);
       put(address, one.address.replace("tcp://", ""));
       put(badge, one.state);
@@ -222,7 +223,7 @@ function newRow(id) {
       put(failed, count(one.failures_total));
       failed.classList.toggle("bad", one.failures_total > 0);
       failed.title = one.last_error ?? "";
-      put(up, duration(one.uptime_seconds));
+      put(up, shortDuration(one.uptime_seconds));
       put(version, one.version ?? "–");
       version.title = one.entry ?? "";
     },
@@ -313,7 +314,7 @@ function build() {
   }
   $("chips").append(...chips.values());
   $("spectrum").append(...spectrum.values());
-  for (const name of ["Median response", "Memory", "Running now", "Runs", "Failed runs", "Asked every"]) {
+  for (const name of ["Median response", "95 % answer within", "Memory", "Running now", "Runs", "Failed runs"]) {
     const value = element("dd", {}, "–");
     tiles.set(name, value);
     $("tiles").append(element("div", {}, element("dt", {}, name), value));

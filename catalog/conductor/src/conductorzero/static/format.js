@@ -30,7 +30,7 @@ export function share(value) {
   if (!known(value)) return DASH;
   const percents = value * 100;
   if (percents === 100 || percents === 0) return `${percents} %`;
-  return `${(Math.floor(percents * 100) / 100).toFixed(2)} %`;
+  return `${String(Math.floor(percents * 100) / 100)} %`;
 }
 
 export function duration(seconds) {
@@ -40,6 +40,14 @@ export function duration(seconds) {
   if (s < 3600) return `${Math.floor(s / 60)} min`;
   if (s < 86400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
+}
+
+export function shortDuration(seconds) {
+  if (!known(seconds)) return DASH;
+  const s = Math.max(0, Math.floor(seconds));
+  if (s < 60) return `${s} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min`;
+  return s < 86400 ? `${Math.floor(s / 3600)} h` : `${Math.floor(s / 86400)} d`;
 }
 
 export const since = (iso, now) => duration((Date.parse(now) - Date.parse(iso)) / 1000);

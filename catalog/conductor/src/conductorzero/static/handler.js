@@ -60,20 +60,21 @@ function drawRow(one, at) {
   $("state").className = one.state;
   put($("state").firstChild, `${one.state} for ${since(one.since, at)}`);
   document.title = `${id}: ${one.state} · ConductorZero`;
+  const source = one.entry ? `${one.entry} ${one.version}` : one.version;
+  put($("where"), [one.address, source, one.sdk_version && `catalogzero ${one.sdk_version}`].filter(Boolean).join(" · "));
   const figures = {
     Response: one.state === "unreachable" ? "no reply" : milliseconds(one.response_time_ms),
     Memory: megabytes(one.memory_mb),
     Worker: one.worker_memory_mb ? megabytes(one.worker_memory_mb) : null,
     CPU: percent(one.cpu_percent),
-    "Running now": one.queued ? `${count(one.in_flight)} + ${count(one.queued)} queued` : count(one.in_flight),
+    "Running now": count(one.in_flight),
+    Queued: one.queued ? count(one.queued) : null,
     Runs: count(one.runs_total),
     "Failed runs": count(one.failures_total),
     "Woken up": known(one.wakes_total) ? `${count(one.wakes_total)} times` : "–",
     "Outbox": one.outbox ? `${count(one.outbox.uploads)} uploads` : null,
     "Dead letters": one.outbox?.dead ? count(one.outbox.dead) : null,
     Up: duration(one.uptime_seconds),
-    Version: one.version ?? "–",
-    Address: one.address.replace("tcp://", ""),
   };
   for (const [name, text] of Object.entries(figures)) {
     if (!tiles.has(name)) {

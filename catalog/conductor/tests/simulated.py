@@ -1,0 +1,166 @@
+"""A fleet that only says what a thousand handlers would say, behind the real dashboard.
+
+Stands in for the connections; board, history, stream, guard and pages are the real ones.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+from catalogzero.testing import ManualClock
+
+from conductorzero.dashboard import Dashboard
+from conductorzero.fleet import Answer, Clock
+from conductorzero.history import History
+from conductorzero.peers import Directory, Peer
+from conductorzero.settings import ConductorSettings
+from conductorzero.watch import Watch
+
+TRADES = ("orders", "invoices", "billing", "returns", "stock", "crm", "exports", "sensor", "audit")
+
+
+class SimulatedHandler:
+    """One handler's story: figures that wander, from a seed of its own."""
+
+    def __init__(self, number: int, *, busy: float) -> None:
+        self.random = random.Random(number)  # noqa: S311 - a story, no secret
+        self.dead = False
+        self.state = "active"
+        self.memory_mb = self.random.uniform(24, 90)
+        self.busy = busy * self.random.random()
+        self.base_ms = self.random.uniform(0.4, 3.0)
+        self.uptime_s = self.random.uniform(600, 900_000)
+        self.runs = int(self.random.uniform(3, 4_000))
+        self.failures = int(self.random.random() ** 8 * 40)
+        self.in_flight = 0
+        self.queued = 0
+
+    def step(self) -> None:
+        """Live for a moment."""
+        self.uptime_s += 2.5
+        self.memory_mb = max(20, self.memory_mb + self.random.gauss(0, 0.6))
+        working = self.random.random() < self.busy
+        if self.state not in ("draining", "sleeping") or working:
+            self.state = (
+                "active" if working else self.random.choices(["idle", self.state], [1, 9])[0]
+            )
+        self.in_flight = self.random.randint(1, 4) if working else 0
+        self.queued = self.random.randint(1, 9) if self.in_flight == 4 else 0
+        self.runs += self.in_flight
+        self.memory_mb += 12 if working and self.memory_mb < 160 else 0
+
+    def metrics(self, handler_id: str) -> dict[str, Any]:
+        """What it would answer to get_metrics."""
+        return {
+            "handler_id": handler_id,
+            "cpu_percent": round(self.random.uniform(4, 60) if self.in_flight else 0.1, 1),
+            "memory_mb": round(self.memory_mb, 2),
+            "num_threads": 4 + self.in_flight,
+            "connections": 2,
+            "uptime_seconds": self.uptime_s,
+            "status": self.state,
+            "in_flight": self.in_flight,
+            "queued": self.queued,
+            "runs_total": self.runs,
+            "failures_total": self.failures,
+            "last_error": "HTTPStatusError: the backend answered 503" if self.failures else None,
+            "idle_s": 0.0,
+            "wakes_total": 3,
+            "worker_memory_mb": None,
+            "sdk_version": "0.1.0",
+            "entry": "acme-processor",
+            "version": "1.4.2",
+        }
+
+
+class SimulatedFleet:
+    """Has the methods of `Fleet`, and asks nobody."""
+
+    def __init__(self, handlers: dict[str, SimulatedHandler]) -> None:
+        self.handlers = handlers
+
+    @property
+    def handler_ids(self) -> list[str]:
+        """The ids of all handlers."""
+        return list(self.handlers)
+
+    async def connect(self, peers: Mapping[str, Peer]) -> None:
+        """Nothing to connect."""
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+    async def ask(self, handler_id: str, method: str, *_: Any, **__: Any) -> Answer:
+        """What this handler would answer."""
+        one = self.handlers[handler_id]
+        if one.dead:
+            return Answer(handler_id, replied=False, error="Timeout", code="unreachable")
+        took_ms = one.base_ms * math.exp(one.random.gauss(0, 0.25))
+        result: dict[str, Any] = {"boot_id": "one", "status": one.state}
+        if method == "get_metrics":
+            result = one.metrics(handler_id)
+        elif method == "list_runs":
+            result = {"runs": []}
+        elif method == "describe":
+            result = {"doc": "Cleans orders and sends them.", "methods": [], "settings": {}}
+        elif method in ("sleep", "wake", "drain", "resume"):
+            one.state = {"sleep": "sleeping", "drain": "draining"}.get(method, "active")
+            result = {"status": one.state}
+        return Answer(handler_id, replied=True, result=result, response_time_ms=round(took_ms, 3))
+
+    async def ask_all(
+        self, handler_ids: Iterable[str], method: str, *_: Any, **__: Any
+    ) -> dict[str, Answer]:
+        """What these handlers would answer."""
+        return {one: await self.ask(one, method) for one in handler_ids}
+
+
+class Simulation:
+    """A dashboard over a simulated fleet; `turn` is one round of questions."""
+
+    def __init__(self, number: int, *, clock: Clock, state_dir: Path, busy: float = 0.4) -> None:
+        stories = [SimulatedHandler(n, busy=busy) for n in range(number)]
+        names = [f"{TRADES[n % len(TRADES)]}-{n // len(TRADES) + 1:03d}" for n in range(number)]
+        self.handlers = dict(zip(names, stories, strict=True))
+        peers = [
+            Peer(name, f"tcp://127.0.0.1:{6000 + n}", "config") for n, name in enumerate(names)
+        ]
+        self.fleet = SimulatedFleet(self.handlers)
+        log = structlog.wrap_logger(structlog.ReturnLogger())
+        self.watch = Watch(Directory(peers, []), self.fleet, clock, log, interval_s=2.0)
+        settings = ConductorSettings(dashboard_port=0, interval_s=2.0)
+        self.dashboard = Dashboard(self.watch, clock, settings, state_dir, log)
+        self.watch.history = History(state_dir / "history.sqlite3")
+
+    async def turn(self) -> None:
+        """Everybody lives for a moment, and is asked."""
+        for one in self.handlers.values():
+            one.step()
+        await self.watch.look()
+
+    async def live_through(self, clock: ManualClock, hours: float, step_s: float = 20.0) -> None:
+        """Let simulated time pass, a round every `step_s`."""
+        for _ in range(int(hours * 3_600 / step_s)):
+            await self.turn()
+            await clock.advance(step_s)
+
+
+@asynccontextmanager
+async def simulation(
+    number: int, *, clock: Clock, state_dir: Path, busy: float = 0.4
+) -> AsyncIterator[Simulation]:
+    """A simulation whose dashboard is served."""
+    simulated = Simulation(number, clock=clock, state_dir=state_dir, busy=busy)
+    await simulated.dashboard.start()
+    try:
+        yield simulated
+    finally:
+        await simulated.dashboard.stop()
+        assert simulated.watch.history is not None
+        simulated.watch.history.close()

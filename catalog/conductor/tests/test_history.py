@@ -1,0 +1,142 @@
+"""What the history keeps, how exactly, and within which bounds."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from catalogzero import ConfigError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conductorzero.board import Event
+from conductorzero.history import DAY_S, HOUR_S, MINUTE_S, Bucket, History, bin_of, ms_of
+
+START_S = 1_800_000_000 // HOUR_S * HOUR_S
+
+
+def bucket(response_time_ms: float | None = 2.0, memory_mb: float = 30.0) -> Bucket:
+    one = Bucket()
+    one.add_ping(response_time_ms)
+    one.add_metrics({"memory_mb": memory_mb, "cpu_percent": 1.0, "in_flight": 1})
+    return one
+
+
+@given(st.floats(min_value=0.01, max_value=600_000))
+def test_a_response_time_is_kept_to_five_percent(response_time_ms: float) -> None:
+    assert ms_of(bin_of(response_time_ms)) == pytest.approx(response_time_ms, rel=0.05)
+
+
+def test_percentiles_are_those_of_the_samples() -> None:
+    chance = random.Random(7)  # noqa: S311 - samples, no secret
+    times = [chance.lognormvariate(1, 0.7) for _ in range(5_000)]
+    one = Bucket()
+    for time in times:
+        one.add_ping(time)
+
+    cuts = statistics.quantiles(times, n=100)
+    assert one.percentile_ms(0.50) == pytest.approx(cuts[49], rel=0.05)
+    assert one.percentile_ms(0.95) == pytest.approx(cuts[94], rel=0.05)
+
+
+@given(st.lists(st.none() | st.floats(0.01, 5_000), max_size=30), st.integers(0, 30))
+def test_buckets_add_up(times: list[float | None], cut: int) -> None:
+    whole, first, second = Bucket(), Bucket(), Bucket()
+    for number, time in enumerate(times):
+        whole.add_ping(time)
+        (first if number < cut else second).add_ping(time)
+
+    first.merge(second)
+
+    assert first == whole
+
+
+def test_availability_counts_the_unanswered(tmp_path: Path) -> None:
+    one = bucket(2.0)
+    one.add_ping(None)
+    one.add_ping(None)
+    one.add_ping(4.0)
+
+    assert one.as_json()["availability"] == 0.5
+
+
+def test_what_was_written_is_read_after_a_restart(tmp_path: Path) -> None:
+    first = History(tmp_path / "history.sqlite3")
+    first.write(START_S, {"shop": bucket()}, [])
+    first.close()
+
+    second = History(tmp_path / "history.sqlite3")
+
+    assert second.buckets("shop", START_S) == [(START_S, bucket())]
+    assert second.buckets("other", START_S) == []
+    second.close()
+
+
+def test_minutes_older_than_a_day_become_hours_without_loss(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite3")
+    for minute in range(3 * 60):
+        history.write(START_S + minute * MINUTE_S, {"shop": bucket(1.0 + minute)}, [])
+
+    history.write(START_S + DAY_S + 2 * HOUR_S, {"shop": bucket()}, [])
+
+    stored = history.buckets("shop", START_S)
+    assert [at for at, _ in stored[:2]] == [START_S, START_S + HOUR_S]
+    assert [one.asked for _, one in stored] == [60, 60, *[1] * 60, 1]
+    assert stored[0][1].percentile_ms(0.5) == pytest.approx(30, rel=0.06)
+    history.close()
+
+
+def test_samples_past_the_days_go(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite3", keep_days=2)
+    history.write(START_S, {"shop": bucket()}, [])
+
+    history.write(START_S + 4 * DAY_S, {"shop": bucket()}, [])
+
+    assert [at for at, _ in history.buckets("shop", 0)] == [START_S + 4 * DAY_S]
+    history.close()
+
+
+def test_rows_past_the_bound_go_oldest_first(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite3", max_rows=10)
+    for minute in range(25):
+        history.write(START_S + minute * MINUTE_S, {"shop": bucket()}, [])
+
+    assert history.rows() == 10
+    assert history.buckets("shop", 0)[0][0] == START_S + 15 * MINUTE_S
+    history.close()
+
+
+def test_events_are_kept_newest_first(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite3")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    events = [Event(n, now, f"shop{n % 2}", "state", f"change {n}", "idle") for n in range(4)]
+    history.write(START_S, {}, events)
+
+    assert [event["text"] for event in history.events(None, 2)] == ["change 3", "change 2"]
+    assert [event["text"] for event in history.events("shop0", 9)] == ["change 2", "change 0"]
+    history.close()
+
+
+def test_a_file_of_a_newer_release_is_refused_and_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite3"
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    before = path.read_bytes()
+
+    with pytest.raises(ConfigError, match="newer conductorzero"):
+        History(path)
+
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite3"
+    path.write_bytes(b"not a database, but long enough to look like one" * 40)
+
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        History(path)

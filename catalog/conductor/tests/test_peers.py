@@ -1,0 +1,175 @@
+"""Where the handlers come from, and how changes are noticed."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from catalogzero import ConfigError
+from catalogzero.testing import serving
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conductorzero import ConductorZero
+from conductorzero.peers import (
+    Directory,
+    Peer,
+    RegistryFile,
+    address_of,
+    peers_of_file,
+    peers_of_listing,
+    peers_of_mapping,
+)
+from fleets import Shop, addresses, conducting, shops, until
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        (5001, "tcp://127.0.0.1:5001"),
+        ("5001", "tcp://127.0.0.1:5001"),
+        ("box:5001", "tcp://box:5001"),
+        ("tcp://10.0.0.7:5001", "tcp://10.0.0.7:5001"),
+        ("tcp://[::1]:5001", "tcp://[::1]:5001"),
+    ],
+)
+def test_ports_and_addresses_are_both_understood(value: int | str, address: str) -> None:
+    assert address_of(value) == address
+
+
+@given(st.none() | st.booleans() | st.floats() | st.text("a1:/.[]@ ") | st.lists(st.integers()))
+def test_any_other_value_is_a_configuration_error(value: object) -> None:
+    with suppress(ConfigError):
+        assert address_of(value).startswith("tcp://")
+
+
+def test_a_registry_file_names_its_handlers(tmp_path: Path) -> None:
+    path = tmp_path / "handler_registry.yaml"
+    path.write_text(
+        "handlers:\n"
+        "  - {handler_id: a, port: 5001}\n"
+        "  - {handler_id: b, host: 0.0.0.0, port: 5002}\n"
+        "  - {handler_id: c, host: '::1', port: 5003}\n"
+        "  - {handler_id: free, port: 0}\n"
+        "  - {handler_id: without}\n"
+    )
+
+    assert [(peer.handler_id, peer.address) for peer in peers_of_file(path)] == [
+        ("a", "tcp://127.0.0.1:5001"),
+        ("b", "tcp://127.0.0.1:5002"),
+        ("c", "tcp://[::1]:5003"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["handlers: 3", "a: [", "[]", "\x00", "handlers: {a: 1}"])
+def test_a_file_that_is_no_registry_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "registry.yaml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError, match=r"registry\.yaml"):
+        peers_of_file(path)
+
+
+@given(st.recursive(st.none() | st.text("a1:/.") | st.integers(), st.lists, max_leaves=5))
+def test_no_answer_of_a_scheduler_breaks_the_list(body: object) -> None:
+    for answer in (body, {"handlers": body}, {"handlers": [body, {"id": body, "address": body}]}):
+        with suppress(ConfigError):
+            assert isinstance(peers_of_listing(answer), list)
+
+
+async def test_the_first_source_that_has_an_id_wins(tmp_path: Path) -> None:
+    path = tmp_path / "registry.yaml"
+    path.write_text("handlers: [{handler_id: a, port: 7001}, {handler_id: me, port: 7002}]")
+    directory = Directory(
+        peers_of_mapping({"a": 5001}), [RegistryFile(path)], leave_out=frozenset({"me"})
+    )
+
+    assert await directory.refresh() == {"a": Peer("a", "tcp://127.0.0.1:5001", "config")}
+
+
+async def test_a_file_that_breaks_keeps_its_last_handlers_and_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "registry.yaml"
+    path.write_text("handlers: [{handler_id: a, port: 7001}]")
+    directory = Directory([], [RegistryFile(path)])
+    await directory.refresh()
+
+    path.write_text("handlers: [")
+
+    assert set(await directory.refresh()) == {"a"}
+    assert "cannot be read" in directory.problems[0]
+    path.write_text("handlers: [{handler_id: bb, port: 7001}]")
+    assert set(await directory.refresh()) == {"bb"}
+    assert directory.problems == []
+
+
+async def test_a_changed_registry_file_is_noticed_without_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "handler_registry.yaml"
+    async with shops("one", "two") as fleet:
+        ports = {name: one.service.port for name, one in fleet.items()}
+        path.write_text(f"handlers: [{{handler_id: one, port: {ports['one']}}}]")
+        async with conducting(path) as conductor:
+            first = await conductor.client.call("health_check")
+            path.write_text(
+                f"handlers: [{{handler_id: two, port: {ports['two']}}},"
+                " {handler_id: conductor, port: 5999}]"
+            )
+            second = await conductor.client.call("health_check")
+
+    assert set(first["handlers"]) == {"one"}
+    assert set(second["handlers"]) == {"two"}
+
+
+async def test_without_settings_the_registry_of_the_environment_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yaml"
+    monkeypatch.setenv("CATALOGZERO_REGISTRY", str(path))
+    async with shops("one") as fleet:
+        path.write_text(f"handlers: [{{handler_id: one, port: {fleet['one'].service.port}}}]")
+        async with ConductorZero() as conductor:
+            assert (await conductor.ping_handler("one"))["alive"] is True
+
+
+async def test_a_scheduler_tells_its_handlers() -> None:
+    listed: list[dict[str, str]] = []
+    tokens: list[str | None] = []
+
+    async def handlers(request: web.Request) -> web.Response:
+        tokens.append(request.headers.get("Authorization"))
+        return web.json_response({"handlers": listed})
+
+    app = web.Application()
+    app.router.add_get("/api/handlers", handlers)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    async with (
+        shops("one") as fleet,
+        conducting(scheduler_url=url, discovery_interval_s=1.0) as conductor,
+    ):
+        assert (await conductor.client.call("health_check"))["summary"]["total"] == 0
+        listed.append({"id": "one", "address": fleet["one"].address, "status": "Connected"})
+
+        async def found() -> bool:
+            health = await conductor.client.call("health_check")
+            return bool(health["summary"]["healthy"] == 1)
+
+        await until(found)
+    await runner.cleanup()
+
+    assert set(tokens) == {None}
+
+
+async def test_an_address_that_changes_is_called_at_the_new_one() -> None:
+    async with shops("one") as fleet:
+        conductor = ConductorZero(addresses(fleet), timeout_s=0.5)
+        assert (await conductor.ping_handler("one"))["alive"] is True
+        async with serving(Shop(), handler_id="one") as moved:
+            conductor.settings.handler_registry = {"one": moved.address}
+            await conductor.close()
+            assert (await conductor.ping_handler("one"))["alive"] is True
+        await conductor.close()

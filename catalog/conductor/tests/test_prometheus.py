@@ -1,0 +1,83 @@
+"""What a scrape gets: the text format, base units, and nothing for what is not known."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conductorzero.board import Board
+from conductorzero.fleet import Answer
+from conductorzero.peers import Peer
+from conductorzero.prometheus import FAMILIES, label, render
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LINE = re.compile(r'^(?P<name>[a-z_]+)(\{(?P<labels>([a-z_]+="([^"\\\n]|\\.)*",?)*)\})? \S+$')
+
+
+def board() -> Board:
+    one = Board()
+    one.set_peers(
+        [Peer("shop", "tcp://127.0.0.1:5001", "config"), Peer("gone", "tcp://x:1", "config")], NOW
+    )
+    one.saw_ping(Answer("shop", replied=True, result={}, response_time_ms=2.5), NOW)
+    one.saw_ping(Answer("gone", replied=False, error="Timeout"), NOW)
+    figures = {"memory_mb": 2.0, "cpu_percent": 50.0, "runs_total": 7, "status": "idle"}
+    outbox = {"uploads": 3, "bytes": 1_000, "oldest_age_s": 9.0, "dead": 1}
+    one.saw_metrics(Answer("shop", replied=True, result={**figures, "outbox": outbox}), NOW)
+    return one
+
+
+def samples(text: str) -> dict[str, float]:
+    return {
+        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+        for line in text.splitlines()
+        if not line.startswith("#")
+    }
+
+
+def test_values_are_in_base_units() -> None:
+    found = samples(render(board().rows.values(), 0.25))
+
+    shop = '{handler_id="shop"}'
+    assert found[f"catalogzero_handler_up{shop}"] == 1
+    assert found[f"catalogzero_handler_response_seconds{shop}"] == 0.0025
+    assert found[f"catalogzero_handler_memory_bytes{shop}"] == 2 * 1024**2
+    assert found[f"catalogzero_handler_cpu_ratio{shop}"] == 0.5
+    assert found[f"catalogzero_handler_runs_total{shop}"] == 7
+    assert found[f"catalogzero_handler_outbox_dead_letters{shop}"] == 1
+    assert found['catalogzero_handler_state{handler_id="shop",state="idle"}'] == 1
+    assert found['catalogzero_handler_state{handler_id="shop",state="active"}'] == 0
+    assert found["catalogzero_conductor_handlers"] == 2
+    assert found["catalogzero_conductor_round_seconds"] == 0.25
+
+
+def test_a_dead_handler_is_down_and_has_no_other_figures() -> None:
+    found = samples(render(board().rows.values(), None))
+
+    assert found['catalogzero_handler_up{handler_id="gone"}'] == 0
+    assert not [name for name in found if "gone" in name and "memory" in name]
+    assert "catalogzero_conductor_round_seconds" not in found
+
+
+def test_every_metric_has_its_help_and_type_once() -> None:
+    text = render(board().rows.values(), 0.1)
+
+    for family in FAMILIES:
+        name = f"catalogzero_handler_{family.name}"
+        assert text.count(f"# TYPE {name} {family.kind}\n") == 1
+        assert text.count(f"# HELP {name} ") == 1
+        assert (family.kind == "counter") == family.name.endswith("_total")
+
+
+@given(st.text('ab"\\\n {}=,é'))
+def test_no_handler_id_breaks_the_format(handler_id: str) -> None:
+    one = Board()
+    one.set_peers([Peer(handler_id, "tcp://127.0.0.1:1", "config")], NOW)
+
+    lines = render(one.rows.values(), None).rstrip("\n").split("\n")
+
+    assert all(LINE.match(line) for line in lines if not line.startswith("#"))
+    assert "\n" not in label(handler_id)
