@@ -101,8 +101,8 @@ class Watch:
     async def write(self, *, everything: bool = False) -> None:
         """Store the minute that is over (or `everything` so far) in the history."""
         minute = int(self._clock.now().timestamp()) // MINUTE_S * MINUTE_S
-        begun, self._minute = self._minute, minute
-        if self.history is None or begun is None or (begun == minute and not everything):
+        begun, self._minute = minute if self._minute is None else self._minute, minute
+        if self.history is None or (begun == minute and not everything):
             return
         buckets, self._buckets = self._buckets, {}
         events, self.unwritten = self.unwritten, []
