@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from rich.markup import escape
+
 from examples.quickstart.processes import DemoError, Processes
 from examples.quickstart.stage import Stage
 from examples.quickstart.story import STEPS, Story
@@ -36,7 +38,7 @@ def main() -> int:
         with _alone(options.into):
             return play(stage, options.into, keep=options.keep)
     except DemoError as error:
-        stage.console.print(f"\n[bold red]The demo stopped:[/] {error}", markup=True)
+        stage.console.print("\n[bold red]The demo stopped:[/]", escape(str(error)))
         return 1
     except KeyboardInterrupt:
         stage.console.print("\nInterrupted: every process of the demo has been stopped.")
@@ -56,7 +58,8 @@ def play(stage: Stage, folder: Path, *, keep: bool) -> int:
                 raise DemoError(f"these are still there: {left}")
     finally:
         stage.write(folder / "report.json")
-    stage.console.print(f"\n[bold green]Every step held.[/] The figures: {folder / 'report.json'}")
+    story.sum_up()
+    stage.tell(f"all figures: {folder / 'report.json'}")
     return 0
 
 

@@ -41,26 +41,20 @@ class Backend:
         self.folder = folder
         self.database = folder / "backend.db"
 
-    def tenant(self) -> str:
-        """Make a tenant for the client; its API key."""
+    def tenant(self, key_file: Path) -> None:
+        """Make a tenant for the client; its API key goes into a file, and on no screen."""
         self.folder.mkdir(parents=True)
-        said = self.processes.run(
+        self.processes.run(
             "backend-tenant",
-            *(COMMAND, "backend", "tenants", "add", "client-one", "--json"),
-            *("--database", self.url),
+            *(COMMAND, "backend", "tenants", "add", "client-one"),
+            *("--database", self.database, "--key-file", key_file),
             cwd=self.folder,
         )
-        return str(json.loads(said)["api_key"])
 
     def start(self, port: int) -> None:
         """Serve it on a loopback port."""
-        serve = (COMMAND, "backend", "serve", "--port", str(port), "--database", self.url)
+        serve = (COMMAND, "backend", "serve", "--port", str(port), "--database", self.database)
         self.processes.start("backend", *serve, cwd=self.folder)
-
-    @property
-    def url(self) -> str:
-        """The SQLAlchemy URL of the database."""
-        return f"sqlite:///{self.database}"
 
     def visible(self) -> Count:
         """Rows of completed uploads, and the sum of their `distance`."""

@@ -61,6 +61,7 @@ class Client:
         self.folder = folder
         self.ports = ports
         self.data = folder / "data"
+        self.key_file = folder / "api_key"
         self.registry = folder / "handler_registry.yaml"
         self.python = folder / "venv/bin/python"
         self.catalogzero = folder / "venv/bin/catalogzero"
@@ -81,12 +82,9 @@ class Client:
         )
         return listed.split()
 
-    def configure(self, api_key: str) -> None:
-        """Write the API key's file and handler_registry.yaml."""
-        key_file = self.folder / "api_key"
-        key_file.touch(mode=0o600)
-        key_file.write_text(api_key)
-        self.registry.write_text(yaml.safe_dump(self._registry(key_file), sort_keys=False))
+    def configure(self) -> None:
+        """Write handler_registry.yaml."""
+        self.registry.write_text(yaml.safe_dump(self._registry(), sort_keys=False))
 
     def start_scheduler(self) -> None:
         """The scheduler of the client's house; a ScheduleZero server can stand in its place."""
@@ -106,7 +104,7 @@ class Client:
         )
         return psutil.Process(process.pid)
 
-    def _registry(self, key_file: Path) -> dict[str, object]:
+    def _registry(self) -> dict[str, object]:
         processor = {
             "handler_id": HANDLER,
             "module_path": "skylark_processor.handler",
@@ -117,7 +115,7 @@ class Client:
             "sleep_after_s": SLEEP_AFTER_S,
             "config": {
                 "endpoint": self.ports.endpoint,
-                "api_key_file": str(key_file),
+                "api_key_file": str(self.key_file),
                 "data_roots": [str(self.data)],
             },
         }

@@ -35,11 +35,8 @@ class Scheduler:
         collect = {"handler_id": CONDUCTOR, "method_name": "collect_metrics"}
         check = {"handler_id": CONDUCTOR, "method_name": "health_check"}
         self._post("schedule", {**upload, **self._params({}), "trigger": NIGHTLY})
-        self._post("schedule", {**health, "trigger": {"type": "interval", "seconds": 5}})
-        self._post(
-            "schedule",
-            {**collect, "trigger": _every(5), "job_id": "metrics_collection"},
-        )
+        self._post("schedule", {**health, "trigger": _every(15)})
+        self._post("schedule", {**collect, "trigger": _every(5), "job_id": "metrics_collection"})
         self._post("schedule", {**check, "trigger": _every(1), "job_id": "health_monitor"})
         schedules = self._get("schedules")["schedules"]
         return {schedule["id"]: schedule["next_fire_time"] for schedule in schedules}
@@ -54,6 +51,10 @@ class Scheduler:
         """The handler's metrics, as the conductor collects them."""
         call = {"handler_id": CONDUCTOR, "method_name": "collect_metrics", "params": {}}
         return dict(self._post("run_now", call)["result"]["handlers"][HANDLER])
+
+    def report_health(self) -> None:
+        """Have the handler report its health to the backend, now."""
+        self._post("run_now", {"handler_id": HANDLER, "method_name": "health_report"})
 
     def outcome(self, job_id: str) -> dict[str, Any] | None:
         """The ended execution of a schedule, if it has ended."""

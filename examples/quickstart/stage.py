@@ -22,8 +22,8 @@ from rich.table import Table
 class Stage:
     """The screen and the report of one run."""
 
-    def __init__(self, steps: int, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+    def __init__(self, steps: int) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
         self.facts: dict[str, Any] = {}
         self._times: list[dict[str, Any]] = []
         self._steps = steps
@@ -47,19 +47,25 @@ class Stage:
 
     def tell(self, text: str) -> None:
         """A line below the step's title."""
-        self.console.print(f"      {text}", soft_wrap=True)
+        self.console.print(f"      {text}")
 
     def fact(self, name: str, value: Any, shown: str | None = None) -> None:
-        """A figure of the report, `section.name`; `shown` is its line on the screen."""
-        section, _, key = name.partition(".")
-        self.facts.setdefault(section, {})[key] = value
+        """A figure of the report, `name` or `section.name`; `shown` is its line on the screen."""
+        section, _, key = name.rpartition(".")
+        (self.facts.setdefault(section, {}) if section else self.facts)[key] = value
         if shown:
             self.tell(shown)
 
     def code(self, path: Path) -> None:
         """A file, as its author sees it."""
         self.console.print(
-            Syntax(path.read_text(), "python", line_numbers=True, background_color="default")
+            Syntax(
+                path.read_text(),
+                "python",
+                line_numbers=True,
+                code_width=100,
+                background_color="default",
+            )
         )
 
     def table(self, title: str, rows: dict[str, Any]) -> None:

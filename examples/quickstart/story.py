@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from examples.quickstart import flights
 from examples.quickstart.backend import Backend
 from examples.quickstart.client import CONDUCTOR, HANDLER, Client, Ports
@@ -20,10 +22,11 @@ from examples.quickstart.scheduler import Scheduler, answers
 from examples.quickstart.stage import Stage
 from examples.quickstart.vendor import Vendor
 
-STEPS = 15
+STEPS = 17
 MB = 1 << 20
 ASLEEP_AT_MOST = 1.05
 SHOWN = ("handler_id", "method_name", "status", "started_at", "duration_ms", "attempt_number")
+RESULT_SHOWN = ("records", "bad_records", "bytes_sent", "cloud_job_id")
 HEALTH_SHOWN = ("client_id", "entry", "version", "state", "status", "last_success_at", "outbox")
 
 
@@ -49,6 +52,7 @@ class Story:
         self.watch()
         self.fall_asleep()
         self.crash()
+        self.recover()
 
     def prepare(self) -> None:
         """The client's data, and an independent count of it."""
@@ -83,7 +87,8 @@ class Story:
     def serve(self) -> None:
         """Four processes that find each other."""
         with self.stage.step("Start backend, scheduler, handler and conductor"):
-            self.client.configure(self.backend.tenant())
+            self.backend.tenant(self.client.key_file)
+            self.client.configure()
             self.backend.start(self.ports.backend)
             self.client.start_scheduler()
             self.processes.wait_for("the scheduler", self.scheduler.is_up)
@@ -101,7 +106,9 @@ class Story:
             self.first = self.run_processor()
             result = self.first["result"]
             self.stage.fact("execution", self.first)
-            self.stage.table("execution", {k: self.first[k] for k in SHOWN} | {"result": result})
+            shown = {key: self.first[key] for key in SHOWN}
+            shown |= {key: result[key] for key in RESULT_SHOWN}
+            self.stage.table("the execution's record, and its result", shown)
             self.stage.fact("memory.rss_after_mb", self.rss())
         with self.stage.step("Compare what is stored with an independent count of the raw file"):
             self.assert_exact("stored")
@@ -117,6 +124,7 @@ class Story:
     def watch(self) -> None:
         """Health at the backend, and the conductor's view."""
         with self.stage.step("The client's health, as the backend sees it"):
+            self.scheduler.report_health()
             health = self.processes.wait_for("a health report", self.health_after_upload)
             self.stage.fact("health", health)
             self.stage.table("health", {k: health.get(k) for k in HEALTH_SHOWN})
@@ -132,50 +140,71 @@ class Story:
             self.screenshot()
 
     def fall_asleep(self) -> None:
-        """Asleep, as small as before the job; a ping does not wake it, a job does."""
-        with self.stage.step("The handler falls asleep, hands its memory back, and wakes"):
-            self.processes.wait_for(
-                "sleep", lambda: self.scheduler.metrics()["status"] == "sleeping"
-            )
+        """Asleep, as small as before the job and without a child; asking does not wake it."""
+        with self.stage.step("The handler falls asleep, and hands its memory back"):
+            self.processes.wait_for("sleep", self.is_asleep)
             asleep = self.rss()
             self.stage.fact("memory.rss_asleep_mb", asleep)
             self.stage.table("resident memory of the handler, MB", self.stage.facts["memory"])
             if asleep > self.rss_before * ASLEEP_AT_MOST:
                 raise DemoError(f"asleep it has {asleep} MB, and had {self.rss_before} before")
-            again = self.run_processor()["result"]
-            awake = self.scheduler.metrics()
-            self.stage.fact("wake.status", again["status"])
-            self.stage.fact("wake.wakes_total", awake["wakes_total"])
-            self.stage.tell(f"woken by a job: {again['status']}, wakes {awake['wakes_total']}")
-            if again["status"] != "unchanged" or awake["wakes_total"] != 1:
-                raise DemoError(f"an unchanged file gave {again}, wakes {awake['wakes_total']}")
+        with self.stage.step("A job wakes it"):
+            again = self.run_processor()["result"]["status"]
+            wakes = self.scheduler.metrics()["wakes_total"]
+            self.stage.fact("wake.status", again)
+            self.stage.fact("wake.wakes_total", wakes)
+            self.stage.tell(f"the same file again: {again}; woken {wakes} time")
+            if (again, wakes) != ("unchanged", 1):
+                raise DemoError("one wake, and nothing sent, were to be expected")
 
     def crash(self) -> None:
-        """kill -9 in the middle of a second upload; the counts stay exact."""
+        """kill -9 in the middle of a second upload."""
         with self.stage.step("kill -9 in the middle of a second upload (full: true)"):
-            before = self.backend.completed()
+            self.completed = self.backend.completed()
             self.second = self.scheduler.upload(full=True)
             self.processes.wait_for("a chunk of the second upload", self.backend.open_chunks)
+            children = self.handler.children(recursive=True)
             self.processes.kill(HANDLER)
+            _, alive = psutil.wait_procs(children, timeout=20)
+            if alive:
+                raise DemoError(f"the handler's worker outlived it: {alive}")
             chunks = self.backend.open_chunks()
             self.stage.fact("crash.chunks_stored_at_kill", chunks)
-            if not chunks or self.backend.completed() != before:
+            if not chunks or self.backend.completed() != self.completed:
                 raise DemoError("the upload was complete before the handler was killed")
             self.stage.tell(f"killed with {chunks} chunks of it stored, and none of it visible")
             self.assert_exact("crash.while_down")
+
+    def recover(self) -> None:
+        """The handler again; the scheduler sees the job through, and the counts are exact."""
         with self.stage.step("Start it again: the counts are still exact"):
             self.handler = self.client.start(HANDLER)
-            record = self.processes.wait_for(
-                "the end of the execution",
-                lambda: self.scheduler.outcome(self.second),
-                timeout_s=120,
-            )
+            ended = partial(self.scheduler.outcome, self.second)
+            record = self.processes.wait_for("the end of the execution", ended, timeout_s=180)
             self.stage.fact("crash.execution", record["status"])
             self.stage.tell(f"the scheduler recorded: {record['status']}")
-            if self.backend.completed() == before:
+            if self.backend.completed() == self.completed:
                 self.run_processor(full=True)
             self.assert_exact("crash.after")
             self.stage.fact("crash.completed_uploads", self.backend.completed())
+
+    def sum_up(self) -> None:
+        """The figures that matter, in one look."""
+        stored, crash = self.stage.facts["stored"], self.stage.facts["crash"]
+        memory = self.stage.facts["memory"]
+        counts = (self.truth.rows, self.first["result"]["records"], stored["rows"])
+        sizes = (memory["rss_before_mb"], memory["rss_after_mb"], memory["rss_asleep_mb"])
+        rows = {
+            "rows in the file, sent, stored": "  ".join(f"{count:,}" for count in counts),
+            "rows stored after kill -9 in mid-upload": f"{crash['after_rows']:,}",
+            "memory before the job, after it, asleep": "  ".join(f"{mb} MB" for mb in sizes),
+        }
+        self.stage.table("\nEvery step held.", rows)
+
+    def is_asleep(self) -> bool:
+        """Whether it sleeps, and its worker has ended."""
+        asleep = self.scheduler.metrics()["status"] == "sleeping"
+        return asleep and not self.handler.children()
 
     def run_processor(self, **params: Any) -> dict[str, Any]:
         """Run process_and_upload to its end, now; its execution record."""

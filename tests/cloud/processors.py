@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
 from catalogzero import Batch, CloudProcessor, Params
@@ -41,7 +41,9 @@ class Counter(CloudProcessor):
 
     mode = "append"
 
-    def read(self, data_source: str, params: Params, after: int | None = None) -> Iterator[Batch]:
+    def read(
+        self, data_source: str, params: Params, after: int | None = None
+    ) -> Generator[Batch, None, int]:
         until = int(Path(data_source).read_text())
         for n in range((after or 0) + 1, until + 1):
             yield [{"n": n}]

@@ -1,0 +1,82 @@
+"""README and docs say what is so: links lead somewhere, commands exist, examples run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from catalogzero.cli.main import COMMANDS
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+
+
+def name_of(path: Path) -> str:
+    """A page's path as a test's name."""
+    return str(path.relative_to(ROOT))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ +(.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    broken = []
+    for link in LINK.findall(page.read_text()):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (page.parent / target).resolve() if target else page
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(link)
+
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_make_target_and_command_that_a_page_shows_exists(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    shown = "\n".join(blocks(page, "sh") + re.findall(r"`([^`\n]+)`", page.read_text()))
+
+    targets = set(re.findall(r"^make ([a-z-]+)", shown, re.MULTILINE))
+    verbs = set(re.findall(r"^(?:.*/)?catalogzero ([a-z]+)", shown, re.MULTILINE))
+
+    assert {t for t in targets if not re.search(rf"^{t}:", makefile, re.MULTILINE)} == set()
+    assert verbs - set(COMMANDS) == set()
+
+
+def test_the_readme_is_a_page_and_a_half() -> None:
+    assert len(README.read_text().splitlines()) <= 120
+
+
+def test_the_readme_s_handler_is_fifteen_lines_that_work() -> None:
+    (code,) = blocks(README, "python")
+    space: dict[str, Any] = {}
+    exec(code, space)  # noqa: S102 (the README's own example)
+    settings = {"endpoint": "https://api.acme.example/v1", "api_key": "k", "data_roots": [ROOT]}
+    handler = space["AcmeProcessor"](**settings)
+
+    (batch,) = handler.process([[{"arr_delay": "20"}, {"arr_delay": "NA"}]], {})
+
+    assert len(code.splitlines()) <= 15
+    assert batch == [{"arr_delay": "20", "late": True}]
+
+
+def test_every_page_of_the_docs_can_be_reached_from_its_index() -> None:
+    index = (ROOT / "docs/index.md").read_text()
+
+    unlisted = [page for page in (ROOT / "docs").rglob("*.md") if page.name not in index]
+
+    assert unlisted == [ROOT / "docs/index.md"]
