@@ -6,6 +6,7 @@ Layer: core.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, Generic, Protocol, Self, TypeVar, cast, overload
 
@@ -51,12 +52,12 @@ class Resources:
 
     def __init__(self) -> None:
         self._open: dict[str, tuple[AsyncGenerator[Any, None], Any]] = {}
-        self._turn = asyncio.Lock()
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def get(self, wanted: resource[ValueT], owner: object) -> ValueT:
-        """The value of a resource, opened now if it is closed."""
+        """The value of a resource, opened now if it is closed; one may use another."""
         if wanted.name not in self._open:
-            async with self._turn:
+            async with self._turns[wanted.name]:
                 if wanted.name not in self._open:
                     generator = wanted.open(owner)
                     self._open[wanted.name] = generator, await anext(generator)

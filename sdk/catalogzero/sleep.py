@@ -175,7 +175,7 @@ class Sleeper:
         try:
             await _call(hook)
         except Exception as error:  # noqa: BLE001 - an author's code: told in metrics
-            self.hook_error = self._handler.mask(f"{name}: {type(error).__name__}: {error}")
+            self.hook_error = self._handler.mask(f"{name}: {_causes(error)}")
             self._handler.log.error("sleep_hook_failed", hook=name, error=self.hook_error)
 
 
@@ -184,6 +184,12 @@ async def _call(hook: Callable[[], Any]) -> None:
     result = hook()
     if inspect.isawaitable(result):
         await result
+
+
+def _causes(error: Exception) -> str:
+    """What went wrong; of a group, each of its members."""
+    members = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+    return "; ".join(f"{type(member).__name__}: {member}" for member in members)
 
 
 def _hand_back_memory() -> None:
