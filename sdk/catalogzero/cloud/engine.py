@@ -81,6 +81,11 @@ class Engine:
             tasks.create_task(self._register(), name="register")
             tasks.create_task(self._push_health(), name="health")
 
+    def close(self) -> None:
+        """Close the files; the process's end does it as well."""
+        self._outbox.close()
+        self._audit.close()
+
     def run(
         self,
         data_source: str,

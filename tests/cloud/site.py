@@ -1,0 +1,100 @@
+"""A client's site in the test's own process: an engine with its sender, without a handler."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from catalogzero import CloudProcessor
+from catalogzero.clock import Clock, SystemClock
+from catalogzero.cloud.engine import Engine
+from catalogzero.cloud.outbox import Outbox
+from catalogzero.settings import RuntimeSettings
+
+from tests.cloud.processors import Plain
+
+
+class Site:
+    """An async context: the engine of one installation, sending."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        folder: Path,
+        *,
+        author: type[CloudProcessor] = Plain,
+        clock: Clock | None = None,
+        runtime: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> None:
+        data = folder / "exports"
+        data.mkdir(exist_ok=True)
+        key = {} if "api_key_file" in config else {"api_key": "test-key"}
+        self.author = author(endpoint=endpoint, data_roots=[data], **{**key, **config})
+        given = {"settle_s": 0, "state_dir": folder / "state", "installation_id": "site"}
+        self.author._attach(
+            runtime=RuntimeSettings(**{**given, **(runtime or {})}), handler_id="site"
+        )
+        self.folder, self.data = folder, data
+        self.status: dict[str, Any] = {}
+        self._clock = clock or SystemClock()
+        self.engine: Engine
+        self._main: asyncio.Task[None]
+
+    @property
+    def outbox(self) -> Outbox:
+        """The engine's own outbox."""
+        return self.engine._outbox
+
+    async def __aenter__(self) -> Site:
+        self.engine = Engine(
+            self.author,
+            self.author.settings,
+            self.author.runtime,
+            self.author._identity(),
+            methods=["process_and_upload"],
+            folder=self.author.state_dir,
+            clock=self._clock,
+            log=structlog.get_logger(),
+            report_status=lambda status: setattr(self, "status", status),
+        )
+        self._main = asyncio.create_task(self.engine.main())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._main.cancel()
+        await asyncio.wait([self._main])
+        self.engine.close()
+
+    async def run(
+        self, data_source: Any = None, params: Any = None, chunk_format: str = "ndjson", **more: Any
+    ) -> dict[str, Any]:
+        """One run over a source, by default all of the data root."""
+        return await asyncio.to_thread(
+            self.engine.run,
+            str(data_source or self.data),
+            params or {},
+            chunk_format,
+            full=more.get("full", False),
+            progress=lambda **fields: None,
+        )
+
+    def write(self, name: str, text: str) -> Path:
+        """A file below the data root."""
+        path = self.data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, 30 s at most."""
+    never = asyncio.Event()
+    async with asyncio.timeout(30):
+        while not condition():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(never.wait(), 0.01)

@@ -1,0 +1,253 @@
+"""What the sender does with each answer of a backend, over real HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tests.cloud.reference import ReferenceBackend
+from tests.cloud.site import Site, until
+
+CSV = "n,name\n1,one\n2,two\n"
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[ReferenceBackend]:
+    async with ReferenceBackend() as reference:
+        yield reference
+
+
+def once(status: int, path: str, **headers: str) -> Callable[[web.Request], web.Response | None]:
+    """A fault that answers the first request whose path ends so."""
+    left = [1]
+
+    def fault(request: web.Request) -> web.Response | None:
+        if not request.path.endswith(path) or not left:
+            return None
+        left.pop()
+        return web.json_response({"title": "not now"}, status=status, headers=headers)
+
+    return fault
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503])
+@pytest.mark.parametrize("path", ["/chunks/0", "/complete"])
+async def test_a_passing_fault_is_tried_again(
+    backend: ReferenceBackend, tmp_path: Path, status: int, path: str
+) -> None:
+    backend.fault = once(status, path)
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        result = await site.run()
+
+    assert result["status"] == "uploaded"
+    assert [row["n"] for row in backend.rows()] == ["1", "2"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 405, 307])
+async def test_a_refused_key_or_route_pauses_the_outbox_and_keeps_everything(
+    backend: ReferenceBackend, tmp_path: Path, status: int
+) -> None:
+    backend.fault = lambda request: web.Response(status=status, headers={"Location": backend.url})
+    async with Site(backend.url, tmp_path, upload_form="chunked") as site:
+        site.write("a.csv", CSV)
+        result = await site.run()
+        await until(lambda: (site.status.get("outbox") or {}).get("paused"))
+
+        assert result["status"] == "queued"
+        assert str(status) in site.status["outbox"]["paused"]
+        assert site.outbox.totals().uploads == 1
+    assert backend.rows() == []
+
+
+async def test_another_key_in_the_key_file_ends_the_pause(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("old-key\n")
+    async with Site(backend.url, tmp_path, api_key_file=key) as site:
+        site.write("a.csv", CSV)
+        assert (await site.run())["status"] == "queued"
+        key.write_text("test-key\n")
+        await until(backend.rows)
+        await until(lambda: site.status["outbox"]["paused"] is None)
+
+    assert len(backend.rows()) == 2
+
+
+@pytest.mark.parametrize("status", [400, 413, 422, 451])
+async def test_a_refused_chunk_rejects_the_run_and_the_next_one_tries_again(
+    backend: ReferenceBackend, tmp_path: Path, status: int
+) -> None:
+    backend.fault = once(status, "/chunks/0")
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        first = await site.run()
+        if first["upload_ids"]:
+            assert site.outbox.purge(first["upload_ids"][0]) == 2
+        second = await site.run()
+
+    assert (first["status"], first["success"]) == ("rejected", False)
+    assert str(status) in first["error"]
+    assert (second["status"], len(backend.rows())) == ("uploaded", 2)
+
+
+async def test_a_dead_letter_is_kept_with_its_answer_and_sent_again_on_retry(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    backend.fault = once(422, "/complete")
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        result = await site.run()
+        [dead] = site.outbox.uploads(["dead"])
+        assert (result["status"], dead.answer["status"]) == ("rejected", 422)
+        assert site.outbox.retry(dead.upload_id)
+        await until(backend.rows)
+
+    assert len(backend.rows()) == 2
+
+
+async def test_chunks_that_the_backend_lost_are_sent_again(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    def forget(request: web.Request) -> None:
+        if request.path.endswith("/complete") and not lost:
+            lost.append(True)
+            for upload in backend.uploads.values():
+                upload.chunks.clear()
+
+    lost: list[bool] = []
+    backend.fault = forget
+    async with Site(backend.url, tmp_path, runtime={"chunk_bytes": 1024}) as site:
+        site.write("a.csv", "n\n" + "\n".join(str(n) for n in range(500)))
+        result = await site.run()
+
+    assert result["status"] == "uploaded"
+    assert [row["n"] for row in backend.rows()] == [str(n) for n in range(500)]
+
+
+async def test_a_backend_that_takes_only_plain_bodies_gets_them(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    backend.codings = ("",)
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        assert (await site.run())["status"] == "uploaded"
+
+    assert len(backend.rows()) == 2
+
+
+async def test_a_page_that_answers_200_to_everything_ends_no_upload(tmp_path: Path) -> None:
+    async with ReferenceBackend() as backend:
+        backend.fault = lambda request: web.Response(text="<html>sign in</html>")
+        async with Site(backend.url, tmp_path) as site:
+            site.write("a.csv", CSV)
+            result = await site.run()
+
+            assert result["status"] == "queued"
+            assert site.outbox.totals().uploads == 1
+
+
+async def test_auto_takes_the_simple_form_where_there_is_no_other(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    backend.chunked = False
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        result = await site.run()
+
+    assert (result["status"], result["cloud_job_id"]) == ("uploaded", "simple-1")
+    assert list(backend.simple.values()) == [[{"n": "1", "name": "one"}, {"n": "2", "name": "two"}]]
+
+
+async def test_the_simple_form_refuses_a_result_of_several_chunks_with_the_mend(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    async with Site(
+        backend.url, tmp_path, upload_form="simple", runtime={"chunk_bytes": 1024}
+    ) as site:
+        site.write("a.csv", "n\n" + "\n".join(str(n) for n in range(500)))
+        result = await site.run()
+
+    assert result["status"] == "rejected"
+    assert "chunk_bytes" in result["error"]
+    assert backend.simple == {}
+
+
+async def test_what_a_killed_run_left_is_abandoned_and_what_was_sealed_is_sent(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    async with Site(backend.url, tmp_path, runtime={"upload_wait_s": 0}) as site:
+        await backend.__aexit__()
+        site.write("a.csv", CSV)
+        await site.run()
+        site.outbox.begin("torn", "key", "exports/b.csv", "replace", full=False, params={})
+    async with backend, Site(backend.url, tmp_path) as site:
+        await until(backend.rows)
+        assert site.outbox.upload("torn").state == "abandoned"
+
+    assert len(backend.rows()) == 2
+
+
+async def test_a_superseded_upload_whose_source_is_unchanged_is_sealed_again_above(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    def jump(request: web.Request) -> None:
+        if request.path.endswith("/complete") and not jumped:
+            jumped.append(True)
+            key = site.outbox.open_uploads()[0].source_key
+            backend.high[key] = 1 << 50
+
+    jumped: list[bool] = []
+    async with Site(backend.url, tmp_path) as site:
+        backend.fault = jump
+        site.write("a.csv", CSV)
+        result = await site.run()
+
+    assert result["status"] == "uploaded"
+    assert len(backend.rows()) == 2
+    assert max(backend.high.values()) == (1 << 50) + 1
+
+
+async def test_a_lost_state_folder_repeats_nothing(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    for number in range(2):
+        runtime = {"state_dir": tmp_path / f"state-{number}"}
+        async with Site(backend.url, tmp_path, runtime=runtime) as site:
+            site.write("a.csv", CSV)
+            assert (await site.run())["status"] == "uploaded"
+
+    assert len(backend.rows()) == 2
+
+
+async def test_old_content_that_comes_back_replaces_the_newer(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    async with Site(backend.url, tmp_path) as site:
+        for text in ("n\n1\n", "n\n2\n2\n", "n\n1\n"):
+            site.write("a.csv", text)
+            await site.run()
+
+    assert [row["n"] for row in backend.rows()] == ["1"]
+
+
+async def test_unacknowledged_requests_are_repeated_until_answered(tmp_path: Path) -> None:
+    async with ReferenceBackend() as backend:
+        cut: list[str] = []
+
+        def hang_up(request: web.Request) -> None:
+            if request.path not in cut:
+                cut.append(request.path)
+                assert request.transport is not None
+                request.transport.abort()
+
+        backend.fault = hang_up
+        async with Site(backend.url, tmp_path) as site:
+            site.write("a.csv", CSV)
+            assert (await site.run())["status"] == "uploaded"
+
+    assert len(backend.rows()) == 2
