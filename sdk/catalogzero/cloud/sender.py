@@ -298,7 +298,7 @@ class Sender:
         size: int = 0,
     ) -> None:
         """Do what a decision says."""
-        key, verdict, store = upload.upload_id, decision.verdict, self._outbox
+        key, verdict = upload.upload_id, decision.verdict
         body = outcome.body if isinstance(outcome.body, dict) else {}
         if verdict is Verdict.RETRY:
             self._failed(key, decision.reason, decision.retry_after_s, outcome.status)
@@ -310,19 +310,9 @@ class Sender:
             self._learn_form("simple")
         else:
             await self._went_well(key, chunked=seq is not None)
-            if verdict is Verdict.STORED:
-                await asyncio.to_thread(store.acknowledge, key, seq, size)
-            elif verdict is Verdict.COMPLETE_NOW:
-                await asyncio.to_thread(store.acknowledge, key, None)
-            elif verdict is Verdict.SEND_MISSING:
-                await asyncio.to_thread(store.missing, key, body["missing"])
+            await asyncio.to_thread(note_answer, self._outbox, key, verdict, body, seq, size)
+            if verdict is Verdict.SEND_MISSING:
                 self._each.setdefault(key, Backoff()).failed(self._clock.monotonic())
-            elif verdict is Verdict.SUPERSEDED:
-                await asyncio.to_thread(store.superseded, key, body, new_upload_id())
-            else:
-                job_id = body.get("job_id")
-                text = None if job_id is None else str(job_id)
-                await asyncio.to_thread(store.done, key, text, size)
 
     async def _dead(self, upload: Upload, reason: str, outcome: Outcome) -> None:
         answer = {"reason": reason, "status": outcome.status, "body": outcome.body}
@@ -385,6 +375,28 @@ class Sender:
             if again is None:
                 return upload.state in {"building", "sealed", "completing"}
             upload_id = again
+
+
+def note_answer(
+    outbox: Outbox,
+    upload_id: str,
+    verdict: Verdict,
+    body: dict[str, Any],
+    seq: int | None = None,
+    size: int = 0,
+) -> None:
+    """Write into the outbox what an answer means; `seq` is that of a chunk, `size` what left."""
+    if verdict is Verdict.STORED:
+        outbox.acknowledge(upload_id, seq, size)
+    elif verdict is Verdict.COMPLETE_NOW:
+        outbox.acknowledge(upload_id, None)
+    elif verdict is Verdict.SEND_MISSING:
+        outbox.missing(upload_id, body["missing"])
+    elif verdict is Verdict.SUPERSEDED:
+        outbox.superseded(upload_id, body, new_upload_id())
+    elif verdict is Verdict.DONE:
+        job_id = body.get("job_id")
+        outbox.done(upload_id, None if job_id is None else str(job_id), size)
 
 
 def complete_body(upload: Upload, identity: Identity) -> dict[str, Any]:

@@ -1,0 +1,291 @@
+"""Outbox and protocol under arbitrary interleavings of runs, faults and late messages.
+
+The outbox is the real one, on a file; the backend is the tests' own rules; the network loses,
+delays, repeats and reorders what hypothesis says. At rest, what is visible must be the source.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+from catalogzero.cloud.contract import Asked, Identity, Outcome, Verdict, decide, upload_key
+from catalogzero.cloud.encoding import Chunk
+from catalogzero.cloud.outbox import Outbox, Upload
+from catalogzero.cloud.sender import complete_body, new_upload_id, note_answer
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
+
+from tests.cloud.reference import Rules
+
+WHO = Identity(
+    installation_id="site", handler_id="h", entry="e", version="1", stream="s", sdk_version="1"
+)
+KEY = "source"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+LOST = "answer lost"
+DELAYED = "delayed"
+FINE = "fine"
+Message = tuple[str, Asked, Any, Any]
+
+
+class SteppingClock:
+    """A clock that hypothesis moves, also backward."""
+
+    def __init__(self) -> None:
+        self.at = NOW
+
+    def now(self) -> datetime:
+        self.at += timedelta(milliseconds=1)
+        return self.at
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+class Uploading(RuleBasedStateMachine):
+    """What both modes share: the client's steps and the network's faults."""
+
+    mode = "replace"
+    late = Bundle("late")
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.clock, self.backend = SteppingClock(), Rules()
+        self.folders = 0
+        self.outbox = self._open()
+        self.building: tuple[str, Any, bool] | None = None
+        self.content: Any = self.first_content()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.settle()
+            self.check_rest()
+            self.outbox.close()
+            self.folder.cleanup()
+
+    def first_content(self) -> Any:
+        raise NotImplementedError
+
+    def _open(self) -> Outbox:
+        return Outbox(Path(self.folder.name) / f"state-{self.folders}", self.clock)  # type: ignore[arg-type]
+
+    # The client
+
+    @rule(full=st.booleans())
+    @precondition(lambda self: self.building is None)
+    def run_begins(self, full: bool) -> None:
+        work = self.due(full)
+        if work is None:
+            return
+        upload_id = new_upload_id()
+        self.outbox.begin(upload_id, KEY, "src", self.mode, full=full, params={})
+        for seq, rows in enumerate(self.chunks_of(work)):
+            body = b"".join(orjson.dumps(row) + b"\n" for row in rows)
+            self.outbox.add(
+                upload_id, Chunk(seq, len(rows), body, "identity", "application/x-ndjson")
+            )
+        self.building = upload_id, work, full
+
+    @rule()
+    @precondition(lambda self: self.building is not None)
+    def run_seals(self) -> None:
+        assert self.building is not None
+        (upload_id, work, full), self.building = self.building, None
+        if self.outbox.upload(upload_id).state != "building":
+            return
+        self.seal(upload_id, work, full)
+
+    @rule()
+    def all_comes_to_rest(self) -> None:
+        self.settle()
+        self.check_rest()
+
+    @rule()
+    def worker_is_killed(self) -> None:
+        self.outbox.close()
+        self.outbox = self._open()
+        self.outbox.abandon()
+        self.building = None
+
+    @rule(minutes=st.integers(-100, 0))
+    def state_folder_is_lost(self, minutes: int) -> None:
+        self.clock.at += timedelta(minutes=minutes)
+        self.outbox.close()
+        self.folders += 1
+        self.outbox = self._open()
+        self.building = None
+
+    @rule(minutes=st.integers(-100, 100))
+    def clock_jumps(self, minutes: int) -> None:
+        self.clock.at += timedelta(minutes=minutes)
+
+    @rule(number=st.integers(0, 5))
+    def a_dead_letter_is_retried(self, number: int) -> None:
+        for upload in self.outbox.uploads(["dead"])[number : number + 1]:
+            self.outbox.retry(upload.upload_id)
+
+    @rule(number=st.integers(0, 5))
+    def an_upload_is_purged(self, number: int) -> None:
+        for upload in self.outbox.uploads(["dead", "sealed", "completing"])[number : number + 1]:
+            self.outbox.purge(upload.upload_id)
+
+    # The network
+
+    @rule(target=late, what=st.sampled_from([FINE, LOST, DELAYED]), number=st.integers(0, 3))
+    def something_is_sent(self, what: str, number: int) -> Message | None:
+        uploads = self.outbox.open_uploads()
+        if not uploads:
+            return None
+        message = self.next_message(uploads[number % len(uploads)])
+        if message is None or what == DELAYED:
+            return message
+        outcome = self.deliver(message)
+        if what == FINE:
+            self.take(message, outcome)
+        return message
+
+    @rule(message=late, heard=st.booleans())
+    def something_arrives_late_or_again(self, message: Message | None, heard: bool) -> None:
+        if message is not None:
+            outcome = self.deliver(message)
+            if heard:
+                self.take(message, outcome)
+
+    @rule(status=st.sampled_from([400, 422]), number=st.integers(0, 3))
+    def the_backend_refuses(self, status: int, number: int) -> None:
+        uploads = self.outbox.open_uploads()
+        message = self.next_message(uploads[number % len(uploads)]) if uploads else None
+        if message is not None:
+            self.take(message, Outcome(status=status))
+
+    @rule(number=st.integers(0, 5))
+    def the_backend_forgets_chunks_never_completed(self, number: int) -> None:
+        for upload in list(self.backend.uploads.values())[number : number + 1]:
+            if upload.status == "open":
+                upload.chunks.clear()
+
+    def next_message(self, upload: Upload) -> Message | None:
+        unsent = self.outbox.unsent(upload.upload_id, 1)
+        if unsent:
+            chunk = self.outbox.chunk(upload.upload_id, unsent[0])
+            assert chunk is not None
+            rows = [orjson.loads(line) for line in chunk.body.splitlines()]
+            return upload.upload_id, Asked.CHUNK, chunk.seq, rows
+        if not self.outbox.may_complete(upload) or not self.outbox.completing(upload.upload_id):
+            return None
+        return upload.upload_id, Asked.COMPLETE, None, complete_body(upload, WHO)
+
+    def deliver(self, message: Message) -> Outcome:
+        upload_id, asked, seq, body = message
+        if asked is Asked.CHUNK:
+            return Outcome(status=self.backend.put(upload_id, seq, body), body={})
+        status, answer = self.backend.complete(upload_id, body)
+        return Outcome(status=status, body=answer)
+
+    def take(self, message: Message, outcome: Outcome) -> None:
+        upload_id, asked, seq, _ = message
+        decision = decide(asked, outcome, NOW)
+        if decision.verdict is Verdict.DEAD:
+            self.outbox.die(upload_id, {"reason": decision.reason})
+        else:
+            note_answer(self.outbox, upload_id, decision.verdict, outcome.body or {}, seq)
+
+    # Rest
+
+    def settle(self) -> None:
+        """No more faults: runs and sends until nothing is left to do."""
+        for _ in range(100):
+            for upload in self.outbox.uploads(["dead"]):
+                self.outbox.retry(upload.upload_id)
+            if self.building is not None:
+                self.run_seals()
+            open_uploads = self.outbox.open_uploads()
+            for upload in open_uploads:
+                message = self.next_message(upload)
+                if message is not None:
+                    self.take(message, self.deliver(message))
+            if not open_uploads:
+                if self.due(False) is None:
+                    return
+                self.run_begins(False)
+        raise AssertionError("it does not come to rest")
+
+    def due(self, full: bool) -> Any:
+        raise NotImplementedError
+
+    def chunks_of(self, work: Any) -> list[list[dict[str, Any]]]:
+        raise NotImplementedError
+
+    def seal(self, upload_id: str, work: Any, full: bool) -> None:
+        raise NotImplementedError
+
+    def check_rest(self) -> None:
+        raise NotImplementedError
+
+
+class Replacing(Uploading):
+    """A file whose content changes, also back."""
+
+    def first_content(self) -> str:
+        return "A"
+
+    @rule(content=st.sampled_from("ABC"))
+    @precondition(lambda self: self.building is None)
+    def source_changes(self, content: str) -> None:
+        self.content = content
+
+    def due(self, full: bool) -> str | None:
+        same = self.outbox.mark(KEY).upload_key == upload_key(KEY, self.content, 1)
+        return None if same and not full else str(self.content)
+
+    def chunks_of(self, work: str) -> list[list[dict[str, Any]]]:
+        return [[{"row": f"{work}-{n}"}] for n in range(2)]
+
+    def seal(self, upload_id: str, work: str, full: bool) -> None:
+        self.outbox.seal(upload_id, upload_key(KEY, work, 1), stamp=[work])
+
+    def check_rest(self) -> None:
+        expected = [row for rows in self.chunks_of(self.content) for row in rows]
+        seen = self.backend.rows()
+        assert seen == expected, (seen, expected)
+
+
+class Appending(Uploading):
+    """A table that grows, read above a watermark."""
+
+    mode = "append"
+
+    def first_content(self) -> int:
+        return 1
+
+    @rule(rows=st.integers(1, 3))
+    def source_grows(self, rows: int) -> None:
+        self.content += rows
+
+    def due(self, full: bool) -> tuple[int | None, int] | None:
+        after = None if full else self.outbox.mark(KEY).watermark
+        return None if (after or 0) >= self.content and not full else (after, self.content)
+
+    def chunks_of(self, work: tuple[int | None, int]) -> list[list[dict[str, Any]]]:
+        return [[{"row": n}] for n in range((work[0] or 0) + 1, work[1] + 1)]
+
+    def seal(self, upload_id: str, work: tuple[int | None, int], full: bool) -> None:
+        after, until = work
+        self.outbox.seal(upload_id, upload_key(KEY, [after, until], 1), after=after, until=until)
+
+    def check_rest(self) -> None:
+        seen = [row["row"] for row in self.backend.rows()]
+        assert seen == list(range(1, self.content + 1)), (seen, self.content)
+
+
+RUNS = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestReplacing = Replacing.TestCase
+TestReplacing.settings = RUNS
+TestAppending = Appending.TestCase
+TestAppending.settings = RUNS
