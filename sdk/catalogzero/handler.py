@@ -13,7 +13,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import ValidationError
 
@@ -53,7 +53,6 @@ class Handler:
     """
 
     _sdk_base: ClassVar[bool] = True
-    _whole_params: ClassVar[bool] = False
     _callable: ClassVar[dict[str, Method]] = {}
 
     settings_model: ClassVar[type[HandlerSettings]] = HandlerSettings
@@ -69,6 +68,7 @@ class Handler:
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     _resources: Resources
     _vitals: Callable[[], dict[str, Any]]
+    _is_registered: Callable[[], bool]
     _report: Callable[[dict[str, Any]], None]
     _progress: Callable[[dict[str, Any]], None]
     _meter: ProcessMeter | None
@@ -77,7 +77,7 @@ class Handler:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that would hide a control method."""
         super().__init_subclass__(**kwargs)
-        cls._callable = methods_of(cls, Handler, whole_params=cls._whole_params)
+        cls._callable = methods_of(cls, Handler)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Set up what the runtime needs, so that an author's `__init__` may have any form."""
@@ -87,6 +87,7 @@ class Handler:
         self.in_worker = False
         self._resources = Resources()
         self._vitals = dict
+        self._is_registered = bool
         self._report = lambda status: None
         self._progress = _note_progress
         self._meter = None
@@ -216,11 +217,35 @@ class Handler:
         """The job methods that may be called over the wire, by name."""
         return cls._callable
 
+    def _offered_methods(self) -> list[str]:
+        """The names that it registers with a scheduler."""
+        return sorted(self.callable_methods())
+
     def _measure(self) -> dict[str, Any]:
         """Off the loop: what the system knows of this process."""
         with self._meter_turn:
             self._meter = self._meter or ProcessMeter(self.clock)
         return self._meter.read()
+
+
+class Hosted(Protocol):
+    """No `Handler` itself, but an object that one stands for (see `catalogzero.compat`).
+
+    Its class has that handler's class as `_handler_class`.
+    """
+
+    def _as_handler(self) -> Handler: ...
+
+
+def as_handler(found: Handler | Hosted) -> Handler:
+    """The handler that an object is, or that stands for it."""
+    return found if isinstance(found, Handler) else found._as_handler()
+
+
+def handler_class(found: Any) -> type[Handler] | None:
+    """The handler class that a class is, or that stands for it; `None` for anything else."""
+    cls = getattr(found, "_handler_class", found)
+    return cls if isinstance(cls, type) and issubclass(cls, Handler) else None
 
 
 def entry_of(cls: type) -> tuple[str | None, str | None]:

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from catalogzero.errors import ConfigError
-from catalogzero.handler import Handler
+from catalogzero.handler import Handler, handler_class
 from catalogzero.registry import DEFAULT_NAME, Stanza, load_registry
 from catalogzero.settings import RuntimeSettings, merged_settings, problems_of
 
@@ -94,9 +94,10 @@ def load_class(module: str, name: str) -> type[Handler]:
         raise ConfigError(f"module {module!r} cannot be imported: {error}") from None
     for part in name.split("."):
         found = getattr(found, part, None)
-    if not isinstance(found, type) or not issubclass(found, Handler):
+    cls = handler_class(found)
+    if cls is None:
         raise ConfigError(f"{module}:{name} is no handler class")
-    return found
+    return cls
 
 
 def class_of_entry(entry: str) -> type[Handler] | None:

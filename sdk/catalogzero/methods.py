@@ -88,23 +88,17 @@ class Method:
         name: Its name on the wire.
         function: The function, `self` first.
         options: What `@job` said.
-        whole_params: The function takes the whole dict, as ScheduleZero's handlers do.
     """
 
     def __init__(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        options: JobOptions = JobOptions(),
-        *,
-        whole_params: bool = False,
+        self, name: str, function: Callable[..., Any], options: JobOptions = JobOptions()
     ) -> None:
         self.name = name
         self.function = function
         self.options = options
         self.is_async = inspect.iscoroutinefunction(function)
         self._parameters = list(inspect.signature(function).parameters.values())[1:]
-        self._whole = whole_params or _takes_whole_params(self._parameters)
+        self._whole = _takes_whole_params(self._parameters)
 
     def bind(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for a call's parameters, validated by the type hints.
@@ -182,13 +176,12 @@ class Method:
         return create_model("Params", __config__=config, **fields)
 
 
-def methods_of(cls: type, base: type, *, whole_params: bool = False) -> dict[str, Method]:
+def methods_of(cls: type, base: type) -> dict[str, Method]:
     """The callable methods of a handler class, by name.
 
     Args:
         cls: The handler class.
         base: The root of all handlers: only classes below it count as the author's.
-        whole_params: One parameter called `params` takes the whole dict whatever its hint.
 
     Raises:
         TypeError: The author's class defines a control method's name.
@@ -208,8 +201,7 @@ def methods_of(cls: type, base: type, *, whole_params: bool = False) -> dict[str
                 found.pop(name, None)
             elif options or name in found or (own and name not in hooks):
                 options = options or (found[name].options if name in found else JobOptions())
-                whole = whole_params and _one_params(function)
-                found[name] = Method(name, function, options, whole_params=whole)
+                found[name] = Method(name, function, options)
     return found
 
 
@@ -219,7 +211,7 @@ def is_sdk_base(cls: type) -> bool:
 
 
 def _refuse_control_name(owner: type, name: str) -> None:
-    if name in CONTROL_METHODS - EXTENSIBLE_METHODS and not getattr(owner, "_author_wins", False):
+    if name in CONTROL_METHODS - EXTENSIBLE_METHODS:
         raise TypeError(
             f"{owner.__qualname__}.{name}: `{name}` is a control method of every handler; "
             "give the method another name"
@@ -234,8 +226,3 @@ def _takes_whole_params(parameters: list[inspect.Parameter]) -> bool:
         and parameters[0].annotation is inspect.Parameter.empty
         and parameters[0].kind is not inspect.Parameter.VAR_KEYWORD
     )
-
-
-def _one_params(function: Callable[..., Any]) -> bool:
-    names = list(inspect.signature(function).parameters)[1:]
-    return names == ["params"]

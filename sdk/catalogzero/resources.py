@@ -42,7 +42,8 @@ class resource(Generic[ValueT]):
             return self
 
         async def get() -> ValueT:
-            return await instance._resources.get(self, instance)
+            holder = getattr(instance, "_stand_in", instance)  # of an object that one stands for
+            return await holder._resources.get(self, instance)
 
         return get
 

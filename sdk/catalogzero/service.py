@@ -27,7 +27,7 @@ from catalogzero.errors import (
     ConfigError,
     FailedError,
 )
-from catalogzero.handler import Handler
+from catalogzero.handler import Handler, Hosted, as_handler
 from catalogzero.idle import State
 from catalogzero.jobs import Boot, Jobs
 from catalogzero.messages import Call, Reply, decode_call, encode_reply, error_reply
@@ -83,6 +83,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._registration: Registration | None = None
         handler._vitals = self._vitals
+        handler._is_registered = self._is_registered
 
     async def __aenter__(self) -> Self:
         handler, runtime = self.handler, self.handler.runtime
@@ -115,6 +116,9 @@ class Service:
         if self._registration is not None:
             await self._registration.registered.wait()
 
+    def _is_registered(self) -> bool:
+        return self._registration is not None and self._registration.registered.is_set()
+
     async def retire(self) -> None:
         """Go offline at the scheduler, take no new jobs, and wait for those accepted.
 
@@ -136,7 +140,7 @@ class Service:
             runtime.scheduler,
             handler_id=self.handler.handler_id,
             address=self.address,
-            methods=sorted(self.handler.callable_methods()),
+            methods=self.handler._offered_methods(),
             clock=self._clock,
             log=self.handler.log,
             quiet=runtime.scheduler == DEFAULT_SCHEDULER,
@@ -347,7 +351,7 @@ def _control_methods(handler: Handler) -> dict[str, Method]:
 
 @asynccontextmanager
 async def serve(
-    handler: Handler, *, clock: Clock | None = None, **runtime: Any
+    handler: Handler | Hosted, *, clock: Clock | None = None, **runtime: Any
 ) -> AsyncIterator[Service]:
     """Serve a handler on the running loop.
 
@@ -359,6 +363,7 @@ async def serve(
     Raises:
         ConfigError: The address is taken or not allowed, or the state folder is in use.
     """
+    handler = as_handler(handler)
     try:
         given = handler.runtime.model_dump(exclude_unset=True)
         settings = RuntimeSettings(**{**given, **runtime})
@@ -382,7 +387,19 @@ async def serve_until_signal(handler: Handler) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
+    await serve_until(handler, stop, hurry)
+
+
+async def serve_until(
+    handler: Handler,
+    stop: asyncio.Event,
+    hurry: asyncio.Event,
+    *,
+    on_ready: Callable[[Service], None] = lambda service: None,
+) -> None:
+    """Serve until `stop`, then drain and close; `hurry` ends the draining."""
     async with serve(handler) as service:
+        on_ready(service)
         await stop.wait()
         handler.log.info("draining")
         retiring = asyncio.create_task(service.retire())

@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from contextvars import ContextVar, copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +26,7 @@ import orjson
 from pydantic import SecretStr
 
 from catalogzero.errors import BadCallError, CatalogZeroError, FailedError, RunError
-from catalogzero.handler import Handler
+from catalogzero.handler import Handler, handler_class
 from catalogzero.messages import encode_json
 from catalogzero.settings import RuntimeSettings
 from catalogzero.worker import MAX_LINE_BYTES
@@ -125,8 +126,10 @@ class Child:
     async def _run(self, name: str, params: dict[str, Any]) -> Any:
         method = type(self._handler).callable_methods().get(name)
         kwargs = method.bind(params) if method else params
-        function = getattr(self._handler, name)
-        if asyncio.iscoroutinefunction(function):
+        function = (
+            partial(method.function, self._handler) if method else getattr(self._handler, name)
+        )
+        if method.is_async if method else asyncio.iscoroutinefunction(function):
             return await function(**kwargs)
         context = copy_context()
         loop = asyncio.get_running_loop()
@@ -157,7 +160,9 @@ def _build(spec: dict[str, Any], channel: Channel) -> Handler:
     found: Any = _module(spec["module"], spec["file"])
     for part in spec["qualname"].split("."):
         found = getattr(found, part)
-    handler: Handler = found(*spec["args"], **spec["kwargs"])
+    cls = handler_class(found)
+    assert cls is not None  # noqa: S101 - the parent is an instance of it
+    handler = cls(*spec["args"], **spec["kwargs"])
     runtime = RuntimeSettings(**spec["runtime"])
     handler._attach(runtime=runtime, handler_id=spec["handler_id"])
     handler._attach_worker_channel(

@@ -14,7 +14,7 @@ from typing import Any
 
 from catalogzero.client import HandlerClient
 from catalogzero.clock import Clock
-from catalogzero.handler import Handler
+from catalogzero.handler import Handler, Hosted
 from catalogzero.service import Service, serve
 
 
@@ -34,7 +34,7 @@ class Serving:
 
 @asynccontextmanager
 async def serving(
-    handler: Handler, *, clock: Clock | None = None, **runtime: Any
+    handler: Handler | Hosted, *, clock: Clock | None = None, **runtime: Any
 ) -> AsyncIterator[Serving]:
     """Serve a handler on a free loopback port, with a state folder of its own.
 
@@ -51,4 +51,4 @@ async def serving(
             serve(handler, clock=clock, **given) as service,
             HandlerClient(service.address) as client,
         ):
-            yield Serving(handler, service, client)
+            yield Serving(service.handler, service, client)
