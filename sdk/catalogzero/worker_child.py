@@ -120,7 +120,7 @@ class Child:
             result = await self._run(call["method"], call["params"])
             line = {"id": call["id"], "result": result}
             self._channel.send(line)
-        except Exception as error:  # noqa: BLE001 - an author's code: told to the parent
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's: told to the parent
             self._channel.send({"id": call["id"], **_told(self._handler, error)})
 
     async def _run(self, name: str, params: dict[str, Any]) -> Any:
@@ -189,7 +189,7 @@ def _module(name: str, file: str | None) -> Any:
     return module
 
 
-def _told(handler: Handler, error: Exception) -> dict[str, Any]:
+def _told(handler: Handler, error: Exception | SystemExit) -> dict[str, Any]:
     """An error as a line: those raised on purpose keep their code."""
     if isinstance(error, RunError | BadCallError):
         return {"error": handler.mask(error.message), "code": error.code, "details": error.details}
