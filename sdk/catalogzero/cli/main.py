@@ -128,6 +128,7 @@ _EXTRA_OF = {
 def _command(name: str, found: Any) -> Any:
     """A click command from a function or a `typer.Typer`."""
     if isinstance(found, typer.Typer):
+        found._add_completion = False
         made = typer.main.get_command(found)
     else:
         single = typer.Typer(add_completion=False, rich_markup_mode="rich")
