@@ -134,9 +134,15 @@ class Simulation:
         self.fleet = SimulatedFleet(self.handlers)
         log = structlog.wrap_logger(structlog.ReturnLogger())
         self.watch = Watch(Directory(peers, []), self.fleet, clock, log, interval_s=2.0)
-        settings = ConductorSettings(dashboard_port=0, interval_s=2.0)
-        self.dashboard = Dashboard(self.watch, clock, settings, state_dir, log)
+        self._parts = clock, state_dir, log
+        self.restart(0)
         self.watch.history = History(state_dir / "history.sqlite3")
+
+    def restart(self, port: int) -> None:
+        """Make a dashboard anew, on this port; the caller starts it."""
+        clock, state_dir, log = self._parts
+        settings = ConductorSettings(dashboard_port=port, interval_s=2.0)
+        self.dashboard = Dashboard(self.watch, clock, settings, state_dir, log)
 
     async def turn(self) -> None:
         """Everybody lives for a moment, and is asked."""

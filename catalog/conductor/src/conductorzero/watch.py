@@ -100,7 +100,7 @@ class Watch:
 
     async def write(self, *, everything: bool = False) -> None:
         """Store the minute that is over (or `everything` so far) in the history."""
-        minute = int(self._clock.now().timestamp()) // MINUTE_S * MINUTE_S
+        minute = self._this_minute()
         begun, self._minute = minute if self._minute is None else self._minute, minute
         if self.history is None or (begun == minute and not everything):
             return
@@ -118,9 +118,13 @@ class Watch:
         if self.history is not None:
             stored = await asyncio.to_thread(self.history.buckets, handler_id, since_s)
         current = self._buckets.get(handler_id)
-        if current is not None and self._minute is not None:
-            stored.append((self._minute, current))
+        if current is not None:
+            stored.append((self._minute or self._this_minute(), current))
         return stored
+
+    def _this_minute(self) -> int:
+        """The start of the current minute, in seconds since 1970."""
+        return int(self._clock.now().timestamp()) // MINUTE_S * MINUTE_S
 
     def _bucket(self, handler_id: str) -> Bucket:
         """The bucket of the current minute."""

@@ -8,7 +8,7 @@ import { follow } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
 
 const TRAIL = 60;
-const OVERSCAN = 8;
+const OVERSCAN = 3;
 const NOT_WELL = { unreachable: 0, draining: 1, unknown: 2 };
 const $ = (id) => document.getElementById(id);
 
@@ -136,7 +136,7 @@ function drawEvents() {
   const newest = view.events.toReversed();
   $("events").hidden = !newest.length;
   if (!newest.length) return;
-  $("latest").replaceChildren(...told(newest[0]));
+  put($("latest"), `${time(newest[0].at)} ${newest[0].handler_id} ${newest[0].text}`);
   $("event-list").replaceChildren(...newest.map((event) => element("li", {}, ...told(event))));
 }
 

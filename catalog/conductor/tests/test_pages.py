@@ -1,0 +1,228 @@
+"""The pages in a real Chromium: live, sorted, filtered, signalled, fast, narrow, accessible."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from catalogzero.testing import ManualClock
+
+from browsers import axe_source, browsing, long_tasks_ms, names_of, page_of
+from fleets import ShopProcess, addresses, conducting, free_port, pause, shops
+from simulated import Simulation, simulation
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(120),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Any]:
+    async with browsing() as one:
+        yield one
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fleet(tmp_path: Path) -> AsyncIterator[Simulation]:
+    """Twelve simulated handlers that have lived for ten minutes."""
+    clock = ManualClock()
+    async with simulation(12, clock=clock, state_dir=tmp_path) as one:
+        await one.live_through(clock, hours=1 / 6)
+        yield one
+
+
+async def test_figures_change_without_a_reload(browser: Any, fleet: Simulation) -> None:
+    async with page_of(browser, fleet.dashboard.url) as page:
+        await page.wait_for_selector("#rows tr[role=row]")
+        fleet.handlers["orders-001"].memory_mb = 777
+        await fleet.turn()
+
+        row = page.locator("#rows tr[role=row]", has_text="orders-001")
+        await row.get_by_text("77").first.wait_for()
+        assert "MB" in await row.locator("td.memory_mb").inner_text()
+
+
+async def test_a_click_on_a_head_sorts_and_a_second_turns_it_round(
+    browser: Any, fleet: Simulation
+) -> None:
+    by_runs = sorted(fleet.handlers, key=lambda name: fleet.handlers[name].runs)
+    async with page_of(browser, fleet.dashboard.url) as page:
+        await page.get_by_role("button", name="Runs").click()
+        down = await names_of(page)
+        said = await page.locator("th.runs_total").get_attribute("aria-sort")
+        await page.get_by_role("button", name="Runs").click()
+        up = await names_of(page)
+
+    assert down == by_runs[::-1]
+    assert up == by_runs
+    assert said == "descending"
+
+
+async def test_the_filter_and_the_states_narrow_the_table(browser: Any, fleet: Simulation) -> None:
+    fleet.handlers["billing-001"].dead = True
+    await fleet.turn()
+    async with page_of(browser, fleet.dashboard.url) as page:
+        await page.keyboard.press("/")
+        await page.keyboard.type("orders")
+        await page.wait_for_function("document.querySelectorAll('#rows tr[role=row]').length === 2")
+        filtered = await names_of(page)
+        shown = await page.locator("#shown").inner_text()
+        address = page.url
+        await page.keyboard.press("Escape")
+        await page.get_by_role("button", name="unreachable").click()
+        await page.wait_for_function("document.querySelectorAll('#rows tr[role=row]').length === 1")
+        broken = await names_of(page)
+        await page.goto(address)
+        await page.wait_for_function("document.querySelectorAll('#rows tr[role=row]').length === 2")
+
+    assert filtered == ["orders-001", "orders-002"]
+    assert shown == "2 of 12 shown"
+    assert broken == ["billing-001"]
+
+
+async def test_a_signal_asks_for_the_token_and_tells_the_result(
+    browser: Any, fleet: Simulation, tmp_path: Path
+) -> None:
+    token = (tmp_path / "dashboard_token").read_text().strip()
+    async with page_of(browser, fleet.dashboard.url) as page:
+        await page.get_by_label("Select orders-001").check()
+        await page.get_by_role("button", name="Sleep").click()
+        await page.get_by_label("Token").fill("not-the-token-at-all")
+        await page.get_by_role("dialog").get_by_role("button", name="Sleep").click()
+        await page.get_by_text("That token was refused").wait_for()
+        untouched = fleet.handlers["orders-001"].state
+        await page.get_by_label("Token").fill(token)
+        await page.get_by_role("dialog").get_by_role("button", name="Sleep").click()
+        await page.get_by_text("Sleep: 1 of 1 done").wait_for()
+        row = page.locator("#rows tr[role=row]", has_text="orders-001")
+        await row.get_by_text("sleeping").wait_for()
+
+    assert untouched != "sleeping"
+
+
+async def test_the_page_comes_back_when_the_conductor_does(browser: Any, fleet: Simulation) -> None:
+    async with page_of(browser, fleet.dashboard.url) as page:
+        await page.wait_for_selector("body[data-link=live]")
+        port = int(fleet.dashboard.url.rpartition(":")[2])
+        await fleet.dashboard.stop()
+        await page.wait_for_selector("body[data-link=lost]")
+        fleet.restart(port)
+        await fleet.dashboard.start()
+        await page.wait_for_selector("body[data-link=live]")
+        fleet.handlers["orders-001"].dead = True
+        await fleet.turn()
+        await page.get_by_role("heading", name="1 of 12 handlers does not answer").wait_for()
+
+
+async def test_a_killed_handler_shows_within_one_interval(browser: Any) -> None:
+    interval_s = 3.0
+    port = free_port()
+    async with ShopProcess("victim", port) as victim, shops("other") as fleet:
+        registry = {"victim": port, **addresses(fleet)}
+        async with conducting(registry, interval_s=interval_s) as conductor:
+            url = (await conductor.client.call("get_metrics"))["dashboard_url"]
+            async with page_of(browser, url) as page:
+                await page.get_by_role("heading", name="All 2 handlers answer").wait_for()
+                await victim.kill()
+                told = page.get_by_role("heading", name="1 of 2 handlers does not answer")
+                await told.wait_for(timeout=interval_s * 1_000)
+                await page.locator("#rows tr.unreachable", has_text="victim").wait_for()
+
+
+async def test_one_handlers_page_tells_all_of_it(browser: Any) -> None:
+    async with shops("shop") as fleet, conducting(addresses(fleet)) as conductor:
+        await fleet["shop"].client.call("greet", {"name": "ann"})
+        await fleet["shop"].client.request("fail")
+        url = (await conductor.client.call("get_metrics"))["dashboard_url"]
+        async with page_of(browser, f"{url}/handlers/shop") as page:
+            await page.get_by_role("heading", name="shop").wait_for()
+            await page.locator("#methods").get_by_text("greet(name)").wait_for()
+            await page.locator("#runs").get_by_text("ValueError: no such shop").wait_for()
+            await page.locator("#changes").get_by_text("found at").wait_for()
+            assert await page.locator("#charts figure").count() == 4
+            await page.get_by_role("button", name="24 h").click()
+            assert await page.title() == "shop: active · ConductorZero"
+
+
+async def test_a_thousand_rows_that_change_each_second_leave_the_page_free(
+    browser: Any, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.json"
+    async with simulation(1_000, clock=ManualClock(), state_dir=tmp_path) as fleet:
+        await fleet.turn()
+        async with page_of(browser, f"{fleet.dashboard.url}/?sort=-response_time_ms") as page:
+            await page.wait_for_selector("#rows tr[role=row]")
+            await browser.start_tracing(
+                page=page, path=trace, categories=["toplevel", "devtools.timeline"]
+            )
+            for number in range(6):
+                await fleet.turn()
+                await page.mouse.wheel(0, 900 * (-1) ** number)
+                await pause(1)
+            await browser.stop_tracing()
+            drawn = await page.locator("#rows tr[role=row]").count()
+    tasks = long_tasks_ms(json.loads(trace.read_text())["traceEvents"])
+
+    assert len(tasks) > 100
+    assert tasks[0] < 100
+    assert 10 < drawn < 100
+
+
+@pytest.mark.parametrize("path", ["/", "/handlers/orders-001"])
+async def test_no_width_scrolls_sideways(browser: Any, fleet: Simulation, path: str) -> None:
+    fleet.handlers["orders-001"].failures = 3
+    fleet.handlers["billing-001"].dead = True
+    await fleet.turn()
+    async with page_of(browser, fleet.dashboard.url + path, width=360) as page:
+        await page.wait_for_selector("#rows tr[role=row], #charts path")
+        over = {}
+        for width in (360, 768, 1280):
+            await page.set_viewport_size({"width": width, "height": 900})
+            over[width] = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+    assert max(over.values()) <= 0, over
+
+
+@pytest.mark.parametrize("path", ["/", "/handlers/orders-001"])
+async def test_axe_finds_no_serious_fault(browser: Any, fleet: Simulation, path: str) -> None:
+    axe = await axe_source()
+    fleet.handlers["billing-001"].dead = True
+    fleet.handlers["orders-002"].state = "draining"
+    await fleet.turn()
+    found = []
+    async with page_of(browser, fleet.dashboard.url + path) as page:
+        await page.wait_for_selector("#rows tr[role=row], #charts path")
+        await page.evaluate(axe)
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            result = await page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+            found += [
+                (scheme, fault["id"], fault["nodes"][0]["html"])
+                for fault in result["violations"]
+                if fault["impact"] in ("serious", "critical")
+            ]
+
+    assert found == []
+
+
+async def test_the_keyboard_reaches_and_works_everything(browser: Any, fleet: Simulation) -> None:
+    async with page_of(browser, fleet.dashboard.url) as page:
+        await page.wait_for_selector("#rows tr[role=row]")
+        await page.get_by_role("columnheader", name="Handler").get_by_role("button").focus()
+        await page.keyboard.press("Enter")
+        await page.get_by_label("Select audit-001").focus()
+        await page.keyboard.press("Space")
+        await fleet.turn()
+        await page.get_by_text("1 selected").wait_for()
+        await page.keyboard.press("Tab")
+        focused = await page.evaluate("document.activeElement.textContent")
+        await page.keyboard.press("Enter")
+        await page.get_by_role("heading", name="audit-001").wait_for()
+
+    assert focused == "audit-001"
