@@ -17,6 +17,13 @@ class _Owner(Protocol):
     _resources: Resources
 
 
+class _Hosted(Protocol):
+    """An object that a handler stands for."""
+
+    @property
+    def _stand_in(self) -> _Owner: ...
+
+
 class resource(Generic[ValueT]):
     """An async-generator method that yields one value, as a pytest fixture does.
 
@@ -36,13 +43,15 @@ class resource(Generic[ValueT]):
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, instance: _Owner, owner: type) -> Callable[[], Awaitable[ValueT]]: ...
-    def __get__(self, instance: _Owner | None, owner: type) -> Any:
+    def __get__(
+        self, instance: _Owner | _Hosted, owner: type
+    ) -> Callable[[], Awaitable[ValueT]]: ...
+    def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
             return self
 
         async def get() -> ValueT:
-            holder = getattr(instance, "_stand_in", instance)  # of an object that one stands for
+            holder: _Owner = getattr(instance, "_stand_in", instance)
             return await holder._resources.get(self, instance)
 
         return get
