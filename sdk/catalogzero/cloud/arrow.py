@@ -7,6 +7,7 @@ Layer: core.
 
 from __future__ import annotations
 
+import csv
 import io
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -27,17 +28,21 @@ def csv_tables(
 ) -> Iterator[Batch]:
     """The tables of a CSV file; every column is text, as in dict batches."""
     dialect = detect(content, name, options)
-    import csv
-
     head = content.peek(1 << 16)  # type: ignore[attr-defined]  # a BufferedReader or a GzipFile
     if not head:
         return
     lines = io.StringIO(head.decode(dialect.encoding, "replace"), newline="")
     columns = column_names(next(csv.reader(lines, delimiter=dialect.delimiter), []), name)
 
+    failed: list[FailedError] = []
+
     def malformed(row: Any) -> str:
         why = f"{row.actual_columns} fields, and the header has {row.expected_columns}"
-        bad.take(name, row.number, why, row.text)
+        try:
+            bad.take(name, row.number, why, row.text)
+        except FailedError as error:
+            failed.append(error)
+            return "error"
         return "skip"
 
     try:
@@ -63,6 +68,8 @@ def csv_tables(
         for batch in reader:
             yield pa.Table.from_batches([batch])
     except pa.ArrowInvalid as error:
+        if failed:
+            raise failed[0] from error
         if "Empty CSV file" not in str(error):
             raise FailedError(f"{name}: {error}") from error
 

@@ -88,7 +88,8 @@ class Roots:
         """
         if "\0" in data_source or not os.path.isabs(data_source):
             raise _bad_source(data_source, "is no absolute path")
-        if os.path.isdir(self._resolved(data_source)[1]):
+        self._resolved(data_source)
+        if os.path.isdir(data_source):
             found = list(self._below(data_source))
         elif _MAGIC & set(data_source) and not os.path.exists(data_source):
             found = [p for p in glob.glob(data_source, recursive=True) if not os.path.isdir(p)]
