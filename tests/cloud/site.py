@@ -55,7 +55,7 @@ class Site:
             self.author,
             self.author.settings,
             self.author.runtime,
-            self.author._identity(),
+            self.author.identity(),
             methods=["process_and_upload"],
             folder=self.author.state_dir,
             clock=self._clock,

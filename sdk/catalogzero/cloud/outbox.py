@@ -194,11 +194,15 @@ class Outbox:
         clock: For the times and the source numbers that it writes.
         max_bytes: New uploads are refused above this.
 
+        mend: Set a damaged file aside and begin another; else damage is an error.
+
     Raises:
-        ConfigError: The file was written by a newer release; it is left untouched.
+        ConfigError: The file was written by a newer release, or is damaged; it is left untouched.
     """
 
-    def __init__(self, folder: Path, clock: Clock, *, max_bytes: int = 10 << 30) -> None:
+    def __init__(
+        self, folder: Path, clock: Clock, *, max_bytes: int = 10 << 30, mend: bool = True
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = folder / "outbox.sqlite"
         self._reserve = folder / "outbox.reserve"
@@ -207,7 +211,11 @@ class Outbox:
         self.set_aside: Path | None = None
         try:
             self._db = self._opened()
-        except sqlite3.DatabaseError:
+        except sqlite3.OperationalError as error:
+            raise ConfigError(f"{self.path} cannot be opened: {error}") from error
+        except sqlite3.DatabaseError as error:
+            if not mend:
+                raise ConfigError(f"{self.path} is damaged: {error}") from error
             self.set_aside = self._put_aside()
             self._db = self._opened()
         self._keep_reserve()
@@ -579,6 +587,12 @@ class Outbox:
                 (key, upload_id),
             )
         return int(records)
+
+    def adopt_marks(self, other: Path) -> None:
+        """Take over the marks of another outbox's file, for a preview of what is new."""
+        self.execute("ATTACH ? AS other", (str(other),))
+        self.execute("INSERT INTO sources SELECT * FROM other.sources")
+        self.execute("DETACH other")
 
     # Figures and facts
 

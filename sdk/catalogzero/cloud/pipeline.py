@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -30,7 +30,7 @@ from catalogzero.cloud.contract import (
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for, rows_of
 from catalogzero.cloud.outbox import Mark, Outbox, Upload, UploadEndedError
 from catalogzero.cloud.records import BadRecords, ReadOptions
-from catalogzero.cloud.sender import Sender, new_upload_id
+from catalogzero.cloud.sender import new_upload_id
 from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
 from catalogzero.errors import (
     BadParamsError,
@@ -65,6 +65,16 @@ class Author(Protocol):
         """Whether `read` is the author's."""
 
 
+class Sending(Protocol):
+    """What a run needs of the sender."""
+
+    def wake(self) -> None:
+        """Look at the outbox now."""
+
+    def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
+        """Wait until the uploads have ended, a pause begins, or the time is up."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Ways:
     """What a run works with."""
@@ -74,7 +84,7 @@ class Ways:
     runtime: RuntimeSettings
     identity: Identity
     outbox: Outbox
-    sender: Sender
+    sender: Sending
     columns: ColumnFilter
     names_key: bytes | None
     folder: Path

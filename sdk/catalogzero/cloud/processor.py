@@ -21,6 +21,7 @@ from catalogzero.cloud.contract import Batch, CloudSettings, Identity, Params
 from catalogzero.errors import CatalogZeroError, ConfigError
 from catalogzero.handler import Handler, entry_of
 from catalogzero.methods import job
+from catalogzero.preflight import Check
 from catalogzero.settings import HandlerSettings
 from catalogzero.version import __version__
 
@@ -143,6 +144,12 @@ class CloudProcessor(Handler):
                 await asyncio.wait_for(self._report_health("stopping"), LAST_REPORT_S)
         await super()._on_stop()
 
+    def _preflight(self) -> list[Check]:
+        """Backend, key, clock, disk, outbox, data roots, queries."""
+        from catalogzero.cloud.checks import preflight
+
+        return [*super()._preflight(), *preflight(self)]
+
     def _worker_wanted(self) -> bool:
         """Whether an outbox is there, in which something may wait."""
         return (self.state_dir / "outbox.sqlite").exists()
@@ -187,7 +194,7 @@ class CloudProcessor(Handler):
                     self,
                     self.settings,
                     self.runtime,
-                    self._identity(),
+                    self.identity(),
                     methods=sorted(type(self).callable_methods()),
                     folder=self.state_dir,
                     clock=self.clock,
@@ -198,8 +205,8 @@ class CloudProcessor(Handler):
 
     _made_engine: Engine | None = None
 
-    def _identity(self) -> Identity:
-        """Who sends."""
+    def identity(self) -> Identity:
+        """Who sends, as the backend is told."""
         entry, version = entry_of(type(self))
         return Identity(
             installation_id=self._installation_id(),

@@ -234,10 +234,7 @@ class Sender:
         if chunk is None:
             return
         body, coding = await self._as_accepted(chunk)
-        headers = {"Content-Type": chunk.content_type, "Content-Digest": content_digest(body)}
-        if coding != "identity":
-            headers["Content-Encoding"] = coding
-        path = ("uploads", upload.upload_id, "chunks", str(seq))
+        path, headers = chunk_request(upload.upload_id, chunk, body, coding)
         about = {"upload_id": upload.upload_id, "seq": seq, "records": chunk.records}
         outcome = await self._pusher.push(Asked.CHUNK, "PUT", path, body, headers, **about)
         probing = self._form == "unknown"
@@ -272,12 +269,9 @@ class Sender:
             await self._dead(upload, refusal, Outcome())
             return
         bodies = await asyncio.to_thread(lambda: list(self._outbox.bodies(upload.upload_id)))
-        body = json_array([recode(chunk.body, chunk.coding, "identity") for chunk in bodies])
-        key = f"{upload.upload_key}-{upload.source_seq}"
+        body, headers = whole_request(upload, bodies)
         about = {"upload_id": upload.upload_id, "records": upload.records}
-        outcome = await self._pusher.push(
-            Asked.SIMPLE, "POST", (), body, {**_JSON, "Idempotency-Key": key}, **about
-        )
+        outcome = await self._pusher.push(Asked.SIMPLE, "POST", (), body, headers, **about)
         if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
             self._learn_form("unknown")
         decision = decide(Asked.SIMPLE, outcome, self._clock.now())
@@ -397,6 +391,22 @@ def note_answer(
     elif verdict is Verdict.DONE:
         job_id = body.get("job_id")
         outbox.done(upload_id, None if job_id is None else str(job_id), size)
+
+
+def chunk_request(
+    upload_id: str, chunk: Chunk, body: bytes, coding: str
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Path and headers of a chunk's PUT."""
+    headers = {"Content-Type": chunk.content_type, "Content-Digest": content_digest(body)}
+    if coding != "identity":
+        headers["Content-Encoding"] = coding
+    return ("uploads", upload_id, "chunks", str(chunk.seq)), headers
+
+
+def whole_request(upload: Upload, chunks: Sequence[Chunk]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of the simple form's POST."""
+    body = json_array([recode(chunk.body, chunk.coding, "identity") for chunk in chunks])
+    return body, {**_JSON, "Idempotency-Key": f"{upload.upload_key}-{upload.source_seq}"}
 
 
 def complete_body(upload: Upload, identity: Identity) -> dict[str, Any]:

@@ -1,0 +1,214 @@
+"""`catalogzero preview`: the very bytes that would leave, and nothing sent.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from catalogzero.cli.output import JsonFlag, print_json
+from catalogzero.cli.run import RegistryOption, json_object
+from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.errors import ConfigError
+from catalogzero.handler import Handler
+from catalogzero.launch import Flags, make_handler, registry_path
+from catalogzero.registry import load_registry
+
+SHOWN_LINES = 20
+_PLACEHOLDERS = {"api_key": "not-set", "endpoint": "https://endpoint.invalid"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as it would leave."""
+
+    method: str
+    url: str
+    headers: dict[str, str]
+    body: bytes
+    plain: bytes
+
+
+def preview(
+    target: Annotated[str, typer.Argument(help="A handler_id, an entry, or module:Class.")],
+    data_source: Annotated[str, typer.Argument(help="A file, folder, pattern or sql:<name>.")],
+    registry: RegistryOption = None,
+    params: Annotated[str, typer.Option(help="JSON object, as in the call.")] = "{}",
+    full: Annotated[bool, typer.Option("--full", help="Also what was sent before.")] = False,
+    lines: Annotated[int, typer.Option(help="Lines to show of each body.")] = SHOWN_LINES,
+    out: Annotated[Path | None, typer.Option(help="Write the bodies here, byte for byte.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Show every request that a run would make: URL, headers, body; send nothing.
+
+    Works without registry, key and endpoint for an installed entry.
+    """
+    given = json_object(params, "--params")
+    source = data_source if ":" in data_source else str(Path(data_source).absolute())
+    handler = _handler(target, registry, source)
+    result, requests = preview_run(handler, source, given, full=full)
+    if out is not None:
+        _write(requests, out)
+    if json:
+        shown = [{**_head(r), "body": _text(r, None)} for r in requests]
+        print_json({"result": result, "requests": shown})
+        return
+    for request in requests:
+        _print(request, lines)
+    records, skipped = result["records"], result["skipped"]
+    typer.echo(f"nothing was sent: {records} records, {skipped} items unchanged")
+
+
+def preview_run(
+    handler: CloudProcessor, data_source: str, params: dict[str, Any], *, full: bool = False
+) -> tuple[dict[str, Any], list[Request]]:
+    """What a run would answer and ask of the backend; reads the source, touches no state."""
+    from catalogzero.cloud.egress import egress_key
+    from catalogzero.cloud.encoding import ColumnFilter
+    from catalogzero.cloud.outbox import Outbox
+    from catalogzero.cloud.pipeline import UploadRun, Ways
+
+    policy, state = handler.runtime.egress, handler.state_dir
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        key = egress_key(policy, state if (state / "egress.key").exists() else folder)
+        outbox = Outbox(folder, handler.clock, max_bytes=1 << 50)
+        if (state / "outbox.sqlite").exists():
+            outbox.adopt_marks(state / "outbox.sqlite")
+        ways = Ways(
+            author=handler,
+            settings=handler.settings,
+            runtime=handler.runtime,
+            identity=handler.identity(),
+            outbox=outbox,
+            sender=_NoSender(),
+            columns=ColumnFilter(policy, key),
+            names_key=key if policy.hash_sources else None,
+            folder=folder,
+            clock=handler.clock,
+            progress=lambda **fields: None,
+        )
+        chunk_format = str(params.get("format") or "ndjson")
+        whole = full or bool(params.get("full"))
+        result = UploadRun(ways, data_source, params, chunk_format, full=whole)()
+        requests = list(_requests(handler, ways))
+        outbox.close()
+    return result, requests
+
+
+class _NoSender:
+    """Sends nothing."""
+
+    def wake(self) -> None:
+        """There is nothing to wake."""
+
+    def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
+        """There is nothing to wait for."""
+
+
+def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
+    """Every request of the sealed uploads, in order."""
+    from catalogzero.cloud.contract import url_under
+    from catalogzero.cloud.encoding import decoded
+    from catalogzero.cloud.sender import chunk_request, complete_body, whole_request
+    from catalogzero.messages import encode_json
+
+    base, common = handler.settings.endpoint, _common_headers(ways)
+    for upload in reversed(ways.outbox.uploads(("sealed",))):
+        chunks = list(ways.outbox.bodies(upload.upload_id))
+        if handler.settings.upload_form == "simple":
+            body, headers = whole_request(upload, chunks)
+            yield Request("POST", base, {**common, **headers}, body, body)
+            continue
+        for chunk in chunks:
+            path, headers = chunk_request(upload.upload_id, chunk, chunk.body, chunk.coding)
+            plain = decoded(chunk.body, chunk.coding)
+            yield Request("PUT", url_under(base, *path), {**common, **headers}, chunk.body, plain)
+        body = encode_json(complete_body(upload, ways.identity))
+        url = url_under(base, "uploads", upload.upload_id, "complete")
+        yield Request("POST", url, {**common, "Content-Type": "application/json"}, body, body)
+
+
+def _common_headers(ways: Any) -> dict[str, str]:
+    return {"Authorization": "Bearer (the API key)", "User-Agent": ways.identity.user_agent}
+
+
+def _handler(target: str, registry: Path | None, source: str) -> CloudProcessor:
+    """The processor; what an unconfigured one lacks is filled in, as nothing is sent."""
+    path = registry_path(registry)
+    configured = path.exists() and any(
+        stanza.handler_id == target for stanza in load_registry(path).handlers
+    )
+    filled: dict[str, Any] = {}
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    fillings = iter([("data_roots", [str(folder)]), *_PLACEHOLDERS.items()])
+    while True:
+        try:
+            made = make_handler(target, registry=registry, flags=Flags(config=filled))
+            return _with_known_id(_processor(made))
+        except ConfigError:
+            filling = next(fillings, None)
+            if configured or filling is None:
+                raise
+            filled = {**filled, filling[0]: filling[1]}
+
+
+def _with_known_id(handler: CloudProcessor) -> CloudProcessor:
+    """An installation that never started has no id yet, and a preview makes none."""
+    known = handler.runtime.installation_id or (handler.state_dir / "installation_id").exists()
+    if not known:
+        runtime = handler.runtime.model_copy(update={"installation_id": "(made at first start)"})
+        handler._attach(runtime=runtime, handler_id=handler.handler_id)
+    return handler
+
+
+def _processor(handler: Handler) -> CloudProcessor:
+    if not isinstance(handler, CloudProcessor):
+        raise ConfigError(f"{type(handler).__name__} is no CloudProcessor: it uploads nothing")
+    return handler
+
+
+def _head(request: Request) -> dict[str, Any]:
+    return {
+        "method": request.method,
+        "url": request.url,
+        "headers": request.headers,
+        "bytes": len(request.body),
+    }
+
+
+def _text(request: Request, lines: int | None) -> str:
+    """A body's content as text, some lines of it; binary ones by their size."""
+    try:
+        text = request.plain.decode()
+    except UnicodeDecodeError:
+        return f"({len(request.plain)} bytes of {request.headers.get('Content-Type')})"
+    kept = text.splitlines()
+    if lines is None or len(kept) <= lines:
+        return text
+    return "\n".join([*kept[:lines], f"… {len(kept) - lines} more lines"])
+
+
+def _print(request: Request, lines: int) -> None:
+    typer.echo(f"{request.method} {request.url}")
+    for name, value in request.headers.items():
+        typer.echo(f"{name}: {value}")
+    packed = request.headers.get("Content-Encoding")
+    note = f", unpacked {len(request.plain)}" if packed else ""
+    typer.echo(f"Content-Length: {len(request.body)}{note}\n")
+    typer.echo(_text(request, lines).rstrip("\n") + "\n")
+
+
+def _write(requests: list[Request], folder: Path) -> None:
+    """Each body as a file of its own, byte for byte."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, request in enumerate(requests, 1):
+        name = request.url.partition("?")[0].rstrip("/").rpartition("/")[2]
+        (folder / f"{number:04}-{request.method}-{name}").write_bytes(request.body)

@@ -1,0 +1,178 @@
+"""What `catalogzero check` looks at for a processor: backend, key, clock, disk, outbox, data.
+
+Reads and asks, changes nothing; one GET without a body goes to the backend.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Awaitable, Callable
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from catalogzero.clock import Clock
+from catalogzero.cloud.contract import CloudSettings, url_under
+from catalogzero.cloud.egress import check_host
+from catalogzero.cloud.health import SKEW_S
+from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.push import ApiKey, http_client
+from catalogzero.errors import FailedError
+from catalogzero.preflight import CHECK_TIMEOUT_S, Check, Finding
+
+if TYPE_CHECKING:
+    from catalogzero.cloud.processor import CloudProcessor
+
+LOW_DISK_BYTES = 1 << 30
+
+
+def preflight(handler: CloudProcessor) -> list[Check]:
+    """The checks of one processor."""
+    settings, clock = handler.settings, handler.clock
+    asking: list[asyncio.Task[httpx.Response]] = []
+
+    async def answer() -> httpx.Response:
+        if not asking:
+            asking.append(asyncio.create_task(_ask(handler)))
+        return await asyncio.shield(asking[0])
+
+    checks = [
+        Check("backend", lambda: _backend(answer)),
+        Check("api key", lambda: _key(answer)),
+        Check("clock", lambda: _clock(answer, clock)),
+        Check("disk", lambda: _disk(handler.state_dir)),
+        Check("outbox", lambda: _outbox(handler.state_dir, clock)),
+    ]
+    checks = [Check(check.name, _as_coroutine(check.act)) for check in checks[:3]] + checks[3:]
+    if settings.data_roots:
+        checks.append(Check("data roots", lambda: _roots(settings)))
+    if settings.sources:
+        checks.append(Check("queries", lambda: _queries(settings)))
+    return checks
+
+
+def _as_coroutine(act: Callable[[], Awaitable[Finding]]) -> Callable[[], Awaitable[Finding]]:
+    """A check that is awaited on the loop, not run in a thread."""
+
+    async def run() -> Finding:
+        return await act()
+
+    return run
+
+
+async def _ask(handler: CloudProcessor) -> httpx.Response:
+    """One GET with the key; 404 is what a backend answers that knows no such upload."""
+    settings = handler.settings
+    check_host(handler.runtime.egress, settings.endpoint)
+    headers = {
+        "Authorization": f"Bearer {ApiKey(settings).current()}",
+        "User-Agent": handler.identity().user_agent,
+    }
+    url = url_under(settings.endpoint, "uploads", "preflight-check")
+    async with http_client(settings) as client:
+        return await client.get(url, headers=headers, timeout=CHECK_TIMEOUT_S)
+
+
+async def _backend(answer: Callable[[], Awaitable[httpx.Response]]) -> Finding:
+    """Reachable, over TLS that is trusted, and no redirect."""
+    try:
+        response = await answer()
+    except (httpx.HTTPError, OSError) as error:
+        mend = "see endpoint, proxy and ca_file, and whether this machine may go out"
+        return Finding("backend", "fail", f"{type(error).__name__}: {error}", mend)
+    where = f"{response.request.url.host} answers"
+    if response.is_redirect:
+        mend = "write the address that it points to as endpoint: redirects are never followed"
+        return Finding("backend", "fail", f"{where} with a redirect", mend)
+    if response.status_code >= 500:
+        mend = "ask its operator; uploads wait in the outbox meanwhile"
+        return Finding("backend", "warn", f"{where} {response.status_code}", mend)
+    return Finding("backend", "pass", where)
+
+
+async def _key(answer: Callable[[], Awaitable[httpx.Response]]) -> Finding:
+    """Accepted by the backend."""
+    try:
+        status = (await answer()).status_code
+    except (httpx.HTTPError, OSError):
+        return Finding("api key", "warn", "not asked: no answer from the backend", "see backend")
+    if status in {401, 403}:
+        mend = "see api_key_file, or ask the vendor for another key"
+        return Finding("api key", "fail", f"the backend answers {status}", mend)
+    return Finding("api key", "pass", "not refused")
+
+
+async def _clock(answer: Callable[[], Awaitable[httpx.Response]], clock: Clock) -> Finding:
+    """Near the backend's."""
+    try:
+        date = (await answer()).headers.get("date")
+    except (httpx.HTTPError, OSError):
+        return Finding(
+            "clock", "warn", "not compared: the backend cannot be reached", "see backend"
+        )
+    if date is None:
+        return Finding("clock", "pass", "the backend tells no time")
+    off_s = (clock.now() - parsedate_to_datetime(date)).total_seconds()
+    if abs(off_s) > SKEW_S:
+        mend = "turn on time synchronisation (timedatectl set-ntp true)"
+        return Finding("clock", "warn", f"{off_s:+.0f} s off the backend's", mend)
+    return Finding("clock", "pass", f"{off_s:+.0f} s off the backend's")
+
+
+def _disk(folder: Path) -> Finding:
+    """Room for the outbox."""
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    found = f"{free / (1 << 30):.1f} GiB free at {there}"
+    if free < LOW_DISK_BYTES:
+        return Finding("disk", "warn", found, "make room, or set `state_dir` to another disk")
+    return Finding("disk", "pass", found)
+
+
+def _outbox(folder: Path, clock: Clock) -> Finding:
+    """Readable, without dead letters."""
+    if not (folder / "outbox.sqlite").exists():
+        return Finding("outbox", "pass", "none yet")
+    outbox = Outbox(folder, clock, mend=False)
+    totals, paused = outbox.totals(), outbox.fact("paused")
+    outbox.close()
+    found = f"{totals.uploads} uploads wait, {totals.dead} were refused"
+    if totals.dead or paused:
+        mend = "look at `catalogzero outbox list`"
+        return Finding("outbox", "warn", f"{found}; paused: {paused}" if paused else found, mend)
+    return Finding("outbox", "pass", found)
+
+
+def _roots(settings: CloudSettings) -> Finding:
+    """There, and readable."""
+    for root in settings.data_roots:
+        if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
+            mend = "create it, or let this user read it"
+            return Finding("data roots", "fail", f"{root} is no folder that can be read", mend)
+    return Finding("data roots", "pass", ", ".join(map(str, settings.data_roots)))
+
+
+def _queries(settings: CloudSettings) -> Finding:
+    """Their databases answer."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    from catalogzero.cloud.queries import database_url
+
+    for name, query in settings.sources.items():
+        try:
+            with create_engine(database_url(query), poolclass=NullPool).connect():
+                pass
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or type(error).__name__
+            raise FailedError(f"sources.{name}: {str(cause).strip()}") from error
+    return Finding("queries", "pass", ", ".join(settings.sources))
