@@ -9,7 +9,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from catalogzero.errors import ConfigError
 from catalogzero.handler import Handler, handler_class
-from catalogzero.registry import DEFAULT_NAME, Stanza, load_registry
+from catalogzero.registry import DEFAULT_NAME, Registry, Stanza, load_registry
 from catalogzero.settings import RuntimeSettings, merged_settings, problems_of
 
 ENTRY_GROUP = "catalogzero.handlers"
@@ -51,14 +51,35 @@ def make_handler(target: str, *, registry: Path | None = None, flags: Flags = Fl
         return _make(load_class(module, name), None, flags)
     if path.exists() or registry is not None:
         found = load_registry(path)
-        if any(stanza.handler_id == target for stanza in found.handlers):
-            return from_stanza(found.find(target), scheduler=found.scheduler, flags=flags)
+        stanza = _named(target, found)
+        if stanza is not None:
+            return from_stanza(stanza, scheduler=found.scheduler, flags=flags)
     entry_class = class_of_entry(target)
     if entry_class is None:
         raise ConfigError(
             f"{target!r} is no handler_id of {path}, no installed entry, and not module:Class"
         )
     return _make(entry_class, None, flags)
+
+
+def _named(target: str, registry: Registry) -> Stanza | None:
+    """The stanza of that handler_id, else the one stanza that is of that entry.
+
+    Raises:
+        ConfigError: Several are of that entry.
+    """
+    if any(stanza.handler_id == target for stanza in registry.handlers):
+        return registry.find(target)
+    provided = {(point.module, point.attr) for point in _points_of(target)}
+    of_entry = [
+        stanza
+        for stanza in registry.handlers
+        if stanza.entry == target or (stanza.module_path, stanza.class_name) in provided
+    ]
+    if len(of_entry) > 1:
+        names = ", ".join(stanza.handler_id for stanza in of_entry)
+        raise ConfigError(f"{registry.path}: several handlers are of {target!r}; name one: {names}")
+    return of_entry[0] if of_entry else None
 
 
 def from_stanza(stanza: Stanza, *, scheduler: str, flags: Flags = Flags()) -> Handler:
@@ -102,10 +123,16 @@ def load_class(module: str, name: str) -> type[Handler]:
 
 def class_of_entry(entry: str) -> type[Handler] | None:
     """The handler class that an installed entry provides; `None` when it is not installed."""
+    for point in _points_of(entry):
+        return load_class(point.module, point.attr)
+    return None
+
+
+def _points_of(entry: str) -> Iterator[importlib.metadata.EntryPoint]:
+    """The entry points of an entry: by its name, or by its distribution's."""
     for point in importlib.metadata.entry_points(group=ENTRY_GROUP):
         if entry in (point.name, point.dist.name if point.dist else None):
-            return load_class(point.module, point.attr)
-    return None
+            yield point
 
 
 def _class_of(stanza: Stanza) -> type[Handler]:
