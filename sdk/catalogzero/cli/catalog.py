@@ -5,6 +5,7 @@ Layer: edge.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +81,40 @@ def parse_yank(text: str) -> tuple[str, str]:
     if not (entry_id and mark and version):
         raise ConfigError(f"--yank {text!r}: write id==version=reason")
     return f"{entry_id}=={version}", reason or "withdrawn by its vendor"
+
+
+@app.command("lint")
+def lint(
+    folder: Annotated[
+        Path, typer.Argument(help="The package's folder.", exists=True, file_okay=False)
+    ] = Path(),
+    *,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write what the code can tell into the manifest.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Look whether a package is fit for a catalog; exit code 1 where it is not."""
+    from catalogzero.entry import lint as rules
+    from catalogzero.entry.subject import read_subject
+
+    subject = read_subject(folder)
+    changed = rules.fix(subject) if fix else []
+    findings = rules.lint(subject)
+    errors = [finding for finding in findings if finding.rule.severity == "error"]
+    if as_json:
+        told = [
+            {**asdict(finding.rule), "path": finding.path, "message": finding.message}
+            for finding in findings
+        ]
+        print_json({"changed": [str(path) for path in changed], "findings": told})
+    else:
+        for path in changed:
+            typer.echo(f"{path} written")
+        for finding in findings:
+            typer.echo(finding, err=True)
+        typer.echo(f"{len(errors)} errors, {len(findings) - len(errors)} warnings")
+    raise typer.Exit(1 if errors else 0)
 
 
 @app.command("serve")

@@ -1,7 +1,12 @@
 """What a client configures: under `config` in its handler_registry.yaml, or in the environment."""
 
+{% if cookiecutter.source == "custom" %}
+from pathlib import Path
+{% endif %}
 {% if cookiecutter.upload_form != "auto" %}
 from typing import Literal
+{% endif %}
+{% if cookiecutter.source == "custom" or cookiecutter.upload_form != "auto" %}
 
 {% endif %}
 from catalogzero import CloudSettings
@@ -19,4 +24,7 @@ class {{ cookiecutter.__settings_class }}(CloudSettings):
     endpoint: str = {{ cookiecutter.endpoint | quoted }}
 {% if cookiecutter.upload_form != "auto" %}
     upload_form: Literal["auto", "chunked", "simple"] = {{ cookiecutter.upload_form | quoted }}
+{% endif %}
+{% if cookiecutter.source == "custom" %}
+    source_folder: Path = Path()
 {% endif %}

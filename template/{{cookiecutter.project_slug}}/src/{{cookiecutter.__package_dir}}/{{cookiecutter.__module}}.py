@@ -1,6 +1,13 @@
 """{{ (cookiecutter.product_name ~ " by " ~ cookiecutter.vendor_name ~ ": what it does with a client's rows.") | docstring }}"""
 
+{% if cookiecutter.source == "custom" %}
+import csv
+{% endif %}
 from collections.abc import Iterable, Iterator
+{% if cookiecutter.source == "custom" %}
+from itertools import islice
+from pathlib import Path
+{% endif %}
 from typing import Any
 
 from catalogzero import Batch, CloudProcessor, Params
@@ -12,7 +19,18 @@ class {{ cookiecutter.class_name }}(CloudProcessor):
     """{{ cookiecutter.description | docstring(4) }}"""
 
     settings_model = {{ cookiecutter.__settings_class }}
+    settings: {{ cookiecutter.__settings_class }}
 
+{% if cookiecutter.source == "custom" %}
+    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
+        """Read a CSV file of `source_folder`: put your own source, such as an API, in its place."""
+        path = self.settings.source_folder / Path(data_source).name
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            while batch := list(islice(rows, self.batch_rows)):
+                yield batch
+
+{% endif %}
     def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
         """Strip every text and leave out the rows that say nothing; the order is kept."""
         for batch in batches:

@@ -1,0 +1,55 @@
+"""Writes into the template's manifest what the SDK's own classes tell of a processor.
+
+Run it after a change of `CloudProcessor`'s methods or of `CloudSettings`:
+`python tests/template/refresh_manifest.py`. A test fails until that is done.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from catalogzero.entry import lint
+from catalogzero.entry.manifest import GENERATED_MARK
+from catalogzero.entry.scaffold import scaffold, template_folder
+from catalogzero.entry.subject import read_subject
+
+ENDPOINT = "https://placeholder.example/v1"
+ANSWERS = {"endpoint": ENDPOINT, "source": "custom", "packaging": "none", "ci": "none"}
+PLACES = {
+    f'"{ENDPOINT}"': "{{ cookiecutter.endpoint | quoted }}",
+    'upload_form = { default = "auto"': (
+        "upload_form = { default = {{ cookiecutter.upload_form | quoted }}"
+    ),
+}
+
+
+def manifest_template() -> Path:
+    """The template's manifest."""
+    (path,) = template_folder().glob("*cookiecutter*/src/*/catalogzero.toml")
+    return path
+
+
+def refreshed() -> str:
+    """The text that the template's manifest should have."""
+    with tempfile.TemporaryDirectory() as folder:
+        subject = read_subject(scaffold(ANSWERS, Path(folder)))
+        lint.fix(subject)
+        (entry_id,) = subject.entries
+        text = subject.manifest_path(entry_id).read_text("utf-8")
+    generated = text[text.index(GENERATED_MARK) :]
+    for plain, placeholder in PLACES.items():
+        assert plain in generated
+        generated = generated.replace(plain, placeholder)
+    lines = [
+        f'{{% if cookiecutter.source == "custom" %}}\n{line}\n{{% endif %}}'
+        if line.startswith("source_folder =")
+        else line
+        for line in generated.splitlines()
+    ]
+    own = manifest_template().read_text("utf-8").partition(GENERATED_MARK)[0]
+    return own.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    manifest_template().write_text(refreshed(), "utf-8")
