@@ -1,4 +1,74 @@
-"""The pytest plugin of `catalogzero.testing`: loaded by pytest in every environment that has it.
+"""The pytest plugin of `catalogzero.testing`: makes each check of a contract a test of its own.
+
+Loaded by pytest in every environment that has catalogzero; it imports the suites only where a
+contract is collected.
 
 Layer: edge.
 """
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from catalogzero.testing.lab import Lab
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each check of the contract that a class subclasses."""
+    if "contract_check" not in metafunc.fixturenames or metafunc.cls is None:
+        return
+    contract: Any = metafunc.cls
+    _refuse_unknown(contract)
+    parameters = [
+        pytest.param(check, id=check.name, marks=_marks(contract.exclude.get(check.name)))
+        for check in contract.checks()
+    ]
+    metafunc.parametrize("contract_check", parameters)
+
+
+def _refuse_unknown(contract: Any) -> None:
+    """Every excluded name must be a check, and have a reason."""
+    names = {check.name for check in contract.checks()}
+    where = contract.__qualname__
+    if getattr(contract, "handler_class", None) is None:
+        raise pytest.UsageError(f"{where}: set handler_class to the class under examination")
+    for name, reason in contract.exclude.items():
+        if name not in names:
+            raise pytest.UsageError(f"{where}.exclude names {name!r}, which is no check")
+        if not isinstance(reason, str) or not reason.strip():
+            raise pytest.UsageError(f"{where}.exclude[{name!r}]: say why it does not hold here")
+
+
+def _marks(reason: str | None) -> list[pytest.MarkDecorator]:
+    """How a check that is left out shows in the report."""
+    return [pytest.mark.skip(reason=f"excluded: {reason}")] if reason else []
+
+
+@pytest.fixture(scope="class")
+def contract_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Where the checks of one contract class look at it."""
+    from catalogzero.testing.lab import Lab
+
+    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
+        yield Lab(request.cls(), Path(folder))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    """Tell a broken check in its own words; skip one that another's failure keeps from looking."""
+    if "contract_check" not in getattr(item, "fixturenames", ()):
+        return (yield)
+    from catalogzero.testing.lab import BrokenError, UnfinishedError
+
+    try:
+        return (yield)
+    except UnfinishedError as error:
+        pytest.skip(str(error))
+    except BrokenError as error:
+        pytest.fail(str(error), pytrace=False)

@@ -1,0 +1,221 @@
+"""A backend for tests: the upload protocol in memory, over real HTTP, with faults on demand.
+
+Owns the rules by which uploads become visible, and a plan of faults that is used up request by
+request. It checks no tenant and stores nothing on disk: it is no backend to deploy.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import orjson
+import zstandard
+from aiohttp import web
+
+Fault = Literal["ok", "500", "503", "429", "cut", "lost_reply", "422", "401"]
+"""What happens to a request: served, refused, its connection cut, or served with no reply."""
+
+API_KEY = "contract-key-7f3a91c05b"
+"""The one key that the backend takes: a canary that must never show anywhere else."""
+
+
+@dataclass
+class Received:
+    """What is stored of one upload."""
+
+    chunks: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    state: Literal["open", "complete", "superseded"] = "open"
+    body: dict[str, Any] = field(default_factory=dict)
+    job_id: str = ""
+
+
+class FaultyBackend:
+    """Serves the upload protocol on a free loopback port; an async context manager.
+
+    Attributes:
+        url: The endpoint to configure.
+        plan: Faults for the next requests of uploads, in order; `ok` when it is used up.
+        always: A fault for every request of an upload, whatever the plan says.
+        requests: Method and path of every request.
+        bodies: Every body that arrived, decoded.
+        reports: Health reports.
+        installations: What installations said of themselves, by id.
+    """
+
+    def __init__(self, plan: Iterable[Fault] = (), *, always: Fault | None = None) -> None:
+        self.url = ""
+        self.plan = list(plan)
+        self.always = always
+        self.requests: list[tuple[str, str]] = []
+        self.bodies: list[bytes] = []
+        self.reports: list[dict[str, Any]] = []
+        self.installations: dict[str, dict[str, Any]] = {}
+        self._uploads: dict[str, Received] = {}
+        self._visible: dict[str, list[Received]] = {}
+        self._high: dict[str, int] = {}
+        self._watermark: dict[str, Any] = {}
+        self._simple: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+        self._jobs = itertools.count(1)
+        self._runner: web.AppRunner | None = None
+
+    async def __aenter__(self) -> Self:
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_route("*", "/{path:.*}", self._serve)
+        self._runner = web.AppRunner(app, auto_decompress=False, shutdown_timeout=1.0)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1/process"
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every row that is visible, uploads in the order of their completion."""
+        chunked = [
+            row
+            for uploads in self._visible.values()
+            for upload in uploads
+            for seq in sorted(upload.chunks)
+            for row in upload.chunks[seq]
+        ]
+        return chunked + [row for _, rows in self._simple.values() for row in rows]
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request, or do to it what the plan says."""
+        path = request.path.removeprefix("/v1/process").strip("/").split("/")
+        of_upload = path[0] in ("uploads", "")
+        fault = self._next_fault() if of_upload else "ok"
+        self.requests.append((request.method, request.path))
+        if fault == "cut":
+            return _cut(request)
+        body = decoded(await request.read(), request.headers.get("Content-Encoding", ""))
+        self.bodies.append(body)
+        if fault in ("500", "503", "429", "422", "401"):
+            return _refusal(fault)
+        if request.headers.get("Authorization") != f"Bearer {API_KEY}":
+            return web.json_response({"title": "no such key"}, status=401)
+        answer = self._answer(request.method, path, body, request.headers)
+        return _cut(request) if fault == "lost_reply" else answer
+
+    def _next_fault(self) -> Fault:
+        """What happens to this request."""
+        if self.always:
+            return self.always
+        return self.plan.pop(0) if self.plan else "ok"
+
+    def _answer(
+        self, method: str, path: list[str], body: bytes, headers: Mapping[str, str]
+    ) -> web.Response:
+        """The protocol's answer to a request."""
+        match method, path:
+            case "PUT", ["uploads", upload_id, "chunks", seq]:
+                return self._put(self._uploads.setdefault(upload_id, Received()), int(seq), body)
+            case "POST", ["uploads", upload_id, "complete"]:
+                upload = self._uploads.setdefault(upload_id, Received())
+                return self._complete(upload, orjson.loads(body))
+            case "GET", ["uploads", upload_id]:
+                return self._stored(upload_id)
+            case "PUT", ["installations", installation_id]:
+                self.installations[installation_id] = orjson.loads(body)
+                return web.json_response({"sources": self._high})
+            case "POST", ["health"]:
+                self.reports.append(orjson.loads(body))
+                return web.json_response({})
+            case "POST", [""]:
+                return self._take_simple(headers.get("Idempotency-Key", ""), body)
+        return web.json_response({"title": "no such resource"}, status=404)
+
+    def _put(self, upload: Received, seq: int, body: bytes) -> web.Response:
+        """Store a chunk."""
+        rows = [orjson.loads(line) for line in body.splitlines()]
+        if upload.state != "open":
+            return web.json_response({"title": "no longer open"}, status=410)
+        if seq in upload.chunks:
+            same = upload.chunks[seq] == rows
+            return web.json_response({"same": same}, status=200 if same else 409)
+        upload.chunks[seq] = rows
+        return web.json_response({}, status=201)
+
+    def _stored(self, upload_id: str) -> web.Response:
+        """Which chunks of an upload are here."""
+        upload = self._uploads.get(upload_id)
+        if upload is None:
+            return web.json_response({"title": "no such upload"}, status=404)
+        return web.json_response({"chunks": sorted(upload.chunks)})
+
+    def _take_simple(self, key: str, body: bytes) -> web.Response:
+        """The form of one POST: each key is stored once."""
+        if key not in self._simple:
+            self._simple[key] = f"job-{next(self._jobs)}", orjson.loads(body)
+        return web.json_response({"job_id": self._simple[key][0]}, status=201)
+
+    def _complete(self, upload: Received, body: dict[str, Any]) -> web.Response:
+        """Make an upload visible, or say why not."""
+        source, seq = body["source_key"], body["source_seq"]
+        visible = self._visible.setdefault(source, [])
+        if upload.state == "complete":
+            return web.json_response({"job_id": upload.job_id, "duplicate": True})
+        twin = self._twin(visible, body)
+        if twin is not None:
+            self._high[source] = max(self._high.get(source, 0), seq)
+            return web.json_response({"job_id": twin.job_id, "duplicate": True})
+        if upload.state == "superseded" or self._is_late(source, body):
+            upload.state = "superseded"
+            return web.json_response({"superseded": True, **self._standing(source)})
+        missing = [number for number in range(body["chunks"]) if number not in upload.chunks]
+        if missing:
+            return web.json_response({"missing": missing}, status=409)
+        hides = body["full"] or body["mode"] == "replace"
+        self._visible[source] = [upload] if hides else [*visible, upload]
+        self._high[source] = max(self._high.get(source, 0), seq)
+        self._watermark[source] = body.get("until")
+        upload.state, upload.body, upload.job_id = "complete", body, f"job-{next(self._jobs)}"
+        return web.json_response({"job_id": upload.job_id}, status=201)
+
+    def _twin(self, visible: Iterable[Received], body: Mapping[str, Any]) -> Received | None:
+        """A visible upload of the same content."""
+        if body["full"]:
+            return None
+        return next((u for u in visible if u.body["upload_key"] == body["upload_key"]), None)
+
+    def _is_late(self, source: str, body: Mapping[str, Any]) -> bool:
+        """Whether something newer of this source is here already."""
+        if body["full"] or body["mode"] == "replace":
+            return bool(body["source_seq"] <= self._high.get(source, 0))
+        return bool(body["after"] != self._watermark.get(source))
+
+    def _standing(self, source: str) -> dict[str, Any]:
+        """Where a source stands."""
+        return {
+            "source_seq": self._high.get(source, 0),
+            "watermark": self._watermark.get(source),
+        }
+
+
+def decoded(body: bytes, coding: str) -> bytes:
+    """A body without its content coding."""
+    if coding == "zstd":
+        return zstandard.ZstdDecompressor().decompressobj().decompress(body)
+    return gzip.decompress(body) if coding == "gzip" else body
+
+
+def _refusal(fault: Fault) -> web.Response:
+    """An answer that is not the one wished for."""
+    headers = {"Retry-After": "0"} if fault in ("429", "503") else {}
+    return web.json_response({"title": f"a planned {fault}"}, status=int(fault), headers=headers)
+
+
+def _cut(request: web.Request) -> web.Response:
+    """Close the connection without an answer."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()

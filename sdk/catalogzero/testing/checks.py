@@ -1,0 +1,57 @@
+"""What a check of a contract is, and the list of them.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from catalogzero.testing.lab import BrokenError, Lab
+
+Examine = Callable[[Lab], None]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One demand on a handler.
+
+    Attributes:
+        name: How it is called in reports and in `exclude`.
+        reason: Why it is demanded, in one line.
+        mend: What to do where it does not hold.
+    """
+
+    name: str
+    reason: str
+    mend: str
+    look: Examine
+
+    def examine(self, lab: Lab) -> None:
+        """Look, and say in a person's words what is wrong.
+
+        Raises:
+            BrokenError: It does not hold.
+            UnfinishedError: It cannot be looked at.
+        """
+        try:
+            self.look(lab)
+        except (BrokenError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+            what = str(error) if isinstance(error, BrokenError) else f"it raised {error!r}"
+            told = f"{self.name}\n  seen: {what}\n  why:  {self.reason}\n  mend: {self.mend}"
+            raise BrokenError(told) from error
+
+
+HANDLER_CHECKS: list[Check] = []
+PROCESSOR_CHECKS: list[Check] = []
+
+
+def check(into: list[Check], reason: str, mend: str) -> Callable[[Examine], Examine]:
+    """Add a function to a list of checks, under its own name."""
+
+    def add(look: Examine) -> Examine:
+        into.append(Check(look.__name__, reason, mend, look))
+        return look
+
+    return add

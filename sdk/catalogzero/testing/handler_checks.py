@@ -1,0 +1,356 @@
+"""What every handler must do: the checks of `HandlerContract`.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+from catalogzero.client import HandlerClient
+from catalogzero.entry import drift
+from catalogzero.entry.manifest import load_manifest
+from catalogzero.errors import ConfigError
+from catalogzero.messages import Reply
+from catalogzero.testing.checks import HANDLER_CHECKS, check
+from catalogzero.testing.handlers import serving
+from catalogzero.testing.lab import Figures, Lab, demand, demand_keys
+
+HEAVY_MODULES = (
+    *("pandas", "numpy", "pyarrow", "polars", "sqlalchemy", "httpx", "aiohttp", "requests"),
+    *("scipy", "sklearn", "torch", "matplotlib", "duckdb"),
+)
+PING_KEYS = ("status", "handler", "message", "boot_id", "uptime_s")
+METRIC_KEYS = ("handler_id", "cpu_percent", "memory_mb", "uptime_seconds", "status", "timestamp")
+DESCRIBE_KEYS = ("handler_id", "methods", "settings_schema", "sdk_version")
+CYCLES = 6
+LEAK_MB = 24.0
+BLOCKED_S = 2.0
+CANARY_FIELD = "no_such_parameter_of_any_method"
+
+_SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
+_on_handler = partial(check, HANDLER_CHECKS)
+
+
+@dataclass
+class Served:
+    """What a handler answered while it was served for a moment."""
+
+    ping: Reply
+    metrics: Reply
+    describe: Reply
+    refusals: dict[str, Reply] = field(default_factory=dict)
+    before: Figures | None = None
+    after: Figures | None = None
+    threads_left: list[str] = field(default_factory=list)
+    longest_block_s: float = 0.0
+
+
+async def _serve_once(lab: Lab) -> Served:
+    """Serve, ask everything that is no work, and stop."""
+    await _warm_up(lab)
+    before, threads = Figures.now(), set(threading.enumerate())
+    async with serving(lab.make(), state_dir=lab.new_folder("served")) as served:
+        with _Heartbeat() as heartbeat:
+            request = served.client.request
+            seen = Served(
+                await request("ping"), await request("get_metrics"), await request("describe")
+            )
+            for method in lab.handler_class.callable_methods():
+                seen.refusals[method] = await request(method, {CANARY_FIELD: 1}, timeout_s=10.0)
+    seen.longest_block_s = heartbeat.longest_s
+    seen.before, seen.after = before, Figures.now()
+    left = set(threading.enumerate()) - threads
+    seen.threads_left = [thread.name for thread in left if thread.is_alive() and not thread.daemon]
+    return seen
+
+
+async def _warm_up(lab: Lab) -> None:
+    """Serve a plain handler once, so that what the SDK itself keeps is there before measuring."""
+    from catalogzero.handler import Handler
+
+    async with serving(Handler(), state_dir=lab.new_folder("warm")) as served:
+        await served.client.request("get_metrics")
+
+
+class _Heartbeat:
+    """Watches from a thread how long the event loop does not answer."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+
+    def _watch(self) -> None:
+        """Ask the loop again and again; time is the machine's, as a caller would feel it."""
+        from catalogzero.clock import SystemClock
+
+        clock = SystemClock()
+        while not self._end.is_set():
+            beat, asked_s = threading.Event(), clock.monotonic()
+            self._loop.call_soon_threadsafe(beat.set)
+            while not beat.wait(0.05) and not self._end.is_set():
+                self.longest_s = max(self.longest_s, clock.monotonic() - asked_s)
+            self._end.wait(0.05)
+
+
+def _served(lab: Lab, *, mine: bool = False) -> Served:
+    return lab.recording("serves_and_stops", _serve_once, mine=mine)
+
+
+@_on_handler(
+    "A client starts and stops it through systemd: what is left behind piles up.",
+    "Open what you need in @resource methods; end threads and children in _release_resources.",
+)
+def serves_and_stops(lab: Lab) -> None:
+    """It starts, answers, stops, and leaves no thread and no child behind."""
+    seen = _served(lab, mine=True)
+    demand(not seen.threads_left, f"threads are left behind: {', '.join(seen.threads_left)}")
+    if seen.before and seen.after:
+        left = seen.after.children - seen.before.children
+        demand(left <= 0, f"{left} child processes are left behind")
+
+
+@_on_handler(
+    "A wrong key in the client's file must be told, not ignored.",
+    "Leave `extra` alone in model_config: HandlerSettings forbids unknown keys.",
+)
+def unknown_settings_are_refused(lab: Lab) -> None:
+    """A setting that the class does not have is an error when it is made."""
+    try:
+        lab.make(**{CANARY_FIELD: 1})
+    except ConfigError as error:
+        demand(CANARY_FIELD in str(error), f"the error names no key: {error}")
+    else:
+        demand(False, f"the class can be made with {CANARY_FIELD}=1")
+
+
+@_on_handler(
+    "A secret in a plain setting shows in logs, errors and describe.",
+    "Annotate it as pydantic's SecretStr.",
+)
+def secrets_are_secret_settings(lab: Lab) -> None:
+    """Settings with a secret's name are SecretStr."""
+    fields = lab.handler_class.settings_model.model_fields
+    plain = [
+        name
+        for name, told in fields.items()
+        if _SECRET_NAME.search(name) and told.annotation in (str, str | None)
+    ]
+    demand(not plain, f"plain text settings: {', '.join(plain)}")
+
+
+@_on_handler(
+    "Each vendor's settings have their own names in the environment.",
+    "Set model_config = SettingsConfigDict(env_prefix='ACME_') in the settings class.",
+)
+def settings_have_a_prefix(lab: Lab) -> None:
+    """The settings read the environment under the vendor's own prefix."""
+    prefix = str(lab.handler_class.settings_model.model_config.get("env_prefix") or "")
+    demand(prefix and not prefix.upper().startswith("CATALOGZERO_"), f"the prefix is {prefix!r}")
+
+
+@_on_handler(
+    "Schedulers and conductors read these keys of a ping.",
+    "Extend ping through super(): `return {**await super().ping(), …}`.",
+)
+def ping_has_its_keys(lab: Lab) -> None:
+    """`ping` answers with the agreed keys."""
+    reply = _served(lab).ping
+    demand(reply.success, f"ping failed: {reply.error}")
+    demand_keys(reply.result, PING_KEYS, "the answer to ping")
+
+
+@_on_handler(
+    "Dashboards and health reports read these keys of the metrics.",
+    "Extend get_metrics through super(): `return {**await super().get_metrics(), …}`.",
+)
+def metrics_have_their_keys(lab: Lab) -> None:
+    """`get_metrics` answers with the agreed keys."""
+    reply = _served(lab).metrics
+    demand(reply.success, f"get_metrics failed: {reply.error}")
+    demand_keys(reply.result, METRIC_KEYS, "the answer to get_metrics")
+
+
+@_on_handler(
+    "Tools read methods and settings from describe.",
+    "Extend describe through super(): `return {**await super().describe(), …}`.",
+)
+def describe_has_its_keys(lab: Lab) -> None:
+    """`describe` answers with the agreed keys."""
+    reply = _served(lab).describe
+    demand(reply.success, f"describe failed: {reply.error}")
+    demand_keys(reply.result, DESCRIBE_KEYS, "the answer to describe")
+
+
+@_on_handler(
+    "A handler that blocks its loop looks dead to its scheduler.",
+    "Do slow work in plain methods (they run in threads) or in @job(isolate=True) ones.",
+)
+def control_calls_block_nothing(lab: Lab) -> None:
+    """No control method keeps the event loop from answering."""
+    seen = _served(lab)
+    demand(
+        seen.longest_block_s < BLOCKED_S,
+        f"the event loop did not answer for {seen.longest_block_s:.1f} s",
+    )
+
+
+@_on_handler(
+    "A misspelt parameter must be told to the caller, not ignored.",
+    "Name the parameters in the signature, with types; take no **kwargs and no bare `params`.",
+)
+def unknown_params_are_refused(lab: Lab) -> None:
+    """Every method refuses a parameter that it does not have."""
+    for method, reply in _served(lab).refusals.items():
+        demand(
+            reply.code == "bad_params",
+            f"{method}({CANARY_FIELD}=1) was answered {reply.code or 'with success'}",
+        )
+
+
+@_on_handler(
+    "A client reads in the catalog what each method does before it installs.",
+    "Write a docstring for each method, and a type for each parameter.",
+)
+def methods_are_documented(lab: Lab) -> None:
+    """Every method has a docstring, and every parameter a type."""
+    for name, method in lab.handler_class.callable_methods().items():
+        told = method.describe()
+        demand(told["doc"], f"{name} has no docstring")
+        for parameter, schema in told["params_schema"].get("properties", {}).items():
+            typed = schema.keys() - {"title", "default", "description"}
+            demand(typed, f"parameter {parameter!r} of {name} has no type")
+
+
+@_on_handler(
+    "What a client reads in the catalog must be what the code does.",
+    "Run catalogzero catalog lint --fix, and mend what it still names.",
+)
+def manifest_matches_the_code(lab: Lab) -> None:
+    """The manifest in the package says of methods and settings what the code says."""
+    manifest = load_manifest(drift.manifest_path(lab.handler_class))
+    found = list(drift.differences(manifest, lab.handler_class))
+    demand(not found, "; ".join(found[:5]))
+
+
+@_on_handler(
+    "A sleeping handler costs its client next to nothing: imports stay for ever.",
+    "Import heavy libraries inside the methods that need them, such as process.",
+)
+def importing_it_is_light(lab: Lab) -> None:
+    """Importing its module loads no HTTP, SQL or data library."""
+    module = lab.handler_class.__module__
+    code = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(  # noqa: S603 - this interpreter, with fixed code
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    demand(
+        done.returncode == 0, f"a fresh interpreter cannot import {module}: {done.stderr[-300:]}"
+    )
+    loaded = set(json.loads(done.stdout)) & set(HEAVY_MODULES)
+    demand(not loaded, f"importing {module} loads {', '.join(sorted(loaded))}")
+
+
+@dataclass(frozen=True)
+class Slept:
+    """What a handler held after each of several sleeps."""
+
+    figures: list[Figures]
+    states: list[str]
+    errors: list[str]
+
+
+async def _sleep_often(lab: Lab) -> Slept:
+    """Wake and sleep, again and again."""
+    figures: list[Figures] = []
+    states: list[str] = []
+    errors: list[str] = []
+    async with serving(lab.make(), state_dir=lab.new_folder("slept")) as served:
+        for _ in range(CYCLES):
+            await _cycle(served.client, states, errors)
+            figures.append(Figures.now())
+    return Slept(figures, states, errors)
+
+
+async def _cycle(client: HandlerClient, states: list[str], errors: list[str]) -> None:
+    """One wake and one sleep."""
+    for method in ("wake", "sleep"):
+        reply = await client.request(method, timeout_s=15.0)
+        if not reply.success:
+            errors.append(f"{method}: {reply.error}")
+    metrics = await client.request("get_metrics")
+    told = metrics.result if isinstance(metrics.result, Mapping) else {}
+    states.append(str(told.get("status")))
+    if told.get("last_error"):
+        errors.append(str(told["last_error"]))
+
+
+def _slept(lab: Lab, *, mine: bool = False) -> Slept:
+    return lab.recording("sleeps_and_wakes", _sleep_often, mine=mine)
+
+
+@_on_handler(
+    "Sleep is how a handler gives its client the machine back.",
+    "Let _release_resources, _ensure_resources and _warm_cache raise nothing.",
+)
+def sleeps_and_wakes(lab: Lab) -> None:
+    """It falls asleep and wakes when told to, again and again, without an error."""
+    seen = _slept(lab, mine=True)
+    demand(not seen.errors, "; ".join(seen.errors[:3]))
+    awake = [state for state in seen.states if state not in ("sleeping", "None")]
+    demand(not awake, f"after sleep it is {', '.join(awake)}")
+
+
+@_on_handler(
+    "A handler runs for years: an open file a day ends it.",
+    "Close in _release_resources what _ensure_resources opens; better, use @resource.",
+)
+def sleep_leaks_no_descriptors(lab: Lab) -> None:
+    """Files and sockets do not grow from sleep to sleep."""
+    counts = [figures.descriptors for figures in _slept(lab).figures[1:]]
+    demand(counts[-1] - counts[0] < CYCLES - 2, f"open descriptors after each sleep: {counts}")
+
+
+@_on_handler(
+    "A handler runs for years: a thread a day ends it.",
+    "End in _release_resources the threads that _ensure_resources starts.",
+)
+def sleep_leaks_no_threads(lab: Lab) -> None:
+    """Threads do not grow from sleep to sleep."""
+    counts = [figures.threads for figures in _slept(lab).figures[1:]]
+    demand(counts[-1] - counts[0] < CYCLES - 2, f"threads after each sleep: {counts}")
+
+
+@_on_handler(
+    "A sleeping handler must give its memory back.",
+    "Drop in _release_resources what _ensure_resources and _warm_cache load.",
+)
+def sleep_leaks_no_memory(lab: Lab) -> None:
+    """Memory does not grow from sleep to sleep."""
+    sizes = [figures.memory_mb for figures in _slept(lab).figures[1:]]
+    grown = sizes[-1] - sizes[0]
+    demand(grown < LEAK_MB, f"MB after each sleep: {[round(size) for size in sizes]}")

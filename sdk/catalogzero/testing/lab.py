@@ -1,0 +1,167 @@
+"""Where a contract is examined: a handler class, served for real, and what was seen of it.
+
+Owns the folder, the recordings (each made once per class, whatever many checks look at it) and
+the process's own figures. A recording that does not come to its end fails the check that owns it;
+the others that need it are skipped, so that one fault is told once.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import psutil
+
+from catalogzero.handler import Handler
+
+T = TypeVar("T")
+RECORDING_TIMEOUT_S = 60.0
+
+
+class Contract(Protocol):
+    """What the lab needs of a contract class."""
+
+    handler_class: type[Handler]
+
+    def config(self, lab: Lab) -> dict[str, Any]:
+        """The settings to make the handler with."""
+
+
+class BrokenError(AssertionError):
+    """A check does not hold; the message says what was seen."""
+
+
+class UnfinishedError(Exception):
+    """A recording that a check needs did not come to its end."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(f"cannot be looked at: see the check {owner!r}")
+
+
+@dataclass
+class Lab:
+    """One contract class under examination.
+
+    Attributes:
+        contract: The author's contract class.
+        folder: A folder of its own, taken away at the end.
+    """
+
+    contract: Contract
+    folder: Path
+    _recordings: dict[str, Any] = field(default_factory=dict)
+    _failures: dict[str, BaseException] = field(default_factory=dict)
+
+    @property
+    def handler_class(self) -> type[Handler]:
+        """The class under examination."""
+        return self.contract.handler_class
+
+    def make(self, **config: Any) -> Handler:
+        """A handler of the class, with the contract's settings and those given."""
+        return self.handler_class(**{**self.contract.config(self), **config})
+
+    def recording(self, owner: str, record: Callable[[Lab], Awaitable[T]], *, mine: bool) -> T:
+        """What was seen in one run, made at the first need.
+
+        Args:
+            owner: The check that fails when the run does not come to its end.
+            record: The run.
+            mine: Whether the caller is that check.
+
+        Raises:
+            UnfinishedError: The run failed, and the caller is another check.
+        """
+        if owner not in self._recordings and owner not in self._failures:
+            try:
+                self._recordings[owner] = asyncio.run(_bounded(record(self)))
+            except Exception as error:  # noqa: BLE001 - told by the check that owns it
+                self._failures[owner] = error
+        if owner in self._failures:
+            if mine:
+                raise self._failures[owner]
+            raise UnfinishedError(owner)
+        made: T = self._recordings[owner]
+        return made
+
+    def new_folder(self, name: str) -> Path:
+        """A fresh folder of that name."""
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+
+
+async def _bounded(work: Awaitable[T]) -> T:
+    """A run that ends in time, or fails."""
+    async with asyncio.timeout(RECORDING_TIMEOUT_S):
+        return await work
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What this process holds."""
+
+    descriptors: int
+    threads: int
+    children: int
+    memory_mb: float
+
+    @classmethod
+    def now(cls) -> Figures:
+        """Measured now, rubbish collected first."""
+        gc.collect()
+        process = psutil.Process()
+        return cls(
+            descriptors=process.num_fds(),
+            threads=threading.active_count(),
+            children=len(process.children()),
+            memory_mb=process.memory_info().rss / 1_048_576,
+        )
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Send everything that this process and its children write to standard error to a file."""
+    sys.stderr.flush()
+    descriptor, stream = os.dup(2), sys.stderr
+    with path.open("a", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 2)
+        sys.stderr = file
+        try:
+            yield
+        finally:
+            sys.stderr = stream
+            os.dup2(descriptor, 2)
+            os.close(descriptor)
+
+
+def shown(value: object, longest: int = 300) -> str:
+    """A value for a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def demand(holds: object, what: str) -> None:
+    """Fail the check unless something holds.
+
+    Raises:
+        BrokenError: It does not.
+    """
+    if not holds:
+        raise BrokenError(what)
+
+
+def demand_keys(found: object, keys: tuple[str, ...], where: str) -> None:
+    """Fail the check unless an answer is an object with these keys."""
+    demand(isinstance(found, Mapping), f"{where} is {shown(found)}, no object")
+    missing = [key for key in keys if isinstance(found, Mapping) and key not in found]
+    demand(not missing, f"{where} has no {', '.join(missing)}; it is {shown(found)}")

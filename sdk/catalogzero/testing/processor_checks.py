@@ -1,0 +1,394 @@
+"""What every processor must do: the checks of `ProcessorContract`.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from catalogzero.cloud.contract import Batch
+from catalogzero.cloud.encoding import rows_of
+from catalogzero.testing.backend import API_KEY, FaultyBackend
+from catalogzero.testing.checks import PROCESSOR_CHECKS, check
+from catalogzero.testing.lab import Lab, demand, demand_keys, shown
+from catalogzero.testing.processor_lab import (
+    Uploaded,
+    batches,
+    connections_watched,
+    processed,
+    processor,
+    sample_rows,
+    sorted_rows,
+    source_of,
+    uploading,
+)
+
+RESULT_KEYS = (
+    *("status", "records", "skipped", "bad_records", "bytes_sent", "cloud_job_id"),
+    *("upload_ids", "timestamp"),
+)
+HEALTH_KEYS = ("client_id", "metrics", "timestamp", "schema", "status", "state", "outbox")
+STREAMED_BATCHES = 40
+CANARY = "canary-4d1c9e77"
+
+_on_processor = partial(check, PROCESSOR_CHECKS)
+
+
+@_on_processor(
+    "What process yields is sent as it is: it must be rows in batches.",
+    "Yield lists of dicts (Arrow tables with batch_type = 'arrow') from a plain generator.",
+)
+def process_yields_batches_of_rows(lab: Lab) -> None:
+    """`process` is a generator of batches, and each is rows that JSON can hold."""
+    made = processor(lab)
+    yielded = made.process(batches(made, sample_rows(lab), 10_000), {})
+    demand(hasattr(yielded, "__next__"), f"process returned {shown(yielded)}, no iterator")
+    for batch in yielded:
+        whole = isinstance(batch, list) or hasattr(batch, "num_rows")
+        demand(whole, f"process yielded {shown(batch)}, no batch")
+        for row in rows_of(batch):
+            demand(isinstance(row, dict), f"a batch holds {shown(row)}, no row")
+    processed(made, sample_rows(lab))
+
+
+@_on_processor(
+    "An export may be empty: that is no reason to fail at night.",
+    "Let process yield nothing (or an aggregate of nothing) where there are no batches.",
+)
+def process_takes_an_empty_source(lab: Lab) -> None:
+    """`process` of no batches, and of an empty batch, ends without an error."""
+    made = processor(lab)
+    processed(made, [])
+    if made.batch_type == "dict":
+        list(made.process(iter([[]]), {}))
+
+
+@_on_processor(
+    "A run is repeated after a crash: other rows would be another upload.",
+    "Take ids and times from the rows, not from uuid, random or the clock.",
+)
+def process_gives_the_same_again(lab: Lab) -> None:
+    """The same rows give the same rows, in the same and in another handler."""
+    rows = sample_rows(lab)
+    first, other = processor(lab), processor(lab)
+    demand(processed(first, rows) == processed(other, rows), "a second run gave other rows")
+
+
+@_on_processor(
+    "Each file is an upload of its own: what was read before must not show in it.",
+    "Keep what process collects in its own variables, not on self or in the module.",
+)
+def process_keeps_nothing_between_sources(lab: Lab) -> None:
+    """A source gives the same rows whatever the handler processed before."""
+    rows, made = sample_rows(lab), processor(lab)
+    before = processed(made, rows)
+    demand(processed(made, rows) == before, "the same source gave other rows the second time")
+
+
+@_on_processor(
+    "Batches are as large as memory allows: their borders mean nothing.",
+    "Carry what spans rows over from batch to batch.",
+)
+def process_ignores_batch_borders(lab: Lab) -> None:
+    """Small and large batches give the same rows, in whatever order."""
+    rows, made = sample_rows(lab), processor(lab)
+    small, large = processed(made, rows, 2), processed(made, rows, 10_000)
+    demand(
+        sorted_rows(small) == sorted_rows(large),
+        f"batches of 2 gave {len(small)} rows, one batch {len(large)}, and not the same",
+    )
+
+
+@_on_processor(
+    "Sources are larger than memory: a processor that collects all rows is killed.",
+    "Yield as you go. An aggregate of few rows may exclude this check.",
+)
+def process_streams(lab: Lab) -> None:
+    """`process` yields before it has read everything."""
+    rows, made = sample_rows(lab), processor(lab)
+    taken = 0
+
+    def counted() -> Iterator[Batch]:
+        nonlocal taken
+        for _ in range(STREAMED_BATCHES):
+            taken += 1
+            yield from batches(made, rows, len(rows))
+
+    for batch in made.process(counted(), {}):
+        if next(rows_of(batch), None) is not None:
+            break
+    demand(taken < STREAMED_BATCHES, f"it read all {taken} batches before its first row")
+
+
+@_on_processor(
+    "Data leaves through the outbox alone: elsewhere no policy and no audit log sees it.",
+    "Take out of process what connects to other machines.",
+)
+def process_connects_to_nothing(lab: Lab) -> None:
+    """`process` opens no connection."""
+    rows, made = sample_rows(lab), processor(lab)
+    with connections_watched() as seen:
+        processed(made, rows)
+    demand(not seen, f"process connects to {', '.join(seen)}")
+
+
+async def _deliver(lab: Lab) -> Uploaded:
+    """Upload, upload again, upload in full, report; the backend takes everything."""
+    source = source_of(lab)
+    async with uploading(lab, FaultyBackend()) as (seen, client):
+        await seen.upload(client, "first", source)
+        await seen.upload(client, "again", source)
+        await seen.upload(client, "full", source, params={"full": True})
+        for method in ("health_report", "get_metrics", "describe"):
+            seen.replies[method] = await client.request(method, timeout_s=20.0)
+    recorded: Uploaded = seen
+    return recorded
+
+
+def _delivered(lab: Lab, *, mine: bool = False) -> Uploaded:
+    return lab.recording("uploads_its_sample", _deliver, mine=mine)
+
+
+@_on_processor(
+    "It is what the handler is for.",
+    "Read the error; `catalogzero preview` shows what process makes of the sample.",
+)
+def uploads_its_sample(lab: Lab) -> None:
+    """The sample is uploaded, and the backend acknowledges it."""
+    result = _delivered(lab, mine=True).result("first")
+    demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
+
+
+@_on_processor(
+    "Execution logs and dashboards read these keys of the result.",
+    "Leave process_and_upload as it is; do your work in process.",
+)
+def result_has_its_keys(lab: Lab) -> None:
+    """The result of `process_and_upload` has the agreed keys."""
+    demand_keys(_delivered(lab).replies["first"].result, RESULT_KEYS, "the result")
+
+
+@_on_processor(
+    "What arrives must be what process yields, row for row.",
+    "Let process depend on its rows and settings alone, not on the process that it runs in.",
+)
+def every_row_arrives_once(lab: Lab) -> None:
+    """The backend has exactly the rows that `process` yields."""
+    arrived = _delivered(lab).rows["first"]
+    expected = processed(processor(lab), sample_rows(lab))
+    demand(
+        sorted_rows(arrived) == sorted_rows(expected),
+        f"{len(arrived)} rows arrived, process yields {len(expected)}, and not the same",
+    )
+
+
+@_on_processor(
+    "Schedules run every night: what did not change must not be sent again.",
+    "Leave process_and_upload, output_version and stream as they are within one release.",
+)
+def unchanged_is_skipped(lab: Lab) -> None:
+    """A second run of the same source doubles nothing, and says so."""
+    seen = _delivered(lab)
+    status = seen.result("again").get("status")
+    demand(status == "unchanged", f"the second run's status is {status!r}")
+
+
+@_on_processor(
+    "A backend restored from a backup is mended by `full: true`.",
+    "Leave process_and_upload as it is, `full` among its parameters.",
+)
+def full_sends_again_and_doubles_nothing(lab: Lab) -> None:
+    """`full: true` sends everything again, and the backend still shows each row once."""
+    seen = _delivered(lab)
+    result = seen.result("full")
+    demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
+    demand(
+        sorted_rows(seen.rows["full"]) == sorted_rows(seen.rows["first"]),
+        f"{len(seen.rows['full'])} rows are visible instead of {len(seen.rows['first'])}",
+    )
+
+
+@_on_processor(
+    "The vendor watches its clients by these reports.",
+    "Leave health_report as it is; add figures in get_metrics through super().",
+)
+def health_report_reaches_the_backend(lab: Lab) -> None:
+    """`health_report` pushes a report with the agreed keys."""
+    seen = _delivered(lab)
+    reply = seen.replies["health_report"]
+    demand(reply.success, f"health_report failed: {reply.error}")
+    demand(seen.backend.reports, "no report arrived")
+    demand_keys(seen.backend.reports[0], HEALTH_KEYS, "the report")
+
+
+@_on_processor(
+    "A key in a log or a report is a key that is lost.",
+    "Never print, log or return settings; a secret stays a SecretStr to the end.",
+)
+def the_key_shows_nowhere(lab: Lab) -> None:
+    """The API key is in no answer, no log, no body and no file."""
+    seen = _delivered(lab)
+    key = API_KEY.encode()
+    answers = [repr(reply).encode() for reply in seen.replies.values()]
+    places = {
+        "an answer": any(key in answer for answer in answers),
+        "the log": key in seen.log.read_bytes(),
+        "a body that was sent": any(key in body for body in seen.backend.bodies),
+        "the state folder": any(key in file for file in _files(seen.state)),
+    }
+    demand(
+        not any(places.values()), f"the key shows in {', '.join(p for p in places if places[p])}"
+    )
+
+
+def _files(folder: Path) -> Iterator[bytes]:
+    """The content of every file below a folder."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            yield path.read_bytes()
+
+
+async def _deliver_through_faults(lab: Lab) -> Uploaded:
+    """Upload while the backend refuses, cuts and forgets to answer."""
+    plan = FaultyBackend(["503", "cut", "429", "ok", "lost_reply", "500", "lost_reply"])
+    async with uploading(lab, plan, upload_wait_s=40) as (seen, client):
+        await seen.upload(client, "faults", source_of(lab))
+    recorded: Uploaded = seen
+    return recorded
+
+
+@_on_processor(
+    "Networks fail: a row must arrive once, whatever happens on the way.",
+    "Leave sending to the SDK: yield from process, send nothing yourself.",
+)
+def survives_a_faulty_network(lab: Lab) -> None:
+    """With refusals, cut connections and lost replies every row still arrives once."""
+    seen = lab.recording("survives_a_faulty_network", _deliver_through_faults, mine=True)
+    result = seen.result("faults")
+    demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
+    expected = processed(processor(lab), sample_rows(lab))
+    arrived = seen.rows["faults"]
+    demand(
+        sorted_rows(arrived) == sorted_rows(expected),
+        f"{len(arrived)} rows arrived instead of {len(expected)}",
+    )
+
+
+async def _meet_no_backend(lab: Lab) -> Uploaded:
+    """Upload while the backend does nothing but refuse for now."""
+    async with uploading(lab, FaultyBackend(always="503"), upload_wait_s=0) as (seen, client):
+        await seen.upload(client, "away", source_of(lab))
+    recorded: Uploaded = seen
+    return recorded
+
+
+@_on_processor(
+    "A backend that is away is no failure: the outbox keeps everything.",
+    "Leave process_and_upload as it is: `queued` is a success.",
+)
+def a_backend_that_is_away_gives_queued(lab: Lab) -> None:
+    """Without a backend the run succeeds, and says `queued`."""
+    seen = lab.recording("a_backend_that_is_away_gives_queued", _meet_no_backend, mine=True)
+    status = seen.result("away").get("status")
+    demand(status == "queued", f"the status is {status!r}")
+
+
+async def _meet_a_refusal(lab: Lab) -> Uploaded:
+    """Upload to a backend that refuses the rows for good."""
+    async with uploading(lab, FaultyBackend(always="422"), upload_wait_s=20) as (seen, client):
+        await seen.upload(client, "refused", source_of(lab))
+    recorded: Uploaded = seen
+    return recorded
+
+
+@_on_processor(
+    "A refused upload that looks like a success is found months later.",
+    "Leave process_and_upload as it is: catch no error around it.",
+)
+def a_refusal_is_a_failure(lab: Lab) -> None:
+    """Rows that the backend refuses for good fail the run."""
+    seen = lab.recording("a_refusal_is_a_failure", _meet_a_refusal, mine=True)
+    demand(not seen.replies["refused"].success, "a refused upload was answered with success")
+
+
+async def _deliver_less(lab: Lab) -> tuple[Uploaded, str]:
+    """Upload with a column dropped whose values are told apart."""
+    column = _column_to_drop(lab)
+    source = _source_with_canary(lab, column)
+    policy = {"drop": [column]}
+    async with uploading(lab, FaultyBackend(), egress=policy) as (seen, client):
+        await seen.upload(client, "less", source)
+    recorded: Uploaded = seen
+    return recorded, column
+
+
+def _column_to_drop(lab: Lab) -> str:
+    """A column of text that the source has and the result keeps by the same name."""
+    rows = sample_rows(lab)
+    results = processed(processor(lab), rows)
+    kept = set(results[0]) if results else set()
+    named = [name for name, value in rows[0].items() if name in kept and isinstance(value, str)]
+    return named[-1] if named else ""
+
+
+def _source_with_canary(lab: Lab, column: str) -> str:
+    """The sample again, its first value of a column marked; the sample itself if it cannot be."""
+    source = Path(source_of(lab))
+    if not (column and source.suffix == ".csv" and source.is_absolute()):
+        return str(source)
+    lines = source.read_text("utf-8").splitlines()
+    names, first = lines[0].split(","), lines[1].split(",")
+    first[names.index(column)] = CANARY
+    folder = source.parent / "marked"
+    folder.mkdir(exist_ok=True)
+    marked = folder / source.name
+    marked.write_text("\n".join([lines[0], ",".join(first), *lines[2:], ""]), "utf-8")
+    return str(marked)
+
+
+@_on_processor(
+    "The client decides what leaves: a dropped column must not leave by another name.",
+    "Copy no column into another; a column that is needed elsewhere may exclude this check.",
+)
+def a_dropped_column_does_not_leave(lab: Lab) -> None:
+    """With a column dropped by the client, its values are in no body."""
+    seen, column = lab.recording("a_dropped_column_does_not_leave", _deliver_less, mine=True)
+    seen.result("less")
+    named = [row for row in seen.backend.rows if column and column in row]
+    demand(not named, f"the dropped column {column!r} arrived")
+    leaked = any(CANARY.encode() in body for body in seen.backend.bodies)
+    demand(not leaked, f"a value of the dropped column {column!r} left by another name")
+
+
+async def _ask_outside(lab: Lab) -> Uploaded:
+    """Ask for a file outside the data roots."""
+    outside = _file_outside(lab)
+    async with uploading(lab, FaultyBackend(), upload_wait_s=20) as (seen, client):
+        await seen.upload(client, "outside", str(outside))
+    recorded: Uploaded = seen
+    return recorded
+
+
+def _file_outside(lab: Lab) -> Path:
+    """A readable file outside the data roots, like the sample where that is a file."""
+    outside, sample = lab.new_folder("outside") / "secret.csv", Path(source_of(lab))
+    if sample.is_absolute() and sample.is_file():
+        shutil.copyfile(sample, outside)
+    else:
+        outside.write_text(f"name,note\n{CANARY},x\n", "utf-8")
+    return outside
+
+
+@_on_processor(
+    "A call may name any path: only the client's data roots may be read.",
+    "Let an own `read` take names, not paths, and look for them in one folder of the settings.",
+)
+def reads_nothing_outside_its_roots(lab: Lab) -> None:
+    """A path outside `data_roots` is refused."""
+    seen = lab.recording("reads_nothing_outside_its_roots", _ask_outside, mine=True)
+    demand(not seen.replies["outside"].success, "a file outside data_roots was read")
+    demand(not seen.backend.rows, "rows of a file outside data_roots arrived")

@@ -1,0 +1,175 @@
+"""What was seen of a processor: `process` on its sample, and uploads to a faulty backend.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import orjson
+
+from catalogzero.client import HandlerClient
+from catalogzero.cloud.contract import Batch
+from catalogzero.cloud.encoding import JsonLines, rows_of
+from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.messages import Reply
+from catalogzero.testing.backend import FaultyBackend
+from catalogzero.testing.handlers import serving
+from catalogzero.testing.lab import Lab, demand, output_to, shown
+
+CALL_TIMEOUT_S = 50.0
+Row = dict[str, Any]
+
+
+class ProcessorSource(Protocol):
+    """What the lab needs of a processor's contract."""
+
+    def data_source(self, lab: Lab) -> str:
+        """What `process_and_upload` is called with."""
+
+
+def processor(lab: Lab, **config: Any) -> CloudProcessor:
+    """A processor of the class."""
+    made = lab.make(**config)
+    demand(isinstance(made, CloudProcessor), f"{type(made).__name__} is no CloudProcessor")
+    return cast("CloudProcessor", made)
+
+
+def source_of(lab: Lab) -> str:
+    """The data_source that the contract names."""
+    return cast("ProcessorSource", lab.contract).data_source(lab)
+
+
+def sample_rows(lab: Lab) -> list[Row]:
+    """The rows of the sample, as they reach `process`."""
+    made = processor(lab)
+    rows = [
+        dict(row) for batch in _batches_of_source(made, source_of(lab)) for row in rows_of(batch)
+    ]
+    demand(rows, "the sample has no rows: give one that the contract's `sample` names")
+    return rows
+
+
+def _batches_of_source(made: CloudProcessor, source: str) -> Iterator[Batch]:
+    """The batches of a source, read as a run reads them."""
+    options = ReadOptions(made.batch_rows, arrow=made.batch_type == "arrow")
+    if made.reads_itself:
+        yield from made.read(source, {})
+        return
+    if source.startswith("sql:"):
+        from catalogzero.cloud.queries import query_item
+
+        items: Sequence[Any] = [query_item(made.settings, source, options)]
+    else:
+        from catalogzero.cloud.sources import Roots
+
+        items = Roots(made.settings.data_roots).items(source, options)
+    for item in items:
+        with item.open(None, BadRecords("fail", Path("unused"))) as reading:
+            yield from reading.batches()
+
+
+def batches(made: CloudProcessor, rows: Sequence[Row], size: int) -> Iterator[Batch]:
+    """Rows in batches of the class's kind; each has its own copies."""
+    for start in range(0, len(rows), size):
+        part = [dict(row) for row in rows[start : start + size]]
+        if made.batch_type == "arrow":
+            from catalogzero.cloud.arrow import tables_of
+
+            yield from tables_of([part])
+        else:
+            yield part
+
+
+def processed(made: CloudProcessor, rows: Sequence[Row], size: int = 10_000) -> list[Row]:
+    """What `process` makes of rows, as it would arrive at the backend."""
+    return [row for batch in made.process(batches(made, rows, size), {}) for row in arrived(batch)]
+
+
+def arrived(batch: Batch) -> list[Row]:
+    """A batch's rows after their way through JSON."""
+    return [orjson.loads(line) for line in JsonLines().lines(rows_of(batch))]
+
+
+def sorted_rows(rows: Iterable[Mapping[str, Any]]) -> list[bytes]:
+    """Rows in an order of their own, for comparison."""
+    return sorted(orjson.dumps(row, option=orjson.OPT_SORT_KEYS) for row in rows)
+
+
+@dataclass
+class Uploaded:
+    """What a served processor answered, and what its backend got.
+
+    Attributes:
+        replies: Answers, by the step that was asked for.
+        rows: Visible rows, after each step.
+        backend: The backend.
+        log: Everything written to standard error.
+        state: The state folder.
+    """
+
+    backend: FaultyBackend
+    log: Path
+    state: Path
+    replies: dict[str, Reply] = field(default_factory=dict)
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+
+    async def upload(self, client: HandlerClient, step: str, source: str, **more: Any) -> None:
+        """Ask for an upload, and keep the answer and what is visible then."""
+        call = {"data_source": source, **more}
+        reply = await client.request("process_and_upload", call, timeout_s=CALL_TIMEOUT_S)
+        self.replies[step] = reply
+        self.rows[step] = self.backend.rows
+
+    def result(self, step: str) -> dict[str, Any]:
+        """The result of an upload that succeeded."""
+        reply = self.replies[step]
+        demand(reply.success, f"process_and_upload failed: {reply.error}")
+        demand(isinstance(reply.result, dict), f"its result is {shown(reply.result)}, no object")
+        return cast("dict[str, Any]", reply.result)
+
+
+@asynccontextmanager
+async def uploading(lab: Lab, backend: FaultyBackend, **runtime: Any) -> Any:
+    """Serve the processor against a backend; yields the record and a client."""
+    folder = lab.new_folder("uploads")
+    seen = Uploaded(backend, folder / "log", folder / "state")
+    async with backend:
+        with output_to(seen.log):
+            handler = processor(lab, endpoint=backend.url)
+            given = {"state_dir": seen.state, "settle_s": 0, "installation_id": "contract"}
+            async with serving(handler, **{**given, **runtime}) as served:
+                yield seen, served.client
+
+
+@contextmanager
+def connections_watched() -> Iterator[list[str]]:
+    """The addresses that this process connects to meanwhile, by Python's audit events."""
+    seen: list[str] = []
+    _WATCHERS.append(seen.append)
+    if not _HOOKED:
+        sys.addaudithook(_on_audit)
+        _HOOKED.append(True)
+    try:
+        yield seen
+    finally:
+        _WATCHERS.remove(seen.append)
+
+
+_WATCHERS: list[Callable[[str], None]] = []
+_HOOKED: list[bool] = []
+
+
+def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook cannot be taken away again: it does nothing while nobody watches."""
+    if _WATCHERS and event in ("socket.connect", "socket.getaddrinfo"):
+        told = arguments[1] if event == "socket.connect" else arguments[0]
+        for watcher in _WATCHERS:
+            watcher(str(told))
