@@ -46,7 +46,7 @@ bench: .venv/ready ## the budgets of docs/performance.md, measured here
 
 .PHONY: chaos
 chaos: .venv/ready ## kill -9, cut connections, full disks: nothing lost, nothing twice
-	$(BIN)/python -m pytest -m chaos
+	CATALOGZERO_CHAOS_KILLS=200 CATALOGZERO_CHAOS_ROWS=1000000 $(BIN)/python -m pytest -m chaos
 
 .PHONY: interop
 interop: .venv/ready ## checks against a running ScheduleZero: SCHEDULEZERO_HTTP=URL SCHEDULEZERO_ZMQ=ADDRESS

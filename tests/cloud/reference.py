@@ -121,8 +121,8 @@ class ReferenceBackend(Rules):
         self.headers.append(dict(request.headers))
         body = await request.read()
         self.bodies.append((request.method, request.path, body))
-        if (answer := self.fault(request)) is not None:
-            return answer
+        if (refusal := self.fault(request)) is not None:
+            return refusal
         if request.headers.get("Authorization") != f"Bearer {self.key}":
             return web.json_response({"title": "no such key"}, status=401)
         match request.method, request.path.removeprefix("/v1").strip("/").split("/"):

@@ -210,8 +210,10 @@ async def test_a_marked_key_shows_nowhere_but_in_the_authorization_header(
 ) -> None:
     data, archive = tmp_path / "exports", tmp_path / "support.zip"
     processor = Plain(endpoint=backend.url, api_key=CANARY, data_roots=[data])
-    runtime = {"state_dir": tmp_path / "state", "settle_s": 0, "installation_id": "site"}
-    async with serving(processor, handler_id="site", **runtime) as service:
+    state = tmp_path / "state"
+    async with serving(
+        processor, handler_id="site", state_dir=state, settle_s=0, installation_id="site"
+    ) as service:
         call = service.client.call
         seen = [
             await call("process_and_upload", {"data_source": str(data)}),

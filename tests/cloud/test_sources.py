@@ -59,8 +59,9 @@ def read(
 def test_the_same_rows_come_from_every_kind_of_file(
     root: Path, name: str, text: str, suffix: str, options: ReadOptions
 ) -> None:
-    packed = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
-    (root / f"{name}{suffix}").write_bytes(packed[suffix](text.encode()))
+    packed = {"": text.encode(), ".gz": gzip.compress(text.encode())}
+    packed[".zst"] = zstandard.ZstdCompressor().compress(text.encode())
+    (root / f"{name}{suffix}").write_bytes(packed[suffix])
 
     rows, _ = read(root, f"{name}{suffix}", options)
 
