@@ -218,15 +218,17 @@ async def fan_out(
 ) -> dict[str, Reply | CatalogZeroError]:
     """Call one method of many handlers at once.
 
-    A dead peer costs one timeout, not its turn.
+    A dead peer costs one timeout, not its turn; `timeout_s` counts from here for all.
 
     Returns:
         For each key of `clients`, in its order, the reply, or the error why there is none.
     """
+    began_s = next((c._clock.monotonic() for c in clients.values()), 0.0)
 
     async def ask(client: HandlerClient) -> Reply | CatalogZeroError:
+        left_s = timeout_s - (client._clock.monotonic() - began_s)
         try:
-            return await client.request(method, params, timeout_s=timeout_s)
+            return await client.request(method, params, timeout_s=max(0.0, left_s))
         except CatalogZeroError as error:
             return error
 
