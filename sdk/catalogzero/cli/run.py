@@ -60,6 +60,8 @@ def run(
 
     Example: catalogzero run acme --registry handler_registry.yaml --set sleep_after_s=5
     """
+    if registry is not None:  # for handlers that read the file themselves, as the conductor does
+        os.environ["CATALOGZERO_REGISTRY"] = str(registry.absolute())
     if all_:
         raise typer.Exit(_run_all(registry_path(registry)))
     if target is None:
