@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +26,7 @@ from conductorzero.peers import (
     peers_of_listing,
     peers_of_mapping,
 )
-from fleets import Shop, addresses, conducting, shops, until
+from fleets import Shop, addresses, conducting, free_port, shops, until
 
 
 @pytest.mark.parametrize(
@@ -173,3 +177,42 @@ async def test_an_address_that_changes_is_called_at_the_new_one() -> None:
             await conductor.close()
             assert (await conductor.ping_handler("one"))["alive"] is True
         await conductor.close()
+
+
+async def test_the_registry_named_on_the_command_line_is_the_one_that_is_watched(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "elsewhere.yaml"
+    path.write_text(
+        f"scheduler: none\nhandlers:\n"
+        f"  - {{handler_id: conductor, module_path: conductorzero, class_name: ConductorZero,\n"
+        f"     state_dir: {tmp_path}, config: {{dashboard_port: null, timeout_s: 0.2}}}}\n"
+        f"  - {{handler_id: shop, module_path: shops, class_name: Shop, port: {free_port()}}}\n"
+    )
+    command = ["run", "conductor", "--registry", str(path), "--once", "health_check"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "catalogzero", *command),
+        cwd=tmp_path.parent,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    told, _ = await process.communicate()
+
+    assert list(json.loads(told)["handlers"]) == ["shop"]
+
+
+def test_the_limit_of_open_files_is_raised_for_a_large_fleet_only() -> None:
+    code = (
+        "import resource, sys; from conductorzero.fleet import allow_connections as allow\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (700, hard))\n"
+        "for number in (10, 1_000, 10**9):\n"
+        "    allow(number); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 700)\n"
+        "print(hard - 700)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    few, many, endless, hard = map(int, told.stdout.split())
+    assert few == 0
+    assert many == 512 + 3_000 - 700
+    assert endless == hard

@@ -25,6 +25,8 @@ from catalogzero import (
 from conductorzero.peers import Peer
 
 TIMEOUT = "Timeout"
+FILES_PER_CONNECTION = 3
+FILES_BESIDE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class Fleet:
         for handler_id, address in list(self._addresses.items()):
             if wanted.get(handler_id) != address:
                 await self._close(handler_id)
+        allow_connections(len(wanted))
         for handler_id, address in wanted.items():
             if handler_id not in self._clients:
                 self._clients[handler_id] = await HandlerClient(
@@ -143,10 +146,17 @@ class Fleet:
         *,
         timeout_s: float,
     ) -> dict[str, Answer]:
-        """Ask these handlers at once; the answers by id, in the order asked."""
-        answers = await asyncio.gather(
-            *(self.ask(one, method, params, timeout_s=timeout_s) for one in handler_ids)
-        )
+        """Ask these handlers at once; the answers by id, in the order asked.
+
+        `timeout_s` counts from here for all: telling a thousand takes its time too.
+        """
+        ends_s = self._clock.monotonic() + timeout_s
+
+        async def ask(handler_id: str) -> Answer:
+            left_s = max(0.0, ends_s - self._clock.monotonic())
+            return await self.ask(handler_id, method, params, timeout_s=left_s)
+
+        answers = await asyncio.gather(*(ask(one) for one in handler_ids))
         return {answer.handler_id: answer for answer in answers}
 
     async def _close(self, handler_id: str) -> None:
@@ -154,3 +164,20 @@ class Fleet:
         self._addresses.pop(handler_id, None)
         client = self._clients.pop(handler_id)
         await client.__aexit__(None, None, None)
+
+
+def allow_connections(number: int) -> None:
+    """Raise this process's own limit of open files, where so many connections would pass it.
+
+    A connection takes two or three descriptors, and ZeroMQ ends the process when there is none
+    left. The hard limit stays; systems without limits have none to raise.
+    """
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FILES_BESIDE + FILES_PER_CONNECTION * number
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

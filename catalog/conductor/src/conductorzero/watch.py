@@ -59,6 +59,7 @@ class Watch:
         await self.fleet.connect(peers)
         events = self.board.set_peers(peers.values(), self._clock.now())
         if events:
+            self._log.info("handlers_changed", changes=len(events), handlers=len(peers))
             self._note(events)
             self._tell()
 
@@ -133,8 +134,7 @@ class Watch:
     def _note(self, events: list[Event]) -> None:
         """Log these events, and keep them for the history."""
         for event in events:
-            level = self._log.warning if _is_bad(event) else self._log.info
-            level(
+            self._level(event)(
                 f"handler_{event.kind}",
                 handler=event.handler_id,
                 text=event.text,
@@ -142,12 +142,14 @@ class Watch:
             )
         self.unwritten = (self.unwritten + events)[-10_000:]
 
+    def _level(self, event: Event) -> Any:
+        """How loud an event is: what every start brings is told in detail to no one."""
+        if event.kind == "failure" or (event.kind == "state" and event.state == "unreachable"):
+            return self._log.warning
+        at_first = event.kind == "joined" or event.text.startswith("unknown ")
+        return self._log.debug if at_first else self._log.info
+
     def _tell(self) -> None:
         """Call whoever listens."""
         for callback in list(self._listeners):
             callback()
-
-
-def _is_bad(event: Event) -> bool:
-    """Whether an operator should see this event."""
-    return event.kind == "failure" or (event.kind == "state" and event.state == "unreachable")
