@@ -61,11 +61,21 @@ class StandIn(Handler):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make the author's object, as `catalogzero run` does; its stand-in is the handler."""
-        given = completed(cls._author_class, args, kwargs)
-        return cls._author_class(*args, **given)._stand_in
+        stand_in = cls.make_author(args, kwargs)._stand_in
+        stand_in._made_with = args, kwargs
+        return stand_in
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: `around` has set it up."""
+
+    @classmethod
+    def make_author(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The author's object, from a stanza's `config`.
+
+        Raises:
+            ConfigError: It does not fit the constructor.
+        """
+        return cls._author_class(*args, **completed(cls._author_class, args, kwargs))
 
     @classmethod
     def around(cls, author: ZMQHandlerBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

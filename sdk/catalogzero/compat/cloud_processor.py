@@ -1,0 +1,179 @@
+"""`CloudProcessorHandler`: the first drawing's cloud processor, on top of the real one.
+
+It owns the old constructor and its two async hooks; reading, the outbox and the upload are
+`CloudProcessor`'s.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+from catalogzero.cloud.contract import Batch, CloudSettings, Params
+from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.compat.base import ZMQHandlerBase
+from catalogzero.compat.stand_in import StandIn, awaited
+from catalogzero.errors import FailedError
+
+FORWARDED = ("stream", "output_version", "unit", "batch_rows")
+
+_beside: ContextVar[Mapping[str, Any]] = ContextVar("_beside")
+"""Settings of a stanza's `config` that the author's constructor does not take."""
+
+
+class CloudStandIn(StandIn, CloudProcessor):
+    """Serves an author's `CloudProcessorHandler`."""
+
+    _sdk_base: ClassVar[bool] = True
+    author: CloudProcessorHandler
+    _hooks_loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def make_author(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """As `StandIn.make_author`; settings that the constructor does not take are kept too."""
+        parameters = inspect.signature(cls._author_class.__init__).parameters.values()
+        taken = {parameter.name for parameter in parameters}
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            taken |= set(kwargs)
+        beside = {k: v for k, v in kwargs.items() if k in CloudSettings.model_fields.keys() - taken}
+        token = _beside.set(beside)
+        try:
+            return super().make_author(args, {k: kwargs[k] for k in kwargs if k not in beside})
+        finally:
+            _beside.reset(token)
+
+    def configure_cloud(self, config: Mapping[str, Any]) -> None:
+        """Take the settings of the upload.
+
+        Raises:
+            ConfigError: As `CloudProcessor`.
+        """
+        CloudProcessor.__init__(self, **{**_beside.get({}), **config})
+
+    @property
+    def reads_itself(self) -> bool:
+        """Whether `_read_data` is the author's."""
+        return type(self.author)._read_data is not CloudProcessorHandler._read_data
+
+    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
+        """What the author reads, processed: only they know what kind of thing it is between."""
+        data = self._result_of(self.author._read_data(data_source))
+        yield from self._processed(data, params)
+
+    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+        """The author's `_process` over all records of one file or query at once."""
+        from catalogzero.cloud.encoding import rows_of  # only here, in the worker: it is heavy
+
+        if self.reads_itself:
+            yield from batches
+        else:
+            yield from self._processed([row for batch in batches for row in rows_of(batch)], params)
+
+    def upload(self, data_source: str, params: dict[str, Any] | None) -> dict[str, Any]:
+        """In the worker: the real `process_and_upload`."""
+        return CloudProcessor.process_and_upload(self, data_source, params)
+
+    async def _worker_main(self) -> None:
+        self._hooks_loop = asyncio.get_running_loop()
+        await super()._worker_main()
+
+    def _processed(self, data: Any, params: Params) -> Iterator[Batch]:
+        result = self._result_of(self.author._process(data, dict(params)))
+        if hasattr(result, "to_batches"):
+            yield result
+            return
+        records = _records(result)
+        for start in range(0, len(records), self.batch_rows):
+            yield records[start : start + self.batch_rows]
+
+    def _result_of(self, result: Any) -> Any:
+        """What a hook returned: a coroutine runs on the worker's loop, as all hooks do."""
+        if not inspect.isawaitable(result):
+            return result
+        work: Coroutine[Any, Any, Any] = awaited(result)
+        if self._hooks_loop is None:
+            return asyncio.run(work)
+        return asyncio.run_coroutine_threadsafe(work, self._hooks_loop).result()
+
+
+class CloudProcessorHandler(ZMQHandlerBase):
+    """Reads a client's data, processes it there, and sends each result exactly once.
+
+    A subclass writes `_process`, and `_read_data` where its data is not in files or queries;
+    `process_and_upload` and `health_report` are its jobs. They run in the worker process, which
+    makes an object of its own with the same constructor arguments.
+
+    Args:
+        api_key: The key of this client at the backend; or `api_key_file=`.
+        endpoint: The backend's base URL.
+        config: Any other setting of `catalogzero.CloudSettings` (`data_roots`), or of
+            `ZMQHandlerBase` (`handler_id`, …).
+
+    Raises:
+        ConfigError: A setting at fault, by name; without a `_read_data` of one's own,
+            `data_roots` or `sources` must be set.
+    """
+
+    _stand_in_base: ClassVar[type[StandIn]] = CloudStandIn
+    _stand_in: CloudStandIn
+
+    def __init__(
+        self, api_key: str | None = None, endpoint: str | None = None, **config: Any
+    ) -> None:
+        given = {"api_key": api_key, "endpoint": endpoint, **config}
+        cloud = {k: v for k, v in given.items() if k in CloudSettings.model_fields}
+        super().__init__(**{k: v for k, v in config.items() if k not in cloud})
+        self.api_key = api_key
+        self.endpoint = endpoint
+        self._stand_in.configure_cloud({k: v for k, v in cloud.items() if v is not None})
+
+    @classmethod
+    def _stand_in_body(cls) -> dict[str, Any]:
+        return {name: getattr(cls, name) for name in FORWARDED if hasattr(cls, name)}
+
+    async def _read_data(self, data_source: str) -> Any:
+        """The author's own source; whatever it returns is given to `_process`."""
+        raise NotImplementedError
+
+    async def _process(self, data: Any, params: dict[str, Any]) -> Any:
+        """The author's work: from what was read (by default a list of dicts) to records.
+
+        Args:
+            data: What `_read_data` returned; else all records of one file or query.
+            params: What the call gave under `params`, without `format` and `full`.
+
+        Returns:
+            The records, a list of dicts; one dict is one record.
+        """
+        return data
+
+    async def process_and_upload(
+        self, data_source: str, params: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """See `CloudProcessor.process_and_upload`; to call, and to extend through super()."""
+        if self._stand_in.in_worker:
+            return await asyncio.to_thread(self._stand_in.upload, data_source, params)
+        worker = self._stand_in.worker
+        result: dict[str, Any] = await worker.call("upload", data_source=data_source, params=params)
+        return result
+
+    async def health_report(self) -> dict[str, Any]:
+        """See `CloudProcessor.health_report`."""
+        return await self._stand_in._report_health(None)
+
+
+def _records(result: Any) -> list[Any]:
+    """The records that `_process` returned."""
+    if result is None:
+        return []
+    if isinstance(result, Mapping):
+        return [result]
+    if isinstance(result, str | bytes) or not isinstance(result, Iterable):
+        kind = type(result).__name__
+        raise FailedError(f"_process returns records, a list of dicts, and this is a {kind}")
+    return list(result)
