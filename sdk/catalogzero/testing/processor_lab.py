@@ -110,6 +110,7 @@ class Uploaded:
     Attributes:
         replies: Answers, by the step that was asked for.
         rows: Visible rows, after each step.
+        reports: Health reports that had arrived before it stopped.
         backend: The backend.
         log: Everything written to standard error.
         state: The state folder.
@@ -120,6 +121,7 @@ class Uploaded:
     state: Path
     replies: dict[str, Reply] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
+    reports: list[dict[str, Any]] = field(default_factory=list)
 
     async def upload(self, client: HandlerClient, step: str, source: str, **more: Any) -> None:
         """Ask for an upload, and keep the answer and what is visible then."""

@@ -1,0 +1,103 @@
+"""The contract suite: a good processor passes, and each seeded fault fails by the check's name."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from catalogzero.handler import Handler
+from catalogzero.testing import Lab, ProcessorContract
+from catalogzero.testing.checks import Check
+from catalogzero.testing.lab import BrokenError, UnfinishedError
+
+from tests.testing.mutants import GOOD, MUTANTS, SAMPLE, Mutant
+
+CHECKS = {check.name: check for check in ProcessorContract.checks()}
+SEEDED = [
+    pytest.param(name, mutant, id=f"{name}-{number}", marks=[pytest.mark.slow] * bool(number))
+    for name, mutants in MUTANTS.items()
+    for number, mutant in enumerate(mutants)
+]
+_numbers = itertools.count()
+
+
+class Bench:
+    """Writes mutants as packages, and makes a lab for each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def lab(self, mutant: Mutant) -> Lab:
+        """A lab with the mutant's class."""
+        package = f"contract_mutant_{next(_numbers)}"
+        there = mutant.write(self.folder, package)
+        importlib.invalidate_caches()
+        cls: type[Handler] = importlib.import_module(f"{package}.handler").Good
+        (there / "catalogzero.toml").write_text(mutant.manifest(cls))
+        sample_file = self.folder / "sample.csv"
+        sample_file.write_text(SAMPLE)
+
+        class Examined(ProcessorContract):
+            handler_class = cls
+            sample = sample_file
+
+        place = self.folder / f"lab-{package}"
+        place.mkdir()
+        return Lab(Examined(), place)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Bench(tmp_path)
+    for name in [name for name in sys.modules if name.startswith("contract_mutant_")]:
+        del sys.modules[name]
+
+
+def broken(check: Check, lab: Lab) -> str | None:
+    """What a check says is broken; None where it holds or cannot be looked at."""
+    try:
+        check.examine(lab)
+    except BrokenError as error:
+        return str(error)
+    except UnfinishedError:
+        return None
+    return None
+
+
+def test_every_check_has_a_mutant() -> None:
+    assert MUTANTS.keys() == CHECKS.keys()
+    assert sum(map(len, MUTANTS.values())) >= 25
+
+
+def test_a_good_processor_breaks_no_check(bench: Bench) -> None:
+    lab = bench.lab(GOOD)
+
+    assert {name: said for name, check in CHECKS.items() if (said := broken(check, lab))} == {}
+
+
+@pytest.mark.parametrize(("name", "mutant"), SEEDED)
+def test_a_seeded_fault_is_told_by_the_check_that_names_it(
+    bench: Bench, name: str, mutant: Mutant
+) -> None:
+    said = broken(CHECKS[name], bench.lab(mutant))
+
+    assert said
+    assert said.startswith(f"{name}\n  seen: ")
+    assert CHECKS[name].mend in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", MUTANTS)
+def test_each_check_has_a_mutant_that_only_it_catches(bench: Bench, name: str) -> None:
+    caught = []
+    for mutant in MUTANTS[name]:
+        lab = bench.lab(mutant)
+        caught.append([other for other, check in CHECKS.items() if broken(check, lab)])
+
+    assert [name] in caught
