@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.backend.peer import KINDS, Peer, postgresql_url, serve_peer, sqlite_url
+from tests.backend.peer import KINDS, Peer, postgresql_url, serve_peer
 
 
-@pytest.fixture(params=KINDS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database, of each kind in turn."""
-    yield from sqlite_url(tmp_path) if request.param == "sqlite" else postgresql_url()
+@pytest.fixture(params=KINDS, scope="module")
+def database_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a database that a module's tests share, each with a tenant of its own."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('database') / 'backend.db'}"
+    else:
+        yield from postgresql_url()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -24,11 +23,6 @@ POSTGRESQL = os.environ.get(
 )
 NDJSON = {"Content-Type": "application/x-ndjson"}
 AT = "2026-01-01T00:00:00.000+00:00"
-
-
-def sqlite_url(folder: Path) -> Iterator[str]:
-    """A database file of its own."""
-    yield f"sqlite:///{folder / 'backend.db'}"
 
 
 def postgresql_url() -> Iterator[str]:
@@ -71,8 +65,11 @@ class Answer:
 class Peer:
     """What a tenant's installation, and its operator, can ask of a served backend."""
 
-    def __init__(self, url: str, key: str, session: aiohttp.ClientSession, database: str) -> None:
-        self.url, self.key, self.session, self.database = url, key, session, database
+    def __init__(
+        self, url: str, name: str, key: str, session: aiohttp.ClientSession, database: str
+    ) -> None:
+        self.url, self.name, self.key = url, name, key
+        self.session, self.database = session, database
 
     async def ask(self, method: str, path: str, **request: Any) -> Answer:
         """Send one request with the key; `headers` of the request's own win."""
@@ -93,19 +90,22 @@ class Peer:
         return await self.ask("POST", f"/v1/uploads/{upload}/complete", json=completion(**fields))
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
-        """What the database answers to a query."""
+        """What the database answers to a query; `:tenant` is the peer's tenant."""
         database = Database(self.database)
         try:
             return database.read_now(
-                lambda connection: [tuple(row) for row in connection.execute(text(statement))]
+                lambda connection: [
+                    tuple(row) for row in connection.execute(text(statement), {"tenant": self.name})
+                ]
             )
         finally:
             database.close()
 
     def visible(self) -> list[Any]:
-        """The records that can be seen, in order of their upload."""
+        """The tenant's records that can be seen, in order of their upload."""
         rows = self.sql(
-            "SELECT payload FROM visible_records ORDER BY upload_id, source_seq, seq, row_index"
+            "SELECT payload FROM visible_records WHERE tenant = :tenant"
+            " ORDER BY upload_id, source_seq, seq, row_index"
         )
         return [orjson.loads(row[0]) for row in rows]
 
@@ -133,13 +133,12 @@ def completion(**fields: Any) -> dict[str, Any]:
 @asynccontextmanager
 async def serve_peer(database_url: str, **options: Any) -> AsyncIterator[Peer]:
     """A served backend with one tenant; `options` are settings, `hook` and `clock` aside."""
+    name = f"tenant-{uuid.uuid4().hex[:8]}"
     database = Database(database_url)
-    key = database.write_now(
-        lambda connection: add_tenant(connection, f"tenant-{uuid.uuid4().hex[:8]}", AT)
-    )
+    key = database.write_now(lambda connection: add_tenant(connection, name, AT))
     database.close()
     hook, clock = options.pop("hook", None), options.pop("clock", None)
     settings = BackendSettings(database=database_url, **options)
     app = create_app(settings, on_upload_completed=hook, clock=clock)
     async with serving(app) as url, aiohttp.ClientSession() as session:
-        yield Peer(url, key, session, database_url)
+        yield Peer(url, name, key, session, database_url)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from catalogzero.backend import uploads
 from catalogzero.backend.bodies import Limits, seal
 from catalogzero.backend.contract import Complete
+from catalogzero.backend.housekeeping import clear_hidden, expire_chunk, forget_empty
 from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.rules import Verdict
 from catalogzero.backend.schema import tenants
@@ -34,6 +35,7 @@ UPLOADS = st.sampled_from(["u1", "u2", "u3", "u4", "u5"])
 SOURCES = st.sampled_from(["s1", "s2"])
 CONTENTS = st.sampled_from(["a", "b"])
 MARKS = st.sampled_from([None, 1, 2])
+LATER = "2027-01-01T00:00:00.000+00:00"
 LIMITS = Limits(1 << 20, 100)
 ROWS = {"a": 1, "b": 2}
 
@@ -90,6 +92,10 @@ class Oracle:
         if claim["mode"] == "append" and not claim["full"]:
             return bool(claim["after"] != self.watermark(source))
         return bool(claim["source_seq"] <= self.highest(source))
+
+    def open_chunks(self) -> set[tuple[str, int]]:
+        """The chunks of uploads that have not ended."""
+        return {chunk for chunk in self.chunks if not self.end_of(chunk[0])}
 
     def end_of(self, upload: str) -> Event | None:
         """How an upload ended, if it did."""
@@ -201,6 +207,39 @@ class Completion(RuleBasedStateMachine):
                 return ("missing", outcome.missing)
             case _:
                 return ("superseded", outcome.source_seq, outcome.watermark)
+
+    @rule()
+    def collect(self) -> None:
+        """Seven days pass for one chunk of some upload that is still open."""
+        self.database.write_now(lambda c: expire_chunk(c, LATER))
+        self.database.write_now(lambda c: forget_empty(c, LATER))
+
+        gone = self.oracle.open_chunks() - self.stored(state="open")
+        assert len(gone) <= 1
+        for chunk in gone:
+            del self.oracle.chunks[chunk]
+
+    @rule()
+    def clear(self) -> None:
+        """The rows that nobody sees any more are deleted, in part."""
+        self.database.write_now(clear_hidden)
+
+    def stored(self, state: str) -> set[tuple[str, int]]:
+        """The chunks of the tenant's uploads in a state."""
+        of_tenant = text(
+            "SELECT upload_id, seq FROM chunks JOIN uploads USING (upload_no)"
+            " WHERE tenant_id = :tenant AND state = :state"
+        )
+        known = {"tenant": self.tenant_id, "state": state}
+        return self.database.read_now(
+            lambda c: {(row[0], int(row[1])) for row in c.execute(of_tenant, known)}
+        )
+
+    def teardown(self) -> None:
+        """Leave nothing to collect to the next example."""
+        for step in (clear_hidden, lambda c: expire_chunk(c, LATER)):
+            while self.database.write_now(step):
+                pass
 
     @invariant()
     def what_is_seen_is_what_the_design_says(self) -> None:

@@ -37,6 +37,7 @@ from catalogzero.backend.contract import (
 from catalogzero.backend.group_commit import GroupCommit
 from catalogzero.backend.installations import Report
 from catalogzero.backend.problems import Kind, ProblemError
+from catalogzero.backend.rate import RateLimit, retry_after
 from catalogzero.backend.rules import Verdict
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
@@ -77,6 +78,7 @@ class UploadApi:
         self._keys = KeyRing(database, clock)
         self._places = asyncio.Semaphore(settings.max_concurrent_chunks)
         self._held_bytes = 0
+        self._rate = RateLimit(settings.max_requests_per_s)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
         self.reports = GroupCommit[Report](
             database, installations.store_reports, clock, settings.health_commit_window_s
@@ -205,6 +207,13 @@ class UploadApi:
                 Kind.UNAUTHORIZED,
                 "send a key of this backend: Authorization: Bearer czk_…",
                 headers={"WWW-Authenticate": 'Bearer realm="catalogzero"'},
+            )
+        wait_s = self._rate.wait_s(tenant.tenant_id, self._clock.monotonic())
+        if wait_s:
+            raise ProblemError(
+                Kind.RATE_LIMITED,
+                f"more than {self._settings.max_requests_per_s:g} requests a second",
+                headers={"Retry-After": retry_after(wait_s)},
             )
         return tenant
 

@@ -23,6 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.backend.api import UploadApi
 from catalogzero.backend.delivery import Delivery, Hook
 from catalogzero.backend.fleet import FleetPages
+from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
@@ -73,6 +74,7 @@ def create_app(
             undo.callback(api.close)
             undo.push_async_callback(api.reports.flush)
             await _start(undo, api.reports.run())
+            await _start(undo, Housekeeping(settings, database, clock, log).run())
             if delivery:
                 await _start(undo, delivery.run())
             yield

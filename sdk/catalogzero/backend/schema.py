@@ -100,6 +100,7 @@ uploads = Table(
     Column("job_id", String(40)),
     Column("hook_due_at", String(40)),
     Column("hook_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("rows_gone", Boolean(create_constraint=False), nullable=False, server_default=false()),
     Column("source_id", ForeignKey("sources.source_id")),
     Column("upload_key", Text),
     Column("key_digest", String(64)),
@@ -117,7 +118,7 @@ uploads = Table(
 )
 Index("uploads_of_source", uploads.c.source_id, uploads.c.visible, uploads.c.key_digest)
 Index("uploads_by_hook", uploads.c.hook_due_at)
-Index("uploads_by_state", uploads.c.state, uploads.c.opened_at)
+Index("uploads_by_state", uploads.c.state, uploads.c.visible, uploads.c.rows_gone)
 
 chunks = Table(
     "chunks",
@@ -129,6 +130,7 @@ chunks = Table(
     Column("stored_at", String(40), nullable=False),
     sqlite_with_rowid=False,
 )
+Index("chunks_by_time", chunks.c.stored_at)
 
 records = Table(
     "records",

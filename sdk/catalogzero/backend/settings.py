@@ -58,6 +58,14 @@ class BackendSettings(BaseSettings):
     """How long a health report waits for others to share its transaction."""
     health_interval_s: float | None = Field(default=None, gt=0)
     """What installations are asked to report at (`next_interval_s`); none: theirs."""
+    max_requests_per_s: float = Field(default=1_000, gt=0)
+    """What one tenant may ask for, on average; twice that in a burst."""
+    open_upload_ttl_s: float = Field(default=7 * DAY_S, gt=0)
+    """How long chunks of an upload that is not completed are kept."""
+    health_history_s: float = Field(default=30 * DAY_S, gt=0)
+    """How long health reports are kept; the latest of each installation always is."""
+    housekeeping_interval_s: float = Field(default=60, gt=0)
+    """How often rows that can go are looked for."""
     operator_token: SecretStr | None = None
     """Opens the fleet page and `/metrics` (Bearer, or the password of Basic authentication)."""
     operator_token_file: Path | None = None

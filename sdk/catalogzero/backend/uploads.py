@@ -172,11 +172,18 @@ def _select_upload(tenant_id: int, upload_id: str) -> Select[Any]:
 def _upload(
     connection: Connection, tenant_id: int, upload_id: str, at: str, *, share: bool
 ) -> Row[Any]:
-    """The upload's row, opened where there is none, and locked: shared among chunks."""
-    row = {"tenant_id": tenant_id, "upload_id": upload_id}
-    insert_new(connection, uploads, {**row, "state": State.OPEN.value, "opened_at": at})
-    statement = _select_upload(tenant_id, upload_id).with_for_update(read=share)
-    return connection.execute(statement).one()
+    """The upload's row, opened where there is none, and locked: shared among chunks.
+
+    One that housekeeping takes away between the two statements is opened again.
+    """
+    row: dict[str, Any] = {"tenant_id": tenant_id, "upload_id": upload_id}
+    row |= {"state": State.OPEN.value, "opened_at": at}
+    locked = _select_upload(tenant_id, upload_id).with_for_update(read=share)
+    while True:
+        insert_new(connection, uploads, row)
+        found = connection.execute(locked).one_or_none()
+        if found is not None:
+            return found
 
 
 def _source(connection: Connection, tenant_id: int, upload: Row[Any], body: Complete) -> Row[Any]:

@@ -1,0 +1,156 @@
+"""What goes with time, and what never does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import structlog
+from catalogzero.backend import BackendSettings
+from catalogzero.backend.housekeeping import Housekeeping
+from catalogzero.backend.rate import RateLimit
+from catalogzero.backend.store import Database
+from catalogzero.testing import ManualClock
+
+from tests.backend.peer import Peer, serve_peer
+
+DAY_S = 86_400
+
+
+class World:
+    """A backend, its clock, and its housekeeping, which a test runs by hand."""
+
+    def __init__(self, peer: Peer, clock: ManualClock, database: Database) -> None:
+        self.peer, self.clock = peer, clock
+        settings = BackendSettings(database=peer.database)
+        log = structlog.get_logger()
+        self.housekeeping = Housekeeping(settings, database, clock, log)
+
+    async def after(self, seconds: float) -> None:
+        """Let time pass, and sweep."""
+        await self.clock.advance(seconds)
+        await self.housekeeping.sweep()
+
+    def rows(self) -> int:
+        """How many rows are stored for the tenant, seen or not."""
+        ((count,),) = self.peer.sql(
+            "SELECT count(*) FROM records JOIN uploads USING (upload_no)"
+            " JOIN tenants USING (tenant_id) WHERE name = :tenant"
+        )
+        return int(count)
+
+
+@pytest.fixture
+async def world(database_url: str) -> AsyncIterator[World]:
+    """A backend whose time stands still, and which sweeps only when told."""
+    clock = ManualClock()
+    database = Database(database_url)
+    options = {"clock": clock, "housekeeping_interval_s": 10**9}
+    async with serve_peer(database_url, **options) as peer:
+        yield World(peer, clock, database)
+    database.close()
+
+
+async def test_chunks_never_completed_go_after_seven_days_and_may_come_again(
+    world: World,
+) -> None:
+    await world.peer.put("u1", 0, {"a": 1})
+    await world.after(6 * DAY_S)
+    await world.peer.put("u1", 1, {"a": 2})
+    kept = world.rows()
+    await world.after(2 * DAY_S)
+
+    missing = await world.peer.complete("u1", chunks=2, records=2)
+    await world.peer.put("u1", 0, {"a": 1})
+    completed = await world.peer.complete("u1", chunks=2, records=2)
+
+    assert (kept, missing.json["missing"], completed.status) == (2, [0], 201)
+    await world.after(30 * DAY_S)
+    assert world.peer.visible() == [{"a": 1}, {"a": 2}]
+
+
+async def test_an_upload_that_lost_all_its_chunks_is_forgotten(world: World) -> None:
+    await world.peer.put("u1", 0, {"a": 1})
+    await world.after(8 * DAY_S)
+
+    assert (await world.peer.ask("GET", "/v1/uploads/u1")).status == 404
+
+
+async def test_rows_that_were_replaced_go_and_what_they_were_is_remembered(
+    world: World,
+) -> None:
+    await world.peer.put("u1", 0, {"a": 1})
+    first = await world.peer.complete("u1")
+    await world.peer.put("u2", 0, {"a": 2})
+    await world.peer.complete("u2", upload_key="key-2", source_seq=2)
+    await world.after(1)
+
+    again = await world.peer.complete("u1")
+
+    assert world.rows() == 1
+    assert world.peer.visible() == [{"a": 2}]
+    assert again.json == {**first.json, "duplicate": True}
+
+
+async def test_rows_of_a_superseded_upload_go(world: World) -> None:
+    await world.peer.complete("u1", chunks=0, records=0, source_seq=5)
+    await world.peer.put("u2", 0, {"a": 1})
+    await world.peer.complete("u2", upload_key="key-2", source_seq=4)
+    await world.after(1)
+
+    assert world.rows() == 0
+    assert (await world.peer.put("u2", 0, {"a": 1})).status == 410
+
+
+async def test_old_health_reports_go_and_the_latest_state_stays(world: World) -> None:
+    async def report(installation: str) -> None:
+        body = {"client_id": installation, "metrics": {}, "timestamp": "", "status": "ok"}
+        sent = asyncio.create_task(world.peer.ask("POST", "/v1/health", json=body))
+        while not sent.done():
+            await world.clock.advance(1)
+            await asyncio.sleep(0)
+        assert (await sent).status == 200
+
+    await report("site-1")
+    await world.after(20 * DAY_S)
+    await report("site-2")
+    await world.after(20 * DAY_S)
+
+    reports = world.peer.sql(
+        "SELECT installation_id FROM health_reports JOIN tenants USING (tenant_id)"
+        " WHERE name = :tenant"
+    )
+    fleet = (await world.peer.ask("GET", "/fleet.json")).json["installations"]
+    mine: list[Any] = [row for row in fleet if row["tenant"] == world.peer.name]
+    assert reports == [("site-2",)]
+    assert [(row["installation_id"], row["status"]) for row in mine] == [
+        ("site-1", "ok"),
+        ("site-2", "ok"),
+    ]
+
+
+async def test_a_tenant_that_asks_too_fast_waits_and_others_do_not(database_url: str) -> None:
+    options = {"clock": ManualClock(), "max_requests_per_s": 1}
+    async with (
+        serve_peer(database_url, **options) as eager,
+        serve_peer(database_url, **options) as other,
+    ):
+        answers = [await eager.ask("GET", "/v1/uploads/u1") for _ in range(3)]
+
+        assert [answer.status for answer in answers] == [404, 404, 429]
+        assert answers[2].problem == "rate-limited"
+        assert answers[2].headers["Retry-After"] == "1"
+        assert (await other.ask("GET", "/v1/uploads/u1")).status == 404
+
+
+def test_a_bucket_fills_again_at_its_rate() -> None:
+    limit = RateLimit(2)
+
+    waits = [limit.wait_s("a", 0) for _ in range(5)]
+
+    assert waits == [0, 0, 0, 0, 0.5]
+    assert limit.wait_s("a", 0.5) == 0
+    assert limit.wait_s("a", 0.5) == 0.5
+    assert limit.wait_s("b", 0.5) == 0
