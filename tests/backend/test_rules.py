@@ -32,11 +32,21 @@ from sqlalchemy import select, text
 from tests.backend.peer import AT, completion
 
 UPLOADS = st.sampled_from(["u1", "u2", "u3", "u4", "u5"])
-SOURCES = st.sampled_from(["s1", "s2"])
 CONTENTS = st.sampled_from(["a", "b"])
 MARKS = st.sampled_from([None, 1, 2])
 LATER = "2027-01-01T00:00:00.000+00:00"
 LIMITS = Limits(1 << 20, 100)
+CLAIMS = st.fixed_dictionaries(
+    {
+        "source_key": st.sampled_from(["s1", "s1", "s1", "s2"]),
+        "upload_key": st.sampled_from(["k1", "k2", "k3"]),
+        "source_seq": st.integers(1, 5),
+        "mode": st.sampled_from(["replace", "append"]),
+        "full": st.sampled_from([False, False, True]),
+        "after": MARKS,
+        "until": MARKS,
+    }
+)
 ROWS = {"a": 1, "b": 2}
 
 
@@ -167,21 +177,22 @@ class Completion(RuleBasedStateMachine):
         word = {"new": "stored", "same": "stored"}.get(stored.value, stored.value)
         assert word == self.oracle.put(upload, seq, content)
 
+    @rule(upload=UPLOADS, content=CONTENTS, claim=CLAIMS)
+    def deliver(self, upload: str, content: str, claim: dict[str, Any]) -> None:
+        """A chunk comes, and the complete of what is stored then."""
+        self.put(upload, 0, content)
+        self.complete(upload, None, 0, claim)
+
     @rule(
         upload=UPLOADS,
-        source_key=SOURCES,
-        upload_key=st.sampled_from(["k1", "k2", "k3"]),
-        source_seq=st.integers(1, 8),
-        mode=st.sampled_from(["replace", "append"]),
-        full=st.booleans(),
-        after=MARKS,
-        until=MARKS,
         chunks=st.none() | st.integers(0, 3),
         off_by=st.sampled_from([0, 0, 0, 1]),
+        claim=CLAIMS,
     )
-    def complete(self, upload: str, chunks: int | None, off_by: int, **claim: Any) -> None:
+    def complete(self, upload: str, chunks: int | None, off_by: int, claim: dict[str, Any]) -> None:
         """A complete comes: of what is stored, or of what is not."""
         stored = [content for (u, _), content in self.oracle.chunks.items() if u == upload]
+        claim = dict(claim)
         claim["chunks"] = len(stored) if chunks is None else chunks
         claim["records"] = sum(ROWS[content] for content in stored) + off_by
         body = Complete.model_validate(completion(**claim))
