@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pytest
 from catalogzero.backend import uploads
 from catalogzero.backend.bodies import Limits, seal
 from catalogzero.backend.contract import Complete
@@ -34,6 +35,7 @@ from tests.backend.peer import AT, completion
 UPLOADS = st.sampled_from(["u1", "u2", "u3", "u4", "u5"])
 CONTENTS = st.sampled_from(["a", "b"])
 MARKS = st.sampled_from([None, 1, 2])
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1_200)]
 LATER = "2027-01-01T00:00:00.000+00:00"
 LIMITS = Limits(1 << 20, 100)
 CLAIMS = st.fixed_dictionaries(
@@ -264,7 +266,8 @@ class Completion(RuleBasedStateMachine):
         assert set(found) == self.oracle.rows()
 
 
-def test_every_complete_is_answered_as_the_design_says(database_url: str) -> None:
+@pytest.mark.parametrize("examples", [50, pytest.param(1_000, marks=SLOW)])
+def test_every_complete_is_answered_as_the_design_says(database_url: str, examples: int) -> None:
     database = Database(database_url)
 
     class OnThisDatabase(Completion):
@@ -274,7 +277,7 @@ def test_every_complete_is_answered_as_the_design_says(database_url: str) -> Non
     try:
         run_state_machine_as_test(
             OnThisDatabase,
-            settings=settings(max_examples=30, stateful_step_count=25, deadline=None),
+            settings=settings(max_examples=examples, stateful_step_count=20, deadline=None),
         )
     finally:
         database.close()
