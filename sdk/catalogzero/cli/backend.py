@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -18,10 +20,12 @@ from catalogzero.cli.output import JsonFlag, print_json, print_table
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from catalogzero.backend.conformance.suite import Report, Result
     from catalogzero.backend.server import Address
     from catalogzero.backend.settings import BackendSettings
 
 T = TypeVar("T")
+KEY_VARIABLE = "CATALOGZERO_BACKEND_KEY"
 
 app = typer.Typer(no_args_is_help=True, help="The receiver of uploads and health reports.")
 tenants = typer.Typer(no_args_is_help=True, help="The backend's tenants and their keys.")
@@ -64,6 +68,51 @@ def serve(
         _announce(address, hint, as_json=as_json)
 
     asyncio.run(server.serve(settings, host=host, port=port, tls=tls, on_started=announce))
+
+
+class Form(StrEnum):
+    """The forms of upload."""
+
+    AUTO = "auto"
+    CHUNKED = "chunked"
+    SIMPLE = "simple"
+
+
+@app.command()
+def verify(
+    url: Annotated[str, typer.Argument(help="The backend's endpoint, as a handler names it.")],
+    key_file: Annotated[
+        Path | None, typer.Option(help=f"Holds a key made for tests; else ${KEY_VARIABLE}.")
+    ] = None,
+    form: Annotated[Form, typer.Option(help="Which form of upload to check.")] = Form.AUTO,
+    ca_file: Annotated[Path | None, typer.Option(help="Authorities to trust, PEM.")] = None,
+    only: Annotated[str, typer.Option(help="Only checks whose name holds this.")] = "",
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="For one request.")] = 30.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Check that a backend speaks the upload protocol. It writes rows: use a test tenant."""
+    from dataclasses import asdict
+
+    from catalogzero.backend.conformance import suite
+
+    show = _ignore if as_json else _show_result
+    report = asyncio.run(
+        suite.verify(
+            url,
+            _test_key(key_file),
+            form=form.value,
+            timeout_s=timeout_s,
+            ca_file=ca_file,
+            only=only,
+            on_result=show,
+        )
+    )
+    if as_json:
+        print_json({**asdict(report), "passed": report.passed})
+    else:
+        _show_report(report)
+    if not report.passed:
+        raise typer.Exit(1)
 
 
 @tenants.command("add")
@@ -117,6 +166,47 @@ def list_all(database: Database = None, as_json: JsonFlag = False) -> None:
         for tenant in found
     ]
     print_table(("tenant", "created", "installations", "keys"), rows)
+
+
+def _test_key(key_file: Path | None) -> str:
+    """The key to check with, from its file or the environment: never from the command line."""
+    from catalogzero.errors import ConfigError
+
+    if key_file is None:
+        key = os.environ.get(KEY_VARIABLE, "")
+    else:
+        try:
+            key = key_file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"key file {key_file} cannot be read: {error}") from None
+    if not (key.strip().isascii() and key.strip()):
+        raise ConfigError(f"name a file that holds a test key: --key-file, or set {KEY_VARIABLE}")
+    return key.strip()
+
+
+def _ignore(_: Result) -> None:
+    """Show nothing yet."""
+
+
+def _show_result(result: Result) -> None:
+    """One line for a check, and why for one that did not pass."""
+    colour = {"pass": "green", "warn": "yellow", "fail": "red"}[result.outcome]
+    typer.echo(f"{typer.style(result.outcome, fg=colour)}  {result.check}")
+    for detail in result.details:
+        typer.echo(f"      {detail}")
+    if result.outcome == "fail":
+        typer.echo(f"      why it matters: {result.why}")
+
+
+def _show_report(report: Report) -> None:
+    """The totals, and what was written where."""
+    counts = Counter(result.outcome for result in report.results)
+    totals = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("pass", "warn", "fail"))
+    typer.echo(f"\n{report.form} form of {report.endpoint}: {totals}")
+    typer.echo(f"\nWritten: {report.rows_sent} rows, under names that begin verify-{report.run}.")
+    typer.echo("What should be visible of them now, and nothing else:")
+    for source, rows in report.visible.items():
+        typer.echo(f"  {source}  {rows} rows")
 
 
 def _settings(**given: Any) -> BackendSettings:

@@ -1,0 +1,96 @@
+"""A receiver of the simple form: one JSON array a request, stored once for each key.
+
+usage: OWN_BACKEND_KEY=… python simple.py [PORT] [DATABASE]
+"""
+
+import hmac
+import json
+import os
+import sqlite3
+import sys
+import uuid
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+BASE = "/v1"
+KEY = os.environ["OWN_BACKEND_KEY"]
+DATABASE = sys.argv[2] if len(sys.argv) > 2 else "own_backend.db"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS uploads (key TEXT PRIMARY KEY, job_id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rows (job_id TEXT NOT NULL, payload TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS health (client_id TEXT NOT NULL, report TEXT NOT NULL);
+"""
+
+
+def store(key: str, records: list[Any]) -> tuple[int, dict[str, Any]]:
+    """Store an array in one transaction; the same key again gets the first answer."""
+    with closing(sqlite3.connect(DATABASE, timeout=30)) as database, database:
+        database.execute("BEGIN IMMEDIATE")
+        found = database.execute("SELECT job_id FROM uploads WHERE key = ?", [key]).fetchone()
+        if found:
+            return 200, {"job_id": found[0], "duplicate": True}
+        job_id = uuid.uuid4().hex
+        database.execute("INSERT INTO uploads VALUES (?, ?)", [key, job_id])
+        rows = [(job_id, json.dumps(record)) for record in records]
+        database.executemany("INSERT INTO rows VALUES (?, ?)", rows)
+    return 201, {"job_id": job_id}
+
+
+def report(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Keep a health report."""
+    with closing(sqlite3.connect(DATABASE, timeout=30)) as database, database:
+        database.execute("INSERT INTO health VALUES (?, ?)", [body["client_id"], json.dumps(body)])
+    return 200, {}
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """Answers POST requests below `BASE`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """Store an array, or a health report."""
+        try:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, answer = self.take(body)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            status, answer = 400, {"error": "not what this path takes"}
+        self.reply(status, answer)
+
+    def take(self, body: Any) -> tuple[int, dict[str, Any]]:
+        """The status and the answer to a JSON body."""
+        shown = self.headers.get("Authorization", "")
+        if not hmac.compare_digest(shown.encode(), f"Bearer {KEY}".encode()):
+            return 401, {"error": "send the key: Authorization: Bearer …"}
+        if self.path == BASE + "/health":
+            return report(body)
+        if self.path.rstrip("/") != BASE or not isinstance(body, list):
+            return 404 if self.path.rstrip("/") != BASE else 400, {"error": "send one JSON array"}
+        return store(self.headers.get("Idempotency-Key") or uuid.uuid4().hex, body)
+
+    def reply(self, status: int, answer: dict[str, Any]) -> None:
+        """Send a JSON answer."""
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def main() -> None:
+    """Serve until interrupted."""
+    with closing(sqlite3.connect(DATABASE)) as database:
+        database.executescript("PRAGMA journal_mode=WAL;" + SCHEMA)
+    port = int(sys.argv[1]) if sys.argv[1:] else 8801
+    with ThreadingHTTPServer(("127.0.0.1", port), Receiver) as server:
+        print(f"http://127.0.0.1:{server.server_port}{BASE}", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The checks of the chunked form: each docstring says what goes wrong without it.
+
+Owns the list `CHECKS`; a check raises `NotConformingError`, or notes a doubt.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from catalogzero.backend.conformance.probe import (
+    NDJSON,
+    Check,
+    NotConformingError,
+    Probe,
+    expect,
+    expect_fields,
+    expect_job,
+    expect_refused,
+    gzip_bomb,
+)
+
+A, B, C = {"row": "a"}, {"row": "b"}, {"row": "c"}
+NESTED = b'{"params":' + b"[" * 50_000
+
+
+async def keys_are_checked(probe: Probe) -> None:
+    """Anyone could write into a client's data."""
+    for key in ("", "not-a-key"):
+        answer = await probe.put(probe.upload("u"), 0, [A], key=key)
+        expect_refused(answer, 401, 403)
+
+
+async def a_chunk_is_stored_once(probe: Probe) -> None:
+    """A chunk whose answer was lost comes again: it must neither fail nor be stored twice."""
+    upload = probe.upload("u")
+    expect(await probe.put(upload, 0, [A]), 201)
+    again = await probe.put(upload, 0, [A])
+    expect(again, 200, 201)
+    if again.status_code == 201:
+        probe.doubt("a repeated chunk is answered 201 as if it were new; the protocol says 200")
+
+
+async def other_records_under_a_number_are_refused(probe: Probe) -> None:
+    """Records could be exchanged after they were stored."""
+    upload = probe.upload("u")
+    expect(await probe.put(upload, 0, [A]), 201)
+    expect_refused(await probe.put(upload, 0, [B]), 409)
+
+
+async def encodings_are_read_or_refused_with_415(probe: Probe) -> None:
+    """A client sends zstd, then gzip, then plain: any other answer than 415 stops it."""
+    upload = probe.upload("u")
+    expect(await probe.put(upload, 0, [A]), 201)
+    for encoding in ("zstd", "gzip"):
+        answer = await probe.put(upload, 0, [A], encoding=encoding)
+        expect(answer, 200, 201, 415)
+        if answer.status_code == 415:
+            probe.doubt(f"{encoding} is not read: clients send more bytes")
+
+
+async def a_damaged_body_is_refused(probe: Probe) -> None:
+    """Rows that were damaged on the way would be stored."""
+    wrong = {"Content-Digest": "sha-256=:" + "A" * 43 + "=:"}
+    answer = await probe.put(probe.upload("u"), 0, [A], headers=wrong)
+    if answer.is_success:
+        probe.doubt("Content-Digest is not checked")
+        return
+    expect_refused(answer)
+
+
+async def a_body_that_is_no_gzip_is_refused(probe: Probe) -> None:
+    """A server error is tried again for ever."""
+    path = ("uploads", probe.upload("u"), "chunks", "0")
+    headers = {"Content-Type": NDJSON, "Content-Encoding": "gzip"}
+    expect_refused(await probe.ask("PUT", *path, content=b"\x1f\x8bno", headers=headers))
+
+
+async def records_that_cannot_be_read_are_refused(probe: Probe) -> None:
+    """Half a record would be stored, or the client would try again for ever."""
+    path = ("uploads", probe.upload("u"), "chunks", "0")
+    answer = await probe.ask("PUT", *path, content=b'{"row":\n', headers={"Content-Type": NDJSON})
+    expect_refused(answer)
+
+
+async def a_bomb_is_refused(probe: Probe) -> None:
+    """One small request could fill the backend's memory."""
+    path = ("uploads", probe.upload("u"), "chunks", "0")
+    headers = {"Content-Type": NDJSON, "Content-Encoding": "gzip"}
+    bomb = await asyncio.to_thread(gzip_bomb)
+    answer = await probe.ask("PUT", *path, content=bomb, headers=headers)
+    if answer.is_success:
+        probe.doubt("a body of 256 MiB once decompressed was accepted: set a limit (413)")
+        return
+    expect_refused(answer, 413, 415)
+
+
+async def what_is_stored_can_be_asked(probe: Probe) -> None:
+    """Operators and clients could not see what has arrived."""
+    upload = probe.upload("u")
+    expect(await probe.put(upload, 2, [A]), 201)
+    expect_fields(await probe.ask("GET", "uploads", upload), chunks=[2])
+    expect_refused(await probe.ask("GET", "uploads", probe.upload("never")), 404)
+
+
+async def complete_names_the_missing_chunks(probe: Probe) -> None:
+    """A client would not know what to send again, and part of an upload would be seen."""
+    upload = probe.upload("u")
+    expect(await probe.put(upload, 1, [A]), 201)
+    missing = expect(await probe.complete(upload, chunks=3, records=3), 409).get("missing")
+    if missing != [0, 2]:
+        raise NotConformingError(f"complete answered 409 with missing {missing!r}, expected [0, 2]")
+    expect(await probe.put(upload, 0, [B]), 201)
+    expect(await probe.put(upload, 2, [C]), 201)
+    expect_job(await probe.complete(upload, chunks=3, records=3), 201)
+
+
+async def complete_may_come_again(probe: Probe) -> None:
+    """An answer that was lost is asked for again: rows twice, or an upload that never ends."""
+    job_id = expect_job(await probe.deliver("u", [A]), 201)
+    again = await probe.complete(probe.upload("u"))
+    expect_fields(again, duplicate=True, job_id=job_id)
+
+
+async def a_finished_upload_is_answered_before_its_chunks(probe: Probe) -> None:
+    """A complete that comes late would be told that chunks are missing, and send them for ever."""
+    expect_job(await probe.deliver("u", [A]), 201)
+    expect_fields(await probe.complete(probe.upload("u"), chunks=9), duplicate=True)
+    expect_refused(await probe.put(probe.upload("u"), 0, [A]), 410)
+
+
+async def an_empty_upload_is_valid(probe: Probe) -> None:
+    """A source that became empty would keep its old rows."""
+    expect_job(await probe.deliver("u1", [A]), 201)
+    fields = {"upload_key": probe.upload("k2"), "source_seq": 2_000, "chunks": 0, "records": 0}
+    expect_job(await probe.complete(probe.upload("u2"), **fields), 201)
+
+
+async def two_attempts_are_never_both_seen(probe: Probe) -> None:
+    """A job that ran twice would double its rows."""
+    job_id = expect_job(await probe.deliver("u1", [A]), 201)
+    second = await probe.deliver("u2", [A], source_seq=1_500)
+    expect_fields(second, duplicate=True, job_id=job_id)
+    between = await probe.deliver("u3", [B], upload_key=probe.upload("k"), source_seq=1_200)
+    expect_fields(between, superseded=True, source_seq=1_500)
+
+
+async def older_content_never_replaces_newer(probe: Probe) -> None:
+    """A request that was delayed would bring old rows back."""
+    expect_job(await probe.deliver("u2", [B], source_seq=2_000), 201)
+    for seq in (1_000, 2_000):
+        late = await probe.deliver(f"u{seq}", [A], upload_key=f"k{seq}", source_seq=seq)
+        expect_fields(late, superseded=True, source_seq=2_000)
+    expect_fields(await probe.complete(probe.upload("u1000"), source_seq=9_000), superseded=True)
+    expect_refused(await probe.put(probe.upload("u1000"), 0, [A]), 410)
+
+
+async def content_that_comes_back_is_seen_again(probe: Probe) -> None:
+    """A file that returns to earlier content would stay at the content between."""
+    for number, (key, record) in enumerate([("k1", A), ("k2", B), ("k1", A)], 1):
+        answer = await probe.deliver(f"u{number}", [record], upload_key=key, source_seq=number)
+        expect_job(answer, 201)
+
+
+async def full_is_exempt_from_the_key(probe: Probe) -> None:
+    """A client could not mend a backend that was restored from a backup."""
+    expect_job(await probe.deliver("u1", [A]), 201)
+    expect_job(await probe.deliver("u2", [A], full=True, source_seq=2_000), 201)
+    late = await probe.deliver("u3", [A], full=True, source_seq=2_000)
+    expect_fields(late, superseded=True, source_seq=2_000)
+
+
+async def appends_follow_the_watermark(probe: Probe) -> None:
+    """A range of rows would be there twice, or not at all."""
+    one = {"mode": "append", "upload_key": "0-5", "after": None, "until": "5"}
+    gap = {"mode": "append", "upload_key": "9-12", "after": "9", "until": "12"}
+    two = {"mode": "append", "upload_key": "5-9", "after": "5", "until": "9"}
+    expect_job(await probe.deliver("u1", [A], **one), 201)
+    late = await probe.deliver("u3", [C], **gap, source_seq=3_000)
+    expect_fields(late, superseded=True, watermark="5")
+    expect_job(await probe.deliver("u2", [B], **two, source_seq=2_000), 201)
+
+
+async def a_full_append_hides_what_was_there(probe: Probe) -> None:
+    """Rows read again from the start would stand beside the earlier ones."""
+    one = {"mode": "append", "upload_key": "0-5", "after": None, "until": "5"}
+    full = {"mode": "append", "upload_key": "0-9", "after": None, "until": "9", "full": True}
+    expect_job(await probe.deliver("u1", [A], **one), 201)
+    expect_fields(await probe.deliver("u2", [B], **full), superseded=True, source_seq=1_000)
+    expect_job(await probe.deliver("u3", [B], **full, source_seq=2_000), 201)
+    late = await probe.deliver("u4", [C], **{**one, "upload_key": "x", "source_seq": 3_000})
+    expect_fields(late, superseded=True, watermark="9")
+
+
+async def requests_at_once_end_as_one_after_the_other(probe: Probe) -> None:
+    """Two tries that meet would both be seen, or fail for good."""
+    uploads = [probe.upload(f"u{number}") for number in range(4)]
+    puts = [probe.put(upload, 0, [A]) for upload in uploads for _ in range(3)]
+    for answer in await asyncio.gather(*puts):
+        expect(answer, 200, 201)
+    completes = [probe.complete(upload) for upload in uploads for _ in range(3)]
+    answers = await asyncio.gather(*completes)
+    jobs = {expect(answer, 200, 201).get("job_id") for answer in answers}
+    created = sum(answer.status_code == 201 for answer in answers)
+    if len(jobs) != 1 or created != 1:
+        raise NotConformingError(
+            f"12 completes of one key at once: {created} answered 201, {len(jobs)} job_ids; "
+            "expected one of each"
+        )
+
+
+async def a_complete_that_does_not_fit_is_refused(probe: Probe) -> None:
+    """A server error is tried again for ever."""
+    path = ("uploads", probe.upload("u"), "complete")
+    headers = {"Content-Type": "application/json"}
+    for content in (b"{", b"[]", b"{}", NESTED):
+        expect_refused(await probe.ask("POST", *path, content=content, headers=headers))
+    expect_refused(await probe.complete(probe.upload("u"), mode="merge"))
+
+
+async def refusals_are_problem_documents(probe: Probe) -> None:
+    """Operators would not read why an upload was refused."""
+    answer = await probe.complete(probe.upload("u"), mode="merge")
+    if not answer.headers.get("Content-Type", "").startswith("application/problem+json"):
+        probe.doubt("errors are not application/problem+json (RFC 9457)")
+
+
+async def an_installation_registers(probe: Probe) -> None:
+    """A client whose state was lost would number its sources anew, below what is stored."""
+    about = {"entry": "verify", "version": "1", "handler": "verify", "host": {}, "methods": []}
+    path = ("installations", f"verify-{probe.run}")
+    first = await probe.ask("PUT", *path, json=about)
+    if first.status_code in (404, 405):
+        probe.doubt("no PUT installations: a client without its state relies on the clock")
+        return
+    expect(first, 200, 201)
+    expect_job(await probe.deliver("u", [A], source_seq=4_321), 201)
+    known = expect(await probe.ask("PUT", *path, json=about), 200, 201).get("sources") or {}
+    if known.get(probe.source) != 4_321:
+        probe.doubt("PUT installations does not answer the highest source_seq of each source")
+
+
+CHECKS: list[Check] = [
+    keys_are_checked,
+    a_chunk_is_stored_once,
+    other_records_under_a_number_are_refused,
+    encodings_are_read_or_refused_with_415,
+    a_damaged_body_is_refused,
+    a_body_that_is_no_gzip_is_refused,
+    records_that_cannot_be_read_are_refused,
+    a_bomb_is_refused,
+    what_is_stored_can_be_asked,
+    complete_names_the_missing_chunks,
+    complete_may_come_again,
+    a_finished_upload_is_answered_before_its_chunks,
+    an_empty_upload_is_valid,
+    two_attempts_are_never_both_seen,
+    older_content_never_replaces_newer,
+    content_that_comes_back_is_seen_again,
+    full_is_exempt_from_the_key,
+    appends_follow_the_watermark,
+    a_full_append_hides_what_was_there,
+    requests_at_once_end_as_one_after_the_other,
+    a_complete_that_does_not_fit_is_refused,
+    refusals_are_problem_documents,
+    an_installation_registers,
+]

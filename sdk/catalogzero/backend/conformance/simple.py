@@ -1,0 +1,89 @@
+"""The checks of the simple form, the seed's contract: each docstring says what goes wrong.
+
+Owns the list `CHECKS`; a check raises `NotConformingError`, or notes a doubt.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from catalogzero.backend.conformance.probe import (
+    Check,
+    NotConformingError,
+    Probe,
+    expect,
+    expect_refused,
+)
+
+A, B = {"row": "a"}, {"row": "b"}
+OK = (200, 201, 202, 204)
+MANY = 10_000
+UNKNOWABLE = "answers carry no job_id: whether an array is stored once cannot be seen from here"
+
+
+async def keys_are_checked(probe: Probe) -> None:
+    """Anyone could write into a client's data."""
+    for key in ("", "not-a-key"):
+        expect_refused(await probe.post_array("u", [A], key=key), 401, 403)
+
+
+async def an_array_is_taken(probe: Probe) -> None:
+    """Nothing would arrive."""
+    expect(await probe.post_array("u", [A, B]), *OK)
+
+
+async def a_large_array_is_taken(probe: Probe) -> None:
+    """Ordinary results of some thousand rows would be refused for good."""
+    rows = [{"row": number, "text": "x" * 80} for number in range(MANY)]
+    expect(await probe.post_array("u", rows), *OK)
+
+
+async def an_empty_array_is_taken(probe: Probe) -> None:
+    """A run without rows would end as a dead letter."""
+    expect(await probe.post_array("u", []), *OK)
+
+
+async def the_same_key_is_stored_once(probe: Probe) -> None:
+    """An array whose answer was lost comes again: its rows would be there twice."""
+    first = expect(await probe.post_array("u", [A]), *OK).get("job_id")
+    again = expect(await probe.post_array("u", [A]), *OK).get("job_id")
+    other = expect(await probe.post_array("other", [B]), *OK).get("job_id")
+    if first is None:
+        probe.doubt(UNKNOWABLE)
+    elif first != again:
+        raise NotConformingError(
+            f"the same Idempotency-Key got job_id {first!r}, then {again!r}: it was stored twice"
+        )
+    elif other == first:
+        raise NotConformingError(f"another Idempotency-Key got the same job_id {first!r}")
+
+
+async def the_same_key_at_once_is_stored_once(probe: Probe) -> None:
+    """Two tries that meet would be stored twice; a 409 would end them as a dead letter."""
+    answers = await asyncio.gather(*(probe.post_array("u", [A]) for _ in range(6)))
+    jobs = {expect(answer, *OK).get("job_id") for answer in answers}
+    if jobs == {None}:
+        probe.doubt(UNKNOWABLE)
+    elif len(jobs) != 1:
+        raise NotConformingError(f"6 requests with one Idempotency-Key made {len(jobs)} jobs")
+
+
+async def what_is_no_array_is_refused(probe: Probe) -> None:
+    """A server error is tried again for ever."""
+    headers = {"Content-Type": "application/json"}
+    for number, content in enumerate((b"[{", b'{"row": 1}', b"[" * 50_000)):
+        sent = {**headers, "Idempotency-Key": probe.upload(str(number))}
+        expect_refused(await probe.ask("POST", content=content, headers=sent))
+
+
+CHECKS: list[Check] = [
+    keys_are_checked,
+    an_array_is_taken,
+    a_large_array_is_taken,
+    an_empty_array_is_taken,
+    the_same_key_is_stored_once,
+    the_same_key_at_once_is_stored_once,
+    what_is_no_array_is_refused,
+]
