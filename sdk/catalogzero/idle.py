@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+TOLERANCE_S = 1e-3
+"""What is due within this is due: sums of floats may never quite reach a limit."""
+
 
 class State(StrEnum):
     """Where a handler stands between work and sleep."""
@@ -63,7 +66,7 @@ class IdleWatch:
         """Move to idle where that is due; true when falling asleep is due."""
         if self._jobs or self.state not in (State.ACTIVE, State.IDLE):
             return False
-        quiet_s = now_s - self._quiet_since_s
+        quiet_s = now_s - self._quiet_since_s + TOLERANCE_S
         if quiet_s >= self._idle_after_s:
             self.state = State.IDLE
         return 0 < self._sleep_after_s <= quiet_s

@@ -159,8 +159,9 @@ def error_reply(error: CatalogZeroError, call: Call | None = None, **fields: Any
 
 
 def one_line_ascii(text: str) -> str:
-    """The text as one line of ASCII: ScheduleZero's HTTP API answers "Unknown" to any other."""
-    line = " ".join(text.split())[:FLAT_ERROR_CHARS]
+    """One printable line of ASCII: ScheduleZero's HTTP API answers "Unknown" to any other."""
+    printable = "".join(c if c.isprintable() else " " for c in text[:FLAT_ERROR_CHARS])
+    line = " ".join(printable.split())
     return line.encode("ascii", "backslashreplace").decode("ascii")
 
 

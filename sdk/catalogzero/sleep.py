@@ -84,9 +84,7 @@ class Sleeper:
             WakeFailedError: A hook raised; the handler stays asleep.
         """
         while not self.awake:
-            if self._transition is None:
-                self._transition = self._start(self._wake())
-            await asyncio.shield(self._transition)
+            await self._step(self._wake)
 
     async def sleep(self) -> None:
         """Fall asleep now.
@@ -97,9 +95,7 @@ class Sleeper:
         while self.state is not State.SLEEPING:
             if self._watch.jobs:
                 raise BusyError("a job is running or queued: it cannot sleep now")
-            if self._transition is None:
-                self._transition = self._start(self._fall())
-            await asyncio.shield(self._transition)
+            await self._step(self._fall)
 
     async def close(self) -> None:
         """Stop watching; a transition under way is waited for."""
@@ -109,13 +105,20 @@ class Sleeper:
             await asyncio.wait([self._transition])
         await self._hook("close", self._handler._resources.close)
 
+    async def _step(self, transition: Callable[[], Any]) -> None:
+        """Wait out the transition under way, or make this one."""
+        if self._transition is None or self._transition.done():
+            self._transition = self._start(transition())
+        await asyncio.shield(self._transition)
+
     def _start(self, transition: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(transition, name="sleep-transition")
         task.add_done_callback(self._done)
         return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._transition = None
+        if self._transition is task:
+            self._transition = None
         if not task.cancelled():
             task.exception()  # those who waited were told
         self._arm()
