@@ -148,8 +148,8 @@ class Jobs:
         if run in self._room.queue:
             self._room.queue.remove(run)
             self._end(run, error_reply(_cancelled(run), run.call, run_id=run.run_id))
-        elif run.task is not None:
-            run.task.cancel()
+        elif run.task is not None and run.state is not RunState.QUEUED:
+            run.task.cancel()  # before its first step it would never see it
 
     async def drain(self) -> None:
         """Take no new jobs, and wait for those accepted to end."""
@@ -217,6 +217,8 @@ class Jobs:
         limit = run.method.options.timeout_s
         timer = None
         try:
+            if run.cancelled_by:
+                raise asyncio.CancelledError
             if not run.method.options.quiet and not self._sleeper.awake:
                 run.state = RunState.WAKING
                 await self._sleeper.wake()
