@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,70 @@ from conductorzero.watch import Watch
 TRADES = ("orders", "invoices", "billing", "returns", "stock", "crm", "exports", "sensor", "audit")
 
 
+DESCRIPTION = {
+    "doc": "Cleans orders and sends them to Acme.",
+    "methods": [
+        {
+            "name": "process_and_upload",
+            "doc": "Process a file, directory or query, and upload what comes of it exactly once.",
+            "isolate": True,
+            "retry_safe": True,
+            "params_schema": {
+                "properties": {"data_source": {}, "params": {}, "format": {}, "full": {}},
+                "required": ["data_source"],
+            },
+        },
+        {
+            "name": "health_report",
+            "doc": "Tell the backend how this installation is.",
+            "quiet": True,
+            "params_schema": {"properties": {}},
+        },
+    ],
+    "settings": {
+        "endpoint": "https://api.acme.example/v1/process",
+        "api_key": "**********",
+        "data_roots": ["/data/exports"],
+    },
+    "settings_schema": {
+        "properties": {
+            "endpoint": {"description": "Where results go."},
+            "api_key": {"description": "Shows the backend who sends."},
+            "data_roots": {"description": "The folders that may be read."},
+        }
+    },
+    "runtime": {"sleep_after_s": 300.0},
+}
+
+
+def runs_of(one: SimulatedHandler) -> list[dict[str, Any]]:
+    """The last runs of a handler, newest first."""
+    ends = [("running", None, None), ("success", 41, None), ("success", 38, None)]
+    ends += [("error", 3, "ReadError: /data/exports/orders.csv: row 1,204 has 6 fields, not 8")]
+    ends += [("success", 1, None)]
+    runs = []
+    for number, (status, took_s, error) in enumerate(ends):
+        began = one.now - timedelta(minutes=number * 15, seconds=17)
+        run: dict[str, Any] = {
+            "run_id": f"5d1c0a9e-{one.runs - number}",
+            "method": "health_report" if took_s == 1 else "process_and_upload",
+            "status": status,
+            "started_at": began.isoformat(),
+            "ended_at": (began + timedelta(seconds=took_s)).isoformat() if took_s else None,
+        }
+        if status == "running":
+            run["progress"] = {"records": 184_000, "chunks": 3}
+        if error:
+            run.update(error=error, code="failed")
+        runs.append(run)
+    return runs
+
+
 class SimulatedHandler:
     """One handler's story: figures that wander, from a seed of its own."""
 
     def __init__(self, number: int, *, busy: float) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.random = random.Random(number)  # noqa: S311 - a story, no secret
         self.dead = False
         self.state = "active"
@@ -53,7 +114,9 @@ class SimulatedHandler:
         self.in_flight = self.random.randint(1, 4) if working else 0
         self.queued = self.random.randint(1, 9) if self.in_flight == 4 else 0
         self.runs += self.in_flight
-        self.memory_mb += 12 if working and self.memory_mb < 160 else 0
+        self.memory_mb += (
+            9 if working and self.memory_mb < 96 else -0.4 if self.memory_mb > 40 else 0
+        )
 
     def metrics(self, handler_id: str) -> dict[str, Any]:
         """What it would answer to get_metrics."""
@@ -106,9 +169,9 @@ class SimulatedFleet:
         if method == "get_metrics":
             result = one.metrics(handler_id)
         elif method == "list_runs":
-            result = {"runs": []}
+            result = {"runs": runs_of(one)}
         elif method == "describe":
-            result = {"doc": "Cleans orders and sends them.", "methods": [], "settings": {}}
+            result = DESCRIPTION
         elif method in ("sleep", "wake", "drain", "resume"):
             one.state = {"sleep": "sleeping", "drain": "draining"}.get(method, "active")
             result = {"status": one.state}
@@ -148,6 +211,7 @@ class Simulation:
         """Everybody lives for a moment, and is asked."""
         for one in self.handlers.values():
             one.step()
+            one.now = self._parts[0].now()
         await self.watch.look()
 
     async def live_through(self, clock: ManualClock, hours: float, step_s: float = 20.0) -> None:

@@ -189,6 +189,25 @@ async def test_no_width_scrolls_sideways(browser: Any, fleet: Simulation, path: 
     assert max(over.values()) <= 0, over
 
 
+async def test_rows_are_as_high_as_the_table_reckons(browser: Any, fleet: Simulation) -> None:
+    async with page_of(browser, fleet.dashboard.url) as page:
+        await page.wait_for_selector("#rows tr[role=row]")
+        reckoned, found = [], []
+        for width in (360, 768, 1280):
+            await page.set_viewport_size({"width": width, "height": 900})
+            reckoned.append(
+                await page.evaluate("parseFloat(getComputedStyle(rows).getPropertyValue('--row'))")
+            )
+            found.append(
+                await page.eval_on_selector_all(
+                    "#rows tr[role=row]",
+                    "([a, b]) => b.getBoundingClientRect().top - a.getBoundingClientRect().top",
+                )
+            )
+
+    assert found == reckoned
+
+
 @pytest.mark.parametrize("path", ["/", "/handlers/orders-001"])
 async def test_axe_finds_no_serious_fault(browser: Any, fleet: Simulation, path: str) -> None:
     axe = await axe_source()

@@ -217,13 +217,14 @@ function newRow(id) {
       latency.draw(one.latency_trail ?? [], TRAIL, 1);
       put(memoryText, megabytes(memoryOf(one)));
       trail.draw(one.memory_trail ?? [], TRAIL);
-      put(cpu, percent(one.cpu_percent));
-      put(running, one.queued ? `${count(one.in_flight)} + ${count(one.queued)}` : count(one.in_flight));
+      const dead = one.state === "unreachable";
+      put(cpu, percent(dead ? null : one.cpu_percent));
+      put(running, dead ? count(null) : one.queued ? `${count(one.in_flight)} + ${count(one.queued)}` : count(one.in_flight));
       put(runs, count(one.runs_total));
       put(failed, count(one.failures_total));
       failed.classList.toggle("bad", one.failures_total > 0);
       failed.title = one.last_error ?? "";
-      put(up, shortDuration(one.uptime_seconds));
+      put(up, shortDuration(dead ? null : one.uptime_seconds));
       put(version, one.version ?? "–");
       version.title = one.entry ?? "";
     },
