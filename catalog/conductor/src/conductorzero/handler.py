@@ -11,18 +11,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from catalogzero import Handler, HandlerSettings, internal, job
 
 from conductorzero.coordination import Action, dispatch, signal
-from conductorzero.dashboard import Dashboard
 from conductorzero.fleet import Answer, Fleet
 from conductorzero.history import History
 from conductorzero.peers import Directory, RegistryFile, SchedulerListing, peers_of_mapping
 from conductorzero.settings import ConductorSettings, read_token
 from conductorzero.system import read_system
 from conductorzero.watch import Watch
+
+if TYPE_CHECKING:
+    from conductorzero.dashboard import Dashboard
 
 RESULT_BYTES = 900_000
 CORE_METRICS = (
@@ -198,6 +200,8 @@ class ConductorZero(Handler):
         )
         await watch.refresh()
         if self.settings.dashboard_port is not None:
+            from conductorzero.dashboard import Dashboard  # HTTP only where it is served
+
             self._dashboard = Dashboard(watch, self.clock, self.settings, folder, self.log)
             await self._dashboard.start()
             self.log.info("dashboard_ready", url=self._dashboard.url)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import yaml
 from catalogzero import ConfigError
 
@@ -151,6 +150,8 @@ class SchedulerListing:
 
     async def _fetch(self) -> Any:
         """One GET; a connection of its own, as it is seldom."""
+        import aiohttp  # only where a scheduler is named
+
         timeout = aiohttp.ClientTimeout(total=HTTP_TIMEOUT_S)
         try:
             async with (
