@@ -1,78 +1,15 @@
-"""Small wheels, made by hand: an entry, what it needs, and a stand-in for the SDK."""
+"""What the tests of catalogs share: a shelf of small wheels."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.entry.wheels import write_entry, write_wheel
+
 MakeWheel = Callable[..., Path]
-
-MANIFEST = """\
-manifest_version = 1
-id = "{name}"
-name = "Acme <Processor>"
-version = "{version}"
-kind = "processor"
-description = "Cleans rows & sends them."
-allowed_hosts = ["api.acme.example"]
-data_collected = ["every column"]
-
-[vendor]
-name = "Acme"
-
-[requires]
-python = ">=3.11"
-catalogzero = ">=0.1"
-"""
-
-
-def write_wheel(
-    folder: Path,
-    name: str,
-    version: str = "1.0.0",
-    *,
-    requires: tuple[str, ...] = (),
-    files: Mapping[str, str] | None = None,
-    entry_points: str = "",
-) -> Path:
-    """Write a pure wheel with the files given."""
-    stem = name.replace("-", "_")
-    info = f"{stem}-{version}.dist-info"
-    needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
-    members = {
-        f"{stem}/__init__.py": "",
-        **(files or {}),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    if entry_points:
-        members[f"{info}/entry_points.txt"] = entry_points
-    path = folder / f"{stem}-{version}-py3-none-any.whl"
-    folder.mkdir(parents=True, exist_ok=True)
-    record = "".join(f"{member},,\n" for member in members)
-    with zipfile.ZipFile(path, "w") as archive:
-        for member, content in {**members, f"{info}/RECORD": record}.items():
-            archive.writestr(zipfile.ZipInfo(member), content)
-    return path
-
-
-def write_entry(folder: Path, name: str = "acme-processor", version: str = "1.0.0") -> Path:
-    """Write the wheel of an entry whose module would fail if it were imported."""
-    stem = name.replace("-", "_")
-    return write_wheel(
-        folder,
-        name,
-        version,
-        requires=("catalogzero>=0.1", "acme-helper"),
-        files={
-            f"{stem}/__init__.py": "raise SystemExit('an entry was imported')",
-            f"{stem}/catalogzero.toml": MANIFEST.format(name=name, version=version),
-        },
-        entry_points=f"[catalogzero.entries]\n{name} = {stem}\n",
-    )
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from catalogzero.entry.closure import Origin, pip_command
+from catalogzero.entry.closure import Origin
 from catalogzero.entry.index import CatalogReport, build_catalog
+from catalogzero.entry.pip import pip_command
 from catalogzero.entry.serving import CatalogServer
 from catalogzero.errors import CatalogZeroError, ConfigError
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from catalogzero.cli import catalog_client as client
 from catalogzero.cli.output import JsonFlag, print_json
 from catalogzero.errors import ConfigError
 
@@ -132,3 +133,10 @@ def serve(
     with CatalogServer(site, host, port) as server:
         typer.echo(f"{server.url} (Ctrl-C ends it)")
         server.serve_until_interrupted()
+
+
+app.command("list")(client.list_entries)
+app.command("show")(client.show)
+app.command("install")(client.install)
+app.command("upgrade")(client.upgrade)
+app.command("remove")(client.remove)

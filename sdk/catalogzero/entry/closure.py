@@ -9,11 +9,9 @@ Layer: edge.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +22,8 @@ from urllib.parse import unquote, urlsplit
 
 import platformdirs
 
+from catalogzero.entry.pip import pip_command, run_tool
 from catalogzero.entry.wheels import Wheel, read_wheel, repack
-from catalogzero.errors import CatalogZeroError, ConfigError
 
 SDK = "catalogzero"
 _DONE = "complete"
@@ -144,22 +142,6 @@ def _ask_pip(named: list[str], folder: Path, origin: Origin, target: Target) -> 
     run_tool([*words, *origin.pip_options(), *target.pip_options(), *named])
 
 
-def pip_command() -> list[str]:
-    """How pip is run here: this environment's, else the one that Python itself brings along.
-
-    Raises:
-        ConfigError: There is neither.
-    """
-    if importlib.util.find_spec("pip"):
-        return [sys.executable, "-m", "pip"]
-    spec = importlib.util.find_spec("ensurepip")
-    if spec and spec.origin:
-        bundled = sorted((Path(spec.origin).parent / "_bundled").glob("pip-*.whl"))
-        if bundled:
-            return [sys.executable, f"{bundled[-1]}/pip"]
-    raise ConfigError(f"pip is missing: install it with {sys.executable} -m ensurepip")
-
-
 def sdk_wheel(folder: Path) -> Path:
     """A wheel of the catalogzero that is installed here, written to a folder.
 
@@ -186,17 +168,6 @@ def _checkout(installed: Distribution) -> Path | None:
     if not place.get("dir_info", {}).get("editable"):
         return None
     return Path(unquote(urlsplit(place["url"]).path))
-
-
-def run_tool(command: list[str], cwd: Path | None = None) -> None:
-    """Run a tool; its output is told only where it fails."""
-    done = subprocess.run(  # noqa: S603  # fixed commands: pip and hatchling of this interpreter
-        command, cwd=cwd, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])
-        name = " ".join(command[:4])
-        raise CatalogZeroError(f"{name} … failed (exit status {done.returncode}):\n{said}")
 
 
 def read_all(paths: Iterable[Path]) -> list[Wheel]:

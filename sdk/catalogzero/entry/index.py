@@ -16,7 +16,7 @@ import json
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,16 +86,17 @@ def build_catalog(
         own = _own_wheels(dists, Path(temporary))
         paths = {wheel.path for wheel in own}
         ours = {path for path in paths if path.parent == Path(temporary)}
-        for target in targets:
-            paths |= set(
-                closure.gather(
-                    own,
-                    origin=origin or closure.Origin(),
-                    target=target,
-                    extras={closure.SDK: SDK_EXTRAS},
-                    cache=cache or closure.default_cache(),
+        for wheels in _rounds(own):
+            for target in targets:
+                paths |= set(
+                    closure.gather(
+                        wheels,
+                        origin=origin or closure.Origin(),
+                        target=target,
+                        extras={closure.SDK: SDK_EXTRAS},
+                        cache=cache or closure.default_cache(),
+                    )
                 )
-            )
         published = [path for path in sorted(paths) if not replace and path not in ours]
         _refuse_changes(published, out / "files")
         _copy(sorted(paths), out / "files")
@@ -135,6 +136,17 @@ def _own_wheels(dists: Sequence[Path], folder: Path) -> list[Wheel]:
     if not any(wheel.name == closure.SDK for wheel in wheels):
         wheels.append(read_wheel(closure.sdk_wheel(folder)))
     return wheels
+
+
+def _rounds(wheels: Sequence[Wheel]) -> Iterator[list[Wheel]]:
+    """Sets of wheels that can be installed together: one version of each name, the SDK always."""
+    versions: dict[str, list[Wheel]] = defaultdict(list)
+    for wheel in sorted(wheels, key=lambda wheel: wheel.version, reverse=True):
+        versions[wheel.name].append(wheel)
+    for number in range(max(map(len, versions.values()))):
+        chosen = {name: found[number:] or [] for name, found in versions.items()}
+        chosen[closure.SDK] = chosen[closure.SDK] or versions[closure.SDK]
+        yield [found[0] for found in chosen.values() if found]
 
 
 def _wheel_files(path: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from catalogzero.entry.closure import run_tool
+from catalogzero.entry.pip import run_tool
 from catalogzero.errors import ConfigError
 
 

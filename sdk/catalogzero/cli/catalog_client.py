@@ -1,0 +1,175 @@
+"""`catalogzero catalog list | show | install | upgrade | remove`: the client's half.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.entry import install as installing
+from catalogzero.entry import stanza as stanzas
+from catalogzero.entry.manifest import Manifest
+
+CatalogOption = Annotated[
+    str,
+    typer.Option(
+        "--catalog", envvar="CATALOGZERO_CATALOG", help="The catalog's address, or its folder."
+    ),
+]
+PythonOption = Annotated[
+    str | None, typer.Option("--python", help="Interpreter of another environment.")
+]
+RegistryOption = Annotated[Path, typer.Option(help="The registry file.")]
+EntryArgument = Annotated[str, typer.Argument(help="The entry's id.")]
+
+
+def list_entries(catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
+    """What a catalog offers."""
+    offers = installing.open_catalog(catalog).entries.values()
+    rows = [(o.id, o.manifest.version, o.manifest.kind, o.manifest.description) for o in offers]
+    columns = ("id", "version", "kind", "description")
+    if as_json:
+        print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        print_table(columns, rows)
+
+
+def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
+    """What an entry does, what data leaves, which hosts it talks to."""
+    offer = installing.open_catalog(catalog).find(entry_id)
+    manifest = offer.manifest
+    if as_json:
+        print_json(manifest.model_dump(mode="json"))
+        return
+    print_fields(
+        {
+            "name": manifest.name,
+            "version": manifest.version,
+            "vendor": manifest.vendor.name,
+            "description": manifest.description,
+            "data that leaves": ", ".join(manifest.data_collected) or "not said",
+            "talks to": ", ".join(manifest.allowed_hosts) or "not said",
+            "methods": ", ".join(method.name for method in manifest.methods) or "not said",
+            "releases": ", ".join(
+                f"{told.version} (yanked: {told.yanked})" if told.yanked else told.version
+                for told in offer.releases
+            ),
+        }
+    )
+
+
+def install(
+    entry_id: EntryArgument,
+    catalog: CatalogOption,
+    *,
+    version: Annotated[str | None, typer.Option(help="Which release; default: newest.")] = None,
+    python: PythonOption = None,
+    registry: RegistryOption = Path("handler_registry.yaml"),
+) -> None:
+    """Install an entry, hash-checked; write its stanza; check it; say what changed."""
+    opened = installing.open_catalog(catalog)
+    _warn_of_yank(opened.find(entry_id), version)
+    change = installing.install(opened, entry_id, version=version, python=python)
+    for line in change.lines() or ["nothing changed: it was installed already"]:
+        typer.echo(line)
+    offer = opened.find(entry_id)
+    manifest = _installed_manifest(offer, python) or offer.manifest
+    known = stanzas.stanzas_of(registry, manifest)
+    if known:
+        handler_id = known[0].handler_id
+        typer.echo(f"{registry}: handler {handler_id} stands there already")
+    else:
+        handler_id = stanzas.add_stanza(registry, manifest)
+        typer.echo(f"{registry}: handler {handler_id} added; fill in what is required")
+    _check(handler_id, registry, python)
+
+
+def upgrade(
+    entry_id: EntryArgument,
+    catalog: CatalogOption,
+    *,
+    version: Annotated[
+        str | None, typer.Option(help="Which release, also an older one; default: newest.")
+    ] = None,
+    python: PythonOption = None,
+    registry: RegistryOption = Path("handler_registry.yaml"),
+) -> None:
+    """Bring an installed entry to another release; the registry file and the outbox stay."""
+    opened = installing.open_catalog(catalog)
+    offer = opened.find(entry_id)
+    _warn_of_yank(offer, version)
+    before = _installed_manifest(offer, python)
+    change = installing.install(opened, entry_id, version=version, python=python)
+    after = _installed_manifest(offer, python)
+    for line in change.lines() or ["nothing changed"]:
+        typer.echo(line)
+    if before and after:
+        for line in stanzas.changed_settings(before.config_schema, after.config_schema):
+            typer.echo(line)
+    for stanza in stanzas.stanzas_of(registry, offer.manifest):
+        _check(stanza.handler_id, registry, python)
+    typer.echo("Restart the handler: it goes on with the outbox that it finds.")
+
+
+def remove(
+    entry_id: EntryArgument,
+    *,
+    python: PythonOption = None,
+    registry: RegistryOption = Path("handler_registry.yaml"),
+) -> None:
+    """Take an entry's package away; its stanza and its state stay, and are named."""
+    change = installing.remove(entry_id, python=python)
+    for line in change.lines():
+        typer.echo(line)
+    if registry.is_file():
+        for line in _stanza_lines(registry, entry_id):
+            typer.echo(f"{line}: still names {entry_id}; take it out")
+    typer.echo("The state folder stays: `catalogzero outbox` shows what was not sent.")
+
+
+def _stanza_lines(registry: Path, entry_id: str) -> list[str]:
+    """Where the registry file names an entry."""
+    from catalogzero.registry import load_registry
+
+    found = [stanza for stanza in load_registry(registry).handlers if stanza.entry == entry_id]
+    return [stanza.where("entry") for stanza in found]
+
+
+def _warn_of_yank(offer: installing.Offer, version: str | None) -> None:
+    """Say why a release should not be installed."""
+    release = offer.release(version)
+    if release.yanked:
+        typer.echo(f"warning: {offer.id} {release.version} is yanked: {release.yanked}", err=True)
+
+
+_READ_MANIFEST = (
+    "import importlib.metadata as m, importlib.util as u, pathlib, sys;"
+    "p = [e for e in m.entry_points(group='catalogzero.entries') if e.name == sys.argv[1]];"
+    "s = u.find_spec(p[0].value) if p else None;"
+    "print((pathlib.Path(s.submodule_search_locations[0]) / 'catalogzero.toml').read_text('utf-8')"
+    " if s else '')"
+)
+
+
+def _installed_manifest(offer: installing.Offer, python: str | None) -> Manifest | None:
+    """The manifest of an entry as it is installed; None where it is not."""
+    from catalogzero.entry.manifest import parse_manifest
+    from catalogzero.entry.pip import run_tool
+
+    text = run_tool([python or sys.executable, "-c", _READ_MANIFEST, offer.id])
+    return parse_manifest(text, offer.id) if text.strip() else None
+
+
+def _check(handler_id: str, registry: Path, python: str | None) -> None:
+    """Run `catalogzero check` in the environment; what is still missing is no failure here."""
+    command = [python or sys.executable, "-m", "catalogzero", "check", handler_id]
+    done = subprocess.run([*command, "--registry", str(registry)], check=False)  # noqa: S603 - our own command
+    if done.returncode:
+        typer.echo(f"Not ready yet: mend what is named, then: catalogzero check {handler_id}")
