@@ -113,7 +113,7 @@ async def test_a_body_that_is_not_the_digested_one_is_refused(peer: Peer) -> Non
         ({"Content-Encoding": "br"}, ROWS, 415, "unsupported-media-type"),
         ({"Content-Type": "application/xml"}, ROWS, 415, "unsupported-media-type"),
         ({"Content-Encoding": "gzip"}, ROWS, 400, "undecodable-body"),
-        ({"Content-Encoding": "gzip"}, gzip.compress(ROWS)[:-9], 400, "undecodable-body"),
+        ({"Content-Encoding": "gzip"}, gzip.compress(ROWS, mtime=0)[:-9], 400, "undecodable-body"),
         ({"Content-Encoding": "zstd"}, zstandard.compress(ROWS)[:-3], 400, "undecodable-body"),
         ({"Content-Digest": "sha-256=nonsense"}, ROWS, 400, "invalid-request"),
         ({}, b'{"a":1}\n[]\n', 422, "refused-records"),
