@@ -37,7 +37,9 @@ types: .venv/ready ## mypy, strict
 
 .PHONY: coverage
 coverage: .venv/ready ## which lines the tests reach
+	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -m "not slow and not chaos"
+	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 .PHONY: bench

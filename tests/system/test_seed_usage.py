@@ -1,0 +1,136 @@
+"""The requests of examples/seed_usage, sent as they stand, to the scheduler of ours."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from examples.quickstart.processes import Processes, free_ports
+
+ROOT = Path(__file__).parents[2]
+SEED = ROOT / "examples/seed_usage"
+CATALOGZERO = Path(sys.executable).with_name("catalogzero")
+pytestmark = pytest.mark.timeout(180)
+
+
+@dataclass
+class House:
+    """A client's folder with a scheduler and two handlers, and the vendor's backend."""
+
+    folder: Path
+    processes: Processes
+    scheduler: str
+
+    def run(self, example: str, *runner: str) -> str:
+        """Run an example with this house's own ports and paths; what it prints."""
+        text = (SEED / example).read_text()
+        text = text.replace("http://localhost:8888", self.scheduler)
+        script = self.folder / example
+        script.write_text(text.replace("/data/exports", str(self.folder / "exports")))
+        return self.processes.run(script.stem, *runner, script, cwd=self.folder)
+
+    def get(self, path: str, **query: Any) -> Any:
+        """GET from the scheduler; nothing while it does not answer."""
+        try:
+            return httpx.get(f"{self.scheduler}/api/{path}", params=query, timeout=30).json()
+        except httpx.TransportError:
+            return {}
+
+    def connected(self) -> bool:
+        """Whether the scheduler reaches both handlers."""
+        handlers = self.get("handlers").get("handlers", [])
+        return [h["status"] for h in handlers] == ["Connected", "Connected"]
+
+    def newest(self, method: str) -> dict[str, Any] | None:
+        """The newest good execution of a method."""
+        records = self.get("executions", method_name=method, status="success")["records"]
+        return records[0] if records else None
+
+    def run_now(self, handler_id: str, method: str, **params: Any) -> Any:
+        """Run a method at once; its result."""
+        call = {"handler_id": handler_id, "method_name": method, "params": params}
+        answer = httpx.post(f"{self.scheduler}/api/run_now", json=call, timeout=60)
+        return answer.json()["result"]
+
+
+@contextmanager
+def house(folder: Path) -> Iterator[House]:
+    """Everything that the examples speak to, on free ports."""
+    http, zmq, backend, processor, conductor = free_ports(5)
+    (folder / "exports").mkdir()
+    (folder / "exports/orders.csv").write_text("order,amount\n1,20\n2,22\n")
+    registration = f"tcp://127.0.0.1:{zmq}"
+    env = {
+        "CATALOGZERO_SCHEDULER": registration,
+        "CATALOGZERO_STATE_DIR": str(folder / "state"),
+        "CATALOGZERO_SETTLE_S": "0",
+        "PYTHONPATH": str(SEED),
+    }
+    with Processes(folder / "logs") as processes:
+        start = partial(processes.start, cwd=folder, env=env)
+        database = ("--database", f"{folder}/backend.db")
+        key_file = folder / "key"
+        tenant = (CATALOGZERO, "backend", "tenants", "add", "client", "--key-file", key_file)
+        processes.run("tenant", *tenant, *database, cwd=folder)
+        start("backend", CATALOGZERO, "backend", "serve", "--port", str(backend), *database)
+        ports = ("--port", str(http), "--zmq-port", str(zmq))
+        start("scheduler", CATALOGZERO, "scheduler", *ports, "--database", f"{folder}/jobs.db")
+        registry = folder / "handler_registry.yaml"
+        registry.write_text(
+            (SEED / "handler_registry.yaml")
+            .read_text()
+            .replace("5555", str(processor))
+            .replace("client_api_key_here", key_file.read_text().strip())
+            .replace("https://api.yourcompany.com/v1/process", f"http://127.0.0.1:{backend}/v1")
+            .replace("/data/exports", str(folder / "exports"))
+        )
+        start("processor", CATALOGZERO, "run", "cloud_processor", "--registry", registry)
+        peers = json.dumps({"cloud_processor": processor})
+        config = ("--config", f"handler_registry={peers}", "--config", "dashboard_port=0")
+        where = ("--handler-id", "conductor", "--port", str(conductor))
+        start("conductor", CATALOGZERO, "run", "conductorzero:ConductorZero", *where, *config)
+        made = House(folder, processes, f"http://127.0.0.1:{http}")
+        processes.wait_for("both handlers", made.connected)
+        yield made
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="one of the requests is curl's")
+def test_the_requests_work_as_they_stand(tmp_path: Path) -> None:
+    with house(tmp_path) as client:
+        client.run("schedule_metrics.py", sys.executable)
+        client.run("schedule_upload.sh", "sh")
+
+        for method in ("collect_metrics", "health_check", "get_system_metrics"):
+            record = client.processes.wait_for(method, partial(client.newest, method))
+            assert record["handler_id"] == "conductor"
+        schedules = {s["id"]: s for s in client.get("schedules")["schedules"]}
+        nightly = next(s for name, s in schedules.items() if "process_and_upload" in name)
+        due = datetime.fromisoformat(nightly["next_fire_time"]).astimezone()
+        assert {"metrics_collection", "health_monitor", "system_metrics"} < set(schedules)
+        assert (due.hour, due.minute) == (2, 0)
+
+        exports = str(tmp_path / "exports")
+        result = client.run_now("cloud_processor", "process_and_upload", data_source=exports)
+        assert (result["status"], result["records"]) == ("uploaded", 2)
+
+        client.run_now("conductor", "collect_metrics")
+        said = client.run("query_results.py", sys.executable)
+        assert "Alive handlers: 1" in said
+
+
+def test_the_registry_stanza_is_the_documented_one_with_one_line_more() -> None:
+    lines = (SEED / "handler_registry.yaml").read_text().splitlines()
+
+    assert [line for line in lines if "data_roots" in line] == ["      data_roots: [/data/exports]"]
+    assert len(lines) == 8
