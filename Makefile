@@ -4,6 +4,7 @@
 PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
 TYPED := sdk/catalogzero $(wildcard catalog/*/src) examples tests benchmarks
 .DEFAULT_GOAL := help
 
@@ -20,11 +21,11 @@ demo: .venv/ready ## the whole way on real data, in about two minutes; KEEP=1 le
 
 .PHONY: test
 test: lint types ## lint, types and all tests that CI runs (at most ten minutes)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not chaos"
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not chaos"
 
 .PHONY: test-all
 test-all: lint types ## the same, with the slow and the chaos tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 .PHONY: lint
 lint: .venv/ready ## ruff: rules and format
@@ -38,7 +39,7 @@ types: .venv/ready ## mypy, strict
 .PHONY: coverage
 coverage: .venv/ready ## which lines the tests reach
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not slow and not chaos"
+	$(BIN)/coverage run -m pytest --hypothesis-profile=ci -m "not slow and not chaos"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -48,7 +49,7 @@ bench: .venv/ready ## the budgets of docs/performance.md, measured here
 
 .PHONY: chaos
 chaos: .venv/ready ## kill -9, cut connections, full disks: nothing lost, nothing twice
-	CATALOGZERO_CHAOS_KILLS=200 CATALOGZERO_CHAOS_ROWS=1000000 $(BIN)/python -m pytest -m chaos
+	CATALOGZERO_CHAOS_KILLS=200 CATALOGZERO_CHAOS_ROWS=1000000 $(PYTEST) -m chaos
 
 .PHONY: interop
 interop: .venv/ready ## checks against a running ScheduleZero: SCHEDULEZERO_HTTP=URL SCHEDULEZERO_ZMQ=ADDRESS

@@ -29,6 +29,7 @@ async def test_the_first_drawing_s_handler_sleeps_and_wakes_with_only_its_import
         assert (await at.client.call("lookup", {"key": "a"}))["pool_open"] is True
         before = handler.db_pool
         await asleep(at, clock)
+        assert before is not None
         assert before.closed
         assert (handler.db_pool, handler.cache, handler.sleep_mode) == (None, {}, True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -383,7 +384,7 @@ async def test_queued_runs_begin_in_order() -> None:
             if number == 0:
                 await started(at, 1)
             else:
-                await until(lambda wanted=number: _queued(at, wanted))
+                await until(partial(_queued, at, number))
         shift.gate.set()
         await asyncio.gather(*tasks)
         assert shift.begun == ["0", "1", "2", "3", "4"]

@@ -172,7 +172,7 @@ async def test_two_peers_of_one_routing_id_do_not_get_each_others_replies() -> N
 class BareLoop(asyncio.SelectorEventLoop):
     """As Windows' proactor loop: it watches no descriptors for others."""
 
-    def add_reader(self, *_: Any) -> None:
+    def add_reader(self, *_: Any) -> None:  # type: ignore[override]  # refused whatever is given
         """Not here."""
         raise NotImplementedError
 

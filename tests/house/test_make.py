@@ -18,7 +18,7 @@ def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command in the checkout with a bare environment and what is given."""
     bare = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull, **env}
     return subprocess.run(
-        command, cwd=ROOT, env=bare, capture_output=True, text=True, timeout=50, check=False
+        command, cwd=ROOT, env=bare, capture_output=True, text=True, timeout=140, check=False
     )
 
 

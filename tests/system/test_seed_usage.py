@@ -85,7 +85,14 @@ def house(folder: Path) -> Iterator[House]:
         processes.run("tenant", *tenant, *database, cwd=folder)
         start("backend", CATALOGZERO, "backend", "serve", "--port", str(backend), *database)
         ports = ("--port", str(http), "--zmq-port", str(zmq))
-        start("scheduler", CATALOGZERO, "scheduler", *ports, "--database", f"{folder}/jobs.db")
+        start(
+            "scheduler",
+            CATALOGZERO,
+            "scheduler",
+            *ports,
+            "--database",
+            f"sqlite:///{folder}/jobs.db",
+        )
         registry = folder / "handler_registry.yaml"
         registry.write_text(
             (SEED / "handler_registry.yaml")
@@ -133,4 +140,4 @@ def test_the_registry_stanza_is_the_documented_one_with_one_line_more() -> None:
     lines = (SEED / "handler_registry.yaml").read_text().splitlines()
 
     assert [line for line in lines if "data_roots" in line] == ["      data_roots: [/data/exports]"]
-    assert len(lines) == 8
+    assert len(lines) == 9

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from catalogzero.entry import drift
 
@@ -101,7 +102,7 @@ def _indented(text: str) -> str:
     return "".join(f"    {line}\n" if line else "\n" for line in text.splitlines())
 
 
-def process(text: str, **more: str) -> Mutant:
+def process(text: str, **more: Any) -> Mutant:
     """A mutant whose `process` is otherwise."""
     return Mutant(process=text.replace("\n", "\n        "), **more)
 
