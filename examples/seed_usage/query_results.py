@@ -3,9 +3,10 @@
 import requests
 
 # Get latest metrics
-response = requests.get(
-    "http://localhost:8888/api/executions", params={"handler_id": "conductor", "limit": 1}
-)
+response = requests.get("http://localhost:8888/api/executions", params={
+    "handler_id": "conductor",
+    "limit": 1
+})
 
 metrics = response.json()["records"][0]["result"]
 print(f"Total memory: {metrics['summary']['total_memory_mb']} MB")

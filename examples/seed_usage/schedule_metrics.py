@@ -7,34 +7,34 @@ A ScheduleZero server takes the same bodies with `job_method` for `method_name`,
 import requests
 
 # Collect metrics every 5 minutes
-response = requests.post(
-    "http://localhost:8888/api/schedule",
-    json={
-        "handler_id": "conductor",
-        "method_name": "collect_metrics",
-        "trigger": {"type": "interval", "minutes": 5},
-        "job_id": "metrics_collection",
+response = requests.post("http://localhost:8888/api/schedule", json={
+    "handler_id": "conductor",
+    "method_name": "collect_metrics",
+    "trigger": {
+        "type": "interval",
+        "minutes": 5
     },
-)
+    "job_id": "metrics_collection"
+})
 
 # Health check every minute
-response = requests.post(
-    "http://localhost:8888/api/schedule",
-    json={
-        "handler_id": "conductor",
-        "method_name": "health_check",
-        "trigger": {"type": "interval", "minutes": 1},
-        "job_id": "health_monitor",
+response = requests.post("http://localhost:8888/api/schedule", json={
+    "handler_id": "conductor",
+    "method_name": "health_check",
+    "trigger": {
+        "type": "interval",
+        "minutes": 1
     },
-)
+    "job_id": "health_monitor"
+})
 
 # System metrics every 10 minutes
-response = requests.post(
-    "http://localhost:8888/api/schedule",
-    json={
-        "handler_id": "conductor",
-        "method_name": "get_system_metrics",
-        "trigger": {"type": "interval", "minutes": 10},
-        "job_id": "system_metrics",
+response = requests.post("http://localhost:8888/api/schedule", json={
+    "handler_id": "conductor",
+    "method_name": "get_system_metrics",
+    "trigger": {
+        "type": "interval",
+        "minutes": 10
     },
-)
+    "job_id": "system_metrics"
+})
