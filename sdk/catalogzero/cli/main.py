@@ -34,6 +34,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "new": Command(VENDOR, "new:new"),
+    "update": Command(VENDOR, "update:update"),
+    "test": Command(VENDOR, "test:run_contract"),
     "build": Command(VENDOR, "build:build"),
     "catalog": Command(VENDOR, "catalog:app"),
     "run": Command(CLIENT, "run:run"),

@@ -1,0 +1,82 @@
+"""`catalogzero test`: the contract suite against an entry.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from catalogzero.errors import ConfigError
+
+TEST_FILE = '''\
+"""The contract suite, run against {target}."""
+
+from catalogzero.launch import load_class
+from catalogzero.testing import {suite}
+
+
+class TestContract({suite}):
+    """The entry's contract."""
+
+    handler_class = load_class({module!r}, {name!r})
+    exclude = {exclude!r}
+    sample = {sample!r}
+'''
+
+
+def run_contract(
+    target: Annotated[str, typer.Argument(help="An installed entry, or module:Class.")],
+    *,
+    sample: Annotated[
+        Path | None, typer.Option(help="A data file for a processor; default: sample.csv here.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="check=reason: leave a check out.")
+    ] = None,
+    check: Annotated[str | None, typer.Option(help="Only checks of this name.")] = None,
+) -> None:
+    """Run the contract suite against an entry: what every handler and processor must do."""
+    from catalogzero.cloud.processor import CloudProcessor
+    from catalogzero.launch import class_of_entry, load_class
+
+    module, mark, name = target.partition(":")
+    cls = load_class(module, name) if mark else class_of_entry(target)
+    if cls is None:
+        raise ConfigError(f"{target!r} is no installed entry, and not module:Class")
+    processor = issubclass(cls, CloudProcessor)
+    text = TEST_FILE.format(
+        target=target,
+        suite="ProcessorContract" if processor else "HandlerContract",
+        module=cls.__module__,
+        name=cls.__qualname__,
+        exclude=dict(_excluded(text) for text in exclude or ()),
+        sample=str((sample or Path("sample.csv")).absolute()) if processor else None,
+    )
+    raise typer.Exit(_run(text, check))
+
+
+def _excluded(text: str) -> tuple[str, str]:
+    """`check=reason` as a name and a reason."""
+    name, _, reason = text.partition("=")
+    if not reason.strip():
+        raise ConfigError(f"--exclude {text!r}: write check=reason")
+    return name, reason
+
+
+def _run(text: str, check: str | None) -> int:
+    """Run pytest on a test file of ours."""
+    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
+        path = Path(folder) / "test_contract.py"
+        path.write_text(text, "utf-8")
+        options = ["-q", "--rootdir", folder, "-c", "/dev/null", "--import-mode=importlib"]
+        chosen = ["-k", check] if check else []
+        command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *chosen]
+        done = subprocess.run([*command, str(path)], check=False)  # noqa: S603 - pytest, our own file
+        return min(done.returncode, 1)
