@@ -1,0 +1,73 @@
+"""A tick is never run twice, and always ends: random worlds with every kind of fault.
+
+The faults and the promises are those of the design's exhaustive model: a network that loses,
+delays and repeats, handlers that restart or forget, schedulers that freeze past their lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.scheduler.world import WINDOW_S, Desk, World
+
+STEP_S = 0.5
+FAULTY_S = 120.0
+PATIENCE_S = 3_000.0
+
+
+async def live(seed: int, *, retry_safe: bool) -> World:
+    """Let a world go on until its execution is final and nothing is under way."""
+    world = World(seed, retry_safe=retry_safe, faults=seed % 7)
+    world.desks["A"].take_over()
+    while world.clock.monotonic() < PATIENCE_S:
+        await world.clock.advance(STEP_S)
+        happen(world)
+        if world.row.is_final() and world.clock.monotonic() > FAULTY_S + 2 * WINDOW_S:
+            break
+    for task in world.tasks:
+        task.cancel()
+    await asyncio.gather(*world.tasks, return_exceptions=True)
+    return world
+
+
+def happen(world: World) -> None:
+    """Let the handler restart or a scheduler freeze or die; take over what nobody drives."""
+    if world.clock.monotonic() < FAULTY_S:
+        if world.fault(0.02):
+            world.restart()
+        if world.fault(0.02):
+            owner = world.desks[str(world.row.owner)]
+            owner.frozen_until_s = world.clock.monotonic() + world.random.uniform(1, 2 * WINDOW_S)
+            other(world).take_over()
+        if world.fault(0.01) and (task := world.desks[str(world.row.owner)].task):
+            task.cancel()
+    owner = world.desks[str(world.row.owner)]
+    if not world.row.is_final() and (owner.task is None or owner.task.done()):
+        other(world).take_over()
+
+
+def other(world: World) -> Desk:
+    """The scheduler that does not own the row, or the same one if that is frozen."""
+    desk = world.desks["B" if world.row.owner == "A" else "A"]
+    frozen = desk.frozen_until_s > world.clock.monotonic()
+    return world.desks[str(world.row.owner)] if frozen else desk
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_a_method_that_is_not_retry_safe_starts_at_most_once(seed: int) -> None:
+    world = await live(seed, retry_safe=False)
+
+    assert world.broken == []
+    assert world.starts <= 1
+    assert world.row.is_final()
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_a_retry_safe_method_starts_at_most_max_attempts_times(seed: int) -> None:
+    world = await live(1_000 + seed, retry_safe=True)
+
+    assert world.broken == []
+    assert world.starts <= world.row.max_attempts
+    assert world.row.is_final()
