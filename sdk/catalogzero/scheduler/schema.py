@@ -55,6 +55,8 @@ handlers = Table(
     Column("seen_us", BigInteger, nullable=False),
 )
 
+_IS_FOLDED = text("folded IS NOT NULL")
+
 schedules = Table(
     "scheduler_schedules",
     metadata,
@@ -78,6 +80,12 @@ schedules = Table(
     Column("due_us", BigInteger),
     Column("folded", String(50)),
     Index("scheduler_schedules_due", "paused", "due_us"),
+    Index(
+        "scheduler_schedules_folded",
+        "folded",
+        sqlite_where=_IS_FOLDED,
+        postgresql_where=_IS_FOLDED,
+    ),
 )
 
 OPEN = ("running", "retry", "queued")

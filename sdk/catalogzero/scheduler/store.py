@@ -113,6 +113,9 @@ class Store:
         try:
             with self.writing() as c:
                 migrate(c)
+        except ConfigError:
+            self.close()
+            raise
         except DBAPIError as error:
             self.close()
             shown = self.url.render_as_string(hide_password=True)
@@ -361,13 +364,13 @@ class Store:
         turn = select(executions).where(executions.c.status == "queued", ~blocked)
         chosen = turn.limit(CLAIM_LIMIT).with_for_update(skip_locked=True)
         found = [execution_of(row) for row in c.execute(chosen).mappings()]
+        ids = [one.execution_id for one in found]
+        if ids:
+            begun = update(executions).where(executions.c.execution_id.in_(ids))
+            c.execute(begun.values(status="running", started_us=now))
         for one in found:
             one.status = "running"
         _take(c, found, lease)
-        if found:
-            ids = [one.execution_id for one in found]
-            begun = update(executions).where(executions.c.execution_id.in_(ids))
-            c.execute(begun.values(status="running", started_us=now))
         return found
 
 

@@ -1,0 +1,208 @@
+"""Triggers: what they accept, and when they are due, at the edges of clock changes above all."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import tzlocal
+from catalogzero.scheduler.triggers import describe_trigger, make_trigger, parse_trigger
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.scheduler.oracle import cron_ticks, interval_ticks
+
+SPRING = datetime(2026, 3, 28, tzinfo=UTC)
+AUTUMN = datetime(2026, 10, 24, tzinfo=UTC)
+EDGES = {
+    "Europe/Berlin": (datetime(2026, 3, 29, 1, tzinfo=UTC), datetime(2026, 10, 25, 1, tzinfo=UTC)),
+    "America/New_York": (datetime(2026, 3, 8, 7, tzinfo=UTC), datetime(2026, 11, 1, 6, tzinfo=UTC)),
+    "America/Havana": (datetime(2026, 3, 8, 5, tzinfo=UTC), datetime(2026, 11, 1, 5, tzinfo=UTC)),
+    "Australia/Lord_Howe": (
+        datetime(2026, 4, 4, 15, tzinfo=UTC),
+        datetime(2026, 10, 3, 15, 30, tzinfo=UTC),
+    ),
+    "Asia/Kolkata": (SPRING, AUTUMN),
+}
+
+
+def ticks(trigger: dict[str, Any], start: datetime, end: datetime) -> list[datetime]:
+    """Every tick of (start, end]."""
+    due, found, moment = make_trigger(parse_trigger(trigger)), [], start
+    while (tick := due.next_after(moment)) and tick <= end:
+        found.append(tick)
+        moment = tick
+    return found
+
+
+def local(moments: list[datetime], zone: str) -> list[str]:
+    """Moments as a clock on the wall shows them."""
+    return [moment.astimezone(ZoneInfo(zone)).strftime("%d %H:%M") for moment in moments]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "expected"),
+    [
+        ({"hour": 2, "minute": 30}, ["28 02:30", "29 03:00", "30 02:30"]),
+        ({"hour": 2, "minute": "*/20"}, ["28 02:00", "28 02:20", "28 02:40", "29 03:00"]),
+        ({"hour": 3, "minute": 15}, ["28 03:15", "29 03:15", "30 03:15"]),
+    ],
+)
+def test_wall_times_that_the_clock_skips_fire_once_as_it_springs_forward(
+    trigger: dict[str, Any], expected: list[str]
+) -> None:
+    cron = {"type": "cron", "timezone": "Europe/Berlin", **trigger}
+
+    found = local(ticks(cron, SPRING, SPRING + timedelta(days=3)), "Europe/Berlin")
+
+    assert found[: len(expected)] == expected
+
+
+def test_midnight_that_the_clock_skips_does_not_lose_its_day() -> None:
+    cron = {"type": "cron", "timezone": "America/Havana", "hour": 0, "minute": 15}
+    start = datetime(2026, 3, 7, tzinfo=UTC)
+
+    found = local(ticks(cron, start, start + timedelta(days=3)), "America/Havana")
+
+    assert found == ["07 00:15", "08 01:00", "09 00:15"]
+
+
+def test_a_nightly_job_runs_once_in_the_night_of_25_hours() -> None:
+    cron = {"type": "cron", "timezone": "Europe/Berlin", "hour": 2, "minute": 30}
+
+    found = ticks(cron, AUTUMN, AUTUMN + timedelta(days=2))
+
+    assert local(found, "Europe/Berlin") == ["24 02:30", "25 02:30"]
+
+
+def test_a_half_hourly_job_goes_on_through_the_hour_that_comes_twice() -> None:
+    cron = {"type": "cron", "timezone": "Europe/Berlin", "minute": "*/30"}
+
+    found = ticks(cron, AUTUMN, AUTUMN + timedelta(days=2))
+
+    assert {after - before for before, after in pairwise(found)} == {timedelta(minutes=30)}
+
+
+@pytest.mark.parametrize(
+    ("given_days", "days"),
+    [
+        ("0", {6}),
+        ("7", {6}),
+        (1, {0}),
+        ("1-5", {0, 1, 2, 3, 4}),
+        ("5-1", {4, 5, 6, 0}),
+        ("sat-mon", {5, 6, 0}),
+        ("0-6", set(range(7))),
+        ("0-7", set(range(7))),
+        ("1-5/2", {0, 2, 4}),
+        ("mon,3,sun", {0, 2, 6}),
+        ("*", set(range(7))),
+    ],
+)
+def test_numbered_weekdays_are_cron_s(given_days: Any, days: set[int]) -> None:
+    cron = {"type": "cron", "timezone": "UTC", "day_of_week": given_days, "hour": 5}
+
+    found = ticks(cron, SPRING, SPRING + timedelta(days=14))
+
+    assert {moment.weekday() for moment in found} == days
+    assert len(found) == 2 * len(days)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "message"),
+    [
+        ("daily", "an object with a 'type'"),
+        ({}, "Unsupported trigger type: ''"),
+        ({"type": "interval"}, "the interval must be"),
+        ({"type": "interval", "seconds": -5}, "'seconds' must be a number, 0 or more"),
+        ({"type": "interval", "seconds": "soon"}, "'seconds' must be a number"),
+        ({"type": "interval", "minute": 5}, "interval takes no 'minute'"),
+        ({"type": "interval", "weeks": 1e300}, "'weeks' must be a number"),
+        ({"type": "interval", "hours": 1, "start_time": "noon"}, "'start_time'"),
+        ({"type": "cron"}, "cron needs at least one of"),
+        ({"type": "cron", "hour": 24}, "24"),
+        ({"type": "cron", "hour": "x"}, "x"),
+        ({"type": "cron", "hour": 1, "timezone": "Mars/Base"}, "no time zone is called"),
+        ({"type": "cron", "hour": 1, "timezone": "../etc/passwd"}, "no time zone is called"),
+        ({"type": "cron", "day_of_week": "8"}, "8"),
+        ({"type": "cron", "day_of_week": "fun"}, "is no weekday"),
+        ({"type": "date"}, "'run_date' is required for date trigger"),
+        ({"type": "date", "run_date": []}, "must be ISO string or Unix timestamp, got list"),
+        ({"type": "date", "run_date": 1e300}, "'run_date'"),
+    ],
+)
+def test_what_is_no_trigger_is_refused_with_the_field(trigger: Any, message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is looked at below
+        parse_trigger(trigger)
+
+    assert message in str(caught.value)
+
+
+def test_an_interval_takes_numbers_written_as_text() -> None:
+    trigger = parse_trigger({"type": "interval", "minutes": "1.5"})
+
+    assert describe_trigger(trigger) == "interval[0:01:30]"
+
+
+def test_a_date_is_iso_or_epoch() -> None:
+    iso = parse_trigger({"type": "date", "run_date": "2026-03-29T02:00:00+02:00"})
+    epoch = parse_trigger({"type": "date", "run_date": 1_774_742_400})
+
+    assert iso == epoch == {"type": "date", "run_date": "2026-03-29T00:00:00+00:00"}
+
+
+def test_a_trigger_without_a_zone_is_in_the_machine_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    tzlocal.reload_localzone()
+
+    trigger = parse_trigger({"type": "cron", "hour": 2})
+
+    monkeypatch.undo()
+    tzlocal.reload_localzone()
+    assert trigger["timezone"] == "Asia/Kolkata"
+
+
+FIELD = {
+    "second": st.sampled_from(["0", "*/20", "30", "10-50/25"]),
+    "minute": st.sampled_from(["*", "0", "30", "*/15", "59", "0,45"]),
+    "hour": st.sampled_from(["*", "0", "1", "2", "3", "*/2", "0-3", "23"]),
+    "day": st.sampled_from(["*", "1", "last", "*/2", "25,29", "8"]),
+    "month": st.sampled_from(["*", "3", "10", "mar-nov"]),
+    "day_of_week": st.sampled_from(["*", "sun", "mon-fri", "0", "sat,sun"]),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    fields=st.fixed_dictionaries({}, optional=FIELD).filter(bool),
+    zone=st.sampled_from(sorted(EDGES)),
+    edge=st.integers(0, 1),
+    before_s=st.integers(0, 26 * 3_600),
+)
+def test_cron_agrees_with_a_search_through_every_minute_of_a_clock_change(
+    fields: dict[str, str], zone: str, edge: int, before_s: int
+) -> None:
+    start = EDGES[zone][edge] - timedelta(seconds=before_s)
+    end = start + timedelta(hours=28)
+
+    found = ticks({"type": "cron", "timezone": zone, **fields}, start, end)
+
+    assert found == cron_ticks(fields, zone, start, end)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    length=st.fixed_dictionaries(
+        {"seconds": st.integers(1, 90_000)}, optional={"minutes": st.integers(0, 90)}
+    ),
+    offset_s=st.integers(-5_000, 100_000),
+)
+def test_an_interval_keeps_to_its_grid(length: dict[str, int], offset_s: int) -> None:
+    first = SPRING + timedelta(seconds=offset_s)
+    trigger = {"type": "interval", "start_time": first.isoformat(), **length}
+    end = SPRING + 20 * timedelta(**length)
+
+    assert ticks(trigger, SPRING, end) == interval_ticks(timedelta(**length), first, SPRING, end)
