@@ -51,6 +51,7 @@ COMMANDS = {
     "keys": Command(CLIENT, "keys:app"),
     "systemd": Command(CLIENT, "systemd:systemd"),
     "scheduler": Command(CLIENT, "scheduler:scheduler"),
+    "schedule": Command(CLIENT, "schedule:app"),
     "backend": Command(BACKEND, "backend:app"),
 }
 

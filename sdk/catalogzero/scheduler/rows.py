@@ -10,10 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import orjson
-from sqlalchemy import RowMapping, bindparam, or_, update
+from sqlalchemy import RowMapping
 
 from catalogzero.messages import encode_json
-from catalogzero.scheduler.schema import ACTIVE, FINAL, executions, schedules
+from catalogzero.scheduler.schema import ACTIVE, FINAL
 from catalogzero.scheduler.ticks import Firing, Schedule, Span
 
 MAX_RESULT_BYTES = 256 * 1024
@@ -113,7 +113,7 @@ def execution_row(one: Execution, now_us: int, lease: Lease, span: Span | None) 
 
 
 def outcome_row(one: Execution, now_us: int) -> dict[str, Any]:
-    """The parameters of `SAVE` for one execution."""
+    """The parameters of `statements.SAVE` for one execution."""
     return {
         "its_id": one.execution_id,
         "its_owner": one.owner,
@@ -130,57 +130,6 @@ def outcome_row(one: Execution, now_us: int) -> dict[str, Any]:
         "new_result": None if one.result is None else bounded_json(one.result),
         "new_error": one.error and one.error[:MAX_ERROR_CHARS].replace("\0", "\ufffd"),
     }
-
-
-_OUTCOME = (
-    *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
-    *("sent_us", "completed_us", "result", "error"),
-)
-
-IS_ACTIVE = or_(*(executions.c.status == status for status in ACTIVE))
-
-SAVE = (
-    update(executions)
-    .where(
-        executions.c.execution_id == bindparam("its_id"),
-        executions.c.owner == bindparam("its_owner"),
-        executions.c.lease == bindparam("its_lease"),
-        IS_ACTIVE,
-    )
-    .values({name: bindparam(f"new_{name}") for name in _OUTCOME})
-)
-"""Writes an outcome, on the condition that the lease is still its owner's."""
-
-SWAP = (
-    update(schedules)
-    .where(
-        schedules.c.schedule_id == bindparam("its_id"),
-        schedules.c.due_us == bindparam("old_due_us"),
-        schedules.c.paused.is_(False),
-    )
-    .values({name: bindparam(f"new_{name}") for name in ("tick_us", "due_us", "runs", "folded")})
-)
-"""The compare-and-swap of a schedule's next time."""
-
-TAKE = (
-    update(executions)
-    .where(
-        executions.c.execution_id == bindparam("its_id"),
-        executions.c.lease == bindparam("old_lease"),
-        IS_ACTIVE,
-    )
-    .values({name: bindparam(f"new_{name}") for name in ("owner", "lease", "lease_until_us")})
-)
-"""Takes over a lease that ended."""
-
-GROW = (
-    update(executions)
-    .where(executions.c.execution_id == bindparam("its_id"))
-    .values(
-        last_tick_us=bindparam("new_last_tick_us"), ticks=executions.c.ticks + bindparam("more")
-    )
-)
-"""Adds ticks to a missed or skipped row."""
 
 
 def execution_of(row: RowMapping) -> Execution:

@@ -24,12 +24,9 @@ from sqlalchemy import (
     Connection,
     CursorResult,
     Engine,
-    bindparam,
-    case,
     create_engine,
     delete,
     event,
-    func,
     insert,
     select,
     text,
@@ -41,11 +38,6 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModu
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.errors import ConfigError, RetryLaterError, UnreachableError
 from catalogzero.scheduler.rows import (
-    GROW,
-    IS_ACTIVE,
-    SAVE,
-    SWAP,
-    TAKE,
     Execution,
     Handler,
     Lease,
@@ -58,7 +50,24 @@ from catalogzero.scheduler.rows import (
     schedule_row,
     to_json,
 )
-from catalogzero.scheduler.schema import ACTIVE, OPEN, executions, handlers, migrate, schedules
+from catalogzero.scheduler.schema import executions, handlers, migrate, schedules
+from catalogzero.scheduler.statements import (
+    ANY_QUEUED,
+    BEGIN,
+    DUE,
+    ENDED_LEASES,
+    GOING_ON,
+    GROW,
+    HELD,
+    IS_ACTIVE,
+    NEXT_DUE,
+    REMOVE,
+    RENEW,
+    SAVE,
+    SWAP,
+    TAKE,
+    TURN,
+)
 from catalogzero.scheduler.ticks import Schedule, fire, from_us, seconds_us, to_us
 
 CLAIM_LIMIT = 500
@@ -260,11 +269,10 @@ class Store:
             now = self.now_us(c)
             lease = Lease(owner, now + seconds_us(lease_s))
             started = self._fire(c, now, lease, limit)
-            started += self._start_queued(c, now, lease)
-            due = select(func.min(schedules.c.due_us)).where(schedules.c.paused.is_(False))
-            waiting = select(executions.c.seq).where(executions.c.status == "queued").limit(1)
-            queued = c.execute(waiting).first() is not None
-            return Claim(now, started, c.execute(due).scalar(), queued)
+            queued = c.execute(ANY_QUEUED).first() is not None
+            if queued:
+                started += self._start_queued(c, now, lease)
+            return Claim(now, started, c.execute(NEXT_DUE).scalar(), queued)
 
     def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
         """Store an execution that no schedule asked for; None, or the earlier one's id.
@@ -298,13 +306,11 @@ class Store:
         with self.writing() as c:
             now = self.now_us(c)
             until = now + seconds_us(lease_s)
-            mine = (executions.c.owner == owner, IS_ACTIVE)
-            c.execute(update(executions).where(*mine).values(lease_until_us=until))
-            ids = select(executions.c.execution_id, executions.c.lease).where(*mine)
-            held = {(row.execution_id, row.lease) for row in c.execute(ids)}
-            over = IS_ACTIVE & (executions.c.lease_until_us < now)
-            ended = select(executions).where(over).order_by(executions.c.seq).limit(CLAIM_LIMIT)
-            rows = c.execute(ended.with_for_update(skip_locked=True)).mappings().all()
+            c.execute(RENEW, {"its_owner": owner, "until_us": until})
+            found = c.execute(HELD, {"its_owner": owner})
+            held = {(row.execution_id, row.lease) for row in found}
+            ended = {"now_us": now, "at_most": CLAIM_LIMIT}
+            rows = c.execute(ENDED_LEASES, ended).mappings().all()
             taken = [execution_of(row) for row in rows]
             _take(c, taken, Lease(owner, until))
             return Leases(held, taken)
@@ -339,9 +345,7 @@ class Store:
 
     def _fire(self, c: Connection, now: int, lease: Lease, limit: int) -> list[Execution]:
         """Decide on every schedule that is due, and write it down."""
-        due = (schedules.c.paused.is_(False), schedules.c.due_us <= now)
-        ready = select(schedules).where(*due).order_by(schedules.c.due_us).limit(limit)
-        found = c.execute(ready.with_for_update(skip_locked=True)).mappings().all()
+        found = c.execute(DUE, {"now_us": now, "at_most": limit}).mappings().all()
         if not found:
             return []
         going = _going_on(c, [row["schedule_id"] for row in found])
@@ -355,19 +359,10 @@ class Store:
 
     def _start_queued(self, c: Connection, now: int, lease: Lease) -> list[Execution]:
         """Start queued runs whose turn has come: nothing of their schedule is going on."""
-        ahead = executions.alias()
-        before = (ahead.c.status.in_(ACTIVE)) | (
-            (ahead.c.status == "queued") & (ahead.c.seq < executions.c.seq)
-        )
-        same = ahead.c.schedule_id == executions.c.schedule_id
-        blocked = select(ahead.c.seq).where(same, before).exists()
-        turn = select(executions).where(executions.c.status == "queued", ~blocked)
-        chosen = turn.limit(CLAIM_LIMIT).with_for_update(skip_locked=True)
-        found = [execution_of(row) for row in c.execute(chosen).mappings()]
-        ids = [one.execution_id for one in found]
-        if ids:
-            begun = update(executions).where(executions.c.execution_id.in_(ids))
-            c.execute(begun.values(status="running", started_us=now))
+        rows = c.execute(TURN, {"at_most": CLAIM_LIMIT}).mappings()
+        found = [execution_of(row) for row in rows]
+        if found:
+            c.execute(BEGIN, [{"its_id": one.execution_id, "now_us": now} for one in found])
         for one in found:
             one.status = "running"
         _take(c, found, lease)
@@ -387,7 +382,7 @@ def _write(c: Connection, writes: Writes, now: int, lease: Lease) -> None:
         raise LostRaceError("a schedule was claimed by two schedulers at once: nothing is written")
     over = [{"its_id": swap["its_id"]} for swap in writes.swaps if swap["new_tick_us"] is None]
     if over:
-        c.execute(delete(schedules).where(schedules.c.schedule_id == bindparam("its_id")), over)
+        c.execute(REMOVE, over)
 
 
 def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
@@ -403,10 +398,7 @@ def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
 
 def _going_on(c: Connection, schedule_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
     """For each schedule that has any, how many of its executions go on, and how many wait."""
-    open_ = executions.c.status.in_(OPEN) & executions.c.schedule_id.in_(schedule_ids)
-    waits = func.sum(case((executions.c.status == "queued", 1), else_=0))
-    counts = select(executions.c.schedule_id, func.count(), waits).where(open_)
-    rows = c.execute(counts.group_by(executions.c.schedule_id))
+    rows = c.execute(GOING_ON, {"schedule_ids": list(schedule_ids)})
     return {row[0]: (row[1] - row[2], row[2]) for row in rows}
 
 

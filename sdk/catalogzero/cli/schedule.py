@@ -1,0 +1,311 @@
+"""`catalogzero schedule`: schedules and executions of any ScheduleZero API, ours or theirs.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import quote
+
+import typer
+
+from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.cli.run import json_object
+from catalogzero.errors import ConfigError, FailedError, UnauthorizedError, UnreachableError
+
+app = typer.Typer(no_args_is_help=True)
+
+CONNECT_TIMEOUT_S = 5.0
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+CRON_ORDER = ("minute", "hour", "day", "month", "day_of_week")
+
+JobId = Annotated[str, typer.Argument(help="The schedule's job_id.")]
+Params = Annotated[str, typer.Option(help="JSON object of the method's params.")]
+
+
+class Api(NamedTuple):
+    """Where the API is, and what it must be shown."""
+
+    url: str
+    token: str | None
+
+
+@app.callback()
+def schedule(
+    context: typer.Context,
+    url: Annotated[
+        str, typer.Option(help="The scheduler's API.", envvar="CATALOGZERO_SCHEDULER_URL")
+    ] = "http://127.0.0.1:8888",
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Its Bearer token.", envvar="CATALOGZERO_SCHEDULER_TOKEN_FILE"),
+    ] = None,
+) -> None:
+    """Schedules and executions, at ours or any other ScheduleZero API."""
+    try:
+        token = token_file.read_text("utf-8").strip() if token_file else None
+    except OSError as error:
+        raise ConfigError(f"{token_file}: {error.strerror}") from None
+    context.obj = Api(url.rstrip("/"), token)
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    handler_id: Annotated[str, typer.Argument(help="The handler to call.")],
+    method: Annotated[str, typer.Argument(help="Its method.")],
+    params: Params = "{}",
+    every: Annotated[str | None, typer.Option(help="An interval: 30s, 5m, 2h, 1d, 1w.")] = None,
+    cron: Annotated[str | None, typer.Option(help="Five cron fields: '0 2 * * *'.")] = None,
+    at: Annotated[str | None, typer.Option(help="One moment: ISO 8601.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of --cron and --at.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="Its name.")] = None,
+    timeout_s: Annotated[float | None, typer.Option(help="Cancel a run after so long.")] = None,
+    overlap: Annotated[str | None, typer.Option(help="skip, queue or parallel.")] = None,
+    misfire_grace_s: Annotated[
+        float | None, typer.Option(help="Run a tick so late at most; without it, however late.")
+    ] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="Of a retry_safe method.")] = None,
+    jitter_s: Annotated[float | None, typer.Option(help="Delay each tick by up to this.")] = None,
+    max_runs: Annotated[int | None, typer.Option(help="Over after so many.")] = None,
+    end_time: Annotated[str | None, typer.Option(help="Over at this moment: ISO 8601.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Add a schedule.
+
+    Example: catalogzero schedule add acme process_and_upload --cron '0 2 * * *'
+    --params '{"data_source": "/data/exports"}'
+    """
+    ours = {
+        "job_id": job_id,
+        "timeout_s": timeout_s,
+        "overlap": overlap,
+        "misfire_grace_s": misfire_grace_s,
+        "max_attempts": max_attempts,
+        "jitter_s": jitter_s,
+        "max_runs": max_runs,
+        "end_time": end_time,
+    }
+    body = {
+        "handler_id": handler_id,
+        "job_method": method,
+        "job_params": json_object(params, "--params"),
+        "trigger": _trigger(every, cron, at, timezone),
+        **{name: value for name, value in ours.items() if value is not None},
+    }
+    _tell(_ask(context, "POST", "/api/schedule", body=body), as_json=json)
+
+
+@app.command("list")
+def list_(context: typer.Context, json: JsonFlag = False) -> None:
+    """Every schedule, the next one first."""
+    told = _ask(context, "GET", "/api/schedules")
+    if json:
+        print_json(told)
+        return
+    rows = []
+    for one in told["schedules"]:
+        handler_id, method = ([*(one.get("args") or []), "", ""])[:2]
+        state = "paused" if one.get("paused") else ""
+        rows.append(
+            (one["id"], handler_id, method, one["trigger"], one["next_fire_time"] or "-", state)
+        )
+    print_table(("job_id", "handler", "method", "trigger", "next (UTC)", ""), rows)
+
+
+@app.command("next")
+def next_(
+    context: typer.Context,
+    job_id: JobId,
+    count: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 5,
+    json: JsonFlag = False,
+) -> None:
+    """The next fire times of a schedule, in UTC and in its zone."""
+    told = _ask(context, "GET", f"{_place(job_id)}/next", query={"count": count})
+    if json:
+        print_json(told)
+        return
+    rows = zip(told["next"], told["local"], strict=True)
+    print_table(("UTC", told["timezone"]), rows)
+
+
+@app.command()
+def pause(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> None:
+    """Let a schedule rest; ticks of the pause are not made up for."""
+    _tell(_ask(context, "POST", f"{_place(job_id)}/pause"), as_json=json)
+
+
+@app.command()
+def resume(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> None:
+    """Let a paused schedule go on, from its next tick."""
+    _tell(_ask(context, "POST", f"{_place(job_id)}/resume"), as_json=json)
+
+
+@app.command()
+def remove(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> None:
+    """Remove a schedule; a run that goes on goes on."""
+    _tell(_ask(context, "DELETE", _place(job_id)), as_json=json)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A schedule's job_id; with METHOD, a handler_id.")],
+    method: Annotated[str | None, typer.Argument(help="A method of that handler.")] = None,
+    params: Params = "{}",
+    json: JsonFlag = False,
+) -> None:
+    """Run now, and wait for the result.
+
+    Example: catalogzero schedule run nightly-export
+    """
+    if method is None:
+        body = _call_of(_ask(context, "GET", "/api/schedules")["schedules"], name)
+    else:
+        fields = json_object(params, "--params")
+        body = {"handler_id": name, "job_method": method, "job_params": fields}
+    told = _ask(context, "POST", "/api/run_now", body=body)
+    print_json(told if json else told["result"])
+
+
+@app.command()
+def executions(
+    context: typer.Context,
+    handler_id: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="Only of this schedule.")] = None,
+    method_name: Annotated[str | None, typer.Option(help="Only of this method.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only such: error, missed, lost…")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most so many.")] = 20,
+    json: JsonFlag = False,
+) -> None:
+    """What ran, newest first."""
+    wanted = {
+        "handler_id": handler_id,
+        "job_id": job_id,
+        "method_name": method_name,
+        "status": status,
+    }
+    query = {name: value for name, value in wanted.items() if value is not None}
+    told = _ask(context, "GET", "/api/executions", query={**query, "limit": limit})
+    if json:
+        print_json(told)
+        return
+    columns = ("started (UTC)", "job_id", "handler", "method", "status", "ms", "error")
+    print_table(columns, (_row(record) for record in told["records"]))
+
+
+def _row(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """One line of `executions`."""
+    duration_ms = record.get("duration_ms")
+    return (
+        str(record["started_at"])[:19],
+        record["job_id"],
+        record["handler_id"],
+        record["method_name"],
+        record["status"] + (" (late)" if record.get("late") else ""),
+        "" if duration_ms is None else round(duration_ms),
+        (record.get("error") or "")[:80],
+    )
+
+
+def _trigger(
+    every: str | None, cron: str | None, at: str | None, timezone: str | None
+) -> dict[str, Any]:
+    """The trigger that the options name; exactly one of them."""
+    if [every, cron, at].count(None) != 2:
+        raise typer.BadParameter("name one of --every, --cron and --at")
+    zone = {"timezone": timezone} if timezone else {}
+    if at is not None:
+        return {"type": "date", "run_date": at, **zone}
+    if cron is not None:
+        fields = cron.split()
+        if len(fields) != len(CRON_ORDER):
+            raise typer.BadParameter(f"--cron takes five fields: {' '.join(CRON_ORDER)}")
+        return {"type": "cron", **dict(zip(CRON_ORDER, fields, strict=True)), **zone}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", every or "")
+    if not match:
+        raise typer.BadParameter("--every takes a number and s, m, h, d or w: 30s, 5m")
+    return {"type": "interval", UNITS[match[2]]: float(match[1])}
+
+
+def _call_of(schedules: list[dict[str, Any]], job_id: str) -> dict[str, Any]:
+    """The call that a schedule makes."""
+    for one in schedules:
+        if one["id"] == job_id:
+            handler_id, method, params = one["args"][:3]
+            return {"handler_id": handler_id, "job_method": method, "job_params": params}
+    raise FailedError(f"no schedule is called '{job_id}'; see `catalogzero schedule list`")
+
+
+def _place(job_id: str) -> str:
+    """The path of a schedule."""
+    return f"/api/schedules/{quote(job_id, safe='')}"
+
+
+def _tell(told: dict[str, Any], *, as_json: bool) -> None:
+    """A short answer, as lines or as JSON."""
+    if as_json:
+        print_json(told)
+    else:
+        print_fields(told)
+
+
+def _ask(
+    context: typer.Context,
+    method: str,
+    path: str,
+    *,
+    body: Mapping[str, Any] | None = None,
+    query: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One request, and its JSON answer.
+
+    Raises:
+        UnreachableError: Nobody is there.
+        UnauthorizedError: The token is missing or wrong.
+        FailedError: The API says no; with its own words.
+    """
+    return asyncio.run(_request(context.obj, method, path, body, query))
+
+
+async def _request(
+    api: Api,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None,
+    query: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    import httpx
+    from httpx_aiohttp import AiohttpTransport
+
+    headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
+    timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+    async with httpx.AsyncClient(
+        transport=AiohttpTransport(), headers=headers, timeout=timeout
+    ) as client:
+        try:
+            answer = await client.request(method, api.url + path, json=body, params=query)
+        except httpx.TransportError as error:
+            why = f"no scheduler answers at {api.url} ({error}): name it with --url"
+            raise UnreachableError(why) from None
+    return _checked(answer.status_code, answer.content, api.url + path)
+
+
+def _checked(status: int, content: bytes, place: str) -> dict[str, Any]:
+    """The answer's JSON object, or the error that it tells."""
+    import orjson
+
+    try:
+        told = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        told = None
+    if status < 400 and isinstance(told, dict):
+        return told
+    error = told.get("error") if isinstance(told, dict) else None
+    message = error.get("message") if isinstance(error, dict) else f"HTTP {status} from {place}"
+    raise (UnauthorizedError if status in (401, 403) else FailedError)(str(message))

@@ -1,0 +1,48 @@
+"""A handler that notes each run in a file, so that a test can count what really happened."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+from catalogzero import Handler, HandlerSettings, job
+
+
+class ChoreSettings(HandlerSettings):
+    """Where it notes its runs."""
+
+    notes: Path
+
+
+class Chore(Handler):
+    """Notes that a run began, does nothing for a while, notes that it ended."""
+
+    settings_model = ChoreSettings
+
+    async def note(self, text: str = "", seconds: float = 0.0) -> dict[str, Any]:
+        """One run."""
+        self._write(f"began {text}")
+        await asyncio.sleep(seconds)
+        self._write(f"ended {text}")
+        return {"text": text}
+
+    @job(retry_safe=True)
+    async def again(self, text: str = "", seconds: float = 0.0) -> dict[str, Any]:
+        """One run that may be repeated."""
+        return await self.note(text, seconds)
+
+    async def fail(self) -> None:
+        """Fail."""
+        raise ValueError("on purpose")
+
+    def _write(self, line: str) -> None:
+        """One whole line, also under kill -9."""
+        settings = self.settings
+        assert isinstance(settings, ChoreSettings)
+        descriptor = os.open(settings.notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,115 @@
+"""Schedulers and handlers as processes, which a test may stop, freeze and kill."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+T = TypeVar("T")
+
+CATALOGZERO = (sys.executable, "-m", "catalogzero")
+POLL_S = 0.05
+
+
+class SchedulerProcess:
+    """`catalogzero scheduler` on free ports.
+
+    Args:
+        database: Its URL.
+        options: More of the command's options.
+        port: Of the API; 0 is any free one.
+        zmq_port: Where handlers register.
+    """
+
+    def __init__(self, database: str, *options: str, port: int = 0, zmq_port: int = 0) -> None:
+        ports = ("--port", str(port), "--zmq-port", str(zmq_port))
+        command = [*CATALOGZERO, "scheduler", *ports, "--database", database, "--json", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout
+        line = self.process.stdout.readline()
+        assert line, f"the scheduler ended with {self.process.wait()}"
+        told = json.loads(line)
+        self.url: str = told["url"]
+        self.zmq_address: str = told["zmq_address"]
+        self.api = httpx.Client(base_url=self.url, timeout=20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
+        self.api.close()
+
+    def wait_for_handler(self, handler_id: str) -> None:
+        """Wait until a handler has registered and answers."""
+
+        def connected() -> bool:
+            handlers = self.api.get("/api/handlers").json()["handlers"]
+            return any(h["id"] == handler_id and h["status"] == "Connected" for h in handlers)
+
+        until(connected)
+
+
+@contextmanager
+def handler_process(
+    scheduler: str, folder: Path, port: int = 0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A chore (see `chore`) as a process, registered as `chore`; it notes its runs in `folder`."""
+    command = [
+        *(*CATALOGZERO, "run", "tests.scheduler.chore:Chore", "--handler-id", "chore"),
+        *("--scheduler", scheduler, "--port", str(port), "--config", f"notes={folder / 'notes'}"),
+        *("--set", f"state_dir={folder / 'state'}"),
+    ]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def until(look: Callable[[], T], timeout_s: float = 30.0) -> T:
+    """Look again and again until what is seen is true."""
+    never, deadline_s = threading.Event(), time.monotonic() + timeout_s
+    while not (seen := look()):
+        assert time.monotonic() < deadline_s, "it did not come true in time"
+        never.wait(POLL_S)
+    return seen
+
+
+def executions(api: httpx.Client, **query: Any) -> list[dict[str, Any]]:
+    """Every record of a query, newest first, page after page."""
+    records: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = api.get("/api/executions", params={"limit": 1_000, **query} | _at(cursor)).json()
+        records += page["records"]
+        cursor = page["cursor"]
+        if cursor is None:
+            return records
+
+
+def _at(cursor: str | None) -> dict[str, str]:
+    return {} if cursor is None else {"cursor": cursor}

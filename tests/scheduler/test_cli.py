@@ -1,0 +1,137 @@
+"""`catalogzero scheduler` as a process, and `catalogzero schedule` against it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.scheduler.processes import CATALOGZERO, SchedulerProcess, handler_process
+
+URL = "http://127.0.0.1:{}"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SchedulerProcess]:
+    """A scheduler process, and a handler process that has registered."""
+    folder = tmp_path_factory.mktemp("cli")
+    with (
+        SchedulerProcess(f"sqlite:///{folder / 'scheduler.db'}") as scheduler,
+        handler_process(scheduler.zmq_address, folder),
+    ):
+        scheduler.wait_for_handler("chore")
+        yield scheduler
+
+
+def schedule(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command."""
+    command = [*CATALOGZERO, "schedule", "--url", url, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def told(url: str, *arguments: str) -> Any:
+    """What the command prints with --json."""
+    done = schedule(url, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_schedule_lives_its_whole_life_from_the_command_line(running: SchedulerProcess) -> None:
+    url = running.url
+    cron = ("--cron", "30 2 * * 1-5", "--timezone", "Europe/Berlin", "--job-id", "nightly")
+    assert told(url, "add", "chore", "note", *cron, "--params", '{"text": "hello"}') == {
+        "status": "success",
+        "job_id": "nightly",
+    }
+
+    times = told(url, "next", "nightly", "--count", "3")
+    assert len(times["next"]) == 3
+    assert all(moment[11:16] == "02:30" for moment in times["local"])
+    assert "nightly" in schedule(url, "list").stdout
+    assert schedule(url, "pause", "nightly").returncode == 0
+    assert told(url, "list")["schedules"][0]["paused"] is True
+    assert schedule(url, "resume", "nightly").returncode == 0
+    assert json.loads(schedule(url, "run", "nightly").stdout)["text"] == "hello"
+    assert "hello" in schedule(url, "run", "chore", "note", "--params", '{"text": "hello"}').stdout
+    table = schedule(url, "executions", "--handler-id", "chore").stdout.splitlines()
+    assert table[0].split()[:2] == ["started", "(UTC)"]
+    assert len(table) == 3
+    assert schedule(url, "remove", "nightly").returncode == 0
+    assert told(url, "list")["count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("add", "chore", "note"), 2, "name one of --every, --cron and --at"),
+        (("add", "chore", "note", "--every", "soon"), 2, "30s, 5m"),
+        (("add", "nobody", "note", "--every", "5m"), 1, "Handler 'nobody' not registered."),
+        (("remove", "nothing"), 1, "Schedule 'nothing' not found"),
+        (("run", "nothing"), 1, "no schedule is called 'nothing'"),
+        (("run", "chore", "fail"), 1, "ValueError: on purpose"),
+    ],
+)
+def test_a_failure_is_a_sentence_and_an_exit_code(
+    running: SchedulerProcess, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = schedule(running.url, *arguments)
+
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_scheduler_that_is_not_there_is_exit_code_4() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        done = schedule(URL.format(taken.getsockname()[1]), "list")
+
+    assert done.returncode == 4
+    assert "no scheduler answers" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_scheduler_stops_cleanly(number: signal.Signals, tmp_path: Path) -> None:
+    with SchedulerProcess(f"sqlite:///{tmp_path / 'scheduler.db'}") as scheduler:
+        scheduler.process.send_signal(number)
+        code = scheduler.process.wait(20)
+
+    assert code == 0
+
+
+def test_a_token_is_needed_where_one_is_set(tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("correct-horse-battery\n")
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    with SchedulerProcess(database, "--token-file", str(token_file)) as scheduler:
+        without = schedule(scheduler.url, "list")
+        shown = ("--token-file", str(token_file), "list")
+        with_it = schedule(scheduler.url, *shown)
+
+    assert (without.returncode, with_it.returncode) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--host", "0.0.0.0"), "name a --token-file too"),  # noqa: S104 - it is refused
+        (("--zmq-host", "0.0.0.0"), "--allow-plaintext on a private network"),  # noqa: S104 - same
+        (("--database", "mysql://x/y"), "name a sqlite:///file or a postgresql://"),
+        (("--curve-key-file", "key"), "go together: name both"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_starts(
+    options: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    database = ("--database", f"sqlite:///{tmp_path / 'scheduler.db'}")
+    command = [*CATALOGZERO, "scheduler", "--port", "0", "--zmq-port", "0", *database, *options]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 3
+    assert message in done.stderr
