@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+from catalogzero.cli.main import main
 
 from tests.scheduler.processes import CATALOGZERO, SchedulerProcess, handler_process
+
+pytestmark = pytest.mark.timeout(180)
 
 URL = "http://127.0.0.1:{}"
 
@@ -30,9 +35,19 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SchedulerProce
 
 
 def schedule(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command."""
-    command = [*CATALOGZERO, "schedule", "--url", url, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    """Run the command, in this process: its start is not what is tested."""
+    command = ["catalogzero", "schedule", "--url", url, *arguments]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        patch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    code = ended.value.code
+    return subprocess.CompletedProcess(command, int(code or 0), out.getvalue(), err.getvalue())
 
 
 def told(url: str, *arguments: str) -> Any:
