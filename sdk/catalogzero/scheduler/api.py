@@ -1,6 +1,6 @@
 """The scheduler's HTTP API: ScheduleZero's paths, fields, statuses and error texts, and ours.
 
-On loopback the Host header must be loopback too, and what
+The contract is `pages/openapi.json`. On loopback the Host header must be loopback too, and what
 changes something must come from no other origin, so that no web page elsewhere can use a
 browser to reach it; beyond loopback every request needs the token. CORS is off.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
+from importlib.resources import files
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -41,6 +42,12 @@ PING_TIMEOUT_S = 2.0
 MAX_BODY_BYTES = 1 << 20
 MAX_PREVIEW = 100
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PAGES = {"/": "index.html", "/pages/schedules.js": "schedules.js", "/pages/style.css": "style.css"}
+CONTENT_TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
+CONTENT_SECURITY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -90,6 +97,8 @@ class Api:
                 web.get("/api/handlers", self._handlers),
                 web.get("/api/health", self._health),
                 web.get("/api/config", self._tell_config),
+                web.get("/api/openapi.json", self._openapi),
+                *(web.get(path, self._page) for path in PAGES),
             ]
         )
         return app
@@ -244,6 +253,15 @@ class Api:
     async def _tell_config(self, request: web.Request) -> web.Response:
         return _json(self._config)
 
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return web.Response(body=_asset("openapi.json"), content_type="application/json")
+
+    async def _page(self, request: web.Request) -> web.Response:
+        name = PAGES[request.path]
+        kind = CONTENT_TYPES[name.rpartition(".")[2]]
+        headers = {"Content-Security-Policy": CONTENT_SECURITY, "Cache-Control": "no-cache"}
+        return web.Response(body=_asset(name), content_type=kind, charset="utf-8", headers=headers)
+
     # --- what every request goes through
 
     @web.middleware
@@ -270,7 +288,7 @@ class Api:
         if self._token is not None:
             shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
             right = hmac.compare_digest(shown.encode(), self._token.encode())
-            if not right:
+            if not right and request.path not in PAGES:
                 raise ApiError(401, "A Bearer token is required: the scheduler's token_file.")
         elif _name_of(request.host) not in LOOPBACK:
             raise ApiError(403, f"Host '{request.host}' is not this machine's loopback.")
@@ -344,6 +362,11 @@ def _changed(job_id: str, what: str) -> web.Response:
 
 def _unknown_schedule(job_id: str) -> ApiError:
     return ApiError(404, f"Schedule '{job_id}' not found")
+
+
+def _asset(name: str) -> bytes:
+    """A file that the package carries."""
+    return files("catalogzero.scheduler").joinpath("pages", name).read_bytes()
 
 
 def _name_of(host: str) -> str:

@@ -1,0 +1,142 @@
+"""The schedules page in a real browser, and the document that describes the API."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from catalogzero import HandlerClient
+from catalogzero.scheduler.api import PAGES, Api
+from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
+from playwright.async_api import Page, async_playwright, expect
+
+from tests.scheduler.conftest import QUICK
+from tests.scheduler.toys import toy
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+    *("--disable-quic", "--no-first-run"),
+)
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+async def sqlite_scheduler(tmp_path: Path) -> AsyncIterator[SchedulerServer]:
+    """A scheduler on SQLite."""
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    settings = SchedulerSettings(port=0, zmq_port=0, database=database, runner=QUICK)
+    async with serve_scheduler(settings, connect=HandlerClient) as server:
+        yield server
+
+
+@pytest.fixture
+async def page() -> AsyncIterator[Page]:
+    """A browser's page, on which no script failed."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    async with async_playwright() as api:
+        browser = await api.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        made = await browser.new_page()
+        failures: list[str] = []
+        made.on("pageerror", lambda error: failures.append(str(error)))
+        yield made
+        await browser.close()
+    assert failures == []
+
+
+@pytest.mark.browser
+async def test_the_page_shows_runs_and_pauses_schedules(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    url = sqlite_scheduler.url
+    evil = "<img src=x onerror=alert(1)>"
+    async with (
+        httpx.AsyncClient(base_url=url) as api,
+        toy(sqlite_scheduler.zmq_address, api),
+    ):
+        trigger = {"type": "cron", "hour": 2, "timezone": "Europe/Berlin"}
+        call = {"handler_id": "toy", "job_method": "quick", "job_params": {"x": 41}}
+        await api.post("/api/schedule", json={**call, "trigger": trigger, "job_id": evil})
+        await api.post("/api/run_now", json={"handler_id": "toy", "job_method": "fail"})
+
+        await page.goto(url)
+        row = page.locator("#schedules tr")
+        await expect(row).to_contain_text(evil)
+        await expect(row).to_contain_text("cron[hour='2'] Europe/Berlin")
+        await expect(page.locator("#handlers")).to_contain_text("Connected")
+        await row.get_by_role("button", name="Run now").click()
+        await expect(page.locator("#executions")).to_contain_text('{"x":41')
+        await row.get_by_role("button", name="Pause").click()
+        await expect(row).to_contain_text("paused")
+        await row.get_by_role("button", name="Resume").click()
+        await expect(row).not_to_contain_text("paused")
+        await page.locator("#status").select_option("error")
+        await expect(page.locator("#executions tr")).to_have_count(1)
+        await expect(page.locator("#executions")).to_contain_text("ValueError: no such table")
+
+
+@pytest.mark.browser
+async def test_the_page_asks_for_the_token(tmp_path: Path, page: Page) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("correct-horse-battery")
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    settings = SchedulerSettings(port=0, zmq_port=0, database=database, token_file=token_file)
+    async with serve_scheduler(settings) as server:
+        await page.goto(server.url)
+        await expect(page.locator("#main")).to_be_hidden()
+        await page.locator("#token").fill("correct-horse-battery")
+        await page.get_by_role("button", name="Open").click()
+        await expect(page.locator("#state")).to_contain_text("0 schedules")
+
+
+async def test_a_token_guards_everything_but_the_page_itself(tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("correct-horse-battery")
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    settings = SchedulerSettings(port=0, zmq_port=0, database=database, token_file=token_file)
+    right = {"Authorization": "Bearer correct-horse-battery"}
+    wrong = {"Authorization": "Bearer correct-horse-batterx"}
+    async with (
+        serve_scheduler(settings) as server,
+        httpx.AsyncClient(base_url=server.url) as api,
+    ):
+        codes = [
+            (await api.get(path, headers=headers)).status_code
+            for path, headers in (
+                ("/api/schedules", {}),
+                ("/api/schedules", wrong),
+                ("/api/schedules", right),
+                ("/api/health", {}),
+                ("/", {}),
+            )
+        ]
+
+    assert codes == [401, 401, 200, 401, 200]
+
+
+async def test_the_document_describes_every_path_and_method(
+    sqlite_scheduler: SchedulerServer,
+) -> None:
+    async with httpx.AsyncClient(base_url=sqlite_scheduler.url) as client:
+        document = (await client.get("/api/openapi.json")).json()
+    app = Api(sqlite_scheduler.runner, None, {}).application()  # type: ignore[arg-type]
+
+    routes = {
+        (route.method.lower(), str(route.resource.canonical))
+        for route in app.router.routes()
+        if route.resource and route.method != "HEAD"
+    }
+    described = {(m, path) for path, methods in document["paths"].items() for m in methods}
+    assert described == {(m, path) for m, path in routes if path not in PAGES}
+
+
+def test_the_page_loads_nothing_from_elsewhere() -> None:
+    folder = Path(__file__).parents[2] / "sdk" / "catalogzero" / "scheduler" / "pages"
+
+    for path in folder.iterdir():
+        assert not re.search(r"https?://", path.read_text()), path
