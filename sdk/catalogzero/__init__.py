@@ -26,11 +26,12 @@ from catalogzero.errors import (
     WakeFailedError,
 )
 from catalogzero.handler import Handler
-from catalogzero.messages import StartBy
+from catalogzero.messages import Reply, StartBy
 from catalogzero.methods import internal, job
 from catalogzero.resources import resource
 from catalogzero.settings import HandlerSettings
 from catalogzero.version import __version__
+from catalogzero.zmq_transport import CurveClient, CurveKeys
 
 __all__ = [
     "BadCallError",
@@ -43,6 +44,8 @@ __all__ = [
     "CloudProcessor",
     "CloudSettings",
     "ConfigError",
+    "CurveClient",
+    "CurveKeys",
     "DrainingError",
     "ExpiredError",
     "FailedError",
@@ -50,6 +53,7 @@ __all__ = [
     "HandlerClient",
     "HandlerSettings",
     "Params",
+    "Reply",
     "RetryLaterError",
     "RunCancelledError",
     "RunError",
