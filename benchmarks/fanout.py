@@ -1,11 +1,12 @@
 """Asking a whole fleet at once: 10, 100 and 1,000 handlers, all alive and 5 % dead.
 
-    python -m benchmarks.fanout [--sizes 10,100,1000] [--rounds 7] [--nats 4222] [--json]
+    python -m benchmarks.fanout [--sizes 10,100,1000] [--rounds 5] [--nats 4222] [--json]
 
 Real handlers (`serve`, in a few processes, a ZeroMQ socket each) are pinged by `fan_out` and by
 the conductor's `health_check`, over connections that are open. Beside them: a bare loop over one
 ROUTER socket (the floor), the naive loop of REQ sockets in turn, and NATS' `$SRV.PING` where a
-server listens. A dead handler is a port that nobody listens on. Medians of interleaved rounds.
+server listens. The timeout is the conductor's default of 5 s; a dead handler is a port that
+nobody listens on. Medians of interleaved rounds.
 
 Budgets: all alive, at most 3 times the floor; 5 % dead, at most 1.1 times one timeout.
 """
@@ -32,9 +33,9 @@ from benchmarks.peers.nats_services import ask_services
 from benchmarks.peers.one_router import OneRouter
 from benchmarks.peers.sequential_req import ask_in_turn
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 5.0
 PROCESSES = 2
-SEQUENTIAL_LIMIT_S = 12.0
+SEQUENTIAL_LIMIT_S = 30.0
 FLOOR_BUDGET = 3.0
 TIMEOUT_BUDGET = 1.1
 PEERS = Path(__file__).parent / "peers"
@@ -230,7 +231,7 @@ def main() -> None:
     """Measure, print the table and the budgets; exit 1 when one is not met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default="10,100,1000")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--nats", type=int, default=4222)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -97,6 +98,16 @@ class ShopProcess:
         async with asyncio.timeout(20):
             while (line := await self._process.stdout.readline()).decode().strip() != word:
                 assert line, "the shop's process ended"
+
+    def freeze(self) -> None:
+        """Let it stand still, as a machine without memory does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     async def kill(self) -> None:
         """End it as kill -9 does."""

@@ -153,10 +153,10 @@ class SimulatedFleet:
         """The ids of all handlers."""
         return list(self.handlers)
 
-    async def connect(self, peers: Mapping[str, Peer]) -> None:
+    def connect(self, peers: Mapping[str, Peer]) -> None:
         """Nothing to connect."""
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Nothing to close."""
 
     async def ask(self, handler_id: str, method: str, *_: Any, **__: Any) -> Answer:

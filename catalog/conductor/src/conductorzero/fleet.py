@@ -17,7 +17,10 @@ from typing import Any, Protocol
 from catalogzero import (
     CallTimeoutError,
     CatalogZeroError,
+    ConfigError,
+    CurveClient,
     HandlerClient,
+    Reply,
     StartBy,
     UnreachableError,
 )
@@ -63,43 +66,84 @@ class Clock(Protocol):
         """Wait without holding up the loop."""
 
 
+class _Line:
+    """One peer's connection, and the form of call that it understands.
+
+    A handler that was written for ScheduleZero echoes no `request_id`. Where a first ping of ours
+    got no reply, the next goes in the plain form, until one of the two is answered; a pong
+    with a `boot_id` is of a handler that knows both.
+    """
+
+    def __init__(self, client: HandlerClient) -> None:
+        self._client = client
+        self._plain = False
+        self._known = False
+
+    async def request(
+        self, method: str, params: Mapping[str, Any] | None, timeout_s: float, **more: Any
+    ) -> Reply:
+        """One call, in the form that the peer understands.
+
+        Raises:
+            UnreachableError: Nobody is there.
+            CallTimeoutError: No reply in time.
+        """
+        try:
+            if self._plain:
+                reply = await self._client.request_plain(method, params, timeout_s=timeout_s)
+            else:
+                reply = await self._client.request(method, params, timeout_s=timeout_s, **more)
+        except CallTimeoutError:
+            if method == "ping" and not self._known:
+                self._plain = not self._plain
+            raise
+        if method == "ping" and self._plain and "boot_id" in (reply.result or {}):
+            self._plain = False
+        self._known = True
+        return reply
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.close()
+
+
 class Fleet:
     """Asks handlers over connections that stay open.
 
     Args:
         clock: What response times are read from, and what ends a wait.
+        curve: The keys to reach a handler with, by its id; without them the wire is plain.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, curve: Mapping[str, CurveClient] | None = None) -> None:
         self._clock = clock
-        self._clients: dict[str, HandlerClient] = {}
+        self._curve = curve or {}
+        self._lines: dict[str, _Line | ConfigError] = {}
         self._addresses: dict[str, str] = {}
 
     @property
     def handler_ids(self) -> list[str]:
         """The ids of all peers, in the order of their sources."""
-        return list(self._clients)
+        return list(self._lines)
 
-    async def connect(self, peers: Mapping[str, Peer]) -> None:
+    def connect(self, peers: Mapping[str, Peer]) -> None:
         """Hold a connection to exactly these peers: open what is new, close what is gone."""
         wanted = {handler_id: peer.address for handler_id, peer in peers.items()}
         if wanted == self._addresses:
             return
         for handler_id, address in list(self._addresses.items()):
             if wanted.get(handler_id) != address:
-                await self._close(handler_id)
+                self._close(handler_id)
         allow_connections(len(wanted))
         for handler_id, address in wanted.items():
-            if handler_id not in self._clients:
-                self._clients[handler_id] = await HandlerClient(
-                    address, clock=self._clock
-                ).__aenter__()
+            if handler_id not in self._lines:
+                self._lines[handler_id] = self._open(handler_id, address)
                 self._addresses[handler_id] = address
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close every connection."""
-        for handler_id in list(self._clients):
-            await self._close(handler_id)
+        for handler_id in list(self._lines):
+            self._close(handler_id)
 
     async def ask(
         self,
@@ -112,14 +156,16 @@ class Fleet:
         start_by: StartBy | None = None,
     ) -> Answer:
         """Ask one handler; never raises for what the peer does or fails to do."""
-        client = self._clients.get(handler_id)
-        if client is None:
-            error = f"Unknown handler: {handler_id}"
-            return Answer(handler_id, replied=False, error=error, code="unknown_handler")
+        line = self._lines.get(handler_id)
+        if line is None:
+            text = f"Unknown handler: {handler_id}"
+            return Answer(handler_id, replied=False, error=text, code="unknown_handler")
+        if isinstance(line, ConfigError):
+            return Answer(handler_id, replied=False, error=str(line), code="unreachable")
         began_s = self._clock.monotonic()
         try:
-            reply = await client.request(
-                method, params, timeout_s=timeout_s, request_id=request_id, start_by=start_by
+            reply = await line.request(
+                method, params, timeout_s, request_id=request_id, start_by=start_by
             )
         except (UnreachableError, CallTimeoutError) as error:
             return Answer(handler_id, replied=False, error=TIMEOUT, code=error.code)
@@ -159,11 +205,20 @@ class Fleet:
         answers = await asyncio.gather(*(ask(one) for one in handler_ids))
         return {answer.handler_id: answer for answer in answers}
 
-    async def _close(self, handler_id: str) -> None:
+    def _open(self, handler_id: str, address: str) -> _Line | ConfigError:
+        """A connection; or, for an address that is none, what is wrong with it."""
+        try:
+            client = HandlerClient(address, curve=self._curve.get(handler_id), clock=self._clock)
+        except ConfigError as error:
+            return error
+        return _Line(client)
+
+    def _close(self, handler_id: str) -> None:
         """Close and forget one connection."""
         self._addresses.pop(handler_id, None)
-        client = self._clients.pop(handler_id)
-        await client.__aexit__(None, None, None)
+        line = self._lines.pop(handler_id)
+        if isinstance(line, _Line):
+            line.close()
 
 
 def allow_connections(number: int) -> None:

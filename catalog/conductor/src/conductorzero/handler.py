@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from catalogzero import Handler, HandlerSettings, internal, job
+from catalogzero import CurveClient, CurveKeys, Handler, HandlerSettings, internal, job
 
 from conductorzero.coordination import Action, dispatch, signal
 from conductorzero.fleet import Answer, Fleet
@@ -175,7 +175,7 @@ class ConductorZero(Handler):
     async def close(self) -> None:
         """Close every connection; for in-process use, where nobody stops a service."""
         if self._watch is not None:
-            await self._watch.fleet.close()
+            self._watch.fleet.close()
             self._watch = None
 
     async def __aenter__(self) -> Self:
@@ -235,8 +235,18 @@ class ConductorZero(Handler):
         directory = Directory(
             self._fixed_peers(), self._sources(), leave_out=frozenset({self.handler_id})
         )
-        fleet = Fleet(self.clock)
+        fleet = Fleet(self.clock, self._curve())
         return Watch(directory, fleet, self.clock, self.log, interval_s=self.settings.interval_s)
+
+    def _curve(self) -> dict[str, CurveClient]:
+        """The keys to reach handlers with, by their ids."""
+        if self.settings.curve_key_file is None:
+            return {}
+        keys = CurveKeys.read(self.settings.curve_key_file)
+        return {
+            handler_id: CurveClient(keys, server_key.encode())
+            for handler_id, server_key in self.settings.server_keys.items()
+        }
 
     def _fixed_peers(self) -> list[Any]:
         """The peers that stand in the settings themselves."""

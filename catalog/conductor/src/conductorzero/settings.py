@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated, Self
 
 from catalogzero import ConfigError, HandlerSettings
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from conductorzero.peers import peers_of_mapping
 
 DEFAULT_REGISTRY = "handler_registry.yaml"
+
+CurveKey = Annotated[str, Field(min_length=40, max_length=40)]
 
 
 class ConductorSettings(HandlerSettings):
@@ -41,6 +44,13 @@ class ConductorSettings(HandlerSettings):
     )
     discovery_interval_s: float = Field(
         default=15.0, ge=1.0, description="The scheduler's list is read again this often."
+    )
+    curve_key_file: Path | None = Field(
+        default=None, description="The conductor's own CURVE key pair (`catalogzero keys new`)."
+    )
+    server_keys: dict[str, CurveKey] = Field(
+        default_factory=dict,
+        description="Public CURVE keys by handler_id, of the handlers that are reached with keys.",
     )
     timeout_s: float = Field(default=5.0, gt=0, description="How long a handler may take to reply.")
     interval_s: float = Field(
@@ -72,6 +82,15 @@ class ConductorSettings(HandlerSettings):
         if isinstance(value, dict):
             peers_of_mapping(value)
         return value
+
+    @model_validator(mode="after")
+    def _server_keys_need_an_own_pair(self) -> Self:
+        """Refuse keys of handlers without a pair to answer them with."""
+        if self.server_keys and self.curve_key_file is None:
+            raise ValueError(
+                "server_keys need curve_key_file: make one with `catalogzero keys new`"
+            )
+        return self
 
     def registry_file(self) -> Path | None:
         """The registry file to read, or None when the handlers come from elsewhere."""

@@ -56,7 +56,7 @@ class Watch:
             if problem not in self.problems:
                 self._log.warning("peers_unreadable", problem=problem)
         self.problems = problems
-        await self.fleet.connect(peers)
+        self.fleet.connect(peers)
         events = self.board.set_peers(peers.values(), self._clock.now())
         if events:
             self._log.info("handlers_changed", changes=len(events), handlers=len(peers))
@@ -67,7 +67,10 @@ class Watch:
         """Look at the fleet for ever, every half interval; ends by cancellation."""
         while True:
             began_s = self._clock.monotonic()
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # noqa: BLE001 - a fault of one round must not end the watch
+                self._log.exception("round_failed")
             took_s = self._clock.monotonic() - began_s
             await self._clock.sleep(max(self._period_s - took_s, self._period_s * 0.1))
 

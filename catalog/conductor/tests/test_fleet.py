@@ -1,0 +1,116 @@
+"""Connections to handlers of other kinds: plain ScheduleZero ones, keyed ones, wrong addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+from catalogzero import ConfigError, CurveKeys
+from catalogzero.testing import serving
+
+from conductorzero import ConductorZero
+from fleets import Shop, ShopProcess, addresses, free_port, shops
+
+
+@asynccontextmanager
+async def plain_handler() -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
+    """A handler as ScheduleZero's base class makes them: REP, and no request_id in its replies."""
+    context = zmq.asyncio.Context()
+    socket = context.socket(zmq.REP)
+    socket.setsockopt(zmq.LINGER, 0)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+    calls: list[dict[str, Any]] = []
+
+    async def answer() -> None:
+        while True:
+            call = json.loads(await socket.recv())
+            calls.append(call)
+            known = {"ping": {"success": True, "message": "pong"}}
+            refused = {"success": False, "error": f"Unknown method: {call['method']}"}
+            await socket.send(json.dumps(known.get(call["method"], refused)).encode())
+
+    answering = asyncio.create_task(answer())
+    try:
+        yield f"tcp://127.0.0.1:{port}", calls
+    finally:
+        answering.cancel()
+        await asyncio.wait([answering])
+        socket.close()
+        context.term()
+
+
+async def test_a_plain_handler_is_alive_from_the_second_question_on() -> None:
+    async with (
+        plain_handler() as (address, calls),
+        ConductorZero({"plain": address}, timeout_s=0.3) as conductor,
+    ):
+        pongs = [await conductor.ping_handler("plain") for _ in range(3)]
+        metrics = await conductor.collect_metrics()
+
+    assert [pong["alive"] for pong in pongs] == [False, True, True]
+    assert metrics["handlers"]["plain"] == {"error": "Unknown method: get_metrics"}
+    assert "request_id" not in calls[-1]
+
+
+async def test_a_handler_that_was_slow_at_first_is_not_taken_for_a_plain_one() -> None:
+    port = free_port()
+    async with (
+        ConductorZero({"shop": port}, timeout_s=0.5) as conductor,
+        ShopProcess("shop", port) as shop,
+    ):
+        shop.freeze()
+        while (await conductor.ping_handler("shop"))["alive"]:
+            pass
+        shop.thaw()
+        while not (await conductor.ping_handler("shop"))["alive"]:
+            pass
+        done = await conductor.dispatch("fail")
+
+    assert done["status"] == "error"
+    assert "no such shop" in done["error"]
+
+
+async def test_handlers_with_keys_are_reached_with_keys(tmp_path: Path) -> None:
+    mine, theirs = CurveKeys.new(), CurveKeys.new()
+    for name, keys in (("conductor", mine), ("shop", theirs)):
+        text = f"public: {keys.public.decode()}\nsecret: {keys.secret.decode()}\n"
+        (tmp_path / name).write_text(text)
+    (tmp_path / "clients").write_text(mine.public.decode() + "\n")
+    curve = {"key_file": tmp_path / "shop", "clients_file": tmp_path / "clients"}
+    async with (
+        serving(Shop(), handler_id="open") as unkeyed,
+        serving(Shop(), handler_id="keyed", curve=curve) as keyed,
+    ):
+        registry = addresses({"keyed": keyed, "open": unkeyed})
+        keys: dict[str, Any] = {"curve_key_file": tmp_path / "conductor"}
+        keys["server_keys"] = {"keyed": theirs.public.decode()}
+        async with ConductorZero(registry, **keys) as conductor:
+            health = await conductor.health_check()
+        async with ConductorZero(registry, timeout_s=0.3) as stranger:
+            refused = await stranger.health_check()
+
+    assert health["summary"]["healthy"] == 2
+    assert refused["handlers"]["keyed"]["alive"] is False
+
+
+def test_keys_of_handlers_without_an_own_pair_are_refused() -> None:
+    with pytest.raises(ConfigError, match="curve_key_file"):
+        ConductorZero({}, server_keys={"shop": "x" * 40})
+
+
+async def test_an_address_that_is_none_leaves_the_others_alone() -> None:
+    async with shops("one") as fleet:
+        registry = {"odd": "tcp://no such host:5001", **addresses(fleet)}
+        async with ConductorZero(registry, timeout_s=0.5) as conductor:
+            health = await conductor.health_check()
+
+    assert health["handlers"]["one"]["alive"] is True
+    assert health["handlers"]["odd"]["alive"] is False
+    assert health["handlers"]["odd"]["error"]
