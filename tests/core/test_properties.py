@@ -295,6 +295,4 @@ class AnyOrder(RuleBasedStateMachine):
 
 def test_any_order_of_calls_sleeps_wakes_and_cancels_loses_no_reply(hall: Hall) -> None:
     AnyOrder.hall = hall
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        AnyOrder, settings=settings(EXAMPLES, stateful_step_count=8)
-    )
+    run_state_machine_as_test(AnyOrder, settings=settings(EXAMPLES, stateful_step_count=8))
