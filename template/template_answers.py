@@ -110,11 +110,15 @@ def derived_class_name(answers: Mapping[str, str]) -> str:
 
 
 def env_prefix(answers: Mapping[str, str]) -> str:
-    """The vendor's prefix of its environment variables: `Skylark Analytics` → `SKYLARK_`."""
+    """The vendor's prefix of its environment variables: `Skylark Analytics` → `SKYLARK_`.
+
+    `CATALOGZERO_` belongs to the runtime: our own entries take their package's name.
+    """
     word = slug(first_word(answers["vendor_name"])) or "entry"
     name = word.replace("-", "_").upper()
     name = f"X{name}" if name[0].isdigit() else name
-    return f"{name}_ENTRY_" if name == "CATALOGZERO" else f"{name}_"
+    own = answers["project_slug"].replace("-", "_").upper()
+    return f"{own}_" if name == "CATALOGZERO" else f"{name}_"
 
 
 def package(module_path: str) -> str:
@@ -225,11 +229,11 @@ def import_line(module_path: str, class_name: str) -> str:
 
 
 def docstring(text: str, indent: int = 0) -> str:
-    """A text for the inside of a docstring: escaped, wrapped at 96 columns."""
+    """A text for the inside of a docstring: escaped, wrapped within 100 columns."""
     safe = text.replace("\\", "\\\\")
     if '"""' in safe or safe.endswith('"'):
         safe = safe.replace('"', '\\"')
-    lines = textwrap.wrap(safe, 96 - indent, break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(safe, 94 - indent, break_on_hyphens=False) or [""]
     return ("\n" + " " * indent).join(lines)
 
 

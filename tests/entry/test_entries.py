@@ -1,0 +1,111 @@
+"""The catalog's own entries are as the template makes them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from catalogzero.entry import lint
+from catalogzero.entry.scaffold import scaffold
+from catalogzero.entry.subject import read_subject
+
+CATALOG = Path(__file__).parents[2] / "catalog"
+PROCESSORS = {"file-processor": "File Processor", "sql-processor": "SQL Processor"}
+ANSWERS = {
+    "vendor_name": "the catalogzero authors",
+    "license": "MIT",
+    "ci": "none",
+    "packaging": "both",
+}
+MADE = {
+    ".venv",
+    ".ruff_cache",
+    ".mypy_cache",
+    ".pytest_cache",
+    "__pycache__",
+    ".catalogzero",
+    ".git",
+}
+
+
+def files(folder: Path) -> set[str]:
+    """The files of a package, without what tools leave behind."""
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not MADE & set(path.relative_to(folder).parts)
+    }
+
+
+def keys(value: Any, at: str = "") -> set[str]:
+    """Every key of a document, dotted."""
+    if not isinstance(value, dict):
+        return set()
+    return {
+        found for key, part in value.items() for found in {f"{at}{key}", *keys(part, f"{at}{key}.")}
+    }
+
+
+@pytest.fixture
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """What the template makes of an entry's name today."""
+    name = request.param
+    source = "sql" if name == "sql-processor" else "files"
+    own = {"project_slug": name, "product_name": PROCESSORS[name], "source": source}
+    return scaffold({**ANSWERS, **own}, tmp_path)
+
+
+@pytest.mark.parametrize("fresh", PROCESSORS, indirect=True)
+def test_an_entry_has_the_files_that_the_template_makes(fresh: Path) -> None:
+    assert files(CATALOG / fresh.name) == files(fresh)
+
+
+@pytest.mark.parametrize("fresh", PROCESSORS, indirect=True)
+def test_an_entry_s_pyproject_has_the_template_s_keys(fresh: Path) -> None:
+    made, ours = (
+        tomllib.loads((folder / "pyproject.toml").read_text())
+        for folder in (fresh, CATALOG / fresh.name)
+    )
+
+    assert keys(ours) == keys(made)
+    assert ours["project"]["dependencies"] == made["project"]["dependencies"]
+
+
+@pytest.mark.parametrize("fresh", PROCESSORS, indirect=True)
+def test_an_entry_differs_from_the_template_only_where_it_is_its_own(fresh: Path) -> None:
+    ours = CATALOG / fresh.name
+    changed = {
+        path for path in files(fresh) if (fresh / path).read_bytes() != (ours / path).read_bytes()
+    }
+
+    assert {Path(path).name for path in changed} <= {
+        *("README.md", "catalogzero.toml", "pyproject.toml", "handler_registry.yaml"),
+        *("__init__.py", "handler.py", "settings.py", "test_process.py", "test_contract.py"),
+        *("sample.csv", "Dockerfile"),
+    }
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_an_entry_is_fit_for_a_catalog(name: str) -> None:
+    findings = lint.lint(read_subject(CATALOG / name))
+
+    assert [str(found) for found in findings if found.rule.severity == "error"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_an_entry_passes_its_own_tests(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider"],
+        cwd=CATALOG / name,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
