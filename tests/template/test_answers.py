@@ -13,7 +13,7 @@ import yaml
 from apscheduler.triggers.cron import CronTrigger
 from catalogzero.entry.scaffold import complete, template_folder, template_rules
 from catalogzero.errors import ConfigError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 NAMES = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=60)
@@ -63,6 +63,7 @@ def test_a_slug_named_like_a_module_or_a_keyword_gets_a_package_that_shadows_not
     assert not keyword.iskeyword(answers["class_name"])
 
 
+@settings(deadline=None, max_examples=50)
 @given(vendor=NAMES, product=NAMES)
 def test_names_give_names_that_python_takes_or_are_refused_with_a_sentence(
     vendor: str, product: str
@@ -156,6 +157,7 @@ def part(least: int, greatest: int) -> st.SearchStrategy[str]:
     return st.one_of(st.just("*"), numbers.map(str), spans, steps)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.tuples(part(0, 59), part(0, 23), part(1, 31), part(1, 12), part(0, 7)))
 def test_every_cron_line_that_is_taken_is_a_trigger_that_the_scheduler_takes(
     fields: tuple[str, ...],
@@ -167,6 +169,7 @@ def test_every_cron_line_that_is_taken_is_a_trigger_that_the_scheduler_takes(
     assert CronTrigger(**trigger, timezone="UTC")
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs"])))
 def test_a_quoted_string_is_read_alike_by_toml_yaml_json_and_python(text: str) -> None:
     with template_rules(template_folder()) as rules:
