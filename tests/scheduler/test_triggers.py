@@ -70,6 +70,14 @@ def test_midnight_that_the_clock_skips_does_not_lose_its_day() -> None:
     assert found == ["07 00:15", "08 01:00", "09 00:15"]
 
 
+def test_a_job_just_after_midnight_does_not_lose_the_day_after_the_change() -> None:
+    cron = {"type": "cron", "timezone": "Europe/Berlin", "hour": 0, "minute": 5, "second": 30}
+
+    found = local(ticks(cron, SPRING, SPRING + timedelta(days=4)), "Europe/Berlin")
+
+    assert found == ["29 00:05", "30 00:05", "31 00:05", "01 00:05"]
+
+
 def test_a_nightly_job_runs_once_in_the_night_of_25_hours() -> None:
     cron = {"type": "cron", "timezone": "Europe/Berlin", "hour": 2, "minute": 30}
 

@@ -34,7 +34,6 @@ MIN_INTERVAL_S = 0.1
 MAX_INTERVAL_S = 100 * 366 * 86_400.0
 MOMENT = timedelta(microseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-FEW_DAYS = timedelta(days=14)
 
 
 class _Calendar(Protocol):
@@ -75,36 +74,37 @@ class DateTicks:
 
 @dataclass(frozen=True, slots=True)
 class CronTicks:
-    """Wall times of a zone that match cron's fields."""
+    """Wall times of a zone that match cron's fields.
+
+    The library searches a calendar without clock changes, which are then put in here: its own
+    search through a zone loses days on which the clock changes.
+    """
 
     zone: ZoneInfo
-    local: _Calendar
-    wall: _Calendar
+    calendar: _Calendar
     every_hour: bool
 
     def next_after(self, moment: datetime) -> datetime | None:
         """See `Trigger.next_after`."""
+        local = moment.astimezone(self.zone)
+        ahead = self._first(local.replace(tzinfo=None), moment, local.fold)
+        second_pass = _second_pass(local) if self.every_hour else None
+        if second_pass is None:
+            return ahead
+        wall = second_pass.astimezone(self.zone).replace(tzinfo=None)
+        again = self._first(wall - MOMENT, second_pass - MOMENT, 1)
+        return min((found for found in (ahead, again) if found), default=None)
+
+    def _first(self, wall: datetime, moment: datetime, fold: int) -> datetime | None:
+        """The first tick later than `moment` whose wall time is later than `wall`."""
         while True:
-            found = self._candidate(moment)
-            if found is None or self.every_hour or not found.astimezone(self.zone).fold:
-                return found
-            moment = found
-
-    def _candidate(self, moment: datetime) -> datetime | None:
-        """The next match; the end of a skipped stretch when the next match lies inside it."""
-        found = _utc(self.local.get_next_fire_time(None, moment + MOMENT))
-        if found is not None and found - moment < FEW_DAYS and self._same_offset(moment, found):
-            return found
-        wall_now = moment.astimezone(self.zone).replace(tzinfo=UTC, fold=0)
-        wall = self.wall.get_next_fire_time(None, wall_now + MOMENT)
-        skipped = None if wall is None else _end_of_gap(wall, self.zone)
-        if skipped is None or skipped <= moment:
-            return found
-        return skipped if found is None else min(found, skipped)
-
-    def _same_offset(self, one: datetime, other: datetime) -> bool:
-        """Whether the clock was not changed between two moments that are few days apart."""
-        return one.astimezone(self.zone).utcoffset() == other.astimezone(self.zone).utcoffset()
+            found = self.calendar.get_next_fire_time(None, wall.replace(tzinfo=UTC) + MOMENT)
+            if found is None:
+                return None
+            wall = found.replace(tzinfo=None)
+            tick = _moment_of(wall, self.zone, fold if self.every_hour else 0)
+            if tick > moment:
+                return tick
 
 
 def parse_trigger(config: Any) -> dict[str, Any]:
@@ -227,13 +227,9 @@ def _made(stored: bytes) -> Trigger:
         return IntervalTicks(IntervalTrigger(**length, start_date=moment or EPOCH, timezone=UTC))
     zone = _zone(config["timezone"])
     fields = {name: config[name] for name in CRON_FIELDS if name in config}
-    wall_start = moment.astimezone(zone).replace(tzinfo=UTC, fold=0) if moment else None
-    return CronTicks(
-        zone,
-        local=CronTrigger(**fields, start_date=moment, timezone=zone),
-        wall=CronTrigger(**fields, start_date=wall_start, timezone=UTC),
-        every_hour=_every_hour(fields),
-    )
+    wall_start = moment.astimezone(zone).replace(tzinfo=UTC) if moment else None
+    calendar = CronTrigger(**fields, start_date=wall_start, timezone=UTC)
+    return CronTicks(zone, calendar, _every_hour(fields))
 
 
 def _every_hour(fields: Mapping[str, str]) -> bool:
@@ -241,16 +237,32 @@ def _every_hour(fields: Mapping[str, str]) -> bool:
     return fields.get("hour", "*" if {"minute", "second"} & fields.keys() else "0") == "*"
 
 
-def _end_of_gap(wall: datetime, zone: ZoneInfo) -> datetime | None:
-    """The moment the clock springs forward, when this wall time is one that it skips."""
-    naive = wall.replace(tzinfo=None)
-    before, after = (naive.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
+def _moment_of(wall: datetime, zone: ZoneInfo, fold: int) -> datetime:
+    """The moment of a wall time; of one that the clock skips, when it springs forward."""
+    before, after = (wall.replace(tzinfo=zone, fold=pass_).utcoffset() for pass_ in (0, 1))
     if before is None or after is None or before >= after:
+        return wall.replace(tzinfo=zone, fold=fold).astimezone(UTC)
+    return _change((wall - after).replace(tzinfo=UTC), (wall - before).replace(tzinfo=UTC), zone)
+
+
+def _second_pass(local: datetime) -> datetime | None:
+    """When the hour that comes twice begins again, at a local time of its first pass."""
+    first, second = (local.replace(fold=pass_).utcoffset() for pass_ in (0, 1))
+    if local.fold or first is None or second is None or first <= second:
         return None
-    low, high = (naive - after).replace(tzinfo=UTC), (naive - before).replace(tzinfo=UTC)
+    moment = local.astimezone(UTC)
+    zone = local.tzinfo
+    assert isinstance(zone, ZoneInfo)  # noqa: S101 - the only kind that is made here
+    return _change(moment, moment + (first - second), zone)
+
+
+def _change(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
+    """The second at which a zone's clock changes, between two moments of which it lies."""
+    offset = low.astimezone(zone).utcoffset()
+    low, high = low.replace(microsecond=0), high.replace(microsecond=0)
     while high - low > timedelta(seconds=1):
         middle = (low + (high - low) / 2).replace(microsecond=0)
-        if middle.astimezone(zone).utcoffset() == before:
+        if middle.astimezone(zone).utcoffset() == offset:
             low = middle
         else:
             high = middle

@@ -1,0 +1,286 @@
+"""How executions are called: timeouts, retries, restarts, handlers that are away, plain ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from catalogzero import HandlerClient
+from catalogzero.messages import Reply
+from catalogzero.scheduler.calls import judge, plain_result
+from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
+from catalogzero.testing import serving
+from catalogzero.zmq_transport import DealerPeer, RouterServer
+
+from tests.scheduler.conftest import QUICK
+from tests.scheduler.toys import Toy, ended, executions, toy, until
+
+EVERY_HOUR = {"type": "interval", "hours": 1}
+
+
+@pytest.fixture
+async def scheduler(tmp_path: Path) -> AsyncIterator[SchedulerServer]:
+    """A scheduler on SQLite: what is tested here is not the database."""
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    settings = SchedulerSettings(port=0, zmq_port=0, database=database, runner=QUICK)
+    async with serve_scheduler(settings, connect=HandlerClient) as server:
+        yield server
+
+
+def call(method: str, **fields: Any) -> dict[str, Any]:
+    """A schedule's request."""
+    return {"handler_id": "toy", "job_method": method, "trigger": EVERY_HOUR, **fields}
+
+
+async def test_a_run_over_its_schedule_s_timeout_is_cancelled_before_it_is_an_error(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api) as served:
+        await api.post("/api/schedule", json=call("long", timeout_s=0.5))
+        (record,) = await until(lambda: ended(api))
+        runs = (await served.client.call("list_runs"))["runs"]
+
+    assert record["status"] == "error"
+    assert record["error"] == "cancelled: it took longer than timeout_s (0.5 s)"
+    assert [run["status"] for run in runs] == ["cancelled"]
+
+
+async def test_a_retry_safe_method_is_tried_again_and_another_is_not(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        await api.post("/api/schedule", json=call("flaky", job_id="safe"))
+        (safe,) = await until(lambda: ended(api, job_id="safe"))
+        await api.post("/api/schedule", json=call("fail", job_id="unsafe"))
+        (unsafe,) = await until(lambda: ended(api, job_id="unsafe"))
+
+    assert (safe["status"], safe["attempt_number"], safe["result"]) == (
+        "success",
+        3,
+        {"starts": 3},
+    )
+    assert (unsafe["status"], unsafe["attempt_number"]) == ("error", 1)
+
+
+async def test_a_long_run_is_waited_for_call_after_call(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api) as served:
+        handler = served.handler
+        assert isinstance(handler, Toy)
+        await api.post("/api/schedule", json=call("long"))
+        await until(lambda: _seconds_running(api, 2.5 * QUICK.calls.wait_s))
+        handler.going.set()
+        (record,) = await until(lambda: ended(api))
+
+        assert handler.starts == 1
+    assert record["status"] == "success"
+
+
+async def test_a_run_that_a_restart_ended_is_lost_and_not_run_again(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api, drain_timeout_s=0) as served:
+        port = int(served.address.rpartition(":")[2])
+        await api.post("/api/schedule", json=call("long"))
+        await until(lambda: _started(served.handler))
+    async with toy(scheduler.zmq_address, api, port=port) as again:
+        (record,) = await until(lambda: ended(api))
+
+        assert isinstance(again.handler, Toy)
+        assert again.handler.starts == 0
+    assert record["status"] in ("lost", "error")
+    assert record["error"]
+
+
+async def test_a_handler_that_comes_back_elsewhere_gets_the_call_late(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        pass
+    await api.post("/api/schedule", json=call("quick"))
+    await until(lambda: _seconds_running(api, 1.5))
+    async with toy(scheduler.zmq_address, api):
+        (record,) = await until(lambda: ended(api))
+
+    assert (record["status"], record["late"]) == ("success", True)
+
+
+async def test_a_handler_that_stays_away_past_the_grace_is_a_missed_tick(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        pass
+    await api.post("/api/schedule", json=call("quick", misfire_grace_s=0.5))
+    (record,) = await until(lambda: ended(api))
+
+    assert record["status"] == "missed"
+    assert "the handler was not there in time" in record["error"]
+
+
+async def test_a_dead_handler_delays_no_other(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with serving(Toy(), handler_id="dead", scheduler=scheduler.zmq_address):
+        await until(lambda: _knows(api, "dead"))
+    for number in range(20):
+        body = {**call("quick", job_id=f"dead-{number}"), "handler_id": "dead"}
+        assert (await api.post("/api/schedule", json=body)).status_code == 201
+    async with toy(scheduler.zmq_address, api):
+        answer = await api.post("/api/run_now", json=call("quick"))
+
+    assert answer.status_code == 200
+
+
+class PlainPeer:
+    """A handler as ScheduleZero's own base class makes it: no request_id, one call at a time."""
+
+    def __init__(self, failures: int = 0) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.failures = failures
+        self._server = RouterServer(self._on_message)
+        self.port = self._server.bind("127.0.0.1", 0)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.close()
+
+    def _on_message(self, envelope: Any, payload: bytes) -> None:
+        request = orjson.loads(payload)
+        self._server.send(envelope, orjson.dumps(self._answer(request)))
+
+    def _answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if request["method"] == "ping":
+            return {"success": True, "message": "pong", "handler_id": "plain"}
+        self.calls.append(dict(request))
+        if len(self.calls) <= self.failures:
+            return {"success": False, "error": "not yet"}
+        return {"success": True, "rows": 3}
+
+
+@pytest.mark.parametrize(("failures", "status"), [(0, "success"), (2, "success"), (3, "error")])
+async def test_a_plain_handler_is_served_as_schedulezero_serves_it(
+    scheduler: SchedulerServer, api: httpx.AsyncClient, failures: int, status: str
+) -> None:
+    peer = PlainPeer(failures)
+    async with HandlerClient(scheduler.zmq_address) as wire:
+        params = {"address": f"tcp://127.0.0.1:{peer.port}", "methods": ["work"]}
+        known = await wire.request_plain("report_status", {"handler_id": "plain"})
+        reply = await wire.request_plain("register", {"handler_id": "plain", **params})
+    body = {"handler_id": "plain", "job_method": "work", "job_params": {"a": 1}}
+    await api.post("/api/run_now", json=body)
+    (record,) = await ended(api, handler_id="plain")
+    peer.close()
+
+    assert not known.success
+    assert reply.result["status"] == "registered"
+    assert record["status"] == status
+    assert record["result"] == ({"rows": 3} if status == "success" else None)
+    assert peer.calls == min(failures + 1, 3) * [{"method": "work", "params": {"a": 1}}]
+
+
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [
+        (b"{", "Invalid JSON"),
+        (b"[]", "a request is one JSON object"),
+        (b'{"method": "shutdown"}', "Unknown method: shutdown"),
+        (b'{"method": "register", "params": {"handler_id": ""}}', "'handler_id' must be"),
+        (b'{"method": "register", "params": {"handler_id": "a", "address": "x"}}', "tcp://host"),
+        (b'{"method": "report_status", "params": {"handler_id": "nobody"}}', "not registered"),
+    ],
+)
+async def test_a_wrong_registration_is_answered_with_its_fault(
+    scheduler: SchedulerServer, payload: bytes, error: str
+) -> None:
+    answer = asyncio.get_running_loop().create_future()
+    peer: DealerPeer
+
+    def send() -> None:
+        peer.try_send(payload)
+
+    peer = DealerPeer(scheduler.zmq_address, answer.set_result, send)
+    peer.try_send(payload)
+    reply = orjson.loads(await asyncio.wait_for(answer, 10))
+    peer.close()
+
+    assert reply["success"] is False
+    assert error in reply["error"]
+
+
+def running(**fields: Any) -> Execution:
+    """An execution whose call was sent."""
+    given = {"boot_id": "b", "start_by_s": 60.0, **fields}
+    return Execution("e", "job", "h", "m", {}, owner="A", **given)
+
+
+@pytest.mark.parametrize(
+    ("code", "safe", "status", "n", "attempt"),
+    [
+        ("busy", False, "running", 2, 1),
+        ("draining", False, "running", 2, 1),
+        ("wake_failed", True, "running", 2, 1),
+        ("failed", False, "error", 1, 1),
+        ("failed", True, "retry", 2, 2),
+        ("expired", False, "lost", 1, 1),
+        ("expired", True, "retry", 2, 2),
+        ("source_changed", True, "retry", 2, 2),
+        ("unknown_method", True, "error", 1, 1),
+        ("bad_params", True, "error", 1, 1),
+        ("cancelled", True, "error", 1, 1),
+    ],
+)
+def test_each_answer_has_one_meaning(
+    code: str, safe: bool, status: str, n: int, attempt: int
+) -> None:
+    one = running(retry_safe=safe)
+
+    judge(one, Reply(success=False, error="why", code=code))
+
+    assert (one.status, one.n, one.attempt) == (status, n, attempt)
+    assert (one.boot_id is None) == (n == 2)
+
+
+def test_the_last_attempt_is_the_last() -> None:
+    one = running(retry_safe=True, attempt=3)
+
+    judge(one, Reply(success=False, error="why", code="expired"))
+
+    assert one.status == "lost"
+
+
+@pytest.mark.parametrize(
+    ("told", "result"),
+    [
+        ({"success": True, "rows": 3}, {"rows": 3}),
+        ({"success": True, "result": [1]}, [1]),
+        ("odd", "odd"),
+    ],
+)
+def test_a_flat_reply_is_unwrapped(told: Any, result: Any) -> None:
+    assert plain_result(told) == result
+
+
+async def _seconds_running(api: httpx.AsyncClient, seconds: float) -> bool:
+    """Whether an execution has been going on for so long, by the scheduler's own clock."""
+    records = await executions(api)
+    if not records:
+        return False
+    started = datetime.fromisoformat(records[0]["started_at"])
+    return (datetime.now(UTC) - started).total_seconds() > seconds
+
+
+async def _started(handler: Any) -> bool:
+    return bool(handler.starts)
+
+
+async def _knows(api: httpx.AsyncClient, handler_id: str) -> bool:
+    handlers = (await api.get("/api/handlers")).json()["handlers"]
+    return any(one["id"] == handler_id for one in handlers)
