@@ -25,6 +25,12 @@ class Shop(Handler):
         self.gate.set()
         self.began = asyncio.Event()
         self.calls: list[str] = []
+        self.described = 0
+
+    async def describe(self) -> dict[str, Any]:
+        """The handler's own description, counted."""
+        self.described += 1
+        return await super().describe()
 
     async def greet(self, name: str) -> dict[str, Any]:
         """Greet somebody, once the gate is open."""

@@ -80,6 +80,14 @@ async def test_the_least_loaded_handler_gets_the_job() -> None:
     assert chosen[0]["result"] == {"greeting": "hello ben", "by": "two"}
 
 
+async def test_a_handler_describes_its_methods_once() -> None:
+    async with shops("one", "two") as fleet, ConductorZero(addresses(fleet)) as conductor:
+        for number in range(4):
+            await conductor.dispatch("greet", {"name": str(number)})
+
+    assert [shop(one).described for one in fleet.values()] == [1, 1]
+
+
 async def test_only_handlers_that_have_the_method_are_asked() -> None:
     class Plain(Handler):
         async def other(self) -> None:

@@ -112,9 +112,11 @@ async def test_the_page_comes_back_when_the_conductor_does(browser: Any, fleet: 
         port = int(fleet.dashboard.url.rpartition(":")[2])
         await fleet.dashboard.stop()
         await page.wait_for_selector("body[data-link=lost]")
+        assert "connection lost" in await page.locator("#link").inner_text()
         fleet.restart(port)
         await fleet.dashboard.start()
         await page.wait_for_selector("body[data-link=live]")
+        await page.locator("#link").get_by_text("live again").wait_for(state="attached")
         fleet.handlers["orders-001"].dead = True
         await fleet.turn()
         await page.get_by_role("heading", name="1 of 12 handlers does not answer").wait_for()

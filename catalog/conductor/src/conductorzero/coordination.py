@@ -18,7 +18,7 @@ from typing import Any, Literal
 from catalogzero import StartBy
 
 from conductorzero.fleet import Answer, Fleet
-from conductorzero.watch import Watch
+from conductorzero.watch import Methods, Watch
 
 Action = Literal["sleep", "wake", "drain", "resume"]
 
@@ -62,7 +62,8 @@ async def dispatch(
     timeout_s: float,
 ) -> dict[str, Any]:
     """Run `method` on the least loaded of the handlers that have it; see the module."""
-    attempt = _Dispatch(watch.fleet, method, params, timeout_s, named=among is not None)
+    named = among is not None
+    attempt = _Dispatch(watch.fleet, watch.methods, method, params, timeout_s, named)
     return await attempt.run(watch.fleet.handler_ids if among is None else among)
 
 
@@ -82,6 +83,7 @@ class _Dispatch:
     """One dispatch: its id, and whom it has tried."""
 
     fleet: Fleet
+    known: Methods
     method: str
     params: dict[str, Any]
     timeout_s: float
@@ -109,30 +111,44 @@ class _Dispatch:
 
     async def _candidates(self, handler_ids: list[str]) -> list[_Candidate]:
         """The handlers that have the method and answer, least loaded first."""
-        described, metrics, pongs = await asyncio.gather(
-            self.fleet.ask_all(handler_ids, "describe", timeout_s=self.timeout_s),
-            self.fleet.ask_all(handler_ids, "get_metrics", timeout_s=self.timeout_s),
+        pongs, metrics = await asyncio.gather(
             self.fleet.ask_all(handler_ids, "ping", timeout_s=self.timeout_s),
+            self.fleet.ask_all(handler_ids, "get_metrics", timeout_s=self.timeout_s),
         )
+        flags = await self._flags(pongs)
         found = []
-        for handler_id, answer in described.items():
-            flags = _flags(answer.result, self.method)
-            pong = pongs[handler_id].result
-            if flags is None or not isinstance(pong, dict):
+        for handler_id, answer in pongs.items():
+            if handler_id not in flags:
                 if self.named:
                     self._note(handler_id, answer.code or "unknown_method")
                 continue
-            figures = metrics[handler_id].result or {}
+            figures, pong = metrics[handler_id].result or {}, answer.result
             found.append(
                 _Candidate(
                     handler_id,
                     load=(figures.get("in_flight") or 0) + (figures.get("queued") or 0),
-                    response_time_ms=pongs[handler_id].response_time_ms or float("inf"),
+                    response_time_ms=answer.response_time_ms or float("inf"),
                     start_by=StartBy(pong["boot_id"], pong["uptime_s"] + pong["dedupe_window_s"]),
-                    retry_safe=bool(flags.get("retry_safe")),
+                    retry_safe=flags[handler_id],
                 )
             )
         return sorted(found, key=lambda one: (one.load, one.response_time_ms))
+
+    async def _flags(self, pongs: dict[str, Answer]) -> dict[str, bool]:
+        """Who has the method, and whether it is retry_safe there; each boot is asked once."""
+        boots = {key: boot for key, answer in pongs.items() if (boot := _boot_of(answer))}
+        wanted = [key for key, boot in boots.items() if self._known(key, boot) is None]
+        told = await self.fleet.ask_all(wanted, "describe", timeout_s=self.timeout_s)
+        for handler_id, answer in told.items():
+            if answer.error is None:
+                self.known[handler_id] = boots[handler_id], _methods_of(answer.result)
+        methods = {key: self._known(key, boot) or {} for key, boot in boots.items()}
+        return {key: one[self.method] for key, one in methods.items() if self.method in one}
+
+    def _known(self, handler_id: str, boot_id: str) -> dict[str, bool] | None:
+        """The methods that this boot of a handler described; None before it was asked."""
+        boot, methods = self.known.get(handler_id, ("", {}))
+        return methods if boot == boot_id else None
 
     async def _call(self, candidate: _Candidate) -> Answer:
         """Call one handler until its run has ended, or is lost.
@@ -188,13 +204,15 @@ class _Dispatch:
         return self._outcome("refused", Answer("", replied=False, error=error))
 
 
-def _flags(description: Any, method: str) -> dict[str, Any] | None:
-    """What `describe` says of a method; None where the handler has no such method."""
+def _boot_of(pong: Answer) -> str | None:
+    """The boot that a pong tells of; None for silence, and for a handler that knows no boots."""
+    return pong.result.get("boot_id") if isinstance(pong.result, dict) else None
+
+
+def _methods_of(description: Any) -> dict[str, bool]:
+    """The methods that `describe` lists: name and whether it is retry_safe."""
     methods = description.get("methods") if isinstance(description, dict) else None
-    for one in methods if isinstance(methods, list) else []:
-        if isinstance(one, dict) and one.get("name") == method:
-            return one
-    return None
+    return {one["name"]: bool(one.get("retry_safe")) for one in methods or []}
 
 
 def _told(answer: Answer) -> dict[str, Any]:

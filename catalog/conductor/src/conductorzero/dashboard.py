@@ -183,7 +183,7 @@ class Dashboard:
         """POST /api/signal."""
         try:
             body = await request.json()
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             return refuse(400, "the body is one JSON object: {action, handler_ids?}")
         action = body.get("action") if isinstance(body, dict) else None
         if not isinstance(action, str) or action not in get_args(Action):

@@ -18,6 +18,9 @@ from conductorzero.fleet import Answer, Clock, Fleet
 from conductorzero.history import MINUTE_S, Bucket, History
 from conductorzero.peers import Directory
 
+Methods = dict[str, tuple[str, dict[str, bool]]]
+"""What was described of each handler: its boot, and its methods with whether retry_safe."""
+
 
 class Watch:
     """Looks at the fleet at set times, and tells whoever listens.
@@ -32,6 +35,7 @@ class Watch:
         self.directory = directory
         self.fleet = fleet
         self.board = Board()
+        self.methods: Methods = {}
         self.history: History | None = None
         self.round_s: float | None = None
         self.problems: list[str] = []

@@ -65,7 +65,7 @@ export function chart({ title, series, format, when, top, fixed = false }) {
   const plot = shape("g", { transform: `translate(${left} 8)` });
   const axis = shape("g", { class: "axis" });
   const cursor = shape("line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" });
-  const svg = shape("svg", { role: "img", tabindex: "0", "aria-label": title }, axis, plot);
+  const svg = shape("svg", { role: "img", tabindex: "0", "aria-label": `${title}: arrow keys read it point by point` }, axis, plot);
   const readout = element("p", { class: "readout" });
   const legend = element("p", { class: "legend", "aria-hidden": "true" });
   if (series.length > 1) {
@@ -113,7 +113,11 @@ export function chart({ title, series, format, when, top, fixed = false }) {
 
   svg.addEventListener("pointermove", (event) => show(index(event)));
   svg.addEventListener("pointerleave", latest);
-  svg.addEventListener("blur", latest);
+  svg.addEventListener("focus", () => readout.setAttribute("aria-live", "polite"));
+  svg.addEventListener("blur", () => {
+    readout.removeAttribute("aria-live");
+    latest();
+  });
   svg.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10 }[event.key];
     if (!move) return;

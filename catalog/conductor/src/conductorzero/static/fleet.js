@@ -4,7 +4,7 @@ import { sparkline } from "./chart.js";
 import {
   STATES, count, element, known, megabytes, milliseconds, percent, put, shortDuration, since, time,
 } from "./format.js";
-import { follow } from "./live.js";
+import { follow, showLink } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
 
 const TRAIL = 60;
@@ -29,7 +29,7 @@ const COLUMNS = [
 const handlers = new Map();
 const selected = new Set();
 const drawn = new Map();
-const view = { about: null, events: [], shown: [], state: null, text: "", sort: "state", down: false, live: false };
+const view = { about: null, events: [], shown: [], state: null, text: "", sort: "state", down: false };
 
 function memoryOf(handler) {
   return known(handler.memory_mb) ? handler.memory_mb + (handler.worker_memory_mb ?? 0) : null;
@@ -367,10 +367,7 @@ function recall() {
 }
 
 function connected(state, detail) {
-  document.body.dataset.link = state;
-  if (state === "live") put($("live-text"), `live, ${time(new Date().toISOString())}`);
-  else if (view.live || state === "refused") put($("live-text"), state === "refused" ? "the token is needed" : `connection lost ${time(new Date().toISOString())}, trying again`);
-  view.live = state === "live";
+  showLink(state);
   if (state === "refused") askToken(detail).then((given) => given && link.resume());
 }
 

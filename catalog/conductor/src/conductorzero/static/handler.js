@@ -4,7 +4,7 @@ import { chart } from "./chart.js";
 import {
   count, dateTime, duration, element, known, megabytes, milliseconds, percent, put, share, since, time,
 } from "./format.js";
-import { Refused, follow, read } from "./live.js";
+import { Refused, follow, read, showLink } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
 
 const $ = (id) => document.getElementById(id);
@@ -185,9 +185,7 @@ function take(event, data) {
 }
 
 function connected(state, detail) {
-  document.body.dataset.link = state;
-  const texts = { live: `live, ${time(new Date().toISOString())}`, lost: "connection lost, trying again", refused: "the token is needed" };
-  put($("live-text"), texts[state]);
+  showLink(state);
   if (state === "refused") askToken(detail).then((given) => given && link.resume());
 }
 

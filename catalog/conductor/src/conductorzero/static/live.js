@@ -29,6 +29,19 @@ export async function request(path, options = {}) {
 
 export const read = async (path) => (await request(path)).json();
 
+const LINK = { lost: "connection lost, trying again", refused: "the token is needed" };
+
+/** Show the state of the connection; a screen reader hears of its changes only. */
+export function showLink(state) {
+  const now = new Date().toLocaleTimeString("en-GB");
+  document.getElementById("live-text").textContent = LINK[state] ?? `live, ${now}`;
+  if (document.body.dataset.link === state) return;
+  if (document.body.dataset.link || state !== "live") {
+    document.getElementById("link").textContent = LINK[state] ?? "live again";
+  }
+  document.body.dataset.link = state;
+}
+
 /**
  * Follow the stream for ever: `on(event, data)` for each event, `status(state, detail)` for the
  * connection: "live", "lost" or "refused". After "refused" it waits for `resume()`.
