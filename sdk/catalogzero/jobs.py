@@ -30,7 +30,7 @@ from catalogzero.errors import (
 )
 from catalogzero.handler import Handler
 from catalogzero.messages import Call, Reply, encode_reply, error_reply
-from catalogzero.methods import Method
+from catalogzero.methods import Method, call_plain
 from catalogzero.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
 from catalogzero.sleep import Sleeper
 
@@ -93,6 +93,7 @@ class Jobs:
         self._all_ended = asyncio.Event()
         self._all_ended.set()
         self.draining = False
+        self._going_down = False
         self.tally = Tally()
 
     @property
@@ -105,7 +106,7 @@ class Jobs:
         """Runs that wait for a place."""
         return len(self._room.queue)
 
-    def accept(self, call: Call, envelope: Sequence[bytes], call_bytes: int = 0) -> None:
+    def accept(self, call: Call, envelope: Sequence[bytes], frame: bytes = b"") -> None:
         """Take a job call: its reply is sent when it ends.
 
         Raises:
@@ -127,7 +128,7 @@ class Jobs:
             kwargs=method.bind(call.params),
             received_s=self._clock.monotonic(),
             received_at=self._clock.now(),
-            call_bytes=call_bytes,
+            call_frame=frame,
         )
         self._check_room(run)
         self._runs.add(run)
@@ -151,13 +152,25 @@ class Jobs:
         elif run.task is not None and run.state is not RunState.QUEUED:
             run.task.cancel()  # before its first step it would never see it
 
-    async def drain(self) -> None:
-        """Take no new jobs, and wait for those accepted to end."""
+    async def drain(self, *, for_good: bool = False) -> None:
+        """Take no new jobs, and wait for those accepted to end; `for_good`: without a way back."""
         self.draining = True
+        self._going_down = self._going_down or for_good
         await self._all_ended.wait()
+
+    def resume(self) -> None:
+        """Take jobs again.
+
+        Raises:
+            DrainingError: The handler goes down.
+        """
+        if self._going_down:
+            raise DrainingError("the handler is going down: it cannot take jobs again")
+        self.draining = False
 
     async def close(self) -> None:
         """Cancel what still runs, and give it a moment; a thread that goes on is left."""
+        self.draining = self._going_down = True
         tasks = [run.task for run in self._room.running if run.task]
         for run in [*self._room.queue, *self._room.running]:
             self.cancel(run, by="stop")
@@ -233,10 +246,10 @@ class Jobs:
                 thread = self._threaded(run)
                 result = await asyncio.shield(thread)
             reply = _success(run, result, self._duration_ms(run))
-        except asyncio.CancelledError:
-            reply = self._failure(run, _cancelled(run))
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's: told to the caller
-            reply = self._failure(run, error)
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - an author's: told to the caller
+            reply = self._failure(run, _cancelled(run) if _is_stopped(run, error) else error)
         finally:
             if timer:
                 timer.cancel()
@@ -256,7 +269,7 @@ class Jobs:
         function, kwargs = run.method.function, run.kwargs
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(
-            self._threads, lambda: context.run(function, self._handler, **kwargs)
+            self._threads, lambda: context.run(call_plain, function, self._handler, **kwargs)
         )
 
     async def _isolated(self, run: Run) -> Any:
@@ -274,13 +287,14 @@ class Jobs:
             self._handler.worker.kill()
             raise
 
-    def _failure(self, run: Run, error: Exception | SystemExit) -> Reply:
+    def _failure(self, run: Run, error: BaseException) -> Reply:
         """The reply to a run that raised; only errors about the run keep their code."""
         known = isinstance(error, RunError) or (
             isinstance(error, CatalogZeroError) and run.state is RunState.WAKING
         )
         if not (known and isinstance(error, CatalogZeroError)):
-            self._handler.log.warning("run_failed", **_ids(run), exc_info=error)
+            fault = (type(error), error, error.__traceback__)
+            self._handler.log.warning("run_failed", **_ids(run), exc_info=fault)
             details = error.details if isinstance(error, CatalogZeroError) else None
             error = FailedError(f"{type(error).__name__}: {error}", details=details)
         error.message = self._handler.mask(error.message)
@@ -408,6 +422,13 @@ def _success(run: Run, result: Any, duration_ms: float) -> Reply:
         error = str(result.get("error") or f"{run.method.name} reported a failure")
         return Reply(success=False, error=error, code="failed", details=result, **ids)
     return Reply(success=True, result=result, **ids)
+
+
+def _is_stopped(run: Run, error: BaseException) -> bool:
+    """Whether it was stopped by us, and not by a cancellation of the author's own."""
+    task = asyncio.current_task()
+    asked = run.cancelled_by is not None or (task is not None and task.cancelling() > 0)
+    return isinstance(error, asyncio.CancelledError) and asked
 
 
 def _cancelled(run: Run) -> RunCancelledError:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 from catalogzero.settings import Mask
 
@@ -47,6 +48,21 @@ class _Masking:
         return self._mask(value if isinstance(value, str) else str(value))
 
 
+class _StandardError:
+    """Takes log lines; what cannot be written (a full disk, a closed pipe) fails nobody's call."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
+_standard_error = _StandardError()
+
+
 def make_logger(*, mask: Mask, log_format: str | None = None, level: str = "info") -> Logger:
     """A logger to standard error.
 
@@ -62,7 +78,7 @@ def make_logger(*, mask: Mask, log_format: str | None = None, level: str = "info
         else structlog.processors.JSONRenderer()
     )
     logger = structlog.wrap_logger(
-        structlog.WriteLogger(sys.stderr),
+        structlog.WriteLogger(cast(TextIO, _standard_error)),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),

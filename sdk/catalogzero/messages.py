@@ -149,13 +149,18 @@ def error_reply(error: CatalogZeroError, call: Call | None = None, **fields: Any
     asked = call if call is not None else error
     return Reply(
         success=False,
-        error=error.message,
+        error=utf8(error.message),
         code=error.code,
         retryable=error.retryable,
         details=error.details,
         request_id=getattr(asked, "request_id", None),
         **fields,
     )
+
+
+def utf8(text: str) -> str:
+    """The text with what is no UTF-8, as file names may hold it, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def one_line_ascii(text: str) -> str:

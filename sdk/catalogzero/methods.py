@@ -176,6 +176,14 @@ class Method:
         return create_model("Params", __config__=config, **fields)
 
 
+def call_plain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function on a thread for a future, which cannot hold a `StopIteration`."""
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        raise RuntimeError(f"StopIteration: {error.value}") from error
+
+
 def methods_of(cls: type, base: type) -> dict[str, Method]:
     """The callable methods of a handler class, by name.
 

@@ -69,13 +69,14 @@ class Registration:
             return
         task, self._task = self._task, None
         task.cancel()
-        await asyncio.wait([task])
-        if self.registered.is_set():
-            try:
+        try:
+            await asyncio.wait([task])
+            if self.registered.is_set():
                 await self._report("offline", timeout_s=GOODBYE_TIMEOUT_S)
-            except CatalogZeroError as error:
-                self._log.debug("goodbye_failed", error=str(error))
-        self._client.close()
+        except CatalogZeroError as error:
+            self._log.debug("goodbye_failed", error=str(error))
+        finally:
+            self._client.close()
 
     async def _keep(self) -> None:
         while True:
@@ -84,6 +85,7 @@ class Registration:
             self.registered.set()
             while await self._retrying(self._online):
                 await self._clock.sleep(HEARTBEAT_S)
+            self.registered.clear()
             self._log.info("scheduler_forgot_us", scheduler=self._scheduler)
 
     async def _retrying(self, ask: Any) -> Any:

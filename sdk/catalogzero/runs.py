@@ -23,7 +23,14 @@ import orjson
 
 from catalogzero.clock import Clock, Timer
 from catalogzero.errors import BadRequestError, CatalogZeroError, UnknownRunError
-from catalogzero.messages import Call, Reply, encode_json, encode_reply, error_reply
+from catalogzero.messages import (
+    Call,
+    Reply,
+    decode_call,
+    encode_json,
+    encode_reply,
+    error_reply,
+)
 from catalogzero.methods import Method
 
 MAX_RUNS = 10_000
@@ -76,7 +83,9 @@ class Run:
 
     error: str = ""
     code: str = ""
-    call_bytes: int = 0
+    call_frame: bytes = b""
+    """The call as it came: a method may change the params that it is given."""
+
     params_digest: bytes = b""
     """Stands for the params once only the outcome is kept."""
 
@@ -220,9 +229,9 @@ class Runs:
             return
         del self._full[run.run_id]
         self._bytes -= _weight(run)
-        run.params_digest = _digest(run.call)
+        run.params_digest = _digest(decode_call(run.call_frame) if run.call_frame else run.call)
         run.call = replace(run.call, params={})
-        run.frame = b""
+        run.frame = run.call_frame = b""
 
     def _forget(self, run: Run) -> None:
         if self._full.pop(run.run_id, None):
@@ -258,7 +267,8 @@ def _canonical(call: Call) -> bytes:
 def _same_params(run: Run, call: Call) -> bool:
     if run.params_digest:
         return run.params_digest == _digest(call)
-    return _canonical(run.call) == _canonical(call)
+    first = decode_call(run.call_frame) if run.call_frame else run.call
+    return _canonical(first) == _canonical(call)
 
 
 def _digest(call: Call) -> bytes:
@@ -267,4 +277,4 @@ def _digest(call: Call) -> bytes:
 
 def _weight(run: Run) -> int:
     """Bytes that a remembered run holds, roughly: its reply and its decoded params."""
-    return len(run.frame) + 4 * run.call_bytes + 1_000
+    return len(run.frame) + 5 * len(run.call_frame) + 1_000

@@ -128,7 +128,7 @@ class Service:
             await self._registration.close()
         try:
             async with asyncio.timeout(self.handler.runtime.drain_timeout_s):
-                await self._jobs.drain()
+                await self._jobs.drain(for_good=True)
         except TimeoutError:
             self.handler.log.warning("drain_timed_out", in_flight=self._jobs.in_flight)
 
@@ -158,7 +158,7 @@ class Service:
             if call.method in CONTROL_METHODS and call.method in self._controls:
                 self._control(call, envelope)
             else:
-                self._jobs.accept(call, envelope, len(frame))
+                self._jobs.accept(call, envelope, frame)
         except CatalogZeroError as error:
             if not isinstance(error, BadRequestError) or call:
                 self.handler.log.debug("refused", code=error.code, error=error.message)
@@ -255,7 +255,7 @@ class Service:
 
     def resume(self) -> dict[str, Any]:
         """Take jobs again."""
-        self._jobs.draining = False
+        self._jobs.resume()
         return {"status": self._status()}
 
     # --- what is told -------------------------------------------------------------------

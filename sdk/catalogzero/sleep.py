@@ -21,6 +21,8 @@ from catalogzero.errors import BusyError, WakeFailedError
 from catalogzero.handler import Handler
 from catalogzero.idle import IdleWatch, State
 
+CLOSE_GRACE_S = 5.0
+
 
 class Sleeper:
     """Puts one handler to sleep, and wakes it.
@@ -45,6 +47,7 @@ class Sleeper:
         )
         self._timer: Timer | None = None
         self._transition: asyncio.Task[None] | None = None
+        self._closed = False
         self.wakes_total = 0
         self.hook_error = ""
 
@@ -98,12 +101,20 @@ class Sleeper:
             await self._step(self._fall)
 
     async def close(self) -> None:
-        """Stop watching; a transition under way is waited for."""
-        if self._timer:
-            self._timer.cancel()
-        while self._transition:
-            await asyncio.wait([self._transition])
-        await self._hook("close", self._handler._resources.close)
+        """Stop watching; a transition under way, and closing, have `CLOSE_GRACE_S` each."""
+        self._closed = True
+        self._arm()
+        if self._transition is not None:
+            await asyncio.wait([self._transition], timeout=CLOSE_GRACE_S)
+        if self._transition is not None:
+            self._transition.cancel()
+            await asyncio.wait([self._transition], timeout=CLOSE_GRACE_S)
+
+        async def close_resources() -> None:
+            async with asyncio.timeout(CLOSE_GRACE_S):
+                await self._handler._resources.close()
+
+        await self._hook("close", close_resources)
 
     async def _step(self, transition: Callable[[], Any]) -> None:
         """Wait out the transition under way, or make this one."""
@@ -128,7 +139,7 @@ class Sleeper:
             self._timer.cancel()
             self._timer = None
         due_s = self._watch.next_tick_s(self._clock.monotonic())
-        if due_s is not None:
+        if due_s is not None and not self._closed:
             self._timer = self._clock.call_later(due_s, self._tick)
 
     def _tick(self) -> None:

@@ -17,7 +17,7 @@ import asyncio
 import itertools
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -32,11 +32,24 @@ from catalogzero.metrics import memory_mb_of
 
 MAX_LINE_BYTES = 64 << 20
 END_GRACE_S = 5.0
+LAST_LINES_S = 1.0
 REST_DUE_S = 60.0
 RESTART_FIRST_S = 1.0
 RESTART_MAX_S = 60.0
 
 Progress = Callable[[dict[str, Any]], None]
+
+
+class _End(SubprocessStreamProtocol):
+    """Tells when the process ended; `Process.wait` also waits for all who hold its pipes."""
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(limit, loop)
+        self.ended = asyncio.Event()
+
+    def process_exited(self) -> None:
+        self.ended.set()
+        super().process_exited()
 
 
 class WorkerPort:
@@ -67,6 +80,8 @@ class WorkerPort:
         self._restart_s = RESTART_FIRST_S
         self._due: Timer | None = None
         self._errands: set[asyncio.Task[None]] = set()
+        self._end_of_it = asyncio.Event()
+        self._pipes: asyncio.SubprocessTransport | None = None
 
     @property
     def pid(self) -> int | None:
@@ -114,25 +129,47 @@ class WorkerPort:
             self._end_if_done()
 
     async def start(self) -> None:
-        """Start the child, if there is none."""
+        """Start the child, if there is none.
+
+        Raises:
+            FailedError: The system does not let us, or the child cannot be told what to build.
+        """
         async with self._starting:
             if self._ending and self._reader is not None:
+                await asyncio.wait([self._reader], timeout=END_GRACE_S)
+                self.kill()
                 await asyncio.wait([self._reader])
             if self._process is not None or self._closed:
                 return
             self._cancel_due()
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "catalogzero.worker_child"),
-                stdin=PIPE,
-                stdout=PIPE,
-                limit=MAX_LINE_BYTES,
-            )
-            if process.stdin is not None:
-                process.stdin.write(encode_json(self._spec()) + b"\n")
+            process = await self._spawn(self._first_line())
             self._process, self._ending = process, False
             if self.status.get("next_due_s") is not None:
                 self.status = {**self.status, "next_due_s": 0.0}  # until it says otherwise
             self._reader = asyncio.create_task(self._read(process), name="worker-reader")
+
+    def _first_line(self) -> bytes:
+        try:
+            return encode_json(self._spec()) + b"\n"
+        except TypeError as error:
+            raise FailedError(
+                f"the worker process makes its own handler, from the same arguments: {error}"
+            ) from None
+
+    async def _spawn(self, first_line: bytes) -> Process:
+        command = (sys.executable, "-P", "-m", "catalogzero.worker_child")
+        loop = asyncio.get_running_loop()
+        try:
+            transport, end = await loop.subprocess_exec(
+                lambda: _End(MAX_LINE_BYTES, loop), *command, stdin=PIPE, stdout=PIPE, stderr=None
+            )
+        except OSError as error:
+            raise FailedError(f"the worker process cannot be started: {error}") from None
+        self._end_of_it, self._pipes = end.ended, transport
+        process = Process(transport, end, loop)
+        if process.stdin is not None:
+            process.stdin.write(first_line)
+        return process
 
     def kill(self) -> None:
         """Stop the child at once: every call to it fails, the next one starts a new child."""
@@ -154,23 +191,24 @@ class WorkerPort:
         """End the child for good, and wait for its end."""
         self._closed = True
         self._cancel_due()
-        if self._process is not None:
-            await self._end(self._process)
-        if self._reader is not None:
-            await self._reader
         for errand in list(self._errands):
             errand.cancel()
             await asyncio.wait([errand])
+        async with self._starting:  # a start under way is waited for, and ended with the rest
+            if self._process is not None:
+                await self._end(self._process)
+            if self._reader is not None:
+                await self._reader
 
     async def _end(self, process: Process) -> None:
         """Closing its input asks the child to end; what does not is killed."""
         self._ask_to_end(process)
         try:
-            await asyncio.wait_for(process.wait(), END_GRACE_S)
+            await asyncio.wait_for(self._end_of_it.wait(), END_GRACE_S)
         except TimeoutError:
             with suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            await self._end_of_it.wait()
 
     def _ask_to_end(self, process: Process) -> None:
         self._ending = True
@@ -178,14 +216,24 @@ class WorkerPort:
             process.stdin.close()
 
     async def _read(self, process: Process) -> None:
-        """Take in the child's lines until it ends."""
+        """Take in the child's lines until it ends; a process that it left may hold its pipes."""
+        lines = asyncio.create_task(self._take_lines(process), name="worker-lines")
+        ended = asyncio.create_task(self._end_of_it.wait(), name="worker-end")
+        await asyncio.wait([lines, ended], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([lines], timeout=LAST_LINES_S)
+        lines.cancel()
+        with suppress(ProcessLookupError):
+            process.kill()
+        await ended
+        if self._pipes is not None:
+            self._pipes.close()
+        self._gone(process.returncode or 0)
+
+    async def _take_lines(self, process: Process) -> None:
         lines = process.stdout
         with suppress(ValueError, OSError):  # a line past the limit, a broken pipe
             while lines is not None and (line := await lines.readline()):
                 self._take(orjson.loads(line))
-        with suppress(ProcessLookupError):
-            process.kill()
-        self._gone(await process.wait())
 
     def _take(self, line: dict[str, Any]) -> None:
         if "status" in line:
@@ -229,9 +277,16 @@ class WorkerPort:
 
     def _start_soon(self) -> None:
         self._due = None
-        errand = asyncio.create_task(self.start(), name="worker-start")
+        errand = asyncio.create_task(self._start_again(), name="worker-start")
         self._errands.add(errand)
         errand.add_done_callback(self._errands.discard)
+
+    async def _start_again(self) -> None:
+        try:
+            await self.start()
+        except FailedError as error:
+            self._log.error("worker_not_started", error=error.message)
+            self._come_back(asked=False)
 
     def _cancel_due(self) -> None:
         if self._due is not None:

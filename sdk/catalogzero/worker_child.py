@@ -27,7 +27,8 @@ from pydantic import SecretStr
 
 from catalogzero.errors import BadCallError, CatalogZeroError, FailedError, RunError
 from catalogzero.handler import Handler, handler_class
-from catalogzero.messages import encode_json
+from catalogzero.messages import encode_json, utf8
+from catalogzero.methods import call_plain
 from catalogzero.settings import RuntimeSettings
 from catalogzero.worker import MAX_LINE_BYTES
 
@@ -120,7 +121,7 @@ class Child:
             result = await self._run(call["method"], call["params"])
             line = {"id": call["id"], "result": result}
             self._channel.send(line)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - an author's: told to the parent
+        except BaseException as error:  # noqa: BLE001 - an author's: told to the parent
             self._channel.send({"id": call["id"], **_told(self._handler, error)})
 
     async def _run(self, name: str, params: dict[str, Any]) -> Any:
@@ -133,7 +134,7 @@ class Child:
             return await function(**kwargs)
         context = copy_context()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, lambda: context.run(function, **kwargs))
+        return await loop.run_in_executor(None, lambda: context.run(call_plain, function, **kwargs))
 
 
 def main() -> None:
@@ -189,13 +190,17 @@ def _module(name: str, file: str | None) -> Any:
     return module
 
 
-def _told(handler: Handler, error: Exception | SystemExit) -> dict[str, Any]:
-    """An error as a line: those raised on purpose keep their code."""
-    if isinstance(error, RunError | BadCallError):
-        return {"error": handler.mask(error.message), "code": error.code, "details": error.details}
+def _told(handler: Handler, error: BaseException) -> dict[str, Any]:
+    """An error as a line: those raised on purpose keep their code; details that are no JSON go."""
     details = error.details if isinstance(error, CatalogZeroError) else None
-    text = f"{type(error).__name__}: {error}"
-    return {"error": handler.mask(text), "code": FailedError.code, "details": details}
+    try:
+        encode_json(details)
+    except TypeError:
+        details = None
+    if isinstance(error, RunError | BadCallError):
+        return {"error": utf8(handler.mask(error.message)), "code": error.code, "details": details}
+    text = utf8(handler.mask(f"{type(error).__name__}: {error}"))
+    return {"error": text, "code": FailedError.code, "details": details}
 
 
 def _die_with(parent_pid: int) -> None:
