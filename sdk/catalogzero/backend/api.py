@@ -48,6 +48,7 @@ from catalogzero.clock import Clock
 T = TypeVar("T")
 
 MAX_JSON_BYTES = 1 << 20
+MAX_REPORT_BYTES = 1 << 16
 MAX_SEQ = 999_999
 MAX_KEY_CHARS = 2_000
 READ_TIMEOUT_S = 60.0
@@ -124,7 +125,7 @@ class UploadApi:
     async def complete(self, request: web.Request) -> web.Response:
         """`POST uploads/{upload_id}/complete`: make an upload visible, or say why not."""
         tenant, upload_id = await self._tenant(request), _upload_id(request)
-        body = await self._model(request, Complete)
+        body = read_model(Complete, await self._json_body(request))
         at = self._now()
         outcome = await self._database.write(
             lambda connection: uploads.complete(
@@ -170,15 +171,15 @@ class UploadApi:
     async def post_health(self, request: web.Request) -> web.Response:
         """`POST health`: one health report; answered once it is on the disk."""
         tenant = await self._tenant(request)
-        report = await self._model(request, HealthReport)
+        body = await self._json_body(request, MAX_REPORT_BYTES)
+        report = read_model(HealthReport, body)
         if KEY_PATTERN.search(report.client_id):
             raise ProblemError(
                 Kind.INVALID_REQUEST, "client_id is the installation's id, never its key"
             )
-        text = orjson.dumps(report.model_dump()).decode()
         at = self._now()
-        await self.reports.add(Report(tenant.tenant_id, report.client_id, at, text))
-        answer: dict[str, Any] = {"server_time": self._now()}
+        await self.reports.add(Report(tenant.tenant_id, report.client_id, at, body.decode()))
+        answer: dict[str, Any] = {"server_time": at}
         if self._settings.health_interval_s is not None:
             answer["next_interval_s"] = self._settings.health_interval_s
         return _json(200, answer)
@@ -189,7 +190,7 @@ class UploadApi:
         installation_id = request.match_info["installation_id"]
         if not 0 < len(installation_id) <= 200 or "\0" in installation_id:
             raise ProblemError(Kind.INVALID_REQUEST, "an installation id has 1 to 200 characters")
-        body = await self._model(request, Installation)
+        body = read_model(Installation, await self._json_body(request))
         at = self._now()
         is_new, sources = await self._database.write(
             lambda connection: installations.register(
@@ -217,10 +218,20 @@ class UploadApi:
             )
         return tenant
 
-    async def _model(self, request: web.Request, model: type[Any]) -> Any:
-        """The model in the request's JSON body."""
-        async with self._body(request, MAX_JSON_BYTES) as body:
-            return read_model(model, decompress(body, _encoding(request), MAX_JSON_BYTES))
+    async def _json_body(self, request: web.Request, limit: int = MAX_JSON_BYTES) -> bytes:
+        """A small body, decompressed and checked against its digest.
+
+        What has arrived already, as most have, is taken without waiting.
+        """
+        if request.content.is_eof():
+            body = request.content.read_nowait()
+        else:
+            async with _patience():
+                body = b"".join([part async for part in _parts(request, limit)])
+        if len(body) > limit:
+            raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
+        check_digest(body, request.headers.get("Content-Digest"))
+        return decompress(body, _encoding(request), limit)
 
     @asynccontextmanager
     async def _records(
@@ -248,7 +259,7 @@ class UploadApi:
         held = 0
         parts = []
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
+            async with _patience():
                 async for part in _parts(request, limit):
                     held += len(part)
                     self._hold(len(part))
@@ -257,8 +268,6 @@ class UploadApi:
             parts.clear()
             check_digest(body, request.headers.get("Content-Digest"))
             yield body
-        except TimeoutError:
-            raise ProblemError(Kind.UNAVAILABLE, "the body stopped coming") from None
         finally:
             self._held_bytes -= held
 
@@ -289,6 +298,20 @@ class UploadApi:
     def _now(self) -> str:
         """The time of receipt."""
         return self._clock.now().isoformat(timespec="milliseconds")
+
+
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Wait for a body for a minute at most.
+
+    Raises:
+        ProblemError: It stopped coming.
+    """
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise ProblemError(Kind.UNAVAILABLE, "the body stopped coming") from None
 
 
 async def _parts(request: web.Request, limit: int) -> AsyncIterator[bytes]:

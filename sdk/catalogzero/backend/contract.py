@@ -86,10 +86,8 @@ class Installation(_Body):
     methods: Nested = None
 
 
-class HealthReport(BaseModel):
-    """The body of `POST health`: the seed's three keys, and whatever else the client reports."""
-
-    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+class HealthReport(_Body):
+    """The body of `POST health`: the seed's three keys; the rest is stored as it comes."""
 
     client_id: Name
     metrics: JsonValue = None

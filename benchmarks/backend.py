@@ -1,0 +1,317 @@
+"""The reference backend: rows stored, and health reports taken, against the database alone.
+
+    python -m benchmarks.backend [--rows 200000] [--reports 4000] [--rounds 5] [--json]
+
+A served backend (`catalogzero backend serve`, a process of its own) is sent records in zstd chunks
+of JSON Lines over HTTP. The floors write the very same rows into the same tables with nothing in
+front: `executemany` (SQLite, WAL, FULL, one transaction a chunk) and COPY (PostgreSQL); for health,
+one FULL transaction of SQLite for each report. Rounds are interleaved; figures are medians.
+
+Budgets: rows at least 0.6 times the floor; health at least 2 times, and a p99 below 50 ms at
+10,000 installations that report once a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import psycopg
+import zstandard
+
+CHUNK_ROWS = 12_000
+CONNECTIONS = 4
+REPORTERS = 64
+FLEET_PER_S = 10_000 / 60
+FLEET_S = 10
+POSTGRESQL = os.environ.get(
+    "CATALOGZERO_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/test"
+)
+COMMAND = [sys.executable, "-c", "from catalogzero.cli.main import main; main()", "backend"]
+REPORT = {
+    "schema": "catalogzero.health/1",
+    "metrics": {"memory_mb": 41.5, "cpu_percent": 0.1, "status": "idle"},
+    "timestamp": "2026-01-01T00:00:00+00:00",
+    "outbox": {"uploads": 0, "records": 0, "bytes": 0, "dead": 0},
+    "status": "ok",
+    "reasons": [],
+}
+
+Chunk = list[str]
+
+
+def chunks_of(rows: int) -> list[Chunk]:
+    """Flights, as JSON texts, in chunks."""
+    texts = [
+        orjson.dumps(
+            {
+                "year": 2013,
+                "month": row % 12 + 1,
+                "day": row % 28 + 1,
+                "dep_time": row % 2_400,
+                "dep_delay": row % 90 - 10,
+                "arr_delay": row % 120 - 20,
+                "carrier": ("UA", "AA", "B6", "DL")[row % 4],
+                "flight": row % 7_000,
+                "tailnum": f"N{row % 9_999:05}",
+                "origin": ("EWR", "JFK", "LGA")[row % 3],
+                "dest": ("IAH", "MIA", "BQN", "ATL")[row % 4],
+                "air_time": row % 400 + 30,
+                "distance": row % 2_500 + 90,
+                "time_hour": f"2013-{row % 12 + 1:02}-{row % 28 + 1:02}T05:00:00Z",
+            }
+        ).decode()
+        for row in range(rows)
+    ]
+    return [texts[start : start + CHUNK_ROWS] for start in range(0, rows, CHUNK_ROWS)]
+
+
+@contextmanager
+def served(database: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """A backend in a process of its own; gives its endpoint and a key."""
+    key_file = folder / f"key-{uuid.uuid4().hex}"
+    add = ["tenants", "add", f"bench-{uuid.uuid4().hex[:6]}", "--key-file", str(key_file)]
+    given = ["--database", database]
+    subprocess.run([*COMMAND, *add, *given], check=True, stdout=subprocess.DEVNULL)
+    settings = {**os.environ, "CATALOGZERO_BACKEND_MAX_REQUESTS_PER_S": "1000000"}
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--port", "0", "--json", *given], stdout=subprocess.PIPE, env=settings
+    )
+    try:
+        assert process.stdout
+        yield json.loads(process.stdout.readline())["endpoint"], key_file.read_text().strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def upload(endpoint: str, key: str, bodies: list[bytes]) -> float:
+    """Seconds to send all chunks of one upload, over a few connections."""
+    headers = {
+        "Authorization": f"Bearer {key}",
+        "Content-Type": "application/x-ndjson",
+        "Content-Encoding": "zstd",
+    }
+    waiting = list(enumerate(bodies))
+    url = f"{endpoint}/uploads/{uuid.uuid4().hex}/chunks"
+
+    async def sender(session: aiohttp.ClientSession) -> None:
+        while waiting:
+            seq, body = waiting.pop(0)
+            async with session.put(f"{url}/{seq}", data=body) as answer:
+                assert answer.status == 201, await answer.text()
+
+    async with aiohttp.ClientSession(headers=headers) as session:
+        begun = time.perf_counter()
+        await asyncio.gather(*(sender(session) for _ in range(CONNECTIONS)))
+        return time.perf_counter() - begun
+
+
+def sqlite_floor(path: Path, chunks: list[Chunk]) -> float:
+    """Seconds to `executemany` the rows, a transaction for each chunk."""
+    with closing(_sqlite(path)) as database:
+        database.execute(
+            "CREATE TABLE records (upload_no INTEGER, seq INTEGER, row_index INTEGER,"
+            " payload TEXT NOT NULL, PRIMARY KEY (upload_no, seq, row_index)) WITHOUT ROWID"
+        )
+        begun = time.perf_counter()
+        for seq, chunk in enumerate(chunks):
+            rows = [(1, seq, index, text) for index, text in enumerate(chunk)]
+            database.execute("BEGIN IMMEDIATE")
+            database.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
+            database.execute("COMMIT")
+        return time.perf_counter() - begun
+
+
+def postgresql_floor(schema: str, chunks: list[Chunk]) -> float:
+    """Seconds to COPY the rows, a transaction for each chunk."""
+    with psycopg.connect(POSTGRESQL, options=f"-csearch_path={schema}") as database:
+        database.execute(
+            "CREATE TABLE floor (upload_no bigint, seq bigint, row_index integer,"
+            " payload text NOT NULL, PRIMARY KEY (upload_no, seq, row_index))"
+        )
+        database.commit()
+        begun = time.perf_counter()
+        for seq, chunk in enumerate(chunks):
+            text = "".join(f"1\t{seq}\t{index}\t{line}\n" for index, line in enumerate(chunk))
+            with database.cursor().copy("COPY floor FROM STDIN") as copy:
+                copy.write(text)
+            database.commit()
+        taken = time.perf_counter() - begun
+        database.execute("DROP TABLE floor")
+        database.commit()
+    return taken
+
+
+def health_floor(path: Path, reports: int) -> float:
+    """Seconds for one FULL transaction for each report, by hand."""
+    with closing(_sqlite(path)) as database:
+        database.execute(
+            "CREATE TABLE reports (report_no INTEGER PRIMARY KEY, tenant INTEGER,"
+            " installation TEXT, received_at TEXT, report TEXT)"
+        )
+        text = json.dumps({"client_id": "site-1", **REPORT})
+        begun = time.perf_counter()
+        for number in range(reports):
+            database.execute("BEGIN IMMEDIATE")
+            row = (1, f"site-{number}", "2026-01-01T00:00:00+00:00", text)
+            database.execute("INSERT INTO reports VALUES (NULL, ?, ?, ?, ?)", row)
+            database.execute("COMMIT")
+        return time.perf_counter() - begun
+
+
+async def report_all(endpoint: str, key: str, reports: int) -> float:
+    """Seconds until every report is acknowledged, as fast as it goes."""
+    async with _reporter(key) as session:
+        waiting = list(range(reports))
+
+        async def reporter() -> None:
+            while waiting:
+                await _report(session, endpoint, waiting.pop())
+
+        begun = time.perf_counter()
+        await asyncio.gather(*(reporter() for _ in range(REPORTERS)))
+        return time.perf_counter() - begun
+
+
+async def report_steadily(endpoint: str, key: str) -> list[float]:
+    """The latencies in ms of 10,000 installations that report once a minute."""
+    latencies: list[float] = []
+    async with _reporter(key) as session, asyncio.TaskGroup() as tasks:
+
+        async def one(number: int) -> None:
+            begun = time.perf_counter()
+            await _report(session, endpoint, number)
+            latencies.append((time.perf_counter() - begun) * 1_000)
+
+        begun = time.perf_counter()
+        for number in range(int(FLEET_PER_S * FLEET_S)):
+            await asyncio.sleep(max(0.0, begun + number / FLEET_PER_S - time.perf_counter()))
+            tasks.create_task(one(number))
+    return latencies
+
+
+def measure_rows(folder: Path, rows: int, rounds: int, kind: str) -> dict[str, Any]:
+    """Rows a second of the backend and of the floor, on one kind of database."""
+    chunks = chunks_of(rows)
+    bodies = [zstandard.compress(("\n".join(chunk) + "\n").encode(), 1) for chunk in chunks]
+    ours, floor = [], []
+    with _database(folder, kind) as (database, schema), served(database, folder) as (url, key):
+        asyncio.run(upload(url, key, bodies[:2]))
+        for number in range(rounds):
+            if kind == "sqlite":
+                floor.append(rows / sqlite_floor(folder / f"floor-{number}.db", chunks))
+            else:
+                floor.append(rows / postgresql_floor(schema, chunks))
+            ours.append(rows / asyncio.run(upload(url, key, bodies)))
+    return _figure(f"rows/s stored, {kind}", ours, floor, 0.6)
+
+
+def measure_health(folder: Path, reports: int, rounds: int) -> list[dict[str, Any]]:
+    """Reports a second of the backend and of the floor, and the p99 of a steady fleet."""
+    ours, floor = [], []
+    with served(str(folder / "health.db"), folder) as (url, key):
+        asyncio.run(report_all(url, key, REPORTERS))
+        for number in range(rounds):
+            floor.append(reports / health_floor(folder / f"reports-{number}.db", reports))
+            ours.append(reports / asyncio.run(report_all(url, key, reports)))
+        latencies = asyncio.run(report_steadily(url, key))
+    p99 = statistics.quantiles(latencies, n=100)[98]
+    steady = {"what": "health p99 ms at 167/s", "ours": p99, "budget": 50, "held": p99 < 50}
+    return [_figure("health reports/s", ours, floor, 2.0), steady]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--reports", type=int, default=4_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures = [measure_rows(folder, given.rows, given.rounds, "sqlite")]
+        figures.append(measure_rows(folder, given.rows, given.rounds, "postgresql"))
+        figures += measure_health(folder, given.reports, given.rounds)
+    if given.json:
+        print(json.dumps(figures))
+        return
+    for figure in figures:
+        print("  ".join(f"{name}: {_shown(value)}" for name, value in figure.items()))
+
+
+def _figure(what: str, ours: list[float], floor: list[float], budget: float) -> dict[str, Any]:
+    """Medians, and the median of the rounds' ratios."""
+    ratio = statistics.median(a / b for a, b in zip(ours, floor, strict=True))
+    return {
+        "what": what,
+        "ours": statistics.median(ours),
+        "floor": statistics.median(floor),
+        "ratio": ratio,
+        "budget": budget,
+        "held": ratio >= budget,
+    }
+
+
+def _shown(value: Any) -> str:
+    """A number as people read it."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def _sqlite(path: Path) -> sqlite3.Connection:
+    """A connection as the backend has one."""
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=FULL")
+    return database
+
+
+@contextmanager
+def _database(folder: Path, kind: str) -> Iterator[tuple[str, str]]:
+    """A database of one kind, and its schema."""
+    if kind == "sqlite":
+        yield str(folder / "backend.db"), ""
+        return
+    schema = f"bench_{uuid.uuid4().hex}"
+    with psycopg.connect(POSTGRESQL, autocommit=True) as database:
+        database.execute(f"CREATE SCHEMA {schema}".encode())
+        try:
+            yield f"{POSTGRESQL}?options=-csearch_path%3D{schema}", schema
+        finally:
+            database.execute(f"DROP SCHEMA {schema} CASCADE".encode())
+
+
+def _reporter(key: str) -> aiohttp.ClientSession:
+    """A session that carries the key over many connections."""
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    connector = aiohttp.TCPConnector(limit=REPORTERS)
+    return aiohttp.ClientSession(headers=headers, connector=connector)
+
+
+async def _report(session: aiohttp.ClientSession, endpoint: str, number: int) -> None:
+    """Send one installation's report."""
+    body = orjson.dumps({"client_id": f"site-{number % 10_000}", **REPORT})
+    async with session.post(endpoint + "/health", data=body) as answer:
+        assert answer.status == 200, await answer.text()
+
+
+if __name__ == "__main__":
+    main()
