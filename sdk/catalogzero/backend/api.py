@@ -28,6 +28,8 @@ from catalogzero.backend.bodies import (
     parse_array,
 )
 from catalogzero.backend.contract import (
+    MAX_KEY_CHARS,
+    MAX_SEQ,
     UPLOAD_ID,
     Complete,
     HealthReport,
@@ -36,6 +38,7 @@ from catalogzero.backend.contract import (
 )
 from catalogzero.backend.group_commit import GroupCommit
 from catalogzero.backend.installations import Report
+from catalogzero.backend.openapi import document
 from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.rate import RateLimit, retry_after
 from catalogzero.backend.rules import Verdict
@@ -49,8 +52,6 @@ T = TypeVar("T")
 
 MAX_JSON_BYTES = 1 << 20
 MAX_REPORT_BYTES = 1 << 16
-MAX_SEQ = 999_999
-MAX_KEY_CHARS = 2_000
 READ_TIMEOUT_S = 60.0
 DECODERS = 2
 
@@ -96,6 +97,7 @@ class UploadApi:
             web.post(base, self.post_simple),
             web.post(base + "/", self.post_simple),
             web.post(base + "/health", self.post_health),
+            web.get(base + "/openapi.json", self.openapi, allow_head=False),
             web.put(base + "/installations/{installation_id}", self.put_installation),
         ]
 
@@ -198,6 +200,10 @@ class UploadApi:
             )
         )
         return _json(201 if is_new else 200, {"sources": sources})
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        """`GET openapi.json`: this protocol, for machines."""
+        return _json(200, document(self._settings.base_path))
 
     async def _tenant(self, request: web.Request) -> Tenant:
         """The tenant of the request's key."""

@@ -24,6 +24,8 @@ from catalogzero.backend.api import UploadApi
 from catalogzero.backend.delivery import Delivery, Hook
 from catalogzero.backend.fleet import FleetPages
 from catalogzero.backend.housekeeping import Housekeeping
+from catalogzero.backend.observe import Observation
+from catalogzero.backend.operator import OperatorGate
 from catalogzero.backend.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
@@ -65,8 +67,10 @@ def create_app(
     log = make_logger(mask=mask)
     delivery = Delivery(database, clock, on_upload_completed, log) if on_upload_completed else None
     api = UploadApi(settings, database, clock, delivery.wake if delivery else None)
-    app = web.Application(middlewares=[_problem_answerer(log)])
-    app.add_routes([*api.routes(), *FleetPages(settings, database, clock).routes()])
+    gate = OperatorGate(settings)
+    observation, fleet = Observation(gate, database), FleetPages(gate, database, clock)
+    app = web.Application(middlewares=[observation.counter(), _problem_answerer(log)])
+    app.add_routes([*api.routes(), *fleet.routes(), *observation.routes()])
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as undo:

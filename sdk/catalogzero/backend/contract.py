@@ -17,6 +17,8 @@ from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.rules import Mode
 
 MAX_CHUNKS = 1_000_000
+MAX_SEQ = MAX_CHUNKS - 1
+MAX_KEY_CHARS = 2_000
 MAX_INT = 2**63 - 1
 MAX_OPAQUE_CHARS = 4_096
 MAX_NESTED_BYTES = 65_536
@@ -46,7 +48,7 @@ def _opaque(value: JsonValue) -> JsonValue:
 
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
 Text = Annotated[str, Field(max_length=2_000), AfterValidator(_storable)]
-Key = Annotated[str, Field(min_length=1, max_length=2_000), AfterValidator(_storable)]
+Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARS), AfterValidator(_storable)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT, strict=True)]
 Nested = Annotated[JsonValue, AfterValidator(_small)]
 Opaque = Annotated[JsonValue, AfterValidator(_opaque)]

@@ -19,7 +19,6 @@ from sqlalchemy import Connection, Row, select
 
 from catalogzero.backend.operator import OperatorGate
 from catalogzero.backend.schema import installations, tenants
-from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock
 
@@ -57,8 +56,8 @@ class FleetRow:
 class FleetPages:
     """The operator's pages: `/` and `/fleet.json`."""
 
-    def __init__(self, settings: BackendSettings, database: Database, clock: Clock) -> None:
-        self._gate, self._database, self._clock = OperatorGate(settings), database, clock
+    def __init__(self, gate: OperatorGate, database: Database, clock: Clock) -> None:
+        self._gate, self._database, self._clock = gate, database, clock
         page = resources.files("catalogzero.backend") / "pages" / "fleet.html"
         self._page = Template(page.read_text())
 
