@@ -125,9 +125,9 @@ async def test_old_health_reports_go_and_the_latest_state_stays(world: World) ->
     fleet = (await world.peer.ask("GET", "/fleet.json")).json["installations"]
     mine: list[Any] = [row for row in fleet if row["tenant"] == world.peer.name]
     assert reports == [("site-2",)]
-    assert [(row["installation_id"], row["status"]) for row in mine] == [
-        ("site-1", "ok"),
-        ("site-2", "ok"),
+    assert [(row["installation_id"], row["state"]) for row in mine] == [
+        ("site-1", "silent"),
+        ("site-2", "silent"),
     ]
 
 
