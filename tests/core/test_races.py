@@ -249,7 +249,7 @@ async def test_a_worker_that_cannot_be_started_fails_the_run_and_the_next_try_wo
 ) -> None:
     async with serving(Rough()) as at:
         with monkeypatch.context() as without_python:
-            without_python.setattr(worker.sys, "executable", "/nonexistent/python")
+            without_python.setattr(sys, "executable", "/nonexistent/python")
             with pytest.raises(FailedError, match="worker process cannot be started"):
                 await at.client.call("pid")
         assert await at.client.call("pid", timeout_s=REPLY_S)
@@ -263,7 +263,7 @@ async def test_a_worker_that_could_not_come_back_tries_again(
         first = await at.client.call("pid", timeout_s=REPLY_S)
         rough.worker.status = {"busy": True, "next_due_s": 0.0}
         with monkeypatch.context() as without_python:
-            without_python.setattr(worker.sys, "executable", "/nonexistent/python")
+            without_python.setattr(sys, "executable", "/nonexistent/python")
             kill(first)
             await until(lambda: rough.worker.pid is None)
             await clock.advance(5)
