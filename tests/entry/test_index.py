@@ -21,6 +21,7 @@ from catalogzero.entry.pip import pip_command
 from catalogzero.entry.serving import CatalogServer
 from catalogzero.errors import CatalogZeroError, ConfigError
 
+pytestmark = pytest.mark.xdist_group("catalog")
 MakeWheel = Callable[..., Path]
 
 

@@ -21,6 +21,7 @@ from catalogzero.registry import load_registry
 
 from tests.entry.wheels import write_entry
 
+pytestmark = pytest.mark.xdist_group("catalog")
 MakeWheel = Callable[..., Path]
 CATALOGZERO = Path(sys.executable).parent / "catalogzero"
 MANIFEST = """\
