@@ -1,6 +1,6 @@
 """The rules of `catalogzero catalog lint`: what a package must be before it is published.
 
-Owns the codes, their meaning and their mends (docs/how-to/lint.md lists them). A rule looks at
+Owns the codes, their meaning and their mends (docs/reference/lint.md lists them). A rule looks at
 files first; only those about methods and settings import the package.
 
 Layer: edge.

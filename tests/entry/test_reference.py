@@ -1,0 +1,33 @@
+"""The reference pages name every rule and every check, in the code's own words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from catalogzero.entry.lint import RULES
+from catalogzero.entry.manifest import Manifest
+from catalogzero.testing import ProcessorContract
+from catalogzero.testing.checks import Check
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+
+
+@pytest.mark.parametrize("code", RULES)
+def test_every_rule_stands_on_its_page_with_its_mend(code: str) -> None:
+    rule = RULES[code]
+
+    row = f"| {code} | {rule.demand} | {rule.mend} |"
+    assert row in (REFERENCE / "lint.md").read_text()
+
+
+@pytest.mark.parametrize("check", ProcessorContract.checks(), ids=lambda check: check.name)
+def test_every_check_stands_on_its_page_with_reason_and_mend(check: Check) -> None:
+    row = f"| `{check.name}` | {check.reason} | {check.mend} |"
+
+    assert row in (REFERENCE / "contract.md").read_text()
+
+
+@pytest.mark.parametrize("key", Manifest.model_fields)
+def test_every_key_of_a_manifest_stands_on_its_page(key: str) -> None:
+    assert f"`{key}`" in (REFERENCE / "manifest.md").read_text()
