@@ -1,0 +1,261 @@
+"""process_and_upload against its floors and against plain scripts; memory at two sizes.
+
+    python -m benchmarks.upload [--mb 100] [--big-mb 1000] [--rounds 3] [--json]
+
+The far end is one server that takes everything and keeps nothing, in a process of its own. The
+floors are each step alone on the same data: read the CSV, encode Parquet (zstd), hash, write the
+chunks durably (one file, fsync after each), PUT the same bytes with bare aiohttp. A run is a call
+of a served handler whose worker is up. Medians of interleaved rounds.
+
+Budgets: Arrow batches at most 1.5 times the sum of the floors; dict batches at most 1.3 times a
+script of csv.DictReader, json.dumps and POST; worker's and handler's peak memory at the big size at
+most 1.15 times that at the small one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+from catalogzero.testing import Serving, serving
+
+from benchmarks.peers.upload_processors import Dicts, Tables
+
+PEERS = Path(__file__).parent / "peers"
+ROW = "{n},2013-01-{day:02},carrier-{c},N{tail:05},{dep},{arr},{dist},some words of text {n}\n"
+HEADER = "id,date,carrier,tailnum,dep_delay,arr_delay,distance,remark\n"
+CHUNK_BYTES = 4 << 20
+ARROW_BUDGET, DICT_BUDGET, MEMORY_BUDGET = 1.5, 1.3, 1.15
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured thing; a `ratio` has its budget beside it."""
+
+    name: str
+    value: float
+    unit: str
+    budget: float | None = None
+
+
+def make_csv(path: Path, megabytes: int) -> None:
+    """A CSV file of about so many megabytes."""
+    size, n = 0, 0
+    with path.open("w") as file:
+        size += file.write(HEADER)
+        while size < megabytes << 20:
+            rows = [
+                ROW.format(
+                    n=k, day=k % 28 + 1, c=k % 16, tail=k * 7 % 99_999, dep=k % 97 - 20,
+                    arr=k * 3 % 113 - 30, dist=k * 13 % 2_500,
+                )
+                for k in range(n, n + 10_000)
+            ]  # fmt: skip
+            n += 10_000
+            size += file.write("".join(rows))
+
+
+@contextmanager
+def sink() -> Iterator[str]:
+    """The far end's URL."""
+    command = [sys.executable, str(PEERS / "sink.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        process.terminate()
+
+
+@asynccontextmanager
+async def served(handler: type[Dicts], url: str, data: Path) -> AsyncIterator[Serving]:
+    """A served handler whose worker has done a first small run."""
+    processor = handler(endpoint=url, api_key="benchmark", data_roots=[str(data)])
+    with tempfile.TemporaryDirectory() as state:
+        async with serving(
+            processor, state_dir=Path(state), settle_s=0, upload_wait_s=600, log_level="error"
+        ) as service:
+            await call(service, data / "small.csv")
+            yield service
+
+
+async def call(service: Serving, source: Path) -> float:
+    """One whole run; its seconds."""
+    chunk_format = "parquet" if isinstance(service.handler, Tables) else "ndjson"
+    params = {"data_source": str(source), "params": {"full": True, "format": chunk_format}}
+    begun = time.perf_counter()
+    result = await service.client.call("process_and_upload", params, timeout_s=3_600)
+    assert result["status"] == "uploaded", result
+    return time.perf_counter() - begun
+
+
+async def floors(source: Path, url: str, folder: Path) -> dict[str, float]:
+    """Seconds of each step alone."""
+    spent: dict[str, float] = {}
+    tables: list[pa.Table] = []
+    bodies: list[bytes] = []
+
+    def timed(name: str, act: Callable[[], object]) -> None:
+        begun = time.perf_counter()
+        act()
+        spent[name] = time.perf_counter() - begun
+
+    timed("read", lambda: tables.extend(read(source)))
+    timed("hash", lambda: hash_file(source))
+    timed("encode", lambda: bodies.extend(encode(tables)))
+    timed("durable write", lambda: write_durably(bodies, folder / "floor"))
+    begun = time.perf_counter()
+    async with aiohttp.ClientSession() as session:
+        for number, body in enumerate(bodies):
+            async with session.put(f"{url}/uploads/floor/chunks/{number}", data=body) as answer:
+                assert answer.status == 201
+    spent["put"] = time.perf_counter() - begun
+    return spent
+
+
+def read(source: Path) -> list[pa.Table]:
+    """All of a CSV file, as text columns."""
+    columns = HEADER.strip().split(",")
+    convert = pc.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
+    reader = pc.open_csv(
+        source, pc.ReadOptions(use_threads=False, block_size=CHUNK_BYTES), convert_options=convert
+    )
+    return [pa.Table.from_batches([batch]) for batch in reader]
+
+
+def hash_file(source: Path) -> str:
+    """SHA-256 of the file."""
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def encode(tables: list[pa.Table]) -> list[bytes]:
+    """Each table as a Parquet file."""
+    bodies = []
+    for table in tables:
+        out = pa.BufferOutputStream()
+        pq.write_table(table, out, compression="zstd")
+        bodies.append(out.getvalue().to_pybytes())
+    return bodies
+
+
+def write_durably(bodies: list[bytes], path: Path) -> None:
+    """Append each body to a file, and sync."""
+    with path.open("wb") as file:
+        for body in bodies:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def script(kind: str, source: Path, url: str) -> float:
+    """Seconds of a plain script, without its start."""
+    command = [sys.executable, str(PEERS / "plain_scripts.py"), kind, str(source), f"{url}/script"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+async def peak_mb(service: Serving, source: Path) -> float:
+    """The highest memory of handler and worker together during a run."""
+    own = psutil.Process()
+    worker = psutil.Process(service.handler.worker.pid)
+    peak = 0.0
+    run = asyncio.create_task(call(service, source))
+    while not run.done():
+        peak = max(peak, own.memory_info().rss + worker.memory_info().rss)
+        await asyncio.wait([run], timeout=0.02)
+    await run
+    return peak / (1 << 20)
+
+
+async def measure(megabytes: int, big: int, rounds: int) -> list[Figure]:
+    """Every figure."""
+    with tempfile.TemporaryDirectory() as name, sink() as url:
+        data = Path(name) / "exports"
+        data.mkdir()
+        source = data / "medium.csv"
+        make_csv(data / "small.csv", 1)
+        make_csv(source, megabytes)
+        figures = await times(url, data, source, rounds)
+        if big:
+            make_csv(data / "big.csv", big)
+            figures += await memory(url, data, source)
+        return figures
+
+
+async def times(url: str, data: Path, source: Path, rounds: int) -> list[Figure]:
+    """Times and their ratios."""
+    steps: list[dict[str, float]] = []
+    ways: dict[str, list[float]] = {"arrow": [], "dicts": [], "script": [], "arrow script": []}
+    async with served(Tables, url, data) as tables, served(Dicts, url, data) as dicts:
+        for _ in range(rounds):
+            steps.append(await floors(source, url, data.parent))
+            ways["arrow"].append(await call(tables, source))
+            ways["dicts"].append(await call(dicts, source))
+            ways["script"].append(await asyncio.to_thread(script, "dicts", source, url))
+            ways["arrow script"].append(await asyncio.to_thread(script, "arrow", source, url))
+    took = {way: statistics.median(values) for way, values in ways.items()}
+    floor = statistics.median(sum(step.values()) for step in steps)
+    each = [
+        Figure(f"floor: {name}", statistics.median(s[name] for s in steps), "s")
+        for name in steps[0]
+    ]
+    return [
+        *each,
+        Figure("sum of floors", floor, "s"),
+        Figure("run, Arrow batches to Parquet", took["arrow"], "s"),
+        Figure("run, dict batches to JSON Lines", took["dicts"], "s"),
+        Figure("script: csv.DictReader, json.dumps, POST", took["script"], "s"),
+        Figure("script: pyarrow whole file, POST", took["arrow script"], "s"),
+        Figure("Arrow run / sum of floors", took["arrow"] / floor, "x", ARROW_BUDGET),
+        Figure("dict run / script", took["dicts"] / took["script"], "x", DICT_BUDGET),
+    ]
+
+
+async def memory(url: str, data: Path, medium: Path) -> list[Figure]:
+    """Peak memory at both sizes."""
+    async with served(Tables, url, data) as service:
+        small = await peak_mb(service, medium)
+        large = await peak_mb(service, data / "big.csv")
+    return [
+        Figure("peak memory, small file", small, "MB"),
+        Figure("peak memory, big file", large, "MB"),
+        Figure("peak memory, big / small", large / small, "x", MEMORY_BUDGET),
+    ]
+
+
+def main() -> int:
+    """Measure, print; 1 when a budget is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=int, default=100)
+    parser.add_argument("--big-mb", type=int, default=1_000, help="0 leaves memory out")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    figures = asyncio.run(measure(given.mb, given.big_mb, given.rounds))
+    if given.json:
+        print(json.dumps([asdict(figure) for figure in figures]))
+    else:
+        for figure in figures:
+            budget = "" if figure.budget is None else f"  budget {figure.budget:g}"
+            print(f"{figure.name:<42} {figure.value:9.2f} {figure.unit}{budget}")
+    missed = [f for f in figures if f.budget is not None and f.value > f.budget]
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
