@@ -99,6 +99,7 @@ class Storm:
         self._backend: subprocess.Popen[bytes] | None = None
         self._handler: subprocess.Popen[bytes] | None = None
         self._ports = _free_ports(3)
+        self._proxy = FaultProxy(self._ports[0], self._ports[1], 0.25, self._dice)
         self._points = [*points]
         self._mutant = mutant
         self._log = (folder / "processes.log").open("ab")
@@ -110,7 +111,7 @@ class Storm:
         for number in range(FILES):
             self._write(f"f{number}.csv", new=True)
         self._key = self._command("backend", "tenants", "add", "t", "--json", *self._db())["key"]
-        proxy = FaultProxy(self._ports[0], self._ports[1], 0.25, self._dice)
+        proxy = self._proxy
         try:
             async with proxy:
                 self._start_backend()
@@ -168,8 +169,13 @@ class Storm:
     async def _random_death(
         self, victim: str, call: asyncio.Task[Any], client: HandlerClient
     ) -> None:
-        """Kill something at a random moment; it counts when a run was under way."""
-        await asyncio.sleep(self._dice.uniform(0.05, 1.5))
+        """Kill something after some requests; it counts when a run was under way."""
+        enough = self._proxy.hits.total() + self._dice.randint(1, 30)
+        for _ in range(400):
+            if self._proxy.hits.total() >= enough or call.done():
+                break
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(self._dice.uniform(0.0, 0.2))
         pid = await self._pid(victim, client)
         if pid is None:
             return
@@ -300,7 +306,7 @@ class Storm:
     def _count(self) -> None:
         """Compare what is visible with the files as they are."""
         seen: dict[str, Counter[str]] = {}
-        with sa.create_engine(self._database).connect() as db:
+        with sa.create_engine(self._database, poolclass=sa.NullPool).connect() as db:
             for source, payload in db.execute(
                 sa.text("SELECT source, payload FROM visible_records")
             ):

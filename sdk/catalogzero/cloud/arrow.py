@@ -20,7 +20,7 @@ from catalogzero.cloud.contract import Batch
 from catalogzero.cloud.records import BadRecords, ReadOptions, column_names, detect
 from catalogzero.errors import FailedError
 
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 1 << 19
 
 
 def csv_tables(
@@ -70,6 +70,11 @@ def csv_tables(
     except pa.ArrowInvalid as error:
         if failed:
             raise failed[0] from error
+        if "straddling" in str(error):
+            raise FailedError(
+                f"{name}: a row is longer than {_BLOCK_BYTES} bytes, the most that Arrow batches "
+                'take: use batch_type = "dict"'
+            ) from error
         if "Empty CSV file" not in str(error):
             raise FailedError(f"{name}: {error}") from error
 

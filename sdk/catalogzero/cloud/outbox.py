@@ -33,7 +33,8 @@ SCHEMA_VERSION = 1
 RESERVE_BYTES = 1 << 20
 KEPT_ENDED = 1_000
 _BUSY_TIMEOUT_S = 30.0
-_FREE_PAGES = 256
+_FREE_PAGES = 2_048
+_CHECKPOINT_PAGES = 1_000
 _SCHEMA = """
 CREATE TABLE uploads (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -233,6 +234,7 @@ class Outbox:
         """Give the reserve's room back to the disk; False when there is none."""
         with suppress(FileNotFoundError):
             self._reserve.unlink()
+            self.execute("PRAGMA wal_autocheckpoint=0")  # else a checkpoint takes the room
             return True
         return False
 
@@ -638,6 +640,7 @@ class Outbox:
                 db.execute("PRAGMA auto_vacuum=INCREMENTAL")
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA secure_delete=FAST")
             if version == 0:
                 db.executescript(
                     f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
@@ -663,6 +666,7 @@ class Outbox:
             with suppress(OSError):
                 try:
                     self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
+                    self.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
                 except OSError:
                     self._reserve.unlink(missing_ok=True)
 
@@ -727,14 +731,20 @@ class Outbox:
         self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
         self._forget_old()
 
+    def tidy(self) -> None:
+        """Give free space back to the disk, and make the reserve again; a full disk is no error."""
+        with self.lock, suppress(sqlite3.OperationalError):
+            self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})").fetchall()
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._keep_reserve()
+
     def _forget_old(self) -> None:
-        """Drop the oldest ended uploads' rows, and give a little free space back."""
+        """Drop the oldest ended uploads' rows."""
         self.execute(
             "DELETE FROM uploads WHERE state IN ('done', 'superseded', 'abandoned') AND number <="
             " (SELECT MAX(number) FROM uploads) - ?",
             (KEPT_ENDED,),
         )
-        self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})").fetchall()
 
     def _ended_error(self, upload_id: str) -> UploadEndedError:
         """The error of an upload that ended under its run: refused by the backend, or purged."""

@@ -136,11 +136,15 @@ class Sender:
         """Send until cancelled; what is under way then is given up, and sent again later."""
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._outbox.remember, "paused", None)
+        tidy = True
         try:
             while True:
                 self._wake.clear()
                 await self._round()
                 self._on_change()
+                if not self._waiting_work and not tidy:
+                    await asyncio.to_thread(self._outbox.tidy)
+                tidy = not self._waiting_work
                 await self._rest()
         finally:
             for task in list(self._flying.values()):

@@ -1,0 +1,78 @@
+"""A disk without room: runs fail with a clear error, and it recovers by itself."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from catalogzero.clock import SystemClock
+from catalogzero.cloud.encoding import Chunk
+from catalogzero.cloud.outbox import Outbox, is_disk_full
+from catalogzero.errors import FailedError
+
+SIZE = 12 << 20
+BODY = os.urandom(1 << 18)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(outbox: Outbox, upload_id: str) -> int:
+    """Chunks until the disk is full; how many there are."""
+    outbox.begin(upload_id, "key", "exports/a.csv", "replace", full=False, params={})
+    for seq in range(1_000):
+        try:
+            outbox.add(upload_id, Chunk(seq, 1, BODY, "identity", "application/x-ndjson"))
+        except sqlite3.OperationalError as error:
+            if is_disk_full(error):
+                return seq
+            raise
+    raise AssertionError("the disk is not small")
+
+
+def test_a_full_disk_stops_a_run_and_lets_what_is_sealed_end(small_disk: Path) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(SIZE // 2))
+    outbox = Outbox(small_disk, SystemClock())
+    outbox.begin("sealed", "other", "exports/b.csv", "replace", full=False, params={})
+    outbox.add("sealed", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
+    outbox.seal("sealed", "content", stamp=[1])
+
+    assert fill(outbox, "torn") > 3
+    outbox.acknowledge("sealed", 0, len(BODY))
+    assert outbox.completing("sealed")
+    outbox.done("sealed", "job-1")
+    assert outbox.upload("sealed").state == "done"
+    assert not (small_disk / "outbox.reserve").exists()
+    ballast.unlink()
+    outbox.abandon("torn")
+    outbox.tidy()
+    outbox.begin("next", "key", "exports/a.csv", "replace", full=False, params={})
+    outbox.add("next", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
+    assert outbox.seal("next", "content") > 0
+    assert (small_disk / "outbox.reserve").exists()
+    outbox.close()
+
+
+def test_an_outbox_at_its_limit_refuses_runs_before_they_read(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, SystemClock(), max_bytes=len(BODY))
+    outbox.refuse_when_full()
+    outbox.begin("one", "key", "exports/a.csv", "replace", full=False, params={})
+    outbox.add("one", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
+
+    with pytest.raises(FailedError, match="outbox_max_bytes"):
+        outbox.refuse_when_full()
+    outbox.close()
