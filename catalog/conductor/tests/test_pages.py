@@ -92,13 +92,13 @@ async def test_a_signal_asks_for_the_token_and_tells_the_result(
     token = (tmp_path / "dashboard_token").read_text().strip()
     async with page_of(browser, fleet.dashboard.url) as page:
         await page.get_by_label("Select orders-001").check()
-        await page.get_by_role("button", name="Sleep").click()
+        await page.get_by_role("button", name="Sleep", exact=True).click()
         await page.get_by_label("Token").fill("not-the-token-at-all")
-        await page.get_by_role("dialog").get_by_role("button", name="Sleep").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Sleep", exact=True).click()
         await page.get_by_text("That token was refused").wait_for()
         untouched = fleet.handlers["orders-001"].state
         await page.get_by_label("Token").fill(token)
-        await page.get_by_role("dialog").get_by_role("button", name="Sleep").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Sleep", exact=True).click()
         await page.get_by_text("Sleep: 1 of 1 done").wait_for()
         row = page.locator("#rows tr[role=row]", has_text="orders-001")
         await row.get_by_text("sleeping").wait_for()

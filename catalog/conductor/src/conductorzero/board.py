@@ -199,7 +199,6 @@ class Board:
         before, row.boot_id = row.boot_id, boot_id or row.boot_id
         if boot_id is None or before is None or before == boot_id:
             return []
-        row.metrics = {}
         return [self._event(row, at, "restarted", "started anew")]
 
     def _move(self, row: Row, state: str, at: datetime) -> list[Event]:

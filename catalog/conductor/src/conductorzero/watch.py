@@ -96,13 +96,13 @@ class Watch:
         """Keep these answers, from a round or from a job's own questions."""
         now = self._clock.now()
         events: list[Event] = []
-        for answer in pongs:
-            events += self.board.saw_ping(answer, now)
-            self._bucket(answer.handler_id).add_ping(answer.response_time_ms)
-        for answer in metrics:
+        for answer in metrics:  # before the pongs: they know the state, a pong only that it lives
             events += self.board.saw_metrics(answer, now)
             if isinstance(answer.result, dict):
                 self._bucket(answer.handler_id).add_metrics(answer.result)
+        for answer in pongs:
+            events += self.board.saw_ping(answer, now)
+            self._bucket(answer.handler_id).add_ping(answer.response_time_ms)
         self._note(events)
         self._tell()
 

@@ -25,7 +25,7 @@ export function line(values, width, height, low, high, slots = values.length) {
     const x = (from + index) * step;
     const y = height - ((Math.min(value, high) - low) / range) * height;
     const alone = !open && (values[index + 1] ?? null) === null;
-    path += `${open ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}${alone ? "h.5" : ""}`;
+    path += `${open ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}${alone ? "h2" : ""}`;
     open = true;
   });
   return path;

@@ -4,10 +4,10 @@ import { element } from "./format.js";
 import { Refused, request, token } from "./live.js";
 
 const ACTIONS = {
-  sleep: ["Sleep", "They let go of their resources until the next job."],
-  wake: ["Wake", "They open their resources now."],
-  drain: ["Drain", "They finish what runs and take no new jobs until Resume."],
-  resume: ["Resume", "They take jobs again."],
+  sleep: ["Sleep", "Resources are let go until the next job."],
+  wake: ["Wake", "Resources are opened now."],
+  drain: ["Drain", "What runs is finished; no new job is taken until Resume."],
+  resume: ["Resume", "Jobs are taken again."],
 };
 
 /** Four buttons that signal the handlers that `selected()` names; `say(text)` tells the result. */
