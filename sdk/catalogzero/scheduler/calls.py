@@ -45,7 +45,7 @@ class CallSettings:
     retry_base_s: float = 1.0
     retry_max_s: float = 30.0
     lost_after_s: float = 86_400.0
-    max_calls: int = 64
+    max_calls: int = 100
 
 
 class HandlerCaller(Protocol):
@@ -202,21 +202,32 @@ class Driver:
     async def drive(self, one: Execution) -> None:
         """Call until the execution is final and saved, or its lease is another's."""
         async with self._links.slots[one.handler_id]:
-            while not one.is_final():
-                if one.boot_id is None:
-                    stamp = await self._ask(one)
-                    if stamp is None or not await self._keep(one, stamp):
-                        return
-                    if stamp.boot_id is None:
-                        await self._drive_plain(one)
-                        return
-                await self._drive_call(one)
-                if not await self._desk.holds(one):
-                    return
-                if (one.is_final() or one.status == "retry") and not await self._desk.save(one):
-                    return
-                if not one.is_final() and one.boot_id is None:
-                    await self._pause(one.n - 1)
+            ended = await self._until_judged(one)
+        if ended:
+            await self._desk.save(one)
+
+    async def _until_judged(self, one: Execution) -> bool:
+        """Call until the handler has judged; false when there is nothing left to save."""
+        while await self._begin(one):
+            await self._drive_call(one)
+            if one.is_final() or not await self._desk.holds(one):
+                return one.is_final()
+            if one.status == "retry" and not await self._desk.save(one):
+                return False
+            if one.boot_id is None:
+                await self._pause(one.n - 1)
+        return False
+
+    async def _begin(self, one: Execution) -> bool:
+        """Stamp a call that has no stamp yet; false when there is no such call to make."""
+        if one.boot_id is not None:
+            return True
+        stamp = await self._ask(one)
+        if stamp is None or not await self._keep(one, stamp):
+            return False
+        if stamp.boot_id is None:
+            await self._drive_plain(one)
+        return stamp.boot_id is not None
 
     async def _ask(self, one: Execution) -> Stamp | None:
         """The handler's stamp; None once it has been away for too long, which is saved."""

@@ -1,0 +1,202 @@
+"""The scheduler's due runs a second, and what 10,000 schedules cost: ratios to APScheduler 3.11.
+
+    python -m benchmarks.scheduler [--schedules 10000] [--json]
+
+One round is one burst: so many schedules come due at once, and each run is recorded. Ours runs
+whole, with a real handler over ZeroMQ, its ping, its stored stamp and its recorded result; the
+peer calls a function in its own process, and records nothing but its next time. Both write to the
+same database, each durable as it comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import resource
+import tempfile
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
+from apscheduler.schedulers.background import BackgroundScheduler
+from catalogzero import Handler
+from catalogzero.scheduler.rows import schedule_row
+from catalogzero.scheduler.schema import schedules
+from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
+from catalogzero.scheduler.store import Store
+from catalogzero.scheduler.ticks import Schedule, to_us
+from catalogzero.scheduler.triggers import parse_trigger
+from catalogzero.testing import serving
+from sqlalchemy import insert
+
+IDLE_S = 10.0
+LEAD_S = 5.0
+NAMES = ("ours", "apscheduler")
+
+
+class Nothing(Handler):
+    """Does nothing, at once."""
+
+    async def work(self) -> dict[str, Any]:
+        """Return."""
+        return {}
+
+
+_ran = threading.Semaphore(0)
+
+
+def work() -> None:
+    """What the peer's schedules call."""
+    _ran.release()
+
+
+def make_schedules(store: Store, name: str, count: int, first: datetime) -> None:
+    """So many hourly schedules that come due at the same moment, in one transaction."""
+    trigger = parse_trigger({"type": "interval", "hours": 1, "start_time": first.isoformat()})
+    due_us = to_us(first)
+    rows = [
+        schedule_row(
+            Schedule(
+                *(str(uuid.uuid4()), f"{name}-{number}", "nothing", "work", {}, trigger),
+                tick_us=due_us,
+                due_us=due_us,
+            )
+        )
+        for number in range(count)
+    ]
+    with store.writing() as c:
+        c.execute(insert(schedules), rows)
+
+
+async def ours(database: str, due: int, standing: int) -> dict[str, float]:
+    """Start-up and listing with so many schedules, a burst of due runs, idle CPU."""
+    store = Store(database)
+    make_schedules(store, "standing", standing, datetime.now(UTC) + timedelta(days=1))
+    store.close()
+    settings = SchedulerSettings(port=0, zmq_port=0, database=database)
+    began_s = time.perf_counter()
+    async with serve_scheduler(settings) as server:
+        start_s = time.perf_counter() - began_s
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as api:
+            began_s = time.perf_counter()
+            listed = (await api.get("/api/schedules")).json()["count"]
+            list_s = time.perf_counter() - began_s
+            assert listed == standing
+            given: dict[str, Any] = {"handler_id": "nothing", "scheduler": server.zmq_address}
+            given |= {"max_concurrent_jobs": 64, "max_queued_jobs": 1_000}
+            async with serving(Nothing(), **given):
+                rate = await _burst(server, api, due)
+            idle = await _idle_cpu()
+    return {"start_s": start_s, "list_s": list_s, "runs_per_s": rate, "idle_cpu_percent": idle}
+
+
+async def _burst(server: SchedulerServer, api: httpx.AsyncClient, due: int) -> float:
+    """Due runs a second, from the due moment to the last recorded end."""
+    runner = server.runner
+    while await runner.read(runner.store.find_handler, "nothing") is None:
+        await runner.clock.sleep(0.05)
+    first = datetime.now(UTC) + timedelta(seconds=LEAD_S)
+    await runner.write(make_schedules, runner.store, "due", due, first)
+    assert datetime.now(UTC) < first, "the schedules were not added in time"
+    while (await runner.read(runner.history.stats))["success_count"] < due:
+        await runner.clock.sleep(0.05)
+    newest = runner.history.newest
+    records, _ = await runner.read(newest, {"status": "success"}, due)
+    ends = [datetime.fromisoformat(record["completed_at"]) for record in records]
+    assert len({record["job_id"] for record in records}) == len(records) == due
+    return due / (max(ends) - first).total_seconds()
+
+
+async def _idle_cpu() -> float:
+    """Percent of a core that this process uses while nothing is due."""
+    before, began_s = _cpu_s(), time.perf_counter()
+    await asyncio.sleep(IDLE_S)
+    return (_cpu_s() - before) / (time.perf_counter() - began_s) * 100
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def theirs(database: str, due: int, standing: int) -> dict[str, float]:
+    """The same of APScheduler 3.11, with a SQLAlchemy store and its default thread pool."""
+    logging.disable(logging.CRITICAL)
+    store = {"default": SQLAlchemyJobStore(url=database)}
+    filler = BackgroundScheduler(jobstores=store, timezone=UTC)
+    filler.start(paused=True)
+    later = datetime.now(UTC) + timedelta(days=1)
+    for number in range(standing):
+        filler.add_job(work, "interval", hours=1, next_run_time=later, id=f"job-{number}")
+    filler.shutdown()
+    executors = {"default": ThreadPoolExecutor(20)}
+    defaults = {"misfire_grace_time": None, "coalesce": True}
+    peer = BackgroundScheduler(
+        jobstores={"default": SQLAlchemyJobStore(url=database)},
+        executors=executors,
+        job_defaults=defaults,
+        timezone=UTC,
+    )
+    began_s = time.perf_counter()
+    peer.start(paused=True)
+    start_s = time.perf_counter() - began_s
+    began_s = time.perf_counter()
+    assert len(peer.get_jobs()) == standing
+    list_s = time.perf_counter() - began_s
+    now = datetime.now(UTC)
+    for number in range(due):
+        peer.add_job(work, "interval", hours=1, next_run_time=now, id=f"due-{number}")
+    began_s = time.perf_counter()
+    peer.resume()
+    for _ in range(due):
+        _ran.acquire()
+    rate = due / (time.perf_counter() - began_s)
+    peer.shutdown()
+    return {"start_s": start_s, "list_s": list_s, "runs_per_s": rate}
+
+
+def measure(database: str, theirs_at: str, due: int, standing: int) -> dict[str, Any]:
+    """Both, and their ratios."""
+    our, their = asyncio.run(ours(database, due, standing)), theirs(theirs_at, due, standing)
+    return {
+        "schedules": standing,
+        "due": due,
+        "ours": our,
+        "apscheduler": their,
+        "due_runs_ratio": our["runs_per_s"] / their["runs_per_s"],
+        "list_ratio": our["list_s"] / their["list_s"],
+    }
+
+
+def main() -> None:
+    """Measure with a tenth of the schedules and with all of them, and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schedules", type=int, default=10_000)
+    parser.add_argument("--due", type=int, default=1_000)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    results = []
+    for standing in (given.schedules // 10, given.schedules):
+        with tempfile.TemporaryDirectory() as folder:
+            ours_at, theirs_at = (f"sqlite:///{Path(folder) / name}.db" for name in NAMES)
+            results.append(measure(ours_at, theirs_at, given.due, standing))
+    if given.json:
+        print(json.dumps(results, indent=1))
+        return
+    for one in results:
+        print(f"{one['schedules']} schedules, {one['due']} due at once")
+        for name in NAMES:
+            print(f"  {name:<12}", {key: round(value, 3) for key, value in one[name].items()})
+        print(f"  due runs a second: {one['due_runs_ratio']:.2f} x APScheduler (budget: 2)")
+
+
+if __name__ == "__main__":
+    main()

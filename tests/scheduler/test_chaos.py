@@ -1,0 +1,230 @@
+"""Schedulers, the handler and database connections are killed, and schedulers frozen, at random.
+
+Whatever happens: no tick is lost without a record, none runs twice, and every execution ends.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from collections import Counter, defaultdict
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+
+from examples.quickstart.processes import free_ports
+from tests.scheduler.processes import SchedulerProcess, executions, handler_process, until
+
+LEASE_S = 2
+SECOND = timedelta(seconds=1)
+
+
+class Chaos:
+    """Some schedulers on one database and a handler, all of which may be killed.
+
+    Args:
+        database: The schedulers' store.
+        folder: Where the handler notes its runs.
+        schedulers: How many share the store.
+        seed: Of what is killed when.
+    """
+
+    def __init__(self, database: str, folder: Path, schedulers: int, seed: int) -> None:
+        self.database, self.folder = database, folder
+        self.random = random.Random(seed)  # noqa: S311 - faults, no secrets
+        handler_port, *ports = free_ports(1 + 2 * schedulers)
+        self.handler_port = handler_port
+        self.ports = list(zip(ports[::2], ports[1::2], strict=True))
+        self.schedulers = [self._scheduler(number) for number in range(schedulers)]
+        self.undo = ExitStack()
+        self.handler = self._handler()
+        self.done: Counter[str] = Counter()
+
+    @property
+    def api(self) -> httpx.Client:
+        """The API of one that lives."""
+        return self.schedulers[0].api
+
+    def close(self) -> None:
+        """End every process."""
+        for scheduler in self.schedulers:
+            scheduler.kill()
+        self.undo.close()
+
+    def strike(self) -> None:
+        """One fault."""
+        kinds = [self.kill_scheduler, self.kill_handler, self.freeze_scheduler]
+        if self.database.startswith("postgresql"):
+            kinds.append(self.kill_connections)
+        kind = self.random.choice(kinds)
+        kind()
+        self.done[kind.__name__] += 1
+
+    def kill_scheduler(self) -> None:
+        """kill -9, and a new one at the same ports."""
+        number = self.random.randrange(len(self.schedulers))
+        self.schedulers[number].kill()
+        self.schedulers[number] = self._scheduler(number)
+
+    def freeze_scheduler(self) -> None:
+        """SIGSTOP until its lease is another's, then SIGCONT."""
+        process = self.random.choice(self.schedulers).process
+        process.send_signal(signal.SIGSTOP)
+        self.pause(LEASE_S + self.random.uniform(0.5, 2.0))
+        process.send_signal(signal.SIGCONT)
+
+    def kill_handler(self) -> None:
+        """kill -9, and a new one at the same port."""
+        self.undo.close()
+        self.handler = self._handler()
+
+    def kill_connections(self) -> None:
+        """Every connection of every scheduler to the database."""
+        with psycopg.connect(self.database, autocommit=True) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+
+    def pause(self, seconds: float) -> None:
+        """Let them work for a while."""
+        end_s = time.monotonic() + seconds
+        until(lambda: time.monotonic() > end_s, timeout_s=seconds + 30)
+
+    def notes(self) -> dict[str, Counter[str]]:
+        """How often each text began and ended at the handler."""
+        found: dict[str, Counter[str]] = {"began": Counter(), "ended": Counter()}
+        path = self.folder / "notes"
+        for line in path.read_text().splitlines() if path.exists() else []:
+            what, _, text = line.partition(" ")
+            found[what][text] += 1
+        return found
+
+    def _scheduler(self, number: int) -> SchedulerProcess:
+        port, zmq_port = self.ports[number]
+        lease = ("--lease-s", str(LEASE_S))
+        return SchedulerProcess(self.database, *lease, port=port, zmq_port=zmq_port)
+
+    def _handler(self) -> subprocess.Popen[bytes]:
+        address = self.schedulers[0].zmq_address
+        return self.undo.enter_context(handler_process(address, self.folder, self.handler_port))
+
+
+def run(chaos: Chaos, kills: int, ticks: int) -> list[dict[str, Any]]:
+    """Schedule single ticks and every-second ones, strike, then wait for every end."""
+    until(lambda: _registered(chaos.api))
+    for number in range(3):
+        _add(chaos.api, f"every-{number}", {"type": "interval", "seconds": 1})
+    begin = datetime.now(UTC) + SECOND
+    for number in range(ticks):
+        moment = begin + timedelta(seconds=number * kills / ticks)
+        _add(chaos.api, f"tick-{number}", {"type": "date", "run_date": moment.isoformat()})
+    while chaos.done.total() < kills:
+        chaos.strike()
+        chaos.pause(chaos.random.uniform(0.1, 0.8))
+    until(lambda: _all_ticks_over(chaos.api), timeout_s=120)
+    for number in range(3):
+        chaos.api.delete(f"/api/schedules/every-{number}")
+    until(lambda: _all_final(chaos.api), timeout_s=120)
+    return executions(chaos.api)
+
+
+def check(chaos: Chaos, records: list[dict[str, Any]], ticks: int) -> None:
+    """Nothing lost, nothing twice, everything ended."""
+    notes = chaos.notes()
+    by_job: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_job[record["job_id"]].append(record)
+    for number in range(ticks):
+        job_id = f"tick-{number}"
+        (record,) = by_job[job_id]
+        assert notes["began"][job_id] <= 1
+        assert record["status"] in ("success", "lost", "error"), record
+        if record["status"] == "success":
+            assert notes["ended"][job_id] == 1
+    for number in range(3):
+        _check_grid(by_job[f"every-{number}"])
+        ran = [one for one in by_job[f"every-{number}"] if "ticks" not in one]
+        assert notes["began"][f"every-{number}"] <= len(ran)
+
+
+def _check_grid(records: list[dict[str, Any]]) -> None:
+    """Every second from the first to the last is in one row, and in one only."""
+    seconds: Counter[datetime] = Counter()
+    for record in records:
+        span = record.get("ticks", {"first": record["scheduled_at"], "count": 1})
+        first = datetime.fromisoformat(span["first"])
+        seconds.update(first + number * SECOND for number in range(span["count"]))
+    assert set(seconds.values()) == {1}
+    assert len(seconds) == (max(seconds) - min(seconds)) // SECOND + 1
+
+
+def _add(api: httpx.Client, job_id: str, trigger: dict[str, Any]) -> None:
+    params = {"text": job_id, "seconds": 0.3}
+    body = {"handler_id": "chore", "job_method": "note", "job_params": params, "job_id": job_id}
+    assert api.post("/api/schedule", json={**body, "trigger": trigger}).status_code == 201
+
+
+def _registered(api: httpx.Client) -> bool:
+    handlers = api.get("/api/handlers").json()["handlers"]
+    return any(one["id"] == "chore" for one in handlers)
+
+
+def _all_ticks_over(api: httpx.Client) -> bool:
+    schedules = api.get("/api/schedules").json().get("schedules")
+    return schedules is not None and not any(one["id"].startswith("tick-") for one in schedules)
+
+
+def _all_final(api: httpx.Client) -> bool:
+    return all(record["completed_at"] for record in executions(api))
+
+
+CASES = [
+    pytest.param("sqlite", 1, 4, id="sqlite"),
+    pytest.param(
+        *("postgresql", 2, 6), id="postgresql", marks=[pytest.mark.postgresql, pytest.mark.slow]
+    ),
+]
+LONG_CASES = [
+    pytest.param("sqlite", 2, 110, id="sqlite"),
+    pytest.param("postgresql", 3, 110, id="postgresql", marks=pytest.mark.postgresql),
+]
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize(("kind", "schedulers", "kills"), CASES)
+def test_a_few_kills_lose_nothing_and_run_nothing_twice(
+    kind: str, schedulers: int, kills: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    _storm(kind, schedulers, kills, tmp_path, request)
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.chaos
+@pytest.mark.parametrize(("kind", "schedulers", "kills"), LONG_CASES)
+def test_a_hundred_kills_lose_nothing_and_run_nothing_twice(
+    kind: str, schedulers: int, kills: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    _storm(kind, schedulers, kills, tmp_path, request)
+
+
+def _storm(
+    kind: str, schedulers: int, kills: int, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    """One storm from beginning to end."""
+    sqlite = f"sqlite:///{folder / 'scheduler.db'}"
+    database = sqlite if kind == "sqlite" else str(request.getfixturevalue("postgresql"))
+    chaos = Chaos(database, folder, schedulers, seed=kills + schedulers)
+    try:
+        records = run(chaos, kills, ticks=3 * kills)
+        check(chaos, records, ticks=3 * kills)
+    finally:
+        chaos.close()
+    print(dict(chaos.done), dict(Counter(one["status"] for one in records)))  # noqa: T201
