@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
 from rich.table import Table
+
+MOVING = (TextColumn("     "), SpinnerColumn(), TimeElapsedColumn())
 
 
 class Stage:
@@ -38,7 +41,9 @@ class Stage:
         record: dict[str, Any] = {"step": title, "held": False}
         self._times.append(record)
         try:
-            with self.console.status("working"):
+            still = not self.console.is_terminal
+            with Progress(*MOVING, console=self.console, transient=True, disable=still) as progress:
+                progress.add_task("working")
                 yield
             record["held"] = True
         finally:
