@@ -34,7 +34,6 @@ from catalogzero.methods import Method, call_plain
 from catalogzero.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
 from catalogzero.sleep import Sleeper
 
-ISOLATED_LANE = "isolated"
 CLOSE_GRACE_S = 5.0
 
 Send = Callable[[Sequence[bytes], bytes], None]
@@ -211,12 +210,12 @@ class Jobs:
         """Whether a run may begin now: a free place, and room in its method's lane."""
         if len(self._room.running) >= self._runtime.max_concurrent_jobs:
             return False
-        lane, limit = _lane(run.method)
+        lane, limit = run.method.lane
         return limit is None or self._room.lanes[lane] < limit
 
     def _begin(self, run: Run) -> None:
         self._room.running.add(run)
-        lane, limit = _lane(run.method)
+        lane, limit = run.method.lane
         if limit is not None:
             self._room.lanes[lane] += 1
         run.task = asyncio.create_task(self._execute(run), name=run.run_id)
@@ -235,7 +234,7 @@ class Jobs:
             if not run.method.options.quiet and not self._sleeper.awake:
                 run.state = RunState.WAKING
                 await self._sleeper.wake()
-            run.state, run.started_at = RunState.RUNNING, self._clock.now()
+            run.state, run.started_s = RunState.RUNNING, self._clock.monotonic()
             if limit is not None:
                 timer = self._clock.call_later(limit, lambda: self.cancel(run, by="timeout_s"))
             if run.method.is_async and not run.method.options.isolate:
@@ -337,12 +336,12 @@ class Jobs:
         if not reply.success:
             self.tally.failures_total += 1
             self.tally.last_error = reply.error
-        self._handler.log.debug("run_ended", status=str(run.state), **_ids(run))
+        self._handler.log.debug("run_ended", status=run.state, run_id=run.run_id)
 
     def _leave(self, run: Run) -> None:
         """Give the place to the next run that may begin."""
         self._room.running.discard(run)
-        lane, limit = _lane(run.method)
+        lane, limit = run.method.lane
         if limit is not None:
             self._room.lanes[lane] -= 1
         if self._room.queue:
@@ -388,8 +387,7 @@ class Jobs:
             return
         run.waiters.remove(waiter)
         if flat:
-            began = run.started_at or run.received_at
-            result = {"status": "running", "run_id": run.run_id, "started_at": began.isoformat()}
+            result = {"status": "running", "run_id": run.run_id, "started_at": run.began_at}
             self._answer(waiter, encode_reply(Reply(success=True, result=result)))
             return
         error = CallTimeoutError(
@@ -404,24 +402,15 @@ class Jobs:
         self._send(waiter.envelope, frame)
 
 
-def _lane(method: Method) -> tuple[str, int | None]:
-    """What else a run shares a limit with, and that limit."""
-    if method.options.isolate and not method.options.quiet:
-        return ISOLATED_LANE, 1
-    return method.name, method.options.concurrency
-
-
 def _success(run: Run, result: Any, duration_ms: float) -> Reply:
     """The reply to a run that returned; `success: false` in its dict is a failure."""
-    ids: dict[str, Any] = {
-        "request_id": run.call.request_id,
-        "run_id": run.run_id,
-        "duration_ms": duration_ms,
-    }
+    reply = Reply(True, result)
     if isinstance(result, dict) and result.get("success") is False:
         error = str(result.get("error") or f"{run.method.name} reported a failure")
-        return Reply(success=False, error=error, code="failed", details=result, **ids)
-    return Reply(success=True, result=result, **ids)
+        reply = Reply(False, error=error, code="failed", details=result)
+    reply.request_id, reply.run_id = run.call.request_id, run.run_id
+    reply.duration_ms = duration_ms
+    return reply
 
 
 def _is_stopped(run: Run, error: BaseException) -> bool:

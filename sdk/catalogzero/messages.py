@@ -33,7 +33,7 @@ class StartBy:
     uptime_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """One request to a handler.
 
@@ -48,7 +48,7 @@ class Call:
     start_by: StartBy | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
     """One answer: `result` when `success`, else `error` (a sentence), `code` and `details`."""
 

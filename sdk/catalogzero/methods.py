@@ -31,6 +31,7 @@ CONTROL_METHODS = frozenset(
     }
 )
 EXTENSIBLE_METHODS = frozenset({"ping", "get_metrics", "describe"})
+ISOLATED_LANE = "isolated jobs"
 MAX_FAULTS = 50
 MAX_FIELD_CHARS = 200
 
@@ -88,6 +89,9 @@ class Method:
         name: Its name on the wire.
         function: The function, `self` first.
         options: What `@job` said.
+
+    Attributes:
+        lane: What its runs share a limit with, and that limit.
     """
 
     def __init__(
@@ -99,6 +103,9 @@ class Method:
         self.is_async = inspect.iscoroutinefunction(function)
         self._parameters = list(inspect.signature(function).parameters.values())[1:]
         self._whole = _takes_whole_params(self._parameters)
+        self.lane = (name, options.concurrency)
+        if options.isolate and not options.quiet:
+            self.lane = (ISOLATED_LANE, 1)
 
     def bind(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for a call's parameters, validated by the type hints.
@@ -117,12 +124,13 @@ class Method:
             faults = [{"field": f[:MAX_FIELD_CHARS], "message": m} for f, m in told]
             fields = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
             raise BadParamsError(f"{self.name}: {fields}", details=faults) from None
+        names, values = self._fields, bound.__dict__
         given = {
-            self._fields[name]: value
-            for name, value in bound.__dict__.items()
-            if name in bound.model_fields_set
+            names[field]: values[field] for field in bound.__pydantic_fields_set__ & names.keys()
         }
-        return {**given, **(bound.model_extra or {})}
+        if bound.__pydantic_extra__:
+            given.update(bound.__pydantic_extra__)
+        return given
 
     def describe(self) -> dict[str, Any]:
         """Name, docs, flags, and JSON Schemas of parameters and result."""

@@ -12,10 +12,10 @@ import asyncio
 import hashlib
 import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -35,6 +35,7 @@ from catalogzero.methods import Method
 
 MAX_RUNS = 10_000
 MAX_BYTES = 16 << 20
+NOTHING: Mapping[str, Any] = {}
 
 
 class RunState(StrEnum):
@@ -47,9 +48,6 @@ class RunState(StrEnum):
     ERROR = "error"
     CANCELLED = "cancelled"
     REFUSED = "refused"
-
-
-ENDED = frozenset({RunState.SUCCESS, RunState.ERROR, RunState.CANCELLED, RunState.REFUSED})
 
 
 @dataclass(slots=True, eq=False)
@@ -67,13 +65,12 @@ class Run:
     run_id: str
     call: Call
     method: Method
-    kwargs: dict[str, Any]
+    kwargs: Mapping[str, Any]
     received_s: float
     received_at: datetime
     state: RunState = RunState.QUEUED
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    ended_s: float = 0.0
+    started_s: float | None = None
+    ended_s: float | None = None
     waiters: list[Waiter] = field(default_factory=list)
     progress: dict[str, Any] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
@@ -92,7 +89,7 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether the outcome is known."""
-        return self.state in ENDED
+        return self.ended_s is not None
 
     def describe(self) -> dict[str, Any]:
         """What `list_runs` tells."""
@@ -102,14 +99,25 @@ class Run:
             "method": self.method.name,
             "status": str(self.state),
             "received_at": self.received_at.isoformat(),
-            "started_at": self.started_at and self.started_at.isoformat(),
-            "ended_at": self.ended_at and self.ended_at.isoformat(),
+            "started_at": self._shown(self.started_s),
+            "ended_at": self._shown(self.ended_s),
         }
         if self.progress:
             told["progress"] = self.progress
         if self.code:
             told.update(error=self.error, code=self.code)
         return told
+
+    def _shown(self, at_s: float | None) -> str | None:
+        """A monotonic moment of this run as a wall time."""
+        if at_s is None:
+            return None
+        return (self.received_at + timedelta(seconds=at_s - self.received_s)).isoformat()
+
+    @property
+    def began_at(self) -> str:
+        """When it began; when it was received where it has not yet."""
+        return self._shown(self.started_s) or self.received_at.isoformat()
 
     def outcome(self) -> dict[str, Any]:
         """What `get_run` tells: as `describe`, and the result while it is kept."""
@@ -155,7 +163,7 @@ class Runs:
         run = self._by_request.get(call.request_id or "")
         if run is None:
             return None
-        if run.ended and self._clock.monotonic() - run.ended_s >= self._window_s:
+        if run.ended_s is not None and self._clock.monotonic() - run.ended_s >= self._window_s:
             self._forget(run)
             return None
         if run.call.method != call.method or not _same_params(run, call):
@@ -183,8 +191,8 @@ class Runs:
         """
         run.state, run.frame = state, frame
         run.error, run.code = reply.error, reply.code
-        run.ended_s, run.ended_at = self._clock.monotonic(), self._clock.now()
-        run.kwargs = {}
+        run.ended_s = self._clock.monotonic()
+        run.kwargs, run.task = NOTHING, None
         if state is RunState.REFUSED and run.call.start_by is None:
             self._by_request.pop(run.call.request_id or "", None)
         self._ended[run.run_id] = self._full[run.run_id] = run
@@ -216,7 +224,7 @@ class Runs:
         horizon_s = self._clock.monotonic() - self._window_s
         while self._ended:
             oldest = next(iter(self._ended.values()))
-            if oldest.ended_s > horizon_s:
+            if oldest.ended_s is None or oldest.ended_s > horizon_s:
                 break
             self._forget(oldest)
         while len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES:
