@@ -1,0 +1,291 @@
+"""What one call costs, and how many go through: a handler beside its peers, in one run.
+
+    python -m benchmarks.rpc [--rounds 7] [--nats 4222] [--json]
+
+Every server is a process of its own (benchmarks/peers/). ZeroMQ servers are called by one and
+the same blocking DEALER client, the others by their own client; the codec is orjson everywhere
+but in ScheduleZero's style. Each round takes the servers in another order; a ratio is that of
+one round, against the floor of that round, and the median of the rounds is printed. The CPU time
+that the server took for a call stands beside, as it suffers less from what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+import psutil
+import zmq
+
+SEQUENTIAL_CALLS = 400
+CONCURRENT_CALLS = 3_000
+IN_FLIGHT = 64
+SMALL, LARGE = "x" * 100, "x" * 10_000
+
+CALLS = {"by_dealer": SEQUENTIAL_CALLS + 50 + CONCURRENT_CALLS + IN_FLIGHT}
+OTHER_CALLS = SEQUENTIAL_CALLS // 2 + CONCURRENT_CALLS
+
+Figures = tuple[float, float]
+"""(p50 of sequential calls in microseconds, calls a second with 64 in flight)"""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A server, and how one method of it is measured."""
+
+    name: str
+    peer: str
+    method: str
+    data: str
+    measure: Callable[[int, str, str], Figures]
+
+
+def call_frame(method: str, data: str, number: int) -> bytes:
+    """One call, with an id of its own."""
+    params = {} if method == "ping" else {"data": data}
+    return orjson.dumps(
+        {"method": method, "params": params, "request_id": f"{time.time_ns()}-{number}"}
+    )
+
+
+def by_dealer(port: int, method: str, data: str) -> Figures:
+    """Call a ZeroMQ server from a blocking socket."""
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.linger = 0
+    socket.connect(f"tcp://127.0.0.1:{port}")
+
+    def send(number: int) -> None:
+        socket.send_multipart((b"", call_frame(method, data, number)))
+
+    def receive() -> None:
+        reply = orjson.loads(socket.recv_multipart()[-1])
+        assert reply["success"], reply
+
+    taken = []
+    for number in range(SEQUENTIAL_CALLS + 50):
+        began = time.perf_counter()
+        send(number)
+        receive()
+        taken.append(time.perf_counter() - began)
+    for number in range(IN_FLIGHT):
+        send(number)
+    began = time.perf_counter()
+    for number in range(CONCURRENT_CALLS):
+        receive()
+        send(number)
+    rate = CONCURRENT_CALLS / (time.perf_counter() - began)
+    for _ in range(IN_FLIGHT):
+        receive()
+    socket.close()
+    context.term()
+    return statistics.median(taken[50:]) * 1e6, rate
+
+
+def by_nats(port: int, method: str, data: str) -> Figures:
+    """Call a NATS service by its own client."""
+
+    async def run() -> Figures:
+        import nats
+
+        connection = await nats.connect(f"nats://127.0.0.1:{port}")
+
+        async def call(number: int) -> None:
+            reply = await connection.request("call", call_frame(method, data, number), timeout=20)
+            assert orjson.loads(reply.data)["success"]
+
+        figures = await measured(call)
+        await connection.close()
+        return figures
+
+    return asyncio.run(run())
+
+
+def by_http(port: int, method: str, data: str) -> Figures:
+    """Call an HTTP service by aiohttp's client."""
+
+    async def run() -> Figures:
+        connector = aiohttp.TCPConnector(limit=IN_FLIGHT)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            url = f"http://127.0.0.1:{port}/call"
+
+            async def call(number: int) -> None:
+                async with session.post(url, data=call_frame(method, data, number)) as answer:
+                    assert orjson.loads(await answer.read())["success"]
+
+            return await measured(call)
+
+    return asyncio.run(run())
+
+
+def by_handler_client(port: int, method: str, data: str) -> Figures:
+    """Call a handler by the SDK's own client."""
+
+    async def run() -> Figures:
+        from catalogzero import HandlerClient
+
+        async with HandlerClient(f"tcp://127.0.0.1:{port}") as client:
+
+            async def call(number: int) -> None:
+                await client.call(method, {} if method == "ping" else {"data": data})
+
+            return await measured(call)
+
+    return asyncio.run(run())
+
+
+async def measured(call: Callable[[int], Any]) -> Figures:
+    """The same two figures of a client that is a coroutine function."""
+    taken = []
+    for number in range(SEQUENTIAL_CALLS // 2):
+        began = time.perf_counter()
+        await call(number)
+        taken.append(time.perf_counter() - began)
+    numbers = iter(range(CONCURRENT_CALLS))
+
+    async def lane() -> None:
+        for number in numbers:
+            await call(number)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(lane() for _ in range(IN_FLIGHT)))
+    rate = CONCURRENT_CALLS / (time.perf_counter() - began)
+    return statistics.median(taken[20:]) * 1e6, rate
+
+
+FLOOR = Contender("floor", "blocking_echo", "echo", SMALL, by_dealer)
+FLOOR_10K = Contender("floor 10 kB", "blocking_echo", "echo", LARGE, by_dealer)
+CONTENDERS = [
+    FLOOR,
+    FLOOR_10K,
+    Contender("handler ping", "own_handler", "ping", "", by_dealer),
+    Contender("handler job", "own_handler", "echo", SMALL, by_dealer),
+    Contender("handler job 10 kB", "own_handler", "echo", LARGE, by_dealer),
+    Contender("handler job, HandlerClient", "own_handler", "echo", SMALL, by_handler_client),
+    Contender("ScheduleZero style", "schedulezero_style", "echo", SMALL, by_dealer),
+    Contender("zmq.asyncio", "zmq_asyncio_echo", "echo", SMALL, by_dealer),
+    Contender("NATS micro", "nats_micro", "echo", SMALL, by_nats),
+    Contender("aiohttp", "aiohttp_service", "echo", SMALL, by_http),
+]
+
+
+@contextmanager
+def server(peer: str, *arguments: str) -> Iterator[tuple[int, psutil.Process] | None]:
+    """A peer's process; yields its port and itself, or nothing where it cannot run."""
+    command = [sys.executable, "-m", f"benchmarks.peers.{peer}", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        yield (int(line), psutil.Process(process.pid)) if line else None
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run(rounds: int, nats_port: int) -> dict[str, dict[str, float]]:
+    """Every contender in every round; ratios against the floor of the same size and round."""
+    chance = random.Random(rounds)  # noqa: S311 - an order, not a secret
+    figures: dict[str, list[Figures]] = {one.name: [] for one in CONTENDERS}
+    cpu: dict[str, list[float]] = {one.name: [] for one in CONTENDERS}
+    with ExitStack() as stack:
+        servers: dict[str, tuple[int, psutil.Process] | None] = {}
+        for peer in dict.fromkeys(one.peer for one in CONTENDERS):
+            arguments = [str(nats_port)] if peer == "nats_micro" else []
+            servers[peer] = stack.enter_context(server(peer, *arguments))
+        for _ in range(rounds):
+            for one in chance.sample(CONTENDERS, len(CONTENDERS)):
+                if (found := servers[one.peer]) is not None:
+                    port, process = found
+                    before = _cpu_s(process)
+                    figures[one.name].append(one.measure(port, one.method, one.data))
+                    calls = CALLS.get(one.measure.__name__, OTHER_CALLS)
+                    cpu[one.name].append((_cpu_s(process) - before) / calls * 1e6)
+    rows = {}
+    for one in CONTENDERS:
+        if figures[one.name]:
+            floor = FLOOR_10K if one.data is LARGE else FLOOR
+            rows[one.name] = _row(figures[one.name], figures[floor.name])
+            rows[one.name]["cpu_us"] = round(statistics.median(cpu[one.name]), 1)
+    return rows
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _row(figures: list[Figures], floor: list[Figures]) -> dict[str, float]:
+    """Medians of one contender, and of its ratios round by round."""
+    pairs = list(zip(figures, floor, strict=True))
+    return {
+        "p50_us": round(statistics.median(p50 for p50, _ in figures), 1),
+        "p50_ratio": round(statistics.median(a[0] / b[0] for a, b in pairs), 2),
+        "calls_per_s": round(statistics.median(rate for _, rate in figures)),
+        "rate_ratio": round(statistics.median(a[1] / b[1] for a, b in pairs), 2),
+    }
+
+
+def budgets(rows: dict[str, dict[str, float]]) -> list[tuple[str, float, str, bool]]:
+    """(what, ratio, budget, met) of design's rows on calls."""
+    job = rows["handler job"]
+    found = [
+        ("p50 of a job / floor", job["p50_ratio"], "<= 1.4", job["p50_ratio"] <= 1.4),
+        _at_least("ping, 64 in flight / floor", rows["handler ping"]["rate_ratio"], 0.45),
+        _at_least("job, 64 in flight / floor", job["rate_ratio"], 0.3),
+        _at_least("job 10 kB, 64 in flight / floor", rows["handler job 10 kB"]["rate_ratio"], 0.6),
+    ]
+    for name, least in (
+        ("ScheduleZero style", 1.0),
+        ("zmq.asyncio", 1.5),
+        ("NATS micro", 2.0),
+        ("aiohttp", 4.0),
+    ):
+        if name in rows:
+            ratio = round(job["rate_ratio"] / rows[name]["rate_ratio"], 2)
+            found.append(_at_least(f"job, 64 in flight / {name}", ratio, least))
+    return found
+
+
+def _at_least(what: str, ratio: float, least: float) -> tuple[str, float, str, bool]:
+    return what, ratio, f">= {least}", ratio >= least
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--nats", type=int, default=4222, help="port of a NATS server, if any")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    rows = run(options.rounds, options.nats)
+    if options.json:
+        print(json.dumps(rows))
+        return
+    print(f"{'':28}{'p50 us':>9}{'x floor':>9}{'calls/s':>10}{'x floor':>9}{'CPU us':>9}")
+    for name, row in rows.items():
+        print(
+            f"{name:28}{row['p50_us']:9.1f}{row['p50_ratio']:9.2f}"
+            f"{row['calls_per_s']:10.0f}{row['rate_ratio']:9.2f}{row['cpu_us']:9.1f}"
+        )
+    print()
+    for what, ratio, budget, met in budgets(rows):
+        print(f"{what:45}{ratio:7.2f}  budget {budget:8}{'met' if met else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
