@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, TextIO, cast
 
+from catalogzero.runs import current_run
 from catalogzero.settings import Mask
 
 _rich = sys.modules.get("rich")
@@ -24,10 +27,20 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger  # n
 if _rich is None:
     del sys.modules["rich"]
 
+worker_run: ContextVar[Mapping[str, Any] | None] = ContextVar("worker_run", default=None)
+"""In the worker: the run_id and request_id that this task or thread works for."""
+
 Logger = FilteringBoundLogger
 """What the SDK's modules log with; they take it from here, so that the above comes first."""
 
 SECRET_NAMES = ("api_key", "authorization", "password", "secret", "token")
+
+
+def _add_ids(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """Name the run that a line was written in, where there is one."""
+    run = current_run.get()
+    ids = worker_run.get() if run is None else run.ids()
+    return {**ids, **event} if ids else event
 
 
 class _Masking:
@@ -81,6 +94,7 @@ def make_logger(*, mask: Mask, log_format: str | None = None, level: str = "info
         structlog.WriteLogger(cast(TextIO, _standard_error)),
         processors=[
             structlog.processors.add_log_level,
+            _add_ids,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([] if console else [structlog.processors.format_exc_info]),
             _Masking(mask),

@@ -91,6 +91,10 @@ class Run:
         """Whether the outcome is known."""
         return self.ended_s is not None
 
+    def ids(self) -> dict[str, Any]:
+        """What a log line of this run carries."""
+        return {"run_id": self.run_id, "request_id": self.call.request_id}
+
     def describe(self) -> dict[str, Any]:
         """What `list_runs` tells."""
         told: dict[str, Any] = {

@@ -27,6 +27,7 @@ from pydantic import SecretStr
 
 from catalogzero.errors import BadCallError, CatalogZeroError, FailedError, RunError
 from catalogzero.handler import Handler, handler_class
+from catalogzero.logs import worker_run
 from catalogzero.messages import encode_json, utf8
 from catalogzero.methods import call_plain
 from catalogzero.settings import RuntimeSettings
@@ -117,6 +118,7 @@ class Child:
 
     async def _answer(self, call: dict[str, Any]) -> None:
         current_call.set(call["id"])
+        worker_run.set(call["run"])
         try:
             result = await self._run(call["method"], call["params"])
             line = {"id": call["id"], "result": result}
