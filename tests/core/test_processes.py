@@ -60,6 +60,10 @@ class Desk(Handler):
         self.log.info("waiting")
         threading.Event().wait()
 
+    @job(isolate=True)
+    def apart(self) -> None:
+        self.log.info("apart")
+
     async def fails(self) -> None:
         raise ValueError("no luck")
 '''
@@ -198,7 +202,7 @@ async def _run_id(client: HandlerClient) -> Any:
     [
         (("ping", "front", "--timeout-s", "0.3"), 4, "is it running?"),
         (("ping", "nobody"), 3, "no handler_id 'nobody'; there are: front, back"),
-        (("call", "front"), 2, "METHOD"),
+        (("call", "front"), 2, "method"),
         (("call", "front", "greet", "--params", "nonsense"), 2, "JSON"),
         (("run",), 2, "TARGET"),
         (("run", "desk:Nobody"), 3, "no handler class"),
@@ -285,12 +289,15 @@ async def test_a_service_logs_json_lines_that_name_handler_and_run_and_hide_secr
         async with HandlerClient(served_address(process)) as client:
             reply = await client.request("greet", {"name": "x"}, request_id="r-1")
             await client.request("fails")
+            apart_reply = await client.request("apart", request_id="r-2")
         process.terminate()
         _, err = await asyncio.to_thread(process.communicate)
     lines = [json.loads(line) for line in err.splitlines()]
     greeting = next(line for line in lines if line["event"] == "greeting")
     assert {line["handler_id"] for line in lines} == {"front"}
     assert (greeting["run_id"], greeting["request_id"]) == (reply.run_id, "r-1")
+    apart = next(line for line in lines if line["event"] == "apart")
+    assert (apart["run_id"], apart["request_id"]) == (apart_reply.run_id, "r-2")
     assert greeting["note"] == "with **********"
     failed = next(line for line in lines if line["event"] == "run_failed")
     assert "ValueError: no luck" in failed["exception"]

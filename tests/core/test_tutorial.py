@@ -1,0 +1,76 @@
+"""Every block of the tutorial "Write a handler" runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import re
+import shlex
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from catalogzero.registry import load_registry
+
+from tests.core.support import finished, running, served_address
+
+PAGE = Path(__file__).parents[2] / "docs" / "tutorial" / "write-a-handler.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def of_kind(kind: str) -> list[str]:
+    return [text for found, text in BLOCKS if found == kind]
+
+
+@pytest.fixture
+def weather(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """All Python blocks as one module, `weather.py`, imported from there."""
+    path = tmp_path / "weather.py"
+    path.write_text("\n\n".join(of_kind("python")))
+    spec = importlib.util.spec_from_file_location("weather", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "weather", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_the_python_blocks_hold_what_they_say(weather: Any) -> None:
+    tests = [f for name, f in vars(weather).items() if name.startswith("test_")]
+    assert len(tests) == 6
+    for test in tests:
+        assert inspect.iscoroutinefunction(test)
+        await test()
+
+
+def test_the_shell_blocks_run(weather: Any) -> None:
+    folder = Path(weather.__file__).parent
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    commands = [
+        shlex.split(line.replace("5001", port))[1:]
+        for block in of_kind("sh")
+        for line in block.splitlines()
+    ]
+    serve, *asks = commands
+    state = {"STATE_DIRECTORY": str(folder), "CATALOGZERO_LOG_FORMAT": "json"}
+    with running(*serve, cwd=folder, **state) as process:
+        assert served_address(process).endswith(port)
+        answers = [finished(*ask, cwd=folder) for ask in asks]
+        assert [answer.returncode for answer in answers] == [0, 0, 0, 0], answers
+        assert json.loads(answers[0].stdout) == {"mean": 20.5}
+
+
+def test_the_registry_block_is_a_registry_file(weather: Any) -> None:
+    folder = Path(weather.__file__).parent
+    (text,) = of_kind("yaml")
+    assert yaml.safe_load(text)
+    (folder / "handler_registry.yaml").write_text(text)
+    stanza = load_registry(folder / "handler_registry.yaml").find("zurich")
+    assert stanza.config == {"station": "Zurich"}
