@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import yaml
 from catalogzero.entry import lint
-from catalogzero.entry.packaging import build_package
+from catalogzero.entry.packaging import build_package, describe_build
 from catalogzero.entry.scaffold import scaffold, template_folder, template_rules
 from catalogzero.entry.subject import read_subject
+from catalogzero.entry.wheels import sha256_of
 
 pytestmark = pytest.mark.xdist_group("pairs")
 Choice = tuple[tuple[str, str], ...]
@@ -191,13 +192,23 @@ def test_systemd_takes_every_unit_and_finds_it_hardened(packages: Packages, tmp_
 def test_a_package_builds_wheel_and_sdist_with_everything_in_them(
     packages: Packages, tmp_path: Path
 ) -> None:
-    sdist, wheel = build_package(packages[0][1], tmp_path)
+    built = build_package(packages[0][1], tmp_path)
+    sums, bill = describe_build(built)
+    sdist, wheel = built
 
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     package = packages[0][1].name.replace("-", "_")
     assert {f"{package}/{name}" for name in ("handler.py", "catalogzero.toml", "py.typed")} <= names
     assert not [name for name in names if name.startswith("tests/")]
+    assert sums.read_text().splitlines() == [f"{sha256_of(path)}  {path.name}" for path in built]
+    told = json.loads(bill.read_text())
+    named = {component["name"] for component in told["components"]}
+    assert {"catalogzero", "pydantic", "pyarrow", "pyzmq"} <= named
+    assert {link["ref"] for link in told["dependencies"]} == {
+        told["metadata"]["component"]["purl"],
+        *(component["purl"] for component in told["components"]),
+    }
     assert sdist.name.endswith(".tar.gz")
 
 

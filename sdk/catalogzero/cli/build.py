@@ -1,4 +1,4 @@
-"""`catalogzero build`: wheel and sdist of a vendor's package.
+"""`catalogzero build`: a vendor's package, built.
 
 Layer: edge.
 """
@@ -18,8 +18,9 @@ def build(
     *,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: dist/ of it.")] = None,
 ) -> None:
-    """Build wheel and sdist of an entry, with the tools that are installed here."""
-    from catalogzero.entry.packaging import build_package
+    """Build wheel and sdist of an entry, with hashes and a bill of materials (CycloneDX)."""
+    from catalogzero.entry.packaging import build_package, describe_build
 
-    for path in build_package(folder, out or folder / "dist"):
+    built = build_package(folder, out or folder / "dist")
+    for path in (*built, *describe_build(built)):
         typer.echo(path)

@@ -1,14 +1,26 @@
-"""Builds a vendor's package: wheel and sdist.
+"""Builds a vendor's package: wheel and sdist, their hashes, and a bill of materials.
+
+Owns what stands in the vendor's `dist/`. The bill of materials (CycloneDX 1.6, JSON) names the
+package and everything that it needs, as it is installed here; it has no time and no serial
+number, so that the same build gives the same bytes.
 
 Layer: edge.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from catalogzero.entry.pip import run_tool
+from catalogzero.entry.wheels import Wheel, read_wheel, sha256_of
 from catalogzero.errors import ConfigError
 
 
@@ -29,6 +41,104 @@ def build_package(folder: Path, out: Path) -> list[Path]:
     run_tool(build)
     made = [path for path in out.iterdir() if before.get(path) != path.stat().st_mtime_ns]
     return sorted((path for path in made if path.suffix in (".whl", ".gz")), key=_wheel_last)
+
+
+def describe_build(built: list[Path]) -> list[Path]:
+    """Write hashes and bill of materials beside what was built; their paths.
+
+    Args:
+        built: Sdist and wheel, wheel last, as `build_package` returns them.
+    """
+    wheel = read_wheel(built[-1])
+    sums = built[-1].with_name(f"{wheel.name}-{wheel.version}.sha256")
+    sums.write_text("".join(f"{sha256_of(path)}  {path.name}\n" for path in built), "utf-8")
+    bill = built[-1].with_name(f"{wheel.name}-{wheel.version}.cdx.json")
+    bill.write_text(json.dumps(bill_of_materials(wheel), indent=2) + "\n", "utf-8")
+    return [sums, bill]
+
+
+def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
+    """The wheel and all that it needs, in CycloneDX's words."""
+    root = _component(wheel.name, str(wheel.version), wheel.fields.get("License-Expression"))
+    root["hashes"] = [{"alg": "SHA-256", "content": wheel.sha256}]
+    needed: dict[str, set[str]] = {}
+    _follow(wheel.name, list(_requirements(wheel.fields.get_all("Requires-Dist"), "")), needed)
+    found = sorted(needed.keys() - {wheel.name})
+    installed = {name: importlib.metadata.distribution(name) for name in found}
+    components = [
+        _component(name, told.version, _licence(told)) for name, told in installed.items()
+    ]
+    references = {component["name"]: component["bom-ref"] for component in (root, *components)}
+    links = [
+        {"ref": references[name], "dependsOn": sorted(references[other] for other in others)}
+        for name, others in sorted(needed.items())
+    ]
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": root},
+        "components": components,
+        "dependencies": links,
+    }
+
+
+def _licence(told: importlib.metadata.Distribution) -> str | None:
+    """The SPDX expression of a distribution's licence, where its metadata has one."""
+    found = told.metadata.json.get("license_expression")
+    return found if isinstance(found, str) else None
+
+
+def _component(name: str, version: str, licence: str | None) -> dict[str, Any]:
+    """One distribution."""
+    purl = f"pkg:pypi/{name}@{version}"
+    component: dict[str, Any] = {
+        "type": "library",
+        "bom-ref": purl,
+        "name": name,
+        "version": version,
+        "purl": purl,
+    }
+    if licence:
+        component["licenses"] = [{"expression": licence}]
+    return component
+
+
+def _follow(name: str, requirements: list[Requirement], needed: dict[str, set[str]]) -> None:
+    """Note what a distribution needs, and what that needs; what is not installed is left out."""
+    known = needed.setdefault(name, set())
+    for requirement in requirements:
+        other = canonicalize_name(requirement.name)
+        try:
+            told = importlib.metadata.distribution(other)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        new = other not in needed
+        known.add(other)
+        if new or requirement.extras:
+            needed.setdefault(other, set())
+            further = [
+                need
+                for extra in ("", *sorted(requirement.extras))
+                for need in _requirements(told.requires, extra)
+                if canonicalize_name(need.name) != other
+            ]
+            _follow_new(other, further, needed)
+
+
+def _follow_new(name: str, requirements: list[Requirement], needed: dict[str, set[str]]) -> None:
+    """Follow what is not noted yet."""
+    fresh = [need for need in requirements if canonicalize_name(need.name) not in needed[name]]
+    if fresh:
+        _follow(name, fresh, needed)
+
+
+def _requirements(texts: list[str] | None, extra: str) -> Iterator[Requirement]:
+    """The requirements that hold here, with one extra or (`""`) none."""
+    for text in texts or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            yield requirement
 
 
 def _wheel_last(path: Path) -> tuple[bool, str]:

@@ -1,0 +1,116 @@
+"""Each rule of `catalog lint` finds the fault that it names, in a package that was clean."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from catalogzero.entry import lint
+from catalogzero.entry.scaffold import scaffold
+from catalogzero.entry.subject import read_subject
+
+CATALOGZERO = Path(sys.executable).parent / "catalogzero"
+SRC = "src/acme_processor"
+
+DOC = '        """Count."""\n'
+COUNT = "    def count(self, first: int) -> int:\n{doc}        return first\n\n    def process("
+FAULTS: dict[str, tuple[str, str, str]] = {
+    "CZ101": ("pyproject.toml", '[project.entry-points."catalogzero.handlers"]', "[tool.nothing]"),
+    "CZ102": (f"{SRC}/catalogzero.toml", 'kind = "processor"', 'kind = "magic"'),
+    "CZ103": (f"{SRC}/catalogzero.toml", 'id = "acme-processor"', 'id = "other"'),
+    "CZ104": ("pyproject.toml", 'dynamic = ["version"]', 'version = "9.9"'),
+    "CZ105": (f"{SRC}/handler.py", "from typing import Any", "import no_such_module_at_all"),
+    "CZ106": (f"{SRC}/handler.py", "    def process(", COUNT.format(doc=DOC)),
+    "CZ107": (f"{SRC}/catalogzero.toml", '"api.acme.example"', '"other.example"'),
+    "CZ108": (f"{SRC}/catalogzero.toml", "data_collected = [", "data_collected = []\ntags = ["),
+    "CZ109": (f"{SRC}/catalogzero.toml", 'method = "health_report"', 'method = "no_such"'),
+    "CZ110": (f"{SRC}/catalogzero.toml", 'type = "interval", minutes', 'type = "lunar", minutes'),
+    "CZ111": (f"{SRC}/settings.py", "    endpoint:", '    db_password: str = ""\n    endpoint:'),
+    "CZ112": (f"{SRC}/settings.py", 'env_prefix="ACME_"', 'env_prefix=""'),
+    "CZ113": (f"{SRC}/handler.py", "    def process(", COUNT.format(doc="")),
+    "CZ114": ("pyproject.toml", "catalogzero[parquet]>=0.1,<1", "catalogzero>=0.1"),
+    "CZ115": (f"{SRC}/handler.py", "from typing", "from catalogzero.runs import Runs\nfrom typing"),
+    "CZ116": (
+        f"{SRC}/handler.py",
+        "def cleaned(",
+        "async def f():\n    time.sleep(0)\n\n\ndef cleaned(",
+    ),
+    "CZ117": ("pyproject.toml", 'readme = "README.md"\n', ""),
+    "CZ118": (f"{SRC}/catalogzero.toml", 'support_email = "help@acme.example"', ""),
+}
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package that breaks no rule."""
+    answers = {"vendor_name": "Acme", "author_email": "help@acme.example"}
+    return scaffold(answers, tmp_path_factory.mktemp("lint"))
+
+
+@pytest.fixture
+def package(clean: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(clean, tmp_path / clean.name)
+
+
+def broken(package: Path, code: str) -> None:
+    name, before, after = FAULTS[code]
+    path = package / name
+    text = path.read_text()
+    assert before in text
+    if code == "CZ108":
+        text = text.replace('tags = ["files"]\n', "")
+    path.write_text(text.replace(before, after, 1))
+
+
+def test_a_fresh_package_breaks_no_rule(clean: Path) -> None:
+    assert lint.lint(read_subject(clean)) == []
+
+
+def test_every_rule_has_a_fault() -> None:
+    assert FAULTS.keys() == lint.RULES.keys()
+
+
+@pytest.mark.parametrize("code", FAULTS)
+def test_a_fault_is_found_by_the_rule_that_names_it(package: Path, code: str) -> None:
+    broken(package, code)
+
+    found = lint.lint(read_subject(package))
+
+    assert code in {finding.rule.code for finding in found}
+    (finding, *_) = [finding for finding in found if finding.rule.code == code]
+    assert lint.RULES[code].mend in str(finding)
+
+
+def test_fix_writes_what_the_code_tells_and_keeps_what_the_vendor_wrote(package: Path) -> None:
+    broken(package, "CZ106")
+    before = (package / SRC / "catalogzero.toml").read_text()
+
+    changed = lint.fix(read_subject(package))
+
+    after = (package / SRC / "catalogzero.toml").read_text()
+    own = before.partition("# Written by")[0]
+    assert changed == [(package / SRC / "catalogzero.toml").resolve()]
+    assert after.startswith(own)
+    assert 'name = "count"' in after
+    assert lint.lint(read_subject(package)) == []
+
+
+def test_the_command_prints_findings_and_ends_with_1(package: Path) -> None:
+    broken(package, "CZ107")
+
+    done = subprocess.run(
+        [CATALOGZERO, "catalog", "lint", package, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+
+    assert done.returncode == 1
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert finding["code"] == "CZ107"
+    assert finding["path"] == f"{SRC}/catalogzero.toml"

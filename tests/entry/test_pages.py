@@ -1,0 +1,126 @@
+"""The catalog's pages in a real browser: readable by everybody, on a phone too."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+from catalogzero.entry.index import publish
+from catalogzero.entry.packaging import build_package
+from catalogzero.entry.serving import CatalogServer
+
+pytestmark = pytest.mark.browser
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
+    *("--disable-quic", "--no-first-run"),
+]
+AXE_VERSION = "4.10.2"
+CATALOG = Path(__file__).parents[2] / "catalog"
+PATHS = ("/", "/entries/file-processor/")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A catalog with the entry file-processor, served."""
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "site" / "files").mkdir(parents=True)
+    wheel = build_package(CATALOG / "file-processor", folder / "dist")[-1]
+    shutil.copy(wheel, folder / "site" / "files")
+    publish(folder / "site", {"file-processor==0.1.0": "a newer one is better"})
+    with CatalogServer(folder / "site") as server:
+        thread = threading.Thread(target=server.serve_until_interrupted)
+        thread.start()
+        yield server.url
+        server.stop()
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium; the tests are skipped where there is none."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    with playwright_api.sync_playwright() as api:
+        browser = api.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """axe-core's script, fetched once by npm; the tests are skipped where it cannot be had."""
+    npm = shutil.which("npm")
+    folder = platformdirs.user_cache_path("catalogzero") / f"axe-core-{AXE_VERSION}"
+    script = folder / "package" / "axe.min.js"
+    if not script.is_file():
+        if npm is None:
+            pytest.skip("there is no npm to fetch axe-core with")
+        folder.mkdir(parents=True, exist_ok=True)
+        pack = [npm, "pack", f"axe-core@{AXE_VERSION}", "--pack-destination", str(folder)]
+        done = subprocess.run(pack, capture_output=True, text=True, check=False, timeout=50)
+        if done.returncode:
+            pytest.skip(f"axe-core cannot be fetched: {done.stderr[-200:]}")
+        shutil.unpack_archive(folder / f"axe-core-{AXE_VERSION}.tgz", folder, filter="data")
+    return script.read_text("utf-8")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", PATHS)
+def test_axe_finds_no_serious_fault(
+    browser: Any, axe: str, url: str, path: str, scheme: str
+) -> None:
+    page = browser.new_page(color_scheme=scheme)
+    page.goto(url + path)
+    page.evaluate(axe)
+
+    result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+
+    page.close()
+    assert [
+        (fault["id"], fault["nodes"][0]["html"])
+        for fault in result["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ] == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_nothing_scrolls_sideways_on_a_phone(browser: Any, url: str, path: str) -> None:
+    page = browser.new_page(viewport={"width": 360, "height": 740})
+    page.goto(url + path)
+
+    width = page.evaluate("document.documentElement.scrollWidth")
+
+    page.close()
+    assert width <= 360
+
+
+def test_a_client_finds_what_it_wants_to_know_before_it_installs(browser: Any, url: str) -> None:
+    page = browser.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(url)
+    page.get_by_role("link", name="File Processor").click()
+
+    text = page.inner_text("main")
+
+    page.close()
+    for fact in (
+        "What leaves your machine",
+        '--index-url "$CATALOG/simple" file-processor',
+        "--require-hashes",
+        "process_and_upload",
+        "data_source",
+        "yanked: a newer one is better",
+    ):
+        assert fact in text
+    assert {address.startswith(url) for address in asked if not address.startswith("data:")} == {
+        True
+    }
