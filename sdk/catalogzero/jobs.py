@@ -31,6 +31,7 @@ from catalogzero.errors import (
 from catalogzero.handler import Handler
 from catalogzero.messages import Call, Reply, encode_reply, error_reply
 from catalogzero.methods import Method, call_plain
+from catalogzero.resources import told_to_stop
 from catalogzero.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
 from catalogzero.sleep import Sleeper
 
@@ -415,8 +416,7 @@ def _success(run: Run, result: Any, duration_ms: float) -> Reply:
 
 def _is_stopped(run: Run, error: BaseException) -> bool:
     """Whether it was stopped by us, and not by a cancellation of the author's own."""
-    task = asyncio.current_task()
-    asked = run.cancelled_by is not None or (task is not None and task.cancelling() > 0)
+    asked = run.cancelled_by is not None or told_to_stop(error)
     return isinstance(error, asyncio.CancelledError) and asked
 
 

@@ -17,7 +17,7 @@ from tenacity.wait import wait_random_exponential
 
 from catalogzero.client import HandlerClient
 from catalogzero.clock import Clock
-from catalogzero.errors import CallTimeoutError, CatalogZeroError, RetryLaterError
+from catalogzero.errors import CatalogZeroError, RetryLaterError
 from catalogzero.logs import Logger
 
 REPLY_TIMEOUT_S = 15.0  # above the 10 s for which a ScheduleZero server's loop can freeze
@@ -91,7 +91,7 @@ class Registration:
     async def _retrying(self, ask: Any) -> Any:
         """Ask until there is an answer, with jittered backoff."""
         attempts = AsyncRetrying(
-            retry=retry_if_exception_type((RetryLaterError, CallTimeoutError)),
+            retry=retry_if_exception_type(Exception),
             wait=wait_random_exponential(multiplier=RETRY_FIRST_S, max=RETRY_MAX_S, min=0.1),
             sleep=self._clock.sleep,
             before_sleep=self._tell,

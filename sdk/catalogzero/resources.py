@@ -13,6 +13,14 @@ from typing import Any, Generic, Protocol, Self, TypeVar, cast, overload
 ValueT = TypeVar("ValueT")
 
 
+def told_to_stop(error: BaseException) -> bool:
+    """Whether an exception ends the running task itself, and is no author's own cancellation."""
+    if isinstance(error, GeneratorExit):
+        return True
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
 class _Owner(Protocol):
     _resources: Resources
 
@@ -77,17 +85,19 @@ class Resources:
         """Close all, the last opened first; all are closed even when one fails.
 
         Raises:
-            ExceptionGroup: What the closings raised.
+            BaseExceptionGroup: What the closings raised.
         """
-        faults: list[Exception] = []
+        faults: list[BaseException] = []
         while self._open:
             name, (generator, _) = self._open.popitem()
             try:
                 await _finish(generator, name)
-            except Exception as error:  # noqa: BLE001 - an author's code: told to the caller
+            except BaseException as error:
+                if told_to_stop(error):
+                    raise
                 faults.append(error)
         if faults:
-            raise ExceptionGroup("resources did not close", faults)
+            raise BaseExceptionGroup("resources did not close", faults)
 
 
 async def _finish(generator: AsyncGenerator[Any, None], name: str) -> None:

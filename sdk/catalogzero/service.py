@@ -33,6 +33,7 @@ from catalogzero.jobs import Boot, Jobs
 from catalogzero.messages import Call, Reply, decode_call, encode_reply, error_reply
 from catalogzero.methods import CONTROL_METHODS, Method
 from catalogzero.registration import Registration
+from catalogzero.resources import told_to_stop
 from catalogzero.runs import Runs
 from catalogzero.settings import DEFAULT_SCHEDULER, RuntimeSettings, config_error
 from catalogzero.sleep import Sleeper
@@ -89,6 +90,7 @@ class Service:
         handler, runtime = self.handler, self.handler.runtime
         async with AsyncExitStack() as undo:
             undo.callback(self._server.close)
+            undo.push_async_callback(self._stop_controls)
             self.port = self._server.bind(runtime.host, runtime.port)
             self.address = _address(runtime, self.port)
             handler.worker = WorkerPort(
@@ -97,7 +99,6 @@ class Service:
             undo.push_async_callback(handler.worker.close)
             if handler._worker_wanted():
                 await handler.worker.start()
-            undo.push_async_callback(self._stop_controls)
             undo.push_async_callback(self._sleeper.close)
             undo.push_async_callback(handler._on_stop)
             undo.push_async_callback(self._jobs.close)
@@ -196,7 +197,9 @@ class Service:
             reply = Reply(success=True, result=self._extended(pending.call, await work))
         except CatalogZeroError as error:
             reply = error_reply(error)
-        except Exception as error:  # noqa: BLE001 - an author's code: told to the caller
+        except BaseException as error:
+            if told_to_stop(error):
+                raise
             text = self.handler.mask(f"{type(error).__name__}: {error}")
             reply = error_reply(FailedError(text))
         finally:
@@ -317,9 +320,9 @@ class Service:
         self._jobs.release_threads()
 
     async def _stop_controls(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
+        while self._tasks:  # one that comes meanwhile too
+            for task in self._tasks:
+                task.cancel()
             await asyncio.wait(self._tasks)
 
 

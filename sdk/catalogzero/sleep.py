@@ -17,9 +17,10 @@ from contextlib import suppress
 from typing import Any
 
 from catalogzero.clock import Timer
-from catalogzero.errors import BusyError, WakeFailedError
+from catalogzero.errors import BusyError, DrainingError, WakeFailedError
 from catalogzero.handler import Handler
 from catalogzero.idle import IdleWatch, State
+from catalogzero.resources import told_to_stop
 
 CLOSE_GRACE_S = 5.0
 
@@ -118,6 +119,8 @@ class Sleeper:
 
     async def _step(self, transition: Callable[[], Any]) -> None:
         """Wait out the transition under way, or make this one."""
+        if self._closed:
+            raise DrainingError("the handler is going down: it neither wakes nor sleeps any more")
         if self._transition is None or self._transition.done():
             self._transition = self._start(transition())
         await asyncio.shield(self._transition)
@@ -173,7 +176,7 @@ class Sleeper:
             await _call(handler._warm_cache)
         except BaseException as error:
             self._watch.asleep()
-            if not isinstance(error, Exception):
+            if told_to_stop(error):
                 raise
             self.hook_error = handler.mask(f"wake: {type(error).__name__}: {error}")
             handler.log.error("wake_failed", error=self.hook_error)
@@ -188,7 +191,9 @@ class Sleeper:
         """Run a hook of falling asleep: a fault is logged and told, and sleep goes on."""
         try:
             await _call(hook)
-        except Exception as error:  # noqa: BLE001 - an author's code: told in metrics
+        except BaseException as error:
+            if told_to_stop(error):
+                raise
             self.hook_error = self._handler.mask(f"{name}: {_causes(error)}")
             self._handler.log.error("sleep_hook_failed", hook=name, error=self.hook_error)
 
@@ -200,9 +205,9 @@ async def _call(hook: Callable[[], Any]) -> None:
         await result
 
 
-def _causes(error: Exception) -> str:
+def _causes(error: BaseException) -> str:
     """What went wrong; of a group, each of its members."""
-    members = error.exceptions if isinstance(error, ExceptionGroup) else (error,)
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
     return "; ".join(f"{type(member).__name__}: {member}" for member in members)
 
 

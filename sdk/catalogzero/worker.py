@@ -76,6 +76,7 @@ class WorkerPort:
         self._starting = asyncio.Lock()
         self._resting = False
         self._ending = False
+        self._killed = False
         self._closed = False
         self._restart_s = RESTART_FIRST_S
         self._due: Timer | None = None
@@ -174,7 +175,7 @@ class WorkerPort:
     def kill(self) -> None:
         """Stop the child at once: every call to it fails, the next one starts a new child."""
         if self._process is not None:
-            self._ending = True
+            self._ending = self._killed = True
             with suppress(ProcessLookupError):
                 self._process.kill()
 
@@ -254,8 +255,8 @@ class WorkerPort:
 
     def _gone(self, status: int) -> None:
         """The child ended: what waited for it fails, and it comes back if it is needed."""
-        asked = self._ending
-        self._process, self._ending = None, False
+        asked, killed = self._ending, self._killed
+        self._process, self._ending, self._killed = None, False, False
         for reply, _ in self._pending.values():
             if not reply.done():
                 reply.set_exception(FailedError(_why_gone(status)))
@@ -263,7 +264,7 @@ class WorkerPort:
             return
         if not asked:
             self._log.warning("worker_died", exit_status=status)
-        self._come_back(asked=asked)
+        self._come_back(asked=asked and not killed)
 
     def _come_back(self, *, asked: bool) -> None:
         """Start the child again when its last report said that something comes due."""

@@ -302,7 +302,7 @@ class Plain(ZMQHandlerBase):
     def work(self, params):
         return {"worked": True}
     def hang(self):
-        threading.Event().wait(8)
+        threading.Event().wait()
 
 if __name__ == "__main__":
     port = os.environ["CLOCKWORK_PORT"]

@@ -21,6 +21,8 @@ class Rough(Handler):
         self.gate = asyncio.Event()
         self.begun = 0
         self.releases = 0
+        self.rough_hook = False
+        self.rough_metrics = ""
         self.held = asyncio.Event()
         self.held.set()
         self.opening = asyncio.Event()
@@ -68,6 +70,11 @@ class Rough(Handler):
         _raise(what)
 
     @job(isolate=True)
+    def hang(self) -> None:
+        """For ever."""
+        threading.Event().wait()
+
+    @job(isolate=True)
     def pid(self) -> int:
         """The worker."""
         return os.getpid()
@@ -98,6 +105,16 @@ class Rough(Handler):
     async def _release_resources(self) -> None:
         self.releases += 1
         await self.held.wait()
+        if self.rough_hook:
+            poller = asyncio.create_task(asyncio.Event().wait())
+            poller.cancel()
+            await poller
+
+    async def get_metrics(self) -> dict[str, Any]:
+        """Rough where the test says so."""
+        if self.rough_metrics:
+            _raise(self.rough_metrics)
+        return await super().get_metrics()
 
     async def _ensure_resources(self) -> None:
         await self.opening.wait()

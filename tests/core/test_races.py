@@ -130,6 +130,27 @@ def writing_to_a_full_disk(*arguments: str) -> Iterator[None]:
         process.wait()
 
 
+@pytest.mark.parametrize("what", ["CancelledError", "KeyboardInterrupt", "undecodable"])
+async def test_whatever_metrics_raise_their_caller_hears_of_it(what: str) -> None:
+    rough = Rough()
+    async with serving(rough) as at:
+        rough.rough_metrics = what
+        reply = await at.client.request("get_metrics", timeout_s=REPLY_S)
+        rough.rough_metrics = ""
+
+        assert (reply.success, reply.code) == (False, "failed")
+        await nothing_left(at)
+
+
+async def test_a_hook_that_awaits_what_it_cancelled_leaves_a_handler_that_wakes() -> None:
+    rough = Rough()
+    async with serving(rough) as at:
+        rough.rough_hook = True
+        assert await at.client.call("sleep") == {"status": "sleeping"}
+        assert "CancelledError" in (await at.client.call("get_metrics"))["last_error"]
+        assert await at.client.call("fine", timeout_s=REPLY_S) == "fine"
+
+
 # --- not twice ----------------------------------------------------------------------------------
 
 
@@ -271,6 +292,25 @@ async def test_a_worker_that_could_not_come_back_tries_again(
         async def back() -> bool:
             await clock.advance(1)
             return rough.worker.pid is not None
+
+        await until(back)
+
+
+async def test_cancelling_a_run_brings_the_worker_back_where_it_had_more_to_do() -> None:
+    clock, rough = ManualClock(), Rough()
+    async with serving(rough, clock=clock) as at:
+        first = await at.client.call("pid", timeout_s=REPLY_S)
+        hanging = asyncio.create_task(at.client.request("hang", request_id="h"))
+        while not (await at.client.call("get_metrics"))["in_flight"]:
+            pass
+        rough.worker.status = {"busy": True, "next_due_s": None}
+        await at.client.call("cancel", {"request_id": "h"})
+        assert (await hanging).code == "cancelled"
+        await until(lambda: is_gone(first))
+
+        async def back() -> bool:
+            await clock.advance(1)
+            return rough.worker.pid not in (None, first)
 
         await until(back)
 

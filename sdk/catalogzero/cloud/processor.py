@@ -130,7 +130,6 @@ class CloudProcessor(Handler):
         """Fix the installation's id; begin reports at an interval, where one is set."""
         await super()._on_start()
         await asyncio.to_thread(self._installation_id)
-        self._reports: asyncio.Task[None] | None = None
         if self.runtime.health_interval_s is not None:
             self._reports = asyncio.create_task(self._report_always(), name="health-reports")
 
@@ -204,6 +203,7 @@ class CloudProcessor(Handler):
             return self._made_engine
 
     _made_engine: Engine | None = None
+    _reports: asyncio.Task[None] | None = None
 
     def identity(self) -> Identity:
         """Who sends, as the backend is told."""

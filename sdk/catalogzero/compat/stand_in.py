@@ -23,7 +23,7 @@ from catalogzero.clock import Clock
 from catalogzero.compat.logger import folder_name
 from catalogzero.errors import ConfigError
 from catalogzero.handler import Handler
-from catalogzero.methods import JobOptions, Method
+from catalogzero.methods import JobOptions, Method, call_plain
 from catalogzero.settings import RuntimeSettings, config_error, merged_settings
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class StandIn(Handler):
         if method.is_async:
             answer = await method.function(self, **kwargs)
         else:
-            answer = await asyncio.to_thread(method.function, self, **kwargs)
+            answer = await asyncio.to_thread(call_plain, method.function, self, **kwargs)
         return {**told, **(answer if isinstance(answer, dict) else {"result": answer})}
 
     # --- hooks --------------------------------------------------------------------------
