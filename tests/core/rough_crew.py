@@ -129,7 +129,7 @@ def _raise(what: str) -> None:
     if what == "StopIteration":
         next(iter(()))
     if what == "undecodable":
-        raise FileNotFoundError(2, "No such file", UNDECODABLE)
+        raise ValueError(f"cannot read {UNDECODABLE}")
     if what == "details":
         raise FailedError("odd", details={"value": object()})
     if what == "BaseExceptionGroup":

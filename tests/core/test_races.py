@@ -9,7 +9,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,7 @@ async def test_a_file_name_that_is_no_utf_8_stands_in_the_error(method: str) -> 
     async with serving(Rough()) as at:
         reply = await at.client.request(method, {"what": "undecodable"}, timeout_s=REPLY_S)
 
-        assert "No such file" in reply.error
-        assert "caf" in reply.error
+        assert "cannot read caf" in reply.error
 
 
 async def test_logs_that_cannot_be_written_lose_no_reply(tmp_path: Path) -> None:
@@ -226,17 +225,20 @@ async def test_resume_does_not_bring_back_a_handler_that_goes_down() -> None:
 
 
 async def test_a_waking_that_ends_with_the_service_never_falls_asleep_again() -> None:
-    clock, rough = ManualClock(), Rough()
-    async with serving(rough, clock=clock) as at:
-        await at.client.call("sleep")
-        rough.opening.clear()
-        waking = asyncio.create_task(at.client.request("wake"))
+    clock, rough, life = ManualClock(), Rough(), AsyncExitStack()
+    at = await life.enter_async_context(serving(rough, clock=clock))
+    await at.client.call("sleep")
+    rough.opening.clear()
+    async with HandlerClient(at.address) as client:
+        waking = asyncio.create_task(client.request("wake"))
         await until(lambda: at.service._sleeper.state == "waking")
-        ending = asyncio.create_task(at.service._sleeper.close())
-        await asyncio.sleep(0)
+        ending = asyncio.create_task(life.aclose())
+        await rough.stopping.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
         rough.opening.set()
-        await asyncio.gather(waking, ending)
-        assert at.service._sleeper.state == "active"
+        await ending
+        waking.cancel()
     await clock.advance(1_000)
 
     assert rough.releases == 1
