@@ -119,8 +119,11 @@ class Api:
         return _json({"status": "success", "job_id": added.job_id}, 201)
 
     async def _list_schedules(self, request: web.Request) -> web.Response:
-        found = await self._runner.read(self._runner.store.list_schedules)
-        shown = [schedule_record(one) for one in found]
+        return await self._runner.read(self._listing)
+
+    def _listing(self) -> web.Response:
+        """Every schedule, read and written as JSON in the reader's thread: there may be many."""
+        shown = [schedule_record(one) for one in self._runner.store.list_schedules()]
         return _json({"schedules": shown, "count": len(shown)})
 
     async def _remove_schedule(self, request: web.Request) -> web.Response:
