@@ -1,0 +1,21 @@
+"""A handler whose isolated job makes and frees 300 MB, as a data library would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from catalogzero import Handler, job
+
+
+class Heavy(Handler):
+    """Work that takes memory."""
+
+    @job(isolate=True)
+    def crunch(self, megabytes: int) -> int:
+        """Fill so much memory, and free it."""
+        blocks = [bytes([number % 255 + 1]) * (1 << 20) for number in range(megabytes)]
+        return sum(len(block) for block in blocks)
+
+    async def echo(self, data: Any = None) -> Any:
+        """A job that is not isolated."""
+        return data
