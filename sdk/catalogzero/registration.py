@@ -10,15 +10,15 @@ Layer: core.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
-from tenacity.wait import wait_random_exponential
+from typing import TYPE_CHECKING, Any
 
 from catalogzero.client import HandlerClient
 from catalogzero.clock import Clock
 from catalogzero.errors import CatalogZeroError, RetryLaterError
 from catalogzero.logs import Logger
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState  # imported when a registration begins
 
 REPLY_TIMEOUT_S = 15.0  # above the 10 s for which a ScheduleZero server's loop can freeze
 HEARTBEAT_S = 10.0
@@ -90,6 +90,8 @@ class Registration:
 
     async def _retrying(self, ask: Any) -> Any:
         """Ask until there is an answer, with jittered backoff."""
+        from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(Exception),
             wait=wait_random_exponential(multiplier=RETRY_FIRST_S, max=RETRY_MAX_S, min=0.1),

@@ -12,12 +12,13 @@ import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from catalogzero.errors import ConfigError
 from catalogzero.settings import DEFAULT_SCHEDULER, RuntimeSettings
+
+if TYPE_CHECKING:
+    import yaml
 
 DEFAULT_NAME = "handler_registry.yaml"
 STANZA_KEYS = frozenset({"handler_id", "module_path", "class_name", "entry", "config"})
@@ -108,6 +109,8 @@ def load_registry(path: Path) -> Registry:
 
 def _read(path: Path) -> tuple[Any, Lines]:
     """The document, and the line of each of its keys."""
+    import yaml  # a handler that is named without a file never needs it
+
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -127,6 +130,8 @@ def _read(path: Path) -> tuple[Any, Lines]:
 def _lines(
     node: yaml.Node, at: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    import yaml
+
     yield at, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -125,7 +124,11 @@ class HandlerSettings(BaseSettings):
 def default_state_dir() -> Path:
     """systemd's STATE_DIRECTORY, else the platform's per-user state folder."""
     given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    return Path(given) if given else platformdirs.user_state_path("catalogzero")
+    if given:
+        return Path(given)
+    import platformdirs  # a service names its folder, and never needs it
+
+    return platformdirs.user_state_path("catalogzero")
 
 
 def merged_settings(
