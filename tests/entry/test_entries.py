@@ -109,3 +109,21 @@ def test_an_entry_passes_its_own_tests(name: str) -> None:
     )
 
     assert done.returncode == 0, done.stdout
+
+
+def test_an_entry_s_own_command_previews_its_sample_without_key_endpoint_or_registry() -> None:
+    command = Path(sys.executable).parent / "file-processor"
+    if not command.exists():
+        pytest.skip("file-processor is not installed in this environment")
+
+    done = subprocess.run(
+        [command, "preview", "sample.csv"],
+        cwd=CATALOG / "file-processor",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert '"order_id":"1001"' in done.stdout

@@ -18,7 +18,7 @@ from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.errors import ConfigError
 from catalogzero.handler import Handler
-from catalogzero.launch import Flags, make_handler, registry_path
+from catalogzero.launch import Flags, class_of_entry, make_handler, registry_path
 from catalogzero.registry import load_registry
 
 SHOWN_LINES = 20
@@ -146,6 +146,8 @@ def _handler(target: str, registry: Path | None, source: str) -> CloudProcessor:
     configured = path.exists() and any(
         stanza.handler_id == target for stanza in load_registry(path).handlers
     )
+    if not configured and registry is None and (entry := class_of_entry(target)):
+        target = f"{entry.__module__}:{entry.__qualname__}"
     filled: dict[str, Any] = {}
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     fillings = iter([("data_roots", [str(folder)]), *_PLACEHOLDERS.items()])
