@@ -17,7 +17,7 @@ import structlog
 from catalogzero.testing import ManualClock
 
 from conductorzero.dashboard import Dashboard
-from conductorzero.fleet import Answer, Clock
+from conductorzero.fleet import Answer, Clock, Fleet
 from conductorzero.history import History
 from conductorzero.peers import Directory, Peer
 from conductorzero.settings import ConductorSettings
@@ -64,6 +64,7 @@ DESCRIPTION = {
 
 def runs_of(one: SimulatedHandler) -> list[dict[str, Any]]:
     """The last runs of a handler, newest first."""
+    ends: list[tuple[str, int | None, str | None]]
     ends = [("running", None, None), ("success", 41, None), ("success", 38, None)]
     ends += [("error", 3, "ReadError: /data/exports/orders.csv: row 1,204 has 6 fields, not 8")]
     ends += [("success", 1, None)]
@@ -142,10 +143,11 @@ class SimulatedHandler:
         }
 
 
-class SimulatedFleet:
-    """Has the methods of `Fleet`, and asks nobody."""
+class SimulatedFleet(Fleet):
+    """A fleet without connections."""
 
-    def __init__(self, handlers: dict[str, SimulatedHandler]) -> None:
+    def __init__(self, clock: Clock, handlers: dict[str, SimulatedHandler]) -> None:
+        super().__init__(clock)
         self.handlers = handlers
 
     @property
@@ -194,7 +196,7 @@ class Simulation:
         peers = [
             Peer(name, f"tcp://127.0.0.1:{6000 + n}", "config") for n, name in enumerate(names)
         ]
-        self.fleet = SimulatedFleet(self.handlers)
+        self.fleet = SimulatedFleet(clock, self.handlers)
         log = structlog.wrap_logger(structlog.ReturnLogger())
         self.watch = Watch(Directory(peers, []), self.fleet, clock, log, interval_s=2.0)
         self._parts = clock, state_dir, log

@@ -89,9 +89,9 @@ async def test_handlers_with_keys_are_reached_with_keys(tmp_path: Path) -> None:
         serving(Shop(), handler_id="keyed", curve=curve) as keyed,
     ):
         registry = addresses({"keyed": keyed, "open": unkeyed})
-        keys: dict[str, Any] = {"curve_key_file": tmp_path / "conductor"}
-        keys["server_keys"] = {"keyed": theirs.public.decode()}
-        async with ConductorZero(registry, **keys) as conductor:
+        config: dict[str, Any] = {"curve_key_file": tmp_path / "conductor"}
+        config["server_keys"] = {"keyed": theirs.public.decode()}
+        async with ConductorZero(registry, **config) as conductor:
             health = await conductor.health_check()
         async with ConductorZero(registry, timeout_s=0.3) as stranger:
             refused = await stranger.health_check()
