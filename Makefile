@@ -21,7 +21,7 @@ demo: .venv/ready ## the whole way on real data, in about two minutes; KEEP=1 le
 
 .PHONY: test
 test: lint types ## lint, types and all tests that CI runs (at most ten minutes)
-	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not chaos"
+	$(PYTEST) -n 2 --dist loadgroup --durations=15 -m "not slow and not chaos"
 
 .PHONY: test-all
 test-all: lint types ## the same, with the slow and the chaos tests
