@@ -45,7 +45,8 @@ coverage: .venv/ready ## which lines the tests reach
 
 .PHONY: bench
 bench: .venv/ready ## the budgets of docs/performance.md, measured here
-	$(BIN)/python -m benchmarks
+	@for bench in $(basename $(notdir $(wildcard benchmarks/*.py))); do \
+	  echo "== $$bench"; $(BIN)/python -m benchmarks.$$bench || exit 1; done
 
 .PHONY: chaos
 chaos: .venv/ready ## kill -9, cut connections, full disks: nothing lost, nothing twice
