@@ -50,11 +50,11 @@ class Mortal(CloudProcessor):
 
 def seals_in_two_steps() -> None:
     """The fault that the outbox must not have: the mark advances before the upload is sealed."""
-    from catalogzero.cloud import outbox
+    from catalogzero.cloud import outbox, outbox_file
 
     seal = outbox.Outbox.seal
 
-    @outbox._transaction
+    @outbox_file.transaction
     def mark_first(self: outbox.Outbox, upload_id: str, key: str, stamp: Any) -> None:
         self.execute(
             "INSERT OR REPLACE INTO sources (source_key, upload_id, upload_key, stamp)"
@@ -71,11 +71,11 @@ def seals_in_two_steps() -> None:
 
 def dies_at_commits(die_at: Path) -> None:
     """Watch the outbox's commits; `die_at` holds `<method>:<before|after>` once."""
-    from catalogzero.cloud.outbox import Outbox
+    from catalogzero.cloud.outbox_file import OutboxFile
 
-    plain = Outbox.execute
+    plain = OutboxFile.execute
 
-    def execute(self: Outbox, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def execute(self: OutboxFile, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
         if sql != "COMMIT":
             return plain(self, sql, args)
         method = sys._getframe(1).f_locals["method"].__name__
@@ -84,7 +84,7 @@ def dies_at_commits(die_at: Path) -> None:
         _die(die_at, f"{method}:after")
         return done
 
-    Outbox.execute = execute  # type: ignore[method-assign]  # the point of this class
+    OutboxFile.execute = execute  # type: ignore[method-assign]  # the point of this class
 
 
 def _die(die_at: Path, here: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox import Outbox, is_disk_full
+from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox_file import is_disk_full
 from catalogzero.errors import FailedError
 
 SIZE = 12 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from catalogzero.cloud.contract import Batch
-from catalogzero.cloud.records import BadRecords, ReadOptions, column_names, detect
+from catalogzero.cloud.records import BadRecords, Dialect, ReadOptions, column_names, detect
 from catalogzero.errors import FailedError
 
 _BLOCK_BYTES = 1 << 19
@@ -33,39 +33,9 @@ def csv_tables(
         return
     lines = io.StringIO(head.decode(dialect.encoding, "replace"), newline="")
     columns = column_names(next(csv.reader(lines, delimiter=dialect.delimiter), []), name)
-
     failed: list[FailedError] = []
-
-    def malformed(row: Any) -> str:
-        why = f"{row.actual_columns} fields, and the header has {row.expected_columns}"
-        try:
-            bad.take(name, row.number, why, row.text)
-        except FailedError as error:
-            failed.append(error)
-            return "error"
-        return "skip"
-
     try:
-        reader = pc.open_csv(
-            content,
-            pc.ReadOptions(
-                use_threads=False,
-                block_size=_BLOCK_BYTES,
-                encoding=dialect.encoding.removesuffix("-sig"),
-                column_names=columns,
-                skip_rows=1,
-            ),
-            pc.ParseOptions(
-                delimiter=dialect.delimiter,
-                newlines_in_values=True,
-                invalid_row_handler=malformed,
-            ),
-            pc.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.string()),
-                strings_can_be_null=False,
-            ),
-        )
-        for batch in reader:
+        for batch in _csv_reader(content, dialect, columns, _rule(name, bad, failed)):
             yield pa.Table.from_batches([batch])
     except pa.ArrowInvalid as error:
         if failed:
@@ -77,6 +47,43 @@ def csv_tables(
             ) from error
         if "Empty CSV file" not in str(error):
             raise FailedError(f"{name}: {error}") from error
+
+
+def _csv_reader(
+    content: io.BufferedIOBase, dialect: Dialect, columns: list[str], rule: Callable[[Any], str]
+) -> Iterable[Any]:
+    """pyarrow's streaming reader; it reads some 32 blocks ahead."""
+    return pc.open_csv(  # type: ignore[no-any-return]  # pyarrow has no types
+        content,
+        pc.ReadOptions(
+            use_threads=False,
+            block_size=_BLOCK_BYTES,
+            encoding=dialect.encoding.removesuffix("-sig"),
+            column_names=columns,
+            skip_rows=1,
+        ),
+        pc.ParseOptions(
+            delimiter=dialect.delimiter, newlines_in_values=True, invalid_row_handler=rule
+        ),
+        pc.ConvertOptions(
+            column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
+        ),
+    )
+
+
+def _rule(name: str, bad: BadRecords, failed: list[FailedError]) -> Callable[[Any], str]:
+    """What pyarrow asks about a malformed row; an error it would swallow goes to `failed`."""
+
+    def malformed(row: Any) -> str:
+        why = f"{row.actual_columns} fields, and the header has {row.expected_columns}"
+        try:
+            bad.take(name, row.number, why, row.text)
+        except FailedError as error:
+            failed.append(error)
+            return "error"
+        return "skip"
+
+    return malformed
 
 
 def parquet_batches(content: io.BufferedIOBase, name: str, options: ReadOptions) -> Iterator[Batch]:

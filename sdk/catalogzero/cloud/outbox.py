@@ -1,7 +1,7 @@
 """The outbox: the durable local store of uploads that the backend has not yet completed.
 
-One SQLite file (WAL, `synchronous=FULL`) in the handler's state folder, with the marks of what was
-sealed last, so that a seal and its mark are one transaction. Every public method is one transaction
+One file (see `outbox_file`) in the handler's state folder, with the marks of what was sealed last,
+so that a seal and its mark are one transaction. Every public method is one transaction
 and may be called from any thread, beside other processes. Never talks to a backend.
 
 States: building → sealed → completing → done, or superseded, dead, abandoned.
@@ -12,78 +12,19 @@ Layer: core.
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import orjson
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.errors import ConfigError, FailedError, UnknownRunError
+from catalogzero.cloud.outbox_file import OutboxFile, transaction, transaction_without_reserve
+from catalogzero.errors import FailedError, UnknownRunError
 
-T = TypeVar("T")
-P = ParamSpec("P")
-
-SCHEMA_VERSION = 1
-RESERVE_BYTES = 1 << 20
 KEPT_ENDED = 1_000
-_BUSY_TIMEOUT_S = 30.0
-_FREE_PAGES = 2_048
-_CHECKPOINT_PAGES = 1_000
-_SCHEMA = """
-CREATE TABLE uploads (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    upload_id TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL,
-    source_key TEXT NOT NULL,
-    source TEXT NOT NULL,
-    mode TEXT NOT NULL,
-    "full" INTEGER NOT NULL,
-    params TEXT NOT NULL,
-    upload_key TEXT,
-    source_seq INTEGER,
-    after TEXT,
-    until TEXT,
-    chunks INTEGER NOT NULL DEFAULT 0,
-    records INTEGER NOT NULL DEFAULT 0,
-    bytes INTEGER NOT NULL DEFAULT 0,
-    bytes_sent INTEGER NOT NULL DEFAULT 0,
-    seal_order INTEGER,
-    created_at TEXT NOT NULL,
-    ended_at TEXT,
-    job_id TEXT,
-    answer TEXT
-);
-CREATE INDEX uploads_by_state ON uploads (state, number);
-CREATE INDEX uploads_by_source ON uploads (source_key, seal_order);
-CREATE TABLE chunks (
-    number INTEGER PRIMARY KEY,
-    upload_id TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    records INTEGER NOT NULL,
-    content_type TEXT NOT NULL,
-    coding TEXT NOT NULL,
-    acked INTEGER NOT NULL DEFAULT 0,
-    bytes INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    UNIQUE (upload_id, seq)
-);
-CREATE TABLE sources (
-    source_key TEXT PRIMARY KEY,
-    upload_id TEXT,
-    upload_key TEXT,
-    stamp TEXT,
-    watermark TEXT,
-    last_full TEXT,
-    high INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,101 +83,21 @@ class UploadEndedError(FailedError):
     """The upload that a run was building has ended under it; `details` is the backend's answer."""
 
 
-def _transaction(
-    method: Callable[Concatenate[Outbox, P], T],
-) -> Callable[Concatenate[Outbox, P], T]:
-    """Run a method as one write transaction; on a full disk, once more in the reserve's room."""
-
-    @wraps(method)
-    def run(self: Outbox, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return _once(self, method, *args, **kwargs)
-        except sqlite3.OperationalError as error:
-            if not is_disk_full(error) or not self.drop_reserve():
-                raise
-        return _once(self, method, *args, **kwargs)
-
-    return run
-
-
-def _transaction_without_reserve(
-    method: Callable[Concatenate[Outbox, P], T],
-) -> Callable[Concatenate[Outbox, P], T]:
-    """Run a method as one write transaction; a full disk is its caller's error."""
-
-    @wraps(method)
-    def run(self: Outbox, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return _once(self, method, *args, **kwargs)
-
-    return run
-
-
-def _once(
-    outbox: Outbox, method: Callable[Concatenate[Outbox, P], T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """One attempt at a transaction."""
-    with outbox.lock:
-        outbox.execute("BEGIN IMMEDIATE")
-        try:
-            result = method(outbox, *args, **kwargs)
-            outbox.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                outbox.execute("ROLLBACK")
-            raise
-        return result
-
-
-class Outbox:
+class Outbox(OutboxFile):
     """The store of uploads in one state folder.
 
     Args:
-        folder: The handler's state folder; the file in it is `outbox.sqlite`.
+        folder: The handler's state folder.
         clock: For the times and the source numbers that it writes.
         max_bytes: New uploads are refused above this.
-
-        mend: Set a damaged file aside and begin another; else damage is an error.
-
-    Raises:
-        ConfigError: The file was written by a newer release, or is damaged; it is left untouched.
+        mend: See `OutboxFile`.
     """
 
     def __init__(
         self, folder: Path, clock: Clock, *, max_bytes: int = 10 << 30, mend: bool = True
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.path = folder / "outbox.sqlite"
-        self._reserve = folder / "outbox.reserve"
-        self._clock, self._max_bytes = clock, max_bytes
-        self.lock = threading.RLock()
-        self.set_aside: Path | None = None
-        try:
-            self._db = self._opened()
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"{self.path} cannot be opened: {error}") from error
-        except sqlite3.DatabaseError as error:
-            if not mend:
-                raise ConfigError(f"{self.path} is damaged: {error}") from error
-            self.set_aside = self._put_aside()
-            self._db = self._opened()
-        self._keep_reserve()
-
-    def close(self) -> None:
-        """Close the file."""
-        with self.lock:
-            self._db.close()
-
-    def execute(self, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """One statement on the file; hold `lock` while rows are fetched from it."""
-        return self._db.execute(sql, args)
-
-    def drop_reserve(self) -> bool:
-        """Give the reserve's room back to the disk; False when there is none."""
-        with suppress(FileNotFoundError):
-            self._reserve.unlink()
-            self.execute("PRAGMA wal_autocheckpoint=0")  # else a checkpoint takes the room
-            return True
-        return False
+        super().__init__(folder, clock, mend=mend)
+        self._max_bytes = max_bytes
 
     # What a run does
 
@@ -249,7 +110,7 @@ class Outbox:
                 "nothing was read; see `catalogzero outbox list` for why it does not empty"
             )
 
-    @_transaction
+    @transaction
     def begin(
         self, upload_id: str, source_key: str, source: str, mode: str, *, full: bool, params: Any
     ) -> None:
@@ -260,7 +121,7 @@ class Outbox:
             (upload_id, source_key, source, mode, full, _text(params), self._now()),
         )
 
-    @_transaction_without_reserve
+    @transaction_without_reserve
     def add(self, upload_id: str, chunk: Chunk) -> None:
         """Store a chunk of an upload that is building."""
         size = len(chunk.body)
@@ -286,7 +147,7 @@ class Outbox:
         if done.rowcount != 1:
             raise self._ended_error(upload_id)
 
-    @_transaction
+    @transaction
     def seal(
         self,
         upload_id: str,
@@ -315,26 +176,11 @@ class Outbox:
             " WHERE upload_id = ?",
             (upload_key, seq, _text(after), _text(until), upload_id),
         )
-        self.execute(
-            "INSERT INTO sources (source_key, upload_id, upload_key, stamp, watermark,"
-            " last_full, high) VALUES (?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (source_key) DO UPDATE SET upload_id = excluded.upload_id,"
-            " upload_key = excluded.upload_key, stamp = excluded.stamp,"
-            " watermark = excluded.watermark, high = excluded.high,"
-            " last_full = COALESCE(excluded.last_full, last_full)",
-            (
-                key,
-                upload_id,
-                upload_key,
-                _text(stamp),
-                _text(until),
-                upload_id if full else None,
-                seq,
-            ),
-        )
+        marked = (upload_id, upload_key, _text(stamp), _text(until))
+        self._advance(key, *marked, upload_id if full else None, seq)
         return seq
 
-    @_transaction
+    @transaction
     def abandon(self, upload_id: str | None = None) -> int:
         """End an attempt that was not sealed, or all of them (after a crash); their chunks go.
 
@@ -366,7 +212,7 @@ class Outbox:
             return Mark()
         return Mark(row[0], row[1], _value(row[2]), _value(row[3]))
 
-    @_transaction
+    @transaction
     def restamp(self, source_key: str, upload_key: str, stamp: Any) -> None:
         """Note a new stamp for content that turned out to be unchanged."""
         self.execute(
@@ -418,7 +264,7 @@ class Outbox:
         ).fetchone()
         return None if row is None else Chunk(*row)
 
-    @_transaction
+    @transaction
     def acknowledge(self, upload_id: str, seq: int | None, size: int = 0) -> None:
         """Note that a chunk, or with None every chunk, needs no further sending."""
         self.execute(
@@ -430,7 +276,7 @@ class Outbox:
             (size, upload_id),
         )
 
-    @_transaction
+    @transaction
     def completing(self, upload_id: str) -> bool:
         """Note that `complete` is about to be posted; False when the upload is no longer sealed."""
         done = self.execute(
@@ -440,7 +286,7 @@ class Outbox:
         )
         return done.rowcount == 1
 
-    @_transaction
+    @transaction
     def missing(self, upload_id: str, seqs: Sequence[int]) -> None:
         """Send these chunks again: the backend does not have them."""
         self._db.executemany(
@@ -452,7 +298,7 @@ class Outbox:
             (upload_id,),
         )
 
-    @_transaction
+    @transaction
     def done(self, upload_id: str, job_id: str | None, size: int = 0) -> None:
         """The backend has completed the upload: its chunks go, its row stays for a while."""
         self._end(upload_id, "done", job_id=job_id)
@@ -461,7 +307,7 @@ class Outbox:
             (size, upload_id),
         )
 
-    @_transaction
+    @transaction
     def die(self, upload_id: str, answer: Any) -> None:
         """The backend refused the upload for good: a dead letter, kept with the answer.
 
@@ -479,7 +325,7 @@ class Outbox:
             (upload_id,),
         )
 
-    @_transaction
+    @transaction
     def superseded(self, upload_id: str, answer: dict[str, Any], new_id: str) -> str | None:
         """The backend holds a newer state of the source.
 
@@ -513,7 +359,7 @@ class Outbox:
         self._seal_again(upload_id, key, new_id)
         return new_id
 
-    @_transaction
+    @transaction
     def learn_highest(self, sources: dict[str, Any]) -> None:
         """Note the highest source_seq that the backend knows of each source."""
         for key, high in sources.items():
@@ -548,7 +394,7 @@ class Outbox:
             if chunk is not None:
                 yield chunk
 
-    @_transaction
+    @transaction
     def retry(self, upload_id: str) -> bool:
         """Send a dead letter again, from its first chunk; False when it is none."""
         done = self.execute(
@@ -560,7 +406,7 @@ class Outbox:
             self.execute("UPDATE chunks SET acked = 0 WHERE upload_id = ?", (upload_id,))
         return done.rowcount == 1
 
-    @_transaction
+    @transaction
     def purge(self, upload_id: str) -> int:
         """Give up a dead letter or a sealed upload, and take its mark back if it is still its own.
 
@@ -612,7 +458,7 @@ class Outbox:
         row = self._read("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else _value(row[0])
 
-    @_transaction
+    @transaction
     def remember(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name; None forgets it."""
         if value is None:
@@ -621,54 +467,6 @@ class Outbox:
             self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, _text(value)))
 
     # Inside
-
-    def _opened(self) -> sqlite3.Connection:
-        """The file, made or checked."""
-        db = sqlite3.connect(
-            self.path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        try:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise ConfigError(
-                    f"{self.path} was written by a newer release (schema {version}, this one knows "
-                    f"{SCHEMA_VERSION}): install that release again; nothing was touched"
-                )
-            if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                raise sqlite3.DatabaseError("quick_check found damage")
-            if version == 0:
-                db.execute("PRAGMA auto_vacuum=INCREMENTAL")
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            db.execute("PRAGMA secure_delete=FAST")
-            if version == 0:
-                db.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
-                )
-            self.path.chmod(0o600)
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _put_aside(self) -> Path:
-        """Rename a damaged file, with what belongs to it, and say where it is."""
-        stamp = self._clock.now().strftime("%Y%m%dT%H%M%S%f")
-        target = self.path.with_name(f"outbox.damaged-{stamp}.sqlite")
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                Path(f"{self.path}{suffix}").rename(f"{target}{suffix}")
-        return target
-
-    def _keep_reserve(self) -> None:
-        """Make the reserve file where there is none and there is room."""
-        if not self._reserve.exists():
-            with suppress(OSError):
-                try:
-                    self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
-                    self.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
-                except OSError:
-                    self._reserve.unlink(missing_ok=True)
 
     def _read(self, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
         with self.lock:
@@ -679,6 +477,18 @@ class Outbox:
         with self.lock:
             rows = self.execute(f"SELECT {names} FROM uploads u WHERE {where}", args).fetchall()  # noqa: S608  # only constants
         return [_upload(row) for row in rows]
+
+    def _advance(self, key: str, *mark: Any) -> None:
+        """Set a source's mark; inside the transaction that seals."""
+        self.execute(
+            "INSERT INTO sources (source_key, upload_id, upload_key, stamp, watermark,"
+            " last_full, high) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (source_key) DO UPDATE SET upload_id = excluded.upload_id,"
+            " upload_key = excluded.upload_key, stamp = excluded.stamp,"
+            " watermark = excluded.watermark, high = excluded.high,"
+            " last_full = COALESCE(excluded.last_full, last_full)",
+            (key, *mark),
+        )
 
     def _next_seq(self, key: str) -> int:
         row = self.execute("SELECT high FROM sources WHERE source_key = ?", (key,)).fetchone()
@@ -731,13 +541,6 @@ class Outbox:
         self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
         self._forget_old()
 
-    def tidy(self) -> None:
-        """Give free space back to the disk, and make the reserve again; a full disk is no error."""
-        with self.lock, suppress(sqlite3.OperationalError):
-            self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})").fetchall()
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self._keep_reserve()
-
     def _forget_old(self) -> None:
         """Drop the oldest ended uploads' rows."""
         self.execute(
@@ -756,12 +559,6 @@ class Outbox:
 
     def _now(self) -> str:
         return self._clock.now().isoformat()
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk has no room, or that a file may not grow."""
-    code = getattr(error, "sqlite_errorname", "")
-    return code == "SQLITE_FULL" or str(code).startswith("SQLITE_IOERR_WRITE")
 
 
 def _upload(row: Sequence[Any]) -> Upload:
