@@ -149,7 +149,7 @@ def _make(
 ) -> Handler:
     """Build a handler from file, environment and flags; tell every fault at once."""
     faults: list[str] = []
-    written = dict(stanza.runtime) if stanza else {}
+    written = {**stanza.runtime, "handler_id": stanza.handler_id} if stanza else {}
     if scheduler is not None:
         written["scheduler"] = scheduler
     runtime, handler = None, None
@@ -169,8 +169,7 @@ def _make(
         faults += _placed(stanza, problems_of(error))
     if faults or handler is None or runtime is None:
         raise ConfigError("\n".join(faults))
-    name = runtime.handler_id or (stanza.handler_id if stanza else None)
-    handler._attach(runtime=runtime, handler_id=name)
+    handler._attach(runtime=runtime, handler_id=runtime.handler_id)
     return handler
 
 

@@ -41,6 +41,12 @@ async def until(condition: Callable[[], Any], within_s: float = DEADLINE_S) -> A
                 await asyncio.wait_for(never.wait(), POLL_S)
 
 
+async def breathe() -> None:
+    """Let sockets and other tasks do what they can in a moment."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), POLL_S)
+
+
 class RawPeer:
     """A bare ZeroMQ socket of a kind: what any other program may send."""
 

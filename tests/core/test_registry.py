@@ -1,0 +1,139 @@
+"""The registry file: what it says, and every way in which it can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from catalogzero.errors import ConfigError
+from catalogzero.launch import Flags, make_handler
+from catalogzero.registry import load_registry
+from catalogzero.settings import RuntimeSettings, merged_settings
+
+GOOD = """\
+scheduler: none
+handlers:
+  - handler_id: a
+    module_path: tests.core.crew
+    class_name: Crew
+    port: 5001
+    sleep_after_s: 7
+    config:
+      desk: window
+  - handler_id: b
+    entry: acme-processor
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "handler_registry.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
+    registry = load_registry(written(tmp_path, GOOD))
+    first, second = registry.handlers
+    assert registry.scheduler == "none"
+    assert (first.runtime, first.config) == ({"port": 5001, "sleep_after_s": 7}, {"desk": "window"})
+    assert (second.entry, second.module_path) == ("acme-processor", None)
+    assert first.where("desk").endswith("handler_registry.yaml:9: config.desk")
+    assert first.where("port").endswith("handler_registry.yaml:6: port")
+
+
+def test_without_a_scheduler_key_it_is_the_usual_one(tmp_path: Path) -> None:
+    text = GOOD.replace("scheduler: none\n", "")
+    assert load_registry(written(tmp_path, text)).scheduler == "tcp://127.0.0.1:4242"
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", ":1: a mapping with `handlers:`"),
+        ("- a\n", ":1: a mapping with `handlers:`"),
+        ("a: [\n", ":2: not YAML"),
+        ("scheduler: none\n", ":1: `handlers:` is missing"),
+        ("handlers: 5\n", ":1: `handlers` is a list"),
+        ("handlers: [5]\n", ":1: a handler is a mapping"),
+        ("colour: red\nhandlers: []\n", ":1: unknown key `colour`"),
+        ("handlers:\n  - entry: x\n", ":2: `handler_id` is missing"),
+        ("handlers:\n  - handler_id: a\n", ":2: `entry`, or `module_path`"),
+        (
+            "handlers:\n  - handler_id: a\n    entry: x\n    prot: 5\n",
+            ":4: unknown key `prot`; did",
+        ),
+        (
+            "handlers:\n  - handler_id: a\n    entry: x\n    config: 5\n",
+            ":4: `config` is a mapping",
+        ),
+    ],
+)
+def test_each_fault_of_a_file_is_told_with_its_line(tmp_path: Path, text: str, fault: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_registry(path)
+    assert f"{path}{fault}" in str(caught.value)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("handler_id: b", "handler_id: a\n    prot: 1") + "colour: red\n"
+    with pytest.raises(ConfigError) as caught:
+        load_registry(written(tmp_path, text))
+    lines = str(caught.value).splitlines()
+    assert [line.split(".yaml:")[1].split(":")[0] for line in lines] == ["13", "10", "11"]
+
+
+def test_a_schedulezero_servers_own_file_is_recognised(tmp_path: Path) -> None:
+    text = "discord:\n  address: tcp://127.0.0.1:5001\n  methods: [post]\n"
+    with pytest.raises(ConfigError, match=r"ScheduleZero server writes.*--registry"):
+        load_registry(written(tmp_path, text))
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere.yaml: cannot be read"):
+        load_registry(tmp_path / "nowhere.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_registry(tmp_path / "binary.yaml")
+
+
+def test_settings_at_fault_are_told_with_file_line_and_key_all_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("port: 5001", "port: high").replace("desk: window", "dask: window")
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        make_handler("a", registry=path)
+    told = str(caught.value)
+    assert f"{path}:6: port" in told
+    assert f"{path}:9: config.dask" in told
+
+
+def test_flags_beat_environment_beat_credentials_beat_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = {"idle_after_s": 1, "sleep_after_s": 1, "port": 1, "max_queued_jobs": 1}
+    (tmp_path / "catalogzero_sleep_after_s").write_text("2")
+    (tmp_path / "catalogzero_port").write_text("2")
+    (tmp_path / "catalogzero_max_queued_jobs").write_text("2")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("CATALOGZERO_PORT", "3")
+    monkeypatch.setenv("CATALOGZERO_MAX_QUEUED_JOBS", "3")
+    merged = merged_settings(RuntimeSettings, file=file, flags={"max_queued_jobs": 4})
+    found = RuntimeSettings(**merged)
+    assert (found.idle_after_s, found.sleep_after_s) == (1, 2)
+    assert (found.port, found.max_queued_jobs) == (3, 4)
+
+
+def test_a_handler_of_the_file_gets_its_name_and_settings(tmp_path: Path) -> None:
+    flags = Flags(config={"desk": "door"}, runtime={"port": 0})
+    handler = make_handler("a", registry=written(tmp_path, GOOD), flags=flags)
+    assert (handler.handler_id, handler.runtime.port) == ("a", 0)
+    assert handler.runtime.sleep_after_s == 7
+    assert handler.settings.model_dump()["desk"] == "door"
+    assert not handler.runtime.registers
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "x" * 101, "ä"])
+def test_a_handler_id_that_is_no_plain_name_is_refused(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path, GOOD.replace("handler_id: a", f"handler_id: '{name}'"))
+    with pytest.raises(ConfigError):
+        make_handler(name or "a", registry=path)
