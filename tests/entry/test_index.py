@@ -113,6 +113,23 @@ def test_pip_installs_by_hashes_from_the_catalog_alone(served: str, client: Path
     assert len(installed(client)) == 3
 
 
+@pytest.mark.skipif(not shutil.which("uv"), reason="needs uv")
+def test_uv_installs_an_entry_from_the_catalog_alone(served: str, client: Path) -> None:
+    install = ["uv", "pip", "install", "--no-config", "--no-cache", "--python", str(client)]
+
+    done = subprocess.run(
+        [*install, "--default-index", f"{served}/simple", "acme-processor"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert len(installed(client)) == 3
+
+
 def test_pip_refuses_a_file_that_was_changed_at_the_catalog(
     served: str, site: Path, shelf: Path, client: Path, make_wheel: MakeWheel
 ) -> None:
