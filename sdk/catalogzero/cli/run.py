@@ -140,7 +140,11 @@ def _run_all(path: Path) -> int:
     environment = {k: v for k, v in os.environ.items() if k not in SINGLE_VARIABLES}
     base = [sys.executable, "-m", "catalogzero", "run", "--registry", str(path)]
     signal.signal(signal.SIGTERM, _interrupt)
-    children = [subprocess.Popen([*base, s.handler_id], env=environment) for s in stanzas]  # noqa: S603 - our own command
+    children = [
+        # A group each, so that a terminal's Ctrl-C reaches them once, through this process.
+        subprocess.Popen([*base, s.handler_id], env=environment, process_group=0)  # noqa: S603 - our own command
+        for s in stanzas
+    ]
     try:
         codes = [child.wait() for child in children]
     except KeyboardInterrupt:
