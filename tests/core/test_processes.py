@@ -53,7 +53,7 @@ class Desk(Handler):
     async def finish(self, path: str) -> str:
         self.log.info("waiting")
         while not await asyncio.to_thread(__import__("os").path.exists, path):
-            await asyncio.sleep(0.01)
+            await self.clock.sleep(0.01)
         return "finished"
 
     def block(self) -> None:
