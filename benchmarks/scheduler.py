@@ -1,6 +1,6 @@
 """The scheduler's due runs a second, and what 10,000 schedules cost: ratios to APScheduler 3.11.
 
-    python -m benchmarks.scheduler [--schedules 10000] [--json]
+    python -m benchmarks.scheduler [--schedules 10000] [--postgresql URL] [--json]
 
 One round is one burst: so many schedules come due at once, and each run is recorded. Ours runs
 whole, with a real handler over ZeroMQ, its ping, its stored stamp and its recorded result; the
@@ -19,8 +19,9 @@ import tempfile
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -29,13 +30,13 @@ from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from catalogzero import Handler
 from catalogzero.scheduler.rows import schedule_row
-from catalogzero.scheduler.schema import schedules
+from catalogzero.scheduler.schema import metadata, schedules
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import Schedule, to_us
 from catalogzero.scheduler.triggers import parse_trigger
 from catalogzero.testing import serving
-from sqlalchemy import insert
+from sqlalchemy import create_engine, insert, make_url, text
 
 IDLE_S = 10.0
 LEAD_S = 5.0
@@ -163,6 +164,24 @@ def theirs(database: str, due: int, standing: int) -> dict[str, float]:
     return {"start_s": start_s, "list_s": list_s, "runs_per_s": rate}
 
 
+@contextmanager
+def databases(postgresql: str | None) -> Iterator[tuple[str, str]]:
+    """Two empty databases: SQLite files, or the one named, whose own tables go first and last."""
+    if postgresql is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield f"sqlite:///{folder}/ours.db", f"sqlite:///{folder}/theirs.db"
+        return
+    url = make_url(postgresql).set(drivername="postgresql+psycopg")
+    engine = create_engine(url)
+    for step in ("before", "after"):
+        metadata.drop_all(engine)
+        with engine.begin() as c:
+            c.execute(text("DROP TABLE IF EXISTS apscheduler_jobs"))
+        if step == "before":
+            yield postgresql, url.render_as_string(hide_password=False)
+    engine.dispose()
+
+
 def measure(database: str, theirs_at: str, due: int, standing: int) -> dict[str, Any]:
     """Both, and their ratios."""
     our, their = asyncio.run(ours(database, due, standing)), theirs(theirs_at, due, standing)
@@ -181,21 +200,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--schedules", type=int, default=10_000)
     parser.add_argument("--due", type=int, default=1_000)
+    parser.add_argument("--postgresql", metavar="URL", help="an empty database for both")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    results = []
     for standing in (given.schedules // 10, given.schedules):
-        with tempfile.TemporaryDirectory() as folder:
-            ours_at, theirs_at = (f"sqlite:///{Path(folder) / name}.db" for name in NAMES)
-            results.append(measure(ours_at, theirs_at, given.due, standing))
-    if given.json:
-        print(json.dumps(results, indent=1))
+        with databases(given.postgresql) as (ours_at, theirs_at):
+            _tell(measure(ours_at, theirs_at, given.due, standing), as_json=given.json)
+
+
+def _tell(one: dict[str, Any], *, as_json: bool) -> None:
+    """Print one round."""
+    if as_json:
+        print(json.dumps(one), flush=True)
         return
-    for one in results:
-        print(f"{one['schedules']} schedules, {one['due']} due at once")
-        for name in NAMES:
-            print(f"  {name:<12}", {key: round(value, 3) for key, value in one[name].items()})
-        print(f"  due runs a second: {one['due_runs_ratio']:.2f} x APScheduler (budget: 2)")
+    print(f"{one['schedules']} schedules, {one['due']} due at once")
+    for name in NAMES:
+        print(f"  {name:<12}", {key: round(value, 3) for key, value in one[name].items()})
+    ratio = one["due_runs_ratio"]
+    print(f"  due runs a second: {ratio:.2f} x APScheduler (budget: 2)", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class RunnerSettings:
     """
 
     lease_s: float = 15.0
-    poll_s: float = 1.0
+    poll_s: float = 2.0
     retention_days: float = 30.0
     max_executions: int = 100_000
     calls: CallSettings = field(default_factory=CallSettings)
