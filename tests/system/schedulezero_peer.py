@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import defaultdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,6 +33,7 @@ class Peer:
         self.sockets: dict[str, zmq.asyncio.Socket] = {}
         self.records: list[Record] = []
         self.schedules: dict[str, asyncio.Task[None]] = {}
+        self.turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def register_forever(self, port: int) -> None:
         """Answer handlers on one REP socket."""
@@ -66,7 +68,11 @@ class Peer:
             self.sockets.pop(name).close(linger=0)
 
     async def call(self, name: str, method: str, params: Record) -> Record:
-        """One call over the handler's connection; a failure drops it."""
+        """One call over the handler's connection, in turn; one that does not end drops it."""
+        async with self.turns[name]:
+            return await self._call(name, method, params)
+
+    async def _call(self, name: str, method: str, params: Record) -> Record:
         try:
             if name in self.sockets:
                 pong = await self._exchange(name, "ping", {})
@@ -76,7 +82,7 @@ class Peer:
                 self.sockets[name] = self.context.socket(zmq.REQ)
                 self.sockets[name].connect(self.handlers[name]["address"])
             return await self._exchange(name, method, params)
-        except Exception:
+        except BaseException:  # cancelled too: its reply would be taken for the next call's
             self.drop(name)
             raise
 

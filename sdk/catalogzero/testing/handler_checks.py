@@ -70,7 +70,12 @@ async def _serve_once(lab: Lab) -> Served:
     seen.longest_block_s = heartbeat.longest_s
     seen.before, seen.after = before, Figures.now()
     left = set(threading.enumerate()) - threads
-    seen.threads_left = [thread.name for thread in left if thread.is_alive() and not thread.daemon]
+    seen.threads_left = [
+        thread.name
+        for thread in left
+        # `asyncio_N` are the loop's own pool: it keeps them for its next use, and ends them.
+        if thread.is_alive() and not thread.daemon and not thread.name.startswith("asyncio_")
+    ]
     return seen
 
 

@@ -11,7 +11,10 @@ SAMPLE = Path(__file__).parent.parent / "sample.csv"
 
 def processed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that the handler makes of rows."""
-    handler = {{ cookiecutter.class_name }}(api_key="not-a-real-key", data_roots=[SAMPLE.parent])
+    handler = {{ cookiecutter.class_name }}(
+        api_key="not-a-real-key",
+        data_roots=[SAMPLE.parent],
+    )
     return [row for batch in handler.process([rows], {}) for row in batch]
 
 
