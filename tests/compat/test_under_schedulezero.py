@@ -110,7 +110,11 @@ async def test_an_interval_and_a_date_are_fired(server: Server, script: Script) 
     assert made.status_code == 201
 
     async def twice() -> list[dict[str, Any]] | None:
-        records = [r for r in await server.records(script.handler_id) if r["status"] == "success"]
+        records = [
+            record
+            for record in await server.records(script.handler_id)
+            if (record["job_id"], record["status"]) == (made.json()["job_id"], "success")
+        ]
         return records if len(records) > 1 else None
 
     records = await until(twice)
