@@ -43,6 +43,7 @@ from catalogzero.worker_child import spec_of
 from catalogzero.zmq_transport import CurveKeys, CurveServer, RouterServer, read_client_keys
 
 MAX_LISTED_RUNS = 1_000
+FAREWELL_S = 0.2
 SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
 
 
@@ -62,6 +63,7 @@ class Service:
         handler: The handler that is served.
         address: `tcp://host:port` to call it at.
         port: The bound port.
+        farewell_s: How long the socket stays open after the last reply.
     """
 
     def __init__(self, handler: Handler) -> None:
@@ -69,6 +71,7 @@ class Service:
         self.handler = handler
         self.address = ""
         self.port = 0
+        self.farewell_s = 0.0
         self._clock = handler.clock
         self._boot = Boot(uuid.uuid4().hex, self._clock.monotonic())
         self._runs = Runs(window_s=runtime.dedupe_window_s, clock=self._clock)
@@ -89,7 +92,7 @@ class Service:
     async def __aenter__(self) -> Self:
         handler, runtime = self.handler, self.handler.runtime
         async with AsyncExitStack() as undo:
-            undo.callback(self._server.close)
+            undo.push_async_callback(self._close_server)
             undo.push_async_callback(self._stop_controls)
             self.port = self._server.bind(runtime.host, runtime.port)
             self.address = _address(runtime, self.port)
@@ -132,6 +135,15 @@ class Service:
                 await self._jobs.drain(for_good=True)
         except TimeoutError:
             self.handler.log.warning("drain_timed_out", in_flight=self._jobs.in_flight)
+
+    async def _close_server(self) -> None:
+        """Close the socket; at a process's end, after a moment for the last replies.
+
+        ZeroMQ has no flush, and LINGER 0 drops what its own thread has not written yet.
+        """
+        if self.farewell_s:
+            await asyncio.sleep(self.farewell_s)
+        self._server.close()
 
     def _register(self, undo: AsyncExitStack) -> None:
         runtime = self.handler.runtime
@@ -402,6 +414,7 @@ async def serve_until(
 ) -> None:
     """Serve until `stop`, then drain and close; `hurry` ends the draining."""
     async with serve(handler) as service:
+        service.farewell_s = FAREWELL_S
         on_ready(service)
         await stop.wait()
         handler.log.info("draining")

@@ -21,7 +21,7 @@ from catalogzero.entry.scaffold import scaffold, template_folder, template_rules
 from catalogzero.entry.subject import read_subject
 from catalogzero.entry.wheels import sha256_of
 
-pytestmark = pytest.mark.xdist_group("pairs")
+pytestmark = [pytest.mark.xdist_group("pairs"), pytest.mark.slow]
 Choice = tuple[tuple[str, str], ...]
 BIN = Path(sys.executable).parent
 

@@ -80,6 +80,7 @@ def test_a_good_processor_breaks_no_check(bench: Bench) -> None:
     assert {name: said for name, check in CHECKS.items() if (said := broken(check, lab))} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mutant"), SEEDED)
 def test_a_seeded_fault_is_told_by_the_check_that_names_it(
     bench: Bench, name: str, mutant: Mutant
