@@ -3,9 +3,12 @@
     python -m benchmarks.scheduler [--schedules 10000] [--postgresql URL] [--json]
 
 One round is one burst: so many schedules come due at once, and each run is recorded. Ours runs
-whole, with a real handler over ZeroMQ, its ping, its stored stamp and its recorded result; the
-peer calls a function in its own process, and records nothing but its next time. Both write to the
-same database, each durable as it comes.
+whole: a handler in a process of its own, its ping, its stored stamp, its recorded result. The peer
+calls a function in its own process, and records nothing but its next time. Both write to the same
+database, each durable as it comes.
+
+Then both are put to the proof: two processes on one store, how many ticks fire twice; and a run
+that a kill interrupted, what is known of it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import asyncio
 import json
 import logging
 import resource
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +27,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -35,9 +41,9 @@ from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, ser
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import Schedule, to_us
 from catalogzero.scheduler.triggers import parse_trigger
-from catalogzero.testing import serving
 from sqlalchemy import create_engine, insert, make_url, text
 
+ROOT = Path(__file__).parents[1]
 IDLE_S = 10.0
 LEAD_S = 5.0
 NAMES = ("ours", "apscheduler")
@@ -91,12 +97,26 @@ async def ours(database: str, due: int, standing: int) -> dict[str, float]:
             listed = (await api.get("/api/schedules")).json()["count"]
             list_s = time.perf_counter() - began_s
             assert listed == standing
-            given: dict[str, Any] = {"handler_id": "nothing", "scheduler": server.zmq_address}
-            given |= {"max_concurrent_jobs": 64, "max_queued_jobs": 1_000}
-            async with serving(Nothing(), **given):
+            with handler(server.zmq_address):
                 rate = await _burst(server, api, due)
             idle = await _idle_cpu()
     return {"start_s": start_s, "list_s": list_s, "runs_per_s": rate, "idle_cpu_percent": idle}
+
+
+@contextmanager
+def handler(scheduler: str) -> Iterator[None]:
+    """`Nothing` in a process of its own, registered as `nothing`."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "catalogzero", "run", "benchmarks.scheduler:Nothing"]
+        command += ["--handler-id", "nothing", "--scheduler", scheduler, "--port", "0"]
+        for setting in ("max_concurrent_jobs=64", "max_queued_jobs=1000", f"state_dir={folder}"):
+            command += ["--set", setting]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 async def _burst(server: SchedulerServer, api: httpx.AsyncClient, due: int) -> float:

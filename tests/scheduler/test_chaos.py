@@ -38,7 +38,7 @@ class Chaos:
 
     def __init__(self, database: str, folder: Path, schedulers: int, seed: int) -> None:
         self.database, self.folder = database, folder
-        self.random = random.Random(seed)  # noqa: S311 - faults, no secrets
+        self.seed, self.random = seed, random.Random(seed)  # noqa: S311 - faults, no secrets
         handler_port, *ports = free_ports(1 + 2 * schedulers)
         self.handler_port = handler_port
         self.ports = list(zip(ports[::2], ports[1::2], strict=True))
@@ -58,14 +58,29 @@ class Chaos:
             scheduler.kill()
         self.undo.close()
 
+    @property
+    def kills(self) -> int:
+        """How often something was killed; to freeze is not to kill."""
+        return self.done.total() - self.done["freeze_scheduler"]
+
     def strike(self) -> None:
         """One fault."""
-        kinds = [self.kill_scheduler, self.kill_handler, self.freeze_scheduler]
+        kinds = [self.kill_scheduler, self.kill_handler]
         if self.database.startswith("postgresql"):
             kinds.append(self.kill_connections)
-        kind = self.random.choice(kinds)
+        kind = self.random.choice([*kinds, *kinds, self.freeze_scheduler])
         kind()
         self.done[kind.__name__] += 1
+
+    def table(self, records: list[dict[str, Any]]) -> str:
+        """What was done, and what became of the executions."""
+        ends = Counter(record["status"] for record in records)
+        lines = [f"{len(self.schedulers)} schedulers, seed {self.seed}: {self.kills} kills"]
+        lines += [f"  {kind:<18} {count:>5}" for kind, count in sorted(self.done.items())]
+        lines += [f"  {status:<18} {count:>5}" for status, count in sorted(ends.items())]
+        late = sum(record["late"] for record in records)
+        lines.append(f"  of which late      {late:>5}")
+        return "\n".join(lines)
 
     def kill_scheduler(self) -> None:
         """kill -9, and a new one at the same ports."""
@@ -126,7 +141,7 @@ def run(chaos: Chaos, kills: int, ticks: int) -> list[dict[str, Any]]:
     for number in range(ticks):
         moment = begin + timedelta(seconds=number * kills / ticks)
         _add(chaos.api, f"tick-{number}", {"type": "date", "run_date": moment.isoformat()})
-    while chaos.done.total() < kills:
+    while chaos.kills < kills:
         chaos.strike()
         chaos.pause(chaos.random.uniform(0.1, 0.8))
     until(lambda: _all_ticks_over(chaos.api), timeout_s=120)
@@ -227,4 +242,4 @@ def _storm(
         check(chaos, records, ticks=3 * kills)
     finally:
         chaos.close()
-    print(dict(chaos.done), dict(Counter(one["status"] for one in records)))  # noqa: T201
+    print(chaos.table(records))  # noqa: T201

@@ -23,7 +23,12 @@ from catalogzero.testing import ManualClock
 WINDOW_S = 60.0
 RUN_S = 8.0
 SETTINGS = CallSettings(
-    ping_timeout_s=2.0, wait_s=5.0, retry_base_s=0.5, retry_max_s=2.0, lost_after_s=600.0
+    ping_timeout_s=2.0,
+    ping_every_s=2.0,
+    wait_s=5.0,
+    retry_base_s=0.5,
+    retry_max_s=2.0,
+    lost_after_s=600.0,
 )
 
 

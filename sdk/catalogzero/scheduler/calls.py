@@ -4,7 +4,8 @@ The handler alone judges whether a run began. Before the first call of each n it
 its boot_id and the uptime past which the call must not begin are stored under the lease. A lost
 reply, a timeout or a takeover sends the same call again, unchanged. n grows when the handler said
 that the run never began, and, for retry_safe methods only, when it failed or is `expired`. So a
-method that is not retry_safe starts at most once.
+method that is not retry_safe starts at most once. During a long run the handler is pinged, once
+for all that wait on it; the call goes out again when it does not answer, or has restarted.
 
 Handlers that know no boot_id are plain ScheduleZero ones: called at least once, as there.
 
@@ -25,27 +26,29 @@ from catalogzero.errors import CallTimeoutError, CatalogZeroError, UnreachableEr
 from catalogzero.messages import Reply, StartBy
 from catalogzero.scheduler.rows import Execution
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
+from catalogzero.settings import RuntimeSettings
 
 NEVER_BEGAN = frozenset({"busy", "draining", "wake_failed"})
 REFUSED = frozenset({"bad_request", "unknown_method", "bad_params", "unauthorized", "too_large"})
 DESCRIBE_TIMEOUT_S = 10.0
+MAX_CALLS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class CallSettings:
     """How calls are made.
 
-    `wait_s` is how long one call waits before it is sent again, which is how a long run's handler
-    is seen to live; `max_calls` bounds the executions that wait on one handler at once.
+    A handler is pinged every `ping_every_s` while a call waits on it; a call whose handler answers
+    pings is sent again after `wait_s`, as only its reply may have been lost.
     """
 
     ping_timeout_s: float = 5.0
-    wait_s: float = 10.0
+    ping_every_s: float = 10.0
+    wait_s: float = 60.0
     plain_timeout_s: float = 10.0
     retry_base_s: float = 1.0
     retry_max_s: float = 30.0
     lost_after_s: float = 86_400.0
-    max_calls: int = 100
 
 
 class HandlerCaller(Protocol):
@@ -83,12 +86,41 @@ class Stamp:
     retry_safe: frozenset[str] = frozenset()
 
 
+class Room:
+    """Places for the executions that wait on one handler: as many as it runs and queues."""
+
+    def __init__(self) -> None:
+        self._limit = jobs_taken({})
+        self._places = asyncio.Semaphore(self._limit)
+        self._owed = 0
+
+    def allow(self, limit: int) -> None:
+        """Have so many places from now on; those inside may stay."""
+        self._owed += self._limit - limit
+        self._limit = limit
+        while self._owed < 0:
+            self._owed += 1
+            self._places.release()
+
+    async def __aenter__(self) -> None:
+        await self._places.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._owed:
+            self._owed -= 1
+        else:
+            self._places.release()
+
+
 class Link:
     """One handler's connection, and what is known of it."""
 
-    def __init__(self, address: str, caller: HandlerCaller, ping_timeout_s: float) -> None:
+    def __init__(
+        self, address: str, caller: HandlerCaller, room: Room, ping_timeout_s: float
+    ) -> None:
         self.address = address
         self.caller = caller
+        self._room = room
         self._ping_timeout_s = ping_timeout_s
         self._boot_id: str | None = None
         self._retry_safe: frozenset[str] = frozenset()
@@ -118,8 +150,10 @@ class Link:
             self._boot_id = None
             return Stamp(None)
         if boot_id != self._boot_id:
-            described = await self.caller.request("describe", timeout_s=DESCRIBE_TIMEOUT_S)
-            self._retry_safe = frozenset(retry_safe_methods(described.unwrap()))
+            reply = await self.caller.request("describe", timeout_s=DESCRIBE_TIMEOUT_S)
+            described = reply.unwrap()
+            self._retry_safe = frozenset(retry_safe_methods(described))
+            self._room.allow(jobs_taken(described))
             self._boot_id = boot_id
         start_by_s = float(answer["uptime_s"]) + float(answer["dedupe_window_s"])
         return Stamp(boot_id, start_by_s, self._retry_safe)
@@ -148,9 +182,7 @@ class Links:
         self._connect = connect
         self._settings = settings
         self._links: dict[str, Link] = {}
-        self.slots = defaultdict[str, asyncio.Semaphore](
-            lambda: asyncio.Semaphore(settings.max_calls)
-        )
+        self.rooms = defaultdict[str, Room](Room)
 
     async def get(self, handler_id: str) -> Link:
         """The connection to a handler.
@@ -165,7 +197,8 @@ class Links:
         if link is None or link.address != address:
             if link is not None:
                 link.close()
-            link = Link(address, self._connect(address), self._settings.ping_timeout_s)
+            room = self.rooms[handler_id]
+            link = Link(address, self._connect(address), room, self._settings.ping_timeout_s)
             self._links[handler_id] = link
         return link
 
@@ -201,7 +234,7 @@ class Driver:
 
     async def drive(self, one: Execution) -> None:
         """Call until the execution is final and saved, or its lease is another's."""
-        async with self._links.slots[one.handler_id]:
+        async with self._links.rooms[one.handler_id]:
             ended = await self._until_judged(one)
         if ended:
             await self._desk.save(one)
@@ -289,20 +322,42 @@ class Driver:
                 return
 
     async def _send(self, one: Execution, wait_s: float) -> Reply | None:
-        """One call; None when there was no reply."""
+        """One call; None when there was no reply, or its handler was not seen to live."""
         assert one.boot_id is not None  # noqa: S101 - drive stamps before it sends
         start_by = StartBy(one.boot_id, one.start_by_s or 0.0)
         try:
             link = await self._links.get(one.handler_id)
-            return await link.caller.request(
-                one.method,
-                one.params,
-                timeout_s=wait_s,
-                request_id=one.request_id,
-                start_by=start_by,
-            )
+        except UnreachableError:
+            return None
+        request = link.caller.request(
+            one.method,
+            one.params,
+            timeout_s=wait_s,
+            request_id=one.request_id,
+            start_by=start_by,
+        )
+        call = asyncio.create_task(request, name="scheduler-call")
+        watch = asyncio.create_task(self._watch(link, one.boot_id), name="scheduler-watch")
+        try:
+            await asyncio.wait({call, watch}, return_when=asyncio.FIRST_COMPLETED)
+            return call.result() if call.done() else None
         except (UnreachableError, CallTimeoutError):
             return None
+        finally:
+            call.cancel()
+            watch.cancel()
+            await asyncio.gather(call, watch, return_exceptions=True)
+
+    async def _watch(self, link: Link, boot_id: str) -> None:
+        """Ping a handler until it does not answer, or is not the boot that was called."""
+        while True:
+            await self._desk.clock.sleep(self._settings.ping_every_s)
+            try:
+                stamp = await link.ask()
+            except CatalogZeroError:
+                return
+            if stamp.boot_id != boot_id:
+                return
 
     def _left_s(self, one: Execution) -> float:
         """Seconds until the schedule's own timeout_s is over."""
@@ -388,6 +443,14 @@ def retry_safe_methods(described: Any) -> list[str]:
     if isinstance(methods, dict):
         methods = [{"name": name, **about} for name, about in methods.items()]
     return [about["name"] for about in methods if about.get("retry_safe")]
+
+
+def jobs_taken(described: Any) -> int:
+    """How many jobs a handler runs and queues at once; `describe` leaves out the defaults."""
+    told = described.get("runtime", {}) if isinstance(described, dict) else {}
+    own = RuntimeSettings.model_fields
+    names = ("max_concurrent_jobs", "max_queued_jobs")
+    return min(sum(int(told.get(name, own[name].default)) for name in names), MAX_CALLS)
 
 
 def plain_result(result: Any) -> Any:

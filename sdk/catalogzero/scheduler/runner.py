@@ -86,7 +86,7 @@ class Runner:
         self._mine: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._unsaved: list[tuple[Execution, asyncio.Future[bool]]] = []
-        self._addresses: dict[str, tuple[str | None, float]] = {}
+        self._addresses: dict[str, tuple[asyncio.Task[str | None], float]] = {}
         self._wake, self._to_save = asyncio.Event(), asyncio.Event()
         self._waiting = False
         self._time = (0, 0.0)
@@ -106,7 +106,9 @@ class Runner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        tasks = [*self._tasks, *(task for _, task in self._mine.values())]
+        tasks: list[asyncio.Task[Any]] = [*self._tasks]
+        tasks += [task for _, task in self._mine.values()]
+        tasks += [looking for looking, _ in self._addresses.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -273,12 +275,15 @@ class Runner:
 
     async def _find_address(self, handler_id: str) -> str | None:
         """Where a handler is; looked up again after a little, as another scheduler may know."""
-        address, known_s = self._addresses.get(handler_id, (None, -ADDRESS_FRESH_S))
-        now_s = self.clock.monotonic()
-        if now_s - known_s < ADDRESS_FRESH_S:
-            return address
+        known, now_s = self._addresses.get(handler_id), self.clock.monotonic()
+        if known is None or now_s - known[1] >= ADDRESS_FRESH_S:
+            looking = asyncio.create_task(self._look_up(handler_id), name="scheduler-address")
+            known = self._addresses[handler_id] = looking, now_s
+        return await asyncio.shield(known[0])
+
+    async def _look_up(self, handler_id: str) -> str | None:
+        """A handler's address, from the store; those who ask meanwhile share it."""
         found = await self._persist_read(self.store.find_handler, handler_id)
-        self._addresses[handler_id] = (found.address if found else None, now_s)
         return found.address if found else None
 
     async def _persist(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
