@@ -16,6 +16,7 @@ from catalogzero.client import HandlerClient
 from catalogzero.clock import Clock
 from catalogzero.errors import CatalogZeroError, RetryLaterError
 from catalogzero.logs import Logger
+from catalogzero.zmq_transport import CurveClient
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState  # imported when a registration begins
@@ -36,6 +37,7 @@ class Registration:
         address: Where the handler can be called.
         methods: Names of its job methods.
         quiet: Do not warn of a scheduler that is not there: nobody asked for one.
+        curve: The handler's pair and the scheduler's public key; without them, plain.
     """
 
     def __init__(
@@ -48,19 +50,21 @@ class Registration:
         clock: Clock,
         log: Logger,
         quiet: bool = False,
+        curve: CurveClient | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._params = {"handler_id": handler_id, "address": address, "methods": methods}
         self._clock = clock
         self._log = log
         self._quiet = quiet
+        self._curve = curve
         self._client: HandlerClient | None = None
         self._task: asyncio.Task[None] | None = None
         self.registered = asyncio.Event()
 
     def start(self) -> None:
         """Begin to register."""
-        self._client = HandlerClient(self._scheduler, clock=self._clock)
+        self._client = HandlerClient(self._scheduler, curve=self._curve, clock=self._clock)
         self._task = asyncio.create_task(self._keep(), name="registration")
 
     async def close(self) -> None:

@@ -40,7 +40,13 @@ from catalogzero.sleep import Sleeper
 from catalogzero.state_folder import locked
 from catalogzero.worker import WorkerPort
 from catalogzero.worker_child import spec_of
-from catalogzero.zmq_transport import CurveKeys, CurveServer, RouterServer, read_client_keys
+from catalogzero.zmq_transport import (
+    CurveClient,
+    CurveKeys,
+    CurveServer,
+    RouterServer,
+    read_client_keys,
+)
 
 MAX_LISTED_RUNS = 1_000
 FAREWELL_S = 0.2
@@ -157,6 +163,7 @@ class Service:
             clock=self._clock,
             log=self.handler.log,
             quiet=runtime.scheduler == DEFAULT_SCHEDULER,
+            curve=_curve_to_scheduler(runtime),
         )
         undo.push_async_callback(self._registration.close)
         self._registration.start()
@@ -453,6 +460,13 @@ def _curve(runtime: RuntimeSettings) -> CurveServer | None:
         return None
     clients = read_client_keys(runtime.curve.clients_file)
     return CurveServer(CurveKeys.read(runtime.curve.key_file), clients)
+
+
+def _curve_to_scheduler(runtime: RuntimeSettings) -> CurveClient | None:
+    if runtime.curve is None or runtime.curve.scheduler_key is None:
+        return None
+    server = runtime.curve.scheduler_key.encode()
+    return CurveClient(CurveKeys.read(runtime.curve.key_file), server)
 
 
 def _address(runtime: RuntimeSettings, port: int) -> str:

@@ -53,6 +53,12 @@ class CurveSettings(BaseModel):
 
     key_file: Path = Field(description="The handler's own key pair (`catalogzero keys new`).")
     clients_file: Path = Field(description="Public keys that may call, one a line.")
+    scheduler_key: str | None = Field(
+        None,
+        min_length=40,
+        max_length=40,
+        description="The scheduler's public key, where it takes registrations over CURVE.",
+    )
 
 
 class RuntimeSettings(BaseSettings):

@@ -112,6 +112,30 @@ def read_client_keys(path: Path) -> frozenset[bytes]:
     return frozenset(keys)
 
 
+def read_server_keys(path: Path) -> dict[str, bytes]:
+    """The public keys of handlers in a file of lines `handler_id: key`; `#` begins a comment.
+
+    Raises:
+        ConfigError: No such file, or a line that is not of that form; names the line.
+    """
+    keys = {}
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{path}: the handlers' keys cannot be read ({error})") from None
+    for number, line in enumerate(lines, 1):
+        text = line.split(" #")[0].strip()
+        if text and not text.startswith("#"):
+            handler_id, _, key = text.partition(": ")
+            try:
+                keys[handler_id] = _key(key.strip())
+            except ValueError:
+                raise ConfigError(
+                    f"{path}:{number}: not `handler_id: public key of 40 characters`"
+                ) from None
+    return keys
+
+
 class RouterServer:
     """A bound ROUTER socket: hands over each message, sends each reply.
 

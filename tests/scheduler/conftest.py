@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from catalogzero import HandlerClient
 from catalogzero.scheduler.calls import CallSettings
 from catalogzero.scheduler.runner import RunnerSettings
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
@@ -68,7 +67,7 @@ def make_store(database: str) -> Iterator[Callable[..., Store]]:
 async def scheduler(database: str) -> AsyncIterator[SchedulerServer]:
     """A running scheduler with short waits."""
     settings = SchedulerSettings(port=0, zmq_port=0, database=database, runner=QUICK)
-    async with serve_scheduler(settings, connect=HandlerClient) as server:
+    async with serve_scheduler(settings) as server:
         yield server
 
 

@@ -171,7 +171,10 @@ async def test_run_now_without_waiting_tells_the_execution(
 
     assert accepted.status_code == 202
     assert running["status"] == "running"
-    assert (record["status"], record["result"]) == ("success", {"done": True})
+    assert (record["status"], record["result"]) == (
+        "success",
+        {"success": True, "done": True},
+    )
 
 
 async def test_an_idempotency_key_runs_once(

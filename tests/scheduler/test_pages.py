@@ -9,7 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from catalogzero import HandlerClient
 from catalogzero.scheduler.api import PAGES, Api
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from playwright.async_api import Page, async_playwright, expect
@@ -30,7 +29,7 @@ async def sqlite_scheduler(tmp_path: Path) -> AsyncIterator[SchedulerServer]:
     """A scheduler on SQLite."""
     database = f"sqlite:///{tmp_path / 'scheduler.db'}"
     settings = SchedulerSettings(port=0, zmq_port=0, database=database, runner=QUICK)
-    async with serve_scheduler(settings, connect=HandlerClient) as server:
+    async with serve_scheduler(settings) as server:
         yield server
 
 

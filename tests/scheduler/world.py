@@ -159,7 +159,7 @@ class Desk:
         async def address(handler_id: str) -> str:
             return "tcp://world"
 
-        links = Links(address, lambda _: Caller(world, self), SETTINGS)
+        links = Links(address, lambda *_: Caller(world, self), SETTINGS)
         self.driver = Driver(self, links, SETTINGS)
 
     def take_over(self) -> None:

@@ -36,10 +36,14 @@ def scheduler(
         Path | None, typer.Option(help="Holds the Bearer token; needed beyond loopback.")
     ] = None,
     curve_key_file: Annotated[
-        Path | None, typer.Option(help="The scheduler's key pair, for handlers elsewhere.")
+        Path | None, typer.Option(help="The scheduler's own key pair (`catalogzero keys new`).")
     ] = None,
     curve_clients_file: Annotated[
         Path | None, typer.Option(help="Public keys of the handlers that may register.")
+    ] = None,
+    server_keys_file: Annotated[
+        Path | None,
+        typer.Option(help="Handlers to call over CURVE: a line each, `handler_id: public key`."),
     ] = None,
     allow_plaintext: Annotated[
         bool, typer.Option(help="Register beyond loopback without keys: a private network.")
@@ -56,6 +60,7 @@ def scheduler(
     """
     from catalogzero.scheduler.runner import RunnerSettings
     from catalogzero.scheduler.server import SchedulerSettings, run_scheduler
+    from catalogzero.zmq_transport import CurveKeys, read_server_keys
 
     settings = SchedulerSettings(
         host=host,
@@ -66,6 +71,8 @@ def scheduler(
         token_file=token_file,
         allow_plaintext=allow_plaintext,
         curve=_curve(curve_key_file, curve_clients_file),
+        client_keys=CurveKeys.read(curve_key_file) if curve_key_file else None,
+        server_keys=read_server_keys(server_keys_file) if server_keys_file else {},
         runner=RunnerSettings(lease_s=lease_s, retention_days=retention_days),
     )
     asyncio.run(run_scheduler(settings, lambda server: _announce(server, as_json=json)))
@@ -87,8 +94,8 @@ def _curve(key_file: Path | None, clients_file: Path | None) -> CurveServer | No
     """The keys of registration, when both files are named."""
     from catalogzero.zmq_transport import CurveKeys, CurveServer, read_client_keys
 
-    if (key_file is None) != (clients_file is None):
-        raise ConfigError("--curve-key-file and --curve-clients-file go together: name both")
-    if key_file is None or clients_file is None:
+    if clients_file is None:
         return None
+    if key_file is None:
+        raise ConfigError("--curve-clients-file needs --curve-key-file: the scheduler's own pair")
     return CurveServer(CurveKeys.read(key_file), read_client_keys(clients_file))

@@ -175,7 +175,7 @@ class Links:
     def __init__(
         self,
         find_address: Callable[[str], Awaitable[str | None]],
-        connect: Callable[[str], HandlerCaller],
+        connect: Callable[[str, str], HandlerCaller],
         settings: CallSettings,
     ) -> None:
         self._find_address = find_address
@@ -198,7 +198,8 @@ class Links:
             if link is not None:
                 link.close()
             room = self.rooms[handler_id]
-            link = Link(address, self._connect(address), room, self._settings.ping_timeout_s)
+            caller = self._connect(handler_id, address)
+            link = Link(address, caller, room, self._settings.ping_timeout_s)
             self._links[handler_id] = link
         return link
 

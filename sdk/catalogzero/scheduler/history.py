@@ -106,7 +106,7 @@ def record_of(row: RowMapping) -> dict[str, Any]:
         "duration_ms": (completed_us - started_us) / 1_000 if ran else None,
         "status": row["status"],
         "late": row["late"],
-        "result": None if row["result"] is None else orjson.loads(row["result"]),
+        "result": None if row["status"] != "success" else flat_result(row["result"]),
         "error": row["error"],
         "attempt_number": row["attempt"],
         "max_attempts": row["max_attempts"],
@@ -117,6 +117,12 @@ def record_of(row: RowMapping) -> dict[str, Any]:
         span = {"first": _iso(row["tick_us"]), "last": _iso(last_us), "count": row["ticks"]}
         record["ticks"] = span
     return record
+
+
+def flat_result(stored: str | None) -> dict[str, Any]:
+    """A result as ScheduleZero records it: the method's own keys beside `success`."""
+    result = None if stored is None else orjson.loads(stored)
+    return {"success": True, **(result if isinstance(result, dict) else {"result": result})}
 
 
 def summary_of(params: Mapping[str, Any]) -> str | None:

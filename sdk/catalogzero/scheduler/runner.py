@@ -59,7 +59,7 @@ class Runner:
 
     Args:
         store: Handlers, schedules and executions.
-        connect: Makes the caller for a handler's address (`HandlerClient`).
+        connect: Makes the caller for a handler, by its id and address.
         log: Where it tells what happens.
         settings: Lengths of leases and waits.
         clock: Monotonic time and sleep; the times in the store are the database's.
@@ -68,7 +68,7 @@ class Runner:
     def __init__(
         self,
         store: Store,
-        connect: Callable[[str], HandlerCaller],
+        connect: Callable[[str, str], HandlerCaller],
         log: FilteringBoundLogger,
         settings: RunnerSettings | None = None,
         clock: Clock | None = None,

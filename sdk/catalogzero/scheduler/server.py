@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from catalogzero.scheduler.runner import Runner, RunnerSettings
 from catalogzero.scheduler.store import Store
 from catalogzero.settings import Mask, default_state_dir
 from catalogzero.version import __version__
-from catalogzero.zmq_transport import CurveServer
+from catalogzero.zmq_transport import CurveClient, CurveKeys, CurveServer
 
 SHUTDOWN_TIMEOUT_S = 2.0
 MIN_TOKEN_CHARS = 16
@@ -38,7 +38,9 @@ MIN_TOKEN_CHARS = 16
 class SchedulerSettings:
     """Where the scheduler listens, and what it works on.
 
-    `allow_plaintext` lets registration listen beyond loopback without `curve` keys.
+    `allow_plaintext` lets registration listen beyond loopback without `curve` keys. `server_keys`
+    are the public keys of handlers by their ids: these are called over CURVE alone, with the pair
+    `client_keys`, whoever registers under their names.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +51,8 @@ class SchedulerSettings:
     token_file: Path | None = None
     allow_plaintext: bool = False
     curve: CurveServer | None = None
+    client_keys: CurveKeys | None = None
+    server_keys: Mapping[str, bytes] = field(default_factory=dict)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
 
 
@@ -67,7 +71,6 @@ async def serve_scheduler(
     settings: SchedulerSettings,
     *,
     log: FilteringBoundLogger | None = None,
-    connect: Callable[[str], HandlerCaller] = HandlerClient,
     clock: Clock | None = None,
 ) -> AsyncIterator[SchedulerServer]:
     """Run a scheduler while the context lasts.
@@ -75,7 +78,6 @@ async def serve_scheduler(
     Args:
         settings: Addresses and database; port 0 is any free one.
         log: Where it tells what happens; standard error by default.
-        connect: Makes the caller for a handler's address.
         clock: Monotonic time and sleep.
 
     Raises:
@@ -84,6 +86,7 @@ async def serve_scheduler(
     """
     token = _token(settings)
     _check_registration(settings)
+    connect = _connector(settings)
     log = log or make_logger(mask=Mask())
     database = settings.database or f"sqlite:///{default_state_dir() / 'scheduler.db'}"
     async with AsyncExitStack() as undo:
@@ -170,6 +173,16 @@ def _check_registration(settings: SchedulerSettings) -> None:
             f"--zmq-host {settings.zmq_host} is not loopback: name a --curve-key-file and a "
             "--curve-clients-file, or --allow-plaintext on a private network"
         )
+
+
+def _connector(settings: SchedulerSettings) -> Callable[[str, str], HandlerCaller]:
+    """What connects to a handler: with keys where the handler's own is known."""
+    keys = settings.client_keys
+    if settings.server_keys and keys is None:
+        raise ConfigError("--server-keys-file needs --curve-key-file: the scheduler's own pair")
+    curves = {} if keys is None else settings.server_keys
+    known = {name: CurveClient(keys, key) for name, key in curves.items() if keys}
+    return lambda handler_id, address: HandlerClient(address, curve=known.get(handler_id))
 
 
 def is_loopback(host: str) -> bool:
