@@ -203,9 +203,7 @@ def _all_final(api: httpx.Client) -> bool:
 
 CASES = [
     pytest.param("sqlite", 1, 4, id="sqlite"),
-    pytest.param(
-        *("postgresql", 2, 6), id="postgresql", marks=[pytest.mark.postgresql, pytest.mark.slow]
-    ),
+    pytest.param("postgresql", 2, 4, id="postgresql", marks=pytest.mark.postgresql),
 ]
 LONG_CASES = [
     pytest.param("sqlite", 2, 110, id="sqlite"),

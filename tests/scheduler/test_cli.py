@@ -137,7 +137,7 @@ def test_a_token_is_needed_where_one_is_set(tmp_path: Path) -> None:
         (("--host", "0.0.0.0"), "name a --token-file too"),  # noqa: S104 - it is refused
         (("--zmq-host", "0.0.0.0"), "--allow-plaintext on a private network"),  # noqa: S104 - same
         (("--database", "mysql://x/y"), "name a sqlite:///file or a postgresql://"),
-        (("--curve-key-file", "key"), "go together: name both"),
+        (("--curve-clients-file", "keys"), "needs --curve-key-file"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_starts(

@@ -122,7 +122,9 @@ def record_of(row: RowMapping) -> dict[str, Any]:
 def flat_result(stored: str | None) -> dict[str, Any]:
     """A result as ScheduleZero records it: the method's own keys beside `success`."""
     result = None if stored is None else orjson.loads(stored)
-    return {"success": True, **(result if isinstance(result, dict) else {"result": result})}
+    if not isinstance(result, dict):
+        return {"success": True, "result": result}
+    return {**result, "success": result.get("success", True)}
 
 
 def summary_of(params: Mapping[str, Any]) -> str | None:
