@@ -57,8 +57,9 @@ interop: .venv/ready ## handlers and clients against a running ScheduleZero: SCH
 	@test -n "$(SCHEDULEZERO_HTTP)" -a -n "$(SCHEDULEZERO_ZMQ)" || { echo "Name the server to check against:" \
 	  "make interop SCHEDULEZERO_HTTP=http://127.0.0.1:8888 SCHEDULEZERO_ZMQ=tcp://127.0.0.1:4242" >&2; exit 2; }
 	SCHEDULEZERO_HTTP="$(SCHEDULEZERO_HTTP)" SCHEDULEZERO_ZMQ="$(SCHEDULEZERO_ZMQ)" \
+	  SCHEDULEZERO_START="$(SCHEDULEZERO_START)" \
 	  $(BIN)/python -m pytest -v -p no:cacheprovider tests/system/test_schedulezero.py \
-	  tests/system/test_schedulezero_client.py
+	  $(if $(SCHEDULEZERO_START),,tests/system/test_schedulezero_client.py)
 
 .PHONY: docs
 docs: .venv/ready ## every link and every example of README and docs, checked

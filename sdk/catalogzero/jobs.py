@@ -34,6 +34,7 @@ from catalogzero.methods import Method, call_plain
 from catalogzero.resources import told_to_stop
 from catalogzero.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
 from catalogzero.sleep import Sleeper
+from catalogzero.worker import WorkerPort
 
 CLOSE_GRACE_S = 5.0
 
@@ -273,19 +274,12 @@ class Jobs:
         )
 
     async def _isolated(self, run: Run) -> Any:
-        """A method in the worker; cancelling it kills the worker, so that it really stops."""
-        ids = {"run_id": run.run_id, "request_id": run.call.request_id}
-
-        def on_progress(fields: dict[str, Any]) -> None:
-            run.progress = {**run.progress, **fields}
-
-        try:
-            return await self._handler.worker.run(
-                run.method.name, run.call.params, run=ids, on_progress=on_progress
-            )
-        except asyncio.CancelledError:
-            self._handler.worker.kill()
-            raise
+        """A method in a worker; a quiet one, which runs beside others, in one of its own."""
+        worker = self._handler.worker
+        if not run.method.options.quiet:
+            return await _run_in(worker, run)
+        async with worker.apart() as own:
+            return await _run_in(own, run)
 
     def _failure(self, run: Run, error: BaseException) -> Reply:
         """The reply to a run that raised; only errors about the run keep their code."""
@@ -401,6 +395,21 @@ class Jobs:
         if waiter.timer:
             waiter.timer.cancel()
         self._send(waiter.envelope, frame)
+
+
+async def _run_in(worker: WorkerPort, run: Run) -> Any:
+    """One run in a worker; cancelling it kills the worker, so that it really stops."""
+
+    def on_progress(fields: dict[str, Any]) -> None:
+        run.progress = {**run.progress, **fields}
+
+    try:
+        return await worker.run(
+            run.method.name, run.call.params, run=run.ids(), on_progress=on_progress
+        )
+    except asyncio.CancelledError:
+        worker.kill()
+        raise
 
 
 def _success(run: Run, result: Any, duration_ms: float) -> Reply:

@@ -18,8 +18,8 @@ import itertools
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import orjson
@@ -128,6 +128,18 @@ class WorkerPort:
         finally:
             self._pending.pop(number, None)
             self._end_if_done()
+
+    @asynccontextmanager
+    async def apart(self) -> AsyncIterator[WorkerPort]:
+        """A child of its own for one run, so that its end or its kill meets no other run.
+
+        It does not do the class's own work (`_worker_main`): that belongs to the first child.
+        """
+        own = WorkerPort(lambda: {**self._spec(), "apart": True}, clock=self._clock, log=self._log)
+        try:
+            yield own
+        finally:
+            await own.close()
 
     async def start(self) -> None:
         """Start the child, if there is none.

@@ -89,11 +89,18 @@ class Channel:
 
 
 class Child:
-    """Runs calls on one instance until the input ends."""
+    """Runs calls on one instance until the input ends.
 
-    def __init__(self, handler: Handler, channel: Channel) -> None:
+    Args:
+        handler: The instance.
+        channel: The way to the parent.
+        apart: For one quiet run only; the class's own work is the other child's.
+    """
+
+    def __init__(self, handler: Handler, channel: Channel, *, apart: bool) -> None:
         self._handler = handler
         self._channel = channel
+        self._apart = apart
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, lines: asyncio.StreamReader) -> None:
@@ -108,6 +115,8 @@ class Child:
 
     async def _background(self) -> None:
         """The class's own work; its end by a fault ends the child, and the parent hears why."""
+        if self._apart:
+            return
         try:
             await self._handler._worker_main()
         except asyncio.CancelledError:
@@ -155,7 +164,8 @@ async def _serve(channel: Channel) -> None:
     spec = orjson.loads(await lines.readline())
     _die_with(spec["parent_pid"])
     sys.path[:] = spec["sys_path"]
-    await Child(_build(spec, channel), channel).serve(lines)
+    handler = _build(spec, channel)
+    await Child(handler, channel, apart=spec.get("apart", False)).serve(lines)
 
 
 def _build(spec: dict[str, Any], channel: Channel) -> Handler:

@@ -70,6 +70,11 @@ class Crew(Handler):
         """A quiet isolated job: beside the others."""
         return os.getpid()
 
+    @job(isolate=True, quiet=True)
+    def watch_until(self, path: Path) -> str:
+        """As `work_until`, quiet."""
+        return self.work_until(path)
+
     @job(isolate=True)
     def die(self, how: str) -> None:
         """Ends the child."""

@@ -114,7 +114,12 @@ class Peer:
         return record
 
     async def tick(self, trigger: Record, job: tuple[str, str, Record, str]) -> None:
-        """Fire at once, and again at each interval."""
+        """Fire once at a date; or at once, and again at each interval."""
+        if trigger["type"] == "date":
+            at = datetime.fromisoformat(trigger["run_date"])
+            await asyncio.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds()))
+            await self.execute(*job)
+            return
         while True:
             await self.execute(*job)
             await asyncio.sleep(float(trigger.get("seconds", 3600)))
