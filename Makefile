@@ -53,7 +53,7 @@ chaos: .venv/ready ## kill -9, cut connections, full disks: nothing lost, nothin
 	CATALOGZERO_CHAOS_KILLS=200 CATALOGZERO_CHAOS_ROWS=1000000 $(PYTEST) -m chaos
 
 .PHONY: interop
-interop: .venv/ready ## handlers and clients against a running ScheduleZero: SCHEDULEZERO_HTTP=URL SCHEDULEZERO_ZMQ=ADDRESS
+interop: .venv/ready ## handlers and clients against a running ScheduleZero: SCHEDULEZERO_HTTP=URL SCHEDULEZERO_ZMQ=ADDRESS, SCHEDULEZERO_START=COMMAND to restart it
 	@test -n "$(SCHEDULEZERO_HTTP)" -a -n "$(SCHEDULEZERO_ZMQ)" || { echo "Name the server to check against:" \
 	  "make interop SCHEDULEZERO_HTTP=http://127.0.0.1:8888 SCHEDULEZERO_ZMQ=tcp://127.0.0.1:4242" >&2; exit 2; }
 	SCHEDULEZERO_HTTP="$(SCHEDULEZERO_HTTP)" SCHEDULEZERO_ZMQ="$(SCHEDULEZERO_ZMQ)" \

@@ -42,7 +42,8 @@ class JobOptions:
 
     Attributes:
         timeout_s: A run longer than this is cancelled; no limit by default.
-        isolate: Runs in the worker process, one such job at a time.
+        isolate: Runs in the worker process, one such job at a time; a quiet one beside them, in a
+            process of its own.
         quiet: Never wakes the handler, never keeps it awake, works with resources closed.
         retry_safe: May be run again after a failure or a lost run.
         concurrency: At most so many runs of this method at once.

@@ -35,6 +35,7 @@ END_GRACE_S = 5.0
 LAST_LINES_S = 1.0
 REST_DUE_S = 60.0
 RESTART_FIRST_S = 1.0
+UNKNOWN_STATUS = 255
 RESTART_MAX_S = 60.0
 
 Progress = Callable[[dict[str, Any]], None]
@@ -238,9 +239,12 @@ class WorkerPort:
         with suppress(ProcessLookupError):
             process.kill()
         await ended
+        status = process.returncode
         if self._pipes is not None:
+            if status == UNKNOWN_STATUS:  # `kill` found it dead before asyncio's watcher did
+                status = self._pipes.get_extra_info("subprocess").returncode
             self._pipes.close()
-        self._gone(process.returncode or 0)
+        self._gone(status or 0)
 
     async def _take_lines(self, process: Process) -> None:
         lines = process.stdout

@@ -201,7 +201,11 @@ async def working(
     if server.kind == "compat":
         address = f"tcp://127.0.0.1:{free_ports(1)[0]}"
         site = OldWorksite(handler_id, address, server.zmq)
-    settings = {"handler_id": handler_id, "state_dir": state_dir, "scheduler": server.zmq}
+    settings: dict[str, Any] = {
+        "handler_id": handler_id,
+        "state_dir": state_dir,
+        "scheduler": server.zmq,
+    }
     server.api = httpx.AsyncClient(timeout=60)
     async with server.api, serve(site, **settings, **runtime) as service:
 
