@@ -225,7 +225,7 @@ async def test_a_child_that_died_with_work_to_do_comes_back_by_itself() -> None:
     clock = ManualClock()
     crew = Crew()
     async with serving(crew, clock=clock) as at:
-        pid = await at.client.call("glance")
+        pid = (await at.client.call("facts"))["pid"]
         await at.client.call("tells", {"status": {"busy": True}})
         kill(pid)
         await until(lambda: crew.worker.pid != pid)
