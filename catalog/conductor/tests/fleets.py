@@ -137,8 +137,12 @@ async def serve_shop(handler_id: str, port: str) -> None:
 
 @asynccontextmanager
 async def conducting(registry: Any = None, **config: Any) -> AsyncIterator[Serving]:
-    """A conductor that is served, its dashboard on a free port."""
-    config = {"dashboard_port": 0, "interval_s": 0.4, "timeout_s": 0.5, **config}
+    """A conductor that is served, its dashboard on a free port.
+
+    A round waits 0.45 of the interval for its replies: long enough that a living handler on a busy
+    machine is never called unreachable.
+    """
+    config = {"dashboard_port": 0, "interval_s": 4.0, "timeout_s": 5.0, **config}
     async with serving(ConductorZero(registry, **config), handler_id="conductor") as one:
         yield one
 

@@ -66,7 +66,8 @@ async def test_the_fleet_is_told_as_json() -> None:
 
         async def looked() -> bool:
             told = await web.read("/api/fleet")
-            return bool(told["summary"]["memory_mb"] and not told["summary"]["states"]["unknown"])
+            states = {row["handler_id"]: row["state"] for row in told["handlers"]}
+            return states == {"one": "active", "two": "active", "gone": "unreachable"}
 
         await until(looked)
         told = await web.read("/api/fleet")

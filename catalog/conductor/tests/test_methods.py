@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from catalogzero import ConfigError
+from catalogzero import ConfigError, TooLargeError
 from catalogzero.testing import serving
 
 from conductorzero import ConductorZero
@@ -195,3 +195,11 @@ async def test_metrics_of_a_thousand_handlers_fit_in_a_message() -> None:
 
     assert cut == {name: {"memory_mb": 1.0} for name in metrics}
     assert bounded({"one": metrics["handler-1"]}) == {"one": metrics["handler-1"]}
+
+
+async def test_a_result_over_the_message_limit_is_refused_aloud() -> None:
+    nobody = [f"h-{number}" for number in range(200)]
+    conductor = ConductorZero({}, dashboard_port=None)
+    async with serving(conductor, handler_id="conductor", max_message_bytes=4_096) as one:
+        with pytest.raises(TooLargeError, match="the limit is 4096"):
+            await one.client.call("collect_metrics", {"handler_ids": nobody})

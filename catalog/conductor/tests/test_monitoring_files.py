@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+import aiohttp
 import pytest
 import yaml
 
 from conductorzero.board import Board
 from conductorzero.peers import Peer
 from conductorzero.prometheus import render
+from fleets import addresses, conducting, shops, until
 
 HOW_TO = Path(__file__).parents[3] / "docs" / "how-to"
 FILES = ("prometheus.md", "monitoring/alerts.yml", "monitoring/grafana-dashboard.json")
@@ -50,6 +54,41 @@ def test_the_rules_have_what_prometheus_asks_of_them() -> None:
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"]["summary"]
     assert len({rule["alert"] for rule in rules}) == len(rules)
+
+
+async def test_promtool_takes_the_rules_and_what_is_really_scraped() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("there is no promtool: apt-get install prometheus")
+    async with shops("shop") as fleet, conducting(addresses(fleet)) as conductor:
+        url = (await conductor.client.call("get_metrics"))["dashboard_url"]
+        async with aiohttp.ClientSession() as session:
+            scraped = ""
+
+            async def looked() -> bool:
+                nonlocal scraped
+                async with session.get(f"{url}/metrics") as response:
+                    scraped = await response.text()
+                return 'catalogzero_handler_up{handler_id="shop"} 1' in scraped
+
+            await until(looked)
+
+    rules = await told_by(promtool, "check", "rules", str(HOW_TO / "monitoring/alerts.yml"))
+    assert rules == (0, "")
+    assert await told_by(promtool, "check", "metrics", given=scraped) == (0, "")
+
+
+async def told_by(*command: str, given: str = "") -> tuple[int | None, str]:
+    """How a command ended, and what it complained of."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        _, told = await process.communicate(given.encode())
+    return process.returncode, told.decode()
 
 
 def test_the_dashboard_can_be_imported() -> None:

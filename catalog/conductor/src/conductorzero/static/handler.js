@@ -107,7 +107,7 @@ function drawRuns(runs) {
     return;
   }
   sheet($("runs"), ["Run", "Method", "Status", "Began", "Took"], runs.map((run) => {
-    const took = run.started_at ? (Date.parse(run.ended_at ?? new Date()) - Date.parse(run.started_at)) / 1000 : null;
+    const took = run.started_at ? secondsOf(run) : null;
     const status = element("span", { class: run.status }, run.status);
     const cell = [status];
     if (run.error) cell.push(element("span", { class: "why" }, run.error));
@@ -115,6 +115,9 @@ function drawRuns(runs) {
     return [[element("code", {}, run.run_id)], [run.method], cell, [time(run.started_at)], [took === null ? "–" : took < 10 ? milliseconds(took * 1000) : duration(took)]];
   }));
 }
+
+/** How long a run took so far; the handler's clock may be ahead of this one. */
+const secondsOf = (run) => Math.max(0, (Date.parse(run.ended_at ?? new Date()) - Date.parse(run.started_at)) / 1000);
 
 function drawMethods(methods) {
   if (!methods.length) return nothing($("methods"), "It names no job methods.");
@@ -158,9 +161,12 @@ function drawCharts({ total, points }) {
 }
 
 function sheet(place, heads, rows) {
-  const head = element("tr", {}, ...heads.map((name) => element("th", { scope: "col" }, name)));
-  const body = rows.map((cells) => element("tr", {}, ...cells.map((parts) => element("td", {}, ...parts))));
-  const table = element("table", {}, element("thead", {}, head), element("tbody", {}, ...body));
+  // Roles by name: a narrow screen lays the cells out as blocks, which takes a table's own away.
+  const row = (cells) => element("tr", { role: "row" }, ...cells);
+  const head = row(heads.map((name) => element("th", { role: "columnheader", scope: "col" }, name)));
+  const body = rows.map((cells) => row(cells.map((parts, at) => element("td", { role: "cell", "data-title": heads[at] }, ...parts))));
+  const group = { role: "rowgroup" };
+  const table = element("table", { role: "table" }, element("thead", group, head), element("tbody", group, ...body));
   if (place.firstChild?.outerHTML !== table.outerHTML) place.replaceChildren(table);
 }
 
