@@ -49,6 +49,7 @@ def make_handler(target: str, *, registry: Path | None = None, flags: Flags = Fl
     if ":" in target:
         module, _, name = target.partition(":")
         return _make(load_class(module, name), None, flags)
+    found = None
     if path.exists() or registry is not None:
         found = load_registry(path)
         stanza = _named(target, found)
@@ -56,10 +57,17 @@ def make_handler(target: str, *, registry: Path | None = None, flags: Flags = Fl
             return from_stanza(stanza, scheduler=found.scheduler, flags=flags)
     entry_class = class_of_entry(target)
     if entry_class is None:
-        raise ConfigError(
-            f"{target!r} is no handler_id of {path}, no installed entry, and not module:Class"
-        )
+        raise ConfigError(f"{target!r} is {_nowhere(path, found)}")
     return _make(entry_class, None, flags)
+
+
+def _nowhere(path: Path, registry: Registry | None) -> str:
+    """Where a target was looked for, and what there is instead."""
+    elsewhere = "no installed entry, and not module:Class"
+    if registry is None:
+        return f"{elsewhere}; and there is no {path}: name the registry file with --registry"
+    known = ", ".join(stanza.handler_id for stanza in registry.handlers) or "none"
+    return f"no handler_id of {path} (there are: {known}), {elsewhere}"
 
 
 def _named(target: str, registry: Registry) -> Stanza | None:

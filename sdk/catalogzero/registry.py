@@ -113,6 +113,8 @@ def _read(path: Path) -> tuple[Any, Lines]:
 
     try:
         text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there: name the registry file with --registry") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

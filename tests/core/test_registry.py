@@ -90,7 +90,7 @@ def test_a_schedulezero_servers_own_file_is_recognised(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere.yaml: cannot be read"):
+    with pytest.raises(ConfigError, match=r"nowhere.yaml is not there: .*--registry"):
         load_registry(tmp_path / "nowhere.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):

@@ -55,7 +55,10 @@ def serve(
     private_key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Serve the backend until Ctrl-C."""
+    """Serve the backend until Ctrl-C.
+
+    Example: catalogzero backend serve --database /var/lib/acme/backend.sqlite
+    """
     from catalogzero.backend import server
 
     settings = _settings(
@@ -90,7 +93,10 @@ def verify(
     timeout_s: Annotated[float, typer.Option(min=0.1, help="For one request.")] = 30.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Check that a backend speaks the upload protocol. It writes rows: use a test tenant."""
+    """Check that a backend speaks the upload protocol. It writes rows: use a test tenant.
+
+    Example: catalogzero backend verify https://api.acme.example/v1 --key-file test.key
+    """
     from dataclasses import asdict
 
     from catalogzero.backend.conformance import suite
@@ -119,7 +125,10 @@ def verify(
 def add(
     name: Name, database: Database = None, key_file: KeyFile = None, as_json: JsonFlag = False
 ) -> None:
-    """Make a tenant and show its key, this once."""
+    """Make a tenant and show its key, this once.
+
+    Example: catalogzero backend tenants add acme --key-file acme.key
+    """
     from catalogzero.backend.tenants import add_tenant
 
     key = _write(database, lambda connection: add_tenant(connection, name, _now()))
@@ -130,7 +139,10 @@ def add(
 def rotate(
     name: Name, database: Database = None, key_file: KeyFile = None, as_json: JsonFlag = False
 ) -> None:
-    """Give a tenant a second key; both work until the old one is revoked."""
+    """Give a tenant a second key; both work until the old one is revoked.
+
+    Example: catalogzero backend tenants rotate acme --key-file acme-new.key
+    """
     from catalogzero.backend.tenants import rotate_key
 
     key = _write(database, lambda connection: rotate_key(connection, name, _now()))
@@ -143,7 +155,10 @@ def revoke(
     key_id: Annotated[str, typer.Argument(help="As `tenants list` shows it.")],
     database: Database = None,
 ) -> None:
-    """End one key of a tenant; a running backend refuses it within five seconds."""
+    """End one key of a tenant; a running backend refuses it within five seconds.
+
+    Example: catalogzero backend tenants revoke acme 1a2b3c4d
+    """
     from catalogzero.backend.tenants import revoke_key
 
     _write(database, lambda connection: revoke_key(connection, name, key_id))
@@ -152,7 +167,10 @@ def revoke(
 
 @tenants.command("list")
 def list_all(database: Database = None, as_json: JsonFlag = False) -> None:
-    """List the tenants with the ids of their keys."""
+    """List the tenants with the ids of their keys.
+
+    Example: catalogzero backend tenants list
+    """
     from dataclasses import asdict
 
     from catalogzero.backend.tenants import list_tenants

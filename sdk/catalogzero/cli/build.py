@@ -18,7 +18,10 @@ def build(
     *,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: dist/ of it.")] = None,
 ) -> None:
-    """Build wheel and sdist of an entry, with hashes and a bill of materials (CycloneDX)."""
+    """Build wheel and sdist of an entry, with hashes and a bill of materials (CycloneDX).
+
+    Example: catalogzero build acme-processor --out dist
+    """
     from catalogzero.entry.packaging import build_package, describe_build
 
     built = build_package(folder, out or folder / "dist")

@@ -36,6 +36,8 @@ def bundle(
     """Write what a vendor's support needs: versions, settings, checks, outbox and audit log.
 
     Secrets are masked, and no record of the data is in it. Read it before you send it.
+
+    Example: catalogzero bundle acme --out support.zip
     """
     handler = make_handler(target, registry=registry)
     parts = asyncio.run(_parts(handler))

@@ -50,7 +50,10 @@ def ping(
     timeout_s: Timeout = 5.0,
     json: JsonFlag = False,
 ) -> None:
-    """Whether a handler answers; it is not woken."""
+    """Whether a handler answers; it is not woken.
+
+    Example: catalogzero ping acme
+    """
     _print(_ask(target, "ping", {}, registry, timeout_s), json=json)
 
 
@@ -60,7 +63,10 @@ def metrics(
     timeout_s: Timeout = 5.0,
     json: JsonFlag = False,
 ) -> None:
-    """Memory, CPU, state and runs of a handler; it is not woken."""
+    """Memory, CPU, state and runs of a handler; it is not woken.
+
+    Example: catalogzero metrics tcp://127.0.0.1:5001 --json
+    """
     _print(_ask(target, "get_metrics", {}, registry, timeout_s), json=json)
 
 
@@ -70,7 +76,10 @@ def describe(
     timeout_s: Timeout = 5.0,
     json: JsonFlag = False,
 ) -> None:
-    """What a handler is, and which methods it has."""
+    """What a handler is, and which methods it has.
+
+    Example: catalogzero describe acme
+    """
     told = _ask(target, "describe", {}, registry, timeout_s)
     if json:
         print_json(told)
@@ -95,7 +104,10 @@ def cancel(
     registry: RegistryOption = None,
     timeout_s: Timeout = 5.0,
 ) -> None:
-    """Stop a run."""
+    """Stop a run.
+
+    Example: catalogzero cancel acme 8f14e45f-ceea-467f-a9d3-1b2c3d4e5f60
+    """
     print_json(_ask(target, "cancel", {"run_id": run_id}, registry, timeout_s))
 
 

@@ -46,7 +46,10 @@ def build(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Publish entries with everything that they need as a static site."""
+    """Publish entries with everything that they need as a static site.
+
+    Example: catalogzero catalog build dist/ --out site --python 3.12
+    """
     from catalogzero.entry import closure, index
 
     report = index.build_catalog(
@@ -95,7 +98,10 @@ def lint(
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Look whether a package is fit for a catalog; exit code 1 where it is not."""
+    """Look whether a package is fit for a catalog; exit code 1 where it is not.
+
+    Example: catalogzero catalog lint acme-processor --fix
+    """
     from catalogzero.entry import lint as rules
     from catalogzero.entry.subject import read_subject
 
@@ -127,7 +133,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8880,
 ) -> None:
-    """Serve a catalog on this machine, for a look or for a network without a web server."""
+    """Serve a catalog on this machine, for a look or for a network without a web server.
+
+    Example: catalogzero catalog serve site --port 8880
+    """
     from catalogzero.entry.serving import CatalogServer
 
     with CatalogServer(site, host, port) as server:

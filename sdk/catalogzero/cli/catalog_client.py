@@ -31,7 +31,10 @@ EntryArgument = Annotated[str, typer.Argument(help="The entry's id.")]
 
 
 def list_entries(catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
-    """What a catalog offers."""
+    """What a catalog offers.
+
+    Example: catalogzero catalog list --catalog https://catalog.acme.example
+    """
     offers = installing.open_catalog(catalog).entries.values()
     rows = [(o.id, o.manifest.version, o.manifest.kind, o.manifest.description) for o in offers]
     columns = ("id", "version", "kind", "description")
@@ -42,7 +45,10 @@ def list_entries(catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
 
 
 def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
-    """What an entry does, what data leaves, which hosts it talks to."""
+    """What an entry does, what data leaves, which hosts it talks to.
+
+    Example: catalogzero catalog show acme-processor --catalog https://catalog.acme.example
+    """
     offer = installing.open_catalog(catalog).find(entry_id)
     manifest = offer.manifest
     if as_json:
@@ -73,7 +79,10 @@ def install(
     python: PythonOption = None,
     registry: RegistryOption = Path("handler_registry.yaml"),
 ) -> None:
-    """Install an entry, hash-checked; write its stanza; check it; say what changed."""
+    """Install an entry, hash-checked; write its stanza; check it; say what changed.
+
+    Example: catalogzero catalog install acme-processor --catalog https://catalog.acme.example
+    """
     opened = installing.open_catalog(catalog)
     _warn_of_yank(opened.find(entry_id), version)
     change = installing.install(opened, entry_id, version=version, python=python)
@@ -101,7 +110,10 @@ def upgrade(
     python: PythonOption = None,
     registry: RegistryOption = Path("handler_registry.yaml"),
 ) -> None:
-    """Bring an installed entry to another release; the registry file and the outbox stay."""
+    """Bring an installed entry to another release; the registry file and the outbox stay.
+
+    Example: catalogzero catalog upgrade acme-processor --catalog https://catalog.acme.example
+    """
     opened = installing.open_catalog(catalog)
     offer = opened.find(entry_id)
     _warn_of_yank(offer, version)
@@ -124,7 +136,10 @@ def remove(
     python: PythonOption = None,
     registry: RegistryOption = Path("handler_registry.yaml"),
 ) -> None:
-    """Take an entry's package away; its stanza and its state stay, and are named."""
+    """Take an entry's package away; its stanza and its state stay, and are named.
+
+    Example: catalogzero catalog remove acme-processor
+    """
     change = installing.remove(entry_id, python=python)
     for line in change.lines():
         typer.echo(line)

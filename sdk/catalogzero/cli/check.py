@@ -35,11 +35,13 @@ def check(
     """Look at everything that a handler needs before it is started.
 
     Exit code 0 when nothing failed, 3 when the configuration is wrong, else 1.
+
+    Example: catalogzero check acme --registry /etc/acme/handler_registry.yaml
     """
     try:
         handler = make_handler(target, registry=registry)
     except ConfigError as error:
-        _show([Finding("configuration", "fail", str(error), "mend the lines named")], "", json=json)
+        _show([Finding("configuration", "fail", str(error), "mend what is named")], "", json=json)
         raise typer.Exit(3) from None
     findings = asyncio.run(check_handler(handler))
     failed = any(finding.status == "fail" for finding in findings)

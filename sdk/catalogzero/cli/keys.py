@@ -26,7 +26,10 @@ def keys() -> None:
 def new(
     path: Annotated[Path, typer.Argument(help="The file to write; it must not exist.")],
 ) -> None:
-    """Make a key pair, for a handler (`curve.key_file`) or for a client of one."""
+    """Make a key pair, for a handler (`curve.key_file`) or for a client of one.
+
+    Example: catalogzero keys new /etc/acme/handler.key
+    """
     pair = CurveKeys.new()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

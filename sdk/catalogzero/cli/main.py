@@ -30,6 +30,7 @@ class Command(NamedTuple):
 
     panel: str
     place: str
+    sql_extra: str = "sql"  # the extra that brings SQLAlchemy for it
 
 
 COMMANDS = {
@@ -50,29 +51,48 @@ COMMANDS = {
     "bundle": Command(CLIENT, "bundle:bundle"),
     "keys": Command(CLIENT, "keys:app"),
     "systemd": Command(CLIENT, "systemd:systemd"),
-    "scheduler": Command(CLIENT, "scheduler:scheduler"),
+    "scheduler": Command(CLIENT, "scheduler:scheduler", "scheduler"),
     "schedule": Command(CLIENT, "schedule:app"),
-    "backend": Command(BACKEND, "backend:app"),
+    "backend": Command(BACKEND, "backend:app", "backend"),
 }
 
 
 class CommandTable(TyperGroup):
     """A group whose commands are imported when they are needed."""
 
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = dict.fromkeys(COMMANDS)  # the names alone, for "did you mean"
+
     def list_commands(self, ctx: Any) -> list[str]:
-        """Every command, grouped by who uses it."""
-        return sorted(COMMANDS, key=lambda name: (COMMANDS[name].panel, name))
+        """Every command, in the order of the table."""
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name."""
         if cmd_name not in COMMANDS:
             return None
-        panel, place = COMMANDS[cmd_name]
-        module, _, attribute = place.partition(":")
+        command = COMMANDS[cmd_name]
+        module, _, attribute = command.place.partition(":")
         found: Any = getattr(importlib.import_module(f"catalogzero.cli.{module}"), attribute)
         made = _command(cmd_name, found)
-        made.rich_help_panel = panel
+        made.rich_help_panel = command.panel
         return made
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what is not installed is told by the extra that brings it."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name = ctx.invoked_subcommand
+            missing = (error.name or "").partition(".")[0]
+            extra = COMMANDS[name].sql_extra if missing == "sqlalchemy" else _EXTRA_OF.get(missing)
+            if extra is None:
+                raise
+            raise ConfigError(
+                f"`catalogzero {name}` needs {missing}, which is not installed: "
+                f"pip install 'catalogzero[{extra}]'"
+            ) from None
 
 
 app = typer.Typer(
@@ -88,7 +108,11 @@ app = typer.Typer(
 def root(
     version: bool = typer.Option(False, "--version", help="Print the version."),
 ) -> None:
-    """Process your clients' data on their own machines, and receive each result exactly once."""
+    """Process your clients' data on their own machines, and receive each result exactly once.
+
+    A vendor begins with `catalogzero new`, a client with `catalogzero check`,
+    a backend with `catalogzero backend serve`; each --help has an example.
+    """
     if version:
         typer.echo(__version__)
         raise typer.Exit
@@ -101,12 +125,10 @@ def main() -> None:
     except CatalogZeroError as error:
         typer.echo(f"catalogzero: {error}", err=True)
         sys.exit(exit_code(error))
-    except ModuleNotFoundError as error:
-        if (extra := _EXTRA_OF.get((error.name or "").partition(".")[0])) is None:
+    except OSError as error:
+        if error.filename is None:
             raise
-        typer.echo(
-            f"catalogzero: this command needs more: pip install 'catalogzero[{extra}]'", err=True
-        )
+        typer.echo(f"catalogzero: {error.filename}: {error.strerror}", err=True)
         sys.exit(EXIT_CONFIG)
 
 
@@ -120,7 +142,6 @@ def exit_code(error: CatalogZeroError) -> int:
 
 
 _EXTRA_OF = {
-    "sqlalchemy": "scheduler,backend,sql",
     "apscheduler": "scheduler",
     "cookiecutter": "vendor",
     "build": "vendor",

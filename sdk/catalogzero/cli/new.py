@@ -27,7 +27,10 @@ def new(
     no_input: Annotated[bool, typer.Option("--no-input", help="Ask nothing.")] = False,
     answers_help: Annotated[bool, typer.Option("--answers", help="List the answers.")] = False,
 ) -> None:
-    """Make a package of your own: a handler that processes and uploads, tests, manifest, CLI."""
+    """Make a package of your own: a handler that processes and uploads, tests, manifest, CLI.
+
+    Example: catalogzero new --no-input vendor_name=Acme product_name='Acme Processor'
+    """
     from catalogzero.entry import scaffold
 
     template = scaffold.template_folder()

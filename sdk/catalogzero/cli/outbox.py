@@ -35,7 +35,10 @@ def list_uploads(
     every: Annotated[bool, typer.Option("--all", help="Ended uploads too.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """List the uploads that the backend has not completed."""
+    """List the uploads that the backend has not completed.
+
+    Example: catalogzero outbox list acme
+    """
     outbox = _opened(target, registry)
     uploads = [upload.as_dict() for upload in outbox.uploads(() if every else _OPEN)]
     paused = outbox.fact("paused")
@@ -52,7 +55,10 @@ def list_uploads(
 def show(
     target: Target, upload_id: UploadId, registry: RegistryOption = None, json: JsonFlag = False
 ) -> None:
-    """Show one upload, with the backend's answer to a dead letter."""
+    """Show one upload, with the backend's answer to a dead letter.
+
+    Example: catalogzero outbox show acme 3f2a
+    """
     upload = _opened(target, registry).upload(upload_id).as_dict()
     if json:
         print_json(upload)
@@ -66,7 +72,10 @@ def retry(
     upload_id: Annotated[str | None, typer.Argument(help="By default every dead letter.")] = None,
     registry: RegistryOption = None,
 ) -> None:
-    """Send dead letters again, from their first chunk."""
+    """Send dead letters again, from their first chunk.
+
+    Example: catalogzero outbox retry acme
+    """
     outbox = _opened(target, registry)
     found = [outbox.upload(upload_id)] if upload_id else outbox.uploads(("dead",))
     count = sum(outbox.retry(upload.upload_id) for upload in found)
@@ -82,7 +91,10 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder to write to; it must not exist yet.")],
     registry: RegistryOption = None,
 ) -> None:
-    """Write an upload's chunks to files, unpacked, with what is known of it."""
+    """Write an upload's chunks to files, unpacked, with what is known of it.
+
+    Example: catalogzero outbox export acme 3f2a --out upload-3f2a
+    """
     from catalogzero.cloud.contract import CONTENT_TYPES
     from catalogzero.cloud.encoding import decoded
     from catalogzero.messages import encode_json
@@ -107,7 +119,10 @@ def purge(
     registry: RegistryOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Give up an upload: its rows are not sent; its source counts as not read."""
+    """Give up an upload: its rows are not sent; its source counts as not read.
+
+    Example: catalogzero outbox purge acme 3f2a
+    """
     outbox = _opened(target, registry)
     upload = outbox.upload(upload_id)
     if upload.state not in {"dead", "sealed", "completing"}:
@@ -123,7 +138,10 @@ def purge(
 
 @app.command()
 def audit(target: Target, registry: RegistryOption = None, json: JsonFlag = False) -> None:
-    """Verify the audit log's chain, and sum up what left; exit code 1 when it is broken."""
+    """Verify the audit log's chain, and sum up what left; exit code 1 when it is broken.
+
+    Example: catalogzero outbox audit acme
+    """
     from dataclasses import asdict
 
     from catalogzero.cloud.egress import verify_audit

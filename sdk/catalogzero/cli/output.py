@@ -33,7 +33,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     table = Table(*columns, header_style="bold")
     for row in texts:
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def print_fields(fields: dict[str, Any]) -> None:

@@ -49,6 +49,8 @@ def preview(
     """Show every request that a run would make: URL, headers, body; send nothing.
 
     Works without registry, key and endpoint for an installed entry.
+
+    Example: catalogzero preview acme /data/exports/orders.csv --lines 5
     """
     given = json_object(params, "--params")
     source = data_source if ":" in data_source else str(Path(data_source).absolute())

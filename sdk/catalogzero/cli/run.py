@@ -24,7 +24,9 @@ from catalogzero.registry import load_registry
 
 RegistryOption = Annotated[
     Path | None,
-    typer.Option(help="The registry file [default: handler_registry.yaml here]."),
+    typer.Option(
+        help="The registry file; else $CATALOGZERO_REGISTRY, else handler_registry.yaml here."
+    ),
 ]
 
 SINGLE_VARIABLES = ("CATALOGZERO_HANDLER_ID", "CATALOGZERO_HOST", "CATALOGZERO_PORT")

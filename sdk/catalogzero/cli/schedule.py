@@ -103,7 +103,10 @@ def add(
 
 @app.command("list")
 def list_(context: typer.Context, json: JsonFlag = False) -> None:
-    """Every schedule, the next one first."""
+    """Every schedule, the next one first.
+
+    Example: catalogzero schedule list
+    """
     told = _ask(context, "GET", "/api/schedules")
     if json:
         print_json(told)
@@ -125,7 +128,10 @@ def next_(
     count: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 5,
     json: JsonFlag = False,
 ) -> None:
-    """The next fire times of a schedule, in UTC and in its zone."""
+    """The next fire times of a schedule, in UTC and in its zone.
+
+    Example: catalogzero schedule next nightly-export --count 10
+    """
     told = _ask(context, "GET", f"{_place(job_id)}/next", query={"count": count})
     if json:
         print_json(told)
@@ -136,19 +142,28 @@ def next_(
 
 @app.command()
 def pause(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> None:
-    """Let a schedule rest; ticks of the pause are not made up for."""
+    """Let a schedule rest; ticks of the pause are not made up for.
+
+    Example: catalogzero schedule pause nightly-export
+    """
     _tell(_ask(context, "POST", f"{_place(job_id)}/pause"), as_json=json)
 
 
 @app.command()
 def resume(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> None:
-    """Let a paused schedule go on, from its next tick."""
+    """Let a paused schedule go on, from its next tick.
+
+    Example: catalogzero schedule resume nightly-export
+    """
     _tell(_ask(context, "POST", f"{_place(job_id)}/resume"), as_json=json)
 
 
 @app.command()
 def remove(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> None:
-    """Remove a schedule; a run that goes on goes on."""
+    """Remove a schedule; a run that goes on goes on.
+
+    Example: catalogzero schedule remove nightly-export
+    """
     _tell(_ask(context, "DELETE", _place(job_id)), as_json=json)
 
 
@@ -183,7 +198,10 @@ def executions(
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most so many.")] = 20,
     json: JsonFlag = False,
 ) -> None:
-    """What ran, newest first."""
+    """What ran, newest first.
+
+    Example: catalogzero schedule executions --status error --limit 10
+    """
     wanted = {
         "handler_id": handler_id,
         "job_id": job_id,

@@ -42,7 +42,10 @@ def run_contract(
     ] = None,
     check: Annotated[str | None, typer.Option(help="Only checks of this name.")] = None,
 ) -> None:
-    """Run the contract suite against an entry: what every handler and processor must do."""
+    """Run the contract suite against an entry: what every handler and processor must do.
+
+    Example: catalogzero test acme-processor --sample sample.csv
+    """
     from catalogzero.cloud.processor import CloudProcessor
     from catalogzero.launch import class_of_entry, load_class
 

@@ -24,7 +24,10 @@ def update(
     ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Only print the difference.")] = False,
 ) -> None:
-    """Bring a newer template into a package made from it; your own changes stay."""
+    """Bring a newer template into a package made from it; your own changes stay.
+
+    Example: catalogzero update --diff
+    """
     from catalogzero.cli.new import parse
     from catalogzero.entry import update as updating
 

@@ -1,0 +1,147 @@
+"""The command line teaches: each command has an example that it takes, and says its options."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from catalogzero.cli.main import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("catalog/*/*.md"), *(ROOT / "docs").rglob("*.md")])
+TAUGHT = re.compile(r"^\s*\$?\s*(?:\w+=\S+ )?(catalogzero .+)$", re.MULTILINE)
+
+
+def commands(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command that does something, with its words."""
+    if not hasattr(found, "list_commands"):
+        yield path, found
+        return
+    context = typer.Context(found)
+    for name in found.list_commands(context):
+        yield from commands(found.get_command(context, name), (*path, name))
+
+
+ROOT_COMMAND = typer.main.get_command(app)
+EVERY = list(commands(ROOT_COMMAND))
+NAMES = [" ".join(path) for path, _ in EVERY]
+
+
+def taken(words: list[str]) -> None:
+    """Read a command line as the command would, and do nothing; a path need not be there.
+
+    Raises:
+        UsageError: An option, argument or command does not exist, or is missing.
+    """
+    command: Any = ROOT_COMMAND
+    context = None
+    name, *rest = words
+    while hasattr(command, "list_commands"):
+        context = command.make_context(name, rest, parent=context)
+        name, command, rest = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+    try:
+        command.make_context(name, rest, parent=context)
+    except Exception as error:
+        if "does not exist" not in str(error):
+            raise
+
+
+def lines_of(text: str) -> list[str]:
+    """The command lines of a shell block, without what stands behind a pipe."""
+    joined = text.replace("\\\n", " ")
+    return [re.split(r" [|>&#]|;|\$\(", line)[0] for line in TAUGHT.findall(joined)]
+
+
+@pytest.mark.parametrize(("path", "command"), EVERY, ids=NAMES)
+def test_a_command_has_an_example_that_it_takes(path: tuple[str, ...], command: Any) -> None:
+    _, _, example = command.help.partition("Example: ")
+
+    assert example.startswith(" ".join(["catalogzero", *path]))
+    taken(shlex.split(re.split(r" [|>]", example)[0]))
+
+
+@pytest.mark.parametrize(("path", "command"), EVERY, ids=NAMES)
+def test_every_option_and_argument_says_what_it_is(path: tuple[str, ...], command: Any) -> None:
+    silent = [
+        option.name
+        for option in command.params
+        if not (option.help or "").strip() or "[" in option.help
+    ]
+
+    assert silent == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_line_of_a_page_is_one_that_the_command_takes(page: Path) -> None:
+    shown = "".join(
+        re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    )
+
+    for line in lines_of(shown):
+        taken(shlex.split(line))
+
+
+def run(*words: str, without: str = "", cwd: Path | None = None) -> tuple[int, str]:
+    """Exit code and standard error of the command, where a package is not installed."""
+    code = "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split()));"
+    code += "from catalogzero.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, without, *words], capture_output=True, text=True, cwd=cwd
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "without", "extra"),
+    [
+        (("scheduler", "--port", "0", "--zmq-port", "0"), "sqlalchemy", "scheduler"),
+        (("scheduler", "--port", "0", "--zmq-port", "0"), "apscheduler", "scheduler"),
+        (("backend", "tenants", "list"), "sqlalchemy", "backend"),
+        (("new", "--no-input"), "cookiecutter", "vendor"),
+        (("build",), "build packaging", "vendor"),
+        (("catalog", "build", "dist", "--out", "site"), "jinja2 packaging", "vendor"),
+    ],
+)
+def test_what_is_not_installed_is_told_by_its_extra(
+    words: tuple[str, ...], without: str, extra: str, tmp_path: Path
+) -> None:
+    code, told = run(*words, without=without, cwd=tmp_path)
+
+    assert code == 3
+    assert f"pip install 'catalogzero[{extra}]'" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_a_slip_in_a_command_or_a_handler_id_is_answered_with_what_there_is(tmp_path: Path) -> None:
+    registry = tmp_path / "handler_registry.yaml"
+    assert run("runn")[0] == 2
+    assert "Did you mean 'run'?" in run("runn")[1]
+
+    code, told = run("check", "acmee", cwd=tmp_path)
+    assert code == 3
+    registry.write_text("handlers:\n- {handler_id: acme, module_path: acme, class_name: Acme}\n")
+    code, told = run("run", "acmee", cwd=tmp_path)
+    assert code == 3
+    assert "there are: acme" in told
+    registry.unlink()
+    assert "there is no handler_registry.yaml: name" in run("run", "acme", cwd=tmp_path)[1]
+
+
+def test_a_path_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "handler_registry.yaml").write_text("scheduler: none\nhandlers: []\n")
+    module = "from catalogzero import Handler\nclass Plain(Handler):\n    pass\n"
+    (tmp_path / "plain.py").write_text(module)
+    target = ("bundle", "plain:Plain", "--out", str(tmp_path / "nowhere/support.zip"))
+
+    code, told = run(*target, cwd=tmp_path)
+
+    assert (code, told) == (3, f"catalogzero: {target[-1]}: No such file or directory\n")
