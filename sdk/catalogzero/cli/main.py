@@ -62,7 +62,8 @@ class CommandTable(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = dict.fromkeys(COMMANDS)  # the names alone, for "did you mean"
+        names: dict[str, Any] = dict.fromkeys(COMMANDS)
+        self.commands = names  # the names alone, for "did you mean"
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Every command, in the order of the table."""
