@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
 import hypothesis.strategies as st
+import psutil
 import pytest
 import zmq
-from catalogzero import Handler, job
 from catalogzero.testing import ManualClock, Serving, serving
 from catalogzero.testing.clocks import settle
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +26,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from tests.core.stage import Stage
+from tests.core.support import breathe, kill
+
 pytestmark = [pytest.mark.timeout(180)]
 
 EXAMPLES = settings(
@@ -33,65 +38,29 @@ EXAMPLES = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+PATIENCE = 50
+"""Looks at a socket before it is left to others for a moment: a worker may be starting."""
+
 JSON = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(), SCALARS, max_size=2)
 
 
-class Stage(Handler):
-    """Jobs of every kind, each of which gives back the token of its call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.broken = False
-        self.together = 0
-        self.most_together = 0
-
-    async def hold(self, token: str) -> str:
-        self.together += 1
-        self.most_together = max(self.most_together, self.together)
-        try:
-            await self.gate.wait()
-        finally:
-            self.together -= 1
-        return token
-
-    async def echo(self, token: Any = None) -> Any:
-        return token
-
-    def thread(self, token: str) -> str:
-        return token
-
-    @job(quiet=True)
-    async def peek(self, token: str) -> str:
-        return token
-
-    async def fail(self, token: str) -> None:
-        raise ValueError(token)
-
-    def _release_resources(self) -> None:
-        if self.broken:
-            raise OSError("release")
-
-    def _ensure_resources(self) -> None:
-        if self.broken:
-            raise OSError("ensure")
-
-
 class Hall:
-    """A served handler on a loop of its own, and blocking peers that speak to it."""
+    """A served handler on a loop of its own, and blocking peers that speak to it.
 
-    def __init__(self) -> None:
+    The last of the peers calls as ScheduleZero does, without a request_id.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self.loop = asyncio.new_event_loop()
         self.stack = AsyncExitStack()
         self.clock = ManualClock()
-        self.stage = Stage()
+        self.stage = Stage(str(folder / "gate"))
+        runtime = {"max_concurrent_jobs": 2, "max_queued_jobs": 3, "log_level": "error"}
         self.at: Serving = self.run(
-            self.stack.enter_async_context(
-                serving(self.stage, clock=self.clock, max_concurrent_jobs=2, max_queued_jobs=3)
-            )
+            self.stack.enter_async_context(serving(self.stage, clock=self.clock, **runtime))
         )
         self.context = zmq.Context()
-        self.peers = [self.peer() for _ in range(2)]
+        self.peers = [self.peer() for _ in range(3)]
 
     def peer(self) -> zmq.Socket[bytes]:
         """A connected DEALER."""
@@ -121,20 +90,23 @@ class Hall:
         """One message of a peer; the loop runs until it is there."""
 
         async def wait() -> list[bytes]:
-            async with asyncio.timeout(20):
-                while not peer.poll(0):
-                    await settle()
-            return peer.recv_multipart()
+            async with asyncio.timeout(60):
+                for look in itertools.count():
+                    if peer.poll(0):
+                        return peer.recv_multipart()
+                    await (settle() if look < PATIENCE else breathe())
+            raise AssertionError("unreachable")
 
         found: list[bytes] = self.run(wait())
         return found
 
 
 @pytest.fixture(scope="module")
-def hall() -> Iterator[Hall]:
-    made = Hall()
+def hall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+    made = Hall(tmp_path_factory.mktemp("hall"))
     yield made
     made.close()
+    assert psutil.Process().children() == []
 
 
 @EXAMPLES
@@ -193,23 +165,46 @@ def test_any_json_as_a_call_gets_one_reply_of_the_right_shape(hall: Hall, call: 
         assert "result" in reply
 
 
+KINDS = ["hold", "echo", "thread", "peek", "fail", "toil"]
+CONTROLS = ["ping", "get_metrics", "list_runs", "sleep", "wake", "drain", "resume"]
+NEVER_BEGUN = ("busy", "draining", "wake_failed", "expired")
+KILLED = "the worker process was killed (signal 9): cancelled, or out of memory"
+FLAT = 2
+
+
 class AnyOrder(RuleBasedStateMachine):
-    """Calls, repeats, sleeps, wakes, cancels, drains and time, in any order."""
+    """Calls, repeats, sleeps, wakes, cancels, drains, kills of the worker and time, in any order.
+
+    Attributes:
+        sent: The call of each request_id, as it was sent.
+        bound: Those of them that carry a `start_by`.
+        refused: Those of them that were answered as never begun.
+        waiting: For each peer, how many replies to each request_id are still to come.
+    """
 
     hall: ClassVar[Hall]
-    numbers: ClassVar[Iterator[int]] = iter(range(10**9))
+    numbers: ClassVar[Iterator[int]] = itertools.count()
     sent: ClassVar[dict[str, bytes]] = {}
     kinds: ClassVar[dict[str, str]] = {}
-    waiting: ClassVar[tuple[Counter[str], Counter[str]]] = (Counter(), Counter())
+    bound: ClassVar[set[str]] = set()
+    refused: ClassVar[set[str]] = set()
+    waiting: ClassVar[tuple[Counter[str], ...]] = (Counter(), Counter(), Counter())
+    examples: ClassVar[int] = 0
+    kills: ClassVar[int] = 0
 
     @initialize()
     def begin(self) -> None:
+        type(self).examples += 1
         self.tokens: list[str] = []
-        self.hall.stage.gate.clear()
+        self.hall.stage.shut()
 
-    def _send(self, peer: int, method: str, params: dict[str, Any]) -> str:
+    def _send(self, peer: int, method: str, params: Any, **more: Any) -> str:
+        """A call; where no params are given, its own request_id is the token that comes back."""
         request_id = f"r{next(self.numbers)}"
-        body = {"method": method, "params": params, "request_id": request_id}
+        params = {"token": request_id} if params is None else params
+        body = {"method": method, "params": params, "request_id": request_id, **more}
+        if peer == FLAT:
+            del body["request_id"]
         self.sent[request_id], self.kinds[request_id] = json.dumps(body).encode(), method
         self._put(peer, request_id)
         return request_id
@@ -218,23 +213,31 @@ class AnyOrder(RuleBasedStateMachine):
         self.hall.peers[peer].send(self.sent[request_id])
         self.waiting[peer][request_id] += 1
 
-    @rule(peer=st.integers(0, 1), kind=st.sampled_from(["hold", "echo", "thread", "peek", "fail"]))
+    @rule(peer=st.integers(0, 1), kind=st.sampled_from(KINDS))
     def job(self, peer: int, kind: str) -> None:
-        request_id = f"r{next(self.numbers)}"
-        body = {"method": kind, "params": {"token": request_id}, "request_id": request_id}
-        self.sent[request_id], self.kinds[request_id] = json.dumps(body).encode(), kind
-        self.tokens.append(request_id)
-        self._put(peer, request_id)
+        self.tokens.append(self._send(peer, kind, None))
+
+    @rule(
+        peer=st.integers(0, 1), kind=st.sampled_from(KINDS), within_s=st.sampled_from([-1, 0, 90])
+    )
+    def job_with_start_by(self, peer: int, kind: str, within_s: float) -> None:
+        boot = self.hall.at.service._boot
+        uptime_s = max(0.0, self.hall.clock.monotonic() - boot.started_s + within_s)
+        start_by = {"boot_id": boot.boot_id, "uptime_s": uptime_s}
+        self.tokens.append(self._send(peer, kind, None, start_by=start_by))
+        self.bound.add(self.tokens[-1])
+
+    @rule(kind=st.sampled_from(KINDS))
+    def job_of_schedulezero(self, kind: str) -> None:
+        if not +self.waiting[FLAT]:
+            self._send(FLAT, kind, None)
 
     @rule(peer=st.integers(0, 1), pick=st.integers(0, 1_000))
     def repeat(self, peer: int, pick: int) -> None:
         if self.tokens:
             self._put(peer, self.tokens[pick % len(self.tokens)])
 
-    @rule(
-        peer=st.integers(0, 1),
-        method=st.sampled_from(["ping", "list_runs", "sleep", "wake", "drain", "resume"]),
-    )
+    @rule(peer=st.integers(0, 1), method=st.sampled_from(CONTROLS))
     def control(self, peer: int, method: str) -> None:
         self._send(peer, method, {})
 
@@ -243,15 +246,23 @@ class AnyOrder(RuleBasedStateMachine):
         if self.tokens:
             self._send(peer, "cancel", {"request_id": self.tokens[pick % len(self.tokens)]})
 
+    @rule()
+    def kill_worker(self) -> None:
+        pid = self.hall.stage.worker.pid
+        if pid is not None:
+            type(self).kills += 1
+            with suppress(ProcessLookupError):
+                kill(pid)
+
     @rule(opened=st.booleans())
     def gate(self, opened: bool) -> None:
-        (self.hall.stage.gate.set if opened else self.hall.stage.gate.clear)()
+        (self.hall.stage.open if opened else self.hall.stage.shut)()
 
     @rule(broken=st.booleans())
     def hooks(self, broken: bool) -> None:
         self.hall.stage.broken = broken
 
-    @rule(seconds=st.sampled_from([0, 1, 59.5, 61, 301, 700]))
+    @rule(seconds=st.sampled_from([0, 1, 9, 59.5, 61, 301, 700]))
     def time(self, seconds: float) -> None:
         self.hall.run(self.hall.clock.advance(seconds))
 
@@ -264,28 +275,45 @@ class AnyOrder(RuleBasedStateMachine):
         for peer, socket in enumerate(self.hall.peers):
             while socket.poll(0):
                 self._check(peer, json.loads(socket.recv()))
-        assert self.hall.stage.most_together <= 2
+
+    @invariant()
+    def nothing_runs_that_may_not(self) -> None:
+        stage = self.hall.stage
+        assert stage.most_together <= 2
+        assert all(stage.begun[token] <= 1 for token in self.bound.intersection(self.tokens))
+        assert not any(stage.begun[token] for token in self.refused.intersection(self.tokens))
 
     def _check(self, peer: int, reply: dict[str, Any]) -> None:
-        request_id = reply["request_id"]
+        """Each reply goes to its caller, once, and is one that its call can have."""
+        waiting = self.waiting[peer]
+        request_id = next(iter(+waiting)) if peer == FLAT else reply["request_id"]
         kind = self.kinds[request_id]
-        self.waiting[peer][request_id] -= 1
-        assert self.waiting[peer][request_id] >= 0, f"a second reply to {kind} {request_id}"
+        waiting[request_id] -= 1
+        assert waiting[request_id] >= 0, f"a second reply to {kind} {request_id}"
         if reply["success"]:
-            if kind in ("hold", "echo", "thread", "peek"):
-                assert reply["result"] == request_id
-            if kind in ("sleep", "wake", "drain", "resume"):
-                states = ("active", "idle", "sleeping", "draining")
-                assert reply["result"]["status"] in states
-        elif kind == "fail" and reply["code"] == "failed":
-            assert reply["error"] == f"ValueError: {request_id}"
+            self._check_result(kind, request_id, reply)
+        elif reply["code"] == "failed":
+            texts = {"fail": f"ValueError: {request_id}", "toil": KILLED}
+            assert reply["error"] == texts[kind]
         else:
-            codes = ("busy", "draining", "cancelled", "wake_failed", "unknown_run")
-            assert reply["code"] in codes
+            assert reply["code"] in (*NEVER_BEGUN, "cancelled", "unknown_run")
+            if request_id in self.bound and reply["code"] in NEVER_BEGUN:
+                self.refused.add(request_id)
+
+    def _check_result(self, kind: str, request_id: str, reply: dict[str, Any]) -> None:
+        result = reply.get("result", reply)
+        if kind in KINDS:
+            assert result == request_id or reply.get("status") == "running"
+            assert kind != "fail" or reply.get("status") == "running"
+        elif kind == "get_metrics":
+            assert result["in_flight"] <= 2
+            assert result["queued"] <= 3
+        elif kind in ("sleep", "wake", "drain", "resume"):
+            assert result["status"] in ("active", "idle", "sleeping", "draining")
 
     def teardown(self) -> None:
         self.hall.stage.broken = False
-        self.hall.stage.gate.set()
+        self.hall.stage.open()
         for peer, socket in enumerate(self.hall.peers):
             while +self.waiting[peer]:
                 self._check(peer, json.loads(self.hall.receive(socket)[-1]))
@@ -293,6 +321,8 @@ class AnyOrder(RuleBasedStateMachine):
         self._check(0, json.loads(self.hall.receive(self.hall.peers[0])[-1]))
 
 
-def test_any_order_of_calls_sleeps_wakes_and_cancels_loses_no_reply(hall: Hall) -> None:
+def test_any_order_of_calls_sleeps_wakes_cancels_and_kills_loses_no_reply(hall: Hall) -> None:
     AnyOrder.hall = hall
     run_state_machine_as_test(AnyOrder, settings=settings(EXAMPLES, stateful_step_count=8))
+    assert AnyOrder.examples >= 1_000
+    assert AnyOrder.kills >= 20
