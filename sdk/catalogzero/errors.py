@@ -185,6 +185,21 @@ _BY_CODE: dict[str, type[CatalogZeroError]] = {
 }
 
 
+def text_of(error: BaseException) -> str:
+    """Type and text of any exception, also of one whose text cannot be made.
+
+    A group tells of each of its members.
+    """
+    kind = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an author's `__str__`: it must not cost the reply
+        text = "its text cannot be made"
+    if isinstance(error, BaseExceptionGroup):
+        text = "; ".join((text, *map(text_of, error.exceptions)))
+    return f"{kind}: {text}" if text else kind
+
+
 def error_for_code(code: str, message: str, details: Any = None) -> CatalogZeroError:
     """The error that stands for a code on the wire; an unknown code is a `FailedError`."""
     return _BY_CODE.get(code, FailedError)(message, details=details)

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.logs import Logger, make_logger
+from catalogzero.messages import encode_json
 from catalogzero.methods import Method, internal, methods_of
 from catalogzero.metrics import ProcessMeter
 from catalogzero.preflight import Check
@@ -131,7 +132,11 @@ class Handler:
 
     @internal
     def report_progress(self, **fields: Any) -> None:
-        """Tell how far the current run is; `get_run` shows it under `progress`."""
+        """Tell how far the current run is; `get_run` shows it under `progress`.
+
+        Raises:
+            TypeError: A field has no JSON form.
+        """
         self._progress(fields)
 
     @internal
@@ -265,7 +270,12 @@ _ENTRIES: dict[type, tuple[str | None, str | None]] = {}
 
 
 def _note_progress(fields: dict[str, Any]) -> None:
-    """Progress of a run in the handler's own process."""
+    """Progress of a run in the handler's own process.
+
+    Raises:
+        TypeError: It has no JSON form.
+    """
+    encode_json(fields)
     run = current_run.get()
     if run is not None:
         run.progress = {**run.progress, **fields}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from catalogzero.errors import (
     RunError,
     TooLargeError,
     UnknownMethodError,
+    text_of,
 )
 from catalogzero.handler import Handler
 from catalogzero.messages import Call, Reply, encode_reply, error_reply
@@ -37,6 +39,7 @@ from catalogzero.sleep import Sleeper
 from catalogzero.worker import WorkerPort
 
 CLOSE_GRACE_S = 5.0
+MAX_ERROR_CHARS = 10_000
 
 Send = Callable[[Sequence[bytes], bytes], None]
 
@@ -246,10 +249,12 @@ class Jobs:
             else:
                 thread = self._threaded(run)
                 result = await asyncio.shield(thread)
+                if inspect.isawaitable(result):  # a decorator may hide that a method is async
+                    result = await result
             reply = _success(run, result, self._duration_ms(run))
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # noqa: BLE001 - an author's: told to the caller
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and told_to_stop(error):
+                raise
             reply = self._failure(run, _cancelled(run) if _is_stopped(run, error) else error)
         finally:
             if timer:
@@ -290,8 +295,8 @@ class Jobs:
             fault = (type(error), error, error.__traceback__)
             self._handler.log.warning("run_failed", **_ids(run), exc_info=fault)
             details = error.details if isinstance(error, CatalogZeroError) else None
-            error = FailedError(f"{type(error).__name__}: {error}", details=details)
-        error.message = self._handler.mask(error.message)
+            error = FailedError(text_of(error), details=details)
+        error.message = self._handler.mask(error.message)[:MAX_ERROR_CHARS]
         return error_reply(error, run.call, run_id=run.run_id, duration_ms=self._duration_ms(run))
 
     def _end(self, run: Run, reply: Reply) -> None:
@@ -314,17 +319,21 @@ class Jobs:
 
     def _encode(self, run: Run, reply: Reply) -> tuple[Reply, bytes]:
         """The frame of a reply; what cannot be sent becomes an error that says so."""
+        limit = self._runtime.max_message_bytes
         try:
             frame = encode_reply(reply)
         except TypeError as error:
-            reply = self._failure(run, FailedError(f"{run.method.name} returned no JSON: {error}"))
-            return reply, encode_reply(reply)
-        limit = self._runtime.max_message_bytes
-        if len(frame) > limit:
-            message = f"the reply has {len(frame)} bytes, the limit is {limit}: return less"
-            reply = error_reply(TooLargeError(message), run.call, run_id=run.run_id)
-            frame = encode_reply(reply)
-        return reply, frame
+            fault: CatalogZeroError = FailedError(f"{run.method.name} returned no JSON: {error}")
+        else:
+            if len(frame) <= limit:
+                return reply, frame
+            fault = TooLargeError(f"the reply has {len(frame)} bytes, the limit is {limit}")
+        if reply.success:
+            reply = error_reply(
+                fault, run.call, run_id=run.run_id, duration_ms=self._duration_ms(run)
+            )
+        reply.details = None
+        return reply, encode_reply(reply)
 
     def _count(self, run: Run, reply: Reply) -> None:
         self.tally.runs_total += 1

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, overload
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.errors import PydanticUserError
 
-from catalogzero.errors import BadParamsError
+from catalogzero.errors import BadParamsError, FailedError
 from catalogzero.settings import problems_of
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -148,19 +148,25 @@ class Method:
         """JSON Schema of the parameters."""
         if self._whole:
             return {"type": "object"}
-        return {**self._model.model_json_schema(), "title": self.name}
+        try:
+            return {**self._model.model_json_schema(), "title": self.name}
+        except (PydanticUserError, FailedError):  # `check` and calls tell of them
+            return {"type": "object", "title": self.name}
 
     @property
     def result_schema(self) -> dict[str, Any] | None:
         """JSON Schema of the result; `None` where the annotation has none."""
         try:
             return TypeAdapter(self._hints.get("return", Any)).json_schema()
-        except PydanticUserError:
+        except (PydanticUserError, FailedError):
             return None
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
-        return typing.get_type_hints(self.function, include_extras=True)
+        try:
+            return typing.get_type_hints(self.function, include_extras=True)
+        except (NameError, AttributeError, TypeError) as error:
+            raise FailedError(f"{self.name}: its type hints cannot be read: {error}") from None
 
     @cached_property
     def _fields(self) -> dict[str, str]:
@@ -219,6 +225,7 @@ def methods_of(cls: type, base: type) -> dict[str, Method]:
             elif options or name in found or (own and name not in hooks):
                 options = options or (found[name].options if name in found else JobOptions())
                 found[name] = Method(name, function, options)
+                _refuse_positional_only(owner, found[name])
     return found
 
 
@@ -232,6 +239,15 @@ def _refuse_control_name(owner: type, name: str) -> None:
         raise TypeError(
             f"{owner.__qualname__}.{name}: `{name}` is a control method of every handler; "
             "give the method another name"
+        )
+
+
+def _refuse_positional_only(owner: type, method: Method) -> None:
+    nameless = [p.name for p in method._parameters if p.kind is p.POSITIONAL_ONLY]
+    if nameless:
+        raise TypeError(
+            f"{owner.__qualname__}.{method.name}: a call gives parameters by name, and "
+            f"{', '.join(nameless)} cannot be given so: take the `/` out"
         )
 
 

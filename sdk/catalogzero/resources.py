@@ -14,11 +14,18 @@ ValueT = TypeVar("ValueT")
 
 
 def told_to_stop(error: BaseException) -> bool:
-    """Whether an exception ends the running task itself, and is no author's own cancellation."""
+    """Whether an exception ends the running task itself, and is not raised by an author."""
+    task = _running_task()
     if isinstance(error, GeneratorExit):
-        return True
-    task = asyncio.current_task()
+        return task is None  # a task that the loop left behind is closed by nobody's step
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return None
 
 
 class _Owner(Protocol):

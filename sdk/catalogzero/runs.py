@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 
 from catalogzero.clock import Clock, Timer
-from catalogzero.errors import BadRequestError, CatalogZeroError, UnknownRunError
+from catalogzero.errors import BadParamsError, BadRequestError, CatalogZeroError, UnknownRunError
 from catalogzero.messages import (
     Call,
     Reply,
@@ -207,11 +207,14 @@ class Runs:
         """The run of either id.
 
         Raises:
+            BadParamsError: Neither is named.
             UnknownRunError: It never was, or is forgotten.
         """
+        if not (run_id or request_id):
+            raise BadParamsError("name the run: its `run_id` or its `request_id`")
         run = self._by_run.get(run_id or "") or self._by_request.get(request_id or "")
         if run is None:
-            raise UnknownRunError(f"no run {run_id or request_id!r} is known here")
+            raise UnknownRunError(f"no run {run_id or request_id!r:.200} is known here")
         return run
 
     def newest(self, limit: int, status: str | None, method: str | None) -> list[Run]:

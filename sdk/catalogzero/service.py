@@ -26,6 +26,7 @@ from catalogzero.errors import (
     CatalogZeroError,
     ConfigError,
     FailedError,
+    text_of,
 )
 from catalogzero.handler import Handler, Hosted, as_handler
 from catalogzero.idle import State
@@ -219,7 +220,7 @@ class Service:
         except BaseException as error:
             if told_to_stop(error):
                 raise
-            text = self.handler.mask(f"{type(error).__name__}: {error}")
+            text = self.handler.mask(text_of(error))
             reply = error_reply(FailedError(text))
         finally:
             if timer:

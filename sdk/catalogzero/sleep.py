@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from catalogzero.clock import Timer
-from catalogzero.errors import BusyError, DrainingError, WakeFailedError
+from catalogzero.errors import BusyError, DrainingError, WakeFailedError, text_of
 from catalogzero.handler import Handler
 from catalogzero.idle import IdleWatch, State
 from catalogzero.resources import told_to_stop
@@ -178,7 +178,7 @@ class Sleeper:
             self._watch.asleep()
             if told_to_stop(error):
                 raise
-            self.hook_error = handler.mask(f"wake: {type(error).__name__}: {error}")
+            self.hook_error = handler.mask(f"wake: {text_of(error)}")
             handler.log.error("wake_failed", error=self.hook_error)
             raise WakeFailedError(f"cannot wake: {self.hook_error}") from error
         handler.worker.work()
@@ -194,7 +194,7 @@ class Sleeper:
         except BaseException as error:
             if told_to_stop(error):
                 raise
-            self.hook_error = self._handler.mask(f"{name}: {_causes(error)}")
+            self.hook_error = self._handler.mask(f"{name}: {text_of(error)}")
             self._handler.log.error("sleep_hook_failed", hook=name, error=self.hook_error)
 
 
@@ -203,12 +203,6 @@ async def _call(hook: Callable[[], Any]) -> None:
     result = hook()
     if inspect.isawaitable(result):
         await result
-
-
-def _causes(error: BaseException) -> str:
-    """What went wrong; of a group, each of its members."""
-    members = error.exceptions if isinstance(error, BaseExceptionGroup) else (error,)
-    return "; ".join(f"{type(member).__name__}: {member}" for member in members)
 
 
 def _hand_back_memory() -> None:

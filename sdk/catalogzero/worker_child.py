@@ -13,6 +13,7 @@ import asyncio
 import ctypes
 import importlib
 import importlib.util
+import inspect
 import os
 import signal
 import sys
@@ -25,7 +26,14 @@ from typing import Any, BinaryIO
 import orjson
 from pydantic import SecretStr
 
-from catalogzero.errors import BadCallError, CatalogZeroError, FailedError, RunError
+from catalogzero.errors import (
+    BadCallError,
+    CatalogZeroError,
+    FailedError,
+    RunError,
+    TooLargeError,
+    text_of,
+)
 from catalogzero.handler import Handler, handler_class
 from catalogzero.logs import worker_run
 from catalogzero.messages import encode_json, utf8
@@ -74,8 +82,15 @@ class Channel:
         self._turn = threading.Lock()
 
     def send(self, line: dict[str, Any]) -> None:
-        """One line; a parent that is gone ends this process soon anyway."""
+        """One line; a parent that is gone ends this process soon anyway.
+
+        Raises:
+            TypeError: It has no JSON form.
+            TooLargeError: It is longer than the parent reads.
+        """
         data = encode_json(line) + b"\n"
+        if len(data) > MAX_LINE_BYTES:
+            raise TooLargeError(f"{len(data)} bytes, the limit is {MAX_LINE_BYTES}: return less")
         with self._turn:
             try:
                 self._out.write(data)
@@ -130,8 +145,7 @@ class Child:
         worker_run.set(call["run"])
         try:
             result = await self._run(call["method"], call["params"])
-            line = {"id": call["id"], "result": result}
-            self._channel.send(line)
+            self._channel.send({"id": call["id"], "result": result})
         except BaseException as error:  # noqa: BLE001 - an author's: told to the parent
             self._channel.send({"id": call["id"], **_told(self._handler, error)})
 
@@ -145,7 +159,9 @@ class Child:
             return await function(**kwargs)
         context = copy_context()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, lambda: context.run(call_plain, function, **kwargs))
+        work = loop.run_in_executor(None, lambda: context.run(call_plain, function, **kwargs))
+        result = await work
+        return await result if inspect.isawaitable(result) else result
 
 
 def main() -> None:
@@ -211,7 +227,7 @@ def _told(handler: Handler, error: BaseException) -> dict[str, Any]:
         details = None
     if isinstance(error, RunError | BadCallError):
         return {"error": utf8(handler.mask(error.message)), "code": error.code, "details": details}
-    text = utf8(handler.mask(f"{type(error).__name__}: {error}"))
+    text = utf8(handler.mask(text_of(error)))
     return {"error": text, "code": FailedError.code, "details": details}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from pathlib import Path
@@ -11,6 +12,23 @@ from typing import Any
 from catalogzero import FailedError, Handler, job
 
 UNDECODABLE = "caf\udce9.csv"  # what the system gives for a file name that is no UTF-8
+
+
+class UnprintableError(Exception):
+    """Has no text."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def hiding(function: Any) -> Any:
+    """A decorator under which an async method looks like a plain one."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    return call
 
 
 class Rough(Handler):
@@ -58,6 +76,28 @@ class Rough(Handler):
     async def raise_async(self, what: str) -> None:
         """On the loop."""
         _raise(what)
+
+    @hiding
+    async def decorated(self, value: int) -> int:
+        """Async, and nobody sees it."""
+        await asyncio.to_thread(int)
+        return value
+
+    @job(isolate=True)
+    @hiding
+    async def decorated_isolated(self, value: int) -> int:
+        """The same in the worker."""
+        await asyncio.to_thread(int)
+        return value
+
+    async def tells_no_json(self) -> None:
+        """Progress that has no JSON form."""
+        self.report_progress(at=object())
+
+    @job(isolate=True)
+    def too_long(self, size: int) -> str:
+        """More than a line between worker and handler may hold."""
+        return "x" * size
 
     @job(isolate=True)
     def raise_isolated(self, what: str) -> None:
@@ -134,4 +174,11 @@ def _raise(what: str) -> None:
         raise FailedError("odd", details={"value": object()})
     if what == "BaseExceptionGroup":
         raise BaseExceptionGroup("two", [KeyboardInterrupt(), ValueError("one")])
-    raise {"CancelledError": asyncio.CancelledError, "KeyboardInterrupt": KeyboardInterrupt}[what]
+    if what == "unprintable":
+        raise UnprintableError
+    raise {
+        "CancelledError": asyncio.CancelledError,
+        "GeneratorExit": GeneratorExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+        "SystemExit": SystemExit,
+    }[what]

@@ -56,6 +56,9 @@ class Counter(Handler):
     async def big(self, size: int) -> str:
         return "x" * size
 
+    async def fails_at_length(self, size: int) -> None:
+        raise FailedError("too much" * size, details={"much": "x" * size})
+
     async def refuses(self) -> dict[str, Any]:
         return {"success": False, "error": "no such account", "account": 7}
 
@@ -148,7 +151,7 @@ async def test_req_and_dealer_peers_both_get_their_envelope_back() -> None:
         (b'{"method": "_warm_cache"}', "unknown_method"),
         (b'{"method": "echo", "params": {"nope": 1}}', "bad_params"),
         (b'{"method": "get_run", "params": {"run_id": "nope"}}', "unknown_run"),
-        (b'{"method": "cancel", "params": {}}', "unknown_run"),
+        (b'{"method": "cancel", "params": {}}', "bad_params"),
         (b'{"method": "list_runs", "params": {"limit": "many"}}', "bad_params"),
     ],
 )
@@ -265,6 +268,51 @@ def test_a_control_method_cannot_be_hidden() -> None:
         class Bad(Handler):
             async def cancel(self) -> None:
                 """Never called."""
+
+
+def test_positional_only_parameters_are_refused_when_the_class_is_made() -> None:
+    with pytest.raises(TypeError, match=r"Slash\.half: .* first cannot be given so"):
+
+        class Slash(Handler):
+            async def half(self, first: int, /, second: int) -> int:
+                return first + second
+
+
+class Unread(Handler):
+    """A hint that names nothing, and one that has no schema."""
+
+    async def lost(self, value: NoSuchType) -> None:  # type: ignore[name-defined]  # noqa: F821
+        """Its hint cannot be read."""
+
+    async def odd(self, value: set[Unread] | None = None) -> str:
+        """Its hint has no JSON Schema."""
+        return "odd"
+
+
+async def test_hints_that_cannot_be_read_are_named_and_spoil_no_description() -> None:
+    async with serving(Unread()) as at:
+        with pytest.raises(FailedError, match=r"lost: its type hints .*'NoSuchType'"):
+            await at.client.call("lost", {"value": 1})
+        assert await at.client.call("odd") == "odd"
+        methods = {m["name"]: m for m in (await at.client.call("describe"))["methods"]}
+        assert methods["lost"]["params_schema"] == {"type": "object", "title": "lost"}
+
+
+async def test_an_error_text_is_bounded_and_its_details_too() -> None:
+    async with serving(Counter(), max_message_bytes=4_096) as at:
+        long = await at.client.request("fails_at_length", {"size": 100_000})
+        assert (long.code, long.details) == ("failed", None)
+        assert long.error.startswith("too much")
+        assert len(long.error) <= 10_000
+
+
+async def test_a_run_is_asked_for_by_an_id() -> None:
+    async with serving(Counter()) as at:
+        for method in ("get_run", "cancel"):
+            reply = await at.client.request(method)
+            assert (reply.code, "run_id" in reply.error) == ("bad_params", True)
+        unknown = await at.client.request("get_run", {"run_id": "x" * 100_000})
+        assert len(unknown.error) < 300
 
 
 async def test_ping_and_describe_carry_boot_id_uptime_and_window() -> None:

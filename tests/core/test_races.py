@@ -73,8 +73,11 @@ async def test_a_cancellation_of_the_author_s_own_is_a_failure() -> None:
 
 # --- hard to catch ------------------------------------------------------------------------------
 
-HARD = ["StopIteration", "CancelledError", "KeyboardInterrupt", "BaseExceptionGroup"]
-TEXTS = ["undecodable", "details"]
+HARD = [
+    *("StopIteration", "CancelledError", "KeyboardInterrupt", "SystemExit"),
+    *("BaseExceptionGroup", "GeneratorExit"),
+]
+TEXTS = ["undecodable", "details", "unprintable"]
 
 
 @pytest.mark.parametrize("method", ["raise_plain", "raise_async"])
@@ -94,6 +97,46 @@ async def test_whatever_an_isolated_job_raises_its_caller_hears_of_it() -> None:
                 reply = await at.client.request(method, {"what": what}, timeout_s=REPLY_S)
                 assert (reply.success, reply.code) == (False, "failed"), (method, what)
         await nothing_left(at)
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("unprintable", "UnprintableError: its text cannot be made"),
+        ("BaseExceptionGroup", "two (2 sub-exceptions); KeyboardInterrupt; ValueError: one"),
+        ("GeneratorExit", "GeneratorExit"),
+        ("details", "odd"),
+    ],
+)
+@pytest.mark.parametrize("method", ["raise_plain", "raise_async", "raise_isolated"])
+async def test_the_error_says_what_was_raised(method: str, what: str, text: str) -> None:
+    async with serving(Rough()) as at:
+        reply = await at.client.request(method, {"what": what}, timeout_s=REPLY_S)
+
+        assert reply.error.endswith(text)
+        await nothing_left(at)
+
+
+async def test_an_async_method_behind_a_plain_decorator_is_awaited() -> None:
+    async with serving(Rough()) as at:
+        for method in ("decorated", "decorated_isolated"):
+            assert await at.client.call(method, {"value": 4}, timeout_s=REPLY_S) == 4
+
+
+async def test_progress_without_json_fails_its_own_run_and_spoils_no_list() -> None:
+    async with serving(Rough()) as at:
+        with pytest.raises(FailedError, match=r"TypeError: .*JSON"):
+            await at.client.call("tells_no_json")
+        (run,) = (await at.client.call("list_runs"))["runs"]
+        assert run["status"] == "error"
+
+
+async def test_a_result_longer_than_the_worker_s_line_leaves_the_worker_alive() -> None:
+    async with serving(Rough()) as at:
+        pid = await at.client.call("pid", timeout_s=REPLY_S)
+        with pytest.raises(FailedError, match="return less"):
+            await at.client.call("too_long", {"size": worker.MAX_LINE_BYTES + 1}, timeout_s=60)
+        assert await at.client.call("pid", timeout_s=REPLY_S) == pid
 
 
 @pytest.mark.parametrize("method", ["raise_plain", "raise_isolated"])
