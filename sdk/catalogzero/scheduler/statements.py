@@ -5,59 +5,173 @@ Layer: edge.
 
 from __future__ import annotations
 
-from sqlalchemy import bindparam, case, delete, func, or_, select, update
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Delete,
+    Insert,
+    Text,
+    Update,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy import cast as sql_cast
+
+from catalogzero.messages import encode_json
 from catalogzero.scheduler.schema import ACTIVE, OPEN, executions, schedules
 
-_OUTCOME = (
+Given = Callable[[str], ColumnElement[Any]]
+IS_ACTIVE = or_(*(executions.c.status == status for status in ACTIVE))
+
+
+class ForEach:
+    """A statement that writes many rows.
+
+    It has two forms: on SQLite it is executed for each row; on PostgreSQL once, with all rows in
+    one JSON text, as there every statement costs a message and a plan.
+
+    Args:
+        values: The values of a row, by name, and the column that each is of.
+        build: Makes the statement, given what stands for a value.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, ColumnElement[Any]],
+        build: Callable[[Given], Insert | Update | Delete],
+    ) -> None:
+        types = {name: of.type for name, of in values.items()}
+        self._each = build(lambda name: bindparam(name, type_=types[name]))
+        rows = func.json_to_recordset(sql_cast(bindparam("rows", type_=Text), JSON))
+        told = rows.table_valued(*(Column(name, kind) for name, kind in types.items()))
+        self._at_once = build(told.render_derived("given", with_types=True).c.__getitem__)
+
+    def write(self, c: Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Write the rows; how many of the table's were changed."""
+        if not rows:
+            return 0
+        if c.dialect.name == "postgresql":
+            done = c.execute(self._at_once, {"rows": encode_json(rows).decode()})
+        else:
+            done = c.execute(self._each, rows)
+        return cast("CursorResult[Any]", done).rowcount
+
+
+def _new(*names: str) -> dict[str, ColumnElement[Any]]:
+    """Values to write into columns of executions: `new_status` into `status`."""
+    return {f"new_{name}": executions.c[name] for name in names}
+
+
+def _written(names: Mapping[str, ColumnElement[Any]], given: Given) -> dict[str, Any]:
+    """What an UPDATE sets."""
+    return {name.removeprefix("new_"): given(name) for name in names}
+
+
+_ITS_ID = {"its_id": executions.c.execution_id}
+_OUTCOME = _new(
     *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
     *("sent_us", "completed_us", "result", "error"),
 )
+_LEASE = _new("owner", "lease", "lease_until_us")
+_NEXT = {f"new_{name}": schedules.c[name] for name in ("tick_us", "due_us", "runs", "folded")}
+_ITS_SCHEDULE = {"its_id": schedules.c.schedule_id}
+_LATER = (
+    *("seq", "boot_id", "start_by_s", "retry_safe", "sent_us", "result"),
+    *("idempotency_key", "request_digest"),
+)
+_ROW = {column.name: column for column in executions.c if column.name not in _LATER}
 
-IS_ACTIVE = or_(*(executions.c.status == status for status in ACTIVE))
+INSERT = ForEach(
+    _ROW,
+    lambda given: insert(executions).from_select([*_ROW], select(*(given(name) for name in _ROW))),
+)
+"""New executions."""
 
-SAVE = (
-    update(executions)
-    .where(
-        executions.c.execution_id == bindparam("its_id"),
-        executions.c.owner == bindparam("its_owner"),
-        executions.c.lease == bindparam("its_lease"),
-        IS_ACTIVE,
-    )
-    .values({name: bindparam(f"new_{name}") for name in _OUTCOME})
+SAVE = ForEach(
+    {
+        **_ITS_ID,
+        "its_owner": executions.c.owner,
+        "its_lease": executions.c.lease,
+        **_OUTCOME,
+    },
+    lambda given: (
+        update(executions)
+        .where(
+            executions.c.execution_id == given("its_id"),
+            executions.c.owner == given("its_owner"),
+            executions.c.lease == given("its_lease"),
+            IS_ACTIVE,
+        )
+        .values(_written(_OUTCOME, given))
+    ),
 )
 """Writes an outcome, on the condition that the lease is still its owner's."""
 
-SWAP = (
-    update(schedules)
-    .where(
-        schedules.c.schedule_id == bindparam("its_id"),
-        schedules.c.due_us == bindparam("old_due_us"),
-        schedules.c.paused.is_(False),
-    )
-    .values({name: bindparam(f"new_{name}") for name in ("tick_us", "due_us", "runs", "folded")})
+SWAP = ForEach(
+    {**_ITS_SCHEDULE, "old_due_us": schedules.c.due_us, **_NEXT},
+    lambda given: (
+        update(schedules)
+        .where(
+            schedules.c.schedule_id == given("its_id"),
+            schedules.c.due_us == given("old_due_us"),
+            schedules.c.paused.is_(False),
+        )
+        .values(_written(_NEXT, given))
+    ),
 )
 """The compare-and-swap of a schedule's next time."""
 
-TAKE = (
-    update(executions)
-    .where(
-        executions.c.execution_id == bindparam("its_id"),
-        executions.c.lease == bindparam("old_lease"),
-        IS_ACTIVE,
-    )
-    .values({name: bindparam(f"new_{name}") for name in ("owner", "lease", "lease_until_us")})
+TAKE = ForEach(
+    {**_ITS_ID, "old_lease": executions.c.lease, **_LEASE},
+    lambda given: (
+        update(executions)
+        .where(
+            executions.c.execution_id == given("its_id"),
+            executions.c.lease == given("old_lease"),
+            IS_ACTIVE,
+        )
+        .values(_written(_LEASE, given))
+    ),
 )
 """Takes over a lease that ended."""
 
-GROW = (
-    update(executions)
-    .where(executions.c.execution_id == bindparam("its_id"))
-    .values(
-        last_tick_us=bindparam("new_last_tick_us"), ticks=executions.c.ticks + bindparam("more")
-    )
+GROW = ForEach(
+    {**_ITS_ID, **_new("last_tick_us"), "more": executions.c.ticks},
+    lambda given: (
+        update(executions)
+        .where(executions.c.execution_id == given("its_id"))
+        .values(last_tick_us=given("new_last_tick_us"), ticks=executions.c.ticks + given("more"))
+    ),
 )
 """Adds ticks to a missed or skipped row."""
+
+BEGIN = ForEach(
+    {**_ITS_ID, **_new("started_us")},
+    lambda given: (
+        update(executions)
+        .where(executions.c.execution_id == given("its_id"))
+        .values(status="running", started_us=given("new_started_us"))
+    ),
+)
+"""A queued execution begins."""
+
+REMOVE = ForEach(
+    _ITS_SCHEDULE,
+    lambda given: delete(schedules).where(schedules.c.schedule_id == given("its_id")),
+)
+"""A schedule is over."""
 
 
 DUE = (
@@ -103,16 +217,6 @@ TURN = (
     .with_for_update(skip_locked=True)
 )
 """The queued executions whose turn has come: nothing of their schedule is going on."""
-
-BEGIN = (
-    update(executions)
-    .where(executions.c.execution_id == bindparam("its_id"))
-    .values(status="running", started_us=bindparam("now_us"))
-)
-"""A queued execution begins."""
-
-REMOVE = delete(schedules).where(schedules.c.schedule_id == bindparam("its_id"))
-"""A schedule is over."""
 
 _mine = (executions.c.owner == bindparam("its_owner"), IS_ACTIVE)
 

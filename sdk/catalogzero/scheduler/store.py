@@ -59,6 +59,7 @@ from catalogzero.scheduler.statements import (
     GOING_ON,
     GROW,
     HELD,
+    INSERT,
     IS_ACTIVE,
     NEXT_DUE,
     REMOVE,
@@ -333,7 +334,7 @@ class Store:
         with self.writing() as c:
             now = self.now_us(c)
             rows = [outcome_row(one, now) for one in changed]
-            if _count(c.execute(SAVE, rows)) == len(rows):
+            if SAVE.write(c, rows) == len(rows):
                 return [True] * len(rows)
             ids = [one.execution_id for one in changed]
             look = select(executions.c.execution_id, executions.c.owner, executions.c.lease)
@@ -361,8 +362,7 @@ class Store:
         """Start queued runs whose turn has come: nothing of their schedule is going on."""
         rows = c.execute(TURN, {"at_most": CLAIM_LIMIT}).mappings()
         found = [execution_of(row) for row in rows]
-        if found:
-            c.execute(BEGIN, [{"its_id": one.execution_id, "now_us": now} for one in found])
+        BEGIN.write(c, [{"its_id": one.execution_id, "new_started_us": now} for one in found])
         for one in found:
             one.status = "running"
         _take(c, found, lease)
@@ -374,15 +374,12 @@ def _write(c: Connection, writes: Writes, now: int, lease: Lease) -> None:
     rows = [execution_row(one, now, lease, span) for one, span in writes.inserted]
     for one, _ in writes.inserted:
         one.owner, one.created_us = lease.owner, now
-    if rows:
-        c.execute(insert(executions), rows)
-    if writes.grown:
-        c.execute(GROW, writes.grown)
-    if _count(c.execute(SWAP, writes.swaps)) != len(writes.swaps):
+    INSERT.write(c, rows)
+    GROW.write(c, writes.grown)
+    if SWAP.write(c, writes.swaps) != len(writes.swaps):
         raise LostRaceError("a schedule was claimed by two schedulers at once: nothing is written")
     over = [{"its_id": swap["its_id"]} for swap in writes.swaps if swap["new_tick_us"] is None]
-    if over:
-        c.execute(REMOVE, over)
+    REMOVE.write(c, over)
 
 
 def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
@@ -392,7 +389,7 @@ def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
         old_lease, one.owner, one.lease = one.lease, lease.owner, one.lease + 1
         new = {"new_owner": one.owner, "new_lease": one.lease, "new_lease_until_us": lease.until_us}
         rows.append({"its_id": one.execution_id, "old_lease": old_lease, **new})
-    if rows and _count(c.execute(TAKE, rows)) != len(rows):
+    if TAKE.write(c, rows) != len(rows):
         raise LostRaceError("an execution was taken by two schedulers at once: nothing is written")
 
 
