@@ -226,6 +226,21 @@ async def test_filters_of_executions_combine_and_pages_follow_the_cursor(
     assert wrong.status_code == 400
 
 
+@pytest.mark.parametrize("name", ["%00", "%ED%A0%80", "nobody"])
+async def test_a_name_that_cannot_be_stored_is_known_to_nobody(
+    scheduler: SchedulerServer, api: httpx.AsyncClient, name: str
+) -> None:
+    answers = [
+        await api.get(f"/api/executions/{name}"),
+        await api.get(f"/api/schedules/{name}/next"),
+        await api.delete(f"/api/schedules/{name}"),
+        await api.get(f"/api/executions?job_id={name}"),
+    ]
+
+    assert [answer.status_code in (400, 404) for answer in answers[:3]] == [True] * 3
+    assert answers[3].json().get("records", []) == []
+
+
 async def test_handlers_are_really_asked(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:

@@ -125,6 +125,74 @@ async def test_a_handler_that_stays_away_past_the_grace_is_a_missed_tick(
     assert "the handler was not there in time" in record["error"]
 
 
+async def test_run_now_says_in_time_that_its_handler_is_away(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        pass
+    answer = await api.post("/api/run_now", json=call("quick", misfire_grace_s=0.2))
+    (record,) = await ended(api)
+
+    assert answer.status_code == 500
+    assert "the handler was not there in time" in answer.json()["error"]["message"]
+    assert record["status"] == "missed"
+
+
+class Strange:
+    """A handler that answers every ping with the same promise, which is none."""
+
+    def __init__(self, **ping: Any) -> None:
+        self._ping = ping
+        self._server = RouterServer(self._on_message)
+        self.address = f"tcp://127.0.0.1:{self._server.bind('127.0.0.1', 0)}"
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.close()
+
+    def _on_message(self, envelope: Any, payload: bytes) -> None:
+        known = {"request_id": orjson.loads(payload).get("request_id")}
+        answer = {"success": True, **known, "result": self._ping, **self._ping}
+        self._server.send(envelope, orjson.dumps(answer))
+
+
+@pytest.mark.parametrize(
+    "ping",
+    [
+        {"boot_id": "b", "uptime_s": "soon", "dedupe_window_s": 600},
+        {"boot_id": "b"},
+        {"boot_id": "b", "uptime_s": 1, "dedupe_window_s": 1e999},
+    ],
+)
+async def test_a_handler_whose_ping_makes_no_sense_ends_its_own_runs_only(
+    scheduler: SchedulerServer, api: httpx.AsyncClient, ping: dict[str, Any]
+) -> None:
+    strange = Strange(**ping)
+    async with HandlerClient(scheduler.zmq_address) as wire:
+        given = {"handler_id": "odd", "address": strange.address, "methods": ["work"]}
+        await wire.request_plain("register", given)
+    body = {"handler_id": "odd", "job_method": "work", "misfire_grace_s": 0.2}
+    answer = await api.post("/api/run_now", json=body)
+    strange.close()
+
+    assert answer.status_code == 500
+    assert "tells no uptime_s and dedupe_window_s" in answer.json()["error"]["message"]
+
+
+async def test_a_handler_with_an_endless_boot_id_is_served_as_a_plain_one(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    strange = Strange(boot_id="b\0" * 5_000, uptime_s=1, dedupe_window_s=600)
+    async with HandlerClient(scheduler.zmq_address) as wire:
+        given = {"handler_id": "odd", "address": strange.address, "methods": ["work"]}
+        await wire.request_plain("register", given)
+    body = {"handler_id": "odd", "job_method": "work", "max_attempts": 1}
+    answer = await api.post("/api/run_now", json=body)
+    strange.close()
+
+    assert answer.status_code == 200
+
+
 async def test_a_dead_handler_delays_no_other(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:

@@ -138,15 +138,19 @@ def test_a_token_is_needed_where_one_is_set(tmp_path: Path) -> None:
         (("--zmq-host", "0.0.0.0"), "--allow-plaintext on a private network"),  # noqa: S104 - same
         (("--database", "mysql://x/y"), "name a sqlite:///file or a postgresql://"),
         (("--curve-clients-file", "keys"), "needs --curve-key-file"),
+        (("--port", "{taken}"), "port {taken} on 127.0.0.1 cannot be had"),
+        (("--zmq-port", "{taken}"), "--zmq-host, --zmq-port: port {taken} on 127.0.0.1 is taken"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_starts(
     options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     database = ("--database", f"sqlite:///{tmp_path / 'scheduler.db'}")
-    command = [*CATALOGZERO, "scheduler", "--port", "0", "--zmq-port", "0", *database, *options]
-
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        taken = listening.getsockname()[1]
+        given = [option.format(taken=taken) for option in options]
+        command = [*CATALOGZERO, "scheduler", "--port", "0", "--zmq-port", "0", *database, *given]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert done.returncode == 3
-    assert message in done.stderr
+    assert message.format(taken=taken) in done.stderr

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from catalogzero.scheduler import calls
 
-from tests.scheduler.world import WINDOW_S, Desk, World
+from tests.scheduler.world import SETTINGS, WINDOW_S, Desk, World
 
 STEP_S = 0.5
 FAULTY_S = 120.0
 PATIENCE_S = 3_000.0
 
 
-async def live(seed: int, *, retry_safe: bool) -> World:
+async def live(seed: int, *, retry_safe: bool, timeout_s: float | None = None) -> World:
     """Let a world go on until its execution is final and nothing is under way."""
-    world = World(seed, retry_safe=retry_safe, faults=seed % 7)
+    world = World(seed, retry_safe=retry_safe, faults=seed % 7, timeout_s=timeout_s)
     world.desks["A"].take_over()
     while world.clock.monotonic() < PATIENCE_S:
         await world.clock.advance(STEP_S)
@@ -71,3 +72,48 @@ async def test_a_retry_safe_method_starts_at_most_max_attempts_times(seed: int) 
     assert world.broken == []
     assert world.starts <= world.row.max_attempts
     assert world.row.is_final()
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_a_run_over_its_schedule_s_timeout_is_over_before_it_is_an_error(seed: int) -> None:
+    world = await live(2_000 + seed, retry_safe=bool(seed % 2), timeout_s=3.0)
+
+    assert world.broken == []
+    assert world.starts <= (world.row.max_attempts if seed % 2 else 1)
+    assert world.row.is_final()
+
+
+async def test_a_cancel_that_came_before_its_call_is_sent_again() -> None:
+    world = World(1, retry_safe=False, faults=0, timeout_s=3.0, longest_s=1e6)
+    world.lose_next = True
+    world.desks["A"].take_over()
+    await forward(world, 60)
+
+    assert (world.starts, world.row.status, world.running) == (1, "error", 0)
+    assert "took longer than timeout_s" in str(world.row.error)
+
+
+async def test_a_handler_that_stays_away_is_given_up_whoever_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "PATIENCE_S", 60.0)
+    world = World(1, retry_safe=False, faults=0, longest_s=1e6)
+    world.desks["A"].take_over()
+    await forward(world, 10)
+    assert (world.starts, world.row.status) == (1, "running")
+
+    world.silent = True
+    await forward(world, SETTINGS.lost_after_s * 0.9)
+    world.desks["B"].take_over()
+    await forward(world, 40)
+    assert world.row.status == "running"
+    await forward(world, SETTINGS.lost_after_s * 0.1)
+
+    assert world.row.status == "lost"
+
+
+async def forward(world: World, seconds: float) -> None:
+    """Let time pass in steps."""
+    end_s = world.clock.monotonic() + seconds
+    while world.clock.monotonic() < end_s:
+        await world.clock.advance(STEP_S)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from catalogzero.errors import ConfigError, UnreachableError
@@ -382,6 +384,22 @@ def test_a_database_of_an_older_release_is_brought_forward(
 def test_another_kind_of_database_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="--database"):
         Store(url)
+
+
+def test_a_file_that_is_no_store_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"no database" * 1_000)
+    sqlite3.connect(tmp_path / "empty").execute("VACUUM")
+    read_only = f"file:{tmp_path / 'empty'}?mode=ro&uri=true"
+
+    for place, why in (
+        (str(other), "file is not a database"),
+        (f"{other}/below", "File exists|Not a directory"),
+        (str(tmp_path), "unable to open"),
+        (read_only, "readonly"),
+    ):
+        with pytest.raises(ConfigError, match=f"--database: .*({why})"):
+            Store(f"sqlite:///{place}")
 
 
 def test_a_database_that_does_not_answer_is_named_without_its_password() -> None:

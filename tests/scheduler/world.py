@@ -17,7 +17,7 @@ from catalogzero.clock import Clock
 from catalogzero.errors import CallTimeoutError, UnreachableError
 from catalogzero.messages import Reply, StartBy
 from catalogzero.scheduler.calls import CallSettings, Driver, Links
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.testing import ManualClock
 
 WINDOW_S = 60.0
@@ -49,17 +49,29 @@ class World:
         seed: Of every fault and every outcome.
         retry_safe: Whether the one method is.
         faults: How many faults there may be, of any kind.
+        timeout_s: The schedule's own.
+        longest_s: Of a run.
     """
 
-    def __init__(self, seed: int, *, retry_safe: bool, faults: int) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        retry_safe: bool,
+        faults: int,
+        timeout_s: float | None = None,
+        longest_s: float = RUN_S,
+    ) -> None:
         self.random = random.Random(seed)  # noqa: S311 - faults, no secrets
         self.clock = ManualClock()
         self.retry_safe = retry_safe
         self.faults = faults
+        self.longest_s = longest_s
+        self.silent = self.lose_next = False
         self.boot, self.booted_s = 1, 0.0
         self.memory: dict[str, Remembered] = {}
         self.starts, self.running, self.finished_ok = 0, 0, 0
-        self.row = Execution("e", "job", "h", "m", {}, owner="A", timeout_s=None)
+        self.row = Execution("e", "job", "h", "m", {}, owner="A", timeout_s=timeout_s)
         self.broken: list[str] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         self.desks = {name: Desk(self, name) for name in "AB"}
@@ -120,17 +132,30 @@ class World:
         return known
 
     async def _run(self, known: Remembered, boot: int) -> None:
-        await self.clock.sleep(self.random.uniform(0.0, RUN_S))
-        if boot != self.boot:
+        await self.clock.sleep(self.random.uniform(0.0, self.longest_s))
+        if boot != self.boot or known.reply is not None:
             return
-        self.running -= 1
         if self.random.random() < 0.3:
-            known.reply = Reply(success=False, error="failed", code="failed")
+            self._end(known, Reply(success=False, error="failed", code="failed"))
         else:
-            known.reply = Reply(success=True, result={"ok": True})
             self.finished_ok += 1
+            self._end(known, Reply(success=True, result={"ok": True}))
+
+    def _end(self, known: Remembered, reply: Reply) -> None:
+        self.running -= 1
+        known.reply = reply
         known.state, known.forget_at_s = "ended", self.clock.monotonic() + WINDOW_S
         known.ended.set()
+
+    def cancel(self, request_id: str) -> Reply:
+        """The handler cancels a run, if it knows it."""
+        self._forget()
+        known = self.memory.get(request_id)
+        if known is None:
+            return Reply(success=False, error="no such run", code="unknown_run")
+        if known.reply is None:
+            self._end(known, Reply(success=False, error="cancelled", code="cancelled"))
+        return Reply(success=True, result={})
 
     def _forget(self) -> None:
         now_s = self.clock.monotonic()
@@ -156,10 +181,10 @@ class Desk:
         self.frozen_until_s = 0.0
         self.task: asyncio.Task[None] | None = None
 
-        async def address(handler_id: str) -> str:
-            return "tcp://world"
+        async def find(handler_id: str) -> Handler:
+            return Handler(handler_id, "tcp://world", ["m"], "online", 0)
 
-        links = Links(address, lambda *_: Caller(world, self), SETTINGS)
+        links = Links(find, lambda *_: Caller(world, self), SETTINGS)
         self.driver = Driver(self, links, SETTINGS)
 
     def take_over(self) -> None:
@@ -216,8 +241,11 @@ class Caller:
         """See `HandlerClient.request`, with faults."""
         world = self.world
         await self.desk.thaw()
+        if world.silent:
+            await world.clock.sleep(timeout_s)
+            raise UnreachableError("away")
         if method != "m":
-            return await self._control(method, timeout_s)
+            return await self._control(method, params or {}, timeout_s)
         assert request_id is not None
         assert start_by is not None
         if world.fault(0.05):
@@ -249,11 +277,13 @@ class Caller:
     def close(self) -> None:
         """See `HandlerClient.close`."""
 
-    async def _control(self, method: str, timeout_s: float) -> Reply:
+    async def _control(self, method: str, params: Mapping[str, Any], timeout_s: float) -> Reply:
         world = self.world
         if world.fault(0.05):
             await world.clock.sleep(timeout_s)
             raise CallTimeoutError("no reply to the ping")
+        if method == "cancel":
+            return world.cancel(params["request_id"])
         if method == "describe":
             about = {"name": "m", "retry_safe": world.retry_safe}
             return Reply(success=True, result={"methods": [about]})
@@ -272,7 +302,8 @@ class Caller:
         """One copy of a call on its way, and its reply on the way back."""
         world = self.world
         await world.clock.sleep(delay_s)
-        if world.fault(0.1):
+        if world.lose_next or world.fault(0.1):
+            world.lose_next = False
             return
         reply = await world.arrive(request_id, start_by, timeout_s)
         await world.clock.sleep(world.random.uniform(0, 0.2))

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 def scheduler(
     host: Annotated[str, typer.Option(help="Address of the API and the page.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port of the API; 0: any free one.")] = 8888,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port of the API; 0: any free one.")
+    ] = 8888,
     zmq_host: Annotated[str, typer.Option(help="Address where handlers register.")] = "127.0.0.1",
-    zmq_port: Annotated[int, typer.Option(help="Port where they do; 0: any free one.")] = 4242,
+    zmq_port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port where they do; 0: any free one.")
+    ] = 4242,
     database: Annotated[
         str | None,
         typer.Option(

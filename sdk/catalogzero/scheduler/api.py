@@ -18,10 +18,11 @@ from zoneinfo import ZoneInfo
 
 import orjson
 from aiohttp import web
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.errors import CatalogZeroError
+from catalogzero.messages import one_line_ascii
 from catalogzero.scheduler.forms import (
     ApiError,
     check_method,
@@ -276,9 +277,12 @@ class Api:
             answer = _failure(error.status, error.message)
         except web.HTTPException as error:
             answer = _failure(error.status, error.reason)
+        except (DataError, UnicodeError):
+            answer = _failure(400, "Invalid parameter: no such text can be stored.")
         except DBAPIError as error:
-            self._log.warning("database_away", error=str(error.orig).strip())
-            answer = _failure(503, "The database does not answer: try again.")
+            why = one_line_ascii(str(error.orig))
+            self._log.warning("database_away", error=why)
+            answer = _failure(503, f"The database does not take this now ({why}): try again.")
         except Exception:  # noqa: BLE001 - the outermost frame of a request
             self._log.exception("request_failed", path=request.path)
             answer = _failure(500, "Internal error: see the scheduler's log.")

@@ -15,23 +15,27 @@ Layer: edge.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from catalogzero.clock import Clock
 from catalogzero.errors import CallTimeoutError, CatalogZeroError, UnreachableError
 from catalogzero.messages import Reply, StartBy
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
 from catalogzero.settings import RuntimeSettings
 
 NEVER_BEGAN = frozenset({"busy", "draining", "wake_failed"})
 REFUSED = frozenset({"bad_request", "unknown_method", "bad_params", "unauthorized", "too_large"})
 DESCRIBE_TIMEOUT_S = 10.0
+PATIENCE_S = 600.0
 MAX_CALLS = 1_000
+MAX_BOOT_ID_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ class CallSettings:
     """How calls are made.
 
     A handler is pinged every `ping_every_s` while a call waits on it; a call whose handler answers
-    pings is sent again after `wait_s`, as only its reply may have been lost.
+    pings is sent again after `wait_s`, as only its reply may have been lost. One that was not heard
+    of for `lost_after_s`, by any scheduler, is given up.
     """
 
     ping_timeout_s: float = 5.0
@@ -146,7 +151,7 @@ class Link:
         self._asking = None
         answer = await self._ping()
         boot_id = answer.get("boot_id")
-        if not isinstance(boot_id, str):
+        if not isinstance(boot_id, str) or not 0 < len(boot_id) <= MAX_BOOT_ID_CHARS:
             self._boot_id = None
             return Stamp(None)
         if boot_id != self._boot_id:
@@ -155,8 +160,7 @@ class Link:
             self._retry_safe = frozenset(retry_safe_methods(described))
             self._room.allow(jobs_taken(described))
             self._boot_id = boot_id
-        start_by_s = float(answer["uptime_s"]) + float(answer["dedupe_window_s"])
-        return Stamp(boot_id, start_by_s, self._retry_safe)
+        return Stamp(boot_id, _start_by_s(answer), self._retry_safe)
 
     async def _ping(self) -> dict[str, Any]:
         """The answer to a ping; one without request_id until it is known to echo one."""
@@ -174,15 +178,16 @@ class Links:
 
     def __init__(
         self,
-        find_address: Callable[[str], Awaitable[str | None]],
+        find_handler: Callable[[str], Awaitable[Handler | None]],
         connect: Callable[[str, str], HandlerCaller],
         settings: CallSettings,
     ) -> None:
-        self._find_address = find_address
+        self._find_handler = find_handler
         self._connect = connect
         self._settings = settings
         self._links: dict[str, Link] = {}
         self.rooms = defaultdict[str, Room](Room)
+        self.heard_us = defaultdict[str, int](int)
 
     async def get(self, handler_id: str) -> Link:
         """The connection to a handler.
@@ -190,18 +195,23 @@ class Links:
         Raises:
             UnreachableError: No such handler ever registered.
         """
-        address = await self._find_address(handler_id)
-        if address is None:
+        handler = await self._find_handler(handler_id)
+        if handler is None:
             raise UnreachableError(f"handler '{handler_id}' is not registered")
+        self.heard(handler_id, handler.seen_us)
         link = self._links.get(handler_id)
-        if link is None or link.address != address:
+        if link is None or link.address != handler.address:
             if link is not None:
                 link.close()
             room = self.rooms[handler_id]
-            caller = self._connect(handler_id, address)
-            link = Link(address, caller, room, self._settings.ping_timeout_s)
+            caller = self._connect(handler_id, handler.address)
+            link = Link(handler.address, caller, room, self._settings.ping_timeout_s)
             self._links[handler_id] = link
         return link
+
+    def heard(self, handler_id: str, us: int) -> None:
+        """Note that a handler was there at that moment."""
+        self.heard_us[handler_id] = max(self.heard_us[handler_id], us)
 
     def close(self) -> None:
         """Disconnect from all."""
@@ -269,7 +279,7 @@ class Driver:
         while True:
             try:
                 link = await self._links.get(one.handler_id)
-                return await link.ask()
+                return await self._ping(link, one.handler_id)
             except CatalogZeroError as error:
                 reason = str(error)
             tries += 1
@@ -287,10 +297,27 @@ class Driver:
         grace_s = one.misfire_grace_s
         if first and grace_s is not None and age_us > seconds_us(grace_s):
             one.status, one.error = "missed", f"the handler was not there in time: {reason}"
-        elif self._desk.clock.monotonic() - since_s > self._settings.lost_after_s:
+        elif self._is_given_up(one, since_s):
             one.status = "missed" if first else "lost"
             one.error = f"the handler stayed away: {reason}"
         return one.is_final()
+
+    def _is_given_up(self, one: Execution, since_s: float) -> bool:
+        """Whether its handler stayed away for too long, partly under an earlier owner perhaps.
+
+        A clock that leaps makes it look so: it always gets this scheduler's own patience.
+        """
+        away_s = self._desk.clock.monotonic() - since_s
+        heard_us = max(one.created_us, one.sent_us or 0, self._links.heard_us[one.handler_id])
+        gone_s = max(away_s, (self._desk.now_us() - heard_us) / 1_000_000)
+        limit_s = self._settings.lost_after_s
+        return gone_s > limit_s and away_s > min(PATIENCE_S, limit_s)
+
+    async def _ping(self, link: Link, handler_id: str) -> Stamp:
+        """Ask a handler, and note that it was there."""
+        stamp = await link.ask()
+        self._links.heard(handler_id, self._desk.now_us())
+        return stamp
 
     async def _keep(self, one: Execution, stamp: Stamp) -> bool:
         """Store the stamp of this n before its first call."""
@@ -303,22 +330,20 @@ class Driver:
 
     async def _drive_call(self, one: Execution) -> None:
         """Send the present call, again and again, until the handler has judged."""
-        away_since_s, cancelled = None, False
+        away_since_s: float | None = None
         while await self._desk.holds(one):
             left_s = self._left_s(one)
-            if left_s <= 0 and not cancelled:
-                cancelled = await self._cancel(one)
-            wait_s = min(self._settings.wait_s, left_s) if left_s > 0 else self._settings.wait_s
-            reply = await self._send(one, wait_s)
+            if left_s <= 0:
+                await self._cancel(one)
+            reply = await self._send(one, self._wait_s(left_s))
             if reply is not None and reply.code != "timeout":
-                judge(one, reply, over_time=cancelled)
+                judge(one, reply, over_time=left_s <= 0)
                 return
-            now_s = self._desk.clock.monotonic()
             if reply is not None:
                 away_since_s = None
                 continue
-            away_since_s = now_s if away_since_s is None else away_since_s
-            if now_s - away_since_s > self._settings.lost_after_s:
+            away_since_s = away_since_s or self._desk.clock.monotonic()
+            if self._is_given_up(one, away_since_s):
                 one.status, one.error = "lost", "the handler stayed away: nobody can know the end"
                 return
 
@@ -338,7 +363,7 @@ class Driver:
             start_by=start_by,
         )
         call = asyncio.create_task(request, name="scheduler-call")
-        watch = asyncio.create_task(self._watch(link, one.boot_id), name="scheduler-watch")
+        watch = asyncio.create_task(self._watch(link, one), name="scheduler-watch")
         try:
             await asyncio.wait({call, watch}, return_when=asyncio.FIRST_COMPLETED)
             return call.result() if call.done() else None
@@ -349,15 +374,15 @@ class Driver:
             watch.cancel()
             await asyncio.gather(call, watch, return_exceptions=True)
 
-    async def _watch(self, link: Link, boot_id: str) -> None:
+    async def _watch(self, link: Link, one: Execution) -> None:
         """Ping a handler until it does not answer, or is not the boot that was called."""
         while True:
             await self._desk.clock.sleep(self._settings.ping_every_s)
             try:
-                stamp = await link.ask()
+                stamp = await self._ping(link, one.handler_id)
             except CatalogZeroError:
                 return
-            if stamp.boot_id != boot_id:
+            if stamp.boot_id != one.boot_id:
                 return
 
     def _left_s(self, one: Execution) -> float:
@@ -366,15 +391,18 @@ class Driver:
             return float("inf")
         return one.timeout_s - (self._desk.now_us() - one.sent_us) / 1_000_000
 
-    async def _cancel(self, one: Execution) -> bool:
-        """Cancel the run at its handler; false when the handler did not hear of it."""
-        try:
+    def _wait_s(self, left_s: float) -> float:
+        """How long to wait for a reply: to the run's own limit, and past it only a little."""
+        if left_s <= 0:
+            return self._settings.ping_timeout_s
+        return min(self._settings.wait_s, left_s)
+
+    async def _cancel(self, one: Execution) -> None:
+        """Cancel the run at its handler; the next reply tells whether it was heard."""
+        with suppress(UnreachableError, CallTimeoutError):
             link = await self._links.get(one.handler_id)
             asked = {"request_id": one.request_id}
             await link.caller.request("cancel", asked, timeout_s=self._settings.ping_timeout_s)
-        except (UnreachableError, CallTimeoutError):
-            return False
-        return True
 
     async def _drive_plain(self, one: Execution) -> None:
         """Call a handler that knows no request_id, as ScheduleZero does."""
@@ -452,6 +480,21 @@ def jobs_taken(described: Any) -> int:
     own = RuntimeSettings.model_fields
     names = ("max_concurrent_jobs", "max_queued_jobs")
     return min(sum(int(told.get(name, own[name].default)) for name in names), MAX_CALLS)
+
+
+def _start_by_s(answer: Mapping[str, Any]) -> float:
+    """The uptime past which a call must not begin: now, and as long as replies are remembered.
+
+    Raises:
+        UnreachableError: The answer tells no such times: no handler that keeps its promises.
+    """
+    try:
+        start_by_s = float(answer["uptime_s"]) + float(answer["dedupe_window_s"])
+    except (KeyError, TypeError, ValueError):
+        start_by_s = math.nan
+    if not math.isfinite(start_by_s):
+        raise UnreachableError("its ping tells no uptime_s and dedupe_window_s")
+    return start_by_s
 
 
 def plain_result(result: Any) -> Any:

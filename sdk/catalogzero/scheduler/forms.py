@@ -27,6 +27,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 1_000
 MAX_ID_CHARS = 200
 MAX_ATTEMPTS = 100
 MAX_SECONDS = 10 * 366 * 86_400.0
+RUN_NOW_GRACE_S = 30.0
 SPELLINGS = {
     "handler_id": ("handler_id",),
     "job_method": ("job_method", "method_name"),
@@ -106,6 +107,7 @@ def read_run(body: Any, now: datetime) -> Execution:
         handler_id=handler_id,
         method=method,
         params=params,
+        misfire_grace_s=_number(body, "misfire_grace_s", RUN_NOW_GRACE_S),
         timeout_s=read_timeout(body),
         max_attempts=read_max_attempts(body),
     )

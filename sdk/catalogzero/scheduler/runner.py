@@ -27,7 +27,7 @@ from tenacity.wait import wait_random_exponential
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.scheduler.calls import CallSettings, Driver, HandlerCaller, Links
 from catalogzero.scheduler.history import History
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.store import LostRaceError, Store
 
 P = ParamSpec("P")
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, LostRaceError)
 SAVE_LIMIT = 500
-ADDRESS_FRESH_S = 2.0
+FRESH_S = 2.0
 RETENTION_EVERY_S = 600.0
 
 
@@ -79,18 +79,19 @@ class Runner:
         self.clock = clock or SystemClock()
         self.owner = str(uuid.uuid4())
         self._log = log
-        self.links = Links(self._find_address, connect, self.settings.calls)
+        self.links = Links(self._find_handler, connect, self.settings.calls)
         self._driver = Driver(self, self.links, self.settings.calls)
         self._writer = ThreadPoolExecutor(1, "scheduler-write")
         self._readers = ThreadPoolExecutor(2, "scheduler-read")
         self._mine: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._unsaved: list[tuple[Execution, asyncio.Future[bool]]] = []
-        self._addresses: dict[str, tuple[asyncio.Task[str | None], float]] = {}
+        self._found: dict[str, tuple[asyncio.Task[Handler | None], float]] = {}
         self._wake, self._to_save = asyncio.Event(), asyncio.Event()
         self._waiting = False
         self._time = (0, 0.0)
         self._lease_ends_s = 0.0
+        self._renewing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -108,7 +109,7 @@ class Runner:
     ) -> None:
         tasks: list[asyncio.Task[Any]] = [*self._tasks]
         tasks += [task for _, task in self._mine.values()]
-        tasks += [looking for looking, _ in self._addresses.values()]
+        tasks += [looking for looking, _ in self._found.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -144,7 +145,7 @@ class Runner:
 
     def handler_seen(self, handler_id: str) -> None:
         """Look its address up again: it registered."""
-        self._addresses.pop(handler_id, None)
+        self._found.pop(handler_id, None)
 
     async def run_now(self, one: Execution, key: str | None, digest: str) -> str:
         """Begin an execution at once, and return its id, or that of the same key's earlier one.
@@ -189,7 +190,9 @@ class Runner:
     async def holds(self, one: Execution) -> bool:
         """Whether the lease is still this runner's; asks the store when it may have ended."""
         while self.clock.monotonic() >= self._lease_ends_s:
-            await self._renew()
+            async with self._renewing:
+                if self.clock.monotonic() >= self._lease_ends_s:
+                    await self._renew()
         mine = self._mine.get(one.execution_id)
         return mine is not None and mine[0] is one
 
@@ -273,18 +276,17 @@ class Runner:
             if self._waiting:
                 self.wake()
 
-    async def _find_address(self, handler_id: str) -> str | None:
-        """Where a handler is; looked up again after a little, as another scheduler may know."""
-        known, now_s = self._addresses.get(handler_id), self.clock.monotonic()
-        if known is None or now_s - known[1] >= ADDRESS_FRESH_S:
-            looking = asyncio.create_task(self._look_up(handler_id), name="scheduler-address")
-            known = self._addresses[handler_id] = looking, now_s
-        return await asyncio.shield(known[0])
+    async def _find_handler(self, handler_id: str) -> Handler | None:
+        """A handler, as the store has it; looked up again after a little: it may have moved.
 
-    async def _look_up(self, handler_id: str) -> str | None:
-        """A handler's address, from the store; those who ask meanwhile share it."""
-        found = await self._persist_read(self.store.find_handler, handler_id)
-        return found.address if found else None
+        Those who ask meanwhile share the look.
+        """
+        known, now_s = self._found.get(handler_id), self.clock.monotonic()
+        if known is None or now_s - known[1] >= FRESH_S:
+            look = self._persist_read(self.store.find_handler, handler_id)
+            known = asyncio.create_task(look, name="scheduler-find-handler"), now_s
+            self._found[handler_id] = known
+        return await asyncio.shield(known[0])
 
     async def _persist(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Write, again and again while the database is away."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -95,7 +96,7 @@ async def serve_scheduler(
         runner = await undo.enter_async_context(Runner(store, connect, log, settings.runner, clock))
         registration = Registration(runner, log, curve=settings.curve)
         undo.push_async_callback(registration.close)
-        zmq_port = registration.bind(settings.zmq_host, settings.zmq_port)
+        zmq_port = _bind(registration, settings)
         shown = make_url(database).render_as_string(hide_password=True)
         config = {"version": __version__, "database": shown, "lease_s": settings.runner.lease_s}
         api = Api(runner, log, config, token)
@@ -130,6 +131,14 @@ async def run_scheduler(
         await asyncio.wait({stopped, failed})
 
 
+def _bind(registration: Registration, settings: SchedulerSettings) -> int:
+    """Listen for handlers, and return the port."""
+    try:
+        return registration.bind(settings.zmq_host, settings.zmq_port)
+    except ConfigError as error:
+        raise ConfigError(f"--zmq-host, --zmq-port: {error}") from None
+
+
 async def _listen(api: Api, settings: SchedulerSettings, undo: AsyncExitStack) -> int:
     """Serve the API, and return its port."""
     runner = web.AppRunner(
@@ -145,7 +154,8 @@ async def _listen(api: Api, settings: SchedulerSettings, undo: AsyncExitStack) -
         await site.start()
     except OSError as error:
         where = f"port {settings.port} on {settings.host}"
-        raise ConfigError(f"{where} cannot be had ({error.strerror}): set another --port") from None
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigError(f"{where} cannot be had ({why}): set another --port") from None
     return int(runner.addresses[0][1])
 
 

@@ -33,10 +33,16 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+)
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.errors import ConfigError, RetryLaterError, UnreachableError
+from catalogzero.errors import CatalogZeroError, ConfigError, RetryLaterError, UnreachableError
 from catalogzero.scheduler.rows import (
     Execution,
     Handler,
@@ -128,8 +134,7 @@ class Store:
             raise
         except DBAPIError as error:
             self.close()
-            shown = self.url.render_as_string(hide_password=True)
-            raise UnreachableError(f"the database {shown} does not answer: {error.orig}") from None
+            raise _unusable(self.url, error) from None
 
     def close(self) -> None:
         """Close every connection."""
@@ -415,12 +420,28 @@ def _complete(database: str) -> URL:
         return url.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise ConfigError(_BAD_URL.format(backend))
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-        Path(url.database).touch(mode=0o600)
+    if url.database and url.database != ":memory:" and "uri" not in url.query:
+        try:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+            Path(url.database).touch(mode=0o600)
+        except OSError as error:
+            raise ConfigError(_BAD_FILE.format(url.database, error.strerror)) from None
     return url
 
 
+def _unusable(url: URL, error: DBAPIError) -> CatalogZeroError:
+    """Why a store could not be opened: nobody there, or nothing that can be written."""
+    why = " ".join(str(error.orig).split())
+    away = isinstance(error, OperationalError) and (
+        url.get_backend_name() == "postgresql" or "locked" in why
+    )
+    if away:
+        shown = url.render_as_string(hide_password=True)
+        return UnreachableError(f"the database {shown} does not answer: {why}")
+    return ConfigError(_BAD_FILE.format(url.database, why))
+
+
+_BAD_FILE = "--database: {} cannot be used ({}): name another, or let this user write it"
 _BAD_URL = "--database {!r}: name a sqlite:///file or a postgresql://user@host/database"
 
 
