@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from catalogzero import Batch, CloudProcessor, Params
 
@@ -21,6 +22,13 @@ class Plain(CloudProcessor):
 
     def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
         yield from batches
+
+
+class NoFigures(Plain):
+    """Its own metrics fail."""
+
+    async def get_metrics(self) -> dict[str, Any]:
+        raise ValueError("no figures")
 
 
 class ArrowPlain(Plain):

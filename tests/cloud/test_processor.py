@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from catalogzero import CloudProcessor
+from catalogzero.errors import ConfigError
 from catalogzero.testing import serving
 
-from tests.cloud.processors import Counter, Doubler, Plain, Total
+from tests.cloud.processors import Counter, Doubler, NoFigures, Plain, Total
 from tests.cloud.reference import ReferenceBackend
 
 
@@ -147,6 +150,33 @@ async def test_health_report_carries_the_seed_keys_and_the_true_status(
     assert report["outbox"]["uploads"] == 0
     assert "site-1" in backend.installations
     assert "test-key" not in str(backend.reports)
+
+
+async def test_reports_go_on_where_the_author_s_own_metrics_fail(
+    backend: ReferenceBackend, data: Path
+) -> None:
+    async with serving(NoFigures(**settings(backend, data)), **runtime(data)) as service:
+        answer = await service.client.call("health_report")
+
+    assert answer["status"] == "reported"
+    assert [report["state"] for report in backend.reports] == ["active", "stopping"]
+    assert backend.reports[0]["metrics"]["handler_id"] == "no_figures"
+
+
+async def test_a_handler_does_not_start_on_an_outbox_of_a_newer_release(
+    backend: ReferenceBackend, data: Path
+) -> None:
+    state = runtime(data)["state_dir"] / "plain"
+    state.mkdir(parents=True)
+    with closing(sqlite3.connect(state / "outbox.sqlite")) as db:
+        db.execute("PRAGMA user_version=99")
+    before = (state / "outbox.sqlite").read_bytes()
+
+    with pytest.raises(ConfigError, match=r"newer release \(schema 99.*install that release"):
+        async with serving(Plain(**settings(backend, data)), **runtime(data)):
+            pass
+
+    assert (state / "outbox.sqlite").read_bytes() == before
 
 
 @pytest.mark.parametrize(

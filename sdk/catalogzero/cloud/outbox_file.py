@@ -1,7 +1,7 @@
 """The outbox's file: opened, checked, and written in transactions that survive a full disk.
 
-Owns SQLite's settings, the schema and its version, the damaged file that is set aside, and the
-reserve. Knows nothing of what the tables mean.
+Owns SQLite's settings, the migrations as they are run, the damaged file that is set aside, and
+the reserve. Knows nothing of what the tables mean.
 
 Layer: core.
 """
@@ -17,66 +17,17 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from catalogzero.clock import Clock
+from catalogzero.cloud.outbox_schema import MIGRATIONS, refuse_newer
 from catalogzero.errors import ConfigError
 
 T = TypeVar("T")
 P = ParamSpec("P")
 FileT = TypeVar("FileT", bound="OutboxFile")
 
-SCHEMA_VERSION = 1
 RESERVE_BYTES = 1 << 20
 _BUSY_TIMEOUT_S = 30.0
 _FREE_PAGES = 2_048
 _CHECKPOINT_PAGES = 1_000
-_SCHEMA = """
-CREATE TABLE uploads (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    upload_id TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL,
-    source_key TEXT NOT NULL,
-    source TEXT NOT NULL,
-    mode TEXT NOT NULL,
-    "full" INTEGER NOT NULL,
-    params TEXT NOT NULL,
-    upload_key TEXT,
-    source_seq INTEGER,
-    after TEXT,
-    until TEXT,
-    chunks INTEGER NOT NULL DEFAULT 0,
-    records INTEGER NOT NULL DEFAULT 0,
-    bytes INTEGER NOT NULL DEFAULT 0,
-    bytes_sent INTEGER NOT NULL DEFAULT 0,
-    seal_order INTEGER,
-    created_at TEXT NOT NULL,
-    ended_at TEXT,
-    job_id TEXT,
-    answer TEXT
-);
-CREATE INDEX uploads_by_state ON uploads (state, number);
-CREATE INDEX uploads_by_source ON uploads (source_key, seal_order);
-CREATE TABLE chunks (
-    number INTEGER PRIMARY KEY,
-    upload_id TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    records INTEGER NOT NULL,
-    content_type TEXT NOT NULL,
-    coding TEXT NOT NULL,
-    acked INTEGER NOT NULL DEFAULT 0,
-    bytes INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    UNIQUE (upload_id, seq)
-);
-CREATE TABLE sources (
-    source_key TEXT PRIMARY KEY,
-    upload_id TEXT,
-    upload_key TEXT,
-    stamp TEXT,
-    watermark TEXT,
-    last_full TEXT,
-    high INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
 
 
 class OutboxFile:
@@ -205,25 +156,31 @@ def _opened(path: Path) -> sqlite3.Connection:
     )
     try:
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
-            raise ConfigError(
-                f"{path} was written by a newer release (schema {version}, this one knows "
-                f"{SCHEMA_VERSION}): install that release again; nothing was touched"
-            )
+        refuse_newer(path, version)
         if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("quick_check found damage")
         fresh = ("auto_vacuum=INCREMENTAL",) if version == 0 else ()
         for pragma in (*fresh, "journal_mode=WAL", "synchronous=FULL", "secure_delete=FAST"):
             db.execute(f"PRAGMA {pragma}")
-        if version == 0:
-            db.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
-            )
+        if version < len(MIGRATIONS):
+            _migrate(db)
         path.chmod(0o600)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Bring the file to the schema of this release, in one transaction."""
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]  # another may have been faster
+        for script in MIGRATIONS[version:]:
+            for statement in script.split(";"):
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # `version_in` reads no WAL
 
 
 def is_disk_full(error: BaseException) -> bool:

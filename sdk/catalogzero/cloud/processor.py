@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from catalogzero.cloud.contract import Batch, CloudSettings, Identity, Params
+from catalogzero.cloud.outbox_schema import refuse_newer, version_in
 from catalogzero.errors import CatalogZeroError, ConfigError
 from catalogzero.handler import Handler, entry_of
 from catalogzero.methods import job
@@ -150,8 +151,14 @@ class CloudProcessor(Handler):
         return [*super()._preflight(), *preflight(self)]
 
     def _worker_wanted(self) -> bool:
-        """Whether an outbox is there, in which something may wait."""
-        return (self.state_dir / "outbox.sqlite").exists()
+        """Whether an outbox is there, in which something may wait.
+
+        Raises:
+            ConfigError: A newer release wrote it: the handler is not to start.
+        """
+        path = self.state_dir / "outbox.sqlite"
+        refuse_newer(path, version_in(path))
+        return path.exists()
 
     async def _worker_main(self) -> None:
         """In the worker: send, for as long as it lives."""
@@ -170,13 +177,21 @@ class CloudProcessor(Handler):
             await self.clock.sleep(interval_s)
 
     async def _report_health(self, state: str | None) -> dict[str, Any]:
-        metrics = await self.get_metrics()
+        metrics = await self._metrics_to_report()
         about = {
             "state": state or metrics.get("status", "active"),
             "interval_s": self.runtime.health_interval_s,
         }
         answer = await self.worker.call("_push_health", metrics=metrics, about=about)
         return {"status": "reported" if answer["sent"] else "queued", "metrics": metrics}
+
+    async def _metrics_to_report(self) -> dict[str, Any]:
+        """The author's metrics; the SDK's alone where the author's own method raises."""
+        try:
+            return await self.get_metrics()
+        except Exception as error:  # noqa: BLE001 - the author's code: reports go on without it
+            self.log.warning("get_metrics_failed", error=f"{type(error).__name__}: {error}")
+            return await Handler.get_metrics(self)
 
     async def _push_health(self, metrics: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
         """In the worker: push a report."""
