@@ -1,12 +1,13 @@
 """Faults seeded into a good processor: each mutant is its source with something added or changed.
 
 A mutant is written as a package of its own, with a manifest made from its code, so that the
-contract suite meets it as it meets a vendor's.
+contract suite meets it as it meets a vendor's. The check that names its fault catches it; where
+`alone` is set, no other check does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class Mutant:
     process: str = PROCESS
     body: str = ""
     stale_manifest: bool = False
+    alone: bool = True
 
     def write(self, folder: Path, package: str) -> Path:
         """Write the mutant as a package below a folder; the package's folder."""
@@ -115,6 +117,11 @@ def process_and_upload(self, data_source: str, params: dict | None = None,
     {then}
     return result
 """
+
+
+REVERSE_BY_TURN = """
+for batch in batches:
+    yield batch[::-1] if {turn} else batch"""
 
 
 def upload(then: str = "", full: str = "full") -> Mutant:
@@ -190,10 +197,13 @@ MUTANTS: dict[str, list[Mutant]] = {
         Mutant(body="held = []\ndef _warm_cache(self):\n    self.held.append(b'x' * 16_000_000)")
     ],
     "process_yields_batches_of_rows": [
-        process("for batch in batches:\n    yield from batch"),
-        process("return [batch for batch in batches]"),
-        process("for batch in batches:\n    yield [{'x': object()} for row in batch]"),
-        process("for batch in batches:\n    yield [list(row.values()) for row in batch]"),
+        process("for batch in batches:\n    yield tuple(batch)"),
+        process("for batch in batches:\n    yield from batch", alone=False),
+        process("return [batch for batch in batches]", alone=False),
+        process("for batch in batches:\n    yield [{'x': object()} for row in batch]", alone=False),
+        process(
+            "for batch in batches:\n    yield [list(row.values()) for row in batch]", alone=False
+        ),
     ],
     "process_takes_an_empty_source": [
         process("first = next(batches)\nyield first\nyield from batches"),
@@ -201,20 +211,33 @@ MUTANTS: dict[str, list[Mutant]] = {
     ],
     "process_gives_the_same_again": [
         process(
-            "for batch in batches:\n    yield [{**row, 'key': uuid.uuid4().hex} for row in batch]"
+            REVERSE_BY_TURN.format(turn="self.turn"),
+            top="import itertools\n\nturns = itertools.cycle([False, True])",
+            body="def __init__(self, **config):\n"
+            "    super().__init__(**config)\n    self.turn = next(turns)",
         ),
         process(
-            "for batch in batches:\n    yield [{**row, 'at': time.time_ns()} for row in batch]"
+            "for batch in batches:\n    yield [{**row, 'key': uuid.uuid4().hex} for row in batch]",
+            alone=False,
+        ),
+        process(
+            "for batch in batches:\n    yield [{**row, 'at': time.time_ns()} for row in batch]",
+            alone=False,
         ),
     ],
     "process_keeps_nothing_between_sources": [
+        process(
+            "self.sources += 1" + REVERSE_BY_TURN.format(turn="self.sources % 2 == 0"),
+            body="sources = 0",
+        ),
         process(
             "for batch in batches:\n"
             "    new = [row for row in batch if row['id'] not in self.seen]\n"
             "    self.seen.update(row['id'] for row in new)\n    yield new",
             body="def __init__(self, **config):\n"
             "    super().__init__(**config)\n    self.seen = set()",
-        )
+            alone=False,
+        ),
     ],
     "process_ignores_batch_borders": [
         process(
@@ -231,10 +254,19 @@ MUTANTS: dict[str, list[Mutant]] = {
         )
     ],
     "uploads_its_sample": [
-        process("if self.in_worker:\n    raise ValueError('not here')\nyield from batches"),
+        upload(
+            "if result['status'] == 'uploaded' and not params:\n        result['status'] = 'sent'"
+        ),
+        process(
+            "if self.in_worker:\n    raise ValueError('not here')\nyield from batches", alone=False
+        ),
     ],
     "result_has_its_keys": [
-        upload("result = {k: v for k, v in result.items() if k in ('status', 'records')}")
+        upload("del result['bad_records']"),
+        replace(
+            upload("result = {k: v for k, v in result.items() if k in ('status', 'records')}"),
+            alone=False,
+        ),
     ],
     "every_row_arrives_once": [
         process("for batch in batches:\n    yield batch[1:] if self.in_worker else batch"),
