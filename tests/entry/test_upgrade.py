@@ -9,14 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
-import sysconfig
-import venv
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -26,11 +23,11 @@ import yaml
 from catalogzero.entry.index import publish
 
 from examples.quickstart.processes import Processes, free_ports
+from tests.entry.environments import borrowing_environment
 
 pytestmark = [pytest.mark.xdist_group("catalog"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 CATALOGZERO = Path(sys.executable).parent / "catalogzero"
-OWN = re.compile(r"(__editable__|_?(catalogzero|conductorzero|conductor|file_processor)\b)")
 NEWER_SDK = {
     "pyproject.toml": ('version = "0.1.0"', 'version = "0.2.0"'),
     "sdk/catalogzero/cloud/outbox_schema.py": (
@@ -84,7 +81,7 @@ class Client:
         self.folder = folder
         self.catalog = catalog
         self.processes = processes
-        self.python = folder / "venv" / "bin" / "python"
+        self.python = borrowing_environment(folder / "venv")
         self.command = self.python.with_name("catalogzero")
         self.environment = {
             **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
@@ -92,18 +89,6 @@ class Client:
             "CATALOGZERO_STATE_DIR": str(folder / "state"),
         }
         (folder / "data").mkdir(parents=True)
-        venv.create(folder / "venv", with_pip=False)
-        self._borrow_libraries()
-
-    def _borrow_libraries(self) -> None:
-        """What the SDK needs comes from this checkout's environment, but for our own packages."""
-        shelf = self.folder / "libraries"
-        shelf.mkdir()
-        for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
-            if not OWN.match(path.name):
-                (shelf / path.name).symlink_to(path)
-        (packages,) = self.folder.glob("venv/lib/*/site-packages")
-        (packages / "borrowed.pth").write_text(f"{shelf}\n")
 
     def configure(self, endpoint: str) -> None:
         """Write the registry file."""
