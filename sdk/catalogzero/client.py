@@ -67,14 +67,16 @@ class HandlerClient:
         self.close()
 
     def close(self) -> None:
-        """Disconnect; calls that still wait end with `UnreachableError`."""
+        """Disconnect; calls that wait end with `CallTimeoutError`, unsent ones unreachable."""
         if self._closed:
             return
         self._closed = True
         self._peer.close()
         for reply in (*self._calls.values(), *([self._plain] if self._plain else [])):
             if not reply.done():
-                reply.set_exception(UnreachableError("the client was closed"))
+                sent = reply not in self._unsent
+                kind = CallTimeoutError if sent else UnreachableError
+                reply.set_exception(kind("the client was closed before a reply came"))
 
     async def call(
         self,

@@ -165,10 +165,19 @@ async def test_closing_ends_what_waits_and_a_closed_client_says_so() -> None:
         await until(lambda: bench.begun)
         client.close()
         client.close()
-        with pytest.raises(UnreachableError, match="closed"):
+        with pytest.raises(CallTimeoutError, match="closed"):
             await call
         with pytest.raises(UnreachableError, match="closed"):
             await client.ping()
+
+
+async def test_closing_tells_a_call_that_was_never_sent_from_one_that_was() -> None:
+    client = HandlerClient(f"tcp://127.0.0.1:{free_port()}")
+    call = asyncio.create_task(client.ping())
+    await asyncio.sleep(0)
+    client.close()
+    with pytest.raises(UnreachableError, match="closed"):
+        await call
 
 
 async def test_one_request_id_twice_at_once_is_refused_here() -> None:
