@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from catalogzero import Handler
 from catalogzero.testing import Serving, serving
 
 from conductorzero import ConductorZero, coordination
-from fleets import Shop, ShopProcess, addresses, free_port, shops, until
+from fleets import Shop, ShopProcess, addresses, conducting, free_port, shops, until
 
 
 def shop(serving_one: Serving) -> Shop:
@@ -250,6 +252,56 @@ async def test_a_handler_that_was_started_anew_does_not_begin_the_job_again(
     assert result["status"] == "lost"
     assert "started anew" in result["error"]
     assert again.calls == []
+
+
+async def test_a_peer_that_leaves_the_registry_in_the_middle_is_lost_and_not_run_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
+    registry = tmp_path / "registry.yaml"
+    port = free_port()
+    stanza = "handlers: [{{handler_id: {}, port: {}}}, {{handler_id: spare, port: {}}}]"
+    async with shops("spare", max_concurrent_jobs=9) as fleet, ShopProcess("first", port) as first:
+        spare, spare_port = shop(fleet["spare"]), fleet["spare"].service.port
+        spare.gate.clear()
+        busy = asyncio.create_task(fleet["spare"].client.call("greet", {"name": "x"}))
+        await spare.began.wait()
+        registry.write_text(stanza.format("first", port, spare_port))
+        async with ConductorZero(handler_registry=registry) as conductor:
+            dispatching = asyncio.create_task(conductor.dispatch("greet", {"name": "ann"}))
+            await first.said("began")
+            registry.write_text(stanza.format("moved", free_port(), spare_port))
+            await conductor.ping_handler("spare")
+            await until(lambda: dispatching.done() or len(spare.calls) > 1)
+            spare.gate.set()
+            result = await dispatching
+        await busy
+
+    assert result["status"] == "lost"
+    assert spare.calls == ["x"]
+
+
+async def test_a_fleet_with_a_silent_handler_dispatches_without_waiting_for_it() -> None:
+    registry: dict[str, int | str] = {"gone": free_port()}
+    async with (
+        shops("shop") as fleet,
+        conducting({**registry, **addresses(fleet)}, timeout_s=600, interval_s=1.0) as conductor,
+    ):
+
+        async def known_to_be_gone() -> bool:
+            metrics = await conductor.client.call("get_metrics")
+            async with aiohttp.ClientSession() as session:
+                told = await (await session.get(metrics["dashboard_url"] + "/api/fleet")).json()
+            return bool(told["summary"]["states"]["unreachable"] == 1)
+
+        await until(known_to_be_gone)
+        call = {"method": "greet", "params": {"name": "ann"}}
+        anyone = await conductor.client.call("dispatch", call)
+        named = await conductor.client.call("dispatch", {**call, "among": ["gone", "shop"]})
+
+    assert [one["handler_id"] for one in anyone["tried"]] == ["shop"]
+    assert named["tried"][0] == {"handler_id": "gone", "outcome": "unreachable"}
+    assert named["result"]["greeting"] == "hello ann"
 
 
 async def test_a_dispatch_that_is_lost_fails_as_a_job_does() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import zmq
 import zmq.asyncio
@@ -16,7 +17,96 @@ from catalogzero import ConfigError, CurveKeys
 from catalogzero.testing import serving
 
 from conductorzero import ConductorZero
-from fleets import Shop, ShopProcess, addresses, free_port, shops
+from fleets import Shop, ShopProcess, addresses, conducting, free_port, shops
+
+
+@asynccontextmanager
+async def peer_that_answers(reply: Callable[[dict[str, Any]], bytes]) -> AsyncIterator[str]:
+    """A peer of our protocol's form that answers whatever it likes; yields its address."""
+    context = zmq.asyncio.Context()
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    port = socket.bind_to_random_port("tcp://127.0.0.1")
+
+    async def answer() -> None:
+        while True:
+            *envelope, call = await socket.recv_multipart()
+            await socket.send_multipart([*envelope, reply(json.loads(call))])
+
+    answering = asyncio.create_task(answer())
+    try:
+        yield f"tcp://127.0.0.1:{port}"
+    finally:
+        answering.cancel()
+        await asyncio.wait([answering])
+        socket.close()
+        context.term()
+
+
+def saying(result: Any) -> Callable[[dict[str, Any]], bytes]:
+    """A reply with this result to every call."""
+
+    def reply(call: dict[str, Any]) -> bytes:
+        body = {"success": True, "request_id": call.get("request_id"), "result": result}
+        return json.dumps(body).encode()
+
+    return reply
+
+
+NONSENSE: dict[str, Callable[[dict[str, Any]], bytes]] = {
+    "bytes": lambda _: b"\xff\x00 nothing",
+    "list": saying([1, 2, 3]),
+    "null": saying(None),
+    "huge": saying({"version": "v" * 3_000_000, "memory_mb": 1}),
+    "types": saying(
+        {
+            **{"memory_mb": "lots", "cpu_percent": [1], "in_flight": {}, "queued": "many"},
+            **{"failures_total": "3", "status": ["x"], "outbox": 7, "last_error": [1]},
+            **{"boot_id": "b", "uptime_s": "long", "dedupe_window_s": None, "version": {"a": 1}},
+        }
+    ),
+}
+
+
+async def test_peers_that_answer_nonsense_leave_the_others_alone() -> None:
+    async with AsyncExitStack() as stack:
+        registry: dict[str, int | str] = {
+            name: await stack.enter_async_context(peer_that_answers(reply))
+            for name, reply in NONSENSE.items()
+        }
+        fleet = await stack.enter_async_context(shops("shop"))
+        registry |= addresses(fleet)
+        served = await stack.enter_async_context(conducting(registry, timeout_s=1.0))
+        await served.client.call("health_check")
+        metrics = await served.client.call("collect_metrics")
+        done = await served.client.call("dispatch", {"method": "greet", "params": {"name": "ann"}})
+        signalled = await served.client.call("signal", {"action": "wake"})
+        url = (await served.client.call("get_metrics"))["dashboard_url"]
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        told = await (await session.get(f"{url}/api/fleet")).json()
+        scraped = await (await session.get(f"{url}/metrics")).text()
+
+    assert metrics["handlers"]["shop"]["memory_mb"] > 1
+    assert metrics["summary"]["total_memory_mb"] > 1
+    assert done["result"]["greeting"] == "hello ann"
+    assert signalled["handlers"]["shop"]["ok"] is True
+    rows = {row["handler_id"]: row for row in told["handlers"]}
+    assert [rows["types"][name] for name in ("memory_mb", "in_flight", "outbox")] == [None] * 3
+    assert len(rows["huge"]["version"]) <= 300
+    assert len(scraped) < 50_000
+
+
+async def test_a_handler_of_another_name_is_told() -> None:
+    async with shops("backup") as fleet:
+        address = fleet["backup"].address
+        async with conducting({"discord": address}) as conductor:
+            pong = await conductor.client.call("ping_handler", {"handler_id": "discord"})
+            url = (await conductor.client.call("get_metrics"))["dashboard_url"]
+            async with aiohttp.ClientSession() as session:
+                told = await (await session.get(f"{url}/api/fleet")).json()
+
+    assert pong["alive"] is True
+    assert told["handlers"][0]["trouble"] == "the handler at this address calls itself backup"
 
 
 @asynccontextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import sqlite3
 import statistics
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -134,9 +136,73 @@ def test_a_file_of_a_newer_release_is_refused_and_untouched(tmp_path: Path) -> N
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
-    path.write_bytes(b"not a database, but long enough to look like one" * 40)
+    damaged = b"not a database, but long enough to look like one" * 40
+    path.write_bytes(damaged)
 
-    with pytest.raises(ConfigError, match="cannot be opened"):
-        History(path)
+    history = History(path)
+    history.write(START_S, {"shop": bucket()}, [])
+
+    assert history.set_aside == tmp_path / "history.sqlite3.damaged"
+    assert history.set_aside.read_bytes() == damaged
+    assert history.rows() == 1
+    history.close()
+
+
+def test_a_file_that_is_damaged_while_it_is_open_costs_one_write(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite3"
+    history = History(path)
+    for minute in range(500):
+        history.write(START_S + minute * MINUTE_S, {"shop": bucket()}, [])
+    history.close()
+    size = path.stat().st_size
+    with path.open("r+b") as file:
+        file.seek(4_096)
+        file.write(b"\xff" * (size - 4_096))
+
+    history = History(path)
+    with pytest.raises(sqlite3.DatabaseError):
+        history.write(START_S, {"shop": bucket()}, [])
+    history.write(START_S + MINUTE_S, {"shop": bucket()}, [])
+
+    assert history.buckets("shop", 0) == [(START_S + MINUTE_S, bucket())]
+    history.close()
+
+
+def test_a_full_disk_costs_what_was_to_be_written_and_no_more(tmp_path: Path) -> None:
+    code = (
+        "import resource, sqlite3, sys; from pathlib import Path\n"
+        "from conductorzero.history import Bucket, History\n"
+        "history = History(Path(sys.argv[1]))\n"
+        "history.write(0, {'early': Bucket(asked=1)}, [])\n"
+        "many = {f'shop-{n}': Bucket(asked=1) for n in range(5_000)}\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))\n"
+        "for minute in (60, 120):\n"
+        "    try: history.write(minute, many, [])\n"
+        "    except sqlite3.OperationalError as error: print(type(error).__name__)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))\n"
+        "history.write(180, {'late': Bucket(asked=1)}, [])\n"
+        "print([history.buckets(name, 0)[0][0] for name in ('early', 'late')], history.rows())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "history.sqlite3"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert told.stdout.split("\n")[:3] == ["OperationalError", "OperationalError", "[0, 180] 2"]
+
+
+def test_minutes_become_hours_early_before_hours_are_dropped(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite3", max_rows=100)
+    for minute in range(4 * 60):
+        history.write(START_S + minute * MINUTE_S, {"shop": bucket()}, [])
+
+    stored = history.buckets("shop", 0)
+    assert history.rows() <= 100
+    assert sum(one.asked for _, one in stored) == 4 * 60
+    assert stored[0] == (START_S, stored[0][1])
+    assert stored[0][1].asked == 60
+    history.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -189,12 +190,51 @@ def test_a_registry_value_that_is_no_address_is_refused_by_name(value: Any) -> N
         ConductorZero({"discord": value})
 
 
-async def test_metrics_of_a_thousand_handlers_fit_in_a_message() -> None:
-    metrics = {f"handler-{n}": {"memory_mb": 1.0, "last_error": "x" * 2_000} for n in range(1_000)}
+def of_a_processor(number: int, **more: Any) -> dict[str, Any]:
+    """What a handler that uploads says of itself, with everything that it may say."""
+    metrics = {
+        **{"handler_id": f"warehouse-{number:04d}", "cpu_percent": 12.5, "memory_mb": 48.203125},
+        **{"num_threads": 9, "connections": 14, "uptime_seconds": 864_021.532, "status": "idle"},
+        **{"timestamp": "2026-11-26T03:07:19.217183+00:00", "in_flight": 4, "queued": 12},
+        **{"runs_total": 120_433, "failures_total": 212, "idle_s": 12.341, "wakes_total": 3_211},
+        "last_error": "HTTPStatusError: the backend answered 503 to PUT /v1/process/chunks",
+        **{"worker_memory_mb": 143.91, "sdk_version": "0.1.0", "entry": "acme-processor"},
+        **{"version": "1.4.2", "installation_id": "0f2f4f4e-8f2b-4a39-a2fd-0c5c8d4f0c55"},
+        "outbox": {"uploads": 7, "bytes": 1_048_576, "oldest_age_s": 61.2, "dead": 1},
+    }
+    return {**metrics, **more}
+
+
+def encoded(result: Any) -> int:
+    """The bytes of a result on the wire."""
+    return len(json.dumps(result, separators=(",", ":")).encode())
+
+
+async def test_metrics_of_a_thousand_processors_fit_in_a_message_whole() -> None:
+    metrics = {f"warehouse-{n:04d}": of_a_processor(n) for n in range(1_000)}
+
+    assert bounded(metrics) is metrics
+    assert encoded(metrics) < 1 << 20
+
+
+async def test_what_does_not_fit_is_cut_where_it_is_large() -> None:
+    metrics = {f"warehouse-{n:04d}": of_a_processor(n) for n in range(900)}
+    for number in range(100):
+        metrics[f"talker-{number}"] = of_a_processor(number, note="x" * 900_000, version="v" * 999)
     cut = bounded(metrics)
 
-    assert cut == {name: {"memory_mb": 1.0} for name in metrics}
-    assert bounded({"one": metrics["handler-1"]}) == {"one": metrics["handler-1"]}
+    assert encoded(cut) < 1 << 20
+    assert cut["warehouse-0001"] == metrics["warehouse-0001"]
+    assert "note" not in cut["talker-1"]
+    assert cut["talker-1"]["memory_mb"] == metrics["talker-1"]["memory_mb"]
+
+
+async def test_metrics_of_a_thousand_talkers_are_cut_to_their_core() -> None:
+    metrics = {f"talker-{n}": of_a_processor(n, note="x" * 2_000) for n in range(1_000)}
+    cut = bounded(metrics)
+
+    assert encoded(cut) < 1 << 20
+    assert all({"memory_mb", "status", "runs_total"} < set(one) for one in cut.values())
 
 
 async def test_a_result_over_the_message_limit_is_refused_aloud() -> None:

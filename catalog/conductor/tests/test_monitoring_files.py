@@ -15,7 +15,7 @@ import yaml
 
 from conductorzero.board import Board
 from conductorzero.peers import Peer
-from conductorzero.prometheus import render
+from conductorzero.prometheus import Conductor, render
 from fleets import addresses, conducting, shops, until
 
 HOW_TO = Path(__file__).parents[3] / "docs" / "how-to"
@@ -26,8 +26,10 @@ pytestmark = pytest.mark.skipif(not HOW_TO.exists(), reason="the documentation i
 
 def exported() -> set[str]:
     board = Board()
-    board.set_peers([Peer("a", "tcp://127.0.0.1:1", "config")], datetime(2026, 1, 1, tzinfo=UTC))
-    return set(re.findall(r"^# TYPE (\S+)", render(board.rows.values(), 0.1), re.MULTILINE))
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    board.set_peers([Peer("a", "tcp://127.0.0.1:1", "config")], now)
+    text = render(board.rows.values(), Conductor(0.1, now))
+    return set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -56,10 +58,15 @@ def test_the_rules_have_what_prometheus_asks_of_them() -> None:
     assert len({rule["alert"] for rule in rules}) == len(rules)
 
 
-async def test_promtool_takes_the_rules_and_what_is_really_scraped() -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
+@pytest.fixture
+def promtool() -> str:
+    found = shutil.which("promtool")
+    if found is None:
         pytest.skip("there is no promtool: apt-get install prometheus")
+    return found
+
+
+async def test_promtool_takes_the_rules_and_what_is_really_scraped(promtool: str) -> None:
     async with shops("shop") as fleet, conducting(addresses(fleet)) as conductor:
         url = (await conductor.client.call("get_metrics"))["dashboard_url"]
         async with aiohttp.ClientSession() as session:
@@ -76,6 +83,39 @@ async def test_promtool_takes_the_rules_and_what_is_really_scraped() -> None:
     rules = await told_by(promtool, "check", "rules", str(HOW_TO / "monitoring/alerts.yml"))
     assert rules == (0, "")
     assert await told_by(promtool, "check", "metrics", given=scraped) == (0, "")
+
+
+async def test_each_alert_fires_when_it_should_and_only_then(promtool: str, tmp_path: Path) -> None:
+    cases = yaml.safe_load((Path(__file__).parent / "alerts_test.yml").read_text())
+    rules = HOW_TO / "monitoring/alerts.yml"
+    (tmp_path / "cases.yml").write_text(yaml.safe_dump({"rule_files": [str(rules)], **cases}))
+
+    assert await told_by(promtool, "test", "rules", str(tmp_path / "cases.yml")) == (0, "")
+
+
+def test_every_alert_has_a_case_in_which_it_fires() -> None:
+    rules = yaml.safe_load((HOW_TO / "monitoring/alerts.yml").read_text())["groups"][0]["rules"]
+    cases = yaml.safe_load((Path(__file__).parent / "alerts_test.yml").read_text())["tests"]
+    fired = {
+        one["alertname"] for case in cases for one in case["alert_rule_test"] if one["exp_alerts"]
+    }
+
+    assert fired == {rule["alert"] for rule in rules}
+
+
+async def test_prometheus_understands_every_query_of_the_dashboard(
+    promtool: str, tmp_path: Path
+) -> None:
+    dashboard = json.loads((HOW_TO / "monitoring/grafana-dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    rules = [
+        {"record": f"panel:{number}", "expr": query.replace("$handler", ".+")}
+        for number, query in enumerate(queries)
+    ]
+    path = tmp_path / "queries.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+
+    assert await told_by(promtool, "check", "rules", str(path)) == (0, "")
 
 
 async def told_by(*command: str, given: str = "") -> tuple[int | None, str]:

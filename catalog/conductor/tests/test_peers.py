@@ -6,13 +6,14 @@ import asyncio
 import json
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from catalogzero import ConfigError
-from catalogzero.testing import serving
+from catalogzero.testing import ManualClock, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from conductorzero.peers import (
     Directory,
     Peer,
     RegistryFile,
+    SchedulerListing,
     address_of,
     peers_of_file,
     peers_of_listing,
@@ -166,6 +168,98 @@ async def test_a_scheduler_tells_its_handlers() -> None:
     await runner.cleanup()
 
     assert set(tokens) == {None}
+
+
+@asynccontextmanager
+async def scheduler(answer: Callable[[], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """An HTTP server whose list of handlers is what this function answers."""
+    app = web.Application()
+
+    async def handlers(_: web.Request) -> web.Response:
+        return await answer()
+
+    app.router.add_get("/api/handlers", handlers)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_scheduler_that_hangs_holds_up_nothing_and_keeps_its_list() -> None:
+    clock = ManualClock()
+    hanging, asked = asyncio.Event(), asyncio.Event()
+
+    async def answer() -> web.Response:
+        if hanging.is_set():
+            asked.set()
+            await asyncio.Event().wait()
+        return web.json_response({"handlers": [{"id": "a", "address": "tcp://127.0.0.1:5001"}]})
+
+    async with scheduler(answer) as url:
+        listing = SchedulerListing(url, clock.monotonic, interval_s=15, token=None)
+        directory = Directory([], [listing])
+        first = await directory.refresh()
+        hanging.set()
+        await clock.advance(16)
+        second = await directory.refresh()
+        await asked.wait()
+        third = await directory.refresh()
+        await directory.close()
+
+    assert set(first) == set(second) == set(third) == {"a"}
+
+
+async def test_a_scheduler_that_refuses_is_a_problem_until_it_answers() -> None:
+    clock = ManualClock()
+    status = 401
+
+    async def answer() -> web.Response:
+        return web.json_response({"handlers": []}, status=status)
+
+    async with scheduler(answer) as url:
+        listing = SchedulerListing(url, clock.monotonic, interval_s=15, token=None)
+        directory = Directory([], [listing])
+        problems = []
+        for _ in range(3):
+            await directory.refresh()
+            problems.append(list(directory.problems))
+            await clock.advance(1)
+        status = 200
+        await clock.advance(15)
+
+        async def answered() -> bool:
+            await directory.refresh()
+            return not directory.problems
+
+        await until(answered)
+
+    assert problems == [[f"{url}/api/handlers wants a token: set scheduler_token_file"]] * 3
+
+
+async def test_one_handler_with_a_bad_address_hides_no_other() -> None:
+    listed = [{"id": "odd", "address": "ipc:///tmp/x"}, {"id": "a", "address": "127.0.0.1:5001"}]
+
+    assert peers_of_listing({"handlers": listed}) == [
+        Peer("odd", "ipc:///tmp/x", "scheduler"),
+        Peer("a", "tcp://127.0.0.1:5001", "scheduler"),
+    ]
+
+
+async def test_a_registry_file_that_vanishes_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "registry.yaml"
+    path.write_text("handlers: [{handler_id: a, port: 7001}]")
+    directory = Directory([], [RegistryFile(path)])
+    await directory.refresh()
+    path.unlink()
+    without = set(await directory.refresh()), list(directory.problems)
+    path.write_text("handlers: [{handler_id: b, port: 7001}]")
+    again = set(await directory.refresh()), list(directory.problems)
+
+    assert without == ({"a"}, [f"{path}: there is no such registry file"])
+    assert again == ({"b"}, [])
 
 
 async def test_an_address_that_changes_is_called_at_the_new_one() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from conductorzero.board import Board
 from conductorzero.fleet import Answer
 from conductorzero.peers import Peer
-from conductorzero.prometheus import FAMILIES, label, render
+from conductorzero.prometheus import FAMILIES, Conductor, label, render
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LINE = re.compile(r'^(?P<name>[a-z_]+)(\{(?P<labels>([a-z_]+="([^"\\\n]|\\.)*",?)*)\})? \S+$')
@@ -39,7 +39,7 @@ def samples(text: str) -> dict[str, float]:
 
 
 def test_values_are_in_base_units() -> None:
-    found = samples(render(board().rows.values(), 0.25))
+    found = samples(render(board().rows.values(), Conductor(0.25, NOW, 1)))
 
     shop = '{handler_id="shop"}'
     assert found[f"catalogzero_handler_up{shop}"] == 1
@@ -52,10 +52,12 @@ def test_values_are_in_base_units() -> None:
     assert found['catalogzero_handler_state{handler_id="shop",state="active"}'] == 0
     assert found["catalogzero_conductor_handlers"] == 2
     assert found["catalogzero_conductor_round_seconds"] == 0.25
+    assert found["catalogzero_conductor_last_round_timestamp_seconds"] == NOW.timestamp()
+    assert found["catalogzero_conductor_problems"] == 1
 
 
 def test_a_dead_handler_is_down_and_has_no_other_figures() -> None:
-    found = samples(render(board().rows.values(), None))
+    found = samples(render(board().rows.values(), Conductor()))
 
     assert found['catalogzero_handler_up{handler_id="gone"}'] == 0
     assert not [name for name in found if "gone" in name and "memory" in name]
@@ -63,7 +65,7 @@ def test_a_dead_handler_is_down_and_has_no_other_figures() -> None:
 
 
 def test_every_metric_has_its_help_and_type_once() -> None:
-    text = render(board().rows.values(), 0.1)
+    text = render(board().rows.values(), Conductor())
 
     for family in FAMILIES:
         name = f"catalogzero_handler_{family.name}"
@@ -77,7 +79,7 @@ def test_no_handler_id_breaks_the_format(handler_id: str) -> None:
     one = Board()
     one.set_peers([Peer(handler_id, "tcp://127.0.0.1:1", "config")], NOW)
 
-    lines = render(one.rows.values(), None).rstrip("\n").split("\n")
+    lines = render(one.rows.values(), Conductor()).rstrip("\n").split("\n")
 
     assert all(LINE.match(line) for line in lines if not line.startswith("#"))
     assert "\n" not in label(handler_id)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from conductorzero.fleet import Answer
+from conductorzero.fleet import TIMEOUT, Answer
 from conductorzero.peers import Peer
 
 TRAIL_LENGTH = 60
-EVENTS_KEPT = 500
+EVENTS_KEPT = 200
 ERROR_CHARS = 300
 STATES = ("active", "idle", "sleeping", "draining", "unreachable", "unknown")
 FIGURES = (
@@ -38,6 +38,8 @@ FIGURES = (
     "wakes_total",
 )
 NAMES = ("entry", "version", "sdk_version")
+OUTBOX = ("uploads", "bytes", "oldest_age_s", "dead")
+AT_WORK = ("active", "idle", "sleeping")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,12 @@ class Event:
     kind: str
     text: str
     state: str
+
+    @property
+    def routine(self) -> bool:
+        """Whether it is the coming and going of work, and no news of the fleet."""
+        states = self.text.split(" → ")
+        return self.kind == "state" and all(state in AT_WORK for state in states)
 
     def as_json(self) -> dict[str, Any]:
         """The event as the API shows it."""
@@ -65,7 +73,10 @@ class Event:
 
 @dataclass(slots=True)
 class Row:
-    """One handler as last seen; `metrics` is its latest answer to `get_metrics`."""
+    """One handler as last seen; `metrics` is its latest answer to `get_metrics`.
+
+    `trouble` is what is wrong with it beside silence: an address that is none, another's name.
+    """
 
     peer: Peer
     since: datetime
@@ -73,6 +84,7 @@ class Row:
     response_time_ms: float | None = None
     last_seen_at: datetime | None = None
     boot_id: str | None = None
+    trouble: str | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     version: int = 0
     latency_trail: deque[float | None] = field(default_factory=lambda: deque(maxlen=TRAIL_LENGTH))
@@ -93,15 +105,23 @@ class Row:
             "since": self.since.isoformat(),
             "last_seen_at": self.last_seen_at.isoformat() if self.last_seen_at else None,
             "response_time_ms": self.response_time_ms,
-            "last_error": _short(self.metrics.get("last_error")),
-            "outbox": self.metrics.get("outbox"),
+            "trouble": self.trouble,
+            "last_error": short(self.metrics.get("last_error")),
+            "outbox": self._outbox(),
         }
-        body.update((name, _number(self.metrics.get(name))) for name in FIGURES)
-        body.update((name, self.metrics.get(name)) for name in NAMES)
+        body.update((name, number(self.metrics.get(name))) for name in FIGURES)
+        body.update((name, short(self.metrics.get(name))) for name in NAMES)
         if trails:
             body["latency_trail"] = list(self.latency_trail)
             body["memory_trail"] = list(self.memory_trail)
         return body
+
+    def _outbox(self) -> dict[str, float | None] | None:
+        """The figures of its outbox; None where it has none."""
+        outbox = self.metrics.get("outbox")
+        if not isinstance(outbox, dict):
+            return None
+        return {name: number(outbox.get(name)) for name in OUTBOX}
 
 
 class Board:
@@ -109,10 +129,11 @@ class Board:
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
-        self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._routine: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._news: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self.version = 0
         self.members_version = 0
-        self._seq = 0
+        self.last_seq = 0
 
     def set_peers(self, peers: Iterable[Peer], at: datetime) -> list[Event]:
         """Take the list of peers; returns the events of those that joined or left."""
@@ -140,6 +161,7 @@ class Board:
         row.response_time_ms = answer.response_time_ms
         row.latency_trail.append(answer.response_time_ms)
         self._touch(row)
+        row.trouble = _trouble(row, answer)
         if not answer.replied:
             row.memory_trail.append(None)
             return self._move(row, "unreachable", at)
@@ -156,12 +178,12 @@ class Board:
             return []
         before, row.metrics = row.metrics, answer.result
         row.last_seen_at = at
-        row.memory_trail.append(_number(row.metrics.get("memory_mb")))
+        row.memory_trail.append(number(row.metrics.get("memory_mb")))
         self._touch(row)
         events = self._move(row, _state_of(row.metrics), at)
         failed, was = row.metrics.get("failures_total"), before.get("failures_total")
         if isinstance(failed, int) and isinstance(was, int) and failed > was:
-            text = _short(row.metrics.get("last_error")) or "a run failed"
+            text = short(row.metrics.get("last_error")) or "a run failed"
             events.append(self._event(row, at, "failure", text))
         return events
 
@@ -169,9 +191,16 @@ class Board:
         """The rows that changed after this version."""
         return [row for row in self.rows.values() if row.version > version]
 
-    def events_after(self, seq: int) -> list[Event]:
-        """The events that came after this one, oldest first."""
-        return [event for event in self.events if event.seq > seq]
+    def events_after(self, seq: int, most: int | None = None) -> list[Event]:
+        """The events that came after this one, oldest first.
+
+        With `most`, the last so many of the routine, and of the news that they must not crowd out.
+        """
+        found = []
+        for kept in (self._routine, self._news):
+            after = [event for event in kept if event.seq > seq]
+            found += after if most is None else after[-most:]
+        return sorted(found, key=lambda event: event.seq)
 
     def summary(self) -> dict[str, Any]:
         """The fleet in a few figures."""
@@ -180,7 +209,7 @@ class Board:
         alive = [row for row in rows if row.alive]
 
         def total(name: str) -> float:
-            return sum(_number(row.metrics.get(name)) or 0 for row in alive)
+            return sum(number(row.metrics.get(name)) or 0 for row in alive)
 
         return {
             "total": len(self.rows),
@@ -210,9 +239,9 @@ class Board:
 
     def _event(self, row: Row, at: datetime, kind: str, text: str) -> Event:
         """Keep one event."""
-        self._seq += 1
-        event = Event(self._seq, at, row.peer.handler_id, kind, text, row.state)
-        self.events.append(event)
+        self.last_seq += 1
+        event = Event(self.last_seq, at, row.peer.handler_id, kind, text, row.state)
+        (self._routine if event.routine else self._news).append(event)
         return event
 
     def _touch(self, row: Row) -> None:
@@ -231,14 +260,25 @@ def _state_of(metrics: dict[str, Any]) -> str:
     return status if status in ("idle", "sleeping", "draining") else "active"
 
 
-def _number(value: Any) -> float | None:
+def _trouble(row: Row, answer: Answer) -> str | None:
+    """What is wrong with a handler beside silence."""
+    if not answer.replied:
+        return None if answer.error == TIMEOUT else short(answer.error)
+    pong = answer.result if isinstance(answer.result, dict) else {}
+    name = pong.get("handler")
+    if "boot_id" in pong and name != row.peer.handler_id:
+        return f"the handler at this address calls itself {short(name)}"
+    return None
+
+
+def number(value: Any) -> float | None:
     """A figure, or None for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
 
 
-def _short(value: Any) -> str | None:
+def short(value: Any) -> str | None:
     """An error's text, bounded; metrics may carry it as a string or as an object."""
     if isinstance(value, dict):
         value = value.get("error") or value.get("message") or str(value)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from catalogzero import StartBy
 
+from conductorzero.board import number
 from conductorzero.fleet import Answer, Fleet
 from conductorzero.watch import Methods, Watch
 
@@ -25,7 +26,8 @@ Action = Literal["sleep", "wake", "drain", "resume"]
 SIGNAL_TIMEOUT_S = 30.0
 LOOK_AFTER_S = 5.0
 SILENCES_ALLOWED = 3
-NOT_BEGUN = frozenset({"busy", "draining", "wake_failed", "unreachable", "expired"})
+NEVER_SENT = frozenset({"unreachable", "unknown_handler"})
+NOT_BEGUN = NEVER_SENT | {"busy", "draining", "wake_failed", "expired"}
 
 
 async def signal(
@@ -33,7 +35,14 @@ async def signal(
 ) -> dict[str, Any]:
     """Send a control call to these handlers (to all, for None), and tell each one's answer."""
     ids = watch.fleet.handler_ids if handler_ids is None else list(dict.fromkeys(handler_ids))
-    answers = await watch.fleet.ask_all(ids, action, timeout_s=SIGNAL_TIMEOUT_S)
+    silent = watch.silent()
+    told = await asyncio.gather(
+        watch.fleet.ask_all(
+            [one for one in ids if one not in silent], action, timeout_s=SIGNAL_TIMEOUT_S
+        ),
+        watch.fleet.ask_all([one for one in ids if one in silent], action, timeout_s=LOOK_AFTER_S),
+    )
+    answers = {one: (told[0] | told[1])[one] for one in ids}
     metrics = await watch.fleet.ask_all(
         [key for key, answer in answers.items() if answer.replied],
         "get_metrics",
@@ -64,7 +73,8 @@ async def dispatch(
     """Run `method` on the least loaded of the handlers that have it; see the module."""
     named = among is not None
     attempt = _Dispatch(watch.fleet, watch.methods, method, params, timeout_s, named)
-    return await attempt.run(watch.fleet.handler_ids if among is None else among)
+    ids = watch.fleet.handler_ids if among is None else list(dict.fromkeys(among))
+    return await attempt.run(ids, watch.silent())
 
 
 @dataclass(slots=True)
@@ -72,7 +82,7 @@ class _Candidate:
     """A handler that has the method, and how much it has to do."""
 
     handler_id: str
-    load: int
+    load: float
     response_time_ms: float
     start_by: StartBy
     retry_safe: bool
@@ -91,9 +101,20 @@ class _Dispatch:
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     tried: list[dict[str, Any]] = field(default_factory=list)
 
-    async def run(self, handler_ids: list[str]) -> dict[str, Any]:
-        """Try the candidates, least loaded first, until one has begun."""
-        for candidate in await self._candidates(handler_ids):
+    async def run(self, handler_ids: list[str], silent: set[str]) -> dict[str, Any]:
+        """Try the candidates, least loaded first, until one has begun.
+
+        Those that were `silent` of late are asked only where nobody else has the method.
+        """
+        awake = [one for one in handler_ids if one not in silent]
+        rest = [one for one in handler_ids if one in silent]
+        candidates = await self._candidates(awake)
+        if not candidates:
+            candidates = await self._candidates(rest)
+        elif self.named:
+            for handler_id in rest:
+                self._note(handler_id, "unreachable")
+        for candidate in candidates:
             answer = await self._call(candidate)
             if answer.error is None:
                 self._note(candidate.handler_id, "success")
@@ -122,11 +143,11 @@ class _Dispatch:
                 if self.named:
                     self._note(handler_id, answer.code or "unknown_method")
                 continue
-            figures, pong = metrics[handler_id].result or {}, answer.result
+            figures, pong = metrics[handler_id].result, answer.result
             found.append(
                 _Candidate(
                     handler_id,
-                    load=(figures.get("in_flight") or 0) + (figures.get("queued") or 0),
+                    load=_load_of(figures),
                     response_time_ms=answer.response_time_ms or float("inf"),
                     start_by=StartBy(pong["boot_id"], pong["uptime_s"] + pong["dedupe_window_s"]),
                     retry_safe=flags[handler_id],
@@ -170,7 +191,7 @@ class _Dispatch:
                 return self._lost(candidate, "it was started anew, and does not know the run")
             if answer.replied and answer.code != "timeout":
                 return answer
-            if answer.code == "unreachable" and not sent:
+            if answer.code in NEVER_SENT and not sent:
                 return answer
             sent, silences = True, 0 if answer.replied else silences + 1
         return self._lost(candidate, "it died, or cannot be reached any more")
@@ -206,13 +227,23 @@ class _Dispatch:
 
 def _boot_of(pong: Answer) -> str | None:
     """The boot that a pong tells of; None for silence, and for a handler that knows no boots."""
-    return pong.result.get("boot_id") if isinstance(pong.result, dict) else None
+    told = pong.result if isinstance(pong.result, dict) else {}
+    times = (number(told.get("uptime_s")), number(told.get("dedupe_window_s")))
+    boot_id = told.get("boot_id")
+    return boot_id if isinstance(boot_id, str) and None not in times else None
+
+
+def _load_of(metrics: Any) -> float:
+    """How much a handler has to do: what runs, and what waits."""
+    told = metrics if isinstance(metrics, dict) else {}
+    return sum(number(told.get(name)) or 0 for name in ("in_flight", "queued"))
 
 
 def _methods_of(description: Any) -> dict[str, bool]:
     """The methods that `describe` lists: name and whether it is retry_safe."""
     methods = description.get("methods") if isinstance(description, dict) else None
-    return {one["name"]: bool(one.get("retry_safe")) for one in methods or []}
+    named = [one for one in methods or [] if isinstance(one, dict) and "name" in one]
+    return {str(one["name"]): bool(one.get("retry_safe")) for one in named}
 
 
 def _told(answer: Answer) -> dict[str, Any]:

@@ -136,15 +136,8 @@ class Dashboard:
     async def _events(self, request: web.Request) -> web.Response:
         """GET /api/events?handler_id&limit."""
         limit = _whole(request, "limit", 100, 1_000)
-        handler_id = request.query.get("handler_id")
-        history = self._watch.history
-        stored = await asyncio.to_thread(history.events, handler_id, limit) if history else []
-        unwritten = [
-            event.as_json()
-            for event in reversed(self._watch.unwritten)
-            if handler_id in (None, event.handler_id)
-        ]
-        return web.json_response({"events": (unwritten + stored)[:limit]})
+        events = await self._watch.events(request.query.get("handler_id"), limit)
+        return web.json_response({"events": events})
 
     async def _handler(self, request: web.Request) -> web.Response:
         """GET /api/handlers/{id}: what is known, and what the handler says of itself now."""
@@ -196,7 +189,9 @@ class Dashboard:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """GET /metrics."""
-        text = prometheus.render(self._watch.board.rows.values(), self._watch.round_s)
+        watch = self._watch
+        state = prometheus.Conductor(watch.round_s, watch.looked_at, len(watch.problems))
+        text = prometheus.render(watch.board.rows.values(), state)
         return web.Response(body=text.encode(), headers={"Content-Type": prometheus.CONTENT_TYPE})
 
 

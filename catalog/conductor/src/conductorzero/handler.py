@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from catalogzero import CurveClient, CurveKeys, Handler, HandlerSettings, internal, job
 
+from conductorzero.board import number
 from conductorzero.coordination import Action, dispatch, signal
 from conductorzero.fleet import Answer, Fleet
-from conductorzero.history import History
 from conductorzero.peers import Directory, RegistryFile, SchedulerListing, peers_of_mapping
 from conductorzero.settings import ConductorSettings, read_token
 from conductorzero.system import read_system
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from conductorzero.dashboard import Dashboard
 
 RESULT_BYTES = 900_000
+NAME_BYTES = 40
+CORE_TEXT = 100
 CORE_METRICS = (
     "handler_id",
     "cpu_percent",
@@ -105,7 +107,7 @@ class ConductorZero(Handler):
             "summary": {
                 "total_handlers": len(ids),
                 "alive_handlers": len(alive),
-                "total_memory_mb": sum(figures.get("memory_mb") or 0 for figures in alive),
+                "total_memory_mb": sum(number(one.get("memory_mb")) or 0 for one in alive),
                 "timestamp": self.clock.now().isoformat(),
             },
         }
@@ -175,6 +177,7 @@ class ConductorZero(Handler):
     async def close(self) -> None:
         """Close every connection; for in-process use, where nobody stops a service."""
         if self._watch is not None:
+            await self._watch.directory.close()
             self._watch.fleet.close()
             self._watch = None
 
@@ -192,20 +195,29 @@ class ConductorZero(Handler):
         watch = self._watch = self._new_watch()
         folder = self.state_dir
         folder.mkdir(parents=True, exist_ok=True)
-        watch.history = await asyncio.to_thread(
-            History,
+        await watch.open_history(
             folder / "history.sqlite3",
             keep_days=self.settings.history_days,
             max_rows=self.settings.history_max_rows,
         )
-        await watch.refresh()
-        if self.settings.dashboard_port is not None:
-            from conductorzero.dashboard import Dashboard  # HTTP only where it is served
-
-            self._dashboard = Dashboard(watch, self.clock, self.settings, folder, self.log)
-            await self._dashboard.start()
-            self.log.info("dashboard_ready", url=self._dashboard.url)
+        try:
+            await watch.refresh()
+            await self._serve_dashboard(watch)
+        except BaseException:
+            await self._on_stop()
+            raise
         self._watching = asyncio.create_task(watch.run(), name="conductor-watch")
+
+    async def _serve_dashboard(self, watch: Watch) -> None:
+        """Serve the pages, unless the settings say that there are none."""
+        if self.settings.dashboard_port is None:
+            return
+        from conductorzero.dashboard import Dashboard  # HTTP only where it is served
+
+        dashboard = Dashboard(watch, self.clock, self.settings, self.state_dir, self.log)
+        await dashboard.start()
+        self._dashboard = dashboard
+        self.log.info("dashboard_ready", url=dashboard.url)
 
     async def _on_stop(self) -> None:
         """Stop watching, close the dashboard, and write what was seen."""
@@ -289,10 +301,29 @@ def _health_of(answer: Answer) -> dict[str, Any]:
 
 
 def bounded(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same metrics, each cut to its core where all together would not fit in a message."""
-    if len(json.dumps(metrics, default=str)) <= RESULT_BYTES:
+    """The same metrics, such that all together fit in a message.
+
+    Where they do not, those that are above an even share are cut to their core.
+    """
+    sizes = {handler_id: _size(figures) for handler_id, figures in metrics.items()}
+    if sum(sizes.values()) <= RESULT_BYTES:
         return metrics
+    share = RESULT_BYTES // len(metrics)
     return {
-        handler_id: {key: figures[key] for key in (*CORE_METRICS, "error") if key in figures}
+        handler_id: figures if sizes[handler_id] <= share else _core(figures)
         for handler_id, figures in metrics.items()
+    }
+
+
+def _size(figures: dict[str, Any]) -> int:
+    """About how many bytes a handler's figures take, with its name."""
+    return len(json.dumps(figures, default=str, separators=(",", ":")).encode()) + NAME_BYTES
+
+
+def _core(figures: dict[str, Any]) -> dict[str, Any]:
+    """What of a handler's metrics all others count on, with texts cut short."""
+    kept = {key: figures[key] for key in (*CORE_METRICS, "error") if key in figures}
+    plain = {key: value for key, value in kept.items() if not isinstance(value, dict | list)}
+    return {
+        key: value[:CORE_TEXT] if isinstance(value, str) else value for key, value in plain.items()
     }

@@ -5,7 +5,8 @@ a day are merged into hours, and hours past `keep_days` are dropped, so that the
 bounded. Response times are kept as counts on a logarithmic scale (5 % wide), so that the
 percentiles of any stretch of time can be told exactly to that width.
 
-Owns `history.sqlite3` in the state folder. A disk that is full costs samples, never the fleet.
+Owns `history.sqlite3` in the state folder. A disk that is full costs samples, never the fleet;
+a file that is damaged is set aside, and a new one begun.
 
 Layer: catalog entry, imports public names of catalogzero only.
 """
@@ -17,8 +18,8 @@ import math
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ DAY_S = 86_400
 SCALE = 1.05
 FLOOR_MS = 0.01
 EVENTS_KEPT = 20_000
+MERGED_AT_ONCE = 20_000
 
 _SCHEMA = """
 CREATE TABLE handler (id INTEGER PRIMARY KEY, handler_id TEXT NOT NULL UNIQUE);
@@ -140,21 +142,26 @@ class History:
         keep_days: Days after which samples go.
         max_rows: Rows of samples kept at most; the oldest go first.
 
+    `set_aside` names where a damaged file was moved to; None while none was.
+
     Raises:
-        ConfigError: The file is of a newer release, or no history at all; it is not touched.
+        ConfigError: The file is of a newer release; it is not touched.
+        sqlite3.OperationalError: It cannot be opened, or written: no rights, or a full disk.
     """
 
     def __init__(self, path: Path, *, keep_days: float = 30.0, max_rows: int = 1_000_000) -> None:
         self.path = path
+        self.set_aside: Path | None = None
         self._keep_s = keep_days * DAY_S
         self._max_rows = max_rows
         self._lock = threading.Lock()
         self._ids: dict[str, int] = {}
         try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._migrate()
+            self._open()
         except sqlite3.DatabaseError as error:
-            raise ConfigError(f"{path}: cannot be opened as the history: {error}") from None
+            if not _is_damage(error):
+                raise
+            self._begin_anew()
 
     def close(self) -> None:
         """Close the file."""
@@ -165,16 +172,18 @@ class History:
         """Store the minute that began at `at_s`, with the events since the last one.
 
         Raises:
-            sqlite3.Error: The disk is full or the file is gone; nothing of it was stored.
+            sqlite3.Error: The disk is full, or the file is damaged; nothing of it was stored.
+                After damage the next write goes to a new file.
         """
-        with self._lock, self._transaction():
-            for handler_id, bucket in buckets.items():
-                self._add(self._id_of(handler_id), at_s, MINUTE_S, bucket)
-            self._db.executemany(
-                "INSERT INTO event (at, handler_id, kind, text, state) VALUES (?, ?, ?, ?, ?)",
-                [(e.at.isoformat(), e.handler_id, e.kind, e.text, e.state) for e in events],
-            )
-            self._bound(at_s)
+        with self._lock:
+            try:
+                with self._transaction():
+                    self._store(at_s, buckets, events)
+            except sqlite3.DatabaseError as error:
+                self._ids.clear()
+                if _is_damage(error):
+                    self._begin_anew()
+                raise
 
     def buckets(self, handler_id: str, since_s: int) -> list[tuple[int, Bucket]]:
         """What is stored of one handler from `since_s` on, oldest first."""
@@ -203,25 +212,54 @@ class History:
         with self._lock:
             return int(self._db.execute("SELECT count(*) FROM sample").fetchone()[0])
 
-    def _migrate(self) -> None:
-        """Make the tables in a new file; refuse one of a newer release."""
-        found = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if found > SCHEMA_VERSION:
+    def _open(self) -> None:
+        """Open the file, and make the tables in a new one; refuse one of a newer release."""
+        self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+        try:
+            found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if found > SCHEMA_VERSION:
+                raise ConfigError(
+                    f"{self.path}: written by a newer conductorzero (schema {found}, this one"
+                    f" knows {SCHEMA_VERSION}): install that release, or move the file away"
+                )
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            if found == 0:
+                version = f"PRAGMA user_version = {SCHEMA_VERSION};"
+                self._db.executescript(f"BEGIN; {_SCHEMA} {version} COMMIT;")
+        except BaseException:
             self._db.close()
-            raise ConfigError(
-                f"{self.path}: written by a newer conductorzero (schema {found}, this one knows"
-                f" {SCHEMA_VERSION}): install that release, or move the file away"
-            )
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        if found == 0:
-            self._db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
+            raise
 
-    def _transaction(self) -> _Transaction:
+    def _begin_anew(self) -> None:
+        """Move the damaged file aside, over one that was before, and open a new one."""
+        self._db.close()
+        self.set_aside = self.path.with_name(self.path.name + ".damaged")
+        self.path.replace(self.set_aside)
+        for suffix in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._open()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         """All or nothing."""
-        return _Transaction(self._db)
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    def _store(self, at_s: int, buckets: Mapping[str, Bucket], events: Iterable[Event]) -> None:
+        """Write these rows, and keep the bounds."""
+        for handler_id, bucket in buckets.items():
+            self._add(self._id_of(handler_id), at_s, MINUTE_S, bucket)
+        self._db.executemany(
+            "INSERT INTO event (at, handler_id, kind, text, state) VALUES (?, ?, ?, ?, ?)",
+            [(e.at.isoformat(), e.handler_id, e.kind, e.text, e.state) for e in events],
+        )
+        self._bound(at_s)
 
     def _id_of(self, handler_id: str) -> int:
         """The number of a handler in this file."""
@@ -246,15 +284,11 @@ class History:
         )
 
     def _bound(self, now_s: int) -> None:
-        """Merge minutes older than a day into hours; drop what is past the bounds."""
-        day_ago = (now_s - DAY_S) // HOUR_S * HOUR_S
-        query = (
-            "SELECT handler, at, asked, alive, latency, figures, memory_mb, cpu_percent,"
-            " in_flight_max FROM sample WHERE step_s = ? AND at < ? ORDER BY at LIMIT 20000"
-        )
-        for handler, at_s, *columns in self._db.execute(query, (MINUTE_S, day_ago)).fetchall():
-            self._db.execute("DELETE FROM sample WHERE handler = ? AND at = ?", (handler, at_s))
-            self._add(handler, at_s // HOUR_S * HOUR_S, HOUR_S, _bucket(columns))
+        """Merge what is older than a day into hours; drop what is past the bounds.
+
+        Where there are too many rows, minutes are merged earlier before hours are dropped.
+        """
+        self._merge_minutes((now_s - DAY_S) // HOUR_S * HOUR_S)
         self._db.execute(
             "DELETE FROM sample WHERE step_s IN (?, ?) AND at < ?",
             (MINUTE_S, HOUR_S, now_s - self._keep_s),
@@ -262,27 +296,41 @@ class History:
         self._db.execute(
             "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?", (EVENTS_KEPT,)
         )
-        with closing(self._db.execute("SELECT count(*) FROM sample")) as counted:
-            excess = counted.fetchone()[0] - self._max_rows
-        if excess > 0:
+        if self._excess() > 0:
+            self._merge_minutes(now_s // HOUR_S * HOUR_S)
+        if (excess := self._excess()) > 0:
             self._db.execute(
                 "DELETE FROM sample WHERE (handler, at) IN"
                 " (SELECT handler, at FROM sample ORDER BY step_s DESC, at LIMIT ?)",
                 (excess,),
             )
 
+    def _excess(self) -> int:
+        """How many rows there are above the bound."""
+        with closing(self._db.execute("SELECT count(*) FROM sample")) as counted:
+            return int(counted.fetchone()[0]) - self._max_rows
 
-class _Transaction:
-    """BEGIN IMMEDIATE … COMMIT, or ROLLBACK when the block raises."""
+    def _merge_minutes(self, before_s: int) -> None:
+        """Merge the oldest minutes before this moment into their hours, some at a time."""
+        query = (
+            "SELECT handler, at, asked, alive, latency, figures, memory_mb, cpu_percent,"
+            " in_flight_max FROM sample WHERE step_s = ? AND at < ? ORDER BY at LIMIT ?"
+        )
+        rows = self._db.execute(query, (MINUTE_S, before_s, MERGED_AT_ONCE)).fetchall()
+        self._db.executemany(
+            "DELETE FROM sample WHERE handler = ? AND at = ?", [row[:2] for row in rows]
+        )
+        hours: dict[tuple[int, int], Bucket] = {}
+        for handler, at_s, *columns in rows:
+            hour = hours.setdefault((handler, at_s // HOUR_S * HOUR_S), Bucket())
+            hour.merge(_bucket(columns))
+        for (handler, at_s), bucket in hours.items():
+            self._add(handler, at_s, HOUR_S, bucket)
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
 
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """Whether an error tells of a file that is no sound database, not of a lock or a full disk."""
+    return type(error) is sqlite3.DatabaseError
 
 
 def _columns(bucket: Bucket) -> tuple[Any, ...]:

@@ -8,6 +8,8 @@ Layer: catalog entry, imports public names of catalogzero only.
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,8 @@ def peers_of_file(path: Path) -> list[Peer]:
 def peers_of_listing(body: Any) -> list[Peer]:
     """The peers in a scheduler's answer to GET /api/handlers.
 
+    An address that is none stays as it is: its handler is shown, and cannot be reached.
+
     Raises:
         ConfigError: Not of that shape.
     """
@@ -92,18 +96,26 @@ def peers_of_listing(body: Any) -> list[Peer]:
         raise ConfigError("the scheduler's /api/handlers did not answer with a list of handlers")
     named = [item for item in handlers if isinstance(item, dict) and item.get("address")]
     return [
-        Peer(item["id"], address_of(item["address"]), "scheduler")
+        Peer(item["id"], _listed_address(item["address"]), "scheduler")
         for item in named
         if isinstance(item.get("id"), str)
     ]
 
 
+def _listed_address(value: Any) -> str:
+    """An address as a scheduler tells it, put right where it can be."""
+    try:
+        return address_of(value)
+    except ConfigError:
+        return str(value)
+
+
 class RegistryFile:
-    """A handler_registry.yaml, read again when its size or time changes."""
+    """A handler_registry.yaml, read again when it changes or is replaced."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None
         self._peers: list[Peer] = []
 
     async def read(self) -> list[Peer]:
@@ -117,15 +129,22 @@ class RegistryFile:
         except OSError:
             self._seen = None
             raise ConfigError(f"{self.path}: there is no such registry file") from None
-        mark = (stat.st_mtime_ns, stat.st_size)
+        mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if mark != self._seen:
             self._peers = peers_of_file(self.path)
             self._seen = mark
         return self._peers
 
+    async def close(self) -> None:
+        """Nothing is open."""
+
 
 class SchedulerListing:
-    """A scheduler's HTTP list of registered handlers, asked at most every `interval_s`."""
+    """A scheduler's HTTP list of registered handlers, asked every `interval_s`.
+
+    It is asked beside whatever goes on: only the first question is waited for, so that a
+    scheduler that hangs holds up nothing.
+    """
 
     def __init__(
         self, url: str, monotonic: Callable[[], float], *, interval_s: float, token: str | None
@@ -135,18 +154,39 @@ class SchedulerListing:
         self._interval_s = interval_s
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._due_at = float("-inf")
-        self._peers: list[Peer] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._peers: list[Peer] | None = None
+        self._problem = ""
 
     async def read(self) -> list[Peer]:
-        """The registered handlers, from memory until the interval is over.
+        """The registered handlers as last told.
 
         Raises:
-            ConfigError: The scheduler does not answer, or not with a list.
+            ConfigError: The scheduler did not answer the last time, or not with a list.
         """
-        if self._monotonic() >= self._due_at:
+        if self._asking is None and self._monotonic() >= self._due_at:
             self._due_at = self._monotonic() + self._interval_s
-            self._peers = peers_of_listing(await self._fetch())
-        return self._peers
+            self._asking = asyncio.create_task(self._ask(), name="conductor-discovery")
+        if self._asking is not None and self._peers is None and not self._problem:
+            await asyncio.wait([self._asking])
+        if self._problem:
+            raise ConfigError(self._problem)
+        return self._peers or []
+
+    async def close(self) -> None:
+        """Ask no longer."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
+
+    async def _ask(self) -> None:
+        """Ask once, and keep the answer or why there is none."""
+        try:
+            self._peers, self._problem = peers_of_listing(await self._fetch()), ""
+        except ConfigError as error:
+            self._problem = str(error)
+        finally:
+            self._asking = None
 
     async def _fetch(self) -> Any:
         """One GET; a connection of its own, as it is seldom."""
@@ -158,16 +198,25 @@ class SchedulerListing:
                 aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
                 session.get(self.url, allow_redirects=False) as response,
             ):
+                if response.status in (401, 403):
+                    raise ConfigError(f"{self.url} wants a token: set scheduler_token_file")
                 if response.status != 200:
                     raise ConfigError(f"{self.url} answered {response.status}")
-                if (response.content_length or 0) > MAX_LIST_BYTES:
-                    raise ConfigError(f"{self.url} answered more than {MAX_LIST_BYTES} bytes")
-                return await response.json()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                return json.loads(await self._bounded(response.content))
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
             reason = str(error) or type(error).__name__
-            raise ConfigError(f"{self.url} does not answer: {reason}") from None
+            raise ConfigError(f"{self.url} does not answer with a list: {reason}") from None
+
+    async def _bounded(self, content: Any) -> bytes:
+        """A body that may not be endless."""
+        body = bytearray()
+        async for chunk in content.iter_any():
+            body += chunk
+            if len(body) > MAX_LIST_BYTES:
+                raise ConfigError(f"{self.url} answered more than {MAX_LIST_BYTES} bytes")
+        return bytes(body)
 
 
 class Directory:
@@ -208,6 +257,11 @@ class Directory:
                 peers.setdefault(peer.handler_id, peer)
         self.peers, self.problems = peers, problems
         return peers
+
+    async def close(self) -> None:
+        """Read no longer."""
+        for source in self._sources:
+            await source.close()
 
 
 def _peer_of_stanza(stanza: Any) -> Peer | None:

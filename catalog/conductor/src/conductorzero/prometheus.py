@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from conductorzero.board import STATES, Row
+from conductorzero.board import NAMES, STATES, Row, number, short
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MB = 1024**2
@@ -31,10 +32,8 @@ def _metric(name: str, scale: float = 1.0) -> Callable[[Row], float | None]:
     """A value of `get_metrics`, in the base unit."""
 
     def read(row: Row) -> float | None:
-        value = row.metrics.get(name) if row.alive else None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return value * scale
+        value = number(row.metrics.get(name)) if row.alive else None
+        return None if value is None else value * scale
 
     return read
 
@@ -44,8 +43,7 @@ def _outbox(name: str) -> Callable[[Row], float | None]:
 
     def read(row: Row) -> float | None:
         outbox = row.metrics.get("outbox") if row.alive else None
-        value = outbox.get(name) if isinstance(outbox, dict) else None
-        return value if isinstance(value, int | float) else None
+        return number(outbox.get(name)) if isinstance(outbox, dict) else None
 
     return read
 
@@ -86,23 +84,31 @@ FAMILIES = (
 )
 
 
-def render(rows: Iterable[Row], sampled_s: float | None) -> str:
-    """The text that a scrape gets.
+@dataclass(frozen=True, slots=True)
+class Conductor:
+    """How the conductor itself is: its last round of questions (None before it), its problems."""
 
-    Args:
-        rows: The handlers.
-        sampled_s: Seconds that the last round of questions took; None before the first.
-    """
+    round_s: float | None = None
+    looked_at: datetime | None = None
+    problems: int = 0
+
+
+def render(rows: Iterable[Row], conductor: Conductor) -> str:
+    """The text that a scrape gets."""
     rows = list(rows)
     lines: list[str] = []
     for family in FAMILIES:
         lines += _family(f"catalogzero_handler_{family.name}", family, rows)
     lines += _states(rows)
     lines += _info(rows)
-    lines += _single("catalogzero_conductor_handlers", "Handlers that are watched.", len(rows))
-    if sampled_s is not None:
+    lines += _single("handlers", "Handlers that are watched.", len(rows))
+    text = "Lists of handlers that cannot be read, and a history that cannot be written."
+    lines += _single("problems", text, conductor.problems)
+    if conductor.round_s is not None and conductor.looked_at is not None:
         text = "Time that the last round of questions to all handlers took."
-        lines += _single("catalogzero_conductor_round_seconds", text, sampled_s)
+        lines += _single("round_seconds", text, conductor.round_s)
+        text = "When the last round of questions ended, in seconds since 1970."
+        lines += _single("last_round_timestamp_seconds", text, conductor.looked_at.timestamp())
     return "\n".join(lines) + "\n"
 
 
@@ -140,13 +146,14 @@ def _info(rows: list[Row]) -> Iterator[str]:
     yield f"# TYPE {name} gauge"
     for row in rows:
         pairs: dict[str, Any] = {"handler_id": row.peer.handler_id, "address": row.peer.address}
-        pairs |= {key: row.metrics.get(key) for key in ("entry", "version", "sdk_version")}
+        pairs |= {key: short(row.metrics.get(key)) for key in NAMES}
         text = ",".join(f'{key}="{label(value)}"' for key, value in pairs.items())
         yield f"{name}{{{text}}} 1"
 
 
 def _single(name: str, text: str, value: float) -> Iterator[str]:
-    """The lines of a metric without labels."""
+    """The lines of a metric of the conductor."""
+    name = f"catalogzero_conductor_{name}"
     yield f"# HELP {name} {text}"
     yield f"# TYPE {name} gauge"
-    yield f"{name} {value:.10g}"
+    yield f"{name} {value:.15g}"

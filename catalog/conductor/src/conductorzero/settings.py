@@ -110,7 +110,11 @@ def read_token(path: Path) -> str:
     try:
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the token cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"{path}: the token cannot be read ({reason}): make the file, with at least"
+            " 16 characters"
+        ) from None
     if len(token) < 16:
-        raise ConfigError(f"{path}: a token has at least 16 characters: `catalogzero keys new`")
+        raise ConfigError(f"{path}: a token has at least 16 characters: write a longer one")
     return token

@@ -20,7 +20,7 @@ from aiohttp import web
 from conductorzero.watch import Watch
 
 HEARTBEAT_S = 5.0
-EVENTS_SHOWN = 50
+EVENTS_SHOWN = 30
 
 
 class Stream:
@@ -49,7 +49,7 @@ class Stream:
         return {
             **self._about(),
             "handlers": [row.as_json(trails=trails) for row in board.rows.values()],
-            "events": [event.as_json() for event in list(board.events)[-EVENTS_SHOWN:]],
+            "events": [event.as_json() for event in board.events_after(0, EVENTS_SHOWN)],
         }
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
@@ -74,7 +74,7 @@ class Stream:
     async def _write_changes(self, response: web.StreamResponse, woken: asyncio.Event) -> None:
         """The snapshot, then each change, until the reader or the server goes."""
         board = self._watch.board
-        seen, members, seq = board.version, board.members_version, _last_seq(self._watch)
+        seen, members, seq = board.version, board.members_version, board.last_seq
         await _send(response, "snapshot", self.snapshot(trails=True))
         while not self._closed:
             try:
@@ -88,19 +88,13 @@ class Stream:
             change["events"] = [event.as_json() for event in board.events_after(seq)]
             if board.members_version != members:
                 change["members"] = list(board.rows)
-            seen, members, seq = board.version, board.members_version, _last_seq(self._watch)
+            seen, members, seq = board.version, board.members_version, board.last_seq
             await _send(response, "change", change)
 
     def _changed(self) -> None:
         """Wake every writer."""
         for woken in self._wakers:
             woken.set()
-
-
-def _last_seq(watch: Watch) -> int:
-    """The number of the newest event."""
-    events = watch.board.events
-    return events[-1].seq if events else 0
 
 
 async def _send(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:

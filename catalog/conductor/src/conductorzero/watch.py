@@ -11,13 +11,18 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
-from typing import Any
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 from conductorzero.board import Board, Event
 from conductorzero.fleet import Answer, Clock, Fleet
 from conductorzero.history import MINUTE_S, Bucket, History
 from conductorzero.peers import Directory
 
+UNWRITTEN_KEPT = 10_000
+T = TypeVar("T")
 Methods = dict[str, tuple[str, dict[str, bool]]]
 """What was described of each handler: its boot, and its methods with whether retry_safe."""
 
@@ -38,7 +43,9 @@ class Watch:
         self.methods: Methods = {}
         self.history: History | None = None
         self.round_s: float | None = None
-        self.problems: list[str] = []
+        self.looked_at: datetime | None = None
+        self.unstored = ""
+        self._unlisted: list[str] = []
         self._clock = clock
         self._log = log
         self._period_s = interval_s / 2
@@ -46,6 +53,18 @@ class Watch:
         self._buckets: dict[str, Bucket] = {}
         self.unwritten: list[Event] = []
         self._minute: int | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps it from seeing all, a sentence each: lists, and the history."""
+        return [*self._unlisted, *([self.unstored] if self.unstored else [])]
+
+    def silent(self) -> set[str]:
+        """Who did not answer the last round; nobody where none was made lately."""
+        if self.looked_at is None:
+            return set()
+        rows = self.board.rows.items()
+        return {handler_id for handler_id, row in rows if row.state == "unreachable"}
 
     def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` after each change; returns what ends it."""
@@ -57,9 +76,9 @@ class Watch:
         peers = await self.directory.refresh()
         problems = list(self.directory.problems)
         for problem in problems:
-            if problem not in self.problems:
+            if problem not in self._unlisted:
                 self._log.warning("peers_unreadable", problem=problem)
-        self.problems = problems
+        self._unlisted = problems
         self.fleet.connect(peers)
         events = self.board.set_peers(peers.values(), self._clock.now())
         if events:
@@ -89,6 +108,7 @@ class Watch:
             self.fleet.ask_all(ids, "get_metrics", timeout_s=timeout_s),
         )
         self.round_s = self._clock.monotonic() - began_s
+        self.looked_at = self._clock.now()
         self.saw(pongs.values(), metrics.values())
         await self.write()
 
@@ -117,18 +137,57 @@ class Watch:
         try:
             await asyncio.to_thread(self.history.write, begun, buckets, events)
         except sqlite3.Error as error:
+            self.unwritten = (events + self.unwritten)[-UNWRITTEN_KEPT:]
             self._log.warning("history_not_written", error=str(error))
-            self.problems.append(f"{self.history.path}: the history cannot be written: {error}")
+            self.unstored = f"{self.history.path}: the history cannot be written: {error}"
+        else:
+            self.unstored = _set_aside(self.history)
 
     async def series(self, handler_id: str, since_s: int) -> list[tuple[int, Bucket]]:
         """A handler's stored and unwritten samples from `since_s` on, oldest first."""
         stored: list[tuple[int, Bucket]] = []
         if self.history is not None:
-            stored = await asyncio.to_thread(self.history.buckets, handler_id, since_s)
+            stored = await self._read(self.history.buckets, handler_id, since_s)
         current = self._buckets.get(handler_id)
         if current is not None:
             stored.append((self._minute or self._this_minute(), current))
         return stored
+
+    async def events(self, handler_id: str | None, limit: int) -> list[dict[str, Any]]:
+        """The last events, newest first, whether they are stored yet or not."""
+        stored: list[dict[str, Any]] = []
+        if self.history is not None:
+            stored = await self._read(self.history.events, handler_id, limit)
+        unwritten = [
+            event.as_json()
+            for event in reversed(self.unwritten)
+            if handler_id in (None, event.handler_id)
+        ]
+        return (unwritten + stored)[:limit]
+
+    async def open_history(self, path: Path, *, keep_days: float, max_rows: int) -> None:
+        """Keep a history from now on; without one where the file cannot be opened.
+
+        Raises:
+            ConfigError: The file is of a newer release.
+        """
+        opening = partial(History, path, keep_days=keep_days, max_rows=max_rows)
+        try:
+            history = self.history = await asyncio.to_thread(opening)
+        except sqlite3.Error as error:
+            self.unstored = f"{path}: no history is kept until a restart: {error}"
+        else:
+            self.unstored = _set_aside(history)
+        if self.unstored:
+            self._log.warning("history_not_opened", problem=self.unstored)
+
+    async def _read(self, query: Callable[..., list[T]], *arguments: Any) -> list[T]:
+        """What is stored; nothing where it cannot be read."""
+        try:
+            return await asyncio.to_thread(query, *arguments)
+        except sqlite3.Error as error:
+            self._log.warning("history_not_read", error=str(error))
+            return []
 
     def _this_minute(self) -> int:
         """The start of the current minute, in seconds since 1970."""
@@ -147,7 +206,7 @@ class Watch:
                 text=event.text,
                 state=event.state,
             )
-        self.unwritten = (self.unwritten + events)[-10_000:]
+        self.unwritten = (self.unwritten + events)[-UNWRITTEN_KEPT:]
 
     def _level(self, event: Event) -> Any:
         """How loud an event is: what every start brings is told in detail to no one."""
@@ -160,3 +219,10 @@ class Watch:
         """Call whoever listens."""
         for callback in list(self._listeners):
             callback()
+
+
+def _set_aside(history: History) -> str:
+    """That a damaged file was moved away, as a sentence; empty where none was."""
+    if history.set_aside is None:
+        return ""
+    return f"{history.path}: it was damaged, and begun anew; the old one is {history.set_aside}"
