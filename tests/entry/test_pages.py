@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import pytest
 from catalogzero.entry.index import publish
 from catalogzero.entry.packaging import build_package
 from catalogzero.entry.serving import CatalogServer
+
+from tests.axe import axe_source
 
 pytestmark = pytest.mark.browser
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -22,7 +22,6 @@ ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-quic", "--no-first-run"),
 ]
-AXE_VERSION = "4.10.2"
 CATALOG = Path(__file__).parents[2] / "catalog"
 PATHS = ("/", "/entries/file-processor/")
 
@@ -56,20 +55,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def axe() -> str:
-    """axe-core's script, fetched once by npm; the tests are skipped where it cannot be had."""
-    npm = shutil.which("npm")
-    folder = platformdirs.user_cache_path("catalogzero") / f"axe-core-{AXE_VERSION}"
-    script = folder / "package" / "axe.min.js"
-    if not script.is_file():
-        if npm is None:
-            pytest.skip("there is no npm to fetch axe-core with")
-        folder.mkdir(parents=True, exist_ok=True)
-        pack = [npm, "pack", f"axe-core@{AXE_VERSION}", "--pack-destination", str(folder)]
-        done = subprocess.run(pack, capture_output=True, text=True, check=False, timeout=50)
-        if done.returncode:
-            pytest.skip(f"axe-core cannot be fetched: {done.stderr[-200:]}")
-        shutil.unpack_archive(folder / f"axe-core-{AXE_VERSION}.tgz", folder, filter="data")
-    return script.read_text("utf-8")
+    """axe-core's script."""
+    return axe_source()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -144,6 +144,25 @@ async def test_schedules_are_listed_and_removed(
     assert left == {"schedules": [], "count": 0}
 
 
+async def test_a_few_schedules_are_listed_with_their_last_execution(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        for job_id, method in (("a_1", "quick"), ("ab1", "fail"), ("c", "quick")):
+            await api.post("/api/schedule", json=schedule(job_id=job_id, job_method=method))
+            await until(lambda job_id=job_id: ended(api, job_id=job_id))  # type: ignore[misc]
+        few = (await api.get("/api/schedules", params={"limit": 2})).json()
+        found = (await api.get("/api/schedules", params={"limit": 5, "search": "A_"})).json()
+        failing = (await api.get("/api/schedules", params={"limit": 5, "search": "fail"})).json()
+        wrong = await api.get("/api/schedules", params={"limit": 0})
+
+    assert ([one["id"] for one in few["schedules"]], few["count"]) == (["a_1", "ab1"], 3)
+    assert [one["last_execution"]["status"] for one in few["schedules"]] == ["success", "error"]
+    assert ([one["id"] for one in found["schedules"]], found["count"]) == (["a_1"], 1)
+    assert [one["id"] for one in failing["schedules"]] == ["ab1"]
+    assert wrong.status_code == 400
+
+
 async def test_run_now_answers_with_the_result(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:

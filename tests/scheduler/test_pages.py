@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -13,6 +15,7 @@ from catalogzero.scheduler.api import PAGES, Api
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from playwright.async_api import Page, async_playwright, expect
 
+from tests.axe import axe_source
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.toys import toy
 
@@ -21,6 +24,7 @@ ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-quic", "--no-first-run"),
 )
+EVERY_HOUR = {"type": "interval", "hours": 1}
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -66,7 +70,8 @@ async def test_the_page_shows_runs_and_pauses_schedules(
         await page.goto(url)
         row = page.locator("#schedules tr")
         await expect(row).to_contain_text(evil)
-        await expect(row).to_contain_text("cron[hour='2'] Europe/Berlin")
+        await expect(row).to_contain_text("every day at 02:00")
+        await expect(row).to_contain_text("Europe/Berlin")
         await expect(page.locator("#handlers")).to_contain_text("Connected")
         await row.get_by_role("button", name="Run now").click()
         await expect(page.locator("#executions")).to_contain_text('{"x":41')
@@ -80,6 +85,84 @@ async def test_the_page_shows_runs_and_pauses_schedules(
 
 
 @pytest.mark.browser
+async def test_a_schedule_is_found_and_its_last_run_told(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    url = sqlite_scheduler.url
+    async with (
+        httpx.AsyncClient(base_url=url) as api,
+        toy(sqlite_scheduler.zmq_address, api),
+    ):
+        for job_id, method in (("good", "quick"), ("bad_100%", "fail")):
+            body = {"handler_id": "toy", "job_method": method, "job_id": job_id}
+            await api.post("/api/schedule", json={**body, "trigger": EVERY_HOUR})
+
+        await page.goto(url)
+        rows = page.locator("#schedules tr")
+        await expect(rows).to_have_count(2)
+        await expect(rows.filter(has_text="good")).to_contain_text("success")
+        await page.locator("#search").fill("D_100%")
+        await expect(rows).to_have_count(1)
+        await expect(rows).to_contain_text("error")
+        await page.locator("#search").fill("nothing")
+        await expect(page.locator("#no-schedules")).to_contain_text("No schedule has")
+
+
+@pytest.mark.browser
+async def test_what_goes_wrong_is_told_and_what_is_focused_stays(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    url = sqlite_scheduler.url
+    async with (
+        httpx.AsyncClient(base_url=url) as api,
+        toy(sqlite_scheduler.zmq_address, api),
+    ):
+        body = {"handler_id": "toy", "job_method": "quick", "job_id": "gone"}
+        await api.post("/api/schedule", json={**body, "trigger": EVERY_HOUR})
+        await page.goto(url)
+        await page.get_by_role("button", name="Pause gone").click()
+        await expect(page.get_by_role("button", name="Resume gone")).to_be_visible()
+        await expect(page.get_by_role("button", name="Resume gone")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Pause gone")).to_be_focused()
+        await page.route("**/api/schedules/gone/run", lambda route: route.abort())
+        await page.get_by_role("button", name="Run now gone").click()
+        await expect(page.locator("#state")).to_contain_text("Run now gone")
+        await page.route("**/api/schedules?*", lambda route: route.abort())
+        await expect(page.locator("#state")).to_have_text("The scheduler does not answer.")
+        await expect(page.get_by_role("button", name="Run now gone")).to_be_focused()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (768, "light"), (1440, "light")])
+async def test_axe_finds_no_serious_fault_and_nothing_is_cut(
+    sqlite_scheduler: SchedulerServer, page: Page, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    axe = await asyncio.to_thread(axe_source)
+    url = sqlite_scheduler.url
+    async with (
+        httpx.AsyncClient(base_url=url) as api,
+        toy(sqlite_scheduler.zmq_address, api),
+    ):
+        for number in range(3):
+            job_id = f"{number}-{'long-name-of-a-schedule' * 3}"
+            body = {"handler_id": "toy", "job_method": "quick", "job_id": job_id}
+            await api.post("/api/schedule", json={**body, "trigger": EVERY_HOUR})
+        await api.post(f"/api/schedules/{job_id}/pause")
+        await page.set_viewport_size({"width": width, "height": 900})
+        await page.emulate_media(color_scheme=scheme)
+        await page.goto(url)
+        await expect(page.locator("#executions tr")).to_have_count(3)
+        await page.evaluate(axe)
+        found = await page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        wide = await page.evaluate("document.documentElement.scrollWidth")
+
+    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    assert serious == []
+    assert wide <= width
+
+
+@pytest.mark.browser
 async def test_the_page_asks_for_the_token(tmp_path: Path, page: Page) -> None:
     token_file = tmp_path / "token"
     token_file.write_text("correct-horse-battery")
@@ -88,6 +171,9 @@ async def test_the_page_asks_for_the_token(tmp_path: Path, page: Page) -> None:
     async with serve_scheduler(settings) as server:
         await page.goto(server.url)
         await expect(page.locator("#main")).to_be_hidden()
+        await page.locator("#token").fill("wrong-horse-battery")
+        await page.get_by_role("button", name="Open").click()
+        await expect(page.locator("#refused")).to_have_text("That is not its token.")
         await page.locator("#token").fill("correct-horse-battery")
         await page.get_by_role("button", name="Open").click()
         await expect(page.locator("#state")).to_contain_text("0 schedules")

@@ -120,12 +120,20 @@ class Api:
         return _json({"status": "success", "job_id": added.job_id}, 201)
 
     async def _list_schedules(self, request: web.Request) -> web.Response:
-        return await self._runner.read(self._listing)
+        limit = read_limit(request.query) if "limit" in request.query else None
+        search = request.query.get("search", "").replace("\0", "")
+        return await self._runner.read(self._listing, limit, search)
 
-    def _listing(self) -> web.Response:
-        """Every schedule, read and written as JSON in the reader's thread: there may be many."""
-        shown = [schedule_record(one) for one in self._runner.store.list_schedules()]
-        return _json({"schedules": shown, "count": len(shown)})
+    def _listing(self, limit: int | None, search: str) -> web.Response:
+        """The schedules, read and written as JSON in the reader's thread: there may be many."""
+        store = self._runner.store
+        shown = [schedule_record(one) for one in store.list_schedules(limit, search)]
+        if limit is None:
+            return _json({"schedules": shown, "count": len(shown)})
+        last = self._runner.history.last_of([one["id"] for one in shown])
+        for one in shown:
+            one["last_execution"] = last.get(one["id"])
+        return _json({"schedules": shown, "count": store.count_schedules(search)})
 
     async def _remove_schedule(self, request: web.Request) -> web.Response:
         job_id = request.match_info["job_id"]

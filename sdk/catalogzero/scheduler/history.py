@@ -5,7 +5,7 @@ Layer: edge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -57,6 +57,14 @@ class History:
             found = c.execute(select(executions).where(executions.c.execution_id == execution_id))
             row = found.mappings().one_or_none()
             return None if row is None else record_of(row)
+
+    def last_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The newest record of each of these schedules that has any, by job_id."""
+        newest = select(func.max(executions.c.seq)).where(executions.c.job_id == schedules.c.job_id)
+        seqs = select(newest.scalar_subquery()).where(schedules.c.job_id.in_(job_ids))
+        with self._store.reading() as c:
+            rows = c.execute(select(executions).where(executions.c.seq.in_(seqs))).mappings()
+            return {row["job_id"]: record_of(row) for row in rows}
 
     def stats(self) -> dict[str, Any]:
         """Counts by status and by handler, over all executions that are kept."""

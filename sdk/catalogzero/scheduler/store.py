@@ -21,15 +21,19 @@ from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     CursorResult,
     Engine,
     create_engine,
     delete,
     event,
+    func,
     insert,
+    or_,
     select,
     text,
+    true,
     update,
 )
 from sqlalchemy.engine import URL, make_url
@@ -220,13 +224,23 @@ class Store:
                 return None
             return new
 
-    def list_schedules(self) -> list[Schedule]:
-        """Every schedule, the next one first, those that are paused last."""
+    def list_schedules(self, limit: int | None = None, search: str = "") -> list[Schedule]:
+        """The schedules, the next one first, those that are paused last.
+
+        Args:
+            limit: At most so many.
+            search: Those that have this in their job_id, handler_id or method.
+        """
+        order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
+        query = select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
         with self.reading() as c:
-            order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
-            return [
-                schedule_of(row) for row in c.execute(select(schedules).order_by(*order)).mappings()
-            ]
+            return [schedule_of(row) for row in c.execute(query).mappings()]
+
+    def count_schedules(self, search: str = "") -> int:
+        """How many schedules there are that have this in their names."""
+        with self.reading() as c:
+            found = select(func.count()).select_from(schedules).where(_mentions(search))
+            return int(c.execute(found).scalar_one())
 
     def find_schedule(self, job_id: str) -> Schedule | None:
         """One schedule."""
@@ -402,6 +416,12 @@ def _going_on(c: Connection, schedule_ids: Sequence[str]) -> dict[str, tuple[int
     """For each schedule that has any, how many of its executions go on, and how many wait."""
     rows = c.execute(GOING_ON, {"schedule_ids": list(schedule_ids)})
     return {row[0]: (row[1] - row[2], row[2]) for row in rows}
+
+
+def _mentions(search: str) -> ColumnElement[bool]:
+    """Whether a schedule has a text in one of its names."""
+    named = (schedules.c.job_id, schedules.c.handler_id, schedules.c.method)
+    return or_(*(name.icontains(search, autoescape=True) for name in named)) if search else true()
 
 
 def _count(result: object) -> int:

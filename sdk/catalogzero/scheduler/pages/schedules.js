@@ -1,9 +1,18 @@
 "use strict";
 
 const EVERY_MS = 2000;
-const SHOWN = 50;
+const PAGE = 50;
+const MOST_SCHEDULES = 200;
+const SHORT = 90;
+const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+const CRON = ["year", "month", "day", "week", "day_of_week", "hour", "minute", "second"];
 const at = (id) => document.getElementById(id);
+const wall = new Intl.DateTimeFormat(undefined, {
+  day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
+});
+const relative = new Intl.RelativeTimeFormat("en", { style: "short" });
 let token = sessionStorage.getItem("token") ?? "";
+let shown = PAGE;
 
 /** One request of the API; asks for the token when one is needed. */
 async function ask(method, path) {
@@ -18,114 +27,203 @@ async function ask(method, path) {
   return told;
 }
 
-/** An element with a text, never markup. */
-function element(name, text, className = "") {
+/** An element with children, of which texts stay texts, never markup. */
+function element(name, className, ...children) {
   const made = document.createElement(name);
-  made.textContent = text;
   made.className = className;
+  made.append(...children);
   return made;
 }
 
-function row(cells, key) {
-  const made = document.createElement("tr");
-  made.dataset.key = key;
-  made.append(...cells);
+/** A table's cell; on a phone the title stands before it. */
+function cell(title, ...children) {
+  const made = element("td", "", ...children);
+  made.dataset.title = title;
   return made;
 }
 
-function when(moment) {
-  return moment ? new Date(moment).toLocaleString() : "–";
+/** How far a moment is from now: "in 4 min." */
+function distance(moment) {
+  const seconds = (new Date(moment) - Date.now()) / 1000;
+  if (Math.abs(seconds) < 1) return "now";
+  const [unit, size] = UNITS.find(([, size]) => Math.abs(seconds) >= size) ?? UNITS.at(-1);
+  return relative.format(Math.round(seconds / size), unit);
 }
 
-function button(label, job, method, path) {
-  const made = element("button", label);
+/** A moment: its distance, and the reader's own wall time below. */
+function time(moment) {
+  const near = element("time", "near", distance(moment));
+  near.dateTime = moment;
+  return [near, element("small", "", wall.format(new Date(moment)))];
+}
+
+/** A trigger for people. */
+function inWords({ trigger_config: config }) {
+  if (config.type === "interval") return `every ${length(config)}`;
+  if (config.type === "date") return "once";
+  const named = CRON.filter((name) => config[name] !== undefined);
+  const { hour, minute = "0", day_of_week = "*" } = config;
+  const days = day_of_week.replace("mon,tue,wed,thu,fri", "mon-fri").replaceAll(",", ", ");
+  const daily = named.every((name) => ["hour", "minute", "day_of_week"].includes(name));
+  if (daily && /^\d+$/.test(hour) && /^\d+$/.test(minute)) {
+    const clock = `${hour.padStart(2, "0")}:${minute.padStart(2, "0")}`;
+    return `${days === "*" ? "every day" : days} at ${clock}`;
+  }
+  const fields = named.map((name) => `${name.replaceAll("_", " ")} ${name === "day_of_week" ? days : config[name]}`);
+  return `cron: ${fields.join(", ")}`;
+}
+
+/** "5 minutes", "1 hour 30 minutes". */
+function length(config) {
+  const units = ["weeks", "days", "hours", "minutes", "seconds"].filter((unit) => config[unit]);
+  const single = units.length === 1 && config[units[0]] === 1;
+  if (single) return units[0].slice(0, -1);
+  return units.map((unit) => `${config[unit]} ${config[unit] === 1 ? unit.slice(0, -1) : unit}`).join(" ");
+}
+
+function button(label, job, path, place) {
+  const made = element("button", place, label);
+  made.dataset.place = `${place} ${job}`;
   made.setAttribute("aria-label", `${label} ${job}`);
-  made.addEventListener("click", () => act(made, method, path));
+  made.addEventListener("click", () => act(made, label, job, path));
   return made;
 }
 
-async function act(pressed, method, path) {
-  pressed.disabled = true;
+async function act(pressed, label, job, path) {
+  if (pressed.ariaBusy === "true") return;
+  pressed.ariaBusy = "true";
   try {
-    await ask(method, path);
+    await ask("POST", path);
     await refresh();
   } catch (error) {
-    at("state").textContent = error.message;
+    fail(`${label} ${job}: ${error.message}`);
   } finally {
-    pressed.disabled = false;
+    pressed.ariaBusy = "false";
   }
 }
 
+function badge(one) {
+  const count = one.ticks && one.ticks.count > 1 ? ` × ${one.ticks.count}` : "";
+  return element("span", `badge ${one.status}`, one.status + count + (one.late ? ", late" : ""));
+}
+
 function scheduleRow(one) {
+  const last = one.last_execution;
   const place = `/api/schedules/${encodeURIComponent(one.id)}`;
-  const actions = document.createElement("td");
-  const turn = one.paused ? "resume" : "pause";
-  actions.append(
-    button("Run now", one.id, "POST", `${place}/run`),
-    button(one.paused ? "Resume" : "Pause", one.id, "POST", `${place}/${turn}`),
-  );
-  return row([
-    element("td", one.id),
-    element("td", `${one.handler_id}.${one.method_name}`),
-    element("td", one.trigger),
-    element("td", one.paused ? "paused" : when(one.next_fire_time)),
+  const actions = cell("", button("Run now", one.id, `${place}/run`, "run"));
+  actions.classList.add("actions");
+  const [label, path] = one.paused ? ["Resume", "resume"] : ["Pause", "pause"];
+  actions.append(button(label, one.id, `${place}/${path}`, "turn"));
+  const zone = one.trigger_config.type === "cron" ? [element("small", "", one.timezone)] : [];
+  const params = Object.keys(one.params).length ? JSON.stringify(one.params) : "";
+  return element("tr", one.paused ? "paused" : "",
+    cell("Schedule", element("b", "", one.id), element("small", "", `${one.handler_id}.${one.method_name}(${cut(params)})`)),
+    cell("When", inWords(one), ...zone),
+    cell("Next", ...(one.paused ? [element("span", "badge", "paused")] : time(one.next_fire_time))),
+    cell("Last run", ...(last ? [badge(last), element("small", "", ...time(last.started_at).slice(0, 1))] : ["–"])),
     actions,
-  ], one.id);
+  );
+}
+
+function cut(text, most = SHORT) {
+  return text.length > most ? `${text.slice(0, most)}…` : text;
+}
+
+/** What came of a run; a long text opens. */
+function outcome(one) {
+  if (one.error === null && one.result === null) return [];
+  const text = one.error ?? JSON.stringify(one.result);
+  if (text.length <= SHORT) return [text];
+  const whole = one.error ?? JSON.stringify(one.result, null, 2);
+  return [element("details", "", element("summary", "", cut(text)), element("pre", "", whole))];
 }
 
 function executionRow(one) {
-  const took = one.duration_ms === null ? "" : `${Math.round(one.duration_ms)} ms`;
-  const more = one.ticks && one.ticks.count > 1 ? ` × ${one.ticks.count}` : "";
-  const late = one.late ? " (late)" : "";
-  const text = one.error ?? (one.result === null ? "" : JSON.stringify(one.result));
-  return row([
-    element("td", when(one.started_at)),
-    element("td", one.job_id),
-    element("td", `${one.handler_id}.${one.method_name}`),
-    element("td", one.status + more + late, one.status),
-    element("td", took),
-    element("td", text.slice(0, 300), "text"),
-  ], one.execution_id);
+  const ms = one.duration_ms;
+  const took = ms === null ? "" : ms < 10_000 ? `${Math.round(ms)} ms` : `${Math.round(ms / 1000)} s`;
+  const name = one.scheduled_at ? one.job_id : "run now";
+  const result = cell("Result", ...outcome(one));
+  result.classList.add("text");
+  return element("tr", "",
+    cell("Started", ...time(one.started_at)),
+    cell("Run", element("b", "", name), element("small", "", `${one.handler_id}.${one.method_name}`)),
+    cell("Status", badge(one)),
+    cell("Took", ...(took ? [element("span", "took", took)] : [])),
+    result,
+  );
 }
 
 function handlerItem(one) {
-  const made = element("li", `${one.id} at ${one.address}: `);
-  made.append(element("span", one.status, one.status));
-  return made;
+  return element("li", one.status,
+    element("b", "", one.id), element("span", `badge ${one.status}`, one.status), element("small", "", one.address));
+}
+
+/** Show these, and touch only what changed: what is read, opened or focused stays. */
+function show(list, records, build) {
+  const old = new Map([...list.children].map((made) => [made.dataset.seen, made]));
+  const focused = document.activeElement?.dataset.place;
+  const made = records.map((record) => {
+    const seen = JSON.stringify(record);
+    const kept = old.get(seen) ?? build(record);
+    kept.dataset.seen = seen;
+    return kept;
+  });
+  const same = made.length === list.children.length && made.every((one, n) => one === list.children[n]);
+  if (!same) list.replaceChildren(...made);
+  if (focused && document.activeElement === document.body) {
+    [...list.querySelectorAll("button")].find((one) => one.dataset.place === focused)?.focus();
+  }
+  at(`no-${list.id}`).hidden = records.length > 0;
+  list.closest("table")?.toggleAttribute("hidden", records.length === 0);
 }
 
 async function refresh() {
   const status = at("status").value;
-  const query = `limit=${SHOWN}${status ? `&status=${status}` : ""}`;
+  const search = at("search").value.trim();
+  const find = new URLSearchParams({ limit: MOST_SCHEDULES, ...(search && { search }) });
+  const newest = new URLSearchParams({ limit: shown, ...(status && { status }) });
   const [schedules, executions, handlers] = await Promise.all([
-    ask("GET", "/api/schedules"),
-    ask("GET", `/api/executions?${query}`),
-    ask("GET", "/api/handlers"),
+    ask("GET", `/api/schedules?${find}`), ask("GET", `/api/executions?${newest}`), ask("GET", "/api/handlers"),
   ]);
-  at("schedules").replaceChildren(...schedules.schedules.slice(0, 500).map(scheduleRow));
-  at("executions").replaceChildren(...executions.records.map(executionRow));
-  at("handlers").replaceChildren(...handlers.handlers.map(handlerItem));
+  at("no-schedules").textContent = search ? `No schedule has “${search}” in its name or call.` : "No schedule yet: add one with catalogzero schedule add.";
+  show(at("schedules"), schedules.schedules, scheduleRow);
+  show(at("executions"), executions.records, executionRow);
+  show(at("handlers"), handlers.handlers.map(({ id, address, status }) => ({ id, address, status })), handlerItem);
+  at("older").hidden = executions.cursor === null || shown >= 1000;
+  for (const one of document.querySelectorAll("time.near")) one.textContent = distance(one.dateTime);
   at("token-form").hidden = true;
   at("main").hidden = false;
-  at("state").textContent =
-    `${schedules.count} schedules, looked at ${new Date().toLocaleTimeString()}`;
+  const more = schedules.count > MOST_SCHEDULES ? `, the next ${MOST_SCHEDULES} shown` : "";
+  tell("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${more}`);
 }
 
-/** Look again and again, while somebody watches and uses no button. */
+function tell(link, text) {
+  document.body.dataset.link = link;
+  if (at("state").textContent !== text) at("state").textContent = text;
+}
+
+function fail(text) {
+  tell("lost", text);
+}
+
+function look() {
+  return refresh().catch((error) => fail(error instanceof TypeError ? "The scheduler does not answer." : error.message));
+}
+
+/** Look again and again, while somebody watches. */
 async function watch() {
-  try {
-    if (!document.hidden && !document.activeElement?.closest("tbody")) await refresh();
-  } catch (error) {
-    at("state").textContent = error.message;
-  }
+  if (!document.hidden) await look();
   setTimeout(watch, EVERY_MS);
 }
 
-at("status").addEventListener("change", () => refresh());
-at("token-form").addEventListener("submit", (event) => {
+at("status").addEventListener("change", () => { shown = PAGE; look(); });
+at("search").addEventListener("input", look);
+at("older").addEventListener("click", () => { shown = Math.min(shown + 4 * PAGE, 1000); look(); });
+at("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   token = at("token").value;
   sessionStorage.setItem("token", token);
-  refresh().catch((error) => { at("state").textContent = error.message; });
+  await look();
+  at("refused").textContent = at("main").hidden ? "That is not its token." : "";
 });
 watch();

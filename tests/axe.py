@@ -1,0 +1,28 @@
+"""axe-core, which judges whether a page can be used by everybody."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import platformdirs
+import pytest
+
+AXE_VERSION = "4.10.2"
+
+
+def axe_source() -> str:
+    """Its script, fetched once by npm; the test is skipped where it cannot be had."""
+    npm = shutil.which("npm")
+    folder = platformdirs.user_cache_path("catalogzero") / f"axe-core-{AXE_VERSION}"
+    script = folder / "package" / "axe.min.js"
+    if not script.is_file():
+        if npm is None:
+            pytest.skip("there is no npm to fetch axe-core with")
+        folder.mkdir(parents=True, exist_ok=True)
+        pack = [npm, "pack", f"axe-core@{AXE_VERSION}", "--pack-destination", str(folder)]
+        done = subprocess.run(pack, capture_output=True, text=True, check=False, timeout=50)
+        if done.returncode:
+            pytest.skip(f"axe-core cannot be fetched: {done.stderr[-200:]}")
+        shutil.unpack_archive(folder / f"axe-core-{AXE_VERSION}.tgz", folder, filter="data")
+    return script.read_text("utf-8")
