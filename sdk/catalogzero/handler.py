@@ -102,7 +102,8 @@ class Handler:
         try:
             self.settings = self.settings_model(**config)
         except ValidationError as error:
-            raise config_error(error, where=f"settings of {type(self).__name__}") from None
+            where = f"settings of {type(self).__name__}"
+            raise config_error(error, where=where, known=self.settings_model.model_fields) from None
         self.mask.learn(self.settings)
 
     def _attach(

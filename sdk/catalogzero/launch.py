@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,12 +122,23 @@ def load_class(module: str, name: str) -> type[Handler]:
         found: Any = importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"module {module!r} cannot be imported: {error}") from None
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise ConfigError(f"module {module!r} cannot be imported: {told}") from error
     for part in name.split("."):
         found = getattr(found, part, None)
     cls = handler_class(found)
     if cls is None:
         raise ConfigError(f"{module}:{name} is no handler class")
     return cls
+
+
+def place_of(error: BaseException) -> str:
+    """`, at file:line` of the code that raised, outside this package; empty where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own, frozen = str(Path(__file__).parent), "<frozen"
+    others = [f for f in frames if not f.filename.startswith((own, frozen, importlib.__path__[0]))]
+    return f", at {others[-1].filename}:{others[-1].lineno}" if others else ""
 
 
 def class_of_entry(entry: str) -> type[Handler] | None:
@@ -166,7 +178,7 @@ def _make(
             **merged_settings(RuntimeSettings, file=written, flags=flags.runtime)
         )
     except ValidationError as error:
-        faults += _placed(stanza, problems_of(error))
+        faults += _placed(stanza, problems_of(error, RuntimeSettings.model_fields))
     try:
         file = stanza.config if stanza else {}
         handler = cls(**merged_settings(cls.settings_model, file=file, flags=flags.config))

@@ -8,9 +8,10 @@ Layer: pure.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,16 +147,26 @@ def merged_settings(
     return {**file, **secrets, **EnvSettingsSource(model)(), **flags}
 
 
-def problems_of(error: ValidationError) -> Iterator[tuple[str, str]]:
-    """Each fault of a validation: (dotted field, sentence); never the value itself."""
+def problems_of(error: ValidationError, known: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+    """Each fault of a validation: (dotted field, sentence); never the value itself.
+
+    Args:
+        error: What pydantic found.
+        known: The names that there are, for one that is misspelled.
+    """
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
         field = ".".join(str(part) for part in fault["loc"]) or "config"
-        yield field, fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, known, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            yield field, f"there is no such key{hint}"
+        else:
+            yield field, fault["msg"].removeprefix("Value error, ")
 
 
-def config_error(error: ValidationError, *, where: str) -> ConfigError:
-    """The error that names every field at fault, a line each."""
-    faults = [{"field": field, "message": message} for field, message in problems_of(error)]
+def config_error(error: ValidationError, *, where: str, known: Iterable[str] = ()) -> ConfigError:
+    """The error that names every field at fault, a line each; `known` as for `problems_of`."""
+    faults = [{"field": field, "message": told} for field, told in problems_of(error, known)]
     lines = "".join(f"\n  {fault['field']}: {fault['message']}" for fault in faults)
     return ConfigError(f"{where}:{lines}", details=faults)
 

@@ -205,6 +205,27 @@ async def test_check_looks_at_backend_key_clock_disk_and_outbox(
     assert (away["backend"], away["api key"]) == ("fail", "warn")
 
 
+def test_check_tells_a_missing_key_once_and_a_forbidden_host_by_name(tmp_path: Path) -> None:
+    registry = tmp_path / "handler_registry.yaml"
+    stanza = {"handler_id": "site", "module_path": __name__, "class_name": "Plain"}
+    config = {"endpoint": "http://127.0.0.1:9", "data_roots": [str(tmp_path)]}
+    config |= {"api_key_file": str(tmp_path / "no_key")}
+    stanza |= {"config": config, "state_dir": str(tmp_path / "state"), "egress": {"hosts": []}}
+    told = []
+    for _ in range(2):
+        registry.write_text(json.dumps({"scheduler": "none", "handlers": [stanza]}))
+        found = json.loads(invoke("check", "site", "--registry", registry, "--json").output)
+        told.append({f["name"]: (f["status"], f["found"]) for f in found["findings"]})
+        stanza.pop("egress", None)
+
+    forbidden, keyless = told
+    assert forbidden["backend"][0] == "fail"
+    assert "egress.hosts does not allow 127.0.0.1:9" in forbidden["backend"][1]
+    assert keyless["backend"] == ("warn", "not asked: there is no key to ask with")
+    why = f"api_key_file {tmp_path / 'no_key'} cannot be read: No such file or directory"
+    assert keyless["api key"] == ("fail", why)
+
+
 async def test_a_marked_key_shows_nowhere_but_in_the_authorization_header(
     backend: ReferenceBackend, registry: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

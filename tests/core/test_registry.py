@@ -104,7 +104,7 @@ def test_settings_at_fault_are_told_with_file_line_and_key_all_at_once(tmp_path:
         make_handler("a", registry=path)
     told = str(caught.value)
     assert f"{path}:6: port" in told
-    assert f"{path}:9: config.dask" in told
+    assert f"{path}:9: config.dask: there is no such key; did you mean `desk`?" in told
 
 
 def test_flags_beat_environment_beat_credentials_beat_file(

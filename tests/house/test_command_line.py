@@ -145,3 +145,27 @@ def test_a_path_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Pa
     code, told = run(*target, cwd=tmp_path)
 
     assert (code, told) == (3, f"catalogzero: {target[-1]}: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "told"),
+    [
+        ("process = (", 3, "SyntaxError: '(' was never closed"),
+        ("import nowhere_at_all", 3, "No module named 'nowhere_at_all'"),
+        ("1 / 0", 3, "ZeroDivisionError: division by zero, at "),
+        ("", 3, "is no handler class"),
+        ("class P(CloudProcessor): pass", 1, "P has no `process` of its own"),
+        ("class P(CloudProcessor):\n  def process(self, b, p): return b[0]", 1, "author.py:3"),
+    ],
+    ids=["syntax", "import", "raises", "no class", "no process", "process raises"],
+)
+def test_what_an_author_s_module_does_wrong_is_one_line_that_names_the_place(
+    body: str, code: int, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "author.py").write_text(f"from catalogzero import CloudProcessor\n{body}\n")
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+
+    found, said = run("preview", "author:P", "rows.csv", cwd=tmp_path)
+
+    assert (found, len(said.splitlines())) == (code, 1)
+    assert told in said

@@ -16,9 +16,9 @@ import typer
 from catalogzero.cli.output import JsonFlag, print_json
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.cloud.processor import CloudProcessor
-from catalogzero.errors import ConfigError
+from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
 from catalogzero.handler import Handler
-from catalogzero.launch import Flags, class_of_entry, make_handler, registry_path
+from catalogzero.launch import Flags, class_of_entry, make_handler, place_of, registry_path
 from catalogzero.registry import load_registry
 
 SHOWN_LINES = 20
@@ -55,7 +55,13 @@ def preview(
     given = json_object(params, "--params")
     source = data_source if ":" in data_source else str(Path(data_source).absolute())
     handler = _handler(target, registry, source)
-    result, requests = preview_run(handler, source, given, full=full)
+    try:
+        result, requests = preview_run(handler, source, given, full=full)
+    except (CatalogZeroError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # what the author's `process` or `read` raised
+        told = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise FailedError(f"{type(handler).__name__} failed: {told}") from error
     if out is not None:
         _write(requests, out)
     if json:

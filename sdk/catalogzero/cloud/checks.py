@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
@@ -23,7 +24,7 @@ from catalogzero.cloud.egress import check_host
 from catalogzero.cloud.health import SKEW_S
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.push import ApiKey, http_client
-from catalogzero.errors import FailedError
+from catalogzero.errors import ConfigError, FailedError
 from catalogzero.preflight import CHECK_TIMEOUT_S, Check, Finding
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def preflight(handler: CloudProcessor) -> list[Check]:
         return await asyncio.shield(asking[0])
 
     checks = [
-        Check("backend", lambda: _backend(answer)),
-        Check("api key", lambda: _key(answer)),
+        Check("backend", lambda: _backend(handler, answer)),
+        Check("api key", lambda: _key(answer, settings)),
         Check("clock", lambda: _clock(answer, clock)),
         Check("disk", lambda: _disk(handler.state_dir)),
         Check("outbox", lambda: _outbox(handler.state_dir, clock)),
@@ -79,13 +80,18 @@ async def _ask(handler: CloudProcessor) -> httpx.Response:
         return await client.get(url, headers=headers, timeout=CHECK_TIMEOUT_S)
 
 
-async def _backend(answer: Callable[[], Awaitable[httpx.Response]]) -> Finding:
-    """Reachable, over TLS that is trusted, and no redirect."""
+async def _backend(
+    handler: CloudProcessor, answer: Callable[[], Awaitable[httpx.Response]]
+) -> Finding:
+    """Allowed by the egress policy, reachable, over TLS that is trusted, and no redirect."""
+    check_host(handler.runtime.egress, handler.settings.endpoint)
     try:
         response = await answer()
     except (httpx.HTTPError, OSError) as error:
         mend = "see endpoint, proxy and ca_file, and whether this machine may go out"
-        return Finding("backend", "fail", f"{type(error).__name__}: {error}", mend)
+        return Finding("backend", "fail", _said(error), mend)
+    except ConfigError:
+        return Finding("backend", "warn", "not asked: there is no key to ask with", "see api key")
     where = f"{response.request.url.host} answers"
     if response.is_redirect:
         mend = "write the address that it points to as endpoint: redirects are never followed"
@@ -96,11 +102,21 @@ async def _backend(answer: Callable[[], Awaitable[httpx.Response]]) -> Finding:
     return Finding("backend", "pass", where)
 
 
-async def _key(answer: Callable[[], Awaitable[httpx.Response]]) -> Finding:
+def _said(error: Exception) -> str:
+    """A failed connection in a few words."""
+    return re.sub(r" ssl:\w+ ", " ", str(error)) or type(error).__name__
+
+
+async def _key(answer: Callable[[], Awaitable[httpx.Response]], settings: CloudSettings) -> Finding:
     """Accepted by the backend."""
     try:
+        ApiKey(settings).current()
+    except ConfigError as error:
+        mend = "write the key that the vendor gave you there, readable by this user"
+        return Finding("api key", "fail", error.message, mend)
+    try:
         status = (await answer()).status_code
-    except (httpx.HTTPError, OSError):
+    except (httpx.HTTPError, OSError, ConfigError):
         return Finding("api key", "warn", "not asked: no answer from the backend", "see backend")
     if status in {401, 403}:
         mend = "see api_key_file, or ask the vendor for another key"
@@ -112,10 +128,8 @@ async def _clock(answer: Callable[[], Awaitable[httpx.Response]], clock: Clock) 
     """Near the backend's."""
     try:
         date = (await answer()).headers.get("date")
-    except (httpx.HTTPError, OSError):
-        return Finding(
-            "clock", "warn", "not compared: the backend cannot be reached", "see backend"
-        )
+    except (httpx.HTTPError, OSError, ConfigError):
+        return Finding("clock", "warn", "not compared: no answer from the backend", "see backend")
     if date is None:
         return Finding("clock", "pass", "the backend tells no time")
     off_s = (clock.now() - parsedate_to_datetime(date)).total_seconds()

@@ -75,21 +75,25 @@ class CloudSettings(HandlerSettings):
     seconds, `delimiter` and `encoding` are detected when they are not set.
     """
 
-    endpoint: str
-    api_key: SecretStr | None = None
-    api_key_file: Path | None = None
-    data_roots: list[Path] = Field(default_factory=list)
-    sources: dict[str, QuerySource] = Field(default_factory=dict)
+    endpoint: str = Field(description="the backend's address")
+    api_key: SecretStr | None = Field(None, description="the API key itself")
+    api_key_file: Path | None = Field(None, description="a file that holds the API key alone")
+    data_roots: list[Path] = Field([], description="the only folders that may be read, absolute")
+    sources: dict[str, QuerySource] = Field({}, description="queries, called as sql:<name>")
     upload_form: Literal["auto", "chunked", "simple"] = "auto"
-    upload_concurrency: int = Field(default=4, ge=1, le=64)
-    upload_timeout_s: float = Field(default=60.0, gt=0)
-    on_bad_record: Literal["fail", "skip", "set_aside"] = "fail"
-    encoding: str | None = None
-    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
-    proxy: SecretStr | None = None
-    ca_file: Path | None = None
-    client_cert_file: Path | None = None
-    client_key_file: Path | None = None
+    upload_concurrency: int = Field(4, ge=1, le=64, description="chunks sent side by side")
+    upload_timeout_s: float = Field(60.0, gt=0, description="seconds for one request")
+    on_bad_record: Literal["fail", "skip", "set_aside"] = Field(
+        "fail", description="a malformed row ends the run, is left out, or goes to a file"
+    )
+    encoding: str | None = Field(None, description="of text files; detected when not set")
+    delimiter: str | None = Field(
+        None, min_length=1, max_length=1, description="of CSV files; detected when not set"
+    )
+    proxy: SecretStr | None = Field(None, description="URL of an HTTP proxy")
+    ca_file: Path | None = Field(None, description="certificate authorities to trust, PEM")
+    client_cert_file: Path | None = Field(None, description="the client's certificate, PEM")
+    client_key_file: Path | None = Field(None, description="its private key, PEM")
 
     @field_validator("endpoint")
     @classmethod

@@ -65,9 +65,13 @@ class CloudProcessor(Handler):
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         if not (self.reads_itself or self.settings.data_roots or self.settings.sources):
+            told = (
+                "set the folders that data_source may point into, or sources, the queries that it "
+                "may name"
+            )
             raise ConfigError(
-                f"{type(self).__name__}: set data_roots, the folders that data_source may point "
-                "into, or sources, the queries that it may name"
+                f"{type(self).__name__}: data_roots: {told}",
+                details=[{"field": "data_roots", "message": told}],
             )
 
     def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
@@ -77,7 +81,7 @@ class CloudProcessor(Handler):
             batches: Lists of dicts (or Arrow tables), read as they are asked for.
             params: What the call gave under `params`, without `format` and `full`.
         """
-        raise NotImplementedError(f"{type(self).__name__} writes `process`")
+        raise NotImplementedError(f"{type(self).__name__} has no `process` of its own")
 
     def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
         """The author's own source, instead of files and queries: yields batches.

@@ -58,7 +58,8 @@ class ApiKey:
                 self._text = _checked_key(self._file.read_text("utf-8"), str(self._file))
                 self._seen = stamp
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"api_key_file {self._file} cannot be read: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"api_key_file {self._file} cannot be read: {why}") from error
         return self._text
 
     def changed(self) -> bool:
