@@ -207,10 +207,19 @@ async def test_check_looks_at_backend_key_clock_disk_and_outbox(
 
 def test_check_tells_a_missing_key_once_and_a_forbidden_host_by_name(tmp_path: Path) -> None:
     registry = tmp_path / "handler_registry.yaml"
-    stanza = {"handler_id": "site", "module_path": __name__, "class_name": "Plain"}
-    config = {"endpoint": "http://127.0.0.1:9", "data_roots": [str(tmp_path)]}
-    config |= {"api_key_file": str(tmp_path / "no_key")}
-    stanza |= {"config": config, "state_dir": str(tmp_path / "state"), "egress": {"hosts": []}}
+    config = {
+        "endpoint": "http://127.0.0.1:9",
+        "data_roots": [str(tmp_path)],
+        "api_key_file": str(tmp_path / "no_key"),
+    }
+    stanza: dict[str, Any] = {
+        "handler_id": "site",
+        "module_path": __name__,
+        "class_name": "Plain",
+        "state_dir": str(tmp_path / "state"),
+        "config": config,
+        "egress": {"hosts": []},
+    }
     told = []
     for _ in range(2):
         registry.write_text(json.dumps({"scheduler": "none", "handlers": [stanza]}))
