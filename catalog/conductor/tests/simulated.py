@@ -93,6 +93,7 @@ class SimulatedHandler:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.random = random.Random(number)  # noqa: S311 - a story, no secret
         self.dead = False
+        self.called: str | None = None
         self.state = "active"
         self.memory_mb = self.random.uniform(24, 90)
         self.busy = busy * self.random.random()
@@ -167,7 +168,7 @@ class SimulatedFleet(Fleet):
         if one.dead:
             return Answer(handler_id, replied=False, error="Timeout", code="unreachable")
         took_ms = one.base_ms * math.exp(one.random.gauss(0, 0.25))
-        result: dict[str, Any] = {"boot_id": "one", "status": one.state}
+        result: dict[str, Any] = {"boot_id": "one", "handler": one.called or handler_id}
         if method == "get_metrics":
             result = one.metrics(handler_id)
         elif method == "list_runs":

@@ -106,7 +106,7 @@ async def test_a_handler_of_another_name_is_told() -> None:
                 told = await (await session.get(f"{url}/api/fleet")).json()
 
     assert pong["alive"] is True
-    assert told["handlers"][0]["trouble"] == "the handler at this address calls itself backup"
+    assert told["handlers"][0]["trouble"] == "answers as backup"
 
 
 @asynccontextmanager

@@ -48,6 +48,88 @@ async def test_figures_change_without_a_reload(browser: Any, fleet: Simulation) 
         assert "MB" in await row.locator("td.memory_mb").inner_text()
 
 
+async def test_many_routine_changes_push_out_no_news(browser: Any, fleet: Simulation) -> None:
+    async with page_of(browser, fleet.dashboard.url) as page:
+        fleet.handlers["billing-001"].dead = True
+        await fleet.turn()
+        news = page.locator("#latest", has_text="billing-001")
+        await news.get_by_text("unreachable").wait_for()
+        for _ in range(60):
+            await fleet.turn()
+        await page.locator("#events summary").click()
+        routine = await page.locator("#event-list li", has_text="active → idle").count()
+        await page.reload()
+        await page.locator("#latest", has_text="billing-001").wait_for()
+
+    assert routine > 2
+
+
+async def test_a_dead_handler_shows_no_figures_as_if_they_were_of_now(
+    browser: Any, fleet: Simulation
+) -> None:
+    fleet.handlers["billing-001"].dead = True
+    await fleet.turn()
+    async with page_of(browser, fleet.dashboard.url) as page:
+        row = page.locator("#rows tr.unreachable")
+        cells = {
+            name: (await row.locator(f"td.{name}").inner_text()).strip()
+            for name in ("response_time_ms", "memory_mb", "cpu_percent", "in_flight")
+        }
+        await page.goto(f"{fleet.dashboard.url}/handlers/billing-001")
+        await page.get_by_text("unreachable for").wait_for()
+        tiles = await page.locator("#tiles").inner_text()
+
+    dash = dict.fromkeys(("memory_mb", "cpu_percent", "in_flight"), "–")  # noqa: RUF001 - shown so
+    assert cells == {"response_time_ms": "no reply", **dash}
+    assert "Last seen" in tiles
+    assert "MB" not in tiles
+
+
+async def test_a_handler_of_another_name_is_told_in_its_row(
+    browser: Any, fleet: Simulation
+) -> None:
+    fleet.handlers["billing-001"].called = "orders-001"
+    await fleet.turn()
+    async with page_of(browser, fleet.dashboard.url) as page:
+        row = page.locator("#rows tr[role=row]", has_text="billing-001")
+        await row.get_by_text("answers as orders-001").wait_for()
+
+
+async def test_a_fleet_of_nobody_says_how_handlers_are_named(browser: Any) -> None:
+    async with conducting({}) as conductor:
+        url = (await conductor.client.call("get_metrics"))["dashboard_url"]
+        async with page_of(browser, url, width=360) as page:
+            await page.get_by_role("heading", name="No handlers are known yet").wait_for()
+            await page.get_by_text("handler_registry: {").wait_for()
+            over = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            tiles = await page.locator("#tiles").is_visible()
+
+    assert over <= 0
+    assert not tiles
+
+
+async def test_a_page_of_an_unknown_handler_says_so_and_offers_nothing(
+    browser: Any, fleet: Simulation
+) -> None:
+    async with page_of(browser, f"{fleet.dashboard.url}/handlers/nobody") as page:
+        await page.get_by_text("No list of handlers").wait_for()
+        signals = await page.get_by_role("button", name="Drain", exact=True).is_visible()
+
+    assert not signals
+
+
+async def test_a_problem_stays_on_the_page_until_it_is_over(browser: Any, tmp_path: Path) -> None:
+    registry = tmp_path / "handler_registry.yaml"
+    registry.write_text("handlers: [")
+    async with conducting(registry, interval_s=0.5) as conductor:
+        url = (await conductor.client.call("get_metrics"))["dashboard_url"]
+        async with page_of(browser, url) as page:
+            problem = page.get_by_role("alert").get_by_text("cannot be read as a registry file")
+            await problem.wait_for()
+            registry.write_text("handlers: []")
+            await problem.wait_for(state="detached")
+
+
 async def test_a_click_on_a_head_sorts_and_a_second_turns_it_round(
     browser: Any, fleet: Simulation
 ) -> None:
@@ -113,6 +195,7 @@ async def test_the_page_comes_back_when_the_conductor_does(browser: Any, fleet: 
         await fleet.dashboard.stop()
         await page.wait_for_selector("body[data-link=lost]")
         assert "connection lost" in await page.locator("#link").inner_text()
+        assert "(figures of " in await page.locator("#live-text").inner_text()
         fleet.restart(port)
         await fleet.dashboard.start()
         await page.wait_for_selector("body[data-link=live]")

@@ -266,9 +266,9 @@ def _trouble(row: Row, answer: Answer) -> str | None:
         return None if answer.error == TIMEOUT else short(answer.error)
     pong = answer.result if isinstance(answer.result, dict) else {}
     name = pong.get("handler")
-    if "boot_id" in pong and name != row.peer.handler_id:
-        return f"the handler at this address calls itself {short(name)}"
-    return None
+    if "boot_id" not in pong or not isinstance(name, str) or name == row.peer.handler_id:
+        return None
+    return f"answers as {short(name)}"
 
 
 def number(value: Any) -> float | None:

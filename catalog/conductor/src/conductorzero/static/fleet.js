@@ -2,12 +2,13 @@
 
 import { sparkline } from "./chart.js";
 import {
-  STATES, count, element, known, megabytes, milliseconds, percent, put, shortDuration, since, time,
+  STATES, count, element, known, megabytes, milliseconds, moment, percent, put, shortDuration, since,
 } from "./format.js";
 import { follow, showLink } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
 
 const TRAIL = 60;
+const EVENTS_SHOWN = 30;
 const OVERSCAN = 3;
 const NOT_WELL = { unreachable: 0, draining: 1, unknown: 2 };
 const $ = (id) => document.getElementById(id);
@@ -32,7 +33,8 @@ const drawn = new Map();
 const view = { about: null, events: [], shown: [], state: null, text: "", sort: "state", down: false };
 
 function memoryOf(handler) {
-  return known(handler.memory_mb) ? handler.memory_mb + (handler.worker_memory_mb ?? 0) : null;
+  const here = known(handler.memory_mb) && handler.state !== "unreachable";
+  return here ? handler.memory_mb + (handler.worker_memory_mb ?? 0) : null;
 }
 
 // --- what arrives ----------------------------------------------------------------------------
@@ -44,7 +46,7 @@ function take(event, data) {
     for (const one of data.handlers) handlers.set(one.handler_id, one);
   } else {
     for (const one of data.handlers) merge(one);
-    view.events = [...view.events, ...data.events].slice(-100);
+    view.events = newest([...view.events, ...data.events]);
     if (data.members) keepOnly(new Set(data.members));
   }
   view.about = data;
@@ -53,10 +55,20 @@ function take(event, data) {
   if (event === "snapshot" || data.events.length) drawEvents();
 }
 
+/** Whether an event is the coming and going of work, and no news of the fleet. */
+const routine = ({ kind, text }) => kind === "state" && !/unreachable|draining|unknown/.test(text);
+
+/** The last events: many routine ones push out no news. */
+function newest(events) {
+  const news = events.filter((event) => !routine(event)).slice(-EVENTS_SHOWN);
+  const others = events.filter(routine).slice(-EVENTS_SHOWN);
+  return [...news, ...others].sort((a, b) => a.seq - b.seq);
+}
+
 function merge(one) {
   const old = handlers.get(one.handler_id);
   one.latency_trail = [...(old?.latency_trail ?? []), one.response_time_ms].slice(-TRAIL);
-  one.memory_trail = [...(old?.memory_trail ?? []), one.state === "unreachable" ? null : memoryOf(one)].slice(-TRAIL);
+  one.memory_trail = [...(old?.memory_trail ?? []), memoryOf(one)].slice(-TRAIL);
   handlers.set(one.handler_id, one);
 }
 
@@ -101,6 +113,7 @@ function drawGlance() {
   put($("headline"), headline(summary, dead));
   document.title = `${dead ? `${dead} down` : `${summary.alive} up`} · ConductorZero`;
   document.body.classList.toggle("broken", dead > 0);
+  document.body.classList.toggle("empty", !summary.total);
   for (const state of STATES) {
     const part = spectrum.get(state);
     part.style.flexGrow = summary.states[state];
@@ -133,15 +146,16 @@ function responseTimes() {
 }
 
 function drawEvents() {
-  const newest = view.events.toReversed();
-  $("events").hidden = !newest.length;
-  if (!newest.length) return;
-  put($("latest"), `${time(newest[0].at)} ${newest[0].handler_id} ${newest[0].text}`);
-  $("event-list").replaceChildren(...newest.map((event) => element("li", {}, ...told(event))));
+  const events = view.events.toReversed();
+  $("events").hidden = !events.length;
+  if (!events.length) return;
+  const latest = events.find((event) => !routine(event)) ?? events[0];
+  put($("latest"), `${moment(latest.at, view.about.at)} ${latest.handler_id} ${latest.text}`);
+  $("event-list").replaceChildren(...events.map((event) => element("li", {}, ...told(event))));
 }
 
 const told = (event) => [
-  element("time", { datetime: event.at }, time(event.at)), " ",
+  element("time", { datetime: event.at }, moment(event.at, view.about.at)), " ",
   element("a", { href: `/handlers/${encodeURIComponent(event.handler_id)}` }, event.handler_id), " ",
   element("span", { class: `what ${event.kind} ${event.state}` }, event.text),
 ];
@@ -181,7 +195,8 @@ function draw() {
   $("table").setAttribute("aria-rowcount", total + 1);
   $("table").hidden = !total;
   $("nothing").hidden = total > 0;
-  put($("nothing"), handlers.size ? "No handler fits this filter." : "Name handlers under handler_registry in the conductor's config, or point it to a registry file or a scheduler.");
+  put($("nothing-text"), handlers.size ? "No handler fits this filter." : "Say where they are, in the conductor's stanza of handler_registry.yaml:");
+  $("example").hidden = handlers.size > 0;
   drawSelection();
 }
 
@@ -210,7 +225,9 @@ function newRow(id) {
       const look = `row ${one.state}`;
       if (node.className !== look) node.className = look;
       if (box.checked !== selected.has(id)) box.checked = selected.has(id);
-      put(address, one.address.replace("tcp://", ""));
+      put(address, one.trouble ?? one.address.replace("tcp://", ""));
+      address.classList.toggle("trouble", Boolean(one.trouble));
+      address.title = one.trouble ?? "";
       put(badge, one.state);
       put(age, since(one.since, view.about.at));
       put(latencyText, one.state === "unreachable" ? "no reply" : milliseconds(one.response_time_ms));

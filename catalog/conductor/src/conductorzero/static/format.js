@@ -56,6 +56,8 @@ const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-dig
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 
 export const time = (iso) => (iso ? clock.format(new Date(iso)) : DASH);
+/** The time of an event, with its day when that is not today. */
+export const moment = (iso, now) => (new Date(iso).toDateString() === new Date(now).toDateString() ? time(iso) : dateTime(iso));
 export const dateTime = (iso) => (iso ? day.format(new Date(iso)) : DASH);
 
 export function element(tag, attributes = {}, ...children) {

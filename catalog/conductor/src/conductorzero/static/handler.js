@@ -2,7 +2,7 @@
 
 import { chart } from "./chart.js";
 import {
-  count, dateTime, duration, element, known, megabytes, milliseconds, percent, put, share, since, time,
+  count, dateTime, duration, element, known, megabytes, milliseconds, moment, percent, put, share, since, time,
 } from "./format.js";
 import { Refused, follow, read, showLink } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
@@ -48,7 +48,11 @@ async function refresh({ now = false } = {}) {
       drawChanges(changes.events);
     }
   } catch (error) {
-    if (error instanceof Refused && error.status === 404) put($("trouble"), `${error.message}: it is in no registry now.`);
+    if (error instanceof Refused && error.status === 404) {
+      document.body.classList.add("gone");
+      document.title = `${id}: unknown · ConductorZero`;
+      put($("trouble"), "No list of handlers that the conductor reads names this one now.");
+    }
   } finally {
     view.busy = false;
   }
@@ -62,19 +66,22 @@ function drawRow(one, at) {
   document.title = `${id}: ${one.state} · ConductorZero`;
   const source = one.entry ? `${one.entry} ${one.version}` : one.version;
   put($("where"), [one.address, source, one.sdk_version && `catalogzero ${one.sdk_version}`].filter(Boolean).join(" · "));
+  const dead = one.state === "unreachable";
+  const now = (value) => (dead ? null : value);
   const figures = {
-    Response: one.state === "unreachable" ? "no reply" : milliseconds(one.response_time_ms),
-    Memory: megabytes(one.memory_mb),
-    Worker: one.worker_memory_mb ? megabytes(one.worker_memory_mb) : null,
-    CPU: percent(one.cpu_percent),
-    "Running now": count(one.in_flight),
-    Queued: one.queued ? count(one.queued) : null,
+    Response: dead ? "no reply" : milliseconds(one.response_time_ms),
+    "Last seen": dead && one.last_seen_at ? moment(one.last_seen_at, at) : null,
+    Memory: megabytes(now(one.memory_mb)),
+    Worker: now(one.worker_memory_mb) ? megabytes(one.worker_memory_mb) : null,
+    CPU: percent(now(one.cpu_percent)),
+    "Running now": count(now(one.in_flight)),
+    Queued: now(one.queued) ? count(one.queued) : null,
     Runs: count(one.runs_total),
     "Failed runs": count(one.failures_total),
     "Woken up": known(one.wakes_total) ? `${count(one.wakes_total)} times` : "–",
     "Outbox": one.outbox ? `${count(one.outbox.uploads)} uploads` : null,
     "Dead letters": one.outbox?.dead ? count(one.outbox.dead) : null,
-    Up: duration(one.uptime_seconds),
+    Up: duration(now(one.uptime_seconds)),
   };
   for (const [name, text] of Object.entries(figures)) {
     if (!tiles.has(name)) {
@@ -85,7 +92,8 @@ function drawRow(one, at) {
     tiles.get(name).parentNode.hidden = text === null;
     put(tiles.get(name), text ?? "");
   }
-  put($("trouble"), one.last_error ? `Last error: ${one.last_error}` : "");
+  document.body.classList.remove("gone");
+  put($("trouble"), [one.trouble, one.last_error && `last error: ${one.last_error}`].filter(Boolean).join(" · "));
 }
 
 function drawDetail(data) {

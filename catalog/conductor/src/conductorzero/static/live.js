@@ -30,11 +30,13 @@ export async function request(path, options = {}) {
 export const read = async (path) => (await request(path)).json();
 
 const LINK = { lost: "connection lost, trying again", refused: "the token is needed" };
+let seen = "";
 
 /** Show the state of the connection; a screen reader hears of its changes only. */
 export function showLink(state) {
-  const now = new Date().toLocaleTimeString("en-GB");
-  document.getElementById("live-text").textContent = LINK[state] ?? `live, ${now}`;
+  if (state === "live") seen = new Date().toLocaleTimeString("en-GB");
+  const of = state === "lost" && seen ? ` (figures of ${seen})` : "";
+  document.getElementById("live-text").textContent = state === "live" ? `live, ${seen}` : LINK[state] + of;
   if (document.body.dataset.link === state) return;
   if (document.body.dataset.link || state !== "live") {
     document.getElementById("link").textContent = LINK[state] ?? "live again";

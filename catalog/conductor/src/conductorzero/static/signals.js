@@ -48,6 +48,7 @@ async function send(action, handlerIds, say) {
         say(`${name} failed: ${error.message}`);
         return;
       }
+      say("");
       token.forget();
       reason = "That token was refused.";
     }
