@@ -57,6 +57,10 @@ class House:
         records = self.get("executions", method_name=method, status="success")["records"]
         return records[0] if records else None
 
+    def first_success(self, job_id: str) -> bool:
+        """Whether a job has succeeded."""
+        return self.get("executions", job_id=job_id, status="success")["count"] > 0
+
     def run_now(self, handler_id: str, method: str, **params: Any) -> Any:
         """Run a method at once; its result."""
         call = {"handler_id": handler_id, "method_name": method, "params": params}
@@ -112,9 +116,27 @@ def house(folder: Path) -> Iterator[House]:
         yield made
 
 
+def assert_metrics_alone_are_the_newest_record(client: House) -> None:
+    """Schedule the first of the three jobs alone, and read what it collected, as the page does."""
+    lines = (SEED / "schedule_metrics.py").read_text().partition("# Health check")[0]
+    (client.folder / "first.py").write_text(
+        lines.replace("http://localhost:8888", client.scheduler)
+    )
+    client.processes.run("first", sys.executable, client.folder / "first.py", cwd=client.folder)
+    collected = partial(client.first_success, "metrics_collection")
+    client.processes.wait_for("the first success", collected)
+
+    (record,) = client.get("executions", handler_id="conductor", limit=1)["records"]
+    assert record["result"]["summary"]["total_memory_mb"] > 1
+    assert "Alive handlers: 1" in client.run("query_results.py", sys.executable)
+    gone = httpx.delete(f"{client.scheduler}/api/schedules/metrics_collection", timeout=30)
+    assert gone.status_code == 200
+
+
 @pytest.mark.skipif(not shutil.which("curl"), reason="one of the requests is curl's")
 def test_the_requests_work_as_they_stand(tmp_path: Path) -> None:
     with house(tmp_path) as client:
+        assert_metrics_alone_are_the_newest_record(client)
         client.run("schedule_metrics.py", sys.executable)
         client.run("schedule_upload.sh", "sh")
 
@@ -126,6 +148,14 @@ def test_the_requests_work_as_they_stand(tmp_path: Path) -> None:
         due = datetime.fromisoformat(nightly["next_fire_time"]).astimezone()
         assert {"metrics_collection", "health_monitor", "system_metrics"} < set(schedules)
         assert (due.hour, due.minute) == (2, 0)
+
+        jobs = {"metrics_collection": "handlers", "health_monitor": "handlers"}
+        for job_id, key in {**jobs, "system_metrics": "memory"}.items():
+            (record,) = client.get("executions", job_id=job_id, limit=1)["records"]
+            assert (record["handler_id"], record["job_id"]) == ("conductor", job_id)
+            assert key in record["result"]
+        (record,) = client.get("executions", job_id="metrics_collection", limit=1)["records"]
+        assert record["result"]["summary"]["alive_handlers"] == 1
 
         exports = str(tmp_path / "exports")
         result = client.run_now("cloud_processor", "process_and_upload", data_source=exports)
