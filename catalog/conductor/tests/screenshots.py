@@ -29,9 +29,11 @@ async def lived(fleet: Simulation, clock: ManualClock, *, hours: float, dead: in
         one.state = "draining" if number % 97 == 5 else one.state
     for one in handlers[3 :: max(len(handlers) // dead, 1) if dead else len(handlers) + 3][:dead]:
         one.dead = True
-    for _ in range(2):
+    for moment in range(100):
         await clock.advance(30)
         await fleet.turn()
+        if moment and sum(one.in_flight > 0 for one in handlers) >= 2:
+            break
 
 
 async def shoot(browser: Any, url: str, path: Path) -> None:

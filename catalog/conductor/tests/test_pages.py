@@ -310,18 +310,24 @@ async def test_no_cell_is_cut_off(browser: Any, fleet: Simulation) -> None:
     assert cut == {360: [], 768: [], 1280: []}
 
 
-async def test_axe_finds_no_serious_fault_in_a_dialog(browser: Any, fleet: Simulation) -> None:
+@pytest.mark.parametrize(("path", "width"), [("/", 360), ("/handlers/orders-001", 1280)])
+async def test_axe_finds_no_serious_fault_in_a_dialog(
+    browser: Any, fleet: Simulation, path: str, width: int
+) -> None:
     axe = await axe_source()
     found = []
-    async with page_of(browser, fleet.dashboard.url, width=360) as page:
-        await page.get_by_label("Select orders-001").check()
+    async with page_of(browser, fleet.dashboard.url + path, width=width) as page:
+        if path == "/":
+            await page.get_by_label("Select orders-001").check()
         await page.get_by_role("button", name="Sleep", exact=True).press("Enter")
         await page.get_by_label("Token").wait_for()
         focused = await page.evaluate("document.activeElement.id")
         await page.evaluate(axe)
-        for scheme in ("light", "dark"):
-            await page.emulate_media(color_scheme=scheme)
-            found += await serious_faults(page)
+        found += await faults_in_both_schemes(page)
+        await page.get_by_label("Token").fill("not-the-token-at-all")
+        await page.keyboard.press("Enter")
+        await page.get_by_text("That token was refused").wait_for()
+        found += await faults_in_both_schemes(page)
         over = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
         await page.keyboard.press("Escape")
         await page.get_by_role("dialog").wait_for(state="detached")
@@ -343,6 +349,15 @@ async def serious_faults(page: Any) -> list[tuple[str, str]]:
     ]
 
 
+async def faults_in_both_schemes(page: Any) -> list[tuple[str, str]]:
+    """The serious faults in light and in dark."""
+    found = []
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
+        found += await serious_faults(page)
+    return found
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("path", ["/", "/handlers/orders-001"])
 async def test_axe_finds_no_serious_fault(
@@ -355,10 +370,27 @@ async def test_axe_finds_no_serious_fault(
     found = []
     async with page_of(browser, fleet.dashboard.url + path, width=width) as page:
         await page.wait_for_selector("#rows tr[role=row], #charts path")
+        await page.evaluate(
+            "for (const one of document.querySelectorAll('details')) one.open = true"
+        )
         await page.evaluate(axe)
-        for scheme in ("light", "dark"):
-            await page.emulate_media(color_scheme=scheme)
-            found += await serious_faults(page)
+        found += await faults_in_both_schemes(page)
+
+    assert found == []
+
+
+async def test_axe_finds_no_serious_fault_where_there_is_nothing(
+    browser: Any, tmp_path: Path
+) -> None:
+    axe = await axe_source()
+    found = []
+    async with conducting(tmp_path / "not_there.yaml") as conductor:
+        empty = (await conductor.client.call("get_metrics"))["dashboard_url"]
+        for url, said in ((empty, "no such registry"), (empty + "/handlers/x", "No list of")):
+            async with page_of(browser, url) as page:
+                await page.get_by_text(said).wait_for()
+                await page.evaluate(axe)
+                found += await faults_in_both_schemes(page)
 
     assert found == []
 
