@@ -59,7 +59,7 @@ class House:
 
     def first_success(self, job_id: str) -> bool:
         """Whether a job has succeeded."""
-        return self.get("executions", job_id=job_id, status="success")["count"] > 0
+        return bool(self.get("executions", job_id=job_id, status="success")["count"])
 
     def run_now(self, handler_id: str, method: str, **params: Any) -> Any:
         """Run a method at once; its result."""
