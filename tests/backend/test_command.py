@@ -89,6 +89,28 @@ def test_a_backend_without_a_tenant_says_what_to_run(tmp_path: Path) -> None:
     assert "catalogzero backend tenants add NAME --database" in errors
 
 
+def test_a_key_that_cannot_be_written_down_is_never_made(tmp_path: Path) -> None:
+    database = ["--database", str(tmp_path / "b.db")]
+    nowhere, there = tmp_path / "nowhere/key", tmp_path / "key"
+
+    refused = run("tenants", "add", "skylark", *database, "--key-file", str(nowhere))
+    listed = json.loads(run("tenants", "list", *database, "--json").stdout)["tenants"]
+    unknown = run("tenants", "rotate", "skylark", *database, "--key-file", str(there))
+
+    assert (refused.returncode, listed) == (3, [])
+    assert f"cannot write the key to {nowhere}" in refused.stderr
+    assert (unknown.returncode, there.exists()) == (3, False)
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "b.db").write_text("not a database\n" * 100)
+
+    done = run("tenants", "list", "--database", str(tmp_path / "b.db"))
+
+    assert done.returncode == 3
+    assert "b.db: file is not a database" in done.stderr
+
+
 def test_a_key_file_is_its_owner_s_alone(tmp_path: Path) -> None:
     key_file = tmp_path / "key"
     key_file.write_text("old")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from catalogzero.backend.schema import prepare
@@ -95,7 +95,7 @@ class Database:
     def _prepare(self) -> None:
         try:
             self.write_now(prepare)
-        except OperationalError as error:
+        except DBAPIError as error:
             self.close()
             raise ConfigError(f"cannot open the database {self.label}: {error.orig}") from None
         except ConfigError:

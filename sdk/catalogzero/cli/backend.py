@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from catalogzero.cli.output import JsonFlag, print_json, print_table
+from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -131,7 +133,8 @@ def add(
     """
     from catalogzero.backend.tenants import add_tenant
 
-    key = _write(database, lambda connection: add_tenant(connection, name, _now()))
+    with _writable(key_file):
+        key = _write(database, lambda connection: add_tenant(connection, name, _now()))
     _hand_over(name, key, key_file, as_json=as_json)
 
 
@@ -145,7 +148,8 @@ def rotate(
     """
     from catalogzero.backend.tenants import rotate_key
 
-    key = _write(database, lambda connection: rotate_key(connection, name, _now()))
+    with _writable(key_file):
+        key = _write(database, lambda connection: rotate_key(connection, name, _now()))
     _hand_over(name, key, key_file, as_json=as_json)
 
 
@@ -188,8 +192,6 @@ def list_all(database: Database = None, as_json: JsonFlag = False) -> None:
 
 def _test_key(key_file: Path | None) -> str:
     """The key to check with, from its file or the environment: never from the command line."""
-    from catalogzero.errors import ConfigError
-
     if key_file is None:
         key = os.environ.get(KEY_VARIABLE, "")
     else:
@@ -294,16 +296,37 @@ def _hand_over(name: str, key: str, key_file: Path | None, *, as_json: bool) -> 
         typer.echo("This key is shown once; only its hash is stored.", err=True)
 
 
+@contextmanager
+def _writable(path: Path | None) -> Iterator[None]:
+    """Refuse before a key is made that could not be written down, and so would be lost."""
+    if path is None:
+        yield
+        return
+    new = not path.exists()
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise _no_key_file(path, error) from None
+    try:
+        yield
+    except BaseException:
+        if new:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _no_key_file(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write the key to {path}: {error.strerror}")
+
+
 def _write_key(path: Path, key: str) -> None:
     """Write a key to a new file that its owner alone can read."""
-    from catalogzero.errors import ConfigError
-
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             os.fchmod(file.fileno(), 0o600)
             file.write(key + "\n")
     except OSError as error:
-        raise ConfigError(f"cannot write the key to {path}: {error.strerror}") from None
+        raise _no_key_file(path, error) from None
 
 
 def _now() -> str:
