@@ -110,7 +110,7 @@ class Jobs:
         """Runs that wait for a place."""
         return len(self._room.queue)
 
-    def accept(self, call: Call, envelope: Sequence[bytes], frame: bytes = b"") -> None:
+    def accept(self, call: Call, envelope: Sequence[bytes], frame: bytes) -> None:
         """Take a job call: its reply is sent when it ends.
 
         Raises:
@@ -311,7 +311,7 @@ class Jobs:
         self._count(run, reply)
         for waiter in run.waiters:
             self._answer(waiter, frame)
-        run.waiters.clear()
+        run.waiters = ()
         if not run.method.options.quiet:
             self._sleeper.job_ended()
         if run not in self._room.running:
@@ -375,7 +375,7 @@ class Jobs:
             self._send(envelope, outcome_frame(run))
             return
         waiter = Waiter(envelope)
-        run.waiters.append(waiter)
+        run.waiters = (*run.waiters, waiter)
         if call.request_id is None:
             wait_s: float | None = self._runtime.early_reply_s
         else:
@@ -389,7 +389,7 @@ class Jobs:
         """The run goes on: tell a flat caller that it does, another that its wait is over."""
         if waiter not in run.waiters:
             return
-        run.waiters.remove(waiter)
+        run.waiters = tuple(other for other in run.waiters if other is not waiter)
         if flat:
             result = {"status": "running", "run_id": run.run_id, "started_at": run.began_at}
             self._answer(waiter, encode_reply(Reply(success=True, result=result)))

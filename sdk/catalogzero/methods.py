@@ -16,8 +16,10 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar, overload
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+from typing_extensions import NotRequired, TypedDict
 
 from catalogzero.errors import BadParamsError, FailedError
 from catalogzero.settings import problems_of
@@ -119,19 +121,12 @@ class Method:
         if not self._parameters and not params:
             return {}
         try:
-            bound = self._model.model_validate(params)
+            return self._validate(params)
         except ValidationError as error:
             told = islice(problems_of(error), MAX_FAULTS)
             faults = [{"field": f[:MAX_FIELD_CHARS], "message": m} for f, m in told]
             fields = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
             raise BadParamsError(f"{self.name}: {fields}", details=faults) from None
-        names, values = self._fields, bound.__dict__
-        given = {
-            names[field]: values[field] for field in bound.__pydantic_fields_set__ & names.keys()
-        }
-        if bound.__pydantic_extra__:
-            given.update(bound.__pydantic_extra__)
-        return given
 
     def describe(self) -> dict[str, Any]:
         """Name, docs, flags, and JSON Schemas of parameters and result."""
@@ -149,9 +144,14 @@ class Method:
         if self._whole:
             return {"type": "object"}
         try:
-            return {**self._model.model_json_schema(), "title": self.name}
+            schema = self._adapter.json_schema()
         except (PydanticUserError, FailedError):  # `check` and calls tell of them
-            return {"type": "object", "title": self.name}
+            schema = {"type": "object"}
+        shown = schema.get("properties", {})
+        for parameter in self._parameters:
+            if parameter.name in shown:
+                shown[parameter.name] |= _shown_default(parameter)
+        return {**schema, "title": self.name}
 
     @property
     def result_schema(self) -> dict[str, Any] | None:
@@ -169,26 +169,33 @@ class Method:
             raise FailedError(f"{self.name}: its type hints cannot be read: {error}") from None
 
     @cached_property
-    def _fields(self) -> dict[str, str]:
-        """Model fields have neutral names, so that no parameter shadows pydantic's own."""
+    def _adapter(self) -> TypeAdapter[dict[str, Any]]:
+        """Of a dict with the parameters that are given: the function has its own defaults."""
         named = [p for p in self._parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        return {f"field_{number}": parameter.name for number, parameter in enumerate(named)}
-
-    @cached_property
-    def _model(self) -> type[BaseModel]:
-        parameters = {parameter.name: parameter for parameter in self._parameters}
-        fields: dict[str, Any] = {}
-        for field, name in self._fields.items():
-            default = parameters[name].default
-            default = ... if default is inspect.Parameter.empty else default
-            fields[field] = (self._hints.get(name, Any), Field(default, alias=name))
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in self._parameters)
-        config = ConfigDict(
-            extra="allow" if open_ended else "forbid",
+        fields = {p.name: self._hints.get(p.name, Any) for p in named}
+        fields |= {p.name: NotRequired[fields[p.name]] for p in named if p.default is not p.empty}
+        typed_dict: Any = TypedDict
+        params = typed_dict("Params", fields)
+        params.__pydantic_config__ = ConfigDict(
+            extra="allow" if any(p.kind is p.VAR_KEYWORD for p in self._parameters) else "forbid",
             hide_input_in_errors=True,
             arbitrary_types_allowed=True,
         )
-        return create_model("Params", __config__=config, **fields)
+        return TypeAdapter(params)
+
+    @cached_property
+    def _validate(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        return self._adapter.validator.validate_python
+
+
+def _shown_default(parameter: inspect.Parameter) -> dict[str, Any]:
+    """The default of a parameter as its schema tells it; nothing where JSON has no form of it."""
+    if parameter.default is parameter.empty:
+        return {}
+    try:
+        return {"default": to_jsonable_python(parameter.default)}
+    except PydanticSerializationError:
+        return {}
 
 
 def call_plain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

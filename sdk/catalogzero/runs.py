@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -68,11 +68,14 @@ class Run:
     kwargs: Mapping[str, Any]
     received_s: float
     received_at: datetime
+    call_frame: bytes
+    """The call as it came: a method may change the params that it is given."""
+
     state: RunState = RunState.QUEUED
     started_s: float | None = None
     ended_s: float | None = None
-    waiters: list[Waiter] = field(default_factory=list)
-    progress: dict[str, Any] = field(default_factory=dict)
+    waiters: tuple[Waiter, ...] = ()
+    progress: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     task: asyncio.Task[None] | None = None
     cancelled_by: str | None = None
     frame: bytes = b""
@@ -80,9 +83,6 @@ class Run:
 
     error: str = ""
     code: str = ""
-    call_frame: bytes = b""
-    """The call as it came: a method may change the params that it is given."""
-
     params_digest: bytes = b""
     """Stands for the params once only the outcome is kept."""
 
@@ -147,10 +147,10 @@ class Runs:
     def __init__(self, *, window_s: float, clock: Clock) -> None:
         self._window_s = window_s
         self._clock = clock
-        self._by_run: OrderedDict[str, Run] = OrderedDict()
+        self._by_run: dict[str, Run] = {}
         self._by_request: dict[str, Run] = {}
-        self._ended: OrderedDict[str, Run] = OrderedDict()
-        self._full: OrderedDict[str, Run] = OrderedDict()
+        self._full: deque[Run] = deque()
+        self._outcomes: deque[Run] = deque()  # each ended before any of `_full`
         self._bytes = 0
         self._numbers = itertools.count(1)
 
@@ -165,10 +165,7 @@ class Runs:
             BadRequestError: The request_id was used for another method or other params.
         """
         run = self._by_request.get(call.request_id or "")
-        if run is None:
-            return None
-        if run.ended_s is not None and self._clock.monotonic() - run.ended_s >= self._window_s:
-            self._forget(run)
+        if run is None or self._is_past(run):
             return None
         if run.call.method != call.method or not _same_params(run, call):
             raise BadRequestError(
@@ -196,10 +193,11 @@ class Runs:
         run.state, run.frame = state, frame
         run.error, run.code = reply.error, reply.code
         run.ended_s = self._clock.monotonic()
-        run.kwargs, run.task = NOTHING, None
+        run.kwargs = run.call.params = NOTHING
+        run.task = None
         if state is RunState.REFUSED and run.call.start_by is None:
             self._by_request.pop(run.call.request_id or "", None)
-        self._ended[run.run_id] = self._full[run.run_id] = run
+        self._full.append(run)
         self._bytes += _weight(run)
         self.expire()
 
@@ -228,31 +226,31 @@ class Runs:
 
     def expire(self) -> None:
         """Forget what is past the window, or over the bounds of number and bytes."""
-        horizon_s = self._clock.monotonic() - self._window_s
-        while self._ended:
-            oldest = next(iter(self._ended.values()))
-            if oldest.ended_s is None or oldest.ended_s > horizon_s:
-                break
-            self._forget(oldest)
-        while len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES:
-            self._shrink(next(iter(self._full.values())))
+        while self._outcomes and self._is_past(self._outcomes[0]):
+            self._forget(self._outcomes.popleft())
+        while self._full and (self._is_past(self._full[0]) or self._is_over()):
+            self._shrink(self._full.popleft())
+
+    def _is_past(self, run: Run) -> bool:
+        """Whether a run ended before the window."""
+        return run.ended_s is not None and self._clock.monotonic() - run.ended_s >= self._window_s
+
+    def _is_over(self) -> bool:
+        """Whether more is kept than the bounds allow."""
+        return len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES
 
     def _shrink(self, run: Run) -> None:
-        """Over the bounds: a call with `start_by` keeps its outcome, others are forgotten."""
-        if run.call.start_by is None:
+        """Keep no more than the outcome, and that only for a call with `start_by`."""
+        self._bytes -= _weight(run)
+        if run.call.start_by is None or self._is_past(run):
             self._forget(run)
             return
-        del self._full[run.run_id]
-        self._bytes -= _weight(run)
-        run.params_digest = _digest(decode_call(run.call_frame) if run.call_frame else run.call)
-        run.call = replace(run.call, params={})
+        run.params_digest = _digest(decode_call(run.call_frame))
         run.frame = run.call_frame = b""
+        self._outcomes.append(run)
 
     def _forget(self, run: Run) -> None:
-        if self._full.pop(run.run_id, None):
-            self._bytes -= _weight(run)
-        self._ended.pop(run.run_id, None)
-        self._by_run.pop(run.run_id, None)
+        del self._by_run[run.run_id]
         if self._by_request.get(run.call.request_id or "") is run:
             del self._by_request[run.call.request_id or ""]
 
@@ -282,8 +280,7 @@ def _canonical(call: Call) -> bytes:
 def _same_params(run: Run, call: Call) -> bool:
     if run.params_digest:
         return run.params_digest == _digest(call)
-    first = decode_call(run.call_frame) if run.call_frame else run.call
-    return _canonical(first) == _canonical(call)
+    return _canonical(decode_call(run.call_frame)) == _canonical(call)
 
 
 def _digest(call: Call) -> bytes:
@@ -291,5 +288,5 @@ def _digest(call: Call) -> bytes:
 
 
 def _weight(run: Run) -> int:
-    """Bytes that a remembered run holds, roughly: its reply and its decoded params."""
-    return len(run.frame) + 5 * len(run.call_frame) + 1_000
+    """Bytes that a remembered run holds, roughly."""
+    return len(run.frame) + len(run.call_frame) + 1_000
