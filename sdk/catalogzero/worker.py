@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process, SubprocessStreamProtocol
@@ -35,7 +36,6 @@ END_GRACE_S = 5.0
 LAST_LINES_S = 1.0
 REST_DUE_S = 60.0
 RESTART_FIRST_S = 1.0
-UNKNOWN_STATUS = 255
 RESTART_MAX_S = 60.0
 
 Progress = Callable[[dict[str, Any]], None]
@@ -189,8 +189,7 @@ class WorkerPort:
         """Stop the child at once: every call to it fails, the next one starts a new child."""
         if self._process is not None:
             self._ending = self._killed = True
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            _kill(self._process)
 
     def rest(self) -> None:
         """The handler sleeps: end the child as soon as nothing needs it."""
@@ -220,8 +219,7 @@ class WorkerPort:
         try:
             await asyncio.wait_for(self._end_of_it.wait(), END_GRACE_S)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
             await self._end_of_it.wait()
 
     def _ask_to_end(self, process: Process) -> None:
@@ -236,15 +234,12 @@ class WorkerPort:
         await asyncio.wait([lines, ended], return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait([lines], timeout=LAST_LINES_S)
         lines.cancel()
-        with suppress(ProcessLookupError):
-            process.kill()
+        await asyncio.wait([ended], timeout=END_GRACE_S)
+        _kill(process)
         await ended
-        status = process.returncode
         if self._pipes is not None:
-            if status == UNKNOWN_STATUS:  # `kill` found it dead before asyncio's watcher did
-                status = self._pipes.get_extra_info("subprocess").returncode
             self._pipes.close()
-        self._gone(status or 0)
+        self._gone(process.returncode or 0)
 
     async def _take_lines(self, process: Process) -> None:
         lines = process.stdout
@@ -318,6 +313,13 @@ class WorkerPort:
         if self.status.get("busy") or (due_s is not None and due_s <= REST_DUE_S):
             return
         self._ask_to_end(self._process)
+
+
+def _kill(process: Process) -> None:
+    """Kill a child; `process.kill` may reap one that is dead, and asyncio would miss its end."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _why_gone(status: int) -> str:
