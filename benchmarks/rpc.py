@@ -41,23 +41,12 @@ Figures = tuple[float, float]
 """(p50 of sequential calls in microseconds, calls a second with 64 in flight)"""
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A server, and how one method of it is measured."""
-
-    name: str
-    peer: str
-    method: str
-    data: str
-    measure: Callable[[int, str, str], Figures]
-
-
 def call_frame(method: str, data: str, number: int) -> bytes:
-    """One call, with an id of its own."""
-    params = {} if method == "ping" else {"data": data}
-    return orjson.dumps(
-        {"method": method, "params": params, "request_id": f"{time.time_ns()}-{number}"}
-    )
+    """One call, with an id of its own; a ping takes no parameters, so its data stands beside."""
+    call = {"method": method, "params": {}, "request_id": f"{time.time_ns()}-{number}"}
+    if method == "ping":
+        return orjson.dumps({**call, "padding": data})
+    return orjson.dumps({**call, "params": {"data": data}})
 
 
 def by_dealer(port: int, method: str, data: str) -> Figures:
@@ -139,7 +128,7 @@ def by_handler_client(port: int, method: str, data: str) -> Figures:
         async with HandlerClient(f"tcp://127.0.0.1:{port}") as client:
 
             async def call(number: int) -> None:
-                await client.call(method, {} if method == "ping" else {"data": data})
+                await client.call(method, {"data": data})
 
             return await measured(call)
 
@@ -165,17 +154,30 @@ async def measured(call: Callable[[int], Any]) -> Figures:
     return statistics.median(taken[20:]) * 1e6, rate
 
 
-FLOOR = Contender("floor", "blocking_echo", "echo", SMALL, by_dealer)
-FLOOR_10K = Contender("floor 10 kB", "blocking_echo", "echo", LARGE, by_dealer)
+@dataclass(frozen=True)
+class Contender:
+    """A server, and how one method of it is measured."""
+
+    name: str
+    peer: str
+    method: str
+    data: str
+    measure: Callable[[int, str, str], Figures] = by_dealer
+    floor: str = "floor"
+
+
 CONTENDERS = [
-    FLOOR,
-    FLOOR_10K,
-    Contender("handler ping", "own_handler", "ping", "", by_dealer),
-    Contender("handler job", "own_handler", "echo", SMALL, by_dealer),
-    Contender("handler job 10 kB", "own_handler", "echo", LARGE, by_dealer),
-    Contender("handler job, HandlerClient", "own_handler", "echo", SMALL, by_handler_client),
-    Contender("ScheduleZero style", "schedulezero_style", "echo", SMALL, by_dealer),
-    Contender("zmq.asyncio", "zmq_asyncio_echo", "echo", SMALL, by_dealer),
+    Contender("floor", "blocking_echo", "echo", SMALL),
+    Contender("floor, ping", "blocking_echo", "ping", SMALL, floor="floor, ping"),
+    Contender("floor, 10 kB", "blocking_echo", "echo", LARGE, floor="floor, 10 kB"),
+    Contender("floor, ping 10 kB", "blocking_echo", "ping", LARGE, floor="floor, ping 10 kB"),
+    Contender("handler, ping", "own_handler", "ping", SMALL, floor="floor, ping"),
+    Contender("handler, ping 10 kB", "own_handler", "ping", LARGE, floor="floor, ping 10 kB"),
+    Contender("handler, job", "own_handler", "echo", SMALL),
+    Contender("handler, job 10 kB", "own_handler", "echo", LARGE, floor="floor, 10 kB"),
+    Contender("handler, job, HandlerClient", "own_handler", "echo", SMALL, by_handler_client),
+    Contender("ScheduleZero style", "schedulezero_style", "echo", SMALL),
+    Contender("zmq.asyncio", "zmq_asyncio_echo", "echo", SMALL),
     Contender("NATS micro", "nats_micro", "echo", SMALL, by_nats),
     Contender("aiohttp", "aiohttp_service", "echo", SMALL, by_http),
 ]
@@ -218,8 +220,7 @@ def run(rounds: int, nats_port: int) -> dict[str, dict[str, float]]:
     rows = {}
     for one in CONTENDERS:
         if figures[one.name]:
-            floor = FLOOR_10K if one.data is LARGE else FLOOR
-            rows[one.name] = _row(figures[one.name], figures[floor.name])
+            rows[one.name] = _row(figures[one.name], figures[one.floor])
             rows[one.name]["cpu_us"] = round(statistics.median(cpu[one.name]), 1)
     return rows
 
@@ -242,13 +243,16 @@ def _row(figures: list[Figures], floor: list[Figures]) -> dict[str, float]:
 
 def budgets(rows: dict[str, dict[str, float]]) -> list[tuple[str, float, str, bool]]:
     """(what, ratio, budget, met) of design's rows on calls."""
-    job = rows["handler job"]
-    found = [
-        ("p50 of a job / floor", job["p50_ratio"], "<= 1.4", job["p50_ratio"] <= 1.4),
-        _at_least("ping, 64 in flight / floor", rows["handler ping"]["rate_ratio"], 0.45),
-        _at_least("job, 64 in flight / floor", job["rate_ratio"], 0.3),
-        _at_least("job 10 kB, 64 in flight / floor", rows["handler job 10 kB"]["rate_ratio"], 0.6),
-    ]
+    job = rows["handler, job"]
+    found = [("p50 of a job / floor", job["p50_ratio"], "<= 1.4", job["p50_ratio"] <= 1.4)]
+    for name, least in (
+        ("ping", 0.45),
+        ("job", 0.3),
+        ("ping 10 kB", 0.75),
+        ("job 10 kB", 0.6),
+    ):
+        ratio = rows[f"handler, {name}"]["rate_ratio"]
+        found.append(_at_least(f"{name}, 64 in flight / floor", ratio, least))
     for name, least in (
         ("ScheduleZero style", 1.0),
         ("zmq.asyncio", 1.5),
