@@ -10,14 +10,16 @@ import importlib.metadata
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from catalogzero.errors import ConfigError
+from catalogzero.errors import ConfigError, text_of
 from catalogzero.handler import Handler, handler_class
 from catalogzero.registry import DEFAULT_NAME, Registry, Stanza, load_registry
 from catalogzero.settings import RuntimeSettings, merged_settings, problems_of
@@ -123,7 +125,7 @@ def load_class(module: str, name: str) -> type[Handler]:
     except ImportError as error:
         raise ConfigError(f"module {module!r} cannot be imported: {error}") from None
     except Exception as error:
-        told = f"{type(error).__name__}: {error}{place_of(error)}"
+        told = f"{text_of(error)}{place_of(error)}"
         raise ConfigError(f"module {module!r} cannot be imported: {told}") from error
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -178,23 +180,39 @@ def _make(
             **merged_settings(RuntimeSettings, file=written, flags=flags.runtime)
         )
     except ValidationError as error:
-        faults += _placed(stanza, problems_of(error, RuntimeSettings.model_fields))
+        known = RuntimeSettings.model_fields
+        place = partial(_place, RuntimeSettings, flags.runtime, stanza.where if stanza else None)
+        faults += [f"{place(name)}: {told}" for name, told in problems_of(error, known)]
+    in_file = stanza.where_in_config if stanza else None
+    place = partial(_place, cls.settings_model, flags.config, in_file)
     try:
         file = stanza.config if stanza else {}
         handler = cls(**merged_settings(cls.settings_model, file=file, flags=flags.config))
     except ConfigError as error:
-        faults += _placed(stanza, ((f["field"], f["message"]) for f in error.details or []))
-        faults = faults or [str(error)]
+        placed = [f"{place(f['field'])}: {f['message']}" for f in error.details or []]
+        faults += placed or [str(error)]
     except ValidationError as error:
-        faults += _placed(stanza, problems_of(error))
+        known = cls.settings_model.model_fields
+        faults += [f"{place(name)}: {told}" for name, told in problems_of(error, known)]
+    except Exception as error:  # noqa: BLE001 - an author's constructor may do anything
+        told = f"{cls.__name__} cannot be made: {text_of(error)}{place_of(error)}"
+        faults.append(f"{stanza.where('config')}: {told}" if stanza else told)
     if faults or handler is None or runtime is None:
         raise ConfigError("\n".join(faults))
     handler._attach(runtime=runtime, handler_id=runtime.handler_id)
     return handler
 
 
-def _placed(stanza: Stanza | None, problems: Any) -> list[str]:
-    """Each fault with its place in the file, where there is one."""
-    if stanza is None:
-        return [f"{name}: {message}" for name, message in problems]
-    return [f"{stanza.where(name)}: {message}" for name, message in problems]
+def _place(
+    model: type[BaseSettings],
+    flags: Mapping[str, Any],
+    in_file: Callable[[str], str] | None,
+    name: str,
+) -> str:
+    """Where a setting at fault was said: on the command line, in the environment, in the file."""
+    first = name.partition(".")[0]
+    if first in flags:
+        return f"command line: {name}"
+    if first in EnvSettingsSource(model)():
+        return "environment: " + f"{model.model_config.get('env_prefix', '')}{first}".upper()
+    return in_file(name) if in_file else name

@@ -128,6 +128,15 @@ class Method:
             fields = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
             raise BadParamsError(f"{self.name}: {fields}", details=faults) from None
 
+    def verify(self) -> None:
+        """Look whether calls can be bound.
+
+        Raises:
+            FailedError: Its type hints cannot be read; names the method and the hint.
+        """
+        if self._parameters and not self._whole:
+            _ = self._model
+
     def describe(self) -> dict[str, Any]:
         """Name, docs, flags, and JSON Schemas of parameters and result."""
         return {

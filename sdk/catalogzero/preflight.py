@@ -8,11 +8,13 @@ Layer: pure.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from catalogzero.errors import CatalogZeroError
+from catalogzero.errors import CatalogZeroError, text_of
 
 CHECK_TIMEOUT_S = 3.0
 
@@ -48,10 +50,27 @@ async def _bounded(check: Check) -> Finding:
             if asyncio.iscoroutinefunction(check.act):
                 found = await check.act()
             else:
-                found = await asyncio.to_thread(check.act)
+                found = await _on_a_thread(check.act)
     except TimeoutError:
         mend = "see that it is up, and reachable from here"
         return Finding(check.name, "fail", f"no answer within {CHECK_TIMEOUT_S:g} s", mend)
     except CatalogZeroError as error:
         return Finding(check.name, "fail", error.message, "do as it says")
+    except Exception as error:  # noqa: BLE001 - one check's fault must not hide the others
+        return Finding(check.name, "fail", text_of(error), "do as it says")
     return found if isinstance(found, Finding) else Finding(check.name, "pass", str(found))
+
+
+async def _on_a_thread(act: Callable[[], Any]) -> Any:
+    """On a thread that nobody waits for: a file system that does not answer holds up no end."""
+    done: Future[Any] = Future()
+    done.set_running_or_notify_cancel()  # a result that comes too late is then left alone
+
+    def run() -> None:
+        try:
+            done.set_result(act())
+        except Exception as error:  # noqa: BLE001 - handed to who asked
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="check", daemon=True).start()
+    return await asyncio.wrap_future(done)

@@ -9,13 +9,14 @@ Layer: pure.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalogzero.errors import ConfigError
-from catalogzero.settings import DEFAULT_SCHEDULER, RuntimeSettings
+from catalogzero.settings import DEFAULT_SCHEDULER, SCHEDULER_FORM, RuntimeSettings
 
 if TYPE_CHECKING:
     import yaml
@@ -49,14 +50,20 @@ class Stanza:
     lines: Lines = field(repr=False)
 
     def where(self, field_name: str) -> str:
-        """`file:line: key` of a dotted field, of `config` where it stands there."""
-        dotted = tuple(int(p) if p.isdigit() else p for p in field_name.split("."))
-        for prefix in (("config",), ()):
-            for length in range(len(dotted), 0, -1):
-                line = self.lines.get((*prefix, *dotted[:length]))
-                if line is not None:
-                    return f"{self.path}:{line}: {'.'.join([*prefix, field_name])}"
-        return f"{self.path}:{self.lines[()]}: {field_name}"
+        """`file:line: key` of a dotted field beside `config`."""
+        return self._where((), field_name)
+
+    def where_in_config(self, field_name: str) -> str:
+        """`file:line: config.key` of a dotted field of `config`."""
+        return self._where(("config",), field_name)
+
+    def _where(self, above: tuple[str, ...], field_name: str) -> str:
+        """The line of the field, else of what it would stand in."""
+        parts = (int(part) if part.isdigit() else part for part in field_name.split("."))
+        path: tuple[str | int, ...] = (*above, *parts)
+        while path not in self.lines:
+            path = path[:-1]
+        return f"{self.path}:{self.lines[path]}: {'.'.join((*above, field_name))}"
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,12 @@ def load_registry(path: Path) -> Registry:
     Raises:
         ConfigError: It cannot be read, or is wrong; every fault with its line.
     """
-    document, lines = _read(path)
+    document, lines, doubled = _read(path)
     if not isinstance(document, dict):
         raise ConfigError(f"{path}:1: a mapping with `handlers:` is expected")
     if "handlers" not in document:
         raise ConfigError(f"{path}:1: `handlers:` is missing{_schedulezero_hint(document)}")
-    faults = [
+    faults = doubled + [
         f"{path}:{lines[(key,)]}: unknown key `{key}`; known: scheduler, handlers"
         for key in document
         if key not in ("scheduler", "handlers")
@@ -99,16 +106,18 @@ def load_registry(path: Path) -> Registry:
     handlers = document["handlers"] or []
     if not isinstance(handlers, list):
         raise ConfigError(f"{path}:{lines[('handlers',)]}: `handlers` is a list of handlers")
+    scheduler = str(document.get("scheduler", DEFAULT_SCHEDULER) or "none")
+    if not re.fullmatch(SCHEDULER_FORM, scheduler):
+        faults.append(f"{path}:{lines[('scheduler',)]}: `scheduler` is tcp://host:port, or none")
     faults += _faults(path, handlers, lines)
     if faults:
         raise ConfigError("\n".join(faults))
-    scheduler = document.get("scheduler", DEFAULT_SCHEDULER) or "none"
     stanzas = [_stanza(path, n, item, lines) for n, item in enumerate(handlers)]
-    return Registry(path, str(scheduler), stanzas)
+    return Registry(path, scheduler, stanzas)
 
 
-def _read(path: Path) -> tuple[Any, Lines]:
-    """The document, and the line of each of its keys."""
+def _read(path: Path) -> tuple[Any, Lines, list[str]]:
+    """The document, the line of each of its keys, and what is said of keys that stand twice."""
     import yaml  # a handler that is named without a file never needs it
 
     try:
@@ -121,12 +130,19 @@ def _read(path: Path) -> tuple[Any, Lines]:
         raise ConfigError(f"{path}: not UTF-8 (byte {error.start})") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        return yaml.safe_load(text), dict(_lines(root)) if root else {}
+        document = yaml.safe_load(text)
+        found = list(_lines(root)) if root else []
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not YAML: {type(error).__name__}") from None
+    lines: Lines = {}
+    doubled = []
+    for key, line in found:
+        if line != lines.setdefault(key, line):
+            doubled.append(f"{path}:{line}: `{key[-1]}` stands in line {lines[key]} already")
+    return document, lines, doubled
 
 
 def _lines(
@@ -155,7 +171,8 @@ def _faults(path: Path, handlers: Iterable[Any], lines: Lines) -> Iterator[str]:
             continue
         name = item.get("handler_id")
         if not isinstance(name, str) or not name:
-            yield f"{path}:{line}: `handler_id` is missing"
+            wrong = "is missing" if name is None else "is a text: put it in quotes"
+            yield f"{path}:{line}: `handler_id` {wrong}"
         elif name in seen:
             yield f"{path}:{line}: handler_id {name!r} stands in line {seen[name]} already"
         else:

@@ -46,6 +46,7 @@ from catalogzero.zmq_transport import (
     CurveKeys,
     CurveServer,
     RouterServer,
+    public_key,
     read_client_keys,
 )
 
@@ -86,7 +87,7 @@ class Service:
         self._server = RouterServer(
             self._on_message,
             max_message_bytes=runtime.max_message_bytes,
-            curve=_curve(runtime),
+            curve=curve_server(runtime),
         )
         self._jobs = Jobs(handler, self._runs, self._sleeper, self._boot, self._server.send)
         self._controls = _control_methods(handler)
@@ -116,6 +117,9 @@ class Service:
             self._sleeper.start()
             self._register(undo)
             self._undo = undo.pop_all()
+        if is_exposed(runtime):
+            mend = "set `curve` unless the network is private"
+            handler.log.warning("served_without_encryption", host=runtime.host, mend=mend)
         handler.log.info("serving", address=self.address)
         return self
 
@@ -164,7 +168,7 @@ class Service:
             clock=self._clock,
             log=self.handler.log,
             quiet=runtime.scheduler == DEFAULT_SCHEDULER,
-            curve=_curve_to_scheduler(runtime),
+            curve=curve_to_scheduler(runtime),
         )
         undo.push_async_callback(self._registration.close)
         self._registration.start()
@@ -440,13 +444,18 @@ def check_exposure(runtime: RuntimeSettings) -> None:
     Raises:
         ConfigError: With the mend.
     """
-    if _is_loopback(runtime.host) or runtime.curve is not None or runtime.allow_plaintext:
+    if not is_exposed(runtime) or runtime.allow_plaintext:
         return
     raise ConfigError(
         f"host {runtime.host!r} can be reached from other machines, and no keys are set: set "
         "`curve` (make keys with `catalogzero keys new`), or `allow_plaintext: true` on a "
         "private network, or bind 127.0.0.1"
     )
+
+
+def is_exposed(runtime: RuntimeSettings) -> bool:
+    """Whether others can reach it, and nothing is encrypted."""
+    return not _is_loopback(runtime.host) and runtime.curve is None
 
 
 def _is_loopback(host: str) -> bool:
@@ -456,17 +465,23 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _curve(runtime: RuntimeSettings) -> CurveServer | None:
+def curve_server(runtime: RuntimeSettings) -> CurveServer | None:
+    """The keys that it serves with; `None` where it serves without.
+
+    Raises:
+        ConfigError: A key file cannot be read.
+    """
     if runtime.curve is None:
         return None
     clients = read_client_keys(runtime.curve.clients_file)
     return CurveServer(CurveKeys.read(runtime.curve.key_file), clients)
 
 
-def _curve_to_scheduler(runtime: RuntimeSettings) -> CurveClient | None:
+def curve_to_scheduler(runtime: RuntimeSettings) -> CurveClient | None:
+    """The keys that it registers with; `None` where it does without."""
     if runtime.curve is None or runtime.curve.scheduler_key is None:
         return None
-    server = runtime.curve.scheduler_key.encode()
+    server = public_key(runtime.curve.scheduler_key)
     return CurveClient(CurveKeys.read(runtime.curve.key_file), server)
 
 

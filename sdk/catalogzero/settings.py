@@ -26,6 +26,7 @@ from pydantic_settings import (
 from catalogzero.errors import ConfigError
 
 DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
+SCHEDULER_FORM = r"none|tcp://\S+:\d{1,5}"
 MIN_SECRET_CHARS = 4
 
 
@@ -56,8 +57,7 @@ class CurveSettings(BaseModel):
     clients_file: Path = Field(description="Public keys that may call, one a line.")
     scheduler_key: str | None = Field(
         None,
-        min_length=40,
-        max_length=40,
+        pattern=r"^[0-9A-Za-z.:+=^!/*?&<>()\[\]{}@%$#-]{40}$",
         description="The scheduler's public key, where it takes registrations over CURVE.",
     )
 
@@ -103,6 +103,13 @@ class RuntimeSettings(BaseSettings):
     def _none_is_a_word(cls, value: Any) -> Any:
         """YAML's `none`, `null` and an empty value all turn registration off."""
         return "none" if value is None or str(value).lower() in {"", "none", "null"} else value
+
+    @field_validator("scheduler")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        if not re.fullmatch(SCHEDULER_FORM, value):
+            raise ValueError("write it as tcp://host:port, or none")
+        return value
 
     @field_validator("handler_id")
     @classmethod

@@ -36,7 +36,8 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("w")
     except OSError as error:
-        raise ConfigError(f"state folder {folder} cannot be written: {error}") from None
+        told = f"state folder {folder} cannot be written ({error.strerror}): set `state_dir`"
+        raise ConfigError(told) from None
     with file:
         try:
             _lock(file)

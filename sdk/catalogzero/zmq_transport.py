@@ -90,6 +90,18 @@ class CurveClient:
     server: bytes
 
 
+def public_key(text: str) -> bytes:
+    """A public key as it is written.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return _key(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no public key of 40 characters") from None
+
+
 def read_client_keys(path: Path) -> frozenset[bytes]:
     """The public keys in a file, one a line; `#` begins a comment.
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +19,12 @@ import psutil
 import pytest
 import zmq
 import zmq.asyncio
-from catalogzero import HandlerClient
+from catalogzero import HandlerClient, preflight
 
 from tests.core.support import finished, is_gone, running, served_address, until
 
 ROOT = Path(__file__).parents[2]
+IDS = ("front", "back")
 JSON_LOG = {"CATALOGZERO_LOG_FORMAT": "json"}
 DESK = '''
 import asyncio, threading, time
@@ -208,7 +210,7 @@ async def _run_id(client: HandlerClient) -> Any:
         (("run", "desk:Nobody"), 3, "no handler class"),
         (("run", "nowhere:X"), 3, "cannot be imported"),
         (("run", "front", "--set", "port"), 2, "name=value"),
-        (("run", "front", "--set", "port=70000"), 3, "handler_registry.yaml:6: port"),
+        (("run", "front", "--set", "port=70000"), 3, "command line: port"),
         (("run", "front", "--config", "colour=red"), 3, "colour"),
         (("run", "desk:Desk"), 3, "api_key"),
         (("run", "front", "--host", "0.0.0.0"), 3, "catalogzero keys new"),  # noqa: S104 - refused
@@ -250,6 +252,7 @@ def test_check_passes_warns_fails_and_names_the_next_command(desk: Path) -> None
     assert good.returncode == 0
     assert {finding["status"] for finding in told["findings"]} == {"pass"}
     assert told["next"] == "catalogzero run front"
+    assert [f["name"] for f in told["findings"]][:3] == ["configuration", "methods", "state folder"]
     registry = desk / "handler_registry.yaml"
     registry.write_text(registry.read_text().replace("scheduler: none", "scheduler: tcp://[::1]:9"))
     bad = finished("check", "front", cwd=desk)
@@ -259,6 +262,7 @@ def test_check_passes_warns_fails_and_names_the_next_command(desk: Path) -> None
     wrong = finished("check", "front", cwd=desk)
     assert wrong.returncode == 3
     assert "handler_registry.yaml:8: config.greting" in wrong.stdout
+    assert wrong.stdout.splitlines()[-1] == "next: catalogzero check front"
 
 
 def test_keys_are_made_once_and_readable_by_their_owner_only(tmp_path: Path) -> None:
@@ -270,10 +274,92 @@ def test_keys_are_made_once_and_readable_by_their_owner_only(tmp_path: Path) -> 
     assert finished("keys", "new", "front.key", cwd=tmp_path).returncode == 3
 
 
+def test_check_binds_the_address_reads_the_keys_and_knows_its_own(desk: Path) -> None:
+    registry = desk / "handler_registry.yaml"
+    with running("run", "front", cwd=desk, **JSON_LOG) as process:
+        served_address(process)
+        assert _found(desk, "address") == ("warn", "stop it before you start another")
+        registry.write_text(registry.read_text().replace("handler_id: front", "handler_id: other"))
+        assert _found(desk, "address", "other")[0] == "fail"
+    registry.write_text(
+        registry.read_text().replace(
+            "handler_id: other", "curve: {key_file: k, clients_file: c}\n    handler_id: front"
+        )
+    )
+    (desk / "c").touch()
+    assert _found(desk, "keys") == ("fail", "make it: `catalogzero keys new`")
+    assert finished("keys", "new", "k", cwd=desk).returncode == 0
+    assert _found(desk, "keys")[0] == _found(desk, "address")[0] == "pass"
+    (desk / "k").chmod(0o644)
+    assert _found(desk, "keys") == ("warn", "chmod 600 it")
+    (desk / "desk.py").write_text(DESK.replace("name: str", "name: 'Strange'"))
+    assert _found(desk, "methods")[0] == "fail"
+
+
+def _found(desk: Path, name: str, target: str = "front") -> tuple[str, str]:
+    """Status and mend of one check."""
+    told = json.loads(finished("check", target, "--json", cwd=desk).stdout)
+    finding = next(finding for finding in told["findings"] if finding["name"] == name)
+    return finding["status"], finding["mend"]
+
+
+def test_a_handler_with_keys_is_asked_from_the_command_line(desk: Path) -> None:
+    public = finished("keys", "new", "mine", cwd=desk).stdout.splitlines()[-1]
+    server = finished("keys", "new", "front.key", cwd=desk).stdout.splitlines()[-1]
+    (desk / "clients").write_text(public)
+    registry = desk / "handler_registry.yaml"
+    curve = "curve: {key_file: front.key, clients_file: clients}\n    handler_id: front"
+    registry.write_text(registry.read_text().replace("handler_id: front", curve))
+    with running("run", "front", cwd=desk, **JSON_LOG) as process:
+        address = served_address(process)
+        assert finished("ping", "front", "--key-file", "mine", cwd=desk).returncode == 0
+        by_key = ("--key-file", "mine", "--server-key", server)
+        called = finished("call", address, "greet", "--params", '{"name": "x"}', *by_key, cwd=desk)
+        assert json.loads(called.stdout)["said"] == "from the file x"
+        for arguments, text in (
+            (("metrics", "front"), "name your own pair with --key-file"),
+            (("ping", address, "--key-file", "mine"), "--server-key"),
+            (("ping", address, "--key-file", "mine", "--server-key", "x"), "no public key"),
+        ):
+            refused = finished(*arguments, cwd=desk)
+            assert (refused.returncode, text in refused.stderr) == (3, True), refused.stderr
+
+
+def test_a_check_that_hangs_is_told_and_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "CHECK_TIMEOUT_S", 0.2)
+    checks = [
+        preflight.Check("hangs", threading.Event().wait),
+        preflight.Check("raises", lambda: 1 // 0),
+        preflight.Check("fine", lambda: "as it should be"),
+    ]
+    hanging, raising, fine = asyncio.run(preflight.run_checks(checks))
+    assert (hanging.status, hanging.found) == ("fail", "no answer within 0.2 s")
+    assert (raising.status, raising.found[:17]) == ("fail", "ZeroDivisionError")
+    assert (fine.status, fine.found) == ("pass", "as it should be")
+
+
+def test_the_systemd_unit_names_what_its_stanza_needs(desk: Path) -> None:
+    (desk / "my data").mkdir()
+    registry = desk / "handler_registry.yaml"
+    data = 'config: {data_roots: ["my data"], api_key'
+    registry.write_text(registry.read_text().replace("config: {api_key: k-back", f"{data}: k-back"))
+    front, back = (finished("systemd", name, cwd=desk).stdout.splitlines() for name in IDS)
+    assert {"StateDirectory=catalogzero/front", "TimeoutStopSec=45"} <= set(front)
+    assert {"StateDirectory=catalogzero/back", "TimeoutStopSec=15"} <= set(back)
+    assert 'ReadOnlyPaths=-"my data"' in back
+    assert {f"ReadWritePaths=-{desk}", f"WorkingDirectory={desk}"} <= set(front)
+    assert "RestartPreventExitStatus=2 3" in front
+    start = next(line for line in front if line.startswith("ExecStart="))
+    assert start.endswith(f"run front --registry {registry}")
+    assert Path(start.removeprefix("ExecStart=").split()[0]).exists()
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not here")
 def test_the_systemd_unit_is_hardened(desk: Path) -> None:
     unit = desk / "front.service"
     unit.write_text(finished("systemd", "front", cwd=desk).stdout)
+    valid = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
+    assert (valid.returncode, valid.stdout + valid.stderr) == (0, "")
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", str(unit)]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout[-2_000:] + told.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
     assert registry.scheduler == "none"
     assert (first.runtime, first.config) == ({"port": 5001, "sleep_after_s": 7}, {"desk": "window"})
     assert (second.entry, second.module_path) == ("acme-processor", None)
-    assert first.where("desk").endswith("handler_registry.yaml:9: config.desk")
+    assert first.where_in_config("desk").endswith("handler_registry.yaml:9: config.desk")
     assert first.where("port").endswith("handler_registry.yaml:6: port")
 
 
@@ -57,7 +58,14 @@ def test_without_a_scheduler_key_it_is_the_usual_one(tmp_path: Path) -> None:
         ("handlers: [5]\n", ":1: a handler is a mapping"),
         ("colour: red\nhandlers: []\n", ":1: unknown key `colour`"),
         ("handlers:\n  - entry: x\n", ":2: `handler_id` is missing"),
+        ("handlers:\n  - handler_id: 7\n    entry: x\n", ":2: `handler_id` is a text"),
         ("handlers:\n  - handler_id: a\n", ":2: `entry`, or `module_path`"),
+        ("scheduler: [1]\nhandlers: []\n", ":1: `scheduler` is tcp://host:port, or none"),
+        ("handlers: []\nscheduler: localhost:4242\n", ":2: `scheduler` is tcp://"),
+        (
+            "handlers:\n  - handler_id: a\n    entry: x\n    port: 5\n    port: 6\n",
+            ":5: `port` stands in line 4 already",
+        ),
         (
             "handlers:\n  - handler_id: a\n    entry: x\n    prot: 5\n",
             ":4: unknown key `prot`; did",
@@ -105,6 +113,63 @@ def test_settings_at_fault_are_told_with_file_line_and_key_all_at_once(tmp_path:
     told = str(caught.value)
     assert f"{path}:6: port" in told
     assert f"{path}:9: config.dask: there is no such key; did you mean `desk`?" in told
+
+
+def test_a_fault_is_placed_where_the_setting_was_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = "{desk: window, port: 7, wanted: perhaps}"
+    text = GOOD.replace("config:\n      desk: window", f"config: {config}")
+    path = written(tmp_path, text.replace("port: 5001", "port: high"))
+    monkeypatch.setenv("CATALOGZERO_IDLE_AFTER_S", "soon")
+    with pytest.raises(ConfigError) as caught:
+        make_handler("a", registry=path, flags=Flags(runtime={"max_queued_jobs": "many"}))
+    assert [line.partition(": Input")[0] for line in str(caught.value).splitlines()] == [
+        f"{path}:6: port",
+        "environment: CATALOGZERO_IDLE_AFTER_S",
+        "command line: max_queued_jobs",
+        f"{path}:8: config.wanted",
+        f"{path}:8: config.port: there is no such key",
+    ]
+
+
+def test_a_missing_setting_of_an_absent_config_is_placed_at_its_handler(tmp_path: Path) -> None:
+    (tmp_path / "keyed.py").write_text(
+        "from catalogzero import Handler, HandlerSettings\n"
+        "class KeyedSettings(HandlerSettings):\n    api_key: str\n"
+        "class Keyed(Handler):\n    settings_model = KeyedSettings\n"
+    )
+    text = "handlers:\n  - handler_id: a\n    module_path: keyed\n    class_name: Keyed\n"
+    path = written(tmp_path, text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        with pytest.raises(ConfigError, match=f"{path}:2: config.api_key: Field required"):
+            make_handler("a", registry=path)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("def (\n", r"SyntaxError: .*odd_module.py, line 1"),
+        ("\nraise RuntimeError('no disk')\n", r"RuntimeError: no disk, at .*odd_module.py:2"),
+        ("import nowhere_at_all\n", "No module named 'nowhere_at_all'"),
+        (
+            "from catalogzero import Handler\nclass Odd(Handler):\n"
+            "    def __init__(self):\n        raise OSError('no pool')\n",
+            r"Odd cannot be made: OSError: no pool, at .*odd_module.py:4",
+        ),
+    ],
+)
+def test_a_module_or_constructor_that_raises_is_told_with_both_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, text: str
+) -> None:
+    (tmp_path / "odd_module.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_module", raising=False)
+    stanza = "handlers:\n- {handler_id: a, module_path: odd_module, class_name: Odd}\n"
+    path = written(tmp_path, stanza)
+    with pytest.raises(ConfigError, match=f"{path}:2: .*{text}"):
+        make_handler("a", registry=path)
 
 
 def test_flags_beat_environment_beat_credentials_beat_file(

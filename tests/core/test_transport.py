@@ -65,10 +65,15 @@ async def test_beyond_loopback_without_keys_is_refused_with_the_mend(host: str) 
             """Never reached."""
 
 
-async def test_plaintext_beyond_loopback_can_be_meant() -> None:
+async def test_plaintext_beyond_loopback_can_be_meant_and_is_warned_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     host = "0.0.0.0"  # noqa: S104 - what is tested
     async with serving(Bench(), host=host, allow_plaintext=True, advertise_host="box.lan") as at:
         assert at.address == f"tcp://box.lan:{at.service.port}"
+    assert "served_without_encryption" in capsys.readouterr().err
+    async with serving(Bench()):
+        assert "served_without_encryption" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,14 +17,18 @@ from catalogzero.client import HandlerClient
 from catalogzero.errors import ConfigError
 from catalogzero.launch import registry_path
 from catalogzero.registry import load_registry
-from catalogzero.zmq_transport import CurveClient, CurveKeys
+from catalogzero.zmq_transport import CurveClient, CurveKeys, public_key
 
 Target = Annotated[
     str, typer.Argument(help="A handler_id of the registry file, or tcp://host:port.")
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the reply.")]
-KeyFile = Annotated[Path | None, typer.Option(help="This client's CURVE key pair.")]
-ServerKey = Annotated[str | None, typer.Option(help="The handler's public CURVE key.")]
+KeyFile = Annotated[
+    Path | None, typer.Option(help="Your CURVE key pair, for a handler that is served with keys.")
+]
+ServerKey = Annotated[
+    str | None, typer.Option(help="The handler's public key; by default its stanza's.")
+]
 
 
 def call(
@@ -41,46 +45,55 @@ def call(
     Example: catalogzero call acme process_and_upload --params '{"data_source": "/data/exports"}'
     """
     fields = json_object(params, "--params")
-    print_json(_ask(target, method, fields, registry, timeout_s, _curve(key_file, server_key)))
+    peer = _peer(target, registry, key_file, server_key)
+    print_json(_ask(peer, method, fields, timeout_s))
 
 
 def ping(
     target: Target,
     registry: RegistryOption = None,
     timeout_s: Timeout = 5.0,
+    key_file: KeyFile = None,
+    server_key: ServerKey = None,
     json: JsonFlag = False,
 ) -> None:
     """Whether a handler answers; it is not woken.
 
     Example: catalogzero ping acme
     """
-    _print(_ask(target, "ping", {}, registry, timeout_s), json=json)
+    _print(_ask(_peer(target, registry, key_file, server_key), "ping", {}, timeout_s), json=json)
 
 
 def metrics(
     target: Target,
     registry: RegistryOption = None,
     timeout_s: Timeout = 5.0,
+    key_file: KeyFile = None,
+    server_key: ServerKey = None,
     json: JsonFlag = False,
 ) -> None:
     """Memory, CPU, state and runs of a handler; it is not woken.
 
     Example: catalogzero metrics tcp://127.0.0.1:5001 --json
     """
-    _print(_ask(target, "get_metrics", {}, registry, timeout_s), json=json)
+    _print(
+        _ask(_peer(target, registry, key_file, server_key), "get_metrics", {}, timeout_s), json=json
+    )
 
 
 def describe(
     target: Target,
     registry: RegistryOption = None,
     timeout_s: Timeout = 5.0,
+    key_file: KeyFile = None,
+    server_key: ServerKey = None,
     json: JsonFlag = False,
 ) -> None:
     """What a handler is, and which methods it has.
 
     Example: catalogzero describe acme
     """
-    told = _ask(target, "describe", {}, registry, timeout_s)
+    told = _ask(_peer(target, registry, key_file, server_key), "describe", {}, timeout_s)
     if json:
         print_json(told)
         return
@@ -103,12 +116,15 @@ def cancel(
     run_id: Annotated[str, typer.Argument(help="The run_id, as `list_runs` shows it.")],
     registry: RegistryOption = None,
     timeout_s: Timeout = 5.0,
+    key_file: KeyFile = None,
+    server_key: ServerKey = None,
 ) -> None:
     """Stop a run.
 
     Example: catalogzero cancel acme 8f14e45f-ceea-467f-a9d3-1b2c3d4e5f60
     """
-    print_json(_ask(target, "cancel", {"run_id": run_id}, registry, timeout_s))
+    peer = _peer(target, registry, key_file, server_key)
+    print_json(_ask(peer, "cancel", {"run_id": run_id}, timeout_s))
 
 
 def address_of(target: str, registry: Path | None) -> str:
@@ -124,33 +140,56 @@ def address_of(target: str, registry: Path | None) -> str:
     if not port:
         raise ConfigError(f"{stanza.where('port')}: no port: name tcp://host:port instead")
     host = stanza.runtime.get("advertise_host") or stanza.runtime.get("host", "127.0.0.1")
-    return f"tcp://{host}:{port}"
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def _ask(
-    target: str,
-    method: str,
-    params: dict[str, Any],
-    registry: Path | None,
-    timeout_s: float,
-    curve: CurveClient | None = None,
-) -> Any:
-    """One call to a handler."""
+class _Peer(NamedTuple):
+    """Where a handler is, and the keys to call it with."""
+
+    address: str
+    curve: CurveClient | None
+
+
+def _peer(
+    target: str, registry: Path | None, key_file: Path | None, server_key: str | None
+) -> _Peer:
+    """The handler that the command line names.
+
+    Raises:
+        ConfigError: It cannot be found, or a key is missing or no key.
+    """
     address = address_of(target, registry)
+    server = public_key(server_key) if server_key else _stanza_key(target, registry)
+    if server is None and key_file is None:
+        return _Peer(address, None)
+    if key_file is None:
+        raise ConfigError(f"{target} is served with keys: name your own pair with --key-file")
+    if server is None:
+        raise ConfigError("--key-file needs --server-key, the handler's public key")
+    return _Peer(address, CurveClient(CurveKeys.read(key_file), server))
+
+
+def _stanza_key(target: str, registry: Path | None) -> bytes | None:
+    """The public key of a handler of the registry file that is served with keys."""
+    if target.startswith("tcp://"):
+        return None
+    curve = load_registry(registry_path(registry)).find(target).runtime.get("curve")
+    try:
+        return CurveKeys.read(Path(curve["key_file"])).public if curve else None
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or name its public key with --server-key") from None
+
+
+def _ask(peer: _Peer, method: str, params: dict[str, Any], timeout_s: float) -> Any:
+    """One call to a handler."""
 
     async def ask() -> Any:
-        async with HandlerClient(address, curve=curve) as client:
+        async with HandlerClient(peer.address, curve=peer.curve) as client:
             if method not in ("ping", "get_metrics", "describe", "cancel"):
                 await client.ping(timeout_s=min(5.0, timeout_s))
             return await client.call(method, params, timeout_s=timeout_s)
 
     return asyncio.run(ask())
-
-
-def _curve(key_file: Path | None, server_key: str | None) -> CurveClient | None:
-    if key_file is None or server_key is None:
-        return None
-    return CurveClient(CurveKeys.read(key_file), server_key.encode("ascii"))
 
 
 def _print(told: dict[str, Any], *, json: bool) -> None:

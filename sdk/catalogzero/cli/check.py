@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
+import shlex
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated
@@ -17,12 +18,13 @@ import typer
 from catalogzero.cli.output import JsonFlag, print_json, print_table
 from catalogzero.cli.run import RegistryOption
 from catalogzero.client import HandlerClient
-from catalogzero.errors import ConfigError, UnreachableError
+from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
 from catalogzero.handler import Handler
 from catalogzero.launch import make_handler
 from catalogzero.preflight import CHECK_TIMEOUT_S, Check, Finding, run_checks
-from catalogzero.service import check_exposure
-from catalogzero.settings import DEFAULT_SCHEDULER
+from catalogzero.service import check_exposure, curve_server, curve_to_scheduler, is_exposed
+from catalogzero.settings import DEFAULT_SCHEDULER, CurveSettings
+from catalogzero.zmq_transport import RouterServer
 
 MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
 
@@ -38,16 +40,18 @@ def check(
 
     Example: catalogzero check acme --registry /etc/acme/handler_registry.yaml
     """
+    where = f" --registry {shlex.quote(str(registry))}" if registry else ""
+    again = f"catalogzero check {shlex.quote(target)}{where}"
     try:
         handler = make_handler(target, registry=registry)
     except ConfigError as error:
-        _show([Finding("configuration", "fail", str(error), "mend what is named")], "", json=json)
+        mend = "mend what is named"
+        faults = [Finding("configuration", "fail", x, mend) for x in str(error).splitlines()]
+        _show(faults, again, json=json)
         raise typer.Exit(3) from None
     findings = asyncio.run(check_handler(handler))
     failed = any(finding.status == "fail" for finding in findings)
-    where = f" --registry {registry}" if registry else ""
-    command = "check" if failed else "run"
-    _show(findings, f"catalogzero {command} {target}{where}", json=json)
+    _show(findings, again if failed else again.replace(" check ", " run ", 1), json=json)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -55,11 +59,23 @@ async def check_handler(handler: Handler) -> list[Finding]:
     """Every check of a handler: the runtime's, then those of its class."""
     own = [
         Check("configuration", lambda: "settings are valid"),
+        Check("methods", lambda: _check_methods(handler)),
         Check("state folder", lambda: _check_state(handler)),
-        Check("address", lambda: _check_address(handler)),
+        Check("address", _address_check(handler)),
         Check("scheduler", _scheduler_check(handler)),
     ]
+    curve = handler.runtime.curve
+    if curve is not None:
+        own.append(Check("keys", lambda: _check_key_file(curve)))
     return await run_checks([*own, *handler._preflight()])
+
+
+def _check_methods(handler: Handler) -> str:
+    """Whether the type hints of every method can be read."""
+    methods = handler.callable_methods()
+    for method in methods.values():
+        method.verify()
+    return ", ".join(methods) or "none"
 
 
 def _check_state(handler: Handler) -> Finding:
@@ -76,23 +92,52 @@ def _check_state(handler: Handler) -> Finding:
     return Finding("state folder", "pass", str(folder))
 
 
-def _check_address(handler: Handler) -> Finding:
-    """Whether the port is free and the address allowed."""
-    runtime = handler.runtime
-    check_exposure(runtime)
-    family = socket.AF_INET6 if ":" in runtime.host else socket.AF_INET
-    where = f"{runtime.host}:{runtime.port or 'any free port'}"
+def _check_key_file(curve: CurveSettings) -> Finding:
+    """Whether the key pair is its owner's alone; whether it can be read, the address shows."""
     try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((runtime.host, runtime.port))
+        mode = curve.key_file.stat().st_mode
     except OSError as error:
-        mend = "stop what listens there, or set another `port` or `host`"
-        return Finding("address", "fail", f"{where}: {error.strerror}", mend)
-    if runtime.allow_plaintext and runtime.curve is None and runtime.host != "127.0.0.1":
-        mend = "set `curve` unless the network is private"
-        return Finding("address", "warn", f"{where} is served without encryption", mend)
-    return Finding("address", "pass", where)
+        told, mend = f"{curve.key_file}: {error.strerror}", "make it: `catalogzero keys new`"
+        return Finding("keys", "fail", told, mend)
+    if sys.platform != "win32" and mode & 0o077:
+        return Finding("keys", "warn", f"others may read {curve.key_file}", "chmod 600 it")
+    return Finding("keys", "pass", str(curve.key_file))
+
+
+def _address_check(handler: Handler) -> Callable[[], Awaitable[Finding]]:
+    """Whether the address is allowed and free, and its keys can be read: by binding it."""
+    runtime = handler.runtime
+    where = f"{runtime.host}:{runtime.port or 'any free port'}"
+
+    async def bind() -> Finding:
+        check_exposure(runtime)
+        server = RouterServer(lambda envelope, frame: None, curve=curve_server(runtime))
+        try:
+            server.bind(runtime.host, runtime.port)
+        except ConfigError:
+            if not await _runs_already(handler):
+                raise
+            mend = "stop it before you start another"
+            return Finding("address", "warn", f"{handler.handler_id} runs at {where}", mend)
+        finally:
+            server.close()
+        if is_exposed(runtime):
+            mend = "set `curve` unless the network is private"
+            return Finding("address", "warn", f"{where} is served without encryption", mend)
+        return Finding("address", "pass", where)
+
+    return bind
+
+
+async def _runs_already(handler: Handler) -> bool:
+    """Whether what listens at its address is this very handler."""
+    runtime = handler.runtime
+    try:
+        async with HandlerClient(f"tcp://{runtime.host}:{runtime.port}") as client:
+            told = await client.ping(timeout_s=CHECK_TIMEOUT_S / 3)
+    except CatalogZeroError:
+        return False
+    return told.get("handler") == handler.handler_id
 
 
 def _scheduler_check(handler: Handler) -> Callable[[], Awaitable[Finding]]:
@@ -103,7 +148,7 @@ def _scheduler_check(handler: Handler) -> Callable[[], Awaitable[Finding]]:
         if not handler.runtime.registers:
             return Finding("scheduler", "pass", "none: it does not register")
         try:
-            async with HandlerClient(address) as client:
+            async with HandlerClient(address, curve=curve_to_scheduler(handler.runtime)) as client:
                 await client.request_plain("ping", timeout_s=CHECK_TIMEOUT_S / 2)
         except (UnreachableError, TimeoutError):
             mend = (

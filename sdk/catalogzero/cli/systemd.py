@@ -6,8 +6,8 @@ Layer: edge.
 from __future__ import annotations
 
 import re
-import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +16,15 @@ import typer
 from catalogzero.cli.run import RegistryOption
 from catalogzero.errors import ConfigError
 from catalogzero.launch import registry_path
-from catalogzero.registry import load_registry
+from catalogzero.registry import Stanza, load_registry
+from catalogzero.settings import RuntimeSettings
+
+CLOSE_S = 15
+DRAIN_TIMEOUT_S = RuntimeSettings.model_fields["drain_timeout_s"].default
 
 UNIT = """\
+# Its state: /var/lib/catalogzero/{handler_id}. To look at it:
+#   CATALOGZERO_STATE_DIR=/var/lib/catalogzero/{handler_id} catalogzero outbox list {handler_id}
 [Unit]
 Description=catalogzero handler {handler_id}
 After=network-online.target
@@ -27,16 +33,18 @@ Wants=network-online.target
 [Service]
 Type=exec
 ExecStart={command} run {handler_id} --registry {registry}
+WorkingDirectory={folder}
 Restart=on-failure
 RestartSec=5
-TimeoutStopSec=45
+RestartPreventExitStatus=2 3
+TimeoutStopSec={stop_s}
 KillSignal=SIGTERM
 KillMode=mixed
 
 DynamicUser=yes
-StateDirectory=catalogzero
+StateDirectory=catalogzero/{handler_id}
 StateDirectoryMode=0700
-{read_only}UMask=0077
+{paths}UMask=0077
 Environment=CATALOGZERO_LOG_FORMAT=json
 
 AmbientCapabilities=
@@ -87,7 +95,9 @@ def systemd(
 
 
 def unit_for(handler_id: str, registry: Path) -> str:
-    """The unit of a handler; its data roots stay readable, nothing else of /home does.
+    """The unit of a handler: it may write to its state folder, and to nothing else.
+
+    It has a state folder of its own, as each unit has a user of its own.
 
     Raises:
         ConfigError: The file does not name the handler.
@@ -95,15 +105,35 @@ def unit_for(handler_id: str, registry: Path) -> str:
     stanza = load_registry(registry).find(handler_id)
     if not re.fullmatch(r"[A-Za-z0-9._-]+", stanza.handler_id):
         raise ConfigError(f"{stanza.where('handler_id')}: letters, digits, `.`, `_`, `-` only")
-    roots = stanza.config.get("data_roots") or []
-    read_only = "".join(f"ReadOnlyPaths={_quoted(str(root))}\n" for root in roots)
-    command = shutil.which("catalogzero") or f"{sys.executable} -m catalogzero"
     return UNIT.format(
         handler_id=handler_id,
-        command=command,
+        command=_command(),
         registry=_quoted(str(registry)),
-        read_only=read_only,
+        folder=_quoted(str(registry.parent)),
+        stop_s=_stop_s(stanza),
+        paths="".join(_paths(stanza)),
     )
+
+
+def _command() -> str:
+    """This installation's own `catalogzero`."""
+    beside = Path(sys.executable).with_name("catalogzero")
+    return _quoted(str(beside)) if beside.exists() else f"{_quoted(sys.executable)} -m catalogzero"
+
+
+def _stop_s(stanza: Stanza) -> int:
+    """Seconds that a stop may take: draining, and a moment to close."""
+    drain_s = stanza.runtime.get("drain_timeout_s")
+    return int(drain_s if isinstance(drain_s, int | float) else DRAIN_TIMEOUT_S) + CLOSE_S
+
+
+def _paths(stanza: Stanza) -> Iterator[str]:
+    """Lines for the folders that the stanza names; one that is missing is the handler's to tell."""
+    for root in stanza.config.get("data_roots") or []:
+        yield f"ReadOnlyPaths=-{_quoted(str(root))}\n"
+    if state_dir := stanza.runtime.get("state_dir"):
+        yield f"# {state_dir} must belong to the unit's user: name its owner with User=\n"
+        yield f"ReadWritePaths=-{_quoted(str(state_dir))}\n"
 
 
 def _quoted(text: str) -> str:
