@@ -1,10 +1,11 @@
-"""A handler whose isolated job makes and frees 300 MB, as a data library would."""
+"""Handlers whose isolated job makes and frees 300 MB, as a data library would."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from catalogzero import Handler, job
+from catalogzero import Batch, CloudProcessor, Handler, Params, job
 
 
 class Heavy(Handler):
@@ -19,3 +20,11 @@ class Heavy(Handler):
     async def echo(self, data: Any = None) -> Any:
         """A job that is not isolated."""
         return data
+
+
+class HeavyProcessor(Heavy, CloudProcessor):
+    """The same, and rows of a file sent as they are."""
+
+    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+        """See `CloudProcessor.process`."""
+        yield from batches
