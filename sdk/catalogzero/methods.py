@@ -135,7 +135,7 @@ class Method:
             FailedError: Its type hints cannot be read; names the method and the hint.
         """
         if self._parameters and not self._whole:
-            _ = self._model
+            _ = self._validate
 
     def describe(self) -> dict[str, Any]:
         """Name, docs, flags, and JSON Schemas of parameters and result."""
