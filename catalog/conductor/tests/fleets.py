@@ -80,15 +80,18 @@ class ShopProcess:
     Args:
         handler_id: Its id.
         port: Where it listens.
+        script: What serves it, with `more` arguments.
     """
 
-    def __init__(self, handler_id: str, port: int) -> None:
-        self._arguments = handler_id, str(port)
+    def __init__(
+        self, handler_id: str, port: int, *, script: str = __file__, more: tuple[str, ...] = ()
+    ) -> None:
+        self._arguments = script, handler_id, str(port), *more
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> ShopProcess:
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, __file__, *self._arguments, stdout=asyncio.subprocess.PIPE
+            sys.executable, *self._arguments, stdout=asyncio.subprocess.PIPE
         )
         await self.said("serving")
         return self

@@ -186,26 +186,33 @@ async def test_a_long_job_is_run_once_however_often_it_is_asked_after(
     assert one.calls == ["ann"]
 
 
-async def killed_in_the_middle(method: str, params: dict[str, Any]) -> tuple[dict[str, Any], Shop]:
-    """Dispatch to two handlers, and kill the chosen one while it works."""
+async def killed_in_the_middle(
+    method: str, params: dict[str, Any], **spare: Any
+) -> tuple[dict[str, Any], Shop]:
+    """Dispatch to two handlers, and kill the chosen one while it works.
+
+    The other is busy until then; with settings of its own for `spare`, until the end.
+    """
     port = free_port()
     async with (
-        shops("spare", max_concurrent_jobs=9) as fleet,
+        shops("spare", **{"max_concurrent_jobs": 9, **spare}) as fleet,
         ConductorZero({"first": port, **addresses(fleet)}, timeout_s=0.5) as conductor,
     ):
-        spare = shop(fleet["spare"])
-        spare.gate.clear()
+        other = shop(fleet["spare"])
+        other.gate.clear()
         busy = [asyncio.create_task(fleet["spare"].client.call("greet", {"name": "x"}))]
-        await spare.began.wait()
+        await other.began.wait()
         async with ShopProcess("first", port) as first:
             dispatching = asyncio.create_task(conductor.dispatch(method, params))
             await first.said("began")
             await first.kill()
-        spare.gate.set()
+        if not spare:
+            other.gate.set()
         result = await dispatching
+        other.gate.set()
         await asyncio.gather(*busy)
-        spare.calls.remove("x")
-        return result, spare
+        other.calls.remove("x")
+        return result, other
 
 
 async def test_a_job_whose_handler_dies_is_lost_and_not_run_elsewhere(
@@ -234,6 +241,19 @@ async def test_a_retry_safe_job_whose_handler_dies_is_run_by_the_next(
     assert spare.calls == ["count"]
 
 
+async def test_a_retry_safe_job_that_may_have_begun_is_lost_where_nobody_else_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
+    full = {"max_concurrent_jobs": 1, "max_queued_jobs": 0}
+
+    result, spare = await killed_in_the_middle("count", {}, **full)
+
+    assert result["status"] == "lost"
+    assert [one["outcome"] for one in result["tried"]] == ["lost", "busy"]
+    assert spare.calls == []
+
+
 async def test_a_handler_that_was_started_anew_does_not_begin_the_job_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -258,7 +278,7 @@ async def test_a_peer_that_leaves_the_registry_in_the_middle_is_lost_and_not_run
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
-    registry = tmp_path / "registry.yaml"
+    registry: Any = tmp_path / "registry.yaml"
     port = free_port()
     stanza = "handlers: [{{handler_id: {}, port: {}}}, {{handler_id: spare, port: {}}}]"
     async with shops("spare", max_concurrent_jobs=9) as fleet, ShopProcess("first", port) as first:
@@ -267,7 +287,7 @@ async def test_a_peer_that_leaves_the_registry_in_the_middle_is_lost_and_not_run
         busy = asyncio.create_task(fleet["spare"].client.call("greet", {"name": "x"}))
         await spare.began.wait()
         registry.write_text(stanza.format("first", port, spare_port))
-        async with ConductorZero(handler_registry=registry) as conductor:
+        async with ConductorZero(registry) as conductor:
             dispatching = asyncio.create_task(conductor.dispatch("greet", {"name": "ann"}))
             await first.said("began")
             registry.write_text(stanza.format("moved", free_port(), spare_port))

@@ -114,21 +114,17 @@ class _Dispatch:
         elif self.named:
             for handler_id in rest:
                 self._note(handler_id, "unreachable")
+        lost: Answer | None = None
         for candidate in candidates:
             answer = await self._call(candidate)
-            if answer.error is None:
-                self._note(candidate.handler_id, "success")
+            outcome = _outcome_of(answer)
+            self._note(candidate.handler_id, outcome)
+            if outcome == "success":
                 return self._outcome("success", answer, result=answer.result)
-            if answer.code in NOT_BEGUN:
-                self._note(candidate.handler_id, answer.code)
-            elif answer.code != "lost":
-                self._note(candidate.handler_id, "error")
-                return self._outcome("error", answer)
-            else:
-                self._note(candidate.handler_id, "lost")
-                if not candidate.retry_safe:
-                    return self._outcome("lost", answer)
-        return self._nobody()
+            if outcome == "error" or (outcome == "lost" and not candidate.retry_safe):
+                return self._outcome(outcome, answer)
+            lost = answer if outcome == "lost" else lost
+        return self._nobody() if lost is None else self._outcome("lost", lost)
 
     async def _candidates(self, handler_ids: list[str]) -> list[_Candidate]:
         """The handlers that have the method and answer, least loaded first."""
@@ -223,6 +219,13 @@ class _Dispatch:
         told = ", ".join(f"{one['handler_id']} ({one['outcome']})" for one in self.tried)
         error = f"no handler could run {self.method}: {told or 'none is known'}"
         return self._outcome("refused", Answer("", replied=False, error=error))
+
+
+def _outcome_of(answer: Answer) -> str:
+    """What came of one handler: success, error, lost, or why it has not begun."""
+    if answer.error is None:
+        return "success"
+    return answer.code if answer.code in NOT_BEGUN or answer.code == "lost" else "error"
 
 
 def _boot_of(pong: Answer) -> str | None:
