@@ -166,8 +166,7 @@ class RouterServer:
         curve: CurveServer | None = None,
     ) -> None:
         self._on_message = on_message
-        self._context = zmq.Context() if curve else _context()
-        self._owns_context = curve is not None
+        self._context = zmq.Context()  # of its own: only its end waits until the port is free
         self._gate = _Gate(self._context, curve.clients) if curve else None
         self._socket = self._context.socket(zmq.ROUTER)
         _configure(self._socket, max_message_bytes)
@@ -208,15 +207,14 @@ class RouterServer:
         self._watch.look_again()
 
     def close(self) -> None:
-        """Stop listening; what was not sent yet is dropped."""
+        """Stop listening: the port is free when this returns; what was not sent is dropped."""
         if self._watch:
             self._watch.close()
             self._watch = None
         self._socket.close(linger=0)
         if self._gate:
             self._gate.close()
-        if self._owns_context:
-            self._context.term()
+        self._context.term()
 
     def _drain(self) -> bool:
         for _ in range(DRAIN_MESSAGES):
