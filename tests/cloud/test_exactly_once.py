@@ -14,7 +14,8 @@ from typing import Any
 import orjson
 from catalogzero.cloud.contract import Asked, Identity, Outcome, Verdict, decide, upload_key
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox import Outbox, Upload
+from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox_contents import Upload
 from catalogzero.cloud.sender import complete_body, new_upload_id, note_answer
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -2,7 +2,8 @@
 
 One file (see `outbox_file`) in the handler's state folder, with the marks of what was sealed last,
 so that a seal and its mark are one transaction. Every public method is one transaction
-and may be called from any thread, beside other processes. Never talks to a backend.
+and may be called from any thread, beside other processes; what only reads is in
+`outbox_contents`. Never talks to a backend.
 
 States: building → sealed → completing → done, or superseded, dead, abandoned.
 
@@ -11,79 +12,24 @@ Layer: core.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox_file import OutboxFile, transaction, transaction_without_reserve
-from catalogzero.errors import FailedError, UnknownRunError
+from catalogzero.cloud.outbox_contents import OutboxContents, as_text
+from catalogzero.cloud.outbox_file import transaction, transaction_without_reserve
+from catalogzero.errors import FailedError
 
 KEPT_ENDED = 1_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upload:
-    """One upload, as the outbox knows it; `after`, `until`, `params`, `answer` are JSON values."""
-
-    number: int
-    upload_id: str
-    state: str
-    source_key: str
-    source: str
-    mode: str
-    full: bool
-    params: Any
-    upload_key: str | None
-    source_seq: int | None
-    after: Any
-    until: Any
-    chunks: int
-    records: int
-    bytes: int
-    bytes_sent: int
-    seal_order: int | None
-    created_at: str
-    ended_at: str | None
-    job_id: str | None
-    answer: Any
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """What was sealed last of a source: the upload, its key, the item's stamp or watermark."""
-
-    upload_id: str | None = None
-    upload_key: str | None = None
-    stamp: Any = None
-    watermark: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """The outbox in figures; `oldest_at` is when its oldest unfinished upload was made."""
-
-    uploads: int
-    records: int
-    bytes: int
-    dead: int
-    oldest_at: str | None
 
 
 class UploadEndedError(FailedError):
     """The upload that a run was building has ended under it; `details` is the backend's answer."""
 
 
-class Outbox(OutboxFile):
+class Outbox(OutboxContents):
     """The store of uploads in one state folder.
 
     Args:
@@ -118,7 +64,7 @@ class Outbox(OutboxFile):
         self.execute(
             'INSERT INTO uploads (upload_id, state, source_key, source, mode, "full", params,'
             " created_at) VALUES (?, 'building', ?, ?, ?, ?, ?, ?)",
-            (upload_id, source_key, source, mode, full, _text(params), self._now()),
+            (upload_id, source_key, source, mode, full, as_text(params), self._now()),
         )
 
     @transaction_without_reserve
@@ -174,9 +120,9 @@ class Outbox(OutboxFile):
             "UPDATE uploads SET state = 'sealed', upload_key = ?, source_seq = ?, after = ?,"
             " until = ?, seal_order = (SELECT COALESCE(MAX(seal_order), 0) + 1 FROM uploads)"
             " WHERE upload_id = ?",
-            (upload_key, seq, _text(after), _text(until), upload_id),
+            (upload_key, seq, as_text(after), as_text(until), upload_id),
         )
-        marked = (upload_id, upload_key, _text(stamp), _text(until))
+        marked = (upload_id, upload_key, as_text(stamp), as_text(until))
         self._advance(key, *marked, upload_id if full else None, seq)
         return seq
 
@@ -202,67 +148,15 @@ class Outbox(OutboxFile):
         self._forget_old()
         return done.rowcount
 
-    def mark(self, source_key: str) -> Mark:
-        """What was sealed last of a source."""
-        row = self._read(
-            "SELECT upload_id, upload_key, stamp, watermark FROM sources WHERE source_key = ?",
-            (source_key,),
-        ).fetchone()
-        if row is None:
-            return Mark()
-        return Mark(row[0], row[1], _value(row[2]), _value(row[3]))
-
     @transaction
     def restamp(self, source_key: str, upload_key: str, stamp: Any) -> None:
         """Note a new stamp for content that turned out to be unchanged."""
         self.execute(
             "UPDATE sources SET stamp = ? WHERE source_key = ? AND upload_key = ?",
-            (_text(stamp), source_key, upload_key),
+            (as_text(stamp), source_key, upload_key),
         )
 
     # What the sender does
-
-    def open_uploads(self, limit: int = 200) -> list[Upload]:
-        """The uploads that are not ended, in order; of an appended source, those that may go."""
-        return self._uploads(
-            "ended_at IS NULL AND NOT (mode = 'append' AND state <> 'building' AND EXISTS ("
-            " SELECT 1 FROM uploads e WHERE e.source_key = u.source_key"
-            " AND e.seal_order < u.seal_order AND e.state = 'dead'))"
-            " ORDER BY COALESCE(seal_order, 9e18), number LIMIT ?",
-            (limit,),
-        )
-
-    def may_complete(self, upload: Upload, *, chunks: bool = True) -> bool:
-        """Whether a sealed upload may be completed now.
-
-        All chunks must be acknowledged (unless `chunks` is false), and where it appends, every
-        earlier upload of its source must have ended.
-        """
-        row = self._read(
-            "SELECT EXISTS (SELECT 1 FROM chunks WHERE upload_id = ? AND NOT acked),"
-            " EXISTS (SELECT 1 FROM uploads WHERE source_key = ? AND seal_order < ?"
-            " AND state IN ('sealed', 'completing', 'dead'))",
-            (upload.upload_id, upload.source_key, upload.seal_order),
-        ).fetchone()
-        held = upload.mode == "append" and row[1]
-        return upload.seal_order is not None and not held and not (chunks and row[0])
-
-    def unsent(self, upload_id: str, limit: int) -> list[int]:
-        """The numbers of the first chunks that the backend has not acknowledged."""
-        rows = self._read(
-            "SELECT seq FROM chunks WHERE upload_id = ? AND NOT acked ORDER BY seq LIMIT ?",
-            (upload_id, limit),
-        )
-        return [row[0] for row in rows]
-
-    def chunk(self, upload_id: str, seq: int) -> Chunk | None:
-        """A chunk with its body; None when its upload has ended meanwhile."""
-        row = self._read(
-            "SELECT seq, records, body, coding, content_type FROM chunks"
-            " WHERE upload_id = ? AND seq = ?",
-            (upload_id, seq),
-        ).fetchone()
-        return None if row is None else Chunk(*row)
 
     @transaction
     def acknowledge(self, upload_id: str, seq: int | None, size: int = 0) -> None:
@@ -317,7 +211,7 @@ class Outbox(OutboxFile):
             "UPDATE uploads SET answer = ?, ended_at = ?,"
             " state = CASE state WHEN 'building' THEN 'abandoned' ELSE 'dead' END"
             " WHERE upload_id = ? AND ended_at IS NULL",
-            (_text(answer), self._now(), upload_id),
+            (as_text(answer), self._now(), upload_id),
         )
         self.execute(
             "DELETE FROM chunks WHERE upload_id IN (SELECT upload_id FROM uploads"
@@ -349,7 +243,7 @@ class Outbox(OutboxFile):
             self._end(upload_id, "superseded", answer=answer)
             self.execute(
                 "UPDATE sources SET watermark = ?, upload_id = NULL WHERE source_key = ?",
-                (_text(answer.get("watermark")), key),
+                (as_text(answer.get("watermark")), key),
             )
             return None
         if upload_id != (last_full if mode == "append" else marked):
@@ -366,33 +260,6 @@ class Outbox(OutboxFile):
             self._raise_high(key, high)
 
     # What an operator does
-
-    def uploads(self, states: Sequence[str] = (), limit: int = 1_000) -> list[Upload]:
-        """Uploads of some states (all when empty), newest first."""
-        places = ", ".join("?" * len(states))
-        where = f"state IN ({places})" if states else "1"
-        return self._uploads(f"{where} ORDER BY number DESC LIMIT ?", (*states, limit))
-
-    def upload(self, upload_id: str) -> Upload:
-        """One upload, by its id or the start of it.
-
-        Raises:
-            UnknownRunError: None, or several.
-        """
-        found = self._uploads("substr(upload_id, 1, ?) = ? LIMIT 2", (len(upload_id), upload_id))
-        if len(found) != 1:
-            raise UnknownRunError(
-                f"{'several uploads' if found else 'no upload'} in the outbox: {upload_id}"
-            )
-        return found[0]
-
-    def bodies(self, upload_id: str) -> Iterator[Chunk]:
-        """The chunks of an upload, in order."""
-        seqs = self._read("SELECT seq FROM chunks WHERE upload_id = ? ORDER BY seq", (upload_id,))
-        for (seq,) in seqs.fetchall():
-            chunk = self.chunk(upload_id, seq)
-            if chunk is not None:
-                yield chunk
 
     @transaction
     def retry(self, upload_id: str) -> bool:
@@ -442,41 +309,7 @@ class Outbox(OutboxFile):
         self.execute("INSERT INTO sources SELECT * FROM other.sources")
         self.execute("DETACH other")
 
-    # Figures and facts
-
-    def totals(self) -> Totals:
-        """The outbox in figures."""
-        row = self._read(
-            "SELECT COUNT(*), COALESCE(SUM(records), 0), COALESCE(SUM(bytes), 0),"
-            " COALESCE(SUM(state = 'dead'), 0), MIN(created_at)"
-            " FROM uploads WHERE ended_at IS NULL OR state = 'dead'"
-        ).fetchone()
-        return Totals(row[0] - row[3], row[1], row[2], row[3], row[4])
-
-    def fact(self, name: str) -> Any:
-        """A remembered JSON value, or None."""
-        row = self._read("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else _value(row[0])
-
-    @transaction
-    def remember(self, name: str, value: Any) -> None:
-        """Keep a JSON value under a name; None forgets it."""
-        if value is None:
-            self.execute("DELETE FROM facts WHERE name = ?", (name,))
-        else:
-            self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, _text(value)))
-
     # Inside
-
-    def _read(self, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
-        with self.lock:
-            return self.execute(sql, args)
-
-    def _uploads(self, where: str, args: Sequence[Any]) -> list[Upload]:
-        names = ", ".join(f'u."{name}"' for name in Upload.__dataclass_fields__)
-        with self.lock:
-            rows = self.execute(f"SELECT {names} FROM uploads u WHERE {where}", args).fetchall()  # noqa: S608  # only constants
-        return [_upload(row) for row in rows]
 
     def _advance(self, key: str, *mark: Any) -> None:
         """Set a source's mark; inside the transaction that seals."""
@@ -536,7 +369,7 @@ class Outbox(OutboxFile):
         self.execute(
             "UPDATE uploads SET state = ?, job_id = ?, answer = ?, ended_at = ?"
             " WHERE upload_id = ? AND (ended_at IS NULL OR state = 'dead')",
-            (state, job_id, _text(answer), self._now(), upload_id),
+            (state, job_id, as_text(answer), self._now(), upload_id),
         )
         self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
         self._forget_old()
@@ -556,22 +389,3 @@ class Outbox(OutboxFile):
         return UploadEndedError(
             f"upload {upload_id} is {state} and takes no more: {answer}", details=answer
         )
-
-    def _now(self) -> str:
-        return self._clock.now().isoformat()
-
-
-def _upload(row: Sequence[Any]) -> Upload:
-    """The upload of a row of the table."""
-    fields = dict(zip(Upload.__dataclass_fields__, row, strict=True))
-    for name in ("params", "after", "until", "answer"):
-        fields[name] = _value(fields[name])
-    return Upload(**{**fields, "full": bool(fields["full"])})
-
-
-def _text(value: Any) -> str:
-    return orjson.dumps(value).decode()
-
-
-def _value(text: str | None) -> Any:
-    return None if text is None else orjson.loads(text)

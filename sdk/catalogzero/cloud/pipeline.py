@@ -28,7 +28,8 @@ from catalogzero.cloud.contract import (
     upload_key,
 )
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for, rows_of
-from catalogzero.cloud.outbox import Mark, Outbox, Upload, UploadEndedError
+from catalogzero.cloud.outbox import Outbox, UploadEndedError
+from catalogzero.cloud.outbox_contents import Mark, Upload
 from catalogzero.cloud.records import BadRecords, ReadOptions
 from catalogzero.cloud.sender import new_upload_id
 from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots

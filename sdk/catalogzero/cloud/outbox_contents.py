@@ -1,0 +1,207 @@
+"""What the outbox holds, to look at: uploads, chunks, marks, figures, facts.
+
+Reads the file that `outbox_file` keeps; nothing here changes an upload. Never talks to a backend.
+
+Layer: core.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+
+from catalogzero.cloud.encoding import Chunk
+from catalogzero.cloud.outbox_file import OutboxFile, transaction
+from catalogzero.errors import UnknownRunError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """One upload, as the outbox knows it; `after`, `until`, `params`, `answer` are JSON values."""
+
+    number: int
+    upload_id: str
+    state: str
+    source_key: str
+    source: str
+    mode: str
+    full: bool
+    params: Any
+    upload_key: str | None
+    source_seq: int | None
+    after: Any
+    until: Any
+    chunks: int
+    records: int
+    bytes: int
+    bytes_sent: int
+    seal_order: int | None
+    created_at: str
+    ended_at: str | None
+    job_id: str | None
+    answer: Any
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What was sealed last of a source: the upload, its key, the item's stamp or watermark."""
+
+    upload_id: str | None = None
+    upload_key: str | None = None
+    stamp: Any = None
+    watermark: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The outbox in figures; `oldest_at` is when its oldest unfinished upload was made."""
+
+    uploads: int
+    records: int
+    bytes: int
+    dead: int
+    oldest_at: str | None
+
+
+class OutboxContents(OutboxFile):
+    """The outbox's file, read; see `OutboxFile` for what it takes and raises."""
+
+    def mark(self, source_key: str) -> Mark:
+        """What was sealed last of a source."""
+        row = self._read(
+            "SELECT upload_id, upload_key, stamp, watermark FROM sources WHERE source_key = ?",
+            (source_key,),
+        ).fetchone()
+        if row is None:
+            return Mark()
+        return Mark(row[0], row[1], from_text(row[2]), from_text(row[3]))
+
+    def open_uploads(self, limit: int = 200) -> list[Upload]:
+        """The uploads that are not ended, in order; of an appended source, those that may go."""
+        return self._uploads(
+            "ended_at IS NULL AND NOT (mode = 'append' AND state <> 'building' AND EXISTS ("
+            " SELECT 1 FROM uploads e WHERE e.source_key = u.source_key"
+            " AND e.seal_order < u.seal_order AND e.state = 'dead'))"
+            " ORDER BY COALESCE(seal_order, 9e18), number LIMIT ?",
+            (limit,),
+        )
+
+    def may_complete(self, upload: Upload, *, chunks: bool = True) -> bool:
+        """Whether a sealed upload may be completed now.
+
+        All chunks must be acknowledged (unless `chunks` is false), and where it appends, every
+        earlier upload of its source must have ended.
+        """
+        row = self._read(
+            "SELECT EXISTS (SELECT 1 FROM chunks WHERE upload_id = ? AND NOT acked),"
+            " EXISTS (SELECT 1 FROM uploads WHERE source_key = ? AND seal_order < ?"
+            " AND state IN ('sealed', 'completing', 'dead'))",
+            (upload.upload_id, upload.source_key, upload.seal_order),
+        ).fetchone()
+        held = upload.mode == "append" and row[1]
+        return upload.seal_order is not None and not held and not (chunks and row[0])
+
+    def unsent(self, upload_id: str, limit: int) -> list[int]:
+        """The numbers of the first chunks that the backend has not acknowledged."""
+        rows = self._read(
+            "SELECT seq FROM chunks WHERE upload_id = ? AND NOT acked ORDER BY seq LIMIT ?",
+            (upload_id, limit),
+        )
+        return [row[0] for row in rows]
+
+    def chunk(self, upload_id: str, seq: int) -> Chunk | None:
+        """A chunk with its body; None when its upload has ended meanwhile."""
+        row = self._read(
+            "SELECT seq, records, body, coding, content_type FROM chunks"
+            " WHERE upload_id = ? AND seq = ?",
+            (upload_id, seq),
+        ).fetchone()
+        return None if row is None else Chunk(*row)
+
+    def uploads(self, states: Sequence[str] = (), limit: int = 1_000) -> list[Upload]:
+        """Uploads of some states (all when empty), newest first."""
+        places = ", ".join("?" * len(states))
+        where = f"state IN ({places})" if states else "1"
+        return self._uploads(f"{where} ORDER BY number DESC LIMIT ?", (*states, limit))
+
+    def upload(self, upload_id: str) -> Upload:
+        """One upload, by its id or the start of it.
+
+        Raises:
+            UnknownRunError: None, or several.
+        """
+        found = self._uploads("substr(upload_id, 1, ?) = ? LIMIT 2", (len(upload_id), upload_id))
+        if len(found) != 1:
+            raise UnknownRunError(
+                f"{'several uploads' if found else 'no upload'} in the outbox: {upload_id}"
+            )
+        return found[0]
+
+    def bodies(self, upload_id: str) -> Iterator[Chunk]:
+        """The chunks of an upload, in order."""
+        seqs = self._read("SELECT seq FROM chunks WHERE upload_id = ? ORDER BY seq", (upload_id,))
+        for (seq,) in seqs.fetchall():
+            chunk = self.chunk(upload_id, seq)
+            if chunk is not None:
+                yield chunk
+
+    def totals(self) -> Totals:
+        """The outbox in figures."""
+        row = self._read(
+            "SELECT COUNT(*), COALESCE(SUM(records), 0), COALESCE(SUM(bytes), 0),"
+            " COALESCE(SUM(state = 'dead'), 0), MIN(created_at)"
+            " FROM uploads WHERE ended_at IS NULL OR state = 'dead'"
+        ).fetchone()
+        return Totals(row[0] - row[3], row[1], row[2], row[3], row[4])
+
+    def fact(self, name: str) -> Any:
+        """A remembered JSON value, or None."""
+        row = self._read("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else from_text(row[0])
+
+    @transaction
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a JSON value under a name; None forgets it."""
+        if value is None:
+            self.execute("DELETE FROM facts WHERE name = ?", (name,))
+        else:
+            self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, as_text(value)))
+
+    def _read(self, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
+        with self.lock:
+            return self.execute(sql, args)
+
+    def _uploads(self, where: str, args: Sequence[Any]) -> list[Upload]:
+        names = ", ".join(f'u."{name}"' for name in Upload.__dataclass_fields__)
+        with self.lock:
+            rows = self.execute(f"SELECT {names} FROM uploads u WHERE {where}", args).fetchall()  # noqa: S608  # only constants
+        return [_upload(row) for row in rows]
+
+    def _now(self) -> str:
+        return self._clock.now().isoformat()
+
+
+def _upload(row: Sequence[Any]) -> Upload:
+    """The upload of a row of the table."""
+    fields = dict(zip(Upload.__dataclass_fields__, row, strict=True))
+    for name in ("params", "after", "until", "answer"):
+        fields[name] = from_text(fields[name])
+    return Upload(**{**fields, "full": bool(fields["full"])})
+
+
+def as_text(value: Any) -> str:
+    """A JSON value as the file keeps it."""
+    return orjson.dumps(value).decode()
+
+
+def from_text(text: str | None) -> Any:
+    """The JSON value of a text in the file."""
+    return None if text is None else orjson.loads(text)
