@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from catalogzero.cloud.sender import Backoff
 
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site, until
@@ -251,3 +252,15 @@ async def test_unacknowledged_requests_are_repeated_until_answered(tmp_path: Pat
             assert (await site.run())["status"] == "uploaded"
 
     assert len(backend.rows()) == 2
+
+
+def test_requests_that_fail_at_once_put_the_next_try_off_as_one() -> None:
+    backoff = Backoff()
+
+    for _ in range(8):
+        backoff.failed(100.0)
+    assert (backoff.attempts, backoff.not_before) == (1, pytest.approx(100.5, abs=0.5))
+    backoff.failed(backoff.not_before)
+    assert backoff.attempts == 2
+    backoff.failed(100.0, retry_after_s=60.0)
+    assert backoff.not_before >= 160.0

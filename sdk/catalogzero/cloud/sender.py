@@ -33,7 +33,8 @@ from catalogzero.cloud.contract import (
     decide,
 )
 from catalogzero.cloud.encoding import Chunk, json_array, recode
-from catalogzero.cloud.outbox import Outbox, Upload
+from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox_contents import Upload
 from catalogzero.cloud.push import Pusher, content_digest
 from catalogzero.messages import encode_json
 
@@ -52,7 +53,9 @@ class Backoff:
     not_before: float = 0.0
 
     def failed(self, now: float, retry_after_s: float | None = None) -> None:
-        """Put the next try off."""
+        """Put the next try off; several that fail at once count as one."""
+        if now < self.not_before and not retry_after_s:
+            return
         self.attempts += 1
         state = RetryCallState(Retrying(), None, (), {})
         state.attempt_number = min(self.attempts, 32)
@@ -328,9 +331,7 @@ class Sender:
         self.last_fault = reason
 
     def _failed_all(self, reason: str, retry_after_s: float | None = None) -> None:
-        now = self._clock.monotonic()
-        if now >= self._all.not_before or retry_after_s:
-            self._all.failed(now, retry_after_s)
+        self._all.failed(self._clock.monotonic(), retry_after_s)
         self.last_fault = reason
 
     async def _pause(self, reason: str) -> None:
