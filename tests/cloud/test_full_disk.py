@@ -6,10 +6,12 @@ import os
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from catalogzero.clock import SystemClock
+from catalogzero.cloud.egress import AuditLog, verify_audit
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_file import is_disk_full
@@ -65,6 +67,22 @@ def test_a_full_disk_stops_a_run_and_lets_what_is_sealed_end(small_disk: Path) -
     outbox.add("next", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
     assert outbox.seal("next", "content") > 0
     assert (small_disk / "outbox.reserve").exists()
+    outbox.close()
+
+
+def test_a_push_is_logged_in_the_reserve_s_room_when_the_disk_is_full(small_disk: Path) -> None:
+    outbox = Outbox(small_disk, SystemClock())
+    log = AuditLog(small_disk, SystemClock(), outbox.drop_reserve)
+    with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+        for _ in range(SIZE):
+            ballast.write(bytes(4_096))
+
+    first = log.begin(request="chunk", url="http://127.0.0.1/v1")
+
+    assert not (small_disk / "outbox.reserve").exists()
+    log.settle(first, status=201)
+    assert verify_audit(log.path).broken_at is None
+    log.close()
     outbox.close()
 
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,9 +52,7 @@ def egress_key(policy: EgressPolicy, folder: Path) -> bytes:
     if policy.hash_key_file is None and not path.exists():
         if not (policy.hash or policy.hash_sources):
             return b""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(KEY_BYTES))
+        _make_key(path)
     try:
         key = path.read_bytes().strip()
     except OSError as error:
@@ -62,6 +60,16 @@ def egress_key(policy: EgressPolicy, folder: Path) -> bytes:
     if len(key) < 16:
         raise ConfigError(f"egress.hash_key_file {path}: a key has at least 16 bytes")
     return key
+
+
+def _make_key(path: Path) -> None:
+    """A new key in a private file, which is there as a whole or not at all."""
+    part = path.with_suffix(".part")
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    part.rename(path)
 
 
 class Pace:
@@ -83,11 +91,19 @@ class Pace:
 
 
 class AuditLog:
-    """The append-only log of pushes in a state folder; one process writes it."""
+    """The append-only log of pushes in a state folder; one process writes it.
 
-    def __init__(self, folder: Path, clock: Clock) -> None:
+    Args:
+        folder: The handler's state folder.
+        clock: For the times that it writes.
+        make_room: Called when a push cannot be written; True where it may fit now.
+    """
+
+    def __init__(
+        self, folder: Path, clock: Clock, make_room: Callable[[], bool] = lambda: False
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.path, self._clock = folder / "audit.jsonl", clock
+        self.path, self._clock, self._make_room = folder / "audit.jsonl", clock, make_room
         self._lock = threading.Lock()
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(self.path, flags, 0o600)
@@ -105,7 +121,13 @@ class AuditLog:
         """
         with self._lock:
             self._number += 1
-            self._append({"n": self._number, "event": "push", **about})
+            entry = {"n": self._number, "event": "push", **about}
+            try:
+                self._append(entry)
+            except OSError:
+                if not self._make_room():
+                    raise
+                self._append(entry)
             os.fdatasync(self._descriptor)
             return self._number
 

@@ -64,7 +64,7 @@ class Engine:
         self._outbox = Outbox(folder, clock, max_bytes=runtime.outbox_max_bytes)
         self._outbox.abandon()
         self._key = egress_key(runtime.egress, folder)
-        self._audit = AuditLog(folder, clock)
+        self._audit = AuditLog(folder, clock, self._outbox.drop_reserve)
         self._pusher = Pusher(settings, runtime.egress, identity, self._audit, clock)
         self._sender = Sender(
             self._outbox, self._pusher, settings, identity, clock, log, self._changed

@@ -71,7 +71,7 @@ class OutboxFile:
 
     def drop_reserve(self) -> bool:
         """Give the reserve's room back to the disk; False when there is none."""
-        with suppress(FileNotFoundError):
+        with self.lock, suppress(FileNotFoundError):
             self._reserve.unlink()
             self.execute("PRAGMA wal_autocheckpoint=0")  # else a checkpoint takes the room
             return True

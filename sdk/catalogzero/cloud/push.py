@@ -130,8 +130,10 @@ class Pusher:
                 sha256=digest,
                 **about,
             )
-        except (ConfigError, OSError) as error:
+        except ConfigError as error:
             return Outcome(fault=str(error), blocked=True)
+        except OSError as error:
+            return Outcome(fault=f"the audit log cannot be written: {error}")
         outcome = await self._exchange(method, url, body, sent)
         self._audit.settle(number, status=outcome.status, fault=outcome.fault)
         return outcome
