@@ -406,3 +406,24 @@ async def test_the_hook_is_given_each_completed_upload_with_its_records(
 
     assert sorted(given) == [("u1", [{"a": 1}]), ("u2", [{"a": 2}])]
     assert sorted(tries) == ["u1", "u1", "u2"]
+
+
+async def test_a_connection_cut_in_mid_body_is_no_fault_of_the_backend(
+    peer: Peer, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, _, port = peer.url.removeprefix("http://").partition(":")
+    head = (
+        f"PUT /v1/uploads/cut/chunks/0 HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n"
+        f"Content-Type: application/x-ndjson\r\nAuthorization: Bearer {peer.key}\r\n\r\n"
+    )
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.encode() + b'{"id": 1}\n')
+    await writer.drain()
+    assert (await peer.put("whole", 0, {"id": 1})).status == 201
+    writer.close()
+    await writer.wait_closed()
+
+    assert (await peer.put("whole", 1, {"id": 2})).status == 201
+    assert (await peer.ask("GET", "/v1/uploads/cut")).status == 404
+    told = capsys.readouterr()
+    assert "request_failed" not in told.out + told.err + caplog.text

@@ -114,6 +114,8 @@ def _problem_answerer(log: FilteringBoundLogger) -> Middleware:
         except (DBAPIError, PoolTimeoutError) as error:
             log.exception("database_failed", path=request.path)
             return problem_response(_database_problem(error))
+        except ConnectionError:
+            raise  # the client went away in mid-body: nobody is there to answer
         except Exception:
             log.exception("request_failed", path=request.path, method=request.method)
             return problem_response(ProblemError(Kind.INTERNAL, "see the backend's log"))
