@@ -13,10 +13,10 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-BASE = "/v1"
-KEY = os.environ["OWN_BACKEND_KEY"]
-DATABASE = sys.argv[2] if len(sys.argv) > 2 else "own_backend.db"
+KEY, BASE = os.environ["OWN_BACKEND_KEY"], "/v1"
+PORT, DATABASE = [*sys.argv[1:], *["8801", "own_backend.db"][len(sys.argv) - 1 :]]
 SCHEMA = """
+PRAGMA journal_mode = WAL;
 CREATE TABLE IF NOT EXISTS uploads (key TEXT PRIMARY KEY, job_id TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rows (job_id TEXT NOT NULL, payload TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS health (client_id TEXT NOT NULL, report TEXT NOT NULL);
@@ -50,27 +50,12 @@ class Receiver(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        """Store an array, or a health report."""
+        """Read a JSON body, take it, send the JSON answer."""
         try:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, answer = self.take(body)
+            status, answer = self.take(self.path.rstrip("/"), body)
         except (ValueError, TypeError, KeyError, RecursionError):
             status, answer = 400, {"error": "not what this path takes"}
-        self.reply(status, answer)
-
-    def take(self, body: Any) -> tuple[int, dict[str, Any]]:
-        """The status and the answer to a JSON body."""
-        shown = self.headers.get("Authorization", "")
-        if not hmac.compare_digest(shown.encode(), f"Bearer {KEY}".encode()):
-            return 401, {"error": "send the key: Authorization: Bearer …"}
-        if self.path == BASE + "/health":
-            return report(body)
-        if self.path.rstrip("/") != BASE or not isinstance(body, list):
-            return 404 if self.path.rstrip("/") != BASE else 400, {"error": "send one JSON array"}
-        return store(self.headers.get("Idempotency-Key") or uuid.uuid4().hex, body)
-
-    def reply(self, status: int, answer: dict[str, Any]) -> None:
-        """Send a JSON answer."""
         content = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -78,19 +63,20 @@ class Receiver(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+    def take(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+        """The status and the answer to a JSON body."""
+        shown = self.headers.get("Authorization", "")
+        if not hmac.compare_digest(shown.encode(), f"Bearer {KEY}".encode()):
+            return 401, {"error": "send the key: Authorization: Bearer …"}
+        if path == BASE and isinstance(body, list):
+            return store(self.headers.get("Idempotency-Key") or uuid.uuid4().hex, body)
+        if path == BASE + "/health":
+            return report(body)
+        return 400 if path == BASE else 404, {"error": "POST one JSON array to " + BASE}
 
 
-def main() -> None:
-    """Serve until interrupted."""
-    with closing(sqlite3.connect(DATABASE)) as database:
-        database.executescript("PRAGMA journal_mode=WAL;" + SCHEMA)
-    port = int(sys.argv[1]) if sys.argv[1:] else 8801
-    with ThreadingHTTPServer(("127.0.0.1", port), Receiver) as server:
-        print(f"http://127.0.0.1:{server.server_port}{BASE}", flush=True)
-        server.serve_forever()
-
-
-if __name__ == "__main__":
-    main()
+with closing(sqlite3.connect(DATABASE)) as opened:
+    opened.executescript(SCHEMA)
+with ThreadingHTTPServer(("127.0.0.1", int(PORT)), Receiver) as server:
+    print(f"http://127.0.0.1:{server.server_port}{BASE}", flush=True)
+    server.serve_forever()
