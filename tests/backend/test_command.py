@@ -175,7 +175,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         done = run("serve", "--port", port, *database)
 
     assert done.returncode == 3
-    assert f"127.0.0.1:{port}" in done.stderr
+    assert f"127.0.0.1:{port}: something listens there already" in done.stderr
 
 
 def test_a_database_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Layer: edge.
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -55,6 +56,11 @@ async def serving(
         shown = f"[{host}]" if ":" in host else host
         yield f"{'https' if tls else 'http'}://{shown}:{bound}"
     except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: something listens there already, perhaps another "
+                "backend; name another --port"
+            ) from None
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     finally:
         await runner.cleanup()
