@@ -1,12 +1,15 @@
-"""The processor of the chaos runs: it can be told where to die, and what time to believe."""
+"""The processor of the chaos runs: it can be told where to die, what time to believe, and to wait.
+
+It is told by files in the state folder: `die_at`, `clock_offset`, `grow` and `hold`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,6 +17,10 @@ from typing import Any
 
 from catalogzero import Batch, CloudProcessor, Params
 from catalogzero.clock import SystemClock
+
+from tests.chaos.death import die_at
+
+HOLD_S = 60.0
 
 
 class JumpingClock(SystemClock):
@@ -36,7 +43,29 @@ class Mortal(CloudProcessor):
     batch_rows = 500
 
     def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
-        yield from batches
+        for batch in batches:
+            yield batch
+            self._grow_a_file()
+            self._hold()
+
+    def _grow_a_file(self) -> None:
+        """Once, in the middle of a run, append to the file that `grow` names."""
+        order = self.runtime.state_dir / "grow"
+        if order.exists():
+            path = Path(order.read_text())
+            order.unlink()
+            with path.open("a") as file:
+                file.write(f"{path.name}-grown-{os.urandom(6).hex()}\n")
+
+    def _hold(self) -> None:
+        """Wait in the middle of a run while `hold` is there; `held` says that it waits."""
+        hold, held = (self.runtime.state_dir / name for name in ("hold", "held"))
+        never = threading.Event()
+        for _ in range(int(HOLD_S / 0.02)):
+            if not hold.exists():
+                return
+            held.touch()
+            never.wait(0.02)
 
     def _engine(self) -> Any:
         control = self.runtime.state_dir
@@ -69,8 +98,8 @@ def seals_in_two_steps() -> None:
     outbox.Outbox.seal = in_two_steps  # type: ignore[method-assign]  # the mutant
 
 
-def dies_at_commits(die_at: Path) -> None:
-    """Watch the outbox's commits; `die_at` holds `<method>:<before|after>` once."""
+def dies_at_commits(order: Path) -> None:
+    """Watch the outbox's commits; `order` holds `<method>:<before|after>` once."""
     from catalogzero.cloud.outbox_file import OutboxFile
 
     plain = OutboxFile.execute
@@ -79,19 +108,9 @@ def dies_at_commits(die_at: Path) -> None:
         if sql != "COMMIT":
             return plain(self, sql, args)
         method = sys._getframe(1).f_locals["method"].__name__
-        _die(die_at, f"{method}:before")
+        die_at(order, f"{method}:before")
         done = plain(self, sql, args)
-        _die(die_at, f"{method}:after")
+        die_at(order, f"{method}:after")
         return done
 
     OutboxFile.execute = execute  # type: ignore[method-assign]  # the point of this class
-
-
-def _die(die_at: Path, here: str) -> None:
-    try:
-        wanted = die_at.read_text()
-    except OSError:
-        return
-    if wanted == here:
-        die_at.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)

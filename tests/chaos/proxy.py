@@ -1,17 +1,49 @@
 """A proxy that does to requests what networks do: cuts, delays, repeats, reorders, storms.
 
-It reads a whole request, rolls a die, and passes on what the die says, byte for byte.
+It reads a whole request, rolls a die, and passes on what the die says, byte for byte. A scene of
+the storm can step in before the die is rolled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 STORM = (429, 500, 503)
-FAULTS = ("cut_before", "cut_inside", "cut_answer", "twice", "late", "storm")
+STORM_S = (0.1, 1.0)
+FAULTS = ("cut before", "cut inside", "cut answer", "slow", "twice", "late", "storm")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, as it came; `kind` is chunk, complete, health or register."""
+
+    raw: bytes
+
+    @property
+    def kind(self) -> str:
+        """What it asks for."""
+        path = self.raw.split(b" ", 2)[1]
+        words = {b"/chunks/": "chunk", b"/complete": "complete", b"/health": "health"}
+        return next((word for mark, word in words.items() if mark in path), "register")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON of a `complete`."""
+        found = json.loads(self.raw.partition(b"\r\n\r\n")[2])
+        assert isinstance(found, dict)
+        return found
+
+
+Meddling = Callable[[Request], Awaitable[bytes | None]]
+"""Answers a request in the backend's stead (nothing: the connection is cut); None: go on."""
 
 
 class FaultProxy:
@@ -22,12 +54,20 @@ class FaultProxy:
         backend_port: Where the backend is, while it is.
         rate: How many of the requests meet a fault, from 0 to 1.
         dice: Decides; seeded, so that a run can be repeated.
+
+    Attributes:
+        hits: What the dice did, by name.
+        answers: What the backend answered, by kind of request.
+        meddling: A scene's own hand, where there is one.
     """
 
     def __init__(self, port: int, backend_port: int, rate: float, dice: random.Random) -> None:
         self._port, self._backend_port = port, backend_port
         self.rate, self._dice = rate, dice
         self.hits: Counter[str] = Counter()
+        self.answers: Counter[str] = Counter()
+        self.meddling: Meddling | None = None
+        self._storm_until = 0.0
         self._late: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -42,64 +82,97 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*self._late, return_exceptions=True)
 
+    async def calm(self) -> None:
+        """No more faults; what is late arrives now."""
+        self.rate, self.meddling, self._storm_until = 0.0, None, 0.0
+        await asyncio.gather(*self._late)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request a connection."""
         with suppress(OSError, asyncio.IncompleteReadError, ValueError):
-            request = await _one_request(reader)
-            answer = await self._meet(request)
+            request = Request(await _one_request(reader))
+            answer = await self.meddling(request) if self.meddling else None
+            answer = await self._meet(request) if answer is None else answer
             if answer:
                 writer.write(answer)
                 await writer.drain()
         writer.close()
 
-    async def _meet(self, request: bytes) -> bytes:
+    async def _meet(self, request: Request) -> bytes:
         """The answer to a request; empty where the connection is to be cut."""
+        if time.monotonic() < self._storm_until:
+            return self._stormy()
         fault = self._dice.choice(FAULTS) if self._dice.random() < self.rate else "none"
         self.hits[fault] += 1
         match fault:
-            case "cut_before":
+            case "cut before":
                 return b""
-            case "cut_inside":
-                await self._pass_on(request[: self._dice.randrange(len(request))], wait=False)
+            case "cut inside":
+                await self._torn(request.raw)
                 return b""
-            case "cut_answer":
-                await self._pass_on(request)
+            case "cut answer":
+                await self.pass_on(request)
                 return b""
+            case "slow":
+                await asyncio.sleep(self._dice.uniform(0.05, 0.5))
             case "twice":
-                await self._pass_on(request)
+                await self.pass_on(request)
             case "late":
                 self._later(request)
                 return b""
             case "storm":
-                status = self._dice.choice(STORM)
-                return f"HTTP/1.1 {status} Storm\r\nContent-Length: 0\r\n\r\n".encode()
-        return await self._pass_on(request)
+                self._storm_until = time.monotonic() + self._dice.uniform(*STORM_S)
+                return self._stormy()
+        return await self.pass_on(request)
 
-    def _later(self, request: bytes) -> None:
+    def _stormy(self) -> bytes:
+        """What a backend under load answers, now and then with when to come back."""
+        status = self._dice.choice(STORM)
+        self.hits[f"storm {status}"] += 1
+        retry = "Retry-After: 1\r\n" if self._dice.random() < 0.3 else ""
+        return f"HTTP/1.1 {status} Storm\r\n{retry}Content-Length: 0\r\n\r\n".encode()
+
+    def _later(self, request: Request) -> None:
         """Deliver a request that its sender has given up, after others."""
 
         async def deliver() -> None:
             await asyncio.sleep(self._dice.uniform(0.05, 3.0))
-            await self._pass_on(request)
+            await self.pass_on(request)
 
         task = asyncio.create_task(deliver())
         self._late.add(task)
         task.add_done_callback(self._late.discard)
 
-    async def _pass_on(self, request: bytes, *, wait: bool = True) -> bytes:
-        """Send bytes to the backend and take its whole answer."""
-        try:
+    async def pass_on(self, request: Request) -> bytes:
+        """The backend's answer to a request; nothing where it is not there."""
+        answer = b""
+        with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._backend_port)
-        except OSError:
-            return b""
-        try:
-            writer.write(request)
+            try:
+                writer.write(request.raw)
+                await writer.drain()
+                answer = await reader.read()
+            finally:
+                writer.close()
+        self._note(request, answer)
+        return answer
+
+    async def _torn(self, raw: bytes) -> None:
+        """A part of a request, and no more."""
+        with suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", self._backend_port)
+            writer.write(raw[: self._dice.randrange(len(raw))])
             await writer.drain()
-            return await reader.read() if wait else b""
-        except OSError:
-            return b""
-        finally:
             writer.close()
+
+    def _note(self, request: Request, answer: bytes) -> None:
+        """Count what a request came to."""
+        words = [request.kind]
+        if request.kind == "complete":
+            words += [request.body["mode"], *(["full"] if request.body["full"] else [])]
+        words += [answer[9:12].decode() or "no answer"]
+        words += [word for word in ("superseded", "duplicate") if f'"{word}"'.encode() in answer]
+        self.answers[" ".join(words)] += 1
 
 
 async def _one_request(reader: asyncio.StreamReader) -> bytes:

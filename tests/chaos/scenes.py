@@ -1,0 +1,264 @@
+"""What happens to a site in a storm: each scene makes one thing happen, and sees that it did.
+
+A death can come at any moment of a scene; what was killed is started again meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from tests.chaos.proxy import Request
+from tests.chaos.site import until
+
+if TYPE_CHECKING:
+    from tests.chaos.storm import Storm
+
+Scene = Callable[["Storm"], Awaitable[None]]
+ORDERS = "sql:orders"
+REFUSED = b"HTTP/1.1 422 Refused\r\nContent-Length: 0\r\n\r\n"
+FAULTY = b"HTTP/1.1 500 Fault\r\nContent-Length: 0\r\n\r\n"
+
+
+async def new_rows(storm: Storm) -> None:
+    """A file has another content, the table has more rows."""
+    storm.sources.renew(storm.sources.some())
+    storm.sources.add_orders()
+    await storm.run_all()
+
+
+async def same_content_again(storm: Storm) -> None:
+    """A file is exported again, as it was."""
+    storm.sources.touch(storm.sources.some())
+    await storm.run_all()
+    storm.happened("same content exported again")
+
+
+async def back_and_forth(storm: Storm) -> None:
+    """Content A, then B, then A again."""
+    name = storm.sources.some()
+    for change in (storm.sources.renew, storm.sources.renew, storm.sources.take_back):
+        change(name)
+        await storm.run_all()
+    storm.happened("content A, B, A")
+
+
+async def growth_while_read(storm: Storm) -> None:
+    """A file and the table grow in the middle of the run that reads them."""
+    name = storm.sources.some()
+    storm.sources.renew(name)
+    (storm.site.state / "grow").write_text(str(storm.sources.path(name)))
+    await storm.run_all()
+    if "grown" in storm.sources.path(name).read_text():
+        storm.happened("file grew while read")
+    storm.sources.add_orders()
+    async with storm.held_run(ORDERS):
+        storm.sources.add_orders()
+    storm.happened("table grew while read")
+    await storm.run_all()
+
+
+async def clock_jump(storm: Storm) -> None:
+    """The client's clock jumps, forward or back."""
+    offset_s = storm.dice.randint(-7_200, 7_200)
+    (storm.site.state / "clock_offset").write_text(str(offset_s))
+    storm.happened("clock jumped")
+    await new_rows(storm)
+
+
+async def full_again(storm: Storm) -> None:
+    """`full: true` in both modes."""
+    before = storm.proxy.answers.copy()
+    for mode, source in (("replace", storm.exports), ("append", ORDERS)):
+        answer = f"complete {mode} full 201"
+        for _ in range(5):
+            await storm.site.run_to_end(source, full=True)
+            if storm.proxy.answers[answer] > before[answer]:
+                storm.happened(f"full: true, {mode}")
+                break
+
+
+async def state_folder_lost(storm: Storm) -> None:
+    """The folder goes while sealed uploads are under way; what they sent arrives later."""
+    under_way: list[Request] = []
+
+    async def swallow(request: Request) -> bytes | None:
+        if request.kind != "complete":
+            return None
+        under_way.append(request)
+        return b""
+
+    storm.proxy.meddling = swallow
+    await new_rows(storm)
+    await until(lambda: under_way, "an upload under way")
+    storm.site.lose_state_folder()
+    storm.proxy.meddling = None
+    await storm.run_all()
+    for request in under_way[:20]:
+        await storm.proxy.pass_on(request)
+    storm.happened("state folder lost")
+    await storm.run_all()
+
+
+async def folder_lost_at_rest(storm: Storm) -> None:
+    """The folder goes while nothing is under way, and the sources stay as they are."""
+    await storm.run_all()
+    storm.site.lose_state_folder()
+    await storm.run_all()
+    storm.happened("state folder lost at rest")
+
+
+async def late_older_version(storm: Storm) -> None:
+    """A newer version of a file is completed while the older one still tries."""
+    name = storm.sources.some()
+    older: list[Request] = []
+    newer_is_there = asyncio.Event()
+
+    async def overtake(request: Request) -> bytes | None:
+        if request.kind != "complete" or request.body["source"] != f"exports/{name}":
+            return None
+        if newer_is_there.is_set():
+            return None
+        first = older[0].body["source_seq"] if older else request.body["source_seq"]
+        if request.body["source_seq"] <= first:
+            older.append(request)
+            return FAULTY
+        answer = await storm.proxy.pass_on(request)
+        if b" 201 " in answer[:20] or b" 200 " in answer[:20]:
+            newer_is_there.set()
+        return answer
+
+    storm.proxy.meddling = overtake
+    storm.sources.renew(name)
+    await storm.run_all()
+    await until(lambda: older, "the older version under way")
+    storm.sources.renew(name)
+    await storm.run_all()
+    await until(newer_is_there.is_set, "the newer version completed")
+    answer = await storm.proxy.pass_on(older[0])
+    if b'"superseded"' in answer:
+        storm.happened("late older version")
+    storm.proxy.meddling = None
+    await storm.run_all()
+
+
+async def long_outage(storm: Storm) -> None:
+    """The backend is away for longer than it keeps the chunks of uploads not completed."""
+    site, proxy = storm.site, storm.proxy
+
+    async def no_complete(request: Request) -> bytes | None:
+        return FAULTY if request.kind == "complete" else None
+
+    async def away(_: Request) -> bytes | None:
+        return b""
+
+    proxy.meddling = no_complete
+    await new_rows(storm)
+    await until(storm.verdict.open_chunks, "chunks of an upload that is not completed")
+    proxy.meddling = away
+    site.restart_backend(open_upload_ttl_s=0.001, housekeeping_interval_s=0.05)
+    await until(lambda: not storm.verdict.open_chunks(), "chunks that go after a while")
+    storm.happened("outage longer than chunks are kept")
+    site.restart_backend()
+    proxy.meddling = None
+    site.kill("worker")  # a new one does not wait as long as one that saw the whole outage
+    await storm.run_all()
+    await storm.all_sent()
+
+
+async def refused_and_purged(storm: Storm) -> None:
+    """Dead letters of both modes are purged while a later run of their sources is under way."""
+    name = storm.sources.some()
+    refused = {f"exports/{name}", ORDERS}
+
+    async def refuse(request: Request) -> bytes | None:
+        if request.kind == "complete" and request.body["source"] in refused:
+            return REFUSED
+        return None
+
+    storm.proxy.meddling = refuse
+    storm.sources.renew(name)
+    storm.sources.add_orders()
+    await storm.run_all()
+    await until(lambda: len(storm.dead_letters()) >= len(refused), "dead letters")
+    storm.proxy.meddling = None
+    storm.sources.renew(name)
+    storm.sources.add_orders()
+    dead = storm.dead_letters()
+    for source in (storm.exports, ORDERS):
+        async with storm.held_run(source):
+            for upload_id in dead[:1]:
+                await storm.site.outbox("purge", upload_id, "--yes")
+                storm.happened("dead letter purged in a later run")
+            dead = dead[1:]
+    await storm.run_all()
+
+
+async def full_disks(storm: Storm) -> None:
+    """The worker's disk is full, then the backend's."""
+    site = storm.site
+    for _ in range(5):
+        if site.no_room("worker"):
+            storm.sources.renew(storm.sources.some())
+            result = await site.run(storm.exports)
+            site.room_again("worker")
+            if "disk" in result.get("error", ""):
+                storm.happened("full disk at the client")
+                break
+    if storm.verdict.is_sqlite and site.no_room("backend"):
+        before = storm.refusals()
+        storm.sources.renew(storm.sources.some())
+        await site.run(storm.exports)
+        if storm.refusals() > before:
+            storm.happened("full disk at the backend")
+        site.room_again("backend")
+    await storm.run_all()
+
+
+SCENES: dict[str, Scene] = {
+    scene.__name__: scene
+    for scene in (
+        new_rows,
+        same_content_again,
+        back_and_forth,
+        growth_while_read,
+        clock_jump,
+        full_again,
+        state_folder_lost,
+        folder_lost_at_rest,
+        late_older_version,
+        long_outage,
+        refused_and_purged,
+        full_disks,
+    )
+}
+
+POINTS: dict[str, str] = {
+    "outbox begin": "new_rows",
+    "outbox add": "new_rows",
+    "outbox seal": "new_rows",
+    "outbox acknowledge": "new_rows",
+    "outbox completing": "new_rows",
+    "outbox done": "new_rows",
+    "outbox abandon": "folder_lost_at_rest",
+    "outbox learn_highest": "folder_lost_at_rest",
+    "outbox remember": "folder_lost_at_rest",
+    "outbox restamp": "same_content_again",
+    "outbox superseded": "late_older_version",
+    "outbox missing": "long_outage",
+    "outbox die": "refused_and_purged",
+    "backend put_chunk": "new_rows",
+    "backend complete": "new_rows",
+    "backend register": "folder_lost_at_rest",
+    "backend clear_hidden": "new_rows",
+    "backend expire_chunk": "long_outage",
+    "backend forget_empty": "long_outage",
+}
+"""Each commit point of outbox and backend, and the scene that comes by it."""
+
+
+def dead_of(listing: str) -> list[str]:
+    """The dead letters in what `catalogzero outbox list --json` says."""
+    return [u["upload_id"] for u in json.loads(listing)["uploads"] if u["state"] == "dead"]

@@ -1,0 +1,260 @@
+"""The processes of a storm: a handler with its worker, a backend; what dies is started again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from catalogzero import CatalogZeroError, HandlerClient
+
+LOOK_S = 0.02
+PATIENCE_S = 120.0
+FEW_BYTES = 1 << 13
+UNLIMITED = resource.RLIM_INFINITY
+
+
+class Site:
+    """Handler and backend of one storm.
+
+    Args:
+        folder: Where state, logs and the registry file are.
+        database: The backend's, as a URL.
+        table_url: The database of the query `orders`.
+        chunk_bytes: The handler's setting.
+        mutant: The fault that is built into one of them.
+    """
+
+    def __init__(
+        self, folder: Path, database: str, table_url: str, chunk_bytes: int, mutant: str
+    ) -> None:
+        self._folder, self._database, self._mutant = folder, database, mutant
+        self.state = folder / "state"
+        self.state.mkdir()
+        (folder / "logs").mkdir()
+        self.proxy_port, self.backend_port, self._handler_port = free_ports(3)
+        self.die_at = {"outbox": self.state / "die_at", "backend": folder / "backend_die_at"}
+        self._registry = folder / "handler_registry.yaml"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._backend_settings: dict[str, str] = {}
+        self._logs = 0
+        self._write_registry(table_url, chunk_bytes)
+
+    def _write_registry(self, table_url: str, chunk_bytes: int) -> None:
+        """The client's file; the installation's id stands in it, so that a lost folder keeps it."""
+        added = self._command("backend", "tenants", "add", "t", "--json", *self._db())
+        query = {"url": table_url, "query": "SELECT id FROM orders", "watermark": "id"}
+        handler = {
+            "handler_id": "h",
+            "module_path": "tests.chaos.processors",
+            "class_name": "Mortal",
+            "port": self._handler_port,
+            "installation_id": "site",
+            "state_dir": str(self.state),
+            "settle_s": 0,
+            "chunk_bytes": chunk_bytes,
+            "upload_wait_s": 2,
+            "config": {
+                "endpoint": f"http://127.0.0.1:{self.proxy_port}/v1",
+                "api_key": json.loads(added)["key"],
+                "data_roots": [str(self._folder / "exports")],
+                "sources": {"orders": query},
+            },
+        }
+        self._registry.write_text(yaml.safe_dump({"scheduler": "none", "handlers": [handler]}))
+
+    def outbox_path(self, suffix: str = "") -> Path:
+        """The outbox's file, or one beside it."""
+        return self.state / f"h/outbox.sqlite{suffix}"
+
+    @cached_property
+    def client(self) -> HandlerClient:
+        """A connection to the handler; made on the loop that uses it."""
+        return HandlerClient(f"tcp://127.0.0.1:{self._handler_port}")
+
+    # Life and death
+
+    async def keep_up(self) -> None:
+        """Start what has died, until cancelled."""
+        while True:
+            self.start()
+            await asyncio.sleep(LOOK_S)
+
+    def start(self) -> None:
+        """Start what does not run."""
+        if not self._runs("backend"):
+            serve = ("backend", "serve", "--port", str(self.backend_port), *self._db())
+            self._start("backend", "tests.chaos.backend_process", *serve)
+        if not self._runs("handler"):
+            named = ("h", "--registry", str(self._registry))
+            self._start("handler", "catalogzero", "run", *named)
+
+    def kill(self, victim: str) -> bool:
+        """Kill -9 the handler, its worker or the backend; False when there is none."""
+        pid = self.pid(victim)
+        with suppress(ProcessLookupError):
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+                if victim in self._processes:
+                    self._processes[victim].wait()
+                return True
+        return False
+
+    def pid(self, victim: str) -> int | None:
+        """The process id of the handler, its worker or the backend."""
+        if victim != "worker":
+            return self._processes[victim].pid if self._runs(victim) else None
+        with suppress(psutil.NoSuchProcess, KeyError):
+            children = psutil.Process(self._processes["handler"].pid).children()
+            return children[0].pid if children else None
+        return None
+
+    def stop(self) -> None:
+        """The end of all."""
+        for name in ("handler", "backend"):
+            self.kill(name)
+        self.client.close()
+
+    def restart_backend(self, **settings: object) -> None:
+        """Kill the backend; it comes back with these settings."""
+        self._backend_settings = {
+            f"CATALOGZERO_BACKEND_{name.upper()}": str(value) for name, value in settings.items()
+        }
+        self.kill("backend")
+
+    def lose_state_folder(self) -> None:
+        """Kill the handler, and remove what it kept before it is back."""
+        worker = self.pid("worker")
+        self.kill("handler")
+        while worker is not None and psutil.pid_exists(worker):
+            time.sleep(LOOK_S)  # nothing else runs here meanwhile, and nothing is started again
+        shutil.rmtree(self.state / "h", ignore_errors=True)
+
+    def no_room(self, victim: str) -> bool:
+        """From now on no file of the process may grow much: to it, the disk is full."""
+        pid = self.pid(victim)
+        if pid is None:
+            return False
+        wal = (
+            self.state / "h/outbox.sqlite-wal"
+            if victim == "worker"
+            else self._folder / "backend.db-wal"
+        )
+        logs = (self._folder / "logs").glob("*.log")
+        sizes = [path.stat().st_size for path in (wal, *logs) if path.exists()]
+        return self._limit(pid, max(sizes) + FEW_BYTES)
+
+    def room_again(self, victim: str) -> None:
+        """The disk has room."""
+        pid = self.pid(victim)
+        if pid is not None:
+            self._limit(pid, UNLIMITED)
+
+    def _limit(self, pid: int, size: int) -> bool:
+        with suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, UNLIMITED))
+            return True
+        return False
+
+    # What is done with them
+
+    async def answers(self) -> bool:
+        """Whether the handler is there."""
+        with suppress(CatalogZeroError):
+            return bool(await self.client.call("ping", timeout_s=1.0))
+        return False
+
+    async def run(self, data_source: str, *, full: bool = False) -> dict[str, Any]:
+        """One run; empty where it failed, or where somebody died of it."""
+        body = {"data_source": data_source, "params": {"full": full}}
+        call = asyncio.create_task(
+            self.client.call("process_and_upload", body, timeout_s=PATIENCE_S)
+        )
+        handler = self._processes["handler"]
+        while not call.done():
+            await asyncio.wait([call], timeout=LOOK_S)
+            if handler.poll() is not None:
+                call.cancel()
+        try:
+            return dict(await call)
+        except (CatalogZeroError, asyncio.CancelledError) as error:
+            return {"error": str(error) or "the handler died"}
+
+    async def run_to_end(self, data_source: str, *, full: bool = False) -> dict[str, Any]:
+        """Runs until one has a result."""
+        result: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    result = await self.run(data_source, full=full)
+                    if "status" in result:
+                        return result
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            raise AssertionError(f"no run of {data_source} has a result: {result}") from None
+
+    async def outbox(self, *arguments: str) -> str:
+        """What `catalogzero outbox` says, run beside the handler."""
+        verb, *more = arguments
+        command = ("outbox", verb, "h", *more, "--registry", str(self._registry))
+        return await asyncio.to_thread(self._command, *command)
+
+    def _command(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", "catalogzero", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def _db(self) -> tuple[str, str]:
+        return ("--database", self._database)
+
+    def _runs(self, name: str) -> bool:
+        return name in self._processes and self._processes[name].poll() is None
+
+    def _start(self, name: str, module: str, *arguments: str) -> None:
+        self._logs += 1
+        added = {"CHAOS_MUTANT": self._mutant, "CHAOS_DIE_AT": str(self.die_at["backend"])}
+        added |= {"CATALOGZERO_BACKEND_HOUSEKEEPING_INTERVAL_S": "1"}
+        with (self._folder / "logs" / f"{self._logs:04}-{name}.log").open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **added, **self._backend_settings},
+            )
+
+
+async def until(
+    condition: Callable[[], object | Awaitable[object]], what: str, wait_s: float = PATIENCE_S
+) -> None:
+    """Wait for a condition."""
+    try:
+        async with asyncio.timeout(wait_s):
+            while True:
+                found = condition()
+                if await found if isinstance(found, Awaitable) else found:
+                    return
+                await asyncio.sleep(LOOK_S)
+    except TimeoutError:
+        raise AssertionError(f"it never came to this: {what}") from None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(server.getsockname()[1]) for server in held]
+    for server in held:
+        server.close()
+    return ports

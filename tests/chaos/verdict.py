@@ -1,0 +1,67 @@
+"""What the backend shows, compared with what the client has."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+PARTIAL = """
+SELECT COUNT(*) FROM uploads u
+LEFT JOIN (SELECT upload_no, COUNT(*) AS there FROM records GROUP BY upload_no) r
+  ON r.upload_no = u.upload_no
+WHERE u.visible AND u.records <> COALESCE(r.there, 0)
+"""
+BESIDE = """
+SELECT COUNT(*) FROM (SELECT source_id FROM uploads WHERE visible AND mode = 'replace'
+GROUP BY source_id HAVING COUNT(*) > 1) AS twice
+"""
+OPEN_CHUNKS = """
+SELECT COUNT(*) FROM chunks c JOIN uploads u ON u.upload_no = c.upload_no WHERE u.state = 'open'
+"""
+
+
+@dataclass(slots=True)
+class Difference:
+    """Rows that the client has, that are not shown, and that are shown too often."""
+
+    rows: int = 0
+    lost: int = 0
+    twice: int = 0
+
+
+class Verdict:
+    """Looks into the backend's database, beside the backend."""
+
+    def __init__(self, database: str) -> None:
+        self._engine = sa.create_engine(database, poolclass=sa.NullPool)
+        self.is_sqlite = self._engine.dialect.name == "sqlite"
+
+    def partial(self) -> int:
+        """Visible uploads without all their rows, or beside another of a source that replaces."""
+        return self._count(PARTIAL) + self._count(BESIDE)
+
+    def open_chunks(self) -> int:
+        """Chunks of uploads that are not completed."""
+        return self._count(OPEN_CHUNKS)
+
+    def compare(self, expected: dict[str, Counter[str]]) -> Difference:
+        """All that is visible against all that must be."""
+        shown: dict[str, Counter[str]] = {}
+        visible = sa.text("SELECT source, payload FROM visible_records")
+        with self._engine.connect() as db:
+            for source, payload in db.execute(visible):
+                shown.setdefault(source, Counter())[str(json.loads(payload)["id"])] += 1
+        found = Difference()
+        for source in expected.keys() | shown.keys():
+            there, got = expected.get(source, Counter()), shown.get(source, Counter())
+            found.rows += there.total()
+            found.lost += (there - got).total()
+            found.twice += (got - there).total()
+        return found
+
+    def _count(self, question: str) -> int:
+        with self._engine.connect() as db:
+            return int(db.execute(sa.text(question)).scalar_one())
