@@ -215,7 +215,9 @@ class Site:
 
     def _command(self, *arguments: str) -> str:
         command = [sys.executable, "-m", "catalogzero", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        return done.stdout
 
     def _db(self) -> tuple[str, str]:
         return ("--database", self._database)
