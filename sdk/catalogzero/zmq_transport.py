@@ -251,9 +251,7 @@ class DealerPeer:
         _configure(self._socket, max_message_bytes)
         _configure_client(self._socket)
         if curve:
-            self._socket.curve_publickey = curve.keys.public
-            self._socket.curve_secretkey = curve.keys.secret
-            self._socket.curve_serverkey = curve.server
+            self._use(curve)
         try:
             self._socket.connect(address)
         except zmq.ZMQError as error:
@@ -261,6 +259,18 @@ class DealerPeer:
             raise ConfigError(f"{address!r} is no address such as tcp://host:port") from error
         self._blocked = False
         self._watch = _Watch(self._socket, self._drain)
+
+    def _use(self, curve: CurveClient) -> None:
+        """Encrypt with these keys."""
+        try:
+            self._socket.curve_publickey = curve.keys.public
+            self._socket.curve_secretkey = curve.keys.secret
+            self._socket.curve_serverkey = curve.server
+        except (zmq.ZMQError, ValueError) as error:
+            self._socket.close(linger=0)
+            raise ConfigError(
+                "the handler's public key is none: the `public` line of its key file is"
+            ) from error
 
     def try_send(self, payload: bytes) -> bool:
         """Send now; false when the peer is not connected or does not read."""

@@ -190,9 +190,34 @@ async def test_handlers_with_keys_are_reached_with_keys(tmp_path: Path) -> None:
     assert refused["handlers"]["keyed"]["alive"] is False
 
 
+async def test_a_wrong_key_makes_its_handler_unreachable_and_no_other(tmp_path: Path) -> None:
+    mine, theirs, others = CurveKeys.new(), CurveKeys.new(), CurveKeys.new()
+    for name, keys in (("conductor", mine), ("shop", theirs)):
+        text = f"public: {keys.public.decode()}\nsecret: {keys.secret.decode()}\n"
+        (tmp_path / name).write_text(text)
+    (tmp_path / "clients").write_text(mine.public.decode() + "\n")
+    curve = {"key_file": tmp_path / "shop", "clients_file": tmp_path / "clients"}
+    async with (
+        serving(Shop(), handler_id="open") as unkeyed,
+        serving(Shop(), handler_id="keyed", curve=curve) as keyed,
+    ):
+        registry = addresses({"keyed": keyed, "open": unkeyed})
+        for wrong in (others.public.decode(), "#" * 40):
+            config: dict[str, Any] = {"curve_key_file": tmp_path / "conductor"}
+            config["server_keys"] = {"keyed": wrong}
+            async with ConductorZero(registry, timeout_s=0.5, **config) as conductor:
+                health = await conductor.health_check()
+
+            assert health["handlers"]["keyed"]["alive"] is False
+            assert health["handlers"]["open"]["alive"] is True
+    assert "public key" in health["handlers"]["keyed"]["error"]
+
+
 def test_keys_of_handlers_without_an_own_pair_are_refused() -> None:
     with pytest.raises(ConfigError, match="curve_key_file"):
         ConductorZero({}, server_keys={"shop": "x" * 40})
+    with pytest.raises(ConfigError, match=r"server_keys\.shop"):
+        ConductorZero({}, server_keys={"shop": "~" * 40})
 
 
 async def test_an_address_that_is_none_leaves_the_others_alone() -> None:

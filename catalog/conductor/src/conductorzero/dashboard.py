@@ -18,6 +18,7 @@ Layer: catalog entry, imports public names of catalogzero only.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -74,9 +75,11 @@ class Dashboard:
             await site.start()
         except OSError as error:
             await self._runner.cleanup()
+            taken = error.errno == errno.EADDRINUSE
+            reason = "something else listens there" if taken else error.strerror
             raise ConfigError(
-                f"the dashboard cannot listen on {host}:{port} ({error.strerror}):"
-                " set dashboard_port to a free one, to 0, or to null for none"
+                f"the dashboard cannot listen on {host}:{port} ({reason}): set dashboard_host and"
+                " dashboard_port to others, or dashboard_port to 0 for a free one, null for none"
             ) from None
         bound_port = self._runner.addresses[0][1]
         shown = f"[{host}]" if ":" in host else host

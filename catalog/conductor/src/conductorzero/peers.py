@@ -206,7 +206,7 @@ class SchedulerListing:
         except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
-            reason = str(error) or type(error).__name__
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise ConfigError(f"{self.url} does not answer with a list: {reason}") from None
 
     async def _bounded(self, content: Any) -> bytes:

@@ -17,7 +17,9 @@ from conductorzero.peers import peers_of_mapping
 
 DEFAULT_REGISTRY = "handler_registry.yaml"
 
-CurveKey = Annotated[str, Field(min_length=40, max_length=40)]
+CurveKey = Annotated[
+    str, Field(min_length=40, max_length=40, pattern=r"^[0-9a-zA-Z.:+=^!/*?&<>()\[\]{}@%$#-]*$")
+]
 
 
 class ConductorSettings(HandlerSettings):
