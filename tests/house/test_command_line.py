@@ -100,6 +100,15 @@ def run(*words: str, without: str = "", cwd: Path | None = None) -> tuple[int, s
     return done.returncode, done.stderr
 
 
+PASSES_ROWS = """
+from catalogzero import CloudProcessor
+
+class Rows(CloudProcessor):
+    def process(self, batches, params):
+        yield from batches
+"""
+
+
 @pytest.mark.parametrize(
     ("words", "without", "extra"),
     [
@@ -108,15 +117,26 @@ def run(*words: str, without: str = "", cwd: Path | None = None) -> tuple[int, s
         (("backend", "tenants", "list"), "sqlalchemy", "backend"),
         (("new", "--no-input"), "cookiecutter", "vendor"),
         (("build",), "build packaging", "vendor"),
+        (("preview", "rows:Rows", "rows.parquet"), "pyarrow", "parquet"),
+        (
+            ("preview", "rows:Rows", "rows.csv", "--params", '{"format": "parquet"}'),
+            "pyarrow",
+            "parquet",
+        ),
+        (("preview", "rows:Rows", "sql:orders"), "sqlalchemy", "sql"),
         (("catalog", "build", "dist", "--out", "site"), "jinja2 packaging", "vendor"),
     ],
 )
 def test_what_is_not_installed_is_told_by_its_extra(
     words: tuple[str, ...], without: str, extra: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "rows.py").write_text(PASSES_ROWS)
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
+
     code, told = run(*words, without=without, cwd=tmp_path)
 
-    assert code == 3
+    assert code == (1 if words[0] == "preview" else 3)
     assert f"pip install 'catalogzero[{extra}]'" in told
     assert len(told.splitlines()) == 1
 

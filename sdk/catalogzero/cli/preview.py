@@ -157,7 +157,7 @@ def _handler(target: str, registry: Path | None, source: str) -> CloudProcessor:
     if not configured and registry is None and (entry := class_of_entry(target)):
         target = f"{entry.__module__}:{entry.__qualname__}"
     filled: dict[str, Any] = {}
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    folder = Path(source) if Path(source).is_dir() else Path(source).absolute().parent
     fillings = iter([("data_roots", [str(folder)]), *_PLACEHOLDERS.items()])
     while True:
         try:

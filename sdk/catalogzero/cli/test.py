@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,8 @@ def run_contract(
     from catalogzero.cloud.processor import CloudProcessor
     from catalogzero.launch import class_of_entry, load_class
 
+    if find_spec("pytest") is None:
+        raise ConfigError("`catalogzero test` needs pytest: pip install pytest")
     module, mark, name = target.partition(":")
     cls = load_class(module, name) if mark else class_of_entry(target)
     if cls is None:

@@ -24,6 +24,7 @@ from catalogzero.cloud.egress import check_host
 from catalogzero.cloud.health import SKEW_S
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.push import ApiKey, http_client
+from catalogzero.cloud.records import require_extra
 from catalogzero.errors import ConfigError, FailedError
 from catalogzero.preflight import CHECK_TIMEOUT_S, Check, Finding
 
@@ -176,6 +177,7 @@ def _roots(settings: CloudSettings) -> Finding:
 
 def _queries(settings: CloudSettings) -> Finding:
     """Their databases answer."""
+    require_extra("sql")
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool

@@ -27,6 +27,7 @@ import orjson
 import zstandard
 
 from catalogzero.cloud.contract import CONTENT_TYPES, Batch
+from catalogzero.cloud.records import require_extra
 from catalogzero.errors import BadParamsError, FailedError
 from catalogzero.settings import EgressPolicy
 
@@ -173,7 +174,7 @@ class ParquetEncoder:
     """Chunks that are Parquet files of their own; the first batch's schema is the upload's."""
 
     def __init__(self, chunk_bytes: int) -> None:
-        _require_arrow()
+        require_extra("parquet")
         self._limit = chunk_bytes
         self._schema: pa.Schema | None = None
         self._tables: list[pa.Table] = []
@@ -354,13 +355,3 @@ def _csv_value(value: Any) -> Any:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     return orjson.dumps(value, default=_json_value, option=orjson.OPT_NON_STR_KEYS).decode()
-
-
-def _require_arrow() -> None:
-    """Say how to get pyarrow where it is missing."""
-    try:
-        import pyarrow  # noqa: F401  # only whether it is there
-    except ImportError:
-        raise FailedError(
-            "Parquet and Arrow need the extra `parquet`: pip install 'catalogzero[parquet]'"
-        ) from None

@@ -30,7 +30,7 @@ from catalogzero.cloud.contract import (
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for, rows_of
 from catalogzero.cloud.outbox import Outbox, UploadEndedError
 from catalogzero.cloud.outbox_contents import Mark, Upload
-from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.cloud.records import BadRecords, ReadOptions, require_extra
 from catalogzero.cloud.sender import new_upload_id
 from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
 from catalogzero.errors import (
@@ -148,6 +148,7 @@ class UploadRun:
         if author.reads_itself:
             items = [OwnItem(author, self._source, self._params)]
         elif self._source.startswith("sql:"):
+            require_extra("sql")
             from catalogzero.cloud.queries import query_item
 
             items = [query_item(settings, self._source, options)]

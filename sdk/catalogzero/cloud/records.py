@@ -14,6 +14,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,8 @@ def read_records(
         FailedError: Malformed as a whole, or in one record where the rule is to fail.
     """
     kind = kind_of(name)
+    if options.arrow or kind == "parquet":
+        require_extra("parquet")
     if kind == "csv" and options.arrow:
         from catalogzero.cloud.arrow import csv_tables
 
@@ -120,6 +123,16 @@ def read_records(
     from catalogzero.cloud.arrow import tables_of
 
     return tables_of(batches)
+
+
+def require_extra(extra: Literal["parquet", "sql"]) -> None:
+    """Say how to get what an extra brings, where it is missing.
+
+    Raises:
+        FailedError: It is not installed.
+    """
+    if find_spec({"parquet": "pyarrow", "sql": "sqlalchemy"}[extra]) is None:
+        raise FailedError(f"the extra `{extra}` is missing: pip install 'catalogzero[{extra}]'")
 
 
 def _batched(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
