@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from catalogzero.errors import ConfigError, UnreachableError
@@ -15,7 +16,7 @@ from catalogzero.scheduler import schema
 from catalogzero.scheduler.history import History
 from catalogzero.scheduler.rows import MAX_RESULT_BYTES, Execution
 from catalogzero.scheduler.store import Store
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from tests.scheduler.simulation import SetClock, end, make_schedule, records
 
@@ -154,6 +155,37 @@ def test_queued_runs_begin_one_after_the_other_in_order(store: Store, clock: Set
     assert order == sorted(tick for tick in order if tick is not None)
     assert len(set(order)) == 3
     assert (running.owner, running.lease) == ("B", 2)
+
+
+def test_a_claim_reads_none_of_what_is_over(store: Store, clock: SetClock) -> None:
+    if store.dialect != "sqlite":
+        pytest.skip("PostgreSQL plans by its statistics")
+    seen: list[tuple[str, Any]] = []
+    listen = (store._engine, "before_cursor_execute")
+
+    def note(*given: Any) -> None:
+        seen.append(given[2:4])
+
+    store.add_schedule(make_schedule(job_id="j", overlap="queue"))
+    event.listen(*listen, note)
+    for _ in range(2):
+        store.claim("A", LEASE_S)
+        clock.forward(1)
+    event.remove(*listen, note)
+
+    with store.reading() as c:
+        plans = [
+            row[3]
+            for statement, given in seen
+            if statement.startswith("SELECT") and "scheduler_executions" in statement
+            for row in c.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)
+        ]
+    looks = [plan for plan in plans if plan.startswith(("SEARCH", "SCAN"))]
+    assert len(looks) >= 4
+    assert {plan.split(" INDEX ")[1].split()[0] for plan in looks} <= {
+        "scheduler_executions_open",
+        "scheduler_executions_status",
+    }
 
 
 def test_parallel_runs_do_not_wait(store: Store, clock: SetClock) -> None:

@@ -155,7 +155,7 @@ def migrate(connection: Connection) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(7310420001)"))
     newest = len(UPGRADES) + 1
     if not inspect(connection).has_table(version_table.name):
-        metadata.create_all(connection)
+        _create(connection)
         connection.execute(insert(version_table).values(id=1, version=newest))
         return
     version = connection.execute(select(version_table.c.version)).scalar_one()
@@ -167,3 +167,14 @@ def migrate(connection: Connection) -> None:
     for step in UPGRADES[version - 1 :]:
         step(connection)
     connection.execute(update(version_table).values(version=newest))
+
+
+def _create(connection: Connection) -> None:
+    """Make the tables of an empty database.
+
+    Every execution is written twice more: with room beside it in its page, PostgreSQL leaves the
+    indexes alone.
+    """
+    metadata.create_all(connection)
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"ALTER TABLE {executions.name} SET (fillfactor = 50)"))

@@ -33,6 +33,17 @@ from catalogzero.messages import encode_json
 from catalogzero.scheduler.schema import ACTIVE, OPEN, executions, schedules
 
 Given = Callable[[str], ColumnElement[Any]]
+
+
+def _is_open(status: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a status is that of an open execution, written as the index of these has it.
+
+    With parameters instead, a database cannot tell that the index holds all that is asked for,
+    and reads every execution that a schedule ever had.
+    """
+    return status.in_(bindparam("open", OPEN, expanding=True, literal_execute=True))
+
+
 IS_ACTIVE = or_(*(executions.c.status == status for status in ACTIVE))
 
 
@@ -193,7 +204,7 @@ GOING_ON = (
         func.sum(case((executions.c.status == "queued", 1), else_=0)).label("queued"),
     )
     .where(
-        executions.c.status.in_(OPEN),
+        _is_open(executions.c.status),
         executions.c.schedule_id.in_(bindparam("schedule_ids", expanding=True)),
     )
     .group_by(executions.c.schedule_id)
@@ -208,7 +219,9 @@ _before = or_(
     _ahead.c.status.in_(ACTIVE),
     (_ahead.c.status == "queued") & (_ahead.c.seq < executions.c.seq),
 )
-_blocked = select(_ahead.c.seq).where(_ahead.c.schedule_id == executions.c.schedule_id, _before)
+_blocked = select(_ahead.c.seq).where(
+    _ahead.c.schedule_id == executions.c.schedule_id, _is_open(_ahead.c.status), _before
+)
 
 TURN = (
     select(executions)
