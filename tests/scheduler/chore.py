@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogzero import Handler, HandlerSettings, job
+from catalogzero.runs import current_run
 
 
 class ChoreSettings(HandlerSettings):
@@ -23,9 +24,9 @@ class Chore(Handler):
 
     async def note(self, text: str = "", seconds: float = 0.0) -> dict[str, Any]:
         """One run."""
-        self._write(f"began {text}")
+        self._write("began", text)
         await asyncio.sleep(seconds)
-        self._write(f"ended {text}")
+        self._write("ended", text)
         return {"text": text}
 
     @job(retry_safe=True)
@@ -37,12 +38,13 @@ class Chore(Handler):
         """Fail."""
         raise ValueError("on purpose")
 
-    def _write(self, line: str) -> None:
-        """One whole line, also under kill -9."""
-        settings = self.settings
+    def _write(self, what: str, text: str) -> None:
+        """One whole line, also under kill -9: what, the call's request_id, and the text."""
+        settings, run = self.settings, current_run.get()
         assert isinstance(settings, ChoreSettings)
+        assert run
         descriptor = os.open(settings.notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(descriptor, f"{line}\n".encode())
+            os.write(descriptor, f"{what} {run.call.request_id} {text}\n".encode())
         finally:
             os.close(descriptor)

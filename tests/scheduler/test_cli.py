@@ -86,6 +86,12 @@ def test_a_schedule_lives_its_whole_life_from_the_command_line(running: Schedule
     [
         (("add", "chore", "note"), 2, "name one of --every, --cron and --at"),
         (("add", "chore", "note", "--every", "soon"), 2, "30s, 5m"),
+        (
+            ("add", "chore", "note", "--every", "5m", "--timezone", "UTC"),
+            2,
+            "no use for a --timezone",
+        ),
+        (("add", "chore", "note", "--at", "tomorrow"), 1, "'tomorrow' is not ISO 8601"),
         (("add", "nobody", "note", "--every", "5m"), 1, "Handler 'nobody' not registered."),
         (("remove", "nothing"), 1, "Schedule 'nothing' not found"),
         (("run", "nothing"), 1, "no schedule is called 'nothing'"),
@@ -99,6 +105,13 @@ def test_a_failure_is_a_sentence_and_an_exit_code(
 
     assert (done.returncode, "Traceback" in done.stderr) == (code, False)
     assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_url_without_its_scheme_is_a_usage_error() -> None:
+    done = schedule("127.0.0.1:8888", "list")
+
+    assert done.returncode == 2
+    assert "begin it with http://" in done.stderr
 
 
 def test_a_scheduler_that_is_not_there_is_exit_code_4() -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
 from catalogzero.zmq_transport import CurveKeys, CurveServer, read_server_keys
 
 from tests.scheduler.conftest import QUICK
+from tests.scheduler.processes import CATALOGZERO, SchedulerProcess
 from tests.scheduler.toys import Toy, until
 
 HANDLER, SCHEDULER, STRANGER = CurveKeys.new(), CurveKeys.new(), CurveKeys.new()
@@ -129,3 +132,69 @@ async def test_server_keys_without_a_pair_of_its_own_are_refused(tmp_path: Path)
     with pytest.raises(ConfigError, match="--server-keys-file needs --curve-key-file"):
         async with serve_scheduler(settings):
             pass
+
+
+def new_pair(path: Path) -> str:
+    """A pair by `catalogzero keys new`; its public key."""
+    command = [*CATALOGZERO, "keys", "new", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.split()[-1]
+
+
+@pytest.mark.timeout(180)
+def test_processes_with_key_files_find_each_other_and_one_without_is_refused(
+    tmp_path: Path,
+) -> None:
+    scheduler_key = new_pair(tmp_path / "scheduler.key")
+    handler_key = new_pair(tmp_path / "handler.key")
+    (tmp_path / "handlers.pub").write_text(f"{handler_key}\n")
+    (tmp_path / "handlers.keys").write_text(f"chore: {handler_key}\n")
+    (tmp_path / "callers.pub").write_text(f"{scheduler_key}\n")
+    options = [
+        *("--curve-key-file", str(tmp_path / "scheduler.key")),
+        *("--curve-clients-file", str(tmp_path / "handlers.pub")),
+        *("--server-keys-file", str(tmp_path / "handlers.keys")),
+    ]
+    with SchedulerProcess(f"sqlite:///{tmp_path / 'scheduler.db'}", *options) as scheduler:
+        curve = {
+            "key_file": str(tmp_path / "handler.key"),
+            "clients_file": str(tmp_path / "callers.pub"),
+            "scheduler_key": scheduler_key,
+        }
+        with (
+            running_chore(tmp_path / "plain", scheduler, "plain"),
+            running_chore(tmp_path / "keyed", scheduler, "chore", curve=curve),
+        ):
+            scheduler.wait_for_handler("chore")
+            body = {"handler_id": "chore", "job_method": "note", "job_params": {"text": "keyed"}}
+            answer = scheduler.api.post("/api/run_now", json=body)
+            listed = scheduler.api.get("/api/handlers").json()["handlers"]
+
+    assert answer.json()["result"]["text"] == "keyed"
+    assert [one["id"] for one in listed] == ["chore"]
+
+
+@contextmanager
+def running_chore(
+    folder: Path, scheduler: SchedulerProcess, handler_id: str, **more: Any
+) -> Iterator[None]:
+    """A chore that a registry file describes, as a process."""
+    folder.mkdir()
+    stanza = {
+        "handler_id": handler_id,
+        "module_path": "tests.scheduler.chore",
+        "class_name": "Chore",
+        "port": 0,
+        "state_dir": str(folder / "state"),
+        "config": {"notes": str(folder / "notes")},
+        **more,
+    }
+    registry = {"scheduler": scheduler.zmq_address, "handlers": [stanza]}
+    (folder / "registry.yaml").write_text(yaml.safe_dump(registry))
+    command = [*CATALOGZERO, "run", handler_id, "--registry", str(folder / "registry.yaml")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

@@ -62,7 +62,7 @@ async def test_the_page_shows_runs_and_pauses_schedules(
         httpx.AsyncClient(base_url=url) as api,
         toy(sqlite_scheduler.zmq_address, api),
     ):
-        trigger = {"type": "cron", "hour": 2, "timezone": "Europe/Berlin"}
+        trigger = {"type": "cron", "hour": 2, "day": "*", "timezone": "Europe/Berlin"}
         call = {"handler_id": "toy", "job_method": "quick", "job_params": {"x": 41}}
         await api.post("/api/schedule", json={**call, "trigger": trigger, "job_id": evil})
         await api.post("/api/run_now", json={"handler_id": "toy", "job_method": "fail"})

@@ -133,6 +133,7 @@ def test_numbered_weekdays_are_cron_s(given_days: Any, days: set[int]) -> None:
         ({"type": "cron"}, "cron needs at least one of"),
         ({"type": "cron", "hour": 24}, "24"),
         ({"type": "cron", "hour": "x"}, "x"),
+        ({"type": "interval", "hours": 1, "timezone": "Mars/Base"}, "no time zone is called"),
         ({"type": "cron", "hour": 1, "timezone": "Mars/Base"}, "no time zone is called"),
         ({"type": "cron", "hour": 1, "timezone": "../etc/passwd"}, "no time zone is called"),
         ({"type": "cron", "day_of_week": "8"}, "8"),

@@ -51,6 +51,8 @@ def schedule(
         token = token_file.read_text("utf-8").strip() if token_file else None
     except OSError as error:
         raise ConfigError(f"{token_file}: {error.strerror}") from None
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"--url {url}: begin it with http://")
     context.obj = Api(url.rstrip("/"), token)
 
 
@@ -63,7 +65,9 @@ def add(
     every: Annotated[str | None, typer.Option(help="An interval: 30s, 5m, 2h, 1d, 1w.")] = None,
     cron: Annotated[str | None, typer.Option(help="Five cron fields: '0 2 * * *'.")] = None,
     at: Annotated[str | None, typer.Option(help="One moment: ISO 8601.")] = None,
-    timezone: Annotated[str | None, typer.Option(help="Of --cron and --at.")] = None,
+    timezone: Annotated[
+        str | None, typer.Option(help="Of --cron and --at, such as Europe/Berlin.")
+    ] = None,
     job_id: Annotated[str | None, typer.Option(help="Its name.")] = None,
     timeout_s: Annotated[float | None, typer.Option(help="Cancel a run after so long.")] = None,
     overlap: Annotated[str | None, typer.Option(help="skip, queue or parallel.")] = None,
@@ -115,9 +119,8 @@ def list_(context: typer.Context, json: JsonFlag = False) -> None:
     for one in told["schedules"]:
         handler_id, method = ([*(one.get("args") or []), "", ""])[:2]
         state = "paused" if one.get("paused") else ""
-        rows.append(
-            (one["id"], handler_id, method, one["trigger"], one["next_fire_time"] or "-", state)
-        )
+        next_ = str(one["next_fire_time"] or "-")[:19]
+        rows.append((one["id"], handler_id, method, one["trigger"], next_, state))
     print_table(("job_id", "handler", "method", "trigger", "next (UTC)", ""), rows)
 
 
@@ -237,6 +240,8 @@ def _trigger(
     """The trigger that the options name; exactly one of them."""
     if [every, cron, at].count(None) != 2:
         raise typer.BadParameter("name one of --every, --cron and --at")
+    if timezone and every:
+        raise typer.BadParameter("--every has no use for a --timezone: it counts elapsed time")
     zone = {"timezone": timezone} if timezone else {}
     if at is not None:
         return {"type": "date", "run_date": at, **zone}

@@ -143,7 +143,9 @@ def describe_trigger(stored: Mapping[str, Any]) -> str:
         return f"date[{stored['run_date']}]"
     if stored["type"] == "interval":
         return f"interval[{_length(stored)}]"
-    fields = ", ".join(f"{name}='{stored[name]}'" for name in CRON_FIELDS if name in stored)
+    named = [name for name in CRON_FIELDS if name in stored]
+    shown = [name for name in named if stored[name] != "*" or name == named[-1]]
+    fields = ", ".join(f"{name}='{stored[name]}'" for name in shown)
     return f"cron[{fields}] {stored['timezone']}"
 
 
@@ -157,11 +159,19 @@ def parse_moment(value: Any, field: str, zone: str | None = None) -> datetime:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
-            moment = datetime.fromisoformat(value)
+            moment = _from_iso(value)
             return (moment if moment.tzinfo else moment.replace(tzinfo=_zone(zone))).astimezone(UTC)
     except (ValueError, OverflowError, OSError) as error:
         raise ValueError(f"'{field}': {error}") from None
     raise ValueError(f"'{field}' must be ISO string or Unix timestamp, got {type(value).__name__}")
+
+
+def _from_iso(text: str) -> datetime:
+    """The moment of an ISO 8601 text."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not ISO 8601, such as 2026-03-29T02:30") from None
 
 
 def _read_interval(config: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +183,7 @@ def _read_interval(config: dict[str, Any]) -> dict[str, Any]:
     seconds = _length(stored).total_seconds()
     if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
         raise ValueError(f"the interval must be {MIN_INTERVAL_S} s or more, and under a century")
-    return stored | _bounds_of(config, config.get("timezone"))
+    return stored | _bounds_of(config, _zone(config.get("timezone")).key)
 
 
 def _read_cron(config: dict[str, Any]) -> dict[str, Any]:

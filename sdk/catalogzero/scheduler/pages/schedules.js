@@ -61,15 +61,16 @@ function time(moment) {
 function inWords({ trigger_config: config }) {
   if (config.type === "interval") return `every ${length(config)}`;
   if (config.type === "date") return "once";
-  const named = CRON.filter((name) => config[name] !== undefined);
+  const named = CRON.filter((name) => (config[name] ?? "*") !== "*");
   const { hour, minute = "0", day_of_week = "*" } = config;
   const days = day_of_week.replace("mon,tue,wed,thu,fri", "mon-fri").replaceAll(",", ", ");
   const daily = named.every((name) => ["hour", "minute", "day_of_week"].includes(name));
-  if (daily && /^\d+$/.test(hour) && /^\d+$/.test(minute)) {
+  if (daily && hour && /^\d+$/.test(hour) && /^\d+$/.test(minute)) {
     const clock = `${hour.padStart(2, "0")}:${minute.padStart(2, "0")}`;
     return `${days === "*" ? "every day" : days} at ${clock}`;
   }
-  const fields = named.map((name) => `${name.replaceAll("_", " ")} ${name === "day_of_week" ? days : config[name]}`);
+  const open = CRON.findLast((name) => config[name] !== undefined);
+  const fields = (named.includes(open) ? named : [...named, open]).map((name) => `${name.replaceAll("_", " ")} ${name === "day_of_week" ? days : config[name]}`);
   return `cron: ${fields.join(", ")}`;
 }
 
