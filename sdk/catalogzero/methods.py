@@ -9,6 +9,7 @@ Layer: core.
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -34,6 +35,8 @@ CONTROL_METHODS = frozenset(
 )
 EXTENSIBLE_METHODS = frozenset({"ping", "get_metrics", "describe"})
 ISOLATED_LANE = "isolated jobs"
+_ARGS = re.compile(r"^Args:\n(?:(?: .*)?\n?)*", re.MULTILINE)
+_ARG = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 MAX_FAULTS = 50
 MAX_FIELD_CHARS = 200
 
@@ -157,9 +160,11 @@ class Method:
         except (PydanticUserError, FailedError):  # `check` and calls tell of them
             schema = {"type": "object"}
         shown = schema.get("properties", {})
+        told = documented_args(inspect.getdoc(self.function) or "")
         for parameter in self._parameters:
             if parameter.name in shown:
-                shown[parameter.name] |= _shown_default(parameter)
+                meaning = {"description": told[parameter.name]} if parameter.name in told else {}
+                shown[parameter.name] |= _shown_default(parameter) | meaning
         return {**schema, "title": self.name}
 
     @property
@@ -205,6 +210,13 @@ def _shown_default(parameter: inspect.Parameter) -> dict[str, Any]:
         return {"default": to_jsonable_python(parameter.default)}
     except PydanticSerializationError:
         return {}
+
+
+def documented_args(doc: str) -> dict[str, str]:
+    """What a docstring says of each parameter, under `Args:`, on one line."""
+    section = _ARGS.search(doc)
+    found = _ARG.findall(section[0]) if section else []
+    return {name: " ".join(meaning.split()) for name, meaning in found}
 
 
 def call_plain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import CoreSchema
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -133,6 +142,22 @@ class HandlerSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """A setting whose default a subclass sets anew keeps the meaning that its base gives it."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for name, told in schema.get("properties", {}).items():
+            meanings = (
+                base.model_fields[name].description
+                for base in cls.__mro__
+                if issubclass(base, HandlerSettings) and name in base.model_fields
+            )
+            if meaning := next(filter(None, meanings), None):
+                told["description"] = meaning
+        return schema
 
 
 def default_state_dir() -> Path:

@@ -138,6 +138,13 @@ def test_an_entry_or_a_release_that_is_not_there_is_told_with_those_that_are(sit
         catalog.find("acme-processor").release("9")
 
 
+def test_an_interpreter_that_is_not_there_is_told_in_a_sentence(site: Path) -> None:
+    catalog = installing.open_catalog(str(site))
+
+    with pytest.raises(ConfigError, match="/nosuch/python cannot be run: No such file"):
+        installing.install(catalog, "acme-processor", python="/nosuch/python")
+
+
 def test_a_catalog_that_nobody_serves_is_unreachable() -> None:
     with pytest.raises(UnreachableError, match="does not answer"):
         installing.open_catalog("http://127.0.0.1:9")

@@ -113,8 +113,9 @@ def test_what_is_not_committed_is_refused_and_stays(package: Path, newer: Path) 
 
 
 def test_a_folder_that_records_no_template_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="only a package made from the template"):
-        difference(tmp_path)
+    for look in (difference, update):
+        with pytest.raises(ConfigError, match="only a package made from the template"):
+            look(tmp_path)
 
 
 def test_a_package_below_the_top_of_its_repository_is_updated_too(

@@ -13,7 +13,6 @@ import typer
 
 from catalogzero.cli import catalog_client as client
 from catalogzero.cli.output import JsonFlag, print_json
-from catalogzero.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="Publish a catalog; install from one.")
 
@@ -78,12 +77,12 @@ def parse_yank(text: str) -> tuple[str, str]:
     """`id==version=reason` as the release and the reason.
 
     Raises:
-        ConfigError: It is not of that form.
+        typer.BadParameter: It is not of that form.
     """
     entry_id, mark, rest = text.partition("==")
     version, _, reason = rest.partition("=")
     if not (entry_id and mark and version):
-        raise ConfigError(f"--yank {text!r}: write id==version=reason")
+        raise typer.BadParameter(f"{text!r}: write id==version=reason", param_hint="--yank")
     return f"{entry_id}=={version}", reason or "withdrawn by its vendor"
 
 

@@ -75,25 +75,50 @@ class CloudSettings(HandlerSettings):
     seconds, `delimiter` and `encoding` are detected when they are not set.
     """
 
-    endpoint: str = Field(description="the backend's address")
-    api_key: SecretStr | None = Field(None, description="the API key itself")
-    api_key_file: Path | None = Field(None, description="a file that holds the API key alone")
-    data_roots: list[Path] = Field([], description="the only folders that may be read, absolute")
-    sources: dict[str, QuerySource] = Field({}, description="queries, called as sql:<name>")
-    upload_form: Literal["auto", "chunked", "simple"] = "auto"
-    upload_concurrency: int = Field(4, ge=1, le=64, description="chunks sent side by side")
-    upload_timeout_s: float = Field(60.0, gt=0, description="seconds for one request")
+    endpoint: str = Field(description="The backend's URL, to which results go.")
+    api_key: SecretStr | None = Field(
+        default=None, description="The API key itself; better keep it in a file, or with systemd."
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="A file that holds the API key and nothing else."
+    )
+    data_roots: list[Path] = Field(
+        default_factory=list, description="The only folders that a call's data_source may lie in."
+    )
+    sources: dict[str, QuerySource] = Field(
+        default_factory=dict, description="Database queries by name; a call says sql:<name>."
+    )
+    upload_form: Literal["auto", "chunked", "simple"] = Field(
+        default="auto", description="How results are uploaded; auto asks the backend."
+    )
+    upload_concurrency: int = Field(
+        default=4, ge=1, le=64, description="Chunks that are sent at the same time."
+    )
+    upload_timeout_s: float = Field(
+        default=60.0, gt=0, description="Longest wait for an answer of the backend, in seconds."
+    )
     on_bad_record: Literal["fail", "skip", "set_aside"] = Field(
-        "fail", description="a malformed row ends the run, is left out, or goes to a file"
+        default="fail", description="What a malformed row does to its run."
     )
-    encoding: str | None = Field(None, description="of text files; detected when not set")
+    encoding: str | None = Field(
+        default=None, description="Of text files, such as utf-8; found out where it is not set."
+    )
     delimiter: str | None = Field(
-        None, min_length=1, max_length=1, description="of CSV files; detected when not set"
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="Of CSV files, one character; found out where it is not set.",
     )
-    proxy: SecretStr | None = Field(None, description="URL of an HTTP proxy")
-    ca_file: Path | None = Field(None, description="certificate authorities to trust, PEM")
-    client_cert_file: Path | None = Field(None, description="the client's certificate, PEM")
-    client_key_file: Path | None = Field(None, description="its private key, PEM")
+    proxy: SecretStr | None = Field(
+        default=None, description="URL of an HTTP proxy, with its user where it has one."
+    )
+    ca_file: Path | None = Field(
+        default=None, description="Certificates to trust instead of the system's, as PEM."
+    )
+    client_cert_file: Path | None = Field(
+        default=None, description="A client certificate for TLS, as PEM."
+    )
+    client_key_file: Path | None = Field(default=None, description="Its private key, as PEM.")
 
     @field_validator("endpoint")
     @classmethod

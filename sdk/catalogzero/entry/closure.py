@@ -24,6 +24,7 @@ import platformdirs
 
 from catalogzero.entry.pip import pip_command, run_tool
 from catalogzero.entry.wheels import Wheel, read_wheel, repack
+from catalogzero.errors import CatalogZeroError
 
 SDK = "catalogzero"
 _DONE = "complete"
@@ -139,7 +140,13 @@ def _ask_pip(named: list[str], folder: Path, origin: Origin, target: Target) -> 
     else:
         verb = ["download", "--dest", str(folder)]
     words = [*pip_command(), *verb, "--quiet", "--disable-pip-version-check", "--no-input"]
-    run_tool([*words, *origin.pip_options(), *target.pip_options(), *named])
+    try:
+        run_tool([*words, *origin.pip_options(), *target.pip_options(), *named])
+    except CatalogZeroError as error:
+        raise CatalogZeroError(
+            f"{error}\nWhat an entry needs must be at the index that pip is set up with, or at "
+            "the one that you name (--index-url), or in a folder (--find-links)."
+        ) from error
 
 
 def sdk_wheel(folder: Path) -> Path:

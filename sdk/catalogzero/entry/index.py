@@ -21,12 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from packaging.version import Version
-
 from catalogzero.entry import closure, pages
 from catalogzero.entry.manifest import Manifest
 from catalogzero.entry.requirements import requirements_text
-from catalogzero.entry.wheels import Wheel, read_wheel, sha256_of
+from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, sha256_of
 from catalogzero.errors import ConfigError
 
 CATALOG_VERSION = 1
@@ -131,8 +129,7 @@ def _own_wheels(dists: Sequence[Path], folder: Path) -> list[Wheel]:
         given = ", ".join(str(path) for path in dists)
         raise ConfigError(f"no catalog entry among: {given}; build one with `catalogzero build`")
     for wheel in wheels:
-        for entry_id in wheel.entries:
-            _check_identity(wheel, wheel.manifest(entry_id), entry_id)
+        check_entries(wheel)
     if not any(wheel.name == closure.SDK for wheel in wheels):
         wheels.append(read_wheel(closure.sdk_wheel(folder)))
     return wheels
@@ -156,19 +153,6 @@ def _wheel_files(path: Path) -> list[Path]:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; build it with `catalogzero build`")
     return [] if path.name.endswith(".tar.gz") else [path]
-
-
-def _check_identity(wheel: Wheel, manifest: Manifest, entry_id: str) -> None:
-    """An entry's manifest must be of that entry and of that wheel's version."""
-    if manifest.id != entry_id:
-        raise ConfigError(
-            f"{wheel.path.name}: its manifest says id {manifest.id!r}, its entry "
-            f"point {entry_id!r}; make them the same"
-        )
-    if Version(manifest.version) != wheel.version:
-        raise ConfigError(
-            f"{wheel.path.name}: its manifest says version {manifest.version}; make them the same"
-        )
 
 
 def _refuse_changes(paths: Iterable[Path], files: Path) -> None:

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from catalogzero.entry.pip import run_tool
-from catalogzero.entry.wheels import Wheel, read_wheel, sha256_of
+from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, sha256_of
 from catalogzero.errors import ConfigError
 
 
@@ -30,7 +30,8 @@ def build_package(folder: Path, out: Path) -> list[Path]:
     The build backend is the one installed here, so that no index is asked.
 
     Raises:
-        ConfigError: The folder has no pyproject.toml.
+        ConfigError: The folder has no pyproject.toml, or what was built is no fit entry: it is
+            taken away again.
         CatalogZeroError: The build failed; the tool's own words are in the message.
     """
     if not (folder / "pyproject.toml").is_file():
@@ -40,7 +41,14 @@ def build_package(folder: Path, out: Path) -> list[Path]:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(folder)]
     run_tool(build)
     made = [path for path in out.iterdir() if before.get(path) != path.stat().st_mtime_ns]
-    return sorted((path for path in made if path.suffix in (".whl", ".gz")), key=_wheel_last)
+    built = sorted((path for path in made if path.suffix in (".whl", ".gz")), key=_wheel_last)
+    try:
+        check_entries(read_wheel(built[-1]))
+    except ConfigError:
+        for path in built:
+            path.unlink()
+        raise
+    return built
 
 
 def describe_build(built: list[Path]) -> list[Path]:

@@ -50,13 +50,21 @@ def run_tool(
     """Run a tool and return its output.
 
     Raises:
-        CatalogZeroError: It failed; its last words are in the message.
+        ConfigError: There is no such command.
+        CatalogZeroError: It failed; its last words, warnings left out, are in the message.
     """
-    done = subprocess.run(  # noqa: S603  # fixed commands: Python's own tools and git
-        command, cwd=cwd, env=env, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(  # noqa: S603  # fixed commands: Python's own tools and git
+            command, cwd=cwd, env=env, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"{command[0]} cannot be run: {error.strerror}; name one that is there"
+        ) from error
     if done.returncode:
-        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_TOLD_LINES:])
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        told = [line for line in lines if not line.startswith("WARNING: ")] or lines
+        said = "\n".join(told[-_TOLD_LINES:])
         name = " ".join(command[:4])
         raise CatalogZeroError(f"{name} … failed (exit status {done.returncode}):\n{said}")
     return done.stdout

@@ -72,6 +72,7 @@ def update(
         ConfigError: As `difference`; or the folder is no clean git work tree.
         CatalogZeroError: git failed.
     """
+    _recorded_answers(folder)
     prefix = _prefix_of_clean_tree(folder)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)

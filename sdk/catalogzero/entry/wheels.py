@@ -90,6 +90,45 @@ def read_wheel(path: Path) -> Wheel:
     return Wheel(path, name, version, sha256_of(path), metadata, parse_entry_points(text))
 
 
+def check_entries(wheel: Wheel) -> None:
+    """Refuse a wheel whose entries cannot be published, or whose modules cannot be compiled.
+
+    Raises:
+        ConfigError: A manifest is missing, wrong, or of another id or version; a module is no
+            Python.
+    """
+    for entry_id in wheel.entries:
+        _check_identity(wheel, wheel.manifest(entry_id), entry_id)
+    with zipfile.ZipFile(wheel.path) as archive:
+        for name in archive.namelist() if wheel.entries else ():
+            if name.endswith(".py"):
+                _compile(archive.read(name), f"{wheel.path.name}: {name}")
+
+
+def _check_identity(wheel: Wheel, manifest: Manifest, entry_id: str) -> None:
+    """An entry's manifest must be of that entry and of that wheel's version."""
+    if manifest.id != entry_id:
+        raise ConfigError(
+            f"{wheel.path.name}: its manifest says id {manifest.id!r}, its entry "
+            f"point {entry_id!r}; make them the same"
+        )
+    if Version(manifest.version) != wheel.version:
+        raise ConfigError(
+            f"{wheel.path.name}: its manifest says version {manifest.version}; make them the same"
+        )
+
+
+def _compile(source: bytes, origin: str) -> None:
+    """Refuse a module that is no Python; it is not run."""
+    try:
+        compile(source, origin, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        where = f"{origin}, line {error.lineno}"
+        raise ConfigError(f"{where}: {error.msg}; mend it, and build again") from error
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}; mend it, and build again") from error
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
