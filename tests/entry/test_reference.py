@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from catalogzero.cloud.contract import CloudSettings
 from catalogzero.entry.lint import RULES
 from catalogzero.entry.manifest import Manifest
 from catalogzero.testing import ProcessorContract
@@ -31,3 +33,14 @@ def test_every_check_stands_on_its_page_with_reason_and_mend(check: Check) -> No
 @pytest.mark.parametrize("key", Manifest.model_fields)
 def test_every_key_of_a_manifest_stands_on_its_page(key: str) -> None:
     assert f"`{key}`" in (REFERENCE / "manifest.md").read_text()
+
+
+@pytest.mark.parametrize("name", CloudSettings.model_fields)
+def test_every_setting_of_a_processor_stands_on_its_page_with_its_meaning(name: str) -> None:
+    meaning = CloudSettings.model_fields[name].description
+
+    (row,) = re.findall(
+        rf"^\| `{name}` \|.*", (REFERENCE / "settings.md").read_text(), re.MULTILINE
+    )
+    assert meaning
+    assert row.endswith(f"| {meaning} |")

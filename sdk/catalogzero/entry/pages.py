@@ -9,12 +9,14 @@ Layer: edge.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 
 def write_pages(out: Path, document: Mapping[str, Any]) -> None:
@@ -44,21 +46,53 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["compact"] = _compact
-    environment.filters["kind_of"] = _kind_of
+    environment.filters |= {
+        "compact": _compact,
+        "kind_of": _kind_of,
+        "prose": _prose,
+        "when": _when,
+    }
     return environment
 
 
+_KINDS = {
+    "string": "text",
+    "integer": "whole number",
+    "boolean": "true or false",
+    "object": "mapping",
+    "array": "list",
+    "password": "secret",
+}
+
+
 def _compact(value: object) -> str:
-    """A value as one line of JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    """A value as one line of JSON; a text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _kind_of(schema: Mapping[str, Any]) -> str:
-    """The kind of value that a JSON Schema describes, in a word or a few."""
+    """The kind of value that a JSON Schema describes, in a word or a few; null goes unsaid."""
     if "enum" in schema:
-        return " | ".join(json.dumps(value) for value in schema["enum"])
+        return " | ".join(map(_compact, schema["enum"]))
     if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_kind_of(part) for part in schema["anyOf"]))
-    kind = str(schema.get("format") or schema.get("type") or "any")
+        kinds = (_kind_of(part) for part in schema["anyOf"] if part.get("type") != "null")
+        return " or ".join(dict.fromkeys(kinds))
+    name = str(schema.get("format") or schema.get("type") or "any")
+    kind = _KINDS.get(name, name)
     return f"{kind} of {_kind_of(schema['items'])}" if schema.get("items") else kind
+
+
+def _prose(text: str) -> Markup:
+    """A sentence, escaped, with what stands between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
+
+
+def _when(trigger: Mapping[str, Any]) -> str:
+    """A trigger in words: when it fires."""
+    fields = {name: value for name, value in trigger.items() if name != "type"}
+    words = [
+        f"{name} {value}" if trigger["type"] != "interval" else f"{value} {name}"
+        for name, value in fields.items()
+    ]
+    prefix = {"interval": "every", "cron": "by cron:", "date": "once:"}.get(trigger["type"], "")
+    return f"{prefix} {', '.join(words)}".strip()
