@@ -188,6 +188,31 @@ async def test_a_signal_asks_for_the_token_and_tells_the_result(
     assert untouched != "sleeping"
 
 
+@pytest.mark.parametrize("path", ["/", "/handlers/shop"])
+async def test_beyond_loopback_the_page_asks_for_the_token_until_it_is_right(
+    browser: Any, tmp_path: Path, path: str
+) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text("a-token-of-enough-characters")
+    everywhere = {"dashboard_host": "0.0.0.0", "token_file": token_file}  # noqa: S104
+    async with shops("shop") as fleet, conducting(addresses(fleet), **everywhere) as conductor:
+        url = (await conductor.client.call("get_metrics"))["dashboard_url"]
+        async with page_of(browser, url.replace("0.0.0.0", "127.0.0.1") + path) as page:  # noqa: S104
+            await page.get_by_text("the token is missing or wrong").wait_for()
+            await page.get_by_role("textbox", name="Token").fill("not-the-token-at-all")
+            await page.keyboard.press("Enter")
+            await page.get_by_text("That token was refused").wait_for()
+            shown = await page.locator("#rows tr[role=row], #methods td").count()
+            await page.get_by_role("textbox", name="Token").fill(token_file.read_text())
+            await page.keyboard.press("Enter")
+            await page.locator("#rows tr[role=row], #methods td").first.wait_for()
+            await page.wait_for_selector("body[data-link=live]")
+            dialogs = await page.get_by_role("dialog").count()
+
+    assert shown == 0
+    assert dialogs == 0
+
+
 async def test_the_page_comes_back_when_the_conductor_does(browser: Any, fleet: Simulation) -> None:
     async with page_of(browser, fleet.dashboard.url) as page:
         await page.wait_for_selector("body[data-link=live]")

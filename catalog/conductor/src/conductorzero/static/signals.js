@@ -21,9 +21,10 @@ export function signalButtons(place, selected, say) {
   return { enable: (on) => buttons.forEach((button) => { button.disabled = !on; }) };
 }
 
-/** Ask for the token; resolves to true when one was given. */
-export function askToken(reason) {
-  return ask({ title: "The conductor's token", text: reason, confirm: "Go on", needsToken: true });
+/** Ask for the token; resolves to true when one was given. One that was kept was refused. */
+export function askToken(text) {
+  const reason = token.get() ? "That token was refused." : "";
+  return ask({ title: "The conductor's token", text, reason, confirm: "Go on", needsToken: true });
 }
 
 async function send(action, handlerIds, say) {
