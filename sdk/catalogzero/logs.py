@@ -33,6 +33,7 @@ worker_run: ContextVar[Mapping[str, Any] | None] = ContextVar("worker_run", defa
 Logger = FilteringBoundLogger
 """What the SDK's modules log with; they take it from here, so that the above comes first."""
 
+HIDDEN = "**********"
 SECRET_NAMES = ("api_key", "authorization", "password", "secret", "token")
 
 
@@ -43,22 +44,48 @@ def _add_ids(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     return {**ids, **event} if ids else event
 
 
-class _Masking:
-    """Masks secrets in every field of a log line."""
+def _hide_by_name(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """Hide what is a secret by its name, at any depth; what JSON lacks becomes a text."""
+    return {key: _shown(key, value) for key, value in event.items()}
 
-    def __init__(self, mask: Mask) -> None:
-        self._mask = mask
 
-    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-        """Replace what is secret by name or by value."""
-        return {key: self._masked(key, value) for key, value in event.items()}
+def _shown(key: Any, value: Any) -> Any:
+    if key == "exc_info" or value is None or isinstance(value, bool | int | float):
+        return value
+    name = str(key).lower()
+    if any(word in name for word in SECRET_NAMES) and not name.endswith("_file"):
+        return HIDDEN
+    if isinstance(value, Mapping):
+        return {str(k): _shown(k, v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_shown("", item) for item in value]
+    return value if isinstance(value, str) else str(value)
 
-    def _masked(self, key: str, value: Any) -> Any:
-        if any(name in key.lower() for name in SECRET_NAMES) and not key.endswith("_file"):
-            return "**********"
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        return self._mask(value if isinstance(value, str) else str(value))
+
+class _Forwarding(logging.Handler):
+    """Writes what other packages say through Python's `logging` as lines of a handler's own."""
+
+    def __init__(self, log: Logger) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record as one line."""
+        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        fault = {"exc_info": record.exc_info} if record.exc_info else {}
+        try:
+            write(record.getMessage(), logger=record.name, **fault)
+        except Exception:  # noqa: BLE001 - as Python's own handlers do: who logs must not fail
+            self.handleError(record)
+
+
+def forward_logging(log: Logger) -> None:
+    """Take in warnings and errors of Python's `logging`, unless the author has set it up.
+
+    For a process that serves one handler: they are then JSON too, and masked.
+    """
+    if not logging.getLogger().handlers:
+        logging.getLogger().addHandler(_Forwarding(log))
 
 
 class _StandardError:
@@ -97,8 +124,9 @@ def make_logger(*, mask: Mask, log_format: str | None = None, level: str = "info
             _add_ids,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([] if console else [structlog.processors.format_exc_info]),
-            _Masking(mask),
+            _hide_by_name,
             renderer,
+            lambda logger, name, line: mask(cast(str, line)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]

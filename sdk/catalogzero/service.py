@@ -31,6 +31,7 @@ from catalogzero.errors import (
 from catalogzero.handler import Handler, Hosted, as_handler
 from catalogzero.idle import State
 from catalogzero.jobs import Boot, Jobs
+from catalogzero.logs import forward_logging
 from catalogzero.messages import Call, Reply, decode_call, encode_reply, error_reply
 from catalogzero.methods import CONTROL_METHODS, Method
 from catalogzero.registration import Registration
@@ -51,6 +52,7 @@ from catalogzero.zmq_transport import (
 )
 
 MAX_LISTED_RUNS = 1_000
+MAX_REFUSED_KEYS = 100
 FAREWELL_S = 0.2
 SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
 
@@ -88,7 +90,9 @@ class Service:
             self._on_message,
             max_message_bytes=runtime.max_message_bytes,
             curve=curve_server(runtime),
+            on_refused=self._tell_refused,
         )
+        self._refused_keys: set[str] = set()
         self._jobs = Jobs(handler, self._runs, self._sleeper, self._boot, self._server.send)
         self._controls = _control_methods(handler)
         self._plain_ping = type(handler).ping is Handler.ping
@@ -130,6 +134,13 @@ class Service:
         """Wait until the scheduler has accepted the registration."""
         if self._registration is not None:
             await self._registration.registered.wait()
+
+    def _tell_refused(self, key: str) -> None:
+        """Once for each key: its owner sees only that nobody answers."""
+        if key not in self._refused_keys and len(self._refused_keys) < MAX_REFUSED_KEYS:
+            self._refused_keys.add(key)
+            mend = "if it may call, write it into `curve.clients_file` and start again"
+            self.handler.log.warning("client_key_refused", public_key=key, mend=mend)
 
     def _is_registered(self) -> bool:
         return self._registration is not None and self._registration.registered.is_set()
@@ -408,6 +419,7 @@ async def serve_until_signal(handler: Handler) -> None:
     """Serve until SIGTERM or SIGINT, then drain and close; a second signal does not wait."""
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    forward_logging(handler.log)
 
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()

@@ -9,11 +9,14 @@ Layer: pure.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -37,6 +40,7 @@ from catalogzero.errors import ConfigError
 DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
 SCHEDULER_FORM = r"none|tcp://\S+:\d{1,5}"
 MIN_SECRET_CHARS = 4
+MAX_SECRET_FILE_BYTES = 1 << 16
 
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -204,20 +208,69 @@ def config_error(error: ValidationError, *, where: str, known: Iterable[str] = (
 
 
 class Mask:
-    """Hides the values of secrets in texts."""
+    """Hides the values of secrets in texts, in whatever form they are written there.
+
+    A file that stands for a secret (`api_key_file` beside `api_key`) is read for this too, and
+    again when it has changed.
+    """
 
     def __init__(self) -> None:
-        self._secrets: set[str] = set()
+        self._given: set[str] = set()
+        self._files: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._forms: list[str] = []
 
     def learn(self, value: Any) -> None:
         """Remember every secret inside a settings model (or mapping, or list)."""
-        self._secrets.update(s for s in _secrets_in(value) if len(s) >= MIN_SECRET_CHARS)
+        self._given.update(_secrets_in(value))
+        for path in _secret_files_in(value):
+            self._files.setdefault(path, ((0, 0), ""))
+        self._arrange()
 
     def __call__(self, text: str) -> str:
         """The text with each known secret as `**********`."""
-        for secret in self._secrets:
-            text = text.replace(secret, "**********")
+        for path in self._files:
+            self._look_at(path)
+        for form in self._forms:
+            text = text.replace(form, "**********")
         return text
+
+    def _look_at(self, path: Path) -> None:
+        try:
+            found = path.stat()
+            stamp = found.st_mtime_ns, found.st_size
+            if stamp != self._files[path][0] and found.st_size <= MAX_SECRET_FILE_BYTES:
+                self._files[path] = stamp, path.read_text("utf-8").strip()
+                self._arrange()
+        except (OSError, UnicodeDecodeError):  # who needs the file tells of it
+            return
+
+    def _arrange(self) -> None:
+        """The longest first: a secret may hold another."""
+        secrets = self._given | {text for _, text in self._files.values()}
+        forms = {form for secret in secrets for form in _forms_of(secret)}
+        self._forms = sorted((f for f in forms if len(f) >= MIN_SECRET_CHARS), key=len)[::-1]
+
+
+def _forms_of(secret: str) -> Iterator[str]:
+    """A secret as it is, as a URL, JSON and Python write it; and the password of a URL."""
+    yield from (secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1])
+    if "://" in secret:
+        with suppress(ValueError):
+            password = urlsplit(secret).password or ""
+            yield from (password, unquote(password))
+
+
+def _secret_files_in(value: Any) -> Iterator[Path]:
+    """The files that stand for a secret: `x_file` of a model that has a secret `x`."""
+    if isinstance(value, BaseModel):
+        for name, field in type(value).model_fields.items():
+            path = getattr(value, f"{name}_file", None)
+            if isinstance(path, Path) and "SecretStr" in str(field.annotation):
+                yield path
+            yield from _secret_files_in(getattr(value, name))
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _secret_files_in(item)
 
 
 def _secrets_in(value: Any) -> Iterator[str]:

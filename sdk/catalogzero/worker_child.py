@@ -35,7 +35,7 @@ from catalogzero.errors import (
     text_of,
 )
 from catalogzero.handler import Handler, handler_class
-from catalogzero.logs import worker_run
+from catalogzero.logs import forward_logging, worker_run
 from catalogzero.messages import encode_json, utf8
 from catalogzero.methods import call_plain
 from catalogzero.settings import RuntimeSettings
@@ -197,6 +197,7 @@ def _build(spec: dict[str, Any], channel: Channel) -> Handler:
     handler._attach_worker_channel(
         channel.progress, lambda status: channel.send({"status": status})
     )
+    forward_logging(handler.log)
     return handler
 
 

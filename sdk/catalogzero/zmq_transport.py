@@ -156,6 +156,7 @@ class RouterServer:
             call `send` at once. It must not raise.
         max_message_bytes: A peer that sends a longer frame is disconnected.
         curve: Keys; without them the wire is plain.
+        on_refused: Called on the loop with the public key of each client that is not allowed.
     """
 
     def __init__(
@@ -164,10 +165,11 @@ class RouterServer:
         *,
         max_message_bytes: int = 1 << 20,
         curve: CurveServer | None = None,
+        on_refused: Callable[[str], None] = lambda key: None,
     ) -> None:
         self._on_message = on_message
         self._context = zmq.Context()  # of its own: only its end waits until the port is free
-        self._gate = _Gate(self._context, curve.clients) if curve else None
+        self._gate = _Gate(self._context, curve.clients, on_refused) if curve else None
         self._socket = self._context.socket(zmq.ROUTER)
         _configure(self._socket, max_message_bytes)
         if curve:
@@ -377,8 +379,14 @@ class _WatchThread:
 class _Gate:
     """Answers ZAP (RFC 27): a CURVE key that is not listed gets nothing."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: Iterable[bytes]) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        allowed: Iterable[bytes],
+        on_refused: Callable[[str], None],
+    ) -> None:
         self._allowed = frozenset(allowed)
+        self._on_refused = on_refused
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(ZAP_ENDPOINT)
@@ -394,13 +402,12 @@ class _Gate:
             frames = self._socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return False
-        known = (
-            len(frames) == 7
-            and frames[2] == ZAP_DOMAIN
-            and frames[5] == b"CURVE"
-            and z85.encode(frames[6]) in self._allowed
-        )
+        asked = len(frames) == 7 and frames[2] == ZAP_DOMAIN and frames[5] == b"CURVE"
+        key = z85.encode(frames[6]) if asked else b""
+        known = key in self._allowed
         verdict = (b"200", b"OK") if known else (b"400", b"this key is not allowed")
+        if not known:
+            self._on_refused(key.decode())
         self._socket.send_multipart([b"1.0", frames[1], *verdict, b"", b""])
         return True
 

@@ -14,6 +14,7 @@ import pytest
 from catalogzero import ConfigError
 from catalogzero.compat import ZMQHandlerBase, setup_handler_logging
 from catalogzero.testing import serving
+from pydantic import SecretStr
 
 
 class Bell(ZMQHandlerBase):
@@ -133,7 +134,7 @@ def test_the_log_file_takes_the_handler_s_lines_and_those_of_python_s_logging(
     monkeypatch.chdir(tmp_path)
     path = setup_handler_logging("my/clock", log_level="INFO")
     handler = Plain(handler_id="my/clock")
-    handler._stand_in.mask._secrets.add("s3cr3t-key")
+    handler._stand_in.mask.learn({"key": SecretStr("s3cr3t-key")})
     handler.logger.info("struck", method="work", key="s3cr3t-key")
     handler.logger.debug("too low")
     logging.getLogger("author").info("from the author")

@@ -201,8 +201,9 @@ async def test_a_thousand_calls_cancelled_at_random_leave_nothing_behind() -> No
     chance = random.Random(7)  # noqa: S311 - not for secrets
     process = psutil.Process()
     async with serving(Random(), max_concurrent_jobs=8, max_queued_jobs=2_000) as at:
-        await at.client.call("later", {"value": 0, "steps": 1})
-        before = process.num_fds(), len(asyncio.all_tasks())
+        await asyncio.gather(*(at.client.call("later", {"value": 0, "steps": 1}) for _ in "1234"))
+        await at.client.call("get_metrics")
+        before = process.num_fds(), len(asyncio.all_tasks()), len(process.net_connections())
         calls = [
             asyncio.create_task(at.client.call("later", {"value": n, "steps": 2}))
             for n in range(1_000)
@@ -217,7 +218,7 @@ async def test_a_thousand_calls_cancelled_at_random_leave_nothing_behind() -> No
         assert at.client._calls == {}
         assert at.client._unsent == {}
         await until(lambda: len(asyncio.all_tasks()) == before[1])
-        assert process.num_fds() <= before[0] + 8  # threads of the default executor, no sockets
+        assert (process.num_fds(), len(process.net_connections())) == (before[0], before[2])
 
 
 async def _drained(client: HandlerClient) -> bool:

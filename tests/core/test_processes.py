@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 IDS = ("front", "back")
 JSON_LOG = {"CATALOGZERO_LOG_FORMAT": "json"}
 DESK = '''
-import asyncio, threading, time
+import asyncio, logging, threading, time
 from catalogzero import Handler, HandlerSettings, job
 from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -46,6 +46,7 @@ class Desk(Handler):
         """Greets by name."""
         key = self.settings.api_key.get_secret_value()
         self.log.info("greeting", name=name, note=f"with {key}")
+        logging.getLogger("their.library").warning("sent %s", key)
         return {"said": f"{self.settings.greeting} {name}"}
 
     async def wait(self) -> None:
@@ -385,6 +386,9 @@ async def test_a_service_logs_json_lines_that_name_handler_and_run_and_hide_secr
     apart = next(line for line in lines if line["event"] == "apart")
     assert (apart["run_id"], apart["request_id"]) == (apart_reply.run_id, "r-2")
     assert greeting["note"] == "with **********"
+    theirs = next(line for line in lines if line.get("logger") == "their.library")
+    assert (theirs["event"], theirs["level"]) == ("sent **********", "warning")
+    assert theirs["run_id"] == reply.run_id
     failed = next(line for line in lines if line["event"] == "run_failed")
     assert "ValueError: no luck" in failed["exception"]
     assert "k-front-123" not in err

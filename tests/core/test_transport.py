@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Callable
@@ -31,19 +32,25 @@ def key_files(folder: Path) -> tuple[dict[str, Path], CurveKeys, CurveKeys]:
     return {"key_file": key_file, "clients_file": clients_file}, server, client
 
 
-async def test_a_listed_key_is_served_and_any_other_gets_nothing(tmp_path: Path) -> None:
+async def test_a_listed_key_is_served_and_any_other_gets_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     curve, server, client = key_files(tmp_path)
     bench = Bench()
     async with serving(bench, curve=curve) as at:
         async with HandlerClient(at.address, curve=CurveClient(client, server.public)) as listed:
             assert await listed.call("echo", {"value": 1}) == 1
-        strangers = [CurveClient(CurveKeys.new(), server.public), None]
+        unlisted = CurveKeys.new()
+        strangers = [CurveClient(unlisted, server.public), None]
         wrong_server = CurveClient(client, CurveKeys.new().public)
         for keys in [*strangers, wrong_server]:
             async with HandlerClient(at.address, curve=keys) as stranger:
                 with pytest.raises(UnreachableError):
                     await stranger.call("count", timeout_s=0.5)
         assert bench.begun == []
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    refused = [line["public_key"] for line in told if line["event"] == "client_key_refused"]
+    assert refused == [unlisted.public.decode()]
 
 
 async def test_two_handlers_with_keys_live_in_one_process(tmp_path: Path) -> None:
