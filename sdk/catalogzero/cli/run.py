@@ -131,8 +131,10 @@ def _serve(handler: Handler) -> None:
 async def _run_once(handler: Handler, method: str, params: dict[str, Any]) -> None:
     """Serve on a free port, call one method, print its result."""
     from catalogzero.client import HandlerClient
+    from catalogzero.logs import forward_logging
     from catalogzero.service import serve
 
+    forward_logging(handler.log)
     year_s = 365 * 86_400.0
     async with (
         serve(handler, host="127.0.0.1", port=0, scheduler="none") as service,
