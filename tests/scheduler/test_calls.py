@@ -193,6 +193,34 @@ async def test_a_handler_with_an_endless_boot_id_is_served_as_a_plain_one(
     assert answer.status_code == 200
 
 
+async def test_handlers_are_asked_all_at_once(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    asked: list[tuple[RouterServer, Any]] = []
+    servers: list[RouterServer] = []
+
+    def answer_once_all_are_asked(server: RouterServer, envelope: Any, payload: bytes) -> None:
+        asked.append((server, envelope))
+        if len(asked) == len(servers):
+            for one, to in asked:
+                one.send(to, orjson.dumps({"success": True}))
+
+    async with HandlerClient(scheduler.zmq_address) as wire:
+        for number in range(5):
+            server = RouterServer(
+                lambda *given, n=number: answer_once_all_are_asked(servers[n], *given)
+            )
+            servers.append(server)
+            address = f"tcp://127.0.0.1:{server.bind('127.0.0.1', 0)}"
+            given = {"handler_id": f"h{number}", "address": address, "methods": []}
+            await wire.request_plain("register", given)
+    listed = (await api.get("/api/handlers")).json()["handlers"]
+    for server in servers:
+        server.close()
+
+    assert [one["status"] for one in listed] == ["Connected"] * 5
+
+
 async def test_a_dead_handler_delays_no_other(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:

@@ -265,6 +265,26 @@ def test_a_pause_is_not_made_up_for(store: Store, clock: SetClock) -> None:
     assert [one["status"] for one in records(store)] == ["success", "running"]
 
 
+def test_a_clock_that_is_put_back_fires_no_tick_again(store: Store, clock: SetClock) -> None:
+    every_minute = {"type": "interval", "minutes": 1}
+    store.add_schedule(make_schedule(every_minute, job_id="j"))
+    for _ in range(3):
+        end(store, store.claim("A", LEASE_S).started[0])
+        clock.forward(60)
+    clock.forward(-150)
+
+    assert store.claim("A", LEASE_S).started == []
+    store.pause_schedule("j", True)
+    store.pause_schedule("j", False)
+    for _ in range(5):
+        for one in store.claim("A", LEASE_S).started:
+            end(store, one)
+        clock.forward(60)
+
+    ticks = [one["scheduled_at"] for one in records(store)]
+    assert len(set(ticks)) == len(ticks) == 5
+
+
 def test_a_lease_that_ended_is_taken_over_and_its_old_owner_writes_nothing(
     store: Store, clock: SetClock
 ) -> None:

@@ -33,6 +33,7 @@ from catalogzero.scheduler.forms import (
     read_limit,
     read_run,
     read_schedule,
+    read_wait,
 )
 from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
@@ -189,7 +190,7 @@ class Api:
         body = await _body(request)
         handler_id, method, _ = read_call(body)
         check_method(await self._handler(handler_id), handler_id, method)
-        one = read_run(body, self._now())
+        one, wait = read_run(body, self._now()), read_wait(body)
         key = request.headers.get("Idempotency-Key")
         if key is not None and not (0 < len(key) <= 200 and key.isprintable()):
             raise ApiError(400, "Idempotency-Key must be 1 to 200 printable characters.")
@@ -197,7 +198,7 @@ class Api:
             execution_id = await self._runner.run_now(one, key, digest_of(one))
         except ValueError as error:
             raise ApiError(409, str(error)) from None
-        if body.get("wait") is False:
+        if not wait:
             return _json({"status": "accepted", "execution_id": execution_id}, 202)
         record = await self._runner.finished(execution_id)
         if record["status"] != "success":

@@ -55,7 +55,7 @@ def read_schedule(body: Any, now: datetime) -> Schedule:
     handler_id, method, params = read_call(body)
     config, end_us = _trigger(_field(body, "trigger"), body, now)
     job_id = _name(body.get("job_id"), "job_id")
-    max_runs = _number(body, "max_runs", None, low=1, high=2**53)
+    max_runs = _whole(body, "max_runs", None, high=2**53)
     new = Schedule(
         schedule_id=str(uuid.uuid4()),
         job_id=job_id or f"{handler_id}_{method}_{now.timestamp():.6f}",
@@ -68,7 +68,7 @@ def read_schedule(body: Any, now: datetime) -> Schedule:
         max_attempts=read_max_attempts(body),
         timeout_s=read_timeout(body),
         jitter_s=_number(body, "jitter_s", 0.0) or 0.0,
-        max_runs=None if max_runs is None else int(max_runs),
+        max_runs=max_runs,
         end_us=end_us,
     )
     _check_jitter(new, now)
@@ -120,7 +120,19 @@ def read_timeout(body: Mapping[str, Any]) -> float | None:
 
 def read_max_attempts(body: Mapping[str, Any]) -> int:
     """The `max_attempts` of a request; 3 by default."""
-    return int(_number(body, "max_attempts", 3, low=1, high=MAX_ATTEMPTS) or 3)
+    return _whole(body, "max_attempts", 3, high=MAX_ATTEMPTS) or 3
+
+
+def read_wait(body: Mapping[str, Any]) -> bool:
+    """The `wait` of a `run_now`; true by default.
+
+    Raises:
+        ApiError: 400, neither true nor false.
+    """
+    wait = body.get("wait")
+    if wait is not None and not isinstance(wait, bool):
+        raise ApiError(400, "'wait' must be true or false.")
+    return wait is not False
 
 
 def check_method(handler: Handler | None, handler_id: str, method: str) -> None:
@@ -237,10 +249,18 @@ def _number(
     """A number within bounds."""
     value = body.get(name)
     if value is None:
-        return default
+        return None if default is None else float(default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ApiError(400, f"'{name}' must be a number from {low:g} to {high:g}.")
     return float(value)
+
+
+def _whole(body: Mapping[str, Any], name: str, default: int | None, *, high: int) -> int | None:
+    """A whole number from 1 on."""
+    number = _number(body, name, default, low=1, high=high)
+    if number is not None and not number.is_integer():
+        raise ApiError(400, f"'{name}' must be a whole number.")
+    return None if number is None else int(number)
 
 
 def _name(value: Any, field: str) -> str | None:

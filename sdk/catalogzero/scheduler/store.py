@@ -265,7 +265,10 @@ class Store:
             return True
 
     def pause_schedule(self, job_id: str, paused: bool) -> Schedule | None:
-        """Pause or resume a schedule; ticks of the pause are no ticks. None when unknown."""
+        """Pause or resume a schedule; ticks of the pause are no ticks. None when unknown.
+
+        It goes on after its last tick at the earliest, wherever the clock was put.
+        """
         with self.writing() as c:
             one = select(schedules).where(schedules.c.job_id == job_id).with_for_update()
             row = c.execute(one).mappings().one_or_none()
@@ -273,7 +276,9 @@ class Store:
                 return None
             found = schedule_of(row)
             if found.paused and not paused:
-                found.tick_us = found.next_tick(self.now_us(c))
+                mine = executions.c.schedule_id == found.schedule_id
+                last_us = c.execute(select(func.max(executions.c.tick_us)).where(mine)).scalar()
+                found.tick_us = found.next_tick(max(self.now_us(c), last_us or 0))
                 found.due_us = found.tick_us and found.due_of(found.tick_us)
                 found.folded = None
             found.paused = paused

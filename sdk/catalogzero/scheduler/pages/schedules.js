@@ -52,6 +52,7 @@ function distance(moment) {
 
 /** A moment: its distance, and the reader's own wall time below. */
 function time(moment) {
+  if (!moment) return ["–"];
   const near = element("time", "near", distance(moment));
   near.dateTime = moment;
   return [near, element("small", "", wall.format(new Date(moment)))];
