@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from catalogzero.clock import SystemClock
@@ -16,6 +17,10 @@ from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_file import is_disk_full
 from catalogzero.errors import FailedError
+from catalogzero.testing import serving
+
+from tests.cloud.processors import Plain
+from tests.cloud.reference import ReferenceBackend
 
 SIZE = 12 << 20
 BODY = os.urandom(1 << 18)
@@ -95,3 +100,25 @@ def test_an_outbox_at_its_limit_refuses_runs_before_they_read(tmp_path: Path) ->
     with pytest.raises(FailedError, match="outbox_max_bytes"):
         outbox.refuse_when_full()
     outbox.close()
+
+
+async def test_a_run_that_fills_the_disk_says_where_and_goes_on_when_there_is_room(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "exports"
+    data.mkdir()
+    (ballast := small_disk / "ballast").write_bytes(bytes(SIZE // 2))
+    noise = (os.urandom(600).hex() for _ in range(15_000))
+    (data / "big.csv").write_text("noise\n" + "\n".join(noise))
+    (data / "small.csv").write_text("a\n1\n")
+    async with ReferenceBackend("k") as backend:
+        settings: dict[str, Any] = {"endpoint": backend.url, "api_key": "k", "data_roots": [data]}
+        async with serving(Plain(**settings), state_dir=small_disk, settle_s=0) as at:
+            with pytest.raises(FailedError, match=r"the disk is full at .*: make room"):
+                await at.client.call("process_and_upload", {"data_source": str(data / "big.csv")})
+            ballast.unlink()
+            done = await at.client.call(
+                "process_and_upload", {"data_source": str(data / "small.csv")}
+            )
+
+    assert (done["status"], done["records"]) == ("uploaded", 1)

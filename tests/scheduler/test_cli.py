@@ -92,6 +92,7 @@ def test_a_schedule_lives_its_whole_life_from_the_command_line(running: Schedule
             "no use for a --timezone",
         ),
         (("add", "chore", "note", "--at", "tomorrow"), 1, "'tomorrow' is not ISO 8601"),
+        (("list", "--url", "somewhere"), 2, "--url somewhere: begin it with http://"),
         (("add", "nobody", "note", "--every", "5m"), 1, "Handler 'nobody' not registered."),
         (("remove", "nothing"), 1, "Schedule 'nothing' not found"),
         (("run", "nothing"), 1, "no schedule is called 'nothing'"),
@@ -117,10 +118,12 @@ def test_a_url_without_its_scheme_is_a_usage_error() -> None:
 def test_a_scheduler_that_is_not_there_is_exit_code_4() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        done = schedule(URL.format(taken.getsockname()[1]), "list")
+        url = URL.format(taken.getsockname()[1])
+        done = schedule("http://127.0.0.1:8888", "list", "--url", url)
 
     assert done.returncode == 4
-    assert "no scheduler answers" in done.stderr
+    assert f"no scheduler answers at {url}" in done.stderr
+    assert "name it with --url" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,17 +8,34 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from urllib.parse import quote
 
 import typer
+from typer.core import TyperGroup
 
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
 from catalogzero.cli.run import json_object
 from catalogzero.errors import ConfigError, FailedError, UnauthorizedError, UnreachableError
 
-app = typer.Typer(no_args_is_help=True)
+
+class AnyOrder(TyperGroup):
+    """Takes its own options behind the subcommand too, where they are often typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Move `--url` and `--token-file`, with their values, to the front."""
+        own, rest, words = [], [], iter(args)
+        for word in words:
+            if word in ("--url", "--token-file"):
+                own += [word, *islice(words, 1)]
+            else:
+                (own if word.startswith(("--url=", "--token-file=")) else rest).append(word)
+        return super().parse_args(ctx, [*own, *rest])
+
+
+app = typer.Typer(no_args_is_help=True, cls=AnyOrder)
 
 CONNECT_TIMEOUT_S = 5.0
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -121,7 +138,7 @@ def list_(context: typer.Context, json: JsonFlag = False) -> None:
         state = "paused" if one.get("paused") else ""
         next_ = str(one["next_fire_time"] or "-")[:19]
         rows.append((one["id"], handler_id, method, one["trigger"], next_, state))
-    print_table(("job_id", "handler", "method", "trigger", "next (UTC)", ""), rows)
+    print_table(("job_id", "handler", "method", "trigger", "next (UTC)", "state"), rows)
 
 
 @app.command("next")
@@ -314,8 +331,9 @@ async def _request(
         try:
             answer = await client.request(method, api.url + path, json=body, params=query)
         except httpx.TransportError as error:
-            why = f"no scheduler answers at {api.url} ({error}): name it with --url"
-            raise UnreachableError(why) from None
+            why = re.sub(r" ssl:default ", " ", str(error))
+            mend = "start it (catalogzero scheduler), or name it with --url"
+            raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {mend}") from None
     return _checked(answer.status_code, answer.content, api.url + path)
 
 

@@ -9,6 +9,7 @@ Layer: core.
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from catalogzero.cloud.contract import (
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for, rows_of
 from catalogzero.cloud.outbox import Outbox, UploadEndedError
 from catalogzero.cloud.outbox_contents import Mark, Upload
+from catalogzero.cloud.outbox_file import is_disk_full
 from catalogzero.cloud.records import BadRecords, ReadOptions, require_extra
 from catalogzero.cloud.sender import new_upload_id
 from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
@@ -169,6 +171,12 @@ class UploadRun:
             self._tally.refused.append(error.message)
         except CatalogZeroError as error:
             self._tally.failures.append(error)
+        except sqlite3.OperationalError as error:
+            if not is_disk_full(error):
+                raise
+            where = self._ways.folder
+            told = f"the disk is full at {where}: make room, or set another state_dir"
+            self._tally.failures.append(FailedError(told))
 
     def _attempt(self, item: Item) -> None:
         """One pass over an item, to its sealed upload, or to the finding that it is unchanged."""
