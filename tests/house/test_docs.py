@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from catalogzero import CloudSettings
+from catalogzero.backend import BackendSettings
 from catalogzero.cli.main import COMMANDS
+from catalogzero.settings import RuntimeSettings
+from conductorzero.settings import ConductorSettings
+from pydantic import BaseModel
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -81,3 +86,28 @@ def test_every_page_of_the_docs_can_be_reached_from_its_index() -> None:
     unlisted = [page for page in (ROOT / "docs").rglob("*.md") if page.name not in index]
 
     assert unlisted == [ROOT / "docs/index.md"]
+
+
+@pytest.mark.parametrize(
+    ("page", "model"),
+    [
+        ("docs/reference/settings.md", RuntimeSettings),
+        ("docs/reference/settings.md", CloudSettings),
+        ("docs/how-to/run-a-backend.md", BackendSettings),
+        ("catalog/conductor/README.md", ConductorSettings),
+    ],
+)
+def test_every_setting_is_documented(page: str, model: type[BaseModel]) -> None:
+    told = (ROOT / page).read_text()
+
+    assert [name for name in model.model_fields if f"`{name}`" not in told] == []
+
+
+def test_every_variable_of_the_environment_is_documented() -> None:
+    read = "".join(path.read_text() for path in (ROOT / "sdk/catalogzero").rglob("*.py"))
+    told = "".join(page.read_text() for page in PAGES)
+    settings = {f"CATALOGZERO_{name.upper()}" for name in RuntimeSettings.model_fields}
+
+    named = set(re.findall(r"CATALOGZERO_[A-Z_]*[A-Z]", read))
+
+    assert {name for name in named - settings if name not in told} == set()

@@ -26,7 +26,9 @@ class AnyOrder(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Move `--url` and `--token-file`, with their values, to the front."""
-        own, rest, words = [], [], iter(args)
+        own: list[str] = []
+        rest: list[str] = []
+        words = iter(args)
         for word in words:
             if word in ("--url", "--token-file"):
                 own += [word, *islice(words, 1)]
