@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,9 @@ async def test_beyond_loopback_the_page_asks_for_the_token_until_it_is_right(
         url = (await conductor.client.call("get_metrics"))["dashboard_url"]
         async with page_of(browser, url.replace("0.0.0.0", "127.0.0.1") + path) as page:  # noqa: S104
             await page.get_by_text("the token is missing or wrong").wait_for()
+            await page.keyboard.press("Escape")
+            await page.get_by_role("button", name="Give the token").click()
+            await page.get_by_text("the token is missing or wrong").wait_for()
             await page.get_by_role("textbox", name="Token").fill("not-the-token-at-all")
             await page.keyboard.press("Enter")
             await page.get_by_text("That token was refused").wait_for()
@@ -228,6 +232,22 @@ async def test_the_page_comes_back_when_the_conductor_does(browser: Any, fleet: 
         fleet.handlers["orders-001"].dead = True
         await fleet.turn()
         await page.get_by_role("heading", name="1 of 12 handlers does not answer").wait_for()
+
+
+async def test_a_conductor_that_was_restarted_is_followed_with_its_new_fleet(browser: Any) -> None:
+    port = free_port()
+    async with shops("one", "two") as fleet, AsyncExitStack() as stack:
+        registry = addresses(fleet)
+        async with conducting(registry, dashboard_port=port) as conductor:
+            url = (await conductor.client.call("get_metrics"))["dashboard_url"]
+            page = await stack.enter_async_context(page_of(browser, url))
+            await page.get_by_role("heading", name="All 2 handlers answer").wait_for()
+        await page.wait_for_selector("body[data-link=lost]")
+        registry["gone"] = free_port()
+        async with conducting(registry, dashboard_port=port):
+            await page.get_by_role("heading", name="1 of 3 handlers does not answer").wait_for()
+            await page.locator("#rows tr.unreachable", has_text="gone").wait_for()
+            await stack.aclose()
 
 
 async def test_a_killed_handler_shows_by_itself(browser: Any) -> None:

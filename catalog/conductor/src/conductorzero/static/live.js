@@ -76,6 +76,7 @@ export function follow(on, status) {
       wait = Math.min(wait * 2, LONGEST_WAIT_MS);
     }
   })();
+  document.getElementById("again").addEventListener("click", () => resume());
   addEventListener("online", () => resume());
   document.addEventListener("visibilitychange", () => document.hidden || resume());
   return { resume: () => resume() };
