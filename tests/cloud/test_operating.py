@@ -252,6 +252,13 @@ async def test_a_marked_key_shows_nowhere_but_in_the_authorization_header(
             await call("get_metrics"),
         ]
         reply = await service.client.request("process_and_upload", {"data_source": CANARY})
+        backend.fault = lambda request: web.json_response(
+            {"title": "refused", "detail": request.headers["Authorization"]}, status=422
+        )
+        full = {"data_source": str(data), "full": True}
+        seen.append((await service.client.request("process_and_upload", full)).error)
+        backend.fault = lambda request: None
+        seen.append(await call("health_report"))
         commands = [" ".join(process.cmdline()) for process in psutil.Process().children()]
     await asyncio.to_thread(invoke, "bundle", "site", "--registry", registry, "--out", archive)
 
@@ -259,6 +266,7 @@ async def test_a_marked_key_shows_nowhere_but_in_the_authorization_header(
     assert CANARY not in json.dumps(seen)
     assert commands
     assert CANARY not in str(commands)
+    assert "Bearer **********" in str(seen[4])
     assert reply.error.count(CANARY) == 0
     for headers in backend.headers:
         assert CANARY not in json.dumps({k: v for k, v in headers.items() if k != "Authorization"})

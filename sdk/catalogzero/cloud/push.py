@@ -30,6 +30,7 @@ from catalogzero.settings import EgressPolicy
 
 SLOWEST_BYTES_PER_S = 4_096
 MAX_ANSWER_BYTES = 1 << 20
+MASKED = b"**********"
 _SLICE_BYTES = 1 << 14
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -149,9 +150,10 @@ class Pusher:
     async def _exchange(
         self, method: str, url: str, body: bytes, headers: dict[str, str]
     ) -> Outcome:
-        """The request and its answer, bounded in time and size."""
+        """The request and its answer, bounded in time and size; a key that it echoes is masked."""
         if self._client is None:
             raise RuntimeError("a Pusher is an async context manager: open it first")
+        secret = headers["Authorization"].removeprefix("Bearer ").encode()
         rate = min(self._pace.bytes_per_s or SLOWEST_BYTES_PER_S, SLOWEST_BYTES_PER_S)
         content: bytes | AsyncIterator[bytes] = body
         if self._pace.bytes_per_s is not None:
@@ -161,10 +163,11 @@ class Pusher:
                 asyncio.timeout(self._settings.upload_timeout_s + 2 * len(body) / rate),
                 self._client.stream(method, url, content=content, headers=headers) as answer,
             ):
+                text = await _bounded(answer)
                 return Outcome(
                     status=answer.status_code,
                     headers=dict(answer.headers),
-                    body=_json(await _bounded(answer)),
+                    body=_json(text.replace(secret, MASKED)),
                 )
         except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError) as error:
             return _fault(error)
