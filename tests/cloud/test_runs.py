@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ssl
-import subprocess
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from aiohttp import web
 from catalogzero import BadParamsError, Batch, FailedError, Params, SourceChangedError
 
 from tests.cloud.processors import ArrowPlain, Plain, Total
@@ -43,22 +40,6 @@ class Meddler(Plain):
 async def backend() -> AsyncIterator[ReferenceBackend]:
     async with ReferenceBackend() as reference:
         yield reference
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A self-signed certificate of localhost; its key is `key.pem` beside it."""
-    certificate, key = tmp_path / "ca.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return certificate
 
 
 async def test_all_items_of_a_run_can_be_one_upload(
@@ -178,29 +159,3 @@ async def test_an_unknown_format_is_refused_before_anything_is_read(
     async with Site(backend.url, tmp_path) as site:
         with pytest.raises(BadParamsError, match="xlsx"):
             await site.run(chunk_format="xlsx")
-
-
-async def test_tls_is_verified_against_the_private_authority_alone(
-    tmp_path: Path, certificate: Path
-) -> None:
-    backend = ReferenceBackend()
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", backend._serve)
-    runner = web.AppRunner(app, auto_decompress=False)
-    await runner.setup()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    url = f"https://localhost:{runner.addresses[0][1]}/v1"
-    runtime = {"upload_wait_s": 1}
-    try:
-        async with Site(url, tmp_path, runtime=runtime) as site:
-            site.write("a.csv", CSV)
-            untrusted = await site.run()
-        async with Site(url, tmp_path, ca_file=certificate) as site:
-            trusted = await site.run(full=True)
-    finally:
-        await runner.cleanup()
-
-    assert (untrusted["status"], trusted["status"]) == ("queued", "uploaded")
-    assert len(backend.rows()) == 2

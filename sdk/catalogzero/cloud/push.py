@@ -186,15 +186,24 @@ def http_client(settings: CloudSettings) -> httpx.AsyncClient:
     Raises:
         ConfigError: A certificate or key file cannot be loaded.
     """
-    proxy = httpx.Proxy(settings.proxy.get_secret_value()) if settings.proxy else None
     transport = AiohttpTransport(
         verify=tls_context(settings),
-        proxy=proxy,
+        proxy=_proxy(settings.proxy.get_secret_value()) if settings.proxy else None,
         trust_env=False,
         limits=httpx.Limits(max_connections=settings.upload_concurrency + 2),
     )
     timeout = httpx.Timeout(settings.upload_timeout_s, connect=_CONNECT_TIMEOUT_S)
     return httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False)
+
+
+def _proxy(address: str) -> httpx.Proxy:
+    """A proxy; its user and password go in a header of the CONNECT that opens the tunnel."""
+    url = httpx.URL(address)
+    if not url.userinfo:
+        return httpx.Proxy(url)
+    token = base64.b64encode(f"{url.username}:{url.password}".encode()).decode()
+    headers = {"Proxy-Authorization": f"Basic {token}"}
+    return httpx.Proxy(url.copy_with(username=None, password=None), headers=headers)
 
 
 def tls_context(settings: CloudSettings) -> ssl.SSLContext:
