@@ -193,6 +193,8 @@ class Site:
             return dict(await call)
         except (CatalogZeroError, asyncio.CancelledError) as error:
             return {"error": str(error) or "the handler died"}
+        finally:
+            call.cancel()
 
     async def run_to_end(self, data_source: str, *, full: bool = False) -> dict[str, Any]:
         """Runs until one has a result."""

@@ -1,4 +1,4 @@
-"""What the client has: ten files whose content changes, and a table that only grows."""
+"""What the client has: files whose content changes, and a table that only grows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-FILES = 10
+MIN_FILES, FILE_ROWS = 10, 40_000
 TABLE_SHARE = 50
+
+
+def files_of(rows: int) -> int:
+    """How many files so many rows stand in."""
+    return max(rows // FILE_ROWS, MIN_FILES)
 
 
 class Sources:
@@ -23,13 +28,15 @@ class Sources:
 
     def __init__(self, folder: Path, rows: int, dice: random.Random) -> None:
         self.exports, self._table = folder / "exports", folder / "orders.db"
-        self._rows, self._dice = max(rows // FILES, 1), dice
+        self._files, self._dice = files_of(rows), dice
+        self._rows = max(rows // self._files, 1)
         self._contents: dict[str, list[int]] = {}
         self._made = 0
         self.exports.mkdir()
         with closing(sqlite3.connect(self._table)) as table:
+            table.execute("PRAGMA journal_mode=WAL")  # a run that reads holds no writer up
             table.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
-        for number in range(FILES):
+        for number in range(self._files):
             self.renew(f"f{number}.csv")
         self.add_orders()
 
@@ -40,7 +47,7 @@ class Sources:
 
     def some(self) -> str:
         """The name of a file."""
-        return f"f{self._dice.randrange(FILES)}.csv"
+        return f"f{self._dice.randrange(self._files)}.csv"
 
     def path(self, name: str) -> Path:
         """Where a file is."""

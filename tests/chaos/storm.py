@@ -30,16 +30,17 @@ from catalogzero.cloud.outbox import Outbox
 from tests.chaos.proxy import FaultProxy
 from tests.chaos.scenes import ORDERS, POINTS, SCENES
 from tests.chaos.site import LOOK_S, Site, until
-from tests.chaos.sources import FILES, Sources
+from tests.chaos.sources import Sources, files_of
 from tests.chaos.verdict import Verdict
 
 VICTIMS = ("worker", "handler", "backend")
 COMMIT_POINTS = [f"{step}:{when}" for step in POINTS for when in ("before", "after")]
 FAULT_RATE = 0.2
 MOST_REQUESTS = 15
+MANY = 100
 REST_S = 600.0
 LAST_S = 5.0
-ROW_BYTES, CHUNKS_A_FILE, MIN_CHUNK_BYTES = 30, 8, 16_384
+ROW_BYTES, CHUNKS_A_FILE, MIN_CHUNK_BYTES = 30, 4, 16_384
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Storm:
         self._kills, self._points, self._scenes = kills, list(points), list(scenes)
         self.dice = random.Random(seed)  # noqa: S311  # dice, to be repeated by their seed
         url = database or f"sqlite:///{folder}/backend.db"
-        chunk_bytes = max(rows // FILES * ROW_BYTES // CHUNKS_A_FILE, MIN_CHUNK_BYTES)
+        chunk_bytes = max(rows * ROW_BYTES // files_of(rows) // CHUNKS_A_FILE, MIN_CHUNK_BYTES)
         self.sources = Sources(folder, rows, random.Random(seed + 1))  # noqa: S311  # the same
         self.site = Site(folder, url, self.sources.table_url, chunk_bytes, mutant)
         ports = self.site.proxy_port, self.site.backend_port
@@ -150,7 +151,7 @@ class Storm:
         for deaths in plan.values():
             self.dice.shuffle(deaths)
             if self._kills and not deaths:
-                deaths += self.dice.sample(VICTIMS, len(VICTIMS))
+                deaths += self.dice.sample(VICTIMS * 2, 3 if self._kills < MANY else 6)
         return self.dice.sample(list(plan.items()), len(plan))
 
     async def _play(self, scene: str, deaths: list[str]) -> None:
