@@ -118,7 +118,7 @@ class Storm:
         self.verdict = Verdict(url)
         self.report = Report(seed, faults=self.proxy.hits, answers=self.proxy.answers)
         self.exports = str(self.sources.exports)
-        self._running = self._played = 0
+        self._running = 0
         self._diary = folder / "diary.txt"
 
     async def run(self) -> Report:
@@ -129,10 +129,10 @@ class Storm:
         try:
             async with self.proxy:
                 await until(self.site.answers, "a handler that answers")
-                while not self._played or self.report.landed() < self._kills:
-                    for scene, deaths in self._plan():
-                        await self._play(scene, deaths)
-                    self._played += 1
+                for scene, deaths in self._plan():
+                    await self._play(scene, deaths)
+                while self.report.landed() < self._kills:
+                    await self._play(*self._plan()[0])
                 await self._rest()
             found = self.verdict.compare(self.sources.rows())
             report = self.report
