@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -149,7 +150,7 @@ def test_keys_rotate_with_two_active(tmp_path: Path) -> None:
         (["tenants", "revoke", "nobody", "x"], "tenants add nobody"),
         (["serve", "--database", "mysql://x/y"], "SQLite or a PostgreSQL"),
         (["serve", "--database", "sqlite:///"], "needs a file"),
-        (["serve", "--database", "postgresql://127.0.0.1:1/x"], "cannot open the database"),
+        (["serve", "--database", "/proc/none/x.db"], "cannot open the database"),
         (["serve", "--operator-token-file", "absent"], "operator_token_file absent"),
         (["serve", "--certificate", "absent"], "--private-key"),
     ],
@@ -165,6 +166,18 @@ def test_a_mistake_is_one_sentence_and_exit_code_3(
     assert done.returncode == 3, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_database_server_that_is_away_has_an_exit_code_of_its_own() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    url = f"postgresql://backend:marked@127.0.0.1:{port}/none"
+
+    done = run("serve", "--database", url)
+
+    assert done.returncode == 4
+    assert f"127.0.0.1:{port}/none" in done.stderr
+    assert "marked" not in done.stderr
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from catalogzero.backend.schema import prepare
-from catalogzero.errors import ConfigError
+from catalogzero.errors import ConfigError, UnreachableError
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ class Database:
     Raises:
         ConfigError: Another kind of database, a driver that is not installed, or a database that
             cannot be opened.
+        UnreachableError: The database server does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -97,7 +98,10 @@ class Database:
             self.write_now(prepare)
         except DBAPIError as error:
             self.close()
-            raise ConfigError(f"cannot open the database {self.label}: {error.orig}") from None
+            said = f"cannot open the database {self.label}: {error.orig}"
+            if self.is_sqlite or getattr(error.orig, "sqlstate", None):
+                raise ConfigError(said) from None
+            raise UnreachableError(said) from None
         except ConfigError:
             self.close()
             raise
