@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import sqlite3
 import subprocess
 import sys
@@ -110,6 +111,29 @@ def test_preview_needs_neither_key_nor_endpoint_nor_registry(tmp_path: Path) -> 
     document = json.loads(made.stdout)
     assert document["requests"][0]["body"] == '{"n":"1","name":"one"}\n{"n":"2","name":"two"}\n'
     assert not (tmp_path / "state").exists()
+
+
+async def test_a_terminal_shows_how_far_a_run_is_and_a_pipe_does_not(
+    backend: ReferenceBackend, registry: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "exports" / "a.csv").write_text(CSV)
+    params = json.dumps({"data_source": str(tmp_path / "exports"), "full": True})
+    once = [sys.executable, "-m", "catalogzero", "run", "site", "--registry", str(registry)]
+    once += ["--once", "process_and_upload", "--params", params]
+    own, its = pty.openpty()
+    for ending in (its, asyncio.subprocess.PIPE):
+        process = await asyncio.create_subprocess_exec(
+            *once, stdout=asyncio.subprocess.PIPE, stderr=ending
+        )
+        out, err = await process.communicate()
+        assert json.loads(out)["status"] == "uploaded"
+    os.close(its)
+    shown = os.read(own, 1 << 16).decode()
+    os.close(own)
+
+    assert "process_and_upload" in shown
+    assert "%" in shown
+    assert "%" not in err.decode()
 
 
 async def test_a_dead_letter_can_be_listed_shown_exported_retried_and_purged(

@@ -56,6 +56,22 @@ async def test_every_row_of_a_csv_file_arrives_processed(
     assert result["cloud_job_id"].startswith("job-")
 
 
+async def test_a_run_tells_how_far_it_is(backend: ReferenceBackend, data: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        write_csv(data / name, 1000)
+    size = 2 * len("n,name\n" + "".join(f"{n},row {n}\n" for n in range(1000)))
+    async with serving(Plain(**settings(backend, data)), **runtime(data)) as service:
+        call = service.client.call
+        await call("process_and_upload", {"data_source": str(data)}, request_id="first")
+        first = (await call("get_run", {"request_id": "first"}))["progress"]
+        await call("process_and_upload", {"data_source": str(data)}, request_id="again")
+        again = (await call("get_run", {"request_id": "again"}))["progress"]
+
+    whole = {"items": 2, "items_done": 2, "bytes_read": size, "bytes_total": size}
+    assert first == {**whole, "rows_read": 2000, "records": 2000}
+    assert again == {**whole, "rows_read": 0, "records": 0}
+
+
 async def test_an_unchanged_file_is_not_sent_again_but_a_changed_one_replaces_its_rows(
     backend: ReferenceBackend, data: Path
 ) -> None:

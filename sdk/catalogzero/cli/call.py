@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.cli.progress import call_shown
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.client import HandlerClient
 from catalogzero.errors import ConfigError
@@ -40,7 +41,7 @@ def call(
     key_file: KeyFile = None,
     server_key: ServerKey = None,
 ) -> None:
-    """Call a method and print its result as JSON.
+    """Call a method and print its result as JSON; a terminal shows how far it is.
 
     Example: catalogzero call acme process_and_upload --params '{"data_source": "/data/exports"}'
     """
@@ -187,7 +188,7 @@ def _ask(peer: _Peer, method: str, params: dict[str, Any], timeout_s: float) -> 
         async with HandlerClient(peer.address, curve=peer.curve) as client:
             if method not in ("ping", "get_metrics", "describe", "cancel"):
                 await client.ping(timeout_s=min(5.0, timeout_s))
-            return await client.call(method, params, timeout_s=timeout_s)
+            return await call_shown(client, method, params, timeout_s)
 
     return asyncio.run(ask())
 

@@ -130,6 +130,7 @@ def _serve(handler: Handler) -> None:
 
 async def _run_once(handler: Handler, method: str, params: dict[str, Any]) -> None:
     """Serve on a free port, call one method, print its result."""
+    from catalogzero.cli.progress import call_shown
     from catalogzero.client import HandlerClient
     from catalogzero.logs import forward_logging
     from catalogzero.service import serve
@@ -140,7 +141,7 @@ async def _run_once(handler: Handler, method: str, params: dict[str, Any]) -> No
         serve(handler, host="127.0.0.1", port=0, scheduler="none") as service,
         HandlerClient(service.address) as client,
     ):
-        print_json(await client.call(method, params, timeout_s=year_s))
+        print_json(await call_shown(client, method, params, year_s))
 
 
 def _run_all(path: Path) -> int:

@@ -12,6 +12,7 @@ import hashlib
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -104,7 +105,9 @@ class Tally:
     bad_records: int = 0
     rows_read: int = 0
     records: int = 0
-    files_done: int = 0
+    items_done: int = 0
+    bytes_total: int = 0
+    bytes_before: int = 0
     refused: list[str] = field(default_factory=list)
     failures: list[CatalogZeroError] = field(default_factory=list)
 
@@ -131,10 +134,13 @@ class UploadRun:
         """
         self._ways.outbox.refuse_when_full()
         items = self._items()
+        self._tally.bytes_total = sum(map(_size_of, items))
+        self._tell(items=len(items))
         for item in items:
             self._take(item)
-            self._tally.files_done += 1
-            self._tell(items=len(items))
+            self._tally.items_done += 1
+            self._tally.bytes_before += _size_of(item)
+            self._tell()
         if self._tally.failures:
             raise self._failure(len(items))
         self._ways.sender.wait_ended(self._tally.uploads, self._ways.runtime.upload_wait_s)
@@ -246,7 +252,7 @@ class UploadRun:
                 ways.outbox.add(upload_id, chunk)
                 self._tally.records += chunk.records
                 ways.sender.wake()
-                self._tell()
+                self._tell(reading)
 
         batches = self._counted(reading.batches())
         for batch in ways.author.process(batches, self._params):
@@ -298,12 +304,18 @@ class UploadRun:
         if wait_s > 0:
             threading.Event().wait(min(wait_s, self._ways.runtime.settle_s))
 
-    def _tell(self, **fields: Any) -> None:
+    def _tell(self, reading: Reading | None = None, **fields: Any) -> None:
         tally = self._tally
+        if tally.bytes_total:
+            here = reading.bytes_read() if reading else 0
+            fields |= {
+                "bytes_read": min(tally.bytes_before + here, tally.bytes_total),
+                "bytes_total": tally.bytes_total,
+            }
         self._ways.progress(
             rows_read=tally.rows_read,
             records=tally.records,
-            items_done=tally.files_done,
+            items_done=tally.items_done,
             **fields,
         )
 
@@ -351,6 +363,15 @@ class UploadRun:
         while isinstance(upload.answer, Mapping) and "sealed_again_as" in upload.answer:
             upload = self._ways.outbox.upload(upload.answer["sealed_again_as"])
         return upload
+
+
+def _size_of(item: Item) -> int:
+    """The bytes of an item's files; 0 where it has none, or they cannot be looked at."""
+    if isinstance(item, Group):
+        return sum(map(_size_of, item.items))
+    with suppress(BadParamsError):
+        return item.stamp()[0] if isinstance(item, FileItem) else 0
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,6 +432,10 @@ class OwnReading:
     def content(self) -> str | None:
         """See `Reading.content`."""
         return None if self._item.mode == "append" else self._sha.hexdigest()
+
+    def bytes_read(self) -> int:
+        """See `Reading.bytes_read`."""
+        return 0
 
     def check(self) -> None:
         """An own source has no other identity than what was read."""

@@ -103,6 +103,10 @@ class QueryReading:
         """See `Reading.content`: of the rows read, in their order."""
         return None if self._item.mode == "append" else self._sha.hexdigest()
 
+    def bytes_read(self) -> int:
+        """See `Reading.bytes_read`."""
+        return 0
+
     def check(self) -> None:
         """One transaction reads one state of the database."""
 

@@ -52,6 +52,9 @@ class Reading(Protocol):
     def content(self) -> str | None:
         """The digest of all that was read, once the batches are through; None where it has none."""
 
+    def bytes_read(self) -> int:
+        """How far a file is read, packed as it is; 0 where it is no file."""
+
     def check(self) -> None:
         """Raise `SourceChangedError` when the source is no longer what was opened."""
 
@@ -195,6 +198,10 @@ class FileReading:
         """See `Reading.content`: of the file's own bytes, packed as they are."""
         return self._raw.digest()
 
+    def bytes_read(self) -> int:
+        """See `Reading.bytes_read`."""
+        return self._raw.count
+
     def check(self) -> None:
         """See `Reading.check`."""
         if self._identity != self._item.stamp():
@@ -226,6 +233,7 @@ class GroupReading:
     readings: list[tuple[str, Reading]]
     after: Any = None
     until: Any = None
+    _opened: int = 0
     _digests: list[tuple[str, str | None]] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -238,12 +246,17 @@ class GroupReading:
         """See `Reading.batches`."""
         for name, reading in self.readings:
             with reading:
+                self._opened += 1
                 yield from reading.batches()
                 self._digests.append((name, reading.content()))
 
     def content(self) -> str:
         """See `Reading.content`."""
         return digest_of(self._digests)
+
+    def bytes_read(self) -> int:
+        """See `Reading.bytes_read`."""
+        return sum(reading.bytes_read() for _, reading in self.readings[: self._opened])
 
     def check(self) -> None:
         """See `Reading.check`."""
@@ -252,11 +265,15 @@ class GroupReading:
 
 
 class HashingFile(io.RawIOBase):
-    """A file whose bytes go through SHA-256 as they are read; owns its descriptor."""
+    """A file whose bytes are counted and go through SHA-256 as they are read.
+
+    Owns its descriptor.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self._file = io.FileIO(descriptor, "rb")
         self._sha = hashlib.sha256()
+        self.count = 0
 
     def readable(self) -> bool:
         """It can be read."""
@@ -266,6 +283,7 @@ class HashingFile(io.RawIOBase):
         """Read and hash."""
         count = self._file.readinto(buffer) or 0
         self._sha.update(memoryview(buffer)[:count])
+        self.count += count
         return count
 
     def digest(self) -> str:

@@ -1,0 +1,67 @@
+"""A call that shows how far its run is: a bar on a terminal, nothing in a pipe.
+
+Layer: edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import typer
+
+from catalogzero.client import HandlerClient
+from catalogzero.errors import CatalogZeroError
+
+LOOK_S = 0.5
+ASK_TIMEOUT_S = 2.0
+_SHOWN = ("rows_read", "records")
+
+
+async def call_shown(
+    client: HandlerClient, method: str, params: Mapping[str, Any], timeout_s: float
+) -> Any:
+    """As `HandlerClient.call`; what `get_run` tells meanwhile stands on standard error."""
+    if not sys.stderr.isatty():
+        return await client.call(method, params, timeout_s=timeout_s)
+    request_id = str(uuid.uuid4())
+    call = asyncio.create_task(
+        client.call(method, params, timeout_s=timeout_s, request_id=request_id)
+    )
+    try:
+        with typer.progressbar(length=1, label=method, file=sys.stderr) as bar:
+            while not (await asyncio.wait([call], timeout=LOOK_S))[0]:
+                told = await _progress(client, request_id)
+                done, bar.length = _share(told)
+                bar.label = _words(told) or method
+                bar.update(done - bar.pos)
+        return await call
+    finally:
+        call.cancel()
+
+
+async def _progress(client: HandlerClient, request_id: str) -> dict[str, Any]:
+    """What the run has told; nothing where it is not known, or told nothing."""
+    with suppress(CatalogZeroError):
+        run = await client.call("get_run", {"request_id": request_id}, timeout_s=ASK_TIMEOUT_S)
+        return dict(run.get("progress") or {})
+    return {}
+
+
+def _share(told: Mapping[str, Any]) -> tuple[int, int]:
+    """How much is done, of how much: bytes where they are known, else items."""
+    if told.get("bytes_total"):
+        return int(told.get("bytes_read", 0)), int(told["bytes_total"])
+    return int(told.get("items_done", 0)), int(told.get("items") or 1)
+
+
+def _words(told: Mapping[str, Any]) -> str:
+    """The figures beside the bar."""
+    words = [f"{told[name]:,} {name.replace('_', ' ')}" for name in _SHOWN if name in told]
+    if told.get("items", 1) > 1:
+        words.append(f"{told.get('items_done', 0)} of {told['items']} items")
+    return ", ".join(words)
