@@ -31,7 +31,6 @@ Batch: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Any]
 """What the call gave under `params`, without `format` and `full`."""
 
-ChunkFormat = Literal["ndjson", "parquet", "csv"]
 Mode = Literal["replace", "append"]
 CONTENT_TYPES: dict[str, str] = {
     "ndjson": "application/x-ndjson",

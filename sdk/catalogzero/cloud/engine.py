@@ -70,7 +70,6 @@ class Engine:
             self._outbox, self._pusher, settings, identity, clock, log, self._changed
         )
         self._health = HealthPost(self._outbox, self._pusher, identity, self._audit, clock)
-        self._registering = False
         self._runs = 0
         self._told: dict[str, Any] = {}
 
@@ -143,7 +142,6 @@ class Engine:
     async def _register(self) -> None:
         """`PUT installations`, until the backend has taken it or has no such thing."""
         backoff, body = Backoff(), self._installation()
-        self._registering = True
         while True:
             outcome = await self._pusher.push(
                 Asked.INSTALLATION,

@@ -18,7 +18,6 @@ from catalogzero.errors import ConfigError
 from catalogzero.settings import problems_of
 
 MANIFEST_NAME = "catalogzero.toml"
-MANIFEST_VERSION = 1
 GENERATED_MARK = "# Written by `catalogzero catalog lint --fix` from here on."
 
 
