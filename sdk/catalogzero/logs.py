@@ -8,6 +8,7 @@ Layer: core.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -113,7 +114,10 @@ def make_logger(*, mask: Mask, log_format: str | None = None, level: str = "info
     """
     console = (log_format or ("console" if sys.stderr.isatty() else "json")) == "console"
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         if console
         else structlog.processors.JSONRenderer()
     )

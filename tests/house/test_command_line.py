@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +191,65 @@ def test_what_an_author_s_module_does_wrong_is_one_line_that_names_the_place(
 
     assert (found, len(said.splitlines())) == (code, 1)
     assert told in said
+
+
+def on_a_terminal(*words: str, columns: int, cwd: Path, **environment: str) -> str:
+    """What the command writes to a terminal so wide, both streams."""
+    ours, theirs = os.openpty()
+    variables = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **environment}
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "catalogzero", *words],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            cwd=cwd,
+            env=variables,
+        )
+        os.close(theirs)
+        written = b""
+        with suppress(OSError):  # a terminal whose other end is closed
+            while read := terminal.read(1 << 16):
+                written += read
+        child.wait(30)
+    return written.decode()
+
+
+COLOUR = re.compile(r"\x1b\[(?:\d+;)*3\d")
+
+
+def test_colours_are_for_terminals_that_want_them(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(
+        "from catalogzero import Handler\n\nclass Plain(Handler):\n"
+        "    def hello(self) -> str:\n        return 'hello'\n"
+    )
+    words = ("run", "plain:Plain", "--scheduler", "none", "--once", "hello")
+
+    shown = on_a_terminal(*words, columns=80, cwd=tmp_path, NO_COLOR="")
+    plain = on_a_terminal(*words, columns=80, cwd=tmp_path, NO_COLOR="1")
+    piped = subprocess.run(
+        [sys.executable, "-m", "catalogzero", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "CATALOGZERO_LOG_FORMAT": "console"},
+    )
+
+    assert COLOUR.search(shown)
+    assert not COLOUR.search(plain)
+    assert "\x1b" not in piped.stderr
+    assert piped.stdout == '"hello"\n'
+
+
+def test_a_table_on_a_narrow_terminal_cuts_nothing(tmp_path: Path) -> None:
+    state = tmp_path / "a_folder_whose_name_is_longer_than_the_terminal_is_wide" / "state"
+    (tmp_path / "plain.py").write_text(
+        "from catalogzero import Handler\nclass Plain(Handler): ...\n"
+    )
+    environment = {"NO_COLOR": "1", "CATALOGZERO_STATE_DIR": str(state)}
+
+    shown = on_a_terminal("check", "plain:Plain", columns=60, cwd=tmp_path, **environment)
+
+    cells = [line.split("│")[3].strip() for line in shown.splitlines() if line.count("│") > 4]
+    assert str(state) in "".join(cells)

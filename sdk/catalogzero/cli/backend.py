@@ -211,7 +211,8 @@ def _ignore(_: Result) -> None:
 def _show_result(result: Result) -> None:
     """One line for a check, and why for one that did not pass."""
     colour = {"pass": "green", "warn": "yellow", "fail": "red"}[result.outcome]
-    typer.echo(f"{typer.style(result.outcome, fg=colour)}  {result.check}")
+    outcome = result.outcome if os.environ.get("NO_COLOR") else typer.style(result.outcome, colour)
+    typer.echo(f"{outcome}  {result.check}")
     for detail in result.details:
         typer.echo(f"      {detail}")
     if result.outcome == "fail":

@@ -30,7 +30,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, header_style="bold")
+    table = Table(header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a path or an id that is cut is of no use
     for row in texts:
         table.add_row(*row)
     Console(markup=False, emoji=False, highlight=False).print(table)
