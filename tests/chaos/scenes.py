@@ -159,7 +159,7 @@ async def long_outage(storm: Storm) -> None:
     await until(storm.verdict.open_chunks, "chunks of an upload that is not completed")
     proxy.meddling = away
     site.restart_backend(open_upload_ttl_s=0.001, housekeeping_interval_s=0.05)
-    await until(lambda: not storm.verdict.open_chunks(), "chunks that go after a while")
+    await until(lambda: not storm.verdict.open_uploads(), "uploads that go after a while")
     storm.happened("outage longer than chunks are kept")
     site.restart_backend()
     proxy.meddling = None
@@ -238,25 +238,25 @@ SCENES: dict[str, Scene] = {
 POINTS: dict[str, str] = {
     "outbox begin": "new_rows",
     "outbox add": "new_rows",
-    "outbox seal": "new_rows",
+    "backend put_chunk": "new_rows",
     "outbox acknowledge": "new_rows",
+    "outbox seal": "new_rows",
     "outbox completing": "new_rows",
+    "backend complete": "new_rows",
     "outbox done": "new_rows",
+    "backend clear_hidden": "new_rows",
     "outbox abandon": "folder_lost_at_rest",
-    "outbox learn_highest": "folder_lost_at_rest",
     "outbox remember": "folder_lost_at_rest",
+    "backend register": "folder_lost_at_rest",
+    "outbox learn_highest": "folder_lost_at_rest",
     "outbox restamp": "same_content_again",
     "outbox superseded": "late_older_version",
-    "outbox missing": "long_outage",
-    "outbox die": "refused_and_purged",
-    "backend put_chunk": "new_rows",
-    "backend complete": "new_rows",
-    "backend register": "folder_lost_at_rest",
-    "backend clear_hidden": "new_rows",
     "backend expire_chunk": "long_outage",
     "backend forget_empty": "long_outage",
+    "outbox missing": "long_outage",
+    "outbox die": "refused_and_purged",
 }
-"""Each commit point of outbox and backend, and the scene that comes by it."""
+"""Each commit point of outbox and backend, in the order of a scene that comes by it."""
 
 
 def dead_of(listing: str) -> list[str]:

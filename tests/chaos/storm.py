@@ -149,7 +149,6 @@ class Storm:
         for point in self._points:
             plan[POINTS.get(point.partition(":")[0], self._scenes[0])].append(point)
         for deaths in plan.values():
-            self.dice.shuffle(deaths)
             if self._kills and not deaths:
                 deaths += self.dice.sample(VICTIMS * 2, 3 if self._kills < MANY else 6)
         return self.dice.sample(list(plan.items()), len(plan))
@@ -188,13 +187,14 @@ class Storm:
 
     async def _death_at(self, who: str, point: str) -> None:
         self.site.die_at[who].write_text(point)
-        await until(lambda: not self.site.die_at[who].exists(), point)
+        await until(lambda: not self.site.die_at[who].exists(), point, REST_S)
 
     async def _death_of(self, victim: str) -> None:
         enough = self.proxy.hits.total() + self.dice.randint(1, MOST_REQUESTS)
         await until(
             lambda: self._running and self.proxy.hits.total() >= enough and self.site.kill(victim),
             victim,
+            REST_S,
         )
 
     # What scenes are made of

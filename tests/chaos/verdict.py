@@ -47,6 +47,10 @@ class Verdict:
         """Chunks of uploads that are not completed."""
         return self._count(OPEN_CHUNKS)
 
+    def open_uploads(self) -> int:
+        """Uploads that are not completed."""
+        return self._count("SELECT COUNT(*) FROM uploads WHERE state = 'open'")
+
     def compare(self, expected: dict[str, Counter[str]]) -> Difference:
         """All that is visible against all that must be."""
         shown: dict[str, Counter[str]] = {}
