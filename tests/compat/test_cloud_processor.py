@@ -120,7 +120,7 @@ async def test_the_registry_s_stanza_with_data_roots_serves_files(
 async def test_without_data_roots_or_an_own_source_it_is_refused(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="3: data_roots: set the folders"):
+    with pytest.raises(ConfigError, match=r"7: config\.data_roots: set the folders"):
         make_handler("cloud_processor", registry=registry(tmp_path, backend))
 
 
