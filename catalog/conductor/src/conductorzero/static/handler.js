@@ -67,21 +67,21 @@ function drawRow(one, at) {
   const source = one.entry ? `${one.entry} ${one.version}` : one.version;
   put($("where"), [one.address, source, one.sdk_version && `catalogzero ${one.sdk_version}`].filter(Boolean).join(" · "));
   const dead = one.state === "unreachable";
-  const now = (value) => (dead ? null : value);
+  const now = (text) => (dead ? null : text);
   const figures = {
     Response: dead ? "no reply" : milliseconds(one.response_time_ms),
     "Last seen": dead && one.last_seen_at ? moment(one.last_seen_at, at) : null,
-    Memory: megabytes(now(one.memory_mb)),
-    Worker: now(one.worker_memory_mb) ? megabytes(one.worker_memory_mb) : null,
-    CPU: percent(now(one.cpu_percent)),
-    "Running now": count(now(one.in_flight)),
-    Queued: now(one.queued) ? count(one.queued) : null,
+    Memory: now(megabytes(one.memory_mb)),
+    Worker: one.worker_memory_mb ? now(megabytes(one.worker_memory_mb)) : null,
+    CPU: now(percent(one.cpu_percent)),
+    "Running now": now(count(one.in_flight)),
+    Queued: one.queued ? now(count(one.queued)) : null,
     Runs: count(one.runs_total),
     "Failed runs": count(one.failures_total),
     "Woken up": known(one.wakes_total) ? `${count(one.wakes_total)} times` : "–",
     "Outbox": one.outbox ? `${count(one.outbox.uploads)} uploads` : null,
     "Dead letters": one.outbox?.dead ? count(one.outbox.dead) : null,
-    Up: duration(now(one.uptime_seconds)),
+    Up: now(duration(one.uptime_seconds)),
   };
   for (const [name, text] of Object.entries(figures)) {
     if (!tiles.has(name)) {
