@@ -131,6 +131,7 @@ def decode_reply(frame: bytes) -> Reply:
         raise BadRequestError("the reply is no JSON object")
     success = body.get("success") is not False
     result = body.get("result") if "request_id" in body else body
+    request_id = body.get("request_id")
     return Reply(
         success=success,
         result=result if success else None,
@@ -138,7 +139,7 @@ def decode_reply(frame: bytes) -> Reply:
         code="" if success else str(body.get("code") or "failed"),
         retryable=body.get("retryable") is True,
         details=body.get("details"),
-        request_id=body.get("request_id"),
+        request_id=request_id if isinstance(request_id, str) else None,
         run_id=body.get("run_id"),
         duration_ms=body.get("duration_ms") or 0.0,
     )

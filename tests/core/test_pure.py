@@ -160,6 +160,13 @@ def test_decoding_raises_nothing_but_bad_request(frame: bytes) -> None:
             decode(frame)
 
 
+@pytest.mark.parametrize("request_id", ["[1]", "{}", "3", "true", "null"])
+def test_a_reply_names_its_call_by_text_or_not_at_all(request_id: str) -> None:
+    told = decode_reply(f'{{"success": true, "request_id": {request_id}}}'.encode())
+
+    assert told.request_id is None
+
+
 @pytest.mark.parametrize("code", ["busy", "draining", "wake_failed", "unreachable", "new_code"])
 def test_a_code_becomes_its_error_and_an_unknown_one_a_failure(code: str) -> None:
     error = error_for_code(code, "why", {"a": 1})

@@ -56,6 +56,7 @@ def saying(result: Any) -> Callable[[dict[str, Any]], bytes]:
 NONSENSE: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "bytes": lambda _: b"\xff\x00 nothing",
     "list": saying([1, 2, 3]),
+    "id": lambda _: b'{"success": true, "request_id": [1], "result": {}}',
     "null": saying(None),
     "huge": saying({"version": "v" * 3_000_000, "memory_mb": 1}),
     "types": saying(
