@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
-from rich.table import Table
 
 MOVING = (TextColumn("     "), SpinnerColumn(), TimeElapsedColumn())
 
@@ -74,11 +74,16 @@ class Stage:
         )
 
     def table(self, title: str, rows: dict[str, Any]) -> None:
+        """Names and values, a line each, below their title."""
+        self.tell(f"{title}:")
+        self.rows(rows)
+
+    def rows(self, rows: dict[str, Any]) -> None:
         """Names and values, a line each."""
-        table = Table(title=title, title_justify="left", show_header=False, box=None)
+        width = max(map(len, rows))
         for name, value in rows.items():
-            table.add_row(f"      {name}", value if isinstance(value, str) else json.dumps(value))
-        self.console.print(table)
+            shown = value if isinstance(value, str) else json.dumps(value)
+            self.tell(f"{name:<{width}}  {escape(shown)}")
 
     def write(self, path: Path) -> None:
         """Write report.json: the steps, whether all held, and every figure."""

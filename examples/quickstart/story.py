@@ -172,7 +172,7 @@ class Story:
             self.stage.fact("crash.chunks_stored_at_kill", chunks)
             if not chunks or self.backend.completed() != self.completed:
                 raise DemoError("the upload was complete before the handler was killed")
-            self.stage.tell(f"killed with {chunks} chunks of it stored, and none of it visible")
+            self.stage.tell(f"killed with {chunks} of its chunks stored, and none of it visible")
             self.assert_exact("crash.while_down")
 
     def recover(self) -> None:
@@ -199,7 +199,8 @@ class Story:
             "rows stored after kill -9 in mid-upload": f"{crash['after_rows']:,}",
             "memory before the job, after it, asleep": "  ".join(f"{mb} MB" for mb in sizes),
         }
-        self.stage.table("\nEvery step held.", rows)
+        self.stage.console.print("\nEvery step held.")
+        self.stage.rows(rows)
 
     def is_asleep(self) -> bool:
         """Whether it sleeps, and its worker has ended."""
