@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from catalogzero import CloudSettings
 from catalogzero.backend import BackendSettings
 from catalogzero.cli.main import COMMANDS
+from catalogzero.registry import load_registry
 from catalogzero.settings import RuntimeSettings
 from conductorzero.settings import ConductorSettings
 from pydantic import BaseModel
@@ -111,3 +113,18 @@ def test_every_variable_of_the_environment_is_documented() -> None:
     named = set(re.findall(r"CATALOGZERO_[A-Z_]*[A-Z]", read))
 
     assert {name for name in named - settings if name not in told} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_registry_file_of_a_page_is_one_that_is_read(page: Path, tmp_path: Path) -> None:
+    path = tmp_path / "handler_registry.yaml"
+    for block in blocks(page, "yaml"):
+        found = yaml.safe_load(block)
+        if "handlers" not in found:
+            continue
+        for stanza in found["handlers"]:
+            if not {"entry", "module_path"} & set(stanza):  # a page that shows one key alone
+                stanza["entry"] = "acme-processor"
+        path.write_text(yaml.safe_dump(found))
+        for stanza in load_registry(path).handlers:
+            RuntimeSettings(**stanza.runtime)
