@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -15,6 +16,7 @@ from catalogzero.entry.subject import read_subject
 
 CATALOG = Path(__file__).parents[2] / "catalog"
 PROCESSORS = {"file-processor": "File Processor", "sql-processor": "SQL Processor"}
+ENTRIES = (*PROCESSORS, "conductor")
 ANSWERS = {
     "vendor_name": "the catalogzero authors",
     "license": "MIT",
@@ -89,7 +91,23 @@ def test_an_entry_differs_from_the_template_only_where_it_is_its_own(fresh: Path
     }
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_conductor_is_shaped_as_the_template_makes_an_entry(tmp_path: Path) -> None:
+    answers = {"project_slug": "conductor-zero", "class_name": "ConductorZero"}
+    fresh = scaffold({**ANSWERS, **answers, "packaging": "systemd"}, tmp_path)
+    ours = CATALOG / "conductor"
+    made = {re.sub("conductor[-_]zero", "conductorzero", path) for path in files(fresh)}
+
+    assert made - files(ours) == {"sample.csv", "tests/test_process.py"}  # it processes no data
+    text = re.sub("conductor[-_]zero", "conductorzero", (fresh / "pyproject.toml").read_text())
+    missing = keys(tomllib.loads(text)) - keys(tomllib.loads((ours / "pyproject.toml").read_text()))
+    assert missing == {
+        "tool.hatch.build.targets.sdist",  # it records no template, and has no CI of its own
+        "tool.hatch.build.targets.sdist.exclude",
+        "tool.ruff.lint.ignore",
+    }
+
+
+@pytest.mark.parametrize("name", ENTRIES)
 def test_an_entry_is_fit_for_a_catalog(name: str) -> None:
     findings = lint.lint(read_subject(CATALOG / name))
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -18,6 +21,7 @@ from catalogzero.errors import ConfigError
 Bake = Callable[..., Path]
 COOKIECUTTER = Path(sys.executable).parent / "cookiecutter"
 CATALOGZERO = Path(sys.executable).parent / "catalogzero"
+HADOLINT = Path(sys.executable).parent / "hadolint"
 HOSTILE = [
     """O'Neil "Q" & Co""",
     "Ümlaut GmbH",
@@ -45,8 +49,24 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_plain_cookiecutter_and_catalogzero_new_give_the_same_tree(tmp_path: Path) -> None:
-    answers = ["vendor_name=Skylark Analytics", "product_name=Processor", "packaging=both"]
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["packaging=both"],
+        ["source=sql", "ci=gitlab", "license=MIT", """description=O'Neil "Q" & Co: b # c"""],
+        [
+            "source=custom",
+            "packaging=none",
+            "upload_form=simple",
+            "ci=none",
+            "author_name=株式会社",
+        ],
+    ],
+)
+def test_plain_cookiecutter_and_catalogzero_new_give_the_same_tree(
+    tmp_path: Path, choices: list[str]
+) -> None:
+    answers = ["vendor_name=Skylark Analytics", "product_name=Processor", *choices]
     home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     plain, ours = tmp_path / "plain", tmp_path / "ours"
     for folder in (plain, ours):
@@ -181,6 +201,73 @@ def test_a_hostile_name_stands_as_it_is_in_every_file_that_a_program_reads(
     assert said == f"{name}: {name}"
     for path in folder.rglob("*.py"):
         ast.parse(path.read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A package of each hostile name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+        return [
+            scaffold(
+                {
+                    "vendor_name": name,
+                    "product_name": name,
+                    "description": name,
+                    "project_slug": f"hostile-{number}",
+                    "packaging": "both",
+                },
+                tmp_path_factory.mktemp("hostile"),
+            )
+            for number, name in enumerate(HOSTILE)
+        ]
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_takes_the_unit_of_every_hostile_name(hostile: list[Path], tmp_path: Path) -> None:
+    for (unit,) in (list(folder.glob("deploy/*.service")) for folder in hostile):
+        text = re.sub(r"ExecStart=\S+", "ExecStart=/bin/true", unit.read_text())
+        (tmp_path / unit.name).write_text(text)
+    units = [str(path) for path in tmp_path.glob("*.service")]
+
+    verify = ["systemd-analyze", "verify", "--man=no", *units]
+    done = subprocess.run(verify, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not HADOLINT.exists(), reason="needs hadolint")
+def test_hadolint_takes_the_dockerfile_of_every_hostile_name(hostile: list[Path]) -> None:
+    # hadolint misreads an escaped backslash before the closing quote, which Docker takes.
+    files = [
+        folder / "deploy" / "Dockerfile"
+        for folder, name in zip(hostile, HOSTILE, strict=True)
+        if not name.endswith("\\")
+    ]
+
+    lint = [HADOLINT, "--no-color", *files]
+    done = subprocess.run(lint, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("slug", ["json", "class", "yaml"])
+def test_a_package_named_like_a_module_or_a_keyword_shadows_nothing(bake: Bake, slug: str) -> None:
+    folder = bake(project_slug=slug)
+    (handler,) = folder.glob("src/*/handler.py")
+    package = handler.parent.name
+
+    code = f"import json, yaml, {package}.cli, {package}.handler; json.dumps([]), yaml.safe_load"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(folder / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert f'{slug} = "{package}.cli:main"' in (folder / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
