@@ -245,7 +245,7 @@ def test_hadolint_takes_the_dockerfile_of_every_hostile_name(hostile: list[Path]
         if not name.endswith("\\")
     ]
 
-    lint = [HADOLINT, "--no-color", *files]
+    lint = [str(HADOLINT), "--no-color", *map(str, files)]
     done = subprocess.run(lint, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (0, "")
