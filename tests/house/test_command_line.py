@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,17 @@ def test_what_is_not_installed_is_told_by_its_extra(
     assert code == (1 if words[0] == "preview" else 3)
     assert f"pip install 'catalogzero[{extra}]'" in told
     assert len(told.splitlines()) == 1
+
+
+def test_the_version_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "catalogzero", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.strip() == version("catalogzero")
 
 
 def test_a_slip_in_a_command_or_a_handler_id_is_answered_with_what_there_is(tmp_path: Path) -> None:

@@ -105,18 +105,24 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    """Print the version, and end."""
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_print_version, is_eager=True
+    ),
 ) -> None:
     """Process your clients' data on their own machines, and receive each result exactly once.
 
     A vendor begins with `catalogzero new`, a client with `catalogzero check`,
     a backend with `catalogzero backend serve`; each --help has an example.
     """
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
 
 
 def main() -> None:
