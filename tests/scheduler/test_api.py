@@ -56,6 +56,11 @@ async def test_the_documents_spelling_of_the_fields_is_taken_too(
     assert record["result"]["x"] == 3
 
 
+def nested(depth: int) -> list[Any]:
+    """A list in a list in a list."""
+    return [nested(depth - 1)] if depth else []
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
@@ -93,6 +98,8 @@ async def test_the_documents_spelling_of_the_fields_is_taken_too(
         ("schedule", schedule(max_runs=1.5), 400, "'max_runs' must be a whole number"),
         ("schedule", schedule(timeout_s=True), 400, "'timeout_s' must be a number"),
         ("schedule", schedule(end_time="2001-01-01"), 400, "it ends before it fires"),
+        ("schedule", schedule(job_params={"x": nested(400)}), 400, "nested too deeply"),
+        ("schedule", schedule(trigger={"type": nested(400)}), 400, "nested too deeply"),
         ("run_now", schedule(wait="no"), 400, "'wait' must be true or false"),
         ("run_now", schedule(handler_id="x"), 404, "Handler 'x' not registered."),
         ("run_now", schedule(job_method="fail"), 500, "Failed to execute job: ValueError: no such"),

@@ -283,9 +283,32 @@ async def test_a_plain_handler_is_served_as_schedulezero_serves_it(
     assert peer.calls == min(failures + 1, 3) * [{"method": "work", "params": {"a": 1}}]
 
 
+async def test_a_result_that_cannot_be_written_down_ends_its_own_run_only(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    deep = b"[" * 500 + b"]" * 500
+    server: RouterServer
+
+    def answer(envelope: Any, payload: bytes) -> None:
+        server.send(envelope, b'{"success": true, "rows": ' + deep + b"}")
+
+    server = RouterServer(answer)
+    async with HandlerClient(scheduler.zmq_address) as wire:
+        address = f"tcp://127.0.0.1:{server.bind('127.0.0.1', 0)}"
+        given = {"handler_id": "deep", "address": address, "methods": ["work"]}
+        await wire.request_plain("register", given)
+    body = {"handler_id": "deep", "job_method": "work"}
+    answers = [await api.post("/api/run_now", json=body) for _ in range(2)]
+    server.close()
+
+    assert [one.status_code for one in answers] == [200, 200]
+    assert answers[1].json()["result"]["truncated"] is True
+
+
 @pytest.mark.parametrize(
     ("payload", "error"),
     [
+        (b'{"method": ' + b"[" * 900 + b"]" * 900 + b"}", "Unknown method"),
         (b"{", "Invalid JSON"),
         (b"[]", "a request is one JSON object"),
         (b'{"method": "shutdown"}', "Unknown method: shutdown"),

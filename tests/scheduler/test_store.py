@@ -369,6 +369,19 @@ def test_a_long_result_is_kept_as_its_size_and_beginning(store: Store, clock: Se
     assert record["error"] == "with a \ufffd inside"
 
 
+def test_any_text_that_json_can_hold_is_kept(store: Store, clock: SetClock) -> None:
+    text = "\0\n\"'\\ü€😀"
+    store.add_schedule(make_schedule(job_id="j", params={text: text}))
+    (one,) = store.claim("A", LEASE_S).started
+    one.result = {text: [text, 2**53, 0.1, None, True]}
+
+    assert end(store, one)
+
+    (record,) = records(store)
+    assert record["result"] == {text: [text, 2**53, 0.1, None, True], "success": True}
+    assert store.find_schedule("j").params == {text: text}  # type: ignore[union-attr]
+
+
 def test_old_executions_are_forgotten_but_not_those_that_are_open(
     store: Store, clock: SetClock
 ) -> None:

@@ -354,13 +354,21 @@ def schedule_record(one: Schedule) -> dict[str, Any]:
 
 
 async def _body(request: web.Request) -> Any:
-    """The JSON body; None when there is none, or it is not declared as JSON."""
+    """The JSON body; None when there is none, or it is not declared as JSON.
+
+    Raises:
+        ApiError: 400, it is nested too deeply to be written down again.
+    """
     if request.content_type != "application/json":
         return None
     try:
-        return orjson.loads(await request.read())
+        body = orjson.loads(await request.read())
+        orjson.dumps(body)
     except orjson.JSONDecodeError:
         return None
+    except orjson.JSONEncodeError:
+        raise ApiError(400, "The body is nested too deeply.") from None
+    return body
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -78,10 +78,10 @@ class Registration:
             raise ValueError("Invalid JSON") from None
         if not isinstance(request, dict):
             raise ValueError("a request is one JSON object")
-        params = request.get("params") or {}
-        method = self._methods.get(str(request.get("method")))
+        params, name = request.get("params") or {}, request.get("method")
+        method = self._methods.get(name) if isinstance(name, str) else None
         if method is None:
-            raise ValueError(f"Unknown method: {request.get('method')}")
+            raise ValueError(f"Unknown method: {name if isinstance(name, str) else '(no name)'}")
         if not isinstance(params, dict):
             raise ValueError("'params' must be an object")
         return await method(params)

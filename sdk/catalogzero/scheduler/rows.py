@@ -236,7 +236,10 @@ def to_json(value: Any) -> str:
 
 def bounded_json(value: Any) -> str:
     """JSON text of a result; of one that is too long only its size and beginning."""
-    encoded = encode_json(value)
+    try:
+        encoded = encode_json(value)
+    except TypeError:
+        return to_json({"truncated": True, "why": "nested too deeply to be kept"})
     if len(encoded) <= MAX_RESULT_BYTES:
         return encoded.decode()
     begins = encoded[:2_000].decode(errors="ignore")
