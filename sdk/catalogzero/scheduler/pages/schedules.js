@@ -143,12 +143,13 @@ function outcome(one) {
 function executionRow(one) {
   const ms = one.duration_ms;
   const took = ms === null ? "" : ms < 10_000 ? `${Math.round(ms)} ms` : `${Math.round(ms / 1000)} s`;
-  const name = one.scheduled_at ? one.job_id : "run now";
+  const name = one.job_id.startsWith("immediate_") ? "run now" : one.job_id;
+  const byHand = one.scheduled_at || name === "run now" ? "" : ", by hand";
   const result = cell("Result", ...outcome(one));
   result.classList.add("text");
   return element("tr", "",
     cell("Started", ...time(one.started_at)),
-    cell("Run", element("b", "", name), element("small", "", `${one.handler_id}.${one.method_name}`)),
+    cell("Run", element("b", "", name), element("small", "", `${one.handler_id}.${one.method_name}${byHand}`)),
     cell("Status", badge(one)),
     cell("Took", ...(took ? [element("span", "took", took)] : [])),
     result,
