@@ -178,6 +178,13 @@ def test_a_folder_that_exists_is_left_alone(bake: Bake) -> None:
     assert files(folder) == before
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ConfigError, match="acme-processor cannot be written: Not a directory"):
+        scaffold({}, tmp_path / "file")
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_stands_as_it_is_in_every_file_that_a_program_reads(
     bake: Bake, name: str

@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -70,7 +71,7 @@ def scaffold(answers: Mapping[str, str], parent: Path, template: Path | None = N
         template: Another template; the one that comes with catalogzero by default.
 
     Raises:
-        ConfigError: An answer is refused, or the folder exists already.
+        ConfigError: An answer is refused, or the folder exists already or cannot be written.
     """
     from cookiecutter.exceptions import CookiecutterException
     from cookiecutter.generate import generate_files
@@ -85,6 +86,10 @@ def scaffold(answers: Mapping[str, str], parent: Path, template: Path | None = N
             generate_files(template, {"cookiecutter": context}, output_dir=parent)
     except CookiecutterException as error:
         raise ConfigError(f"the template could not be written to {folder}: {error}") from error
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        why = getattr(error.__cause__ or error, "strerror", None) or str(error)
+        raise ConfigError(f"{folder} cannot be written: {why}") from error
     return folder
 
 
