@@ -7,8 +7,11 @@ import json
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,20 @@ def test_a_failure_is_a_sentence_and_an_exit_code(
 
     assert (done.returncode, "Traceback" in done.stderr) == (code, False)
     assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_server_that_cannot_pause_is_said_to_be_one(tmp_path: Path) -> None:
+    class Other(SimpleHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(404)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Other, directory=tmp_path)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = schedule(URL.format(server.server_address[1]), "pause", "nightly")
+        server.shutdown()
+
+    assert done.returncode == 1
+    assert "/api/schedules/nightly/pause: this server does not know that request" in done.stderr
 
 
 def test_a_url_without_its_scheme_is_a_usage_error() -> None:

@@ -350,5 +350,11 @@ def _checked(status: int, content: bytes, place: str) -> dict[str, Any]:
     if status < 400 and isinstance(told, dict):
         return told
     error = told.get("error") if isinstance(told, dict) else None
-    message = error.get("message") if isinstance(error, dict) else f"HTTP {status} from {place}"
+    message = error.get("message") if isinstance(error, dict) else _unexplained(status, place)
     raise (UnauthorizedError if status in (401, 403) else FailedError)(str(message))
+
+
+def _unexplained(status: int, place: str) -> str:
+    """What to say of an answer that explains nothing."""
+    hint = ": this server does not know that request" if status in (404, 405) else ""
+    return f"HTTP {status} from {place}{hint}"
