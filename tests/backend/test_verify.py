@@ -187,3 +187,10 @@ def test_what_keeps_it_from_checking_has_its_exit_code(
 
     assert done.returncode == code
     assert done.stderr.startswith("catalogzero: ")
+
+
+def test_an_endpoint_that_is_no_url_is_a_usage_error() -> None:
+    done = run("verify", "api.acme.example/v1")
+
+    assert done.returncode == 2
+    assert "is no endpoint such as https://" in " ".join(done.stderr.split())

@@ -103,6 +103,8 @@ def verify(
 
     from catalogzero.backend.conformance import suite
 
+    if not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url!r} is no endpoint such as https://api.acme.example/v1")
     show = _ignore if as_json else _show_result
     report = asyncio.run(
         suite.verify(

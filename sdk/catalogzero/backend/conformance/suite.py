@@ -9,6 +9,7 @@ Layer: edge.
 from __future__ import annotations
 
 import inspect
+import re
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -136,7 +137,8 @@ async def _form(probe: Probe, form: Form) -> Literal["chunked", "simple"]:
         if is_simple or form == "simple":
             answer = await probe.post_array("u", [{"row": "first"}])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UnreachableError(f"nobody answers at {probe.endpoint}: {_named(error)}") from None
+        why = re.sub(r" ssl:\w+ ", " ", str(error)) or _named(error)
+        raise UnreachableError(f"nobody answers at {probe.endpoint}: {why}") from None
     if answer.status_code in (401, 403):
         raise UnauthorizedError(f"{probe.endpoint} refused the key ({answer.status_code})")
     if form != "auto":
