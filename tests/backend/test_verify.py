@@ -193,4 +193,4 @@ def test_an_endpoint_that_is_no_url_is_a_usage_error() -> None:
     done = run("verify", "api.acme.example/v1")
 
     assert done.returncode == 2
-    assert "is no endpoint such as https://" in " ".join(done.stderr.split())
+    assert "is no endpoint such as" in done.stderr
