@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -69,17 +70,24 @@ def test_the_readme_is_a_page_and_a_half() -> None:
     assert len(README.read_text().splitlines()) <= 120
 
 
-def test_the_readme_s_handler_is_fifteen_lines_that_work() -> None:
+def test_the_readme_s_handler_is_fifteen_lines_that_run(tmp_path: Path) -> None:
     (code,) = blocks(README, "python")
-    space: dict[str, Any] = {}
-    exec(code, space)  # noqa: S102 (the README's own example)
-    settings = {"endpoint": "https://api.acme.example/v1", "api_key": "k", "data_roots": [ROOT]}
-    handler = space["AcmeProcessor"](**settings)
+    (tmp_path / "acme.py").write_text(code)
+    (tmp_path / "flights.csv").write_text("arr_delay\n20\nNA\n")
+    (command,) = re.findall(r"`catalogzero (preview [^`]+)`", README.read_text())
 
-    (batch,) = handler.process([[{"arr_delay": "20"}, {"arr_delay": "NA"}]], {})
+    done = subprocess.run(
+        [sys.executable, "-m", "catalogzero", *command.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
 
     assert len(code.splitlines()) <= 15
-    assert batch == [{"arr_delay": "20", "late": True}]
+    assert done.returncode == 0, done.stderr
+    assert '{"arr_delay":"20","late":true}\n' in done.stdout
+    assert "nothing was sent: 1 records" in done.stdout
 
 
 def test_every_page_of_the_docs_can_be_reached_from_its_index() -> None:
