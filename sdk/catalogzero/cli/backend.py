@@ -35,7 +35,10 @@ app.add_typer(tenants, name="tenants")
 
 Database = Annotated[
     str | None,
-    typer.Option(help="An SQLite file, or postgresql://user@host/name.", show_default=False),
+    typer.Option(
+        help="An SQLite file, or postgresql://user@host/name; else a file in the state folder.",
+        show_default=False,
+    ),
 ]
 KeyFile = Annotated[
     Path | None,
@@ -49,7 +52,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8800,
     database: Database = None,
-    base_path: Annotated[str | None, typer.Option(help="Where the protocol is: /v1.")] = None,
+    base_path: Annotated[str | None, typer.Option(help="Where the protocol is; else /v1.")] = None,
     operator_token_file: Annotated[
         Path | None, typer.Option(help="Holds the token that opens the fleet page.")
     ] = None,
@@ -92,7 +95,7 @@ def verify(
     form: Annotated[Form, typer.Option(help="Which form of upload to check.")] = Form.AUTO,
     ca_file: Annotated[Path | None, typer.Option(help="Authorities to trust, PEM.")] = None,
     only: Annotated[str, typer.Option(help="Only checks whose name holds this.")] = "",
-    timeout_s: Annotated[float, typer.Option(min=0.1, help="For one request.")] = 30.0,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 30.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Check that a backend speaks the upload protocol. It writes rows: use a test tenant.

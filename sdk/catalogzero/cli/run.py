@@ -36,7 +36,7 @@ Target = Annotated[
     str | None, typer.Argument(help="A handler_id of the registry file, an entry, or module:Class.")
 ]
 HandlerId = Annotated[str | None, typer.Option(help="Its name to schedulers.")]
-Host = Annotated[str | None, typer.Option(help="Address to bind.")]
+Host = Annotated[str | None, typer.Option(help="Address to bind; else 127.0.0.1.")]
 Port = Annotated[int | None, typer.Option(help="Port to bind; 0: any free one.")]
 Scheduler = Annotated[
     str | None, typer.Option(help="Where to register, tcp://host:port; none: nowhere.")

@@ -85,18 +85,28 @@ def add(
     cron: Annotated[str | None, typer.Option(help="Five cron fields: '0 2 * * *'.")] = None,
     at: Annotated[str | None, typer.Option(help="One moment: ISO 8601.")] = None,
     timezone: Annotated[
-        str | None, typer.Option(help="Of --cron and --at, such as Europe/Berlin.")
+        str | None,
+        typer.Option(help="Of --cron and --at, such as Europe/Berlin; else the scheduler's own."),
     ] = None,
-    job_id: Annotated[str | None, typer.Option(help="Its name.")] = None,
-    timeout_s: Annotated[float | None, typer.Option(help="Cancel a run after so long.")] = None,
-    overlap: Annotated[str | None, typer.Option(help="skip, queue or parallel.")] = None,
+    job_id: Annotated[str | None, typer.Option(help="Its name; else one is made.")] = None,
+    timeout_s: Annotated[
+        float | None, typer.Option(help="Cancel a run after so many seconds.")
+    ] = None,
+    overlap: Annotated[
+        str | None, typer.Option(help="While a run goes on: skip (the default), queue, parallel.")
+    ] = None,
     misfire_grace_s: Annotated[
-        float | None, typer.Option(help="Run a tick so late at most; without it, however late.")
+        float | None,
+        typer.Option(help="Run a tick at most so many seconds late; else however late."),
     ] = None,
-    max_attempts: Annotated[int | None, typer.Option(help="Of a retry_safe method.")] = None,
-    jitter_s: Annotated[float | None, typer.Option(help="Delay each tick by up to this.")] = None,
-    max_runs: Annotated[int | None, typer.Option(help="Over after so many.")] = None,
-    end_time: Annotated[str | None, typer.Option(help="Over at this moment: ISO 8601.")] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(help="Attempts of a retry_safe method; else 3.")
+    ] = None,
+    jitter_s: Annotated[
+        float | None, typer.Option(help="Delay each tick by up to so many seconds.")
+    ] = None,
+    max_runs: Annotated[int | None, typer.Option(help="End after so many runs.")] = None,
+    end_time: Annotated[str | None, typer.Option(help="End at this moment: ISO 8601.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Add a schedule.

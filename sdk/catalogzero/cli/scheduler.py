@@ -53,9 +53,12 @@ def scheduler(
         bool, typer.Option(help="Register beyond loopback without keys: a private network.")
     ] = False,
     lease_s: Annotated[
-        float, typer.Option(min=1, help="How long a dead scheduler holds up its executions.")
+        float,
+        typer.Option(min=1, help="Seconds for which a dead scheduler holds up its executions."),
     ] = 15.0,
-    retention_days: Annotated[float, typer.Option(min=0, help="Executions are kept so long.")] = 30,
+    retention_days: Annotated[
+        float, typer.Option(min=0, help="Days for which executions are kept.")
+    ] = 30,
     json: JsonFlag = False,
 ) -> None:
     """Call handlers at set times, with ScheduleZero's API; a page at the same address.
