@@ -144,6 +144,20 @@ def test_what_is_not_installed_is_told_by_its_extra(
     assert len(told.splitlines()) == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
+def test_an_output_that_takes_no_more_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "catalogzero", "new", "--answers"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (3, "catalogzero: No space left on device\n")
+
+
 def test_the_version_is_told() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "catalogzero", "--version"],

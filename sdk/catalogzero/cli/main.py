@@ -7,6 +7,7 @@ Layer: edge.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from typing import Any, NamedTuple
@@ -133,9 +134,10 @@ def main() -> None:
         typer.echo(f"catalogzero: {error}", err=True)
         sys.exit(exit_code(error))
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        typer.echo(f"catalogzero: {error.filename}: {error.strerror}", err=True)
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"catalogzero: {place}{error.strerror}", err=True)
         sys.exit(EXIT_CONFIG)
 
 
