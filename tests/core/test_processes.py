@@ -157,6 +157,13 @@ async def test_a_second_ctrl_c_does_not_wait(desk: Path) -> None:
         assert await asyncio.to_thread(process.wait, 20) == 0
 
 
+async def test_ctrl_c_ends_a_single_run_whatever_its_thread_does(desk: Path) -> None:
+    with running("run", "front", "--once", "block", cwd=desk, **JSON_LOG) as process:
+        await asyncio.to_thread(_until_event, process, "waiting")
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.wait, 20) == 130
+
+
 async def test_all_serves_every_handler_and_one_signal_ends_all(desk: Path) -> None:
     with running("run", "--all", cwd=desk, CATALOGZERO_PORT="1", **JSON_LOG) as process:
         addresses = {served_address(process), served_address(process)}

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from catalogzero.cli.output import print_json
-from catalogzero.errors import ConfigError
+from catalogzero.errors import CatalogZeroError, ConfigError
 from catalogzero.handler import Handler
 from catalogzero.launch import Flags, make_handler, registry_path
 from catalogzero.registry import load_registry
@@ -29,6 +29,7 @@ RegistryOption = Annotated[
     ),
 ]
 
+EXIT_INTERRUPTED = 130
 SINGLE_VARIABLES = ("CATALOGZERO_HANDLER_ID", "CATALOGZERO_HOST", "CATALOGZERO_PORT")
 
 
@@ -83,7 +84,7 @@ def run(
     )
     handler = make_handler(target, registry=registry, flags=flags)
     if once:
-        asyncio.run(_run_once(handler, once, json_object(params, "--params")))
+        _once(handler, once, json_object(params, "--params"))
     else:
         _serve(handler)
 
@@ -123,9 +124,29 @@ def _serve(handler: Handler) -> None:
     from catalogzero.service import serve_until_signal
 
     asyncio.run(serve_until_signal(handler))
+    _leave(0)
+
+
+def _once(handler: Handler, method: str, params: dict[str, Any]) -> None:
+    """Run one method, and end with its exit code."""
+    code = 0
+    try:
+        asyncio.run(_run_once(handler, method, params))
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except CatalogZeroError as error:
+        from catalogzero.cli.main import exit_code
+
+        typer.echo(f"catalogzero: {error}", err=True)
+        code = exit_code(error)
+    _leave(code)
+
+
+def _leave(code: int) -> None:
+    """End now: a job's thread that ignores its cancellation must not hold up the end."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # a job's thread that ignores its cancellation must not hold up the end
+    os._exit(code)
 
 
 async def _run_once(handler: Handler, method: str, params: dict[str, Any]) -> None:
