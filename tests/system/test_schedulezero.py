@@ -75,6 +75,13 @@ class Server:
             return None
         return next((known for known in listed if known["id"] == handler_id), None)
 
+    async def answers(self) -> bool:
+        """Whether it is there."""
+        try:
+            return (await self.api.get(f"{self.http}/api/health")).is_success
+        except httpx.TransportError:
+            return False
+
     async def records(self, handler_id: str) -> list[dict[str, Any]]:
         """The executions of a handler, newest first, as the documentation asks for them."""
         query = {"handler_id": handler_id, "limit": "10"}
@@ -348,7 +355,8 @@ async def test_a_handler_registers_again_with_a_server_that_was_restarted(
         server.stop()
         server.start()
 
-        await until(lambda: server.knows(work.name), within_s=45)
+        await until(server.answers)
+        await until(lambda: server.knows(work.name), within_s=30)
         answer = await server.post("run_now", work.name, "words")
         assert answer.json()["result"]["success"] is True
 
