@@ -13,6 +13,7 @@ const wall = new Intl.DateTimeFormat(undefined, {
 const relative = new Intl.RelativeTimeFormat("en", { style: "short" });
 let token = sessionStorage.getItem("token") ?? "";
 let shown = PAGE;
+let looks = 0;
 
 /** One request of the API; asks for the token when one is needed. */
 async function ask(method, path) {
@@ -180,7 +181,9 @@ function show(list, records, build) {
   list.closest("table")?.toggleAttribute("hidden", records.length === 0);
 }
 
+/** Ask for everything that is shown; an answer that a later look overtook is dropped. */
 async function refresh() {
+  const look = ++looks;
   const status = at("status").value;
   const search = at("search").value.trim();
   const find = new URLSearchParams({ limit: MOST_SCHEDULES, ...(search && { search }) });
@@ -188,6 +191,7 @@ async function refresh() {
   const [schedules, executions, handlers] = await Promise.all([
     ask("GET", `/api/schedules?${find}`), ask("GET", `/api/executions?${newest}`), ask("GET", "/api/handlers"),
   ]);
+  if (look !== looks) return;
   at("no-schedules").textContent = search ? `No schedule has “${search}” in its name or call.` : "No schedule yet: add one with catalogzero schedule add.";
   show(at("schedules"), schedules.schedules, scheduleRow);
   show(at("executions"), executions.records, executionRow);
