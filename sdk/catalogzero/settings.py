@@ -193,7 +193,7 @@ def problems_of(error: ValidationError, known: Iterable[str] = ()) -> Iterator[t
     for fault in error.errors(include_url=False, include_context=False, include_input=False):
         field = ".".join(str(part) for part in fault["loc"]) or "config"
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(field, known, n=1)
+            near = difflib.get_close_matches(field, () if "." in field else known, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             yield field, f"there is no such key{hint}"
         else:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 import zstandard
 from aiohttp import web
 from catalogzero.cli.main import app
@@ -92,6 +94,26 @@ async def test_preview_shows_the_very_bytes_and_sends_nothing(
     assert json.loads(preview) | {"source_seq": 0} == json.loads(complete) | {"source_seq": 0}
     again = invoke("preview", "site", source, "--registry", registry)
     assert "0 records, 1 items unchanged" in again.output
+
+
+def test_preview_says_when_the_key_of_hashes_is_still_to_be_made(
+    registry: Path, tmp_path: Path
+) -> None:
+    stanza = yaml.safe_load(registry.read_text())
+    stanza["handlers"][0]["egress"] = {"hash": ["name"]}
+    registry.write_text(yaml.safe_dump(stanza))
+    source = tmp_path / "exports" / "a.csv"
+    source.write_text(CSV)
+    first = invoke("preview", "site", source, "--registry", registry).output
+    (tmp_path / "state" / "site").mkdir(parents=True)
+    (tmp_path / "state" / "site" / "egress.key").write_text("k" * 64)
+    second, third = (invoke("preview", "site", source, "--registry", registry) for _ in "ab")
+
+    assert "hashes will be others" in first
+    assert "hashes will be others" not in second.output
+    names = [re.findall(r'"name":"(\w{64})"', shown.output) for shown in (second, third)]
+    assert len(names[0]) == 2
+    assert names[0] == names[1]
 
 
 def test_preview_needs_neither_key_nor_endpoint_nor_registry(tmp_path: Path) -> None:

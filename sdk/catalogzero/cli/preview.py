@@ -72,6 +72,8 @@ def preview(
         _print(request, lines)
     records, skipped = result["records"], result["skipped"]
     typer.echo(f"nothing was sent: {records} records, {skipped} items unchanged")
+    if _key_is_to_be_made(handler):
+        typer.echo("the key of hashes is made at the first start: hashes will be others then")
 
 
 def preview_run(
@@ -109,6 +111,13 @@ def preview_run(
         requests = list(_requests(handler, ways))
         outbox.close()
     return result, requests
+
+
+def _key_is_to_be_made(handler: CloudProcessor) -> bool:
+    """Whether the egress policy hashes with a key that is not there yet."""
+    policy = handler.runtime.egress
+    made = policy.hash_key_file or (handler.state_dir / "egress.key").exists()
+    return bool(policy.hash or policy.hash_sources) and not made
 
 
 class _NoSender:
