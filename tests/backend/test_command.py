@@ -180,6 +180,15 @@ def test_a_database_server_that_is_away_has_an_exit_code_of_its_own() -> None:
     assert "marked" not in done.stderr
 
 
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("localhost", False)])  # noqa: S104 - the case itself
+def test_plain_http_beyond_loopback_is_warned_of(tmp_path: Path, host: str, warned: bool) -> None:
+    with served("--host", host, "--database", str(tmp_path / "backend.db")) as (process, _):
+        process.terminate()
+        told = process.communicate(timeout=30)[1]
+
+    assert ("unencrypted" in told) is warned
+
+
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
     database = ["--database", str(tmp_path / "backend.db")]
     with served(*database) as (_, announced):

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 KEY_VARIABLE = "CATALOGZERO_BACKEND_KEY"
+UNENCRYPTED = (
+    "warning: keys and rows reach {} unencrypted: put a TLS proxy before it, or name "
+    "--certificate and --private-key"
+)
 
 app = typer.Typer(no_args_is_help=True, help="The receiver of uploads and health reports.")
 tenants = typer.Typer(no_args_is_help=True, help="The backend's tenants and their keys.")
@@ -65,11 +69,14 @@ def serve(
     Example: catalogzero backend serve --database /var/lib/acme/backend.sqlite
     """
     from catalogzero.backend import server
+    from catalogzero.cloud.contract import is_loopback
 
     settings = _settings(
         database=database, base_path=base_path, operator_token_file=operator_token_file
     )
     tls = server.load_tls(certificate, private_key)
+    if tls is None and not is_loopback(host):
+        typer.echo(UNENCRYPTED.format(host), err=True)
     hint = _first_steps(settings)
 
     def announce(address: Address) -> None:
