@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sqlite3
 import statistics
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from catalogzero import ConfigError
@@ -55,6 +57,25 @@ def test_buckets_add_up(times: list[float | None], cut: int) -> None:
     first.merge(second)
 
     assert first == whole
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=3
+)
+FIGURES = ("memory_mb", "cpu_percent", "worker_memory_mb", "in_flight")
+
+
+@given(st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(FIGURES, ODD)), max_size=3))
+def test_no_metrics_however_odd_break_the_history(metrics: list[dict[str, Any]]) -> None:
+    one = Bucket()
+    for figures in metrics:
+        one.add_metrics(figures)
+    history = History(Path(":memory:"))
+    history.write(START_S, {"shop": one}, [])
+
+    assert history.rows() == 1
+    assert json.loads(json.dumps(one.as_json(), allow_nan=False))["asked"] == 0
+    history.close()
 
 
 def test_availability_counts_the_unanswered(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ Layer: catalog entry, imports nothing of catalogzero.
 
 from __future__ import annotations
 
-import math
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from conductorzero.peers import Peer
 TRAIL_LENGTH = 60
 EVENTS_KEPT = 200
 ERROR_CHARS = 300
+BEYOND_MEASURE = 1e18
 STATES = ("active", "idle", "sleeping", "draining", "unreachable", "unknown")
 FIGURES = (
     "cpu_percent",
@@ -272,10 +272,10 @@ def _trouble(row: Row, answer: Answer) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """A figure, or None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """A figure, or None for what is none: of another type, not finite, or beyond all measure."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    return value if abs(value) < BEYOND_MEASURE else None  # false for NaN too
 
 
 def short(value: Any) -> str | None:

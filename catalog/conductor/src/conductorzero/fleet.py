@@ -97,7 +97,8 @@ class _Line:
             if method == "ping" and not self._known:
                 self._plain = not self._plain
             raise
-        if method == "ping" and self._plain and "boot_id" in (reply.result or {}):
+        told = reply.result if isinstance(reply.result, dict) else {}
+        if method == "ping" and self._plain and "boot_id" in told:
             self._plain = False
         self._known = True
         return reply

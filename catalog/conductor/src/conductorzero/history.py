@@ -26,7 +26,7 @@ from typing import Any
 
 from catalogzero import ConfigError
 
-from conductorzero.board import Event
+from conductorzero.board import Event, number
 
 SCHEMA_VERSION = 1
 MINUTE_S = 60
@@ -82,14 +82,16 @@ class Bucket:
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Count one set of figures."""
-        memory_mb, cpu_percent = metrics.get("memory_mb"), metrics.get("cpu_percent")
-        if isinstance(memory_mb, int | float) and isinstance(cpu_percent, int | float):
+        memory_mb, cpu_percent = (
+            number(metrics.get("memory_mb")),
+            number(metrics.get("cpu_percent")),
+        )
+        if memory_mb is not None and cpu_percent is not None:
             self.figures += 1
-            self.memory_mb += memory_mb + (metrics.get("worker_memory_mb") or 0)
+            self.memory_mb += memory_mb + (number(metrics.get("worker_memory_mb")) or 0)
             self.cpu_percent += cpu_percent
-        in_flight = metrics.get("in_flight")
-        if isinstance(in_flight, int):
-            self.in_flight_max = max(self.in_flight_max, in_flight)
+        in_flight = number(metrics.get("in_flight")) or 0
+        self.in_flight_max = max(self.in_flight_max, int(in_flight))
 
     def merge(self, other: Bucket) -> None:
         """Add another stretch to this one."""
@@ -104,10 +106,10 @@ class Bucket:
     def percentile_ms(self, share: float) -> float | None:
         """The response time that this share of answers did not exceed; None without answers."""
         wanted, seen = share * self.latency.total(), 0
-        for number in sorted(self.latency):
-            seen += self.latency[number]
+        for slot in sorted(self.latency):
+            seen += self.latency[slot]
             if seen >= wanted:
-                return round(ms_of(number), 3)
+                return round(ms_of(slot), 3)
         return None
 
     def as_json(self) -> dict[str, Any]:
