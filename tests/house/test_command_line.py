@@ -37,8 +37,11 @@ EVERY = list(commands(ROOT_COMMAND))
 NAMES = [" ".join(path) for path, _ in EVERY]
 
 
-def taken(words: list[str]) -> None:
+def taken(words: list[str]) -> dict[str, Any]:
     """Read a command line as the command would, and do nothing; a path need not be there.
+
+    Returns:
+        The values of options and arguments; none where a path is not there.
 
     Raises:
         UsageError: An option, argument or command does not exist, or is missing.
@@ -52,10 +55,11 @@ def taken(words: list[str]) -> None:
             context, [*context._protected_args, *context.args]
         )
     try:
-        command.make_context(name, rest, parent=context)
+        return dict(command.make_context(name, rest, parent=context).params)
     except Exception as error:
         if "does not exist" not in str(error):
             raise
+        return {}
 
 
 def lines_of(text: str) -> list[str]:
@@ -91,6 +95,18 @@ def test_every_command_line_of_a_page_is_one_that_the_command_takes(page: Path) 
 
     for line in lines_of(shown):
         taken(shlex.split(line))
+
+
+@pytest.mark.parametrize("verb", ["install", "upgrade", "remove"])
+def test_the_environment_names_the_registry_file_that_a_catalog_command_writes(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CATALOGZERO_REGISTRY", "/etc/acme/handler_registry.yaml")
+    monkeypatch.setenv("CATALOGZERO_CATALOG", "site")
+
+    given = taken(["catalogzero", "catalog", verb, "acme-processor"])
+
+    assert given["registry"] == Path("/etc/acme/handler_registry.yaml")
 
 
 def run(*words: str, without: str = "", cwd: Path | None = None) -> tuple[int, str]:

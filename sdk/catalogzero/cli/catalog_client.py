@@ -26,7 +26,9 @@ CatalogOption = Annotated[
 PythonOption = Annotated[
     str | None, typer.Option("--python", help="Interpreter of another environment.")
 ]
-RegistryOption = Annotated[Path, typer.Option(help="The registry file.")]
+RegistryOption = Annotated[
+    Path, typer.Option(envvar="CATALOGZERO_REGISTRY", help="The registry file.")
+]
 EntryArgument = Annotated[str, typer.Argument(help="The entry's id.")]
 
 
