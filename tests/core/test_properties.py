@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 from tests.core.stage import Stage
 from tests.core.support import breathe, kill
 
-pytestmark = [pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.timeout(400)]
 
 EXAMPLES = settings(
     max_examples=1_000,
