@@ -160,6 +160,26 @@ def test_what_is_not_installed_is_told_by_its_extra(
     assert len(told.splitlines()) == 1
 
 
+def test_a_broken_check_is_told_once_with_the_author_s_line(tmp_path: Path) -> None:
+    code = (
+        "class P(CloudProcessor):\n  def process(self, b, p):\n    yield [{'a': next(b)['nope']}]\n"
+    )
+    (tmp_path / "author.py").write_text(f"from catalogzero import CloudProcessor\n{code}")
+    (tmp_path / "sample.csv").write_text("a\n1\n")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "catalogzero", "test", "author:P", "--check", "process_yields"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 1
+    assert done.stdout.count("seen:") == 1
+    assert "author.py:4" in done.stdout
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is full")
 def test_an_output_that_takes_no_more_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:

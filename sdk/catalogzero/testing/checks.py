@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from catalogzero.launch import place_of
 from catalogzero.testing.lab import BrokenError, Lab
 
 Examine = Callable[[Lab], None]
@@ -38,7 +39,8 @@ class Check:
         try:
             self.look(lab)
         except (BrokenError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
-            what = str(error) if isinstance(error, BrokenError) else f"it raised {error!r}"
+            broken = isinstance(error, BrokenError)
+            what = str(error) if broken else f"it raised {error!r}{place_of(error)}"
             told = f"{self.name}\n  seen: {what}\n  why:  {self.reason}\n  mend: {self.mend}"
             raise BrokenError(told) from error
 

@@ -68,7 +68,9 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
 
     try:
         return (yield)
-    except UnfinishedError as error:
-        pytest.skip(str(error))
-    except BrokenError as error:
-        pytest.fail(str(error), pytrace=False)
+    except (UnfinishedError, BrokenError) as error:
+        found = error
+    # Outside of `except`, else pytest tells the same again for each error that led to this one.
+    if isinstance(found, UnfinishedError):
+        pytest.skip(str(found))
+    pytest.fail(str(found), pytrace=False)
