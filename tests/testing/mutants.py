@@ -164,8 +164,18 @@ MUTANTS: dict[str, list[Mutant]] = {
     "describe_has_its_keys": [Mutant(body='async def describe(self):\n    return {"me": 1}')],
     "control_calls_block_nothing": [
         Mutant(
+            body="async def describe(self):\n    time.sleep(3)\n    return await super().describe()"
+        ),
+        Mutant(
             body="async def get_metrics(self):\n    time.sleep(3)\n"
-            "    return await super().get_metrics()"
+            "    return await super().get_metrics()",
+            alone=False,
+        ),
+    ],
+    "drains_and_resumes": [
+        Mutant(
+            body="async def get_metrics(self):\n    told = await super().get_metrics()\n"
+            "    return {**told, 'status': told['status'].replace('draining', 'idle')}"
         )
     ],
     "unknown_params_are_refused": [
@@ -260,6 +270,12 @@ MUTANTS: dict[str, list[Mutant]] = {
         process(
             "if self.in_worker:\n    raise ValueError('not here')\nyield from batches", alone=False
         ),
+    ],
+    "answers_while_it_works": [
+        Mutant(
+            body='async def health_report(self) -> dict:\n    "Report after a while."\n'
+            "    time.sleep(3)\n    return await super().health_report()"
+        )
     ],
     "result_has_its_keys": [
         upload("del result['bad_records']"),

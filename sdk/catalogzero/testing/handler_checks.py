@@ -5,7 +5,6 @@ Layer: edge.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -23,7 +22,15 @@ from catalogzero.errors import ConfigError
 from catalogzero.messages import Reply
 from catalogzero.testing.checks import HANDLER_CHECKS, check
 from catalogzero.testing.handlers import serving
-from catalogzero.testing.lab import Figures, Lab, demand, demand_keys
+from catalogzero.testing.lab import (
+    BLOCKED_S,
+    Figures,
+    Heartbeat,
+    Lab,
+    UnfinishedError,
+    demand,
+    demand_keys,
+)
 
 HEAVY_MODULES = (
     *("pandas", "numpy", "pyarrow", "polars", "sqlalchemy", "httpx", "aiohttp", "requests"),
@@ -34,7 +41,6 @@ METRIC_KEYS = ("handler_id", "cpu_percent", "memory_mb", "uptime_seconds", "stat
 DESCRIBE_KEYS = ("handler_id", "methods", "settings_schema", "sdk_version")
 CYCLES = 6
 LEAK_MB = 24.0
-BLOCKED_S = 2.0
 CANARY_FIELD = "no_such_parameter_of_any_method"
 
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
@@ -53,6 +59,7 @@ class Served:
     after: Figures | None = None
     threads_left: list[str] = field(default_factory=list)
     longest_block_s: float = 0.0
+    draining: list[Reply] = field(default_factory=list)
 
 
 async def _serve_once(lab: Lab) -> Served:
@@ -60,13 +67,15 @@ async def _serve_once(lab: Lab) -> Served:
     await _warm_up(lab)
     before, threads = Figures.now(), set(threading.enumerate())
     async with serving(lab.make(), state_dir=lab.new_folder("served")) as served:
-        with _Heartbeat() as heartbeat:
+        with Heartbeat() as heartbeat:
             request = served.client.request
             seen = Served(
                 await request("ping"), await request("get_metrics"), await request("describe")
             )
             for method in lab.handler_class.callable_methods():
                 seen.refusals[method] = await request(method, {CANARY_FIELD: 1}, timeout_s=10.0)
+            for method in ("drain", "get_metrics", "resume", "get_metrics"):
+                seen.draining.append(await request(method, timeout_s=15.0))
     seen.longest_block_s = heartbeat.longest_s
     seen.before, seen.after = before, Figures.now()
     left = set(threading.enumerate()) - threads
@@ -85,35 +94,6 @@ async def _warm_up(lab: Lab) -> None:
 
     async with serving(Handler(), state_dir=lab.new_folder("warm")) as served:
         await served.client.request("get_metrics")
-
-
-class _Heartbeat:
-    """Watches from a thread how long the event loop does not answer."""
-
-    def __init__(self) -> None:
-        self.longest_s = 0.0
-        self._loop = asyncio.get_running_loop()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
-
-    def _watch(self) -> None:
-        """Ask the loop again and again; time is the machine's, as a caller would feel it."""
-        from catalogzero.clock import SystemClock
-
-        clock = SystemClock()
-        while not self._end.is_set():
-            beat, asked_s = threading.Event(), clock.monotonic()
-            self._loop.call_soon_threadsafe(beat.set)
-            while not beat.wait(0.05) and not self._end.is_set():
-                self.longest_s = max(self.longest_s, clock.monotonic() - asked_s)
-            self._end.wait(0.05)
 
 
 def _served(lab: Lab, *, mine: bool = False) -> Served:
@@ -216,6 +196,31 @@ def control_calls_block_nothing(lab: Lab) -> None:
         seen.longest_block_s < BLOCKED_S,
         f"the event loop did not answer for {seen.longest_block_s:.1f} s",
     )
+
+
+@_on_handler(
+    "A client drains a handler before it upgrades it, and looks whether it is drained.",
+    "Leave `status` in get_metrics as super() gives it.",
+)
+def drains_and_resumes(lab: Lab) -> None:
+    """Told to drain it says so, and told to resume it takes work again."""
+    drain, during, resume, after = _served(lab).draining
+    for name, reply in (("drain", drain), ("resume", resume)):
+        demand(reply.success, f"{name} failed: {reply.error}")
+    states = [_state(reply) for reply in (during, after)]
+    demand(states[0] == "draining", f"after drain its status is {states[0]!r}")
+    demand(states[1] != "draining", "after resume its status is still 'draining'")
+
+
+def _state(metrics: Reply) -> str:
+    """The status in an answer to `get_metrics`.
+
+    Raises:
+        UnfinishedError: There is none; another check tells of that.
+    """
+    if isinstance(metrics.result, Mapping) and "status" in metrics.result:
+        return str(metrics.result["status"])
+    raise UnfinishedError("metrics_have_their_keys")
 
 
 @_on_handler(

@@ -19,14 +19,17 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import psutil
 
+from catalogzero.clock import SystemClock
 from catalogzero.handler import Handler
 
 T = TypeVar("T")
 RECORDING_TIMEOUT_S = 60.0
+BLOCKED_S = 2.0
+"""An event loop that does not answer for so long is blocked."""
 
 
 class Contract(Protocol):
@@ -126,6 +129,33 @@ class Figures:
             children=len(process.children()),
             memory_mb=process.memory_info().rss / 1_048_576,
         )
+
+
+class Heartbeat:
+    """Watches from a thread how long the event loop does not answer."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+
+    def _watch(self) -> None:
+        """Ask the loop again and again; time is the machine's, as a caller would feel it."""
+        clock = SystemClock()
+        while not self._end.is_set():
+            beat, asked_s = threading.Event(), clock.monotonic()
+            self._loop.call_soon_threadsafe(beat.set)
+            while not beat.wait(0.05) and not self._end.is_set():
+                self.longest_s = max(self.longest_s, clock.monotonic() - asked_s)
+            self._end.wait(0.05)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from catalogzero.cloud.contract import Batch
 from catalogzero.cloud.encoding import rows_of
 from catalogzero.testing.backend import API_KEY, FaultyBackend
 from catalogzero.testing.checks import PROCESSOR_CHECKS, check
-from catalogzero.testing.lab import Lab, demand, demand_keys, shown
+from catalogzero.testing.lab import BLOCKED_S, Heartbeat, Lab, demand, demand_keys, shown
 from catalogzero.testing.processor_lab import (
     Uploaded,
     batches,
@@ -140,12 +140,15 @@ async def _deliver(lab: Lab) -> Uploaded:
     """Upload, upload again, upload in full, report; the backend takes everything."""
     source = source_of(lab)
     async with uploading(lab, FaultyBackend()) as (seen, client):
-        await seen.upload(client, "first", source)
-        await seen.upload(client, "again", source)
-        await seen.upload(client, "full", source, params={"full": True})
-        for method in ("health_report", "get_metrics", "describe"):
+        with Heartbeat() as heartbeat:
+            await seen.upload(client, "first", source)
+            await seen.upload(client, "again", source)
+            await seen.upload(client, "full", source, params={"full": True})
+            seen.replies["health_report"] = await client.request("health_report", timeout_s=20.0)
+        for method in ("get_metrics", "describe"):
             seen.replies[method] = await client.request(method, timeout_s=20.0)
         seen.reports = list(seen.backend.reports)
+    seen.longest_block_s = heartbeat.longest_s
     recorded: Uploaded = seen
     return recorded
 
@@ -162,6 +165,16 @@ def uploads_its_sample(lab: Lab) -> None:
     """The sample is uploaded, and the backend acknowledges it."""
     result = _delivered(lab, mine=True).result("first")
     demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
+
+
+@_on_processor(
+    "A job may take hours: a handler that answers nobody meanwhile looks dead.",
+    "Do slow work in process or in plain methods; in an `async def` await what takes long.",
+)
+def answers_while_it_works(lab: Lab) -> None:
+    """The event loop answers while jobs run."""
+    blocked_s = _delivered(lab).longest_block_s
+    demand(blocked_s < BLOCKED_S, f"while a job ran, nobody was answered for {blocked_s:.1f} s")
 
 
 @_on_processor(

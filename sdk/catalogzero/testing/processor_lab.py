@@ -111,6 +111,7 @@ class Uploaded:
         replies: Answers, by the step that was asked for.
         rows: Visible rows, after each step.
         reports: Health reports that had arrived before it stopped.
+        longest_block_s: How long the event loop did not answer while jobs ran, at most.
         backend: The backend.
         log: Everything written to standard error.
         state: The state folder.
@@ -122,6 +123,7 @@ class Uploaded:
     replies: dict[str, Reply] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
     reports: list[dict[str, Any]] = field(default_factory=list)
+    longest_block_s: float = 0.0
 
     async def upload(self, client: HandlerClient, step: str, source: str, **more: Any) -> None:
         """Ask for an upload, and keep the answer and what is visible then."""
