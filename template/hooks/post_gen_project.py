@@ -21,7 +21,9 @@ RECORD = Path(".catalogzero")
 
 
 def prune():
-    """Take away the files that belong to other choices."""
+    """Take away the files that belong to other choices, and what an installer compiled."""
+    for folder in list(Path().rglob("__pycache__")):
+        shutil.rmtree(folder)
     for name, unwanted in UNWANTED.items():
         path = Path(name)
         if unwanted and path.is_dir():

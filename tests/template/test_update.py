@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +68,23 @@ def test_a_newer_template_comes_in_and_the_vendors_changes_stay(package: Path, n
     assert (package / "SUPPORT.md").read_text() == "Acme helps.\n"
     assert not found.conflicts
     git(package, "fsck", "--strict")
+
+
+def test_a_template_that_an_installer_compiled_is_baked_without_what_it_compiled(
+    package: Path, newer: Path
+) -> None:
+    compileall.compile_dir(newer, quiet=2)
+    assert list(newer.rglob("*cookiecutter*/**/*.pyc"))
+    other = scaffold({"vendor_name": "Other"}, package.parent, newer)
+
+    update(package, template=newer)
+
+    assert not list(other.rglob("*.pyc"))
+    assert not [
+        line for line in git(package, "status", "--porcelain").splitlines() if "pyc" in line
+    ]
+    with zipfile.ZipFile(other / ".catalogzero" / "generated.zip") as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".pyc")]
 
 
 def test_after_an_update_there_is_nothing_more_to_do(package: Path, newer: Path) -> None:
