@@ -235,6 +235,21 @@ SCENES: dict[str, Scene] = {
     )
 }
 
+EVENTS: dict[str, set[str]] = {
+    "same_content_again": {"same content exported again"},
+    "back_and_forth": {"content A, B, A"},
+    "growth_while_read": {"file grew while read", "table grew while read"},
+    "clock_jump": {"clock jumped"},
+    "full_again": {"full: true, replace", "full: true, append"},
+    "state_folder_lost": {"state folder lost"},
+    "folder_lost_at_rest": {"state folder lost at rest"},
+    "late_older_version": {"late older version"},
+    "long_outage": {"outage longer than chunks are kept"},
+    "refused_and_purged": {"dead letter purged in a later run"},
+    "full_disks": {"full disk at the client"},
+}
+"""What each scene must have seen to happen, once at least in a storm."""
+
 POINTS: dict[str, str] = {
     "outbox begin": "new_rows",
     "outbox add": "new_rows",

@@ -28,7 +28,7 @@ from catalogzero.clock import SystemClock
 from catalogzero.cloud.outbox import Outbox
 
 from tests.chaos.proxy import FaultProxy
-from tests.chaos.scenes import ORDERS, POINTS, SCENES
+from tests.chaos.scenes import EVENTS, ORDERS, POINTS, SCENES
 from tests.chaos.site import LOOK_S, Site, until
 from tests.chaos.sources import Sources, files_of
 from tests.chaos.verdict import Verdict
@@ -38,6 +38,7 @@ COMMIT_POINTS = [f"{step}:{when}" for step in POINTS for when in ("before", "aft
 FAULT_RATE = 0.2
 MOST_REQUESTS = 15
 MANY = 100
+MORE_PLAYS = 3
 REST_S = 600.0
 LAST_S = 5.0
 ROW_BYTES, CHUNKS_A_FILE, MIN_CHUNK_BYTES = 30, 4, 16_384
@@ -159,10 +160,11 @@ class Storm:
         again = scene if deaths and deaths[0] not in VICTIMS else "new_rows"
         try:
             await SCENES[scene](self)
-            for _ in range(3 * len(deaths)):
-                if dying.done():
+            for _ in range(3 * len(deaths) + MORE_PLAYS):
+                missed = EVENTS.get(scene, set()) - self.report.events.keys()
+                if dying.done() and not missed:
                     break
-                await SCENES[again](self)
+                await SCENES[scene if missed else again](self)
             await until(dying.done, f"all of {deaths} in {scene}", LAST_S)
             await dying
         finally:
