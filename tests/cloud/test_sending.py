@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from catalogzero.cloud.outbox_contents import OPEN_AT_ONCE
 from catalogzero.cloud.sender import Backoff
 
 from tests.cloud.reference import ReferenceBackend
@@ -265,3 +266,32 @@ def test_requests_that_fail_at_once_put_the_next_try_off_as_one() -> None:
     assert backoff.attempts == 2
     backoff.failed(100.0, retry_after_s=60.0)
     assert backoff.not_before >= 160.0
+
+
+async def test_many_uploads_that_wait_for_their_next_try_hold_up_no_later_one(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    failing: set[str] = set()
+
+    def fault(request: web.Request) -> web.Response | None:
+        upload_id = request.path.split("/uploads/")[-1].split("/")[0]
+        if request.method == "GET" or request.path.endswith("/installations/site"):
+            return None
+        if len(failing) <= OPEN_AT_ONCE:
+            failing.add(upload_id)
+        if upload_id in failing:
+            return web.Response(status=500)
+        return None
+
+    backend.fault = fault
+    async with Site(
+        backend.url, tmp_path, runtime={"upload_wait_s": 0}, upload_form="chunked"
+    ) as site:
+        for number in range(OPEN_AT_ONCE + 1):
+            site.write(f"early/{number}.csv", CSV)
+        await site.run()
+        await until(lambda: len(failing) > OPEN_AT_ONCE)
+        await site.run(site.write("late.csv", CSV))
+        await until(backend.rows)
+
+    assert len(backend.rows()) == 2

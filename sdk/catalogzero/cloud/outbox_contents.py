@@ -8,7 +8,7 @@ Layer: core.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import orjson
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox_file import OutboxFile, transaction
 from catalogzero.errors import UnknownRunError
+
+OPEN_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +86,18 @@ class OutboxContents(OutboxFile):
             return Mark()
         return Mark(row[0], row[1], from_text(row[2]), from_text(row[3]))
 
-    def open_uploads(self, limit: int = 200) -> list[Upload]:
-        """The uploads that are not ended, in order; of an appended source, those that may go."""
+    def open_uploads(self, without: Iterable[str] = ()) -> list[Upload]:
+        """The first uploads that are not ended, in order; of an appended source, those that may go.
+
+        Args:
+            without: Ids of uploads that are not asked for.
+        """
         return self._uploads(
-            "ended_at IS NULL AND NOT (mode = 'append' AND state <> 'building' AND EXISTS ("
+            "ended_at IS NULL AND upload_id NOT IN (SELECT value FROM json_each(?)) AND NOT (mode = 'append' AND state <> 'building' AND EXISTS ("
             " SELECT 1 FROM uploads e WHERE e.source_key = u.source_key"
             " AND e.seal_order < u.seal_order AND e.state = 'dead'))"
             " ORDER BY COALESCE(seal_order, 9e18), number LIMIT ?",
-            (limit,),
+            (orjson.dumps(list(without)).decode(), OPEN_AT_ONCE),
         )
 
     def may_complete(self, upload: Upload, *, chunks: bool = True) -> bool:

@@ -170,10 +170,12 @@ class Sender:
     async def _round(self) -> None:
         """Start what may be started now."""
         try:
-            uploads = await asyncio.to_thread(self._outbox.open_uploads)
-            ids = {upload.upload_id for upload in uploads}
-            self._each = {key: value for key, value in self._each.items() if key in ids}
-            self._waiting_work = any(self._has_work(upload) for upload in uploads)
+            now = self._clock.monotonic()
+            resting = {key for key, own in self._each.items() if now < own.not_before}
+            uploads = await asyncio.to_thread(self._outbox.open_uploads, resting)
+            kept = resting.union(upload.upload_id for upload in uploads)
+            self._each = {key: own for key, own in self._each.items() if key in kept}
+            self._waiting_work = bool(resting) or any(self._has_work(one) for one in uploads)
             for upload in uploads:
                 if self._free_slots() <= 0:
                     return
