@@ -292,10 +292,12 @@ class Jobs:
             isinstance(error, CatalogZeroError) and run.state is RunState.WAKING
         )
         if not (known and isinstance(error, CatalogZeroError)):
-            fault = (type(error), error, error.__traceback__)
-            self._handler.log.warning("run_failed", **_ids(run), exc_info=fault)
-            details = error.details if isinstance(error, CatalogZeroError) else None
-            error = FailedError(text_of(error), details=details)
+            told = FailedError(text_of(error))
+            fault: BaseException | None = error
+            if isinstance(error, CatalogZeroError):  # raised on purpose: its sentence says it all
+                told.details, fault = error.details, None
+            self._handler.log.warning("run_failed", **_ids(run), error=told.message, exc_info=fault)
+            error = told
         error.message = self._handler.mask(error.message)[:MAX_ERROR_CHARS]
         return error_reply(error, run.call, run_id=run.run_id, duration_ms=self._duration_ms(run))
 

@@ -93,7 +93,8 @@ class OutboxContents(OutboxFile):
             without: Ids of uploads that are not asked for.
         """
         return self._uploads(
-            "ended_at IS NULL AND upload_id NOT IN (SELECT value FROM json_each(?)) AND NOT (mode = 'append' AND state <> 'building' AND EXISTS ("
+            "ended_at IS NULL AND upload_id NOT IN (SELECT value FROM json_each(?))"
+            " AND NOT (mode = 'append' AND state <> 'building' AND EXISTS ("
             " SELECT 1 FROM uploads e WHERE e.source_key = u.source_key"
             " AND e.seal_order < u.seal_order AND e.state = 'dead'))"
             " ORDER BY COALESCE(seal_order, 9e18), number LIMIT ?",
