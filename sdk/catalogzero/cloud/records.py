@@ -1,7 +1,6 @@
-"""Records: how the bytes of a CSV, JSON Lines or Parquet file become batches.
+"""Records: the kinds of files that hold them, how a CSV file is written, and malformed ones.
 
-A value of a CSV file is text, as it stands there. A malformed record is met as `on_bad_record`
-says, by file and line. Never opens a file.
+A malformed record is met as `on_bad_record` says, by file and line. `readers` makes batches.
 
 Layer: core.
 """
@@ -9,18 +8,16 @@ Layer: core.
 from __future__ import annotations
 
 import codecs
-import csv
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 
-from catalogzero.cloud.contract import Batch
 from catalogzero.errors import BadParamsError, FailedError
 
 _SUFFIXES = {
@@ -34,9 +31,7 @@ _SUFFIXES = {
     ".pq": "parquet",
 }
 _DELIMITERS = (",", ";", "\t", "|")
-_SAMPLE_BYTES = 1 << 16
-_MAX_FIELD_CHARS = 1 << 24
-_MAX_LINE_BYTES = 1 << 26
+SAMPLE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,34 +92,6 @@ def kind_of(name: str) -> str:
     return kind
 
 
-def read_records(
-    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
-) -> Iterator[Batch]:
-    """The batches of a file's content.
-
-    Raises:
-        FailedError: Malformed as a whole, or in one record where the rule is to fail.
-    """
-    kind = kind_of(name)
-    if options.arrow or kind == "parquet":
-        require_extra("parquet")
-    if kind == "csv" and options.arrow:
-        from catalogzero.cloud.arrow import csv_tables
-
-        return csv_tables(content, name, options, bad)
-    if kind == "parquet":
-        from catalogzero.cloud.arrow import parquet_batches
-
-        return parquet_batches(content, name, options)
-    rows = _csv_rows if kind == "csv" else _json_rows
-    batches = _batched(rows(content, name, options, bad), options.batch_rows)
-    if not options.arrow:
-        return batches
-    from catalogzero.cloud.arrow import tables_of
-
-    return tables_of(batches)
-
-
 def require_extra(extra: Literal["parquet", "sql"]) -> None:
     """Say how to get what an extra brings, where it is missing.
 
@@ -133,71 +100,6 @@ def require_extra(extra: Literal["parquet", "sql"]) -> None:
     """
     if find_spec({"parquet": "pyarrow", "sql": "sqlalchemy"}[extra]) is None:
         raise FailedError(f"the extra `{extra}` is missing: pip install 'catalogzero[{extra}]'")
-
-
-def _batched(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    """Lists of at most `size` rows."""
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _json_rows(
-    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
-) -> Iterator[dict[str, Any]]:
-    """One object a line; empty lines are passed over."""
-    number = 0
-    while line := content.readline(_MAX_LINE_BYTES):
-        number += 1
-        text = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
-        if not text:
-            continue
-        try:
-            row = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            bad.take(name, number, f"no JSON: {error}", text.decode("utf-8", "replace"))
-            continue
-        if isinstance(row, dict):
-            yield row
-        else:
-            bad.take(name, number, "no JSON object", text.decode("utf-8", "replace"))
-
-
-def _csv_rows(
-    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
-) -> Iterator[dict[str, Any]]:
-    """One dict a row, all values text, named by the first line."""
-    dialect = detect(content, name, options)
-    checked = _Checked(content, dialect.encoding)
-    text = io.TextIOWrapper(
-        io.BufferedReader(checked, _SAMPLE_BYTES),
-        encoding=dialect.encoding,
-        errors="surrogateescape",
-        newline="",
-    )
-    csv.field_size_limit(_MAX_FIELD_CHARS)
-    reader = csv.reader(text, delimiter=dialect.delimiter, strict=True)
-    try:
-        columns = column_names(next(reader, []), name)
-    except csv.Error as error:
-        raise FailedError(f"{name}, line 1: {error}") from error
-    width = len(columns)
-    while True:
-        try:
-            for row in reader:
-                if len(row) == width and (checked.valid or _is_text(row)):
-                    yield dict(zip(columns, row, strict=True))
-                elif row:
-                    bad.take(name, reader.line_num, _fault(row, width, dialect.encoding), repr(row))
-        except csv.Error as error:
-            bad.take(name, reader.line_num, str(error), "")
-            continue
-        return
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,32 +139,10 @@ def column_names(header: list[str], name: str) -> list[str]:
     return names
 
 
-class _Checked(io.RawIOBase):
-    """Passes bytes on, and notices the first that are not valid in their encoding."""
-
-    def __init__(self, content: io.BufferedIOBase, encoding: str) -> None:
-        self._content, self.valid = content, True
-        self._decoder = codecs.getincrementaldecoder(encoding)()
-
-    def readable(self) -> bool:
-        """It can be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read, and look."""
-        count = self._content.readinto1(buffer)
-        if self.valid:
-            try:
-                self._decoder.decode(bytes(memoryview(buffer)[:count]), final=not count)
-            except UnicodeDecodeError:
-                self.valid = False
-        return count
-
-
 def _peek(content: io.BufferedIOBase) -> bytes:
     """The first bytes, left in place."""
     peek: Callable[[int], bytes] = getattr(content, "peek")  # noqa: B009  # not in the base class
-    return peek(_SAMPLE_BYTES)[:_SAMPLE_BYTES]
+    return peek(SAMPLE_BYTES)[:SAMPLE_BYTES]
 
 
 def _encoding_of(sample: bytes) -> str:
@@ -283,19 +163,3 @@ def _encoding_of(sample: bytes) -> str:
 def _outside_quotes(line: str) -> str:
     """A line without its quoted parts."""
     return "".join(line.split('"')[::2])
-
-
-def _is_text(row: list[str]) -> bool:
-    """Whether each cell is text in the file's encoding, without escaped bytes."""
-    try:
-        "".join(row).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _fault(row: list[str], width: int, encoding: str) -> str:
-    """Why a row is malformed."""
-    if len(row) != width:
-        return f"{len(row)} fields, and the header has {width}"
-    return f"bytes that are not {encoding}"

@@ -26,7 +26,8 @@ from typing import Any, ClassVar, Protocol, Self
 import zstandard
 
 from catalogzero.cloud.contract import Batch, Mode, digest_of
-from catalogzero.cloud.records import BadRecords, ReadOptions, kind_of, read_records
+from catalogzero.cloud.readers import read_records
+from catalogzero.cloud.records import BadRecords, ReadOptions, kind_of
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 
 _READ_BYTES = 1 << 20
