@@ -44,6 +44,7 @@ class GroupCommit(Generic[T]):
         self._window_s = window_s
         self._waiting: list[tuple[T, asyncio.Future[None]]] = []
         self._arrived = asyncio.Event()
+        self._since_s = 0.0
 
     async def add(self, item: T) -> None:
         """Write one item, together with whatever else comes within the window.
@@ -56,6 +57,8 @@ class GroupCommit(Generic[T]):
                 Kind.UNAVAILABLE, "too many reports wait for the database", headers=RETRY_SOON
             )
         done = asyncio.get_running_loop().create_future()
+        if not self._waiting:
+            self._since_s = self._clock.monotonic()
         self._waiting.append((item, done))
         self._arrived.set()
         await done
@@ -64,7 +67,8 @@ class GroupCommit(Generic[T]):
         """Commit batch after batch until cancelled."""
         while True:
             await self._arrived.wait()
-            await self._clock.sleep(self._window_s)
+            waited_s = self._clock.monotonic() - self._since_s  # while the last batch was written
+            await self._clock.sleep(max(0.0, self._window_s - waited_s))
             await self.flush()
 
     async def flush(self) -> None:
