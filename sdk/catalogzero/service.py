@@ -9,7 +9,6 @@ Layer: core.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -121,7 +120,7 @@ class Service:
             self._sleeper.start()
             self._register(undo)
             self._undo = undo.pop_all()
-        if is_exposed(runtime):
+        if runtime.exposed:
             mend = "set `curve` unless the network is private"
             handler.log.warning("served_without_encryption", host=runtime.host, mend=mend)
         handler.log.info("serving", address=self.address)
@@ -456,25 +455,13 @@ def check_exposure(runtime: RuntimeSettings) -> None:
     Raises:
         ConfigError: With the mend.
     """
-    if not is_exposed(runtime) or runtime.allow_plaintext:
+    if not runtime.exposed or runtime.allow_plaintext:
         return
     raise ConfigError(
         f"host {runtime.host!r} can be reached from other machines, and no keys are set: set "
         "`curve` (make keys with `catalogzero keys new`), or `allow_plaintext: true` on a "
         "private network, or bind 127.0.0.1"
     )
-
-
-def is_exposed(runtime: RuntimeSettings) -> bool:
-    """Whether others can reach it, and nothing is encrypted."""
-    return not _is_loopback(runtime.host) and runtime.curve is None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def curve_server(runtime: RuntimeSettings) -> CurveServer | None:

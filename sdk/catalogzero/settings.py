@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -133,6 +134,11 @@ class RuntimeSettings(BaseSettings):
         return value
 
     @property
+    def exposed(self) -> bool:
+        """Whether other machines can reach it, and nothing is encrypted."""
+        return not is_loopback(self.host) and self.curve is None
+
+    @property
     def registers(self) -> bool:
         """Whether the handler registers with a scheduler."""
         return self.scheduler != "none"
@@ -162,6 +168,16 @@ class HandlerSettings(BaseSettings):
             if meaning := next(filter(None, meanings), None):
                 told["description"] = meaning
         return schema
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def default_state_dir() -> Path:

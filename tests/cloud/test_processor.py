@@ -168,6 +168,18 @@ async def test_health_report_carries_the_seed_keys_and_the_true_status(
     assert "test-key" not in str(backend.reports)
 
 
+async def test_health_tells_of_calls_without_encryption_and_is_not_degraded_by_it(
+    backend: ReferenceBackend, data: Path
+) -> None:
+    private = {"host": "0.0.0.0", "advertise_host": "127.0.0.1", "allow_plaintext": True}  # noqa: S104  # the case
+    async with serving(Plain(**settings(backend, data)), **runtime(data, **private)) as service:
+        await service.client.call("health_report")
+
+    (reason,) = backend.reports[0]["reasons"]
+    assert "without encryption" in reason
+    assert backend.reports[0]["status"] == "ok"
+
+
 async def test_reports_go_on_where_the_author_s_own_metrics_fail(
     backend: ReferenceBackend, data: Path
 ) -> None:

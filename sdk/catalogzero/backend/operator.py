@@ -13,12 +13,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import ipaddress
 
 from aiohttp import web
 
 from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
+from catalogzero.settings import is_loopback
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 
@@ -68,14 +68,4 @@ def _is_local(request: web.Request) -> bool:
     """Whether someone on this machine asks this process directly."""
     if any(name in request.headers for name in PROXY_HEADERS):
         return False
-    return _is_loopback(request.remote or "") and _is_loopback(request.url.host or "")
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(request.remote or "") and is_loopback(request.url.host or "")

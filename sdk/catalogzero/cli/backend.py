@@ -69,7 +69,7 @@ def serve(
     Example: catalogzero backend serve --database /var/lib/acme/backend.sqlite
     """
     from catalogzero.backend import server
-    from catalogzero.cloud.contract import is_loopback
+    from catalogzero.settings import is_loopback
 
     settings = _settings(
         database=database, base_path=base_path, operator_token_file=operator_token_file

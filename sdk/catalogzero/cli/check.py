@@ -22,7 +22,7 @@ from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
 from catalogzero.handler import Handler
 from catalogzero.launch import make_handler
 from catalogzero.preflight import CHECK_TIMEOUT_S, Check, Finding, run_checks
-from catalogzero.service import check_exposure, curve_server, curve_to_scheduler, is_exposed
+from catalogzero.service import check_exposure, curve_server, curve_to_scheduler
 from catalogzero.settings import DEFAULT_SCHEDULER, CurveSettings
 from catalogzero.zmq_transport import RouterServer
 
@@ -121,7 +121,7 @@ def _address_check(handler: Handler) -> Callable[[], Awaitable[Finding]]:
             return Finding("address", "warn", f"{handler.handler_id} runs at {where}", mend)
         finally:
             server.close()
-        if is_exposed(runtime):
+        if runtime.exposed:
             mend = "set `curve` unless the network is private"
             return Finding("address", "warn", f"{where} is served without encryption", mend)
         return Finding("address", "pass", where)

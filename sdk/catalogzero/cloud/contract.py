@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
@@ -23,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from catalogzero.messages import encode_json
-from catalogzero.settings import HandlerSettings
+from catalogzero.settings import HandlerSettings, is_loopback
 
 Batch: TypeAlias = Any
 """Rows in memory: a list of dicts, or with `batch_type = "arrow"` a pyarrow Table."""
@@ -149,16 +148,6 @@ class CloudSettings(HandlerSettings):
         if self.api_key is None and self.api_key_file is None:
             raise ValueError("set api_key_file (a file that holds the API key) or api_key")
         return self
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def url_under(base: str, *path: str) -> str:

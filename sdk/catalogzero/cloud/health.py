@@ -174,7 +174,7 @@ class HealthPost:
             "host": host_facts(),
             "state": about.get("state", "active"),
             "status": status,
-            "reasons": reasons,
+            "reasons": [*reasons, *about.get("notes", ())],
             "last_success_at": self._outbox.fact(_FACT_SUCCESS),
             "outbox": figures,
             "runs": {

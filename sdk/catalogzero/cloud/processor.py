@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from catalogzero.cloud.engine import Engine
 
 LAST_REPORT_S = 5.0
+SERVED_IN_PLAIN = "calls come from other machines without encryption (allow_plaintext)"
 
 
 class CloudProcessor(Handler):
@@ -185,6 +186,7 @@ class CloudProcessor(Handler):
         about = {
             "state": state or metrics.get("status", "active"),
             "interval_s": self.runtime.health_interval_s,
+            "notes": [SERVED_IN_PLAIN] if self.runtime.exposed else [],
         }
         answer = await self.worker.call("_push_health", metrics=metrics, about=about)
         return {"status": "reported" if answer["sent"] else "queued", "metrics": metrics}

@@ -6,7 +6,6 @@ Layer: edge.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -27,7 +26,7 @@ from catalogzero.scheduler.calls import HandlerCaller
 from catalogzero.scheduler.registration import Registration
 from catalogzero.scheduler.runner import Runner, RunnerSettings
 from catalogzero.scheduler.store import Store
-from catalogzero.settings import Mask, default_state_dir
+from catalogzero.settings import Mask, default_state_dir, is_loopback
 from catalogzero.version import __version__
 from catalogzero.zmq_transport import CurveClient, CurveKeys, CurveServer
 
@@ -193,14 +192,6 @@ def _connector(settings: SchedulerSettings) -> Callable[[str, str], HandlerCalle
     curves = {} if keys is None else settings.server_keys
     known = {name: CurveClient(keys, key) for name, key in curves.items() if keys}
     return lambda handler_id, address: HandlerClient(address, curve=known.get(handler_id))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bracketed(host: str) -> str:
