@@ -81,7 +81,7 @@ def _run(text: str, check: str | None) -> int:
     with tempfile.TemporaryDirectory(prefix="contract-") as folder:
         path = Path(folder) / "test_contract.py"
         path.write_text(text, "utf-8")
-        options = ["-q", "--rootdir", folder, "-c", "/dev/null", "--import-mode=importlib"]
+        options = ["-q", "-rN", "--rootdir", folder, "-c", "/dev/null", "--import-mode=importlib"]
         chosen = ["-k", check] if check else []
         command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *chosen]
         done = subprocess.run([*command, str(path)], check=False)  # noqa: S603 - pytest, our own file
