@@ -166,7 +166,7 @@ class HandlerClient:
         """Send a frame as soon as the peer is there, and wait for its reply."""
         if self._closed:
             raise UnreachableError("the client was closed")
-        if not self._peer.try_send(frame):
+        if self._unsent or not self._peer.try_send(frame):  # none goes before one that waits
             self._unsent[reply] = frame
         timer = self._clock.call_later(timeout_s, lambda: self._give_up(reply, timeout_s))
         try:
