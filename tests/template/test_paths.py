@@ -44,6 +44,7 @@ class Typist:
         self.started: list[subprocess.Popen[str]] = []
         self.environment = {k: os.environ[k] for k in SETTINGS if k in os.environ}
         self.environment |= {"PATH": f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin"}
+        self.environment |= {"XDG_STATE_HOME": str(folder / "state")}  # of this test alone
 
     def __call__(self, command: str) -> str:
         """Run a command to its end."""
