@@ -176,13 +176,18 @@ async def test_a_handler_that_was_slow_at_first_is_not_taken_for_a_plain_one() -
     assert "no such shop" in done["error"]
 
 
-async def test_handlers_with_keys_are_reached_with_keys(tmp_path: Path) -> None:
-    mine, theirs = CurveKeys.new(), CurveKeys.new()
+def written_keys(folder: Path, mine: CurveKeys, theirs: CurveKeys) -> dict[str, Path]:
+    """Write the conductor's keys and a handler's; the handler's `curve`, which lets ours in."""
     for name, keys in (("conductor", mine), ("shop", theirs)):
         text = f"public: {keys.public.decode()}\nsecret: {keys.secret.decode()}\n"
-        (tmp_path / name).write_text(text)
-    (tmp_path / "clients").write_text(mine.public.decode() + "\n")
-    curve = {"key_file": tmp_path / "shop", "clients_file": tmp_path / "clients"}
+        (folder / name).write_text(text)
+    (folder / "clients").write_text(mine.public.decode() + "\n")
+    return {"key_file": folder / "shop", "clients_file": folder / "clients"}
+
+
+async def test_handlers_with_keys_are_reached_with_keys(tmp_path: Path) -> None:
+    mine, theirs = CurveKeys.new(), CurveKeys.new()
+    curve = written_keys(tmp_path, mine, theirs)
     async with (
         serving(Shop(), handler_id="open") as unkeyed,
         serving(Shop(), handler_id="keyed", curve=curve) as keyed,
@@ -201,11 +206,7 @@ async def test_handlers_with_keys_are_reached_with_keys(tmp_path: Path) -> None:
 
 async def test_a_wrong_key_makes_its_handler_unreachable_and_no_other(tmp_path: Path) -> None:
     mine, theirs, others = CurveKeys.new(), CurveKeys.new(), CurveKeys.new()
-    for name, keys in (("conductor", mine), ("shop", theirs)):
-        text = f"public: {keys.public.decode()}\nsecret: {keys.secret.decode()}\n"
-        (tmp_path / name).write_text(text)
-    (tmp_path / "clients").write_text(mine.public.decode() + "\n")
-    curve = {"key_file": tmp_path / "shop", "clients_file": tmp_path / "clients"}
+    curve = written_keys(tmp_path, mine, theirs)
     async with (
         serving(Shop(), handler_id="open") as unkeyed,
         serving(Shop(), handler_id="keyed", curve=curve) as keyed,
