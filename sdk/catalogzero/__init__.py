@@ -1,8 +1,8 @@
 """catalogzero: process your clients' data on their own machines."""
 
-from catalogzero.client import HandlerClient, fan_out
 from catalogzero.cloud.contract import Batch, CloudSettings, Params
 from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import (
     BadCallError,
     BadParamsError,
@@ -25,13 +25,13 @@ from catalogzero.errors import (
     UnreachableError,
     WakeFailedError,
 )
-from catalogzero.handler import Handler
-from catalogzero.messages import Reply, StartBy
-from catalogzero.methods import internal, job
-from catalogzero.resources import resource
-from catalogzero.settings import HandlerSettings
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.methods import internal, job
+from catalogzero.runtime.resources import resource
 from catalogzero.version import __version__
-from catalogzero.zmq_transport import CurveClient, CurveKeys
+from catalogzero.wire.client import HandlerClient, fan_out
+from catalogzero.wire.messages import Reply, StartBy
+from catalogzero.wire.zeromq import CurveClient, CurveKeys
 
 __all__ = [
     "BadCallError",

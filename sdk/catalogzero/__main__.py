@@ -1,7 +1,4 @@
-"""`python -m catalogzero`: the same as the `catalogzero` command.
-
-Layer: edge.
-"""
+"""`python -m catalogzero`: the same as the `catalogzero` command."""
 
 from catalogzero.cli.main import main
 

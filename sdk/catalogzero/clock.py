@@ -2,8 +2,6 @@
 
 Wall times are aware UTC; durations and deadlines are monotonic seconds.
 `catalogzero.testing.ManualClock` is the double that a test moves by hand.
-
-Layer: pure.
 """
 
 from __future__ import annotations

@@ -22,8 +22,6 @@
         └── SourceChangedError      the source kept changing while it was read
 
 `code` is the word for the error on the wire (design of the wire protocol: docs/reference).
-
-Layer: pure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,3 @@
-"""The version, in one place.
-
-Layer: pure.
-"""
+"""The version, in one place."""
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogzero.cloud import engine
-from catalogzero.settings import RuntimeSettings
+from catalogzero.config.settings import RuntimeSettings
 
 from tests.chaos.processors import Mortal
 from tests.cloud.site import until

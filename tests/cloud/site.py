@@ -13,7 +13,7 @@ from catalogzero import CloudProcessor
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.cloud.engine import Engine
 from catalogzero.cloud.outbox import Outbox
-from catalogzero.settings import RuntimeSettings
+from catalogzero.config.settings import RuntimeSettings
 
 from tests.cloud.processors import Plain
 

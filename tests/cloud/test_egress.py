@@ -12,8 +12,8 @@ import pytest
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.egress import AuditLog, Pace, check_host, egress_key, verify_audit
 from catalogzero.cloud.encoding import ColumnFilter
+from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
-from catalogzero.settings import EgressPolicy
 from hypothesis import given
 from hypothesis import strategies as st
 

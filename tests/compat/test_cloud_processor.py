@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 from catalogzero import ConfigError, FailedError
 from catalogzero.compat import CloudProcessorHandler
-from catalogzero.launch import make_handler
+from catalogzero.runtime.launch import make_handler
 from catalogzero.testing import serving
 
 from tests.cloud.reference import ReferenceBackend

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from catalogzero import HandlerClient
-from catalogzero.launch import make_handler
+from catalogzero.runtime.launch import make_handler
 from catalogzero.testing import serving
 
 from examples.quickstart.processes import free_ports

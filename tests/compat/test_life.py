@@ -19,8 +19,8 @@ import pytest
 import zmq
 from catalogzero import ConfigError
 from catalogzero.compat import ZMQHandlerBase
-from catalogzero.launch import Flags, make_handler
-from catalogzero.service import serve
+from catalogzero.runtime.launch import Flags, make_handler
+from catalogzero.runtime.service import serve
 
 from examples.quickstart.processes import free_ports
 

@@ -23,8 +23,8 @@ from catalogzero import (
     UnreachableError,
     fan_out,
 )
-from catalogzero.messages import Reply
 from catalogzero.testing import ManualClock, serving
+from catalogzero.wire.messages import Reply
 
 from tests.core.support import Bench, until
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from catalogzero.errors import BadRequestError
-from catalogzero.messages import MAX_DEPTH, decode_call, encode_json
+from catalogzero.wire.messages import MAX_DEPTH, decode_call, encode_json
 
 
 def call_with(value: bytes) -> bytes:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catalogzero.logs import make_logger
-from catalogzero.settings import Mask
+from catalogzero.config.logs import make_logger
+from catalogzero.config.settings import Mask
 from pydantic import BaseModel, SecretStr
 
 

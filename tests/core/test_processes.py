@@ -19,7 +19,8 @@ import psutil
 import pytest
 import zmq
 import zmq.asyncio
-from catalogzero import HandlerClient, preflight
+from catalogzero import HandlerClient
+from catalogzero.config import preflight
 
 from tests.core.support import finished, is_gone, running, served_address, until
 

@@ -8,8 +8,8 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from catalogzero.errors import BadRequestError, CatalogZeroError, error_for_code
-from catalogzero.idle import IdleWatch, State
-from catalogzero.messages import (
+from catalogzero.runtime.idle import IdleWatch, State
+from catalogzero.wire.messages import (
     Call,
     Reply,
     StartBy,

@@ -15,10 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
-from catalogzero import DrainingError, FailedError, HandlerClient, RunCancelledError, worker
-from catalogzero.service import Service, serve_until
+from catalogzero import DrainingError, FailedError, HandlerClient, RunCancelledError
+from catalogzero.runtime import worker
+from catalogzero.runtime.service import Service, serve_until
 from catalogzero.testing import ManualClock, Serving, serving
-from catalogzero.zmq_transport import RouterServer
+from catalogzero.wire.zeromq import RouterServer
 
 from examples.quickstart.processes import free_ports
 from tests.core.rough_crew import Rough
@@ -288,7 +289,7 @@ async def test_a_waking_that_ends_with_the_service_never_falls_asleep_again() ->
 
 
 async def test_a_hook_that_never_ends_does_not_hold_up_the_end(monkeypatch: Any) -> None:
-    monkeypatch.setattr("catalogzero.sleep.CLOSE_GRACE_S", 0.2, raising=False)
+    monkeypatch.setattr("catalogzero.runtime.sleep.CLOSE_GRACE_S", 0.2, raising=False)
     rough = Rough()
     rough.held.clear()
     async with asyncio.timeout(10):

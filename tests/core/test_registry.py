@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from catalogzero.config.registry import load_registry
+from catalogzero.config.settings import RuntimeSettings, merged_settings
 from catalogzero.errors import ConfigError
-from catalogzero.launch import Flags, make_handler
-from catalogzero.registry import load_registry
-from catalogzero.settings import RuntimeSettings, merged_settings
+from catalogzero.runtime.launch import Flags, make_handler
 
 GOOD = """\
 scheduler: none

@@ -21,9 +21,9 @@ from catalogzero import (
     WakeFailedError,
     job,
 )
-from catalogzero.messages import StartBy
-from catalogzero.runs import MAX_BYTES, MAX_RUNS
+from catalogzero.runtime.runs import MAX_BYTES, MAX_RUNS
 from catalogzero.testing import ManualClock, Serving, serving
+from catalogzero.wire.messages import StartBy
 
 from tests.core.support import Bench, RawPeer, until
 

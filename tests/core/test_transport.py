@@ -14,9 +14,9 @@ import psutil
 import pytest
 import zmq
 from catalogzero import ConfigError, HandlerClient, UnreachableError
-from catalogzero.service import serve
+from catalogzero.runtime.service import serve
 from catalogzero.testing import serving
-from catalogzero.zmq_transport import CurveClient, CurveKeys
+from catalogzero.wire.zeromq import CurveClient, CurveKeys
 
 from tests.core.support import Bench, RawPeer, until
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from catalogzero.registry import load_registry
+from catalogzero.config.registry import load_registry
 
 from tests.core.support import finished, running, served_address
 

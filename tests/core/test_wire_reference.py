@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 
 from catalogzero import errors
-from catalogzero.messages import decode_reply
-from catalogzero.methods import CONTROL_METHODS, MAX_FAULTS
-from catalogzero.settings import RuntimeSettings
+from catalogzero.config.settings import RuntimeSettings
+from catalogzero.runtime.methods import CONTROL_METHODS, MAX_FAULTS
+from catalogzero.wire.messages import decode_reply
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/wire-protocol.md").read_text()
 CLIENT_ONLY = "unreachable"

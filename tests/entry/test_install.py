@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from catalogzero.config.registry import load_registry
 from catalogzero.entry import install as installing
 from catalogzero.entry import stanza
 from catalogzero.entry.closure import Origin
 from catalogzero.entry.index import build_catalog
 from catalogzero.entry.manifest import Manifest, parse_manifest
 from catalogzero.errors import ConfigError, UnreachableError
-from catalogzero.registry import load_registry
 
 from tests.entry.wheels import write_entry
 

@@ -33,7 +33,11 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "CZ112": (f"{SRC}/settings.py", 'env_prefix="ACME_"', 'env_prefix=""'),
     "CZ113": (f"{SRC}/handler.py", "    def process(", COUNT.format(doc="")),
     "CZ114": ("pyproject.toml", "catalogzero[parquet]>=0.1,<1", "catalogzero>=0.1"),
-    "CZ115": (f"{SRC}/handler.py", "from typing", "from catalogzero.runs import Runs\nfrom typing"),
+    "CZ115": (
+        f"{SRC}/handler.py",
+        "from typing",
+        "from catalogzero.runtime.runs import Runs\nfrom typing",
+    ),
     "CZ116": (
         f"{SRC}/handler.py",
         "def cleaned(",

@@ -12,8 +12,8 @@ import yaml
 from catalogzero import CloudSettings
 from catalogzero.backend import BackendSettings
 from catalogzero.cli.main import COMMANDS
-from catalogzero.registry import load_registry
-from catalogzero.settings import RuntimeSettings
+from catalogzero.config.registry import load_registry
+from catalogzero.config.settings import RuntimeSettings
 from conductorzero.settings import ConductorSettings
 from pydantic import BaseModel
 

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import ast
 import importlib
-import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 SDK = ROOT / "sdk"
-LAYERS = {"pure": 0, "wire": 1, "core": 2, "edge": 3}
-EDGE = ("compat", "scheduler", "backend", "entry", "testing", "cli", "__init__", "__main__")
+FLOORS = (
+    ("errors", "clock", "version"),
+    ("config",),
+    ("wire",),
+    ("protocol",),
+    ("web", "sql"),
+    ("runtime",),
+    ("cloud",),
+    ("scheduler", "backend", "entry", "testing", "compat", "cli"),
+    ("__init__", "__main__"),
+)
+"""The wings, each with the rooms that it may stand on: those of the floors above it here."""
+
+ACROSS = {
+    "testing": {"entry"},
+    "cli": {"scheduler", "backend", "entry"},
+    "__main__": {"cli"},
+}
+"""What a wing imports of its own floor; anything else of it is closed to it."""
+
 PUBLIC = ("catalogzero", "catalogzero.testing", "catalogzero.compat", "catalogzero.backend")
 MODULES = sorted(SDK.rglob("*.py"))
 BUILT_ON_IT = sorted(
@@ -32,16 +49,15 @@ def imports(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def layer(path: Path) -> int:
-    """The layer of a module: edge by its place, else what its docstring says."""
-    parts = path.relative_to(SDK / "catalogzero").with_suffix("").parts
-    if parts[0] in EDGE:
-        return LAYERS["edge"]
-    said = re.search(r"Layer: (\w+)", ast.get_docstring(ast.parse(path.read_text())) or "")
-    if parts[-1] == "__init__":
-        return LAYERS["pure"]
-    assert said, f"{path}: its docstring names no layer"
-    return LAYERS[said[1]]
+def wing(path: Path) -> str:
+    """The wing that a module of the sdk lies in: its folder, or its own name at the top."""
+    return path.relative_to(SDK / "catalogzero").with_suffix("").parts[0]
+
+
+def floor(name: str) -> int:
+    """How high a wing lies."""
+    (found,) = (number for number, wings in enumerate(FLOORS) if name in wings)
+    return found
 
 
 def file_of(module: str, name: str) -> Path | None:
@@ -55,16 +71,43 @@ def file_of(module: str, name: str) -> Path | None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SDK)))
-def test_a_module_imports_only_its_own_layer_and_those_below(path: Path) -> None:
-    own = layer(path)
+def test_a_module_imports_only_its_own_wing_and_those_below(path: Path) -> None:
+    own = wing(path)
+    allowed = {own, *ACROSS.get(own, ())}
 
-    above = [
+    astray = [
         f"{module}.{name}"
         for module, name in imports(path)
-        if (target := file_of(module, name)) and layer(target) > own
+        if (target := file_of(module, name))
+        and wing(target) not in allowed
+        and floor(wing(target)) >= floor(own)
     ]
 
-    assert not above
+    assert not astray
+
+
+def test_no_modules_import_each_other() -> None:
+    """Imports under TYPE_CHECKING and inside functions are followed too."""
+    waiting = {
+        path: {target for module, name in imports(path) if (target := file_of(module, name))}
+        for path in MODULES
+    }
+
+    while free := [path for path, needs in waiting.items() if not needs & waiting.keys()]:
+        for path in free:
+            del waiting[path]
+
+    assert [str(path.relative_to(SDK)) for path in waiting] == []
+
+
+def test_every_wing_says_what_it_is_and_what_it_never_does() -> None:
+    silent = [
+        init.parent.name
+        for init in (SDK / "catalogzero").glob("*/__init__.py")
+        if "never" not in (ast.get_docstring(ast.parse(init.read_text())) or "")
+    ]
+
+    assert silent == []
 
 
 def test_one_module_imports_zmq() -> None:
@@ -75,7 +118,7 @@ def test_one_module_imports_zmq() -> None:
         if module.split(".")[0] == "zmq"
     }
 
-    assert users <= {"catalogzero/zmq_transport.py"}
+    assert users <= {"catalogzero/wire/zeromq.py"}
 
 
 @pytest.mark.parametrize("path", BUILT_ON_IT, ids=lambda path: str(path.relative_to(ROOT)))

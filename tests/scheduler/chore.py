@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogzero import Handler, HandlerSettings, job
-from catalogzero.runs import current_run
+from catalogzero.runtime.runs import current_run
 
 
 class ChoreSettings(HandlerSettings):

@@ -12,12 +12,12 @@ import httpx
 import orjson
 import pytest
 from catalogzero import HandlerClient
-from catalogzero.messages import Reply
 from catalogzero.scheduler.calls import judge, plain_result
 from catalogzero.scheduler.rows import Execution
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
-from catalogzero.zmq_transport import DealerPeer, RouterServer
+from catalogzero.wire.messages import Reply
+from catalogzero.wire.zeromq import DealerPeer, RouterServer
 
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.toys import Toy, ended, executions, toy, until

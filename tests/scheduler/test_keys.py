@@ -14,7 +14,7 @@ import yaml
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
-from catalogzero.zmq_transport import CurveKeys, CurveServer, read_server_keys
+from catalogzero.wire.zeromq import CurveKeys, CurveServer, read_server_keys
 
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.processes import CATALOGZERO, SchedulerProcess

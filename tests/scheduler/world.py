@@ -15,10 +15,10 @@ from typing import Any
 
 from catalogzero.clock import Clock
 from catalogzero.errors import CallTimeoutError, UnreachableError
-from catalogzero.messages import Reply, StartBy
 from catalogzero.scheduler.calls import CallSettings, Driver, Links
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.testing import ManualClock
+from catalogzero.wire.messages import Reply, StartBy
 
 WINDOW_S = 60.0
 RUN_S = 8.0

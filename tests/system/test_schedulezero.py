@@ -27,7 +27,7 @@ import pytest
 import zmq
 from catalogzero import Handler, HandlerClient
 from catalogzero.compat import ZMQHandlerBase
-from catalogzero.service import Service, serve
+from catalogzero.runtime.service import Service, serve
 
 from examples.quickstart.processes import free_ports
 

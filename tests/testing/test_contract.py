@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from catalogzero.handler import Handler
+from catalogzero.runtime.handler import Handler
 from catalogzero.testing import Lab, ProcessorContract
 from catalogzero.testing.checks import Check
 from catalogzero.testing.lab import BrokenError, UnfinishedError

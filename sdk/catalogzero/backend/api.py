@@ -2,8 +2,6 @@
 
 Owns what stands between a request and a transaction: the key, the body within its limits, the
 answer's status. What a request means is decided in `uploads` and `installations`.
-
-Layer: edge.
 """
 
 from __future__ import annotations

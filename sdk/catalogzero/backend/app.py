@@ -2,8 +2,6 @@
 
 Owns what is opened at start and closed at the end. `create_app` is all that a vendor's service
 needs; `catalogzero backend serve` serves the same.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -30,8 +28,8 @@ from catalogzero.backend.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.logs import make_logger
-from catalogzero.settings import Mask
+from catalogzero.config.logs import make_logger
+from catalogzero.config.settings import Mask
 
 HTTP_KINDS = {
     404: (Kind.NOT_FOUND, "no such path here"),

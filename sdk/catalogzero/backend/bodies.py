@@ -2,8 +2,6 @@
 
 Owns what turns bytes into `Records`; it stores nothing. Every function here is plain CPU work that
 the service runs in threads. A record is kept as the JSON text of one object, as it came.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Owns the shapes of `complete`, of an installation and of a health report; unknown fields are
 passed over, so that a newer client is understood by an older backend.
-
-Layer: edge.
 """
 
 from __future__ import annotations

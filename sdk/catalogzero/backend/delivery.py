@@ -3,8 +3,6 @@
 Owns the queue of uploads for which the hook has not ended well yet. The queue is in the database,
 so that a kill loses none: the hook is called at least once for each upload that is still visible
 when its turn comes. `CompletedUpload.job_id` tells a repetition.
-
-Layer: edge.
 """
 
 from __future__ import annotations

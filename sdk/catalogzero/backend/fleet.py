@@ -3,8 +3,6 @@
 Owns the reading of the fleet from the database and the page's HTML; it changes nothing. What an
 installation reports is anybody's text, so that all of it is escaped, and the page runs no script
 but its own.
-
-Layer: edge.
 """
 
 from __future__ import annotations

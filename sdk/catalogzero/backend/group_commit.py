@@ -1,8 +1,6 @@
 """Many small writes in one transaction: each waits a moment for others, and for its commit.
 
 Owns the queue between requests and the database; it knows neither what is written nor how.
-
-Layer: edge.
 """
 
 from __future__ import annotations

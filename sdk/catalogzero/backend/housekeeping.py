@@ -2,8 +2,6 @@
 
 Owns the deletion, in small transactions that each look again whether the rows may still go; that
 an upload is finished, and each source's numbers, are kept for ever.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Owns the rows of `installations` and `health_reports`; every function takes the connection of a
 running transaction.
-
-Layer: edge.
 """
 
 from __future__ import annotations

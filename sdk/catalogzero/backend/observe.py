@@ -3,8 +3,6 @@
 Owns the counts of answers, and the Prometheus text. `/healthz` says that the process answers,
 `/readyz` that its database does; neither tells more, so they need no key. `/metrics` is the
 operator's.
-
-Layer: edge.
 """
 
 from __future__ import annotations

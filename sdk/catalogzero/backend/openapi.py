@@ -2,8 +2,6 @@
 
 Owns the document, made from the models of `contract` and the problem types; `/openapi.json` below
 the protocol's base serves it.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ Owns one rule. With an operator token, whoever shows it, as Bearer or as the pas
 authentication (so that a browser asks for it). Without one, only a browser on this machine that
 reached the backend directly: the peer and the Host header are loopback, and no proxy has passed
 the request on.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from aiohttp import web
 
 from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
-from catalogzero.settings import is_loopback
+from catalogzero.config.settings import is_loopback
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 

@@ -2,8 +2,6 @@
 
 Owns the list of problem types that docs/reference/upload-protocol.md explains; it knows neither
 requests nor the store.
-
-Layer: edge.
 """
 
 from __future__ import annotations

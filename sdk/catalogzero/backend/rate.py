@@ -1,8 +1,6 @@
 """How fast one tenant may ask: a token bucket each.
 
 Owns the arithmetic alone; times are monotonic seconds that it is told.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Owns one pure function, `judge`, over plain facts; it reads no database and changes nothing. The
 order of its questions is part of the protocol (docs/reference/upload-protocol.md): a finished
 upload is answered before chunks are looked at, and a repeated key before lateness.
-
-Layer: edge.
 """
 
 from __future__ import annotations

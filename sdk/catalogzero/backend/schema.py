@@ -2,8 +2,6 @@
 
 Owns what the database looks like on SQLite and PostgreSQL; it reads and writes no rows but the
 version's. Times are ISO 8601 text in UTC (they sort as text); opaque values are JSON text.
-
-Layer: edge.
 """
 
 from __future__ import annotations

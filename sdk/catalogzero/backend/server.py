@@ -1,8 +1,6 @@
 """One backend served by this process, until it is told to stop.
 
 Owns the listening socket and the signals; what is served is `app.create_app`'s.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Owns the settings model alone; it opens nothing and starts nothing.
 Environment variables carry the prefix `CATALOGZERO_BACKEND_`.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from catalogzero.settings import default_state_dir
+from catalogzero.config.settings import default_state_dir
 
 MIB = 1 << 20
 DAY_S = 86_400.0

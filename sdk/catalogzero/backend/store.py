@@ -2,8 +2,6 @@
 
 Owns the engines and the threads that use them, so that no database call ever blocks the event
 loop: on SQLite one writer beside a few readers, on PostgreSQL a pool. It knows no table.
-
-Layer: edge.
 """
 
 from __future__ import annotations

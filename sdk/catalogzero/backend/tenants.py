@@ -3,8 +3,6 @@
 Owns the rows of `tenants` and `tenant_keys`, and what a key looks like: `czk_<key_id>_<secret>`,
 where the secret is 256 random bits, so that a plain SHA-256 of it is enough. The tenant of a
 request comes from its key alone.
-
-Layer: edge.
 """
 
 from __future__ import annotations

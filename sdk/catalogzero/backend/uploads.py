@@ -3,8 +3,6 @@
 Owns the statements around `rules.judge`; every function takes the connection of a running
 transaction. Rows are locked upload first, then source, so that on PostgreSQL two completes of one
 source go one after the other; on SQLite there is one writer.
-
-Layer: edge.
 """
 
 from __future__ import annotations

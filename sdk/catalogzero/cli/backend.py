@@ -1,7 +1,4 @@
-"""`catalogzero backend`: serve the reference backend, and keep its tenants' keys.
-
-Layer: edge.
-"""
+"""`catalogzero backend`: serve the reference backend, and keep its tenants' keys."""
 
 from __future__ import annotations
 
@@ -69,7 +66,7 @@ def serve(
     Example: catalogzero backend serve --database /var/lib/acme/backend.sqlite
     """
     from catalogzero.backend import server
-    from catalogzero.settings import is_loopback
+    from catalogzero.config.settings import is_loopback
 
     settings = _settings(
         database=database, base_path=base_path, operator_token_file=operator_token_file
@@ -247,7 +244,7 @@ def _settings(**given: Any) -> BackendSettings:
     from pydantic import ValidationError
 
     from catalogzero.backend.settings import BackendSettings
-    from catalogzero.settings import config_error
+    from catalogzero.config.settings import config_error
 
     try:
         return BackendSettings(**{key: value for key, value in given.items() if value is not None})

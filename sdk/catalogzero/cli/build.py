@@ -1,7 +1,4 @@
-"""`catalogzero build`: a vendor's package, built.
-
-Layer: edge.
-"""
+"""`catalogzero build`: a vendor's package, built."""
 
 from __future__ import annotations
 

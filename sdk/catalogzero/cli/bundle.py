@@ -1,7 +1,4 @@
-"""`catalogzero bundle`: a support archive without secrets and without data.
-
-Layer: edge.
-"""
+"""`catalogzero bundle`: a support archive without secrets and without data."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ import typer
 
 from catalogzero.cli.check import check_handler
 from catalogzero.cli.run import RegistryOption
-from catalogzero.handler import Handler
-from catalogzero.launch import make_handler, registry_path
-from catalogzero.logs import SECRET_NAMES
-from catalogzero.messages import encode_json
+from catalogzero.config.logs import SECRET_NAMES
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.launch import make_handler, registry_path
+from catalogzero.wire.messages import encode_json
 
 AUDIT_LINES = 200
 MASKED = "**********"

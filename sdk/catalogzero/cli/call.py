@@ -1,7 +1,4 @@
-"""`catalogzero call`, `ping`, `metrics`, `describe`, `cancel`: ask a handler that runs.
-
-Layer: edge.
-"""
+"""`catalogzero call`, `ping`, `metrics`, `describe`, `cancel`: ask a handler that runs."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ import typer
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
 from catalogzero.cli.progress import call_shown
 from catalogzero.cli.run import RegistryOption, json_object
-from catalogzero.client import HandlerClient
+from catalogzero.config.registry import load_registry
 from catalogzero.errors import ConfigError
-from catalogzero.launch import registry_path
-from catalogzero.registry import load_registry
-from catalogzero.zmq_transport import CurveClient, CurveKeys, public_key
+from catalogzero.runtime.launch import registry_path
+from catalogzero.wire.client import HandlerClient
+from catalogzero.wire.zeromq import CurveClient, CurveKeys, public_key
 
 Target = Annotated[
     str, typer.Argument(help="A handler_id of the registry file, or tcp://host:port.")

@@ -1,7 +1,4 @@
-"""`catalogzero catalog`: publish a catalog, look into one, install from one.
-
-Layer: edge.
-"""
+"""`catalogzero catalog`: publish a catalog, look into one, install from one."""
 
 from __future__ import annotations
 

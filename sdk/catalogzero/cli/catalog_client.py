@@ -1,7 +1,4 @@
-"""`catalogzero catalog list | show | install | upgrade | remove`: the client's half.
-
-Layer: edge.
-"""
+"""`catalogzero catalog list | show | install | upgrade | remove`: the client's half."""
 
 from __future__ import annotations
 
@@ -153,7 +150,7 @@ def remove(
 
 def _stanza_lines(registry: Path, entry_id: str) -> list[str]:
     """Where the registry file names an entry."""
-    from catalogzero.registry import load_registry
+    from catalogzero.config.registry import load_registry
 
     found = [stanza for stanza in load_registry(registry).handlers if stanza.entry == entry_id]
     return [stanza.where("entry") for stanza in found]

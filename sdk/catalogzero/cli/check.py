@@ -1,7 +1,4 @@
-"""`catalogzero check`: preflight of a handler, each check within three seconds.
-
-Layer: edge.
-"""
+"""`catalogzero check`: preflight of a handler, each check within three seconds."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ import typer
 
 from catalogzero.cli.output import JsonFlag, print_json, print_table
 from catalogzero.cli.run import RegistryOption
-from catalogzero.client import HandlerClient
+from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding, run_checks
+from catalogzero.config.settings import DEFAULT_SCHEDULER, CurveSettings
 from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
-from catalogzero.handler import Handler
-from catalogzero.launch import make_handler
-from catalogzero.preflight import CHECK_TIMEOUT_S, Check, Finding, run_checks
-from catalogzero.service import check_exposure, curve_server, curve_to_scheduler
-from catalogzero.settings import DEFAULT_SCHEDULER, CurveSettings
-from catalogzero.zmq_transport import RouterServer
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.launch import make_handler
+from catalogzero.runtime.service import check_exposure, curve_server, curve_to_scheduler
+from catalogzero.wire.client import HandlerClient
+from catalogzero.wire.zeromq import RouterServer
 
 MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
 

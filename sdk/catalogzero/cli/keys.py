@@ -1,7 +1,4 @@
-"""`catalogzero keys new`: a CURVE key pair.
-
-Layer: edge.
-"""
+"""`catalogzero keys new`: a CURVE key pair."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Annotated
 import typer
 
 from catalogzero.errors import ConfigError
-from catalogzero.zmq_transport import CurveKeys
+from catalogzero.wire.zeromq import CurveKeys
 
 app = typer.Typer(no_args_is_help=True, help="Keys for handlers beyond loopback.")
 

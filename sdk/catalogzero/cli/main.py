@@ -1,8 +1,6 @@
 """The `catalogzero` command: the table of its commands, and errors to exit codes.
 
 A command's module is imported only when the command is named, or help is asked for.
-
-Layer: edge.
 """
 
 from __future__ import annotations

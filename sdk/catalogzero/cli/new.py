@@ -1,7 +1,4 @@
-"""`catalogzero new`: a vendor's package from the template.
-
-Layer: edge.
-"""
+"""`catalogzero new`: a vendor's package from the template."""
 
 from __future__ import annotations
 

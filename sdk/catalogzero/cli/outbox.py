@@ -1,8 +1,6 @@
 """`catalogzero outbox`: look at what waits to be sent, and act on dead letters.
 
 Works beside a running handler: each act is one transaction on the same file.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -97,7 +95,7 @@ def export(
     """
     from catalogzero.cloud.contract import CONTENT_TYPES
     from catalogzero.cloud.encoding import decoded
-    from catalogzero.messages import encode_json
+    from catalogzero.wire.messages import encode_json
 
     outbox = _opened(target, registry)
     upload = outbox.upload(upload_id)
@@ -159,7 +157,7 @@ def audit(target: Target, registry: RegistryOption = None, json: JsonFlag = Fals
 
 def _folder(target: str, registry: Path | None) -> Path:
     """The state folder of a handler."""
-    from catalogzero.launch import make_handler
+    from catalogzero.runtime.launch import make_handler
 
     return make_handler(target, registry=registry).state_dir
 

@@ -1,7 +1,4 @@
-"""What commands print: tables on a terminal, plain text in a pipe, JSON for scripts.
-
-Layer: edge.
-"""
+"""What commands print: tables on a terminal, plain text in a pipe, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from catalogzero.messages import encode_json
+from catalogzero.wire.messages import encode_json
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 

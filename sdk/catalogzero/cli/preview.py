@@ -1,7 +1,4 @@
-"""`catalogzero preview`: the very bytes that would leave, and nothing sent.
-
-Layer: edge.
-"""
+"""`catalogzero preview`: the very bytes that would leave, and nothing sent."""
 
 from __future__ import annotations
 
@@ -16,10 +13,10 @@ import typer
 from catalogzero.cli.output import JsonFlag, print_json
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.config.registry import load_registry
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
-from catalogzero.handler import Handler
-from catalogzero.launch import Flags, class_of_entry, make_handler, place_of, registry_path
-from catalogzero.registry import load_registry
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, place_of, registry_path
 
 SHOWN_LINES = 20
 _PLACEHOLDERS = {"api_key": "not-set", "endpoint": "https://endpoint.invalid"}
@@ -135,7 +132,7 @@ def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
     from catalogzero.cloud.contract import url_under
     from catalogzero.cloud.encoding import decoded
     from catalogzero.cloud.sender import chunk_request, complete_body, whole_request
-    from catalogzero.messages import encode_json
+    from catalogzero.wire.messages import encode_json
 
     base, common = handler.settings.endpoint, _common_headers(ways)
     for upload in reversed(ways.outbox.uploads(("sealed",))):

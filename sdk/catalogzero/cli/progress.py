@@ -1,7 +1,4 @@
-"""A call that shows how far its run is: a bar on a terminal, nothing in a pipe.
-
-Layer: edge.
-"""
+"""A call that shows how far its run is: a bar on a terminal, nothing in a pipe."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from typing import Any
 
 import typer
 
-from catalogzero.client import HandlerClient
 from catalogzero.errors import CatalogZeroError
+from catalogzero.wire.client import HandlerClient
 
 LOOK_S = 0.5
 ASK_TIMEOUT_S = 2.0

@@ -1,7 +1,4 @@
-"""`catalogzero run`: serve a handler.
-
-Layer: edge.
-"""
+"""`catalogzero run`: serve a handler."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from catalogzero.cli.output import print_json
+from catalogzero.config.registry import load_registry
 from catalogzero.errors import CatalogZeroError, ConfigError
-from catalogzero.handler import Handler
-from catalogzero.launch import Flags, make_handler, registry_path
-from catalogzero.registry import load_registry
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.launch import Flags, make_handler, registry_path
 
 RegistryOption = Annotated[
     Path | None,
@@ -121,7 +118,7 @@ def _value(text: str) -> Any:
 
 
 def _serve(handler: Handler) -> None:
-    from catalogzero.service import serve_until_signal
+    from catalogzero.runtime.service import serve_until_signal
 
     asyncio.run(serve_until_signal(handler))
     _leave(0)
@@ -152,9 +149,9 @@ def _leave(code: int) -> None:
 async def _run_once(handler: Handler, method: str, params: dict[str, Any]) -> None:
     """Serve on a free port, call one method, print its result."""
     from catalogzero.cli.progress import call_shown
-    from catalogzero.client import HandlerClient
-    from catalogzero.logs import forward_logging
-    from catalogzero.service import serve
+    from catalogzero.config.logs import forward_logging
+    from catalogzero.runtime.service import serve
+    from catalogzero.wire.client import HandlerClient
 
     forward_logging(handler.log)
     year_s = 365 * 86_400.0

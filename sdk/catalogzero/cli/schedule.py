@@ -1,7 +1,4 @@
-"""`catalogzero schedule`: schedules and executions of any ScheduleZero API, ours or theirs.
-
-Layer: edge.
-"""
+"""`catalogzero schedule`: schedules and executions of any ScheduleZero API, ours or theirs."""
 
 from __future__ import annotations
 

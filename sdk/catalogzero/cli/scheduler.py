@@ -1,7 +1,4 @@
-"""`catalogzero scheduler`: the embedded scheduler, in the foreground.
-
-Layer: edge.
-"""
+"""`catalogzero scheduler`: the embedded scheduler, in the foreground."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
     from catalogzero.scheduler.server import SchedulerServer
-    from catalogzero.zmq_transport import CurveServer
+    from catalogzero.wire.zeromq import CurveServer
 
 
 def scheduler(
@@ -67,7 +64,7 @@ def scheduler(
     """
     from catalogzero.scheduler.runner import RunnerSettings
     from catalogzero.scheduler.server import SchedulerSettings, run_scheduler
-    from catalogzero.zmq_transport import CurveKeys, read_server_keys
+    from catalogzero.wire.zeromq import CurveKeys, read_server_keys
 
     settings = SchedulerSettings(
         host=host,
@@ -99,7 +96,7 @@ def _announce(server: SchedulerServer, *, as_json: bool) -> None:
 
 def _curve(key_file: Path | None, clients_file: Path | None) -> CurveServer | None:
     """The keys of registration, when both files are named."""
-    from catalogzero.zmq_transport import CurveKeys, CurveServer, read_client_keys
+    from catalogzero.wire.zeromq import CurveKeys, CurveServer, read_client_keys
 
     if clients_file is None:
         return None

@@ -1,7 +1,4 @@
-"""`catalogzero systemd`: a hardened unit for a handler.
-
-Layer: edge.
-"""
+"""`catalogzero systemd`: a hardened unit for a handler."""
 
 from __future__ import annotations
 
@@ -14,10 +11,10 @@ from typing import Annotated
 import typer
 
 from catalogzero.cli.run import RegistryOption
+from catalogzero.config.registry import Stanza, load_registry
+from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import ConfigError
-from catalogzero.launch import registry_path
-from catalogzero.registry import Stanza, load_registry
-from catalogzero.settings import RuntimeSettings
+from catalogzero.runtime.launch import registry_path
 
 CLOSE_S = 15
 DRAIN_TIMEOUT_S = RuntimeSettings.model_fields["drain_timeout_s"].default

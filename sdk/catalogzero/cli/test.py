@@ -1,7 +1,4 @@
-"""`catalogzero test`: the contract suite against an entry.
-
-Layer: edge.
-"""
+"""`catalogzero test`: the contract suite against an entry."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from catalogzero.errors import ConfigError
 TEST_FILE = '''\
 """The contract suite, run against {target}."""
 
-from catalogzero.launch import load_class
+from catalogzero.runtime.launch import load_class
 from catalogzero.testing import {suite}
 
 
@@ -48,7 +45,7 @@ def run_contract(
     Example: catalogzero test acme-processor --sample sample.csv
     """
     from catalogzero.cloud.processor import CloudProcessor
-    from catalogzero.launch import class_of_entry, load_class
+    from catalogzero.runtime.launch import class_of_entry, load_class
 
     if find_spec("pytest") is None:
         raise ConfigError("`catalogzero test` needs pytest: pip install pytest")

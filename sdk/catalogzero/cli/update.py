@@ -1,7 +1,4 @@
-"""`catalogzero update`: a newer template into a package.
-
-Layer: edge.
-"""
+"""`catalogzero update`: a newer template into a package."""
 
 from __future__ import annotations
 

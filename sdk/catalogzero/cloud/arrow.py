@@ -1,8 +1,6 @@
 """Arrow: files as pyarrow tables, the fast way (extra `parquet`).
 
 Loaded only in the worker, and only where Arrow or Parquet is asked for.
-
-Layer: core.
 """
 
 from __future__ import annotations

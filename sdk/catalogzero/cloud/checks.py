@@ -1,8 +1,6 @@
 """What `catalogzero check` looks at for a processor: backend, key, clock, disk, outbox, data.
 
 Reads and asks, changes nothing; one GET without a body goes to the backend.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import shutil
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import httpx
 
@@ -25,31 +22,35 @@ from catalogzero.cloud.health import SKEW_S
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.push import ApiKey, http_client
 from catalogzero.cloud.records import require_extra
+from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
+from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError, FailedError
-from catalogzero.preflight import CHECK_TIMEOUT_S, Check, Finding
-
-if TYPE_CHECKING:
-    from catalogzero.cloud.processor import CloudProcessor
 
 LOW_DISK_BYTES = 1 << 30
 
 
-def preflight(handler: CloudProcessor) -> list[Check]:
-    """The checks of one processor."""
-    settings, clock = handler.settings, handler.clock
+def preflight(
+    settings: CloudSettings,
+    policy: EgressPolicy,
+    *,
+    user_agent: str,
+    state_dir: Path,
+    clock: Clock,
+) -> list[Check]:
+    """The checks of a processor with these settings."""
     asking: list[asyncio.Task[httpx.Response]] = []
 
     async def answer() -> httpx.Response:
         if not asking:
-            asking.append(asyncio.create_task(_ask(handler)))
+            asking.append(asyncio.create_task(_ask(settings, policy, user_agent)))
         return await asyncio.shield(asking[0])
 
     checks = [
-        Check("backend", lambda: _backend(handler, answer)),
+        Check("backend", lambda: _backend(settings, policy, answer)),
         Check("api key", lambda: _key(answer, settings)),
         Check("clock", lambda: _clock(answer, clock)),
-        Check("disk", lambda: _disk(handler.state_dir)),
-        Check("outbox", lambda: _outbox(handler.state_dir, clock)),
+        Check("disk", lambda: _disk(state_dir)),
+        Check("outbox", lambda: _outbox(state_dir, clock)),
     ]
     checks = [Check(check.name, _as_coroutine(check.act)) for check in checks[:3]] + checks[3:]
     if settings.data_roots:
@@ -68,13 +69,12 @@ def _as_coroutine(act: Callable[[], Awaitable[Finding]]) -> Callable[[], Awaitab
     return run
 
 
-async def _ask(handler: CloudProcessor) -> httpx.Response:
+async def _ask(settings: CloudSettings, policy: EgressPolicy, user_agent: str) -> httpx.Response:
     """One GET with the key; 404 is what a backend answers that knows no such upload."""
-    settings = handler.settings
-    check_host(handler.runtime.egress, settings.endpoint)
+    check_host(policy, settings.endpoint)
     headers = {
         "Authorization": f"Bearer {ApiKey(settings).current()}",
-        "User-Agent": handler.identity().user_agent,
+        "User-Agent": user_agent,
     }
     url = url_under(settings.endpoint, "uploads", "preflight-check")
     async with http_client(settings) as client:
@@ -82,10 +82,10 @@ async def _ask(handler: CloudProcessor) -> httpx.Response:
 
 
 async def _backend(
-    handler: CloudProcessor, answer: Callable[[], Awaitable[httpx.Response]]
+    settings: CloudSettings, policy: EgressPolicy, answer: Callable[[], Awaitable[httpx.Response]]
 ) -> Finding:
     """Allowed by the egress policy, reachable, over TLS that is trusted, and no redirect."""
-    check_host(handler.runtime.egress, handler.settings.endpoint)
+    check_host(policy, settings.endpoint)
     try:
         response = await answer()
     except (httpx.HTTPError, OSError) as error:

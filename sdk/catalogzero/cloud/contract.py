@@ -2,8 +2,6 @@
 
 Owns what client and backend must agree on (docs/reference/upload-protocol.md) and the one pure
 function that says what an answer means for an upload. Never touches a file, a socket or a clock.
-
-Layer: pure.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from catalogzero.messages import encode_json
-from catalogzero.settings import HandlerSettings, is_loopback
+from catalogzero.config.settings import HandlerSettings, is_loopback
+from catalogzero.wire.messages import encode_json
 
 Batch: TypeAlias = Any
 """Rows in memory: a list of dicts, or with `batch_type = "arrow"` a pyarrow Table."""

@@ -3,8 +3,6 @@
 The audit log is JSON Lines: an entry before each push, one after it, each with the SHA-256 of the
 line before, so that a line changed, taken out or put in shows. Its head goes out with each health
 report. Columns are the business of `encoding.ColumnFilter`. Never talks to a backend.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from urllib.parse import urlsplit
 import orjson
 
 from catalogzero.clock import Clock
+from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
-from catalogzero.settings import EgressPolicy
 
 GENESIS = "0" * 64
 KEY_BYTES = 32

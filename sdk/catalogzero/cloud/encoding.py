@@ -3,8 +3,6 @@
 A chunk holds whole records, at least one, and closes at `chunk_bytes` of encoded text before
 compression, so that a backend can bound what it unpacks. The client's egress policy is applied to
 each batch just before. Never reads a source, never sends.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ import zstandard
 
 from catalogzero.cloud.contract import CONTENT_TYPES, Batch
 from catalogzero.cloud.records import require_extra
+from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, FailedError
-from catalogzero.settings import EgressPolicy
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -2,8 +2,6 @@
 
 One engine lives in the worker process for as long as that does. Never imported by the handler's own
 process.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.pipeline import Author, UploadRun, Ways
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff, Sender
-from catalogzero.messages import encode_json
-from catalogzero.settings import RuntimeSettings
+from catalogzero.config.settings import RuntimeSettings
+from catalogzero.wire.messages import encode_json
 
 _RETRY_LOOK_S = 1.0
 

@@ -2,8 +2,6 @@
 
 `HealthPost` pushes a report, and keeps the newest unsent one. Status is judged by uploads, backlog,
 pauses and runs; never by being alive.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from catalogzero.cloud.egress import AuditLog
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff
-from catalogzero.messages import encode_json
+from catalogzero.wire.messages import encode_json
 
 OLD_BACKLOG_S = 3_600.0
 SKEW_S = 300.0

@@ -6,8 +6,6 @@ and may be called from any thread, beside other processes; what only reads is in
 `outbox_contents`. Never talks to a backend.
 
 States: building → sealed → completing → done, or superseded, dead, abandoned.
-
-Layer: core.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """What the outbox holds, to look at: uploads, chunks, marks, figures, facts.
 
 Reads the file that `outbox_file` keeps; nothing here changes an upload. Never talks to a backend.
-
-Layer: core.
 """
 
 from __future__ import annotations

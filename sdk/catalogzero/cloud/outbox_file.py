@@ -2,8 +2,6 @@
 
 Owns SQLite's settings, the migrations as they are run, the damaged file that is set aside, and
 the reserve. Knows nothing of what the tables mean.
-
-Layer: core.
 """
 
 from __future__ import annotations

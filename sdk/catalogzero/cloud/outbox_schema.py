@@ -1,8 +1,6 @@
 """The outbox's schema: its versions, and the refusal of one that this release does not know.
 
 Imports no SQLite: a handler looks at the version before it serves, and stays small.
-
-Layer: core.
 """
 
 from __future__ import annotations

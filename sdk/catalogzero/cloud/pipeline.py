@@ -2,8 +2,6 @@
 
 Runs in a thread of the worker: source → batches → `process` → egress filter → chunks → outbox. The
 sender takes them from there meanwhile. Never talks to a backend.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -36,13 +34,13 @@ from catalogzero.cloud.outbox_file import is_disk_full
 from catalogzero.cloud.records import BadRecords, ReadOptions, require_extra
 from catalogzero.cloud.sender import new_upload_id
 from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
+from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import (
     BadParamsError,
     CatalogZeroError,
     FailedError,
     SourceChangedError,
 )
-from catalogzero.settings import RuntimeSettings
 
 ATTEMPTS = 3
 _WORST_FIRST = ("rejected", "queued", "uploaded", "unchanged")

@@ -2,8 +2,6 @@
 
 The handler's own process holds only what is here: the work, with HTTP and data libraries, is the
 worker's (see `engine`), and is imported there alone.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -19,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from catalogzero.cloud.contract import Batch, CloudSettings, Identity, Params
 from catalogzero.cloud.outbox_schema import refuse_newer, version_in
+from catalogzero.config.preflight import Check
+from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import CatalogZeroError, ConfigError
-from catalogzero.handler import Handler, entry_of
-from catalogzero.methods import job
-from catalogzero.preflight import Check
-from catalogzero.settings import HandlerSettings
+from catalogzero.runtime.handler import Handler, entry_of
+from catalogzero.runtime.methods import job
 from catalogzero.version import __version__
 
 if TYPE_CHECKING:
@@ -153,7 +151,14 @@ class CloudProcessor(Handler):
         """Backend, key, clock, disk, outbox, data roots, queries."""
         from catalogzero.cloud.checks import preflight
 
-        return [*super()._preflight(), *preflight(self)]
+        own = preflight(
+            self.settings,
+            self.runtime.egress,
+            user_agent=self.identity().user_agent,
+            state_dir=self.state_dir,
+            clock=self.clock,
+        )
+        return [*super()._preflight(), *own]
 
     def _worker_wanted(self) -> bool:
         """Whether an outbox is there, in which something may wait.

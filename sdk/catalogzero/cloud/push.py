@@ -2,8 +2,6 @@
 
 Every request passes here: the allow-listed host, the key as it is now, the bandwidth limit, an
 audit entry before and after. Redirects are never followed. Never decides what an answer means.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ from httpx_aiohttp import AiohttpTransport
 from catalogzero.clock import Clock
 from catalogzero.cloud.contract import Asked, CloudSettings, Identity, Outcome, url_under
 from catalogzero.cloud.egress import AuditLog, Pace, check_host
+from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
-from catalogzero.settings import EgressPolicy
 
 SLOWEST_BYTES_PER_S = 4_096
 MAX_ANSWER_BYTES = 1 << 20

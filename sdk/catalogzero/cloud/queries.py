@@ -2,8 +2,6 @@
 
 With a watermark, the range is fixed first (`after` < watermark <= `until`) and read in the same
 transaction, so that a row written meanwhile belongs to the next run. Needs the extra `sql`.
-
-Layer: core.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Readers: how the bytes of a CSV, JSON Lines or Parquet file become batches.
 
 A value of a CSV file is text, as it stands there. Never opens a file.
-
-Layer: core.
 """
 
 from __future__ import annotations

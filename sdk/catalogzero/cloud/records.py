@@ -1,8 +1,6 @@
 """Records: the kinds of files that hold them, how a CSV file is written, and malformed ones.
 
 A malformed record is met as `on_bad_record` says, by file and line. `readers` makes batches.
-
-Layer: core.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Runs on the worker's event loop beside the runs that fill the outbox. Only the answer to `complete`
 ends a sealed upload; `contract.decide` says what each answer means. Never reads a source, never
 changes a record.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ from catalogzero.cloud.encoding import Chunk, json_array, recode
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_contents import Upload
 from catalogzero.cloud.push import Pusher, content_digest
-from catalogzero.messages import encode_json
+from catalogzero.wire.messages import encode_json
 
 PAUSED_PROBE_S = 300.0
 KEY_LOOK_S = 2.0

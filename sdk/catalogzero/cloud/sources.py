@@ -3,8 +3,6 @@
 Owns the rule that nothing outside `data_roots` is opened: a path is resolved, and then opened
 component by component without following a link, so that no change in between leads out. Bytes are
 hashed as they are read. Named queries are in `queries.py`; what becomes of the records, elsewhere.
-
-Layer: core.
 """
 
 from __future__ import annotations

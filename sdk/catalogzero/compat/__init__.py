@@ -1,7 +1,7 @@
 """Handlers written for ScheduleZero, with only their import line changed.
 
-It owns the old names and what they meant; what runs them is the same runtime that runs every
-`catalogzero.Handler`. Never imported by the core.
+It owns the old base classes, their constructor, names and habits; the runtime does the work. It
+never changes how a native handler behaves.
 """
 
 from catalogzero.compat.base import SmartHandler, ZMQHandlerBase

@@ -1,8 +1,6 @@
 """`ZMQHandlerBase` and `SmartHandler`: what handlers written for ScheduleZero subclass.
 
 They own the old constructor, names and habits; the work is `StandIn`'s and the runtime's.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from catalogzero.compat.life import Life
 from catalogzero.compat.logger import HandlerLogger
 from catalogzero.compat.stand_in import StandIn, awaited
 from catalogzero.errors import ConfigError
-from catalogzero.handler import Handler
+from catalogzero.runtime.handler import Handler
 
 ToldT = TypeVar("ToldT")
 

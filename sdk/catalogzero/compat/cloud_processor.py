@@ -2,8 +2,6 @@
 
 It owns the old constructor and its two async hooks; reading, the outbox and the upload are
 `CloudProcessor`'s.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Serves a handler on a thread of its own, so that its author's thread stays theirs.
-
-Layer: edge.
-"""
+"""Serves a handler on a thread of its own, so that its author's thread stays theirs."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from catalogzero.handler import Handler
-from catalogzero.runs import current_run
-from catalogzero.service import Service, serve_until
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.runs import current_run
+from catalogzero.runtime.service import Service, serve_until
 
 
 class Life:

@@ -2,8 +2,6 @@
 
 Lines go to the handler's own log, secrets masked, and to a file once `setup_handler_logging`
 was called.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from catalogzero.handler import Handler
+from catalogzero.runtime.handler import Handler
 
 TRACED_EVERY = 100
 FORMAT = "%(asctime)s.%(msecs)03d [%(levelname)s] %(name)s - %(message)s"

@@ -2,8 +2,6 @@
 
 A class written for ScheduleZero may call its attributes `log`, `worker` or `settings`, and its
 methods `cancel` or `attach`: the runtime serves a `StandIn`, which calls the author's object.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -15,22 +13,29 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Protocol, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
 from catalogzero.clock import Clock
 from catalogzero.compat.logger import folder_name
+from catalogzero.config.settings import RuntimeSettings, config_error, merged_settings
 from catalogzero.errors import ConfigError
-from catalogzero.handler import Handler
-from catalogzero.methods import JobOptions, Method, call_plain
-from catalogzero.settings import RuntimeSettings, config_error, merged_settings
-
-if TYPE_CHECKING:
-    from catalogzero.compat.base import ZMQHandlerBase
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.methods import JobOptions, Method, call_plain
 
 ADDRESSES = ("handler_id", "handler_address", "server_address")
 EXTENDED = ("ping", "get_metrics", "describe")
+
+
+class Author(Protocol):
+    """What is used of an author's object, beside the methods that the author wrote."""
+
+    def _release_resources(self) -> Any: ...
+
+    def _ensure_resources(self) -> Any: ...
+
+    def _warm_cache(self) -> Any: ...
 
 
 class StandIn(Handler):
@@ -44,9 +49,9 @@ class StandIn(Handler):
     """
 
     _sdk_base: ClassVar[bool] = True
-    _author_class: ClassVar[type[ZMQHandlerBase]]
+    _author_class: ClassVar[type[Any]]
 
-    author: ZMQHandlerBase
+    author: Author
     asleep: bool
     serving: bool
     warmed: bool
@@ -78,7 +83,7 @@ class StandIn(Handler):
         return cls._author_class(*args, **completed(cls._author_class, args, kwargs))
 
     @classmethod
-    def around(cls, author: ZMQHandlerBase, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def around(cls, author: Author, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The stand-in of an object that is being made with these arguments."""
         self = Handler.__new__(cls, *args, **kwargs)
         self.author, self.asleep, self.serving, self.warmed = author, False, False, False

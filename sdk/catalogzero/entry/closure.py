@@ -2,8 +2,6 @@
 
 Owns the calls of pip that gather it from the vendor's own index or a folder, the cache in front
 of them, and the SDK's own wheel. Wheels are gathered, never installed or imported here.
-
-Layer: edge.
 """
 
 from __future__ import annotations

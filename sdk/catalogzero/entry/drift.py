@@ -2,8 +2,6 @@
 
 Owns the part of `catalogzero.toml` below the generated mark, and the comparison with the code.
 The handler class is imported by the caller; nothing here imports an entry.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any
 
 from catalogzero.entry.manifest import GENERATED_MARK, MANIFEST_NAME, Manifest
 from catalogzero.errors import ConfigError
-from catalogzero.handler import Handler
+from catalogzero.runtime.handler import Handler
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _NOISE = ("title",)

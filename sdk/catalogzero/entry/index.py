@@ -4,8 +4,6 @@ Owns the site's folder: `files/` with every wheel and its metadata (PEP 658), `s
 pages with SHA-256, PEP 691 JSON beside them), `requirements/` (each entry's whole closure with
 hashes), `catalog.json`, and a page per entry. The same wheels give the same bytes. Wheels are
 never imported. What was published before stays, unless it is given again with other content.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Owns reading a published catalog, the calls of pip, and the finding of what they changed. pip is
 told the catalog as its only index and takes no file whose hash is not the catalog's. Never starts
 a handler, and never touches the state of one.
-
-Layer: edge.
 """
 
 from __future__ import annotations

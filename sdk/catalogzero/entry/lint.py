@@ -2,8 +2,6 @@
 
 Owns the codes, their meaning and their mends (docs/reference/lint.md lists them). A rule looks at
 files first; only those about methods and settings import the package.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from catalogzero.entry import drift
 from catalogzero.entry.manifest import Manifest
 from catalogzero.entry.subject import Subject, handler_class
 from catalogzero.errors import ConfigError
-from catalogzero.handler import Handler
+from catalogzero.runtime.handler import Handler
 
 Severity = Literal["error", "warning"]
 PUBLIC_MODULES = ("catalogzero", "catalogzero.testing", "catalogzero.compat", "catalogzero.backend")

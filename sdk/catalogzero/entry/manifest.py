@@ -2,8 +2,6 @@
 
 Owns the manifest's model and how it is read, from text, a folder or a wheel; the package itself
 is never imported. Nothing secret belongs in one: it is published.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -14,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from catalogzero.config.settings import problems_of
 from catalogzero.errors import ConfigError
-from catalogzero.settings import problems_of
 
 MANIFEST_NAME = "catalogzero.toml"
 GENERATED_MARK = "# Written by `catalogzero catalog lint --fix` from here on."

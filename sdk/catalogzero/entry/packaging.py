@@ -3,8 +3,6 @@
 Owns what stands in the vendor's `dist/`. The bill of materials (CycloneDX 1.6, JSON) names the
 package and everything that it needs, as it is installed here; it has no time and no serial
 number, so that the same build gives the same bytes.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Owns the HTML; it is written from `catalog.json`'s document alone. No script, no font and no
 picture from elsewhere: the pages work at a client without internet.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""How pip is run: the vendor's to gather wheels, the client's to install them.
-
-Layer: edge.
-"""
+"""How pip is run: the vendor's to gather wheels, the client's to install them."""
 
 from __future__ import annotations
 

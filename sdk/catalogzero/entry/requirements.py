@@ -1,8 +1,6 @@
 """The wheels that one release needs, out of all those of a catalog, with their hashes.
 
 Owns the walk through `Requires-Dist`. Pure: wheels in, text out.
-
-Layer: edge.
 """
 
 from __future__ import annotations

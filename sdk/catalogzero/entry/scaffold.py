@@ -3,8 +3,6 @@
 Owns where the template lies, which answers it takes and that they are checked before anything is
 written. The rules for the answers are the template's own (`template_answers.py`), so that plain
 cookiecutter refuses the same. Never reads or writes cookiecutter's files in the user's home.
-
-Layer: edge.
 """
 
 from __future__ import annotations

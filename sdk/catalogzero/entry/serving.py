@@ -1,7 +1,4 @@
-"""Serves a catalog's folder over HTTP: for a look, a test, or a network without a web server.
-
-Layer: edge.
-"""
+"""Serves a catalog's folder over HTTP: for a look, a test, or a network without a web server."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """The stanza of an entry in the client's handler_registry.yaml, its settings explained.
 
 Owns the text that is added to the file; what stands there already is never changed.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -13,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from catalogzero.config.registry import Stanza, load_registry
 from catalogzero.entry.manifest import Manifest
 from catalogzero.errors import ConfigError
-from catalogzero.registry import Stanza, load_registry
 
 FIRST_PORT = 5001
 _ITEM = re.compile(r"^(\s*)- ", re.MULTILINE)

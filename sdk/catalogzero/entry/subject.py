@@ -2,8 +2,6 @@
 
 Owns where a package keeps what: pyproject.toml, entry points, manifest, handler class. Importing
 the class runs the package's code; everything else is read without that.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from typing import Any
 
 from catalogzero.entry.manifest import MANIFEST_NAME, Manifest, load_manifest
 from catalogzero.errors import ConfigError
-from catalogzero.handler import Handler
+from catalogzero.runtime.handler import Handler
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ Owns the difference between the package as it was generated (recorded in `.catal
 the template of today makes of the same answers, and its application by `git apply --3way`: the
 vendor's own changes stay. Needs git and a clean work tree; no network, no repository of the
 template.
-
-Layer: edge.
 """
 
 from __future__ import annotations

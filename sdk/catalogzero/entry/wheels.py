@@ -2,8 +2,6 @@
 
 Owns reading a wheel's metadata, entry points and manifest from the archive; nothing in a wheel is
 ever imported or run.
-
-Layer: edge.
 """
 
 from __future__ import annotations

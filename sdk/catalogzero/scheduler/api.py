@@ -3,8 +3,6 @@
 The contract is `pages/openapi.json`. On loopback the Host header must be loopback too, and what
 changes something must come from no other origin, so that no web page elsewhere can use a
 browser to reach it; beyond loopback every request needs the token. CORS is off.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from sqlalchemy.exc import DataError, DBAPIError
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.errors import CatalogZeroError
-from catalogzero.messages import one_line_ascii
 from catalogzero.scheduler.forms import (
     ApiError,
     check_method,
@@ -39,6 +36,7 @@ from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.ticks import Schedule, from_us
 from catalogzero.scheduler.triggers import describe_trigger
+from catalogzero.wire.messages import one_line_ascii
 
 PING_TIMEOUT_S = 2.0
 MAX_BODY_BYTES = 1 << 20

@@ -8,8 +8,6 @@ method that is not retry_safe starts at most once. During a long run the handler
 for all that wait on it; the call goes out again when it does not answer, or has restarted.
 
 Handlers that know no boot_id are plain ScheduleZero ones: called at least once, as there.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -24,11 +22,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from catalogzero.clock import Clock
+from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import CallTimeoutError, CatalogZeroError, UnreachableError
-from catalogzero.messages import Reply, StartBy
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
-from catalogzero.settings import RuntimeSettings
+from catalogzero.wire.messages import Reply, StartBy
 
 NEVER_BEGAN = frozenset({"busy", "draining", "wake_failed"})
 REFUSED = frozenset({"bad_request", "unknown_method", "bad_params", "unauthorized", "too_large"})
@@ -57,7 +55,7 @@ class CallSettings:
 
 
 class HandlerCaller(Protocol):
-    """What is used of `catalogzero.client.HandlerClient`."""
+    """What is used of `catalogzero.wire.client.HandlerClient`."""
 
     async def request(
         self,

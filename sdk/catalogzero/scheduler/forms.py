@@ -3,8 +3,6 @@
 Both spellings of the fields are taken: ScheduleZero's (`job_method`, `job_params`) and that of
 its documents (`method_name`, `params`, `trigger_config`). Error texts are ScheduleZero's where it
 has one.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -16,11 +14,11 @@ from hashlib import sha256
 from typing import Any
 
 from catalogzero.errors import CatalogZeroError
-from catalogzero.messages import encode_json
 from catalogzero.scheduler.history import FILTERS
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.ticks import Schedule, to_us
 from catalogzero.scheduler.triggers import make_trigger, parse_moment, parse_trigger
+from catalogzero.wire.messages import encode_json
 
 OVERLAPS = ("skip", "queue", "parallel")
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1_000

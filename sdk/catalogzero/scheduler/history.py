@@ -1,7 +1,4 @@
-"""What ran: queries over executions, their shape in the API, and how long they are kept.
-
-Layer: edge.
-"""
+"""What ran: queries over executions, their shape in the API, and how long they are kept."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 One JSON text frame a request, as ScheduleZero's server takes it: `ping`, `register`,
 `report_status`; the replies are its replies.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ import orjson
 from sqlalchemy.exc import DBAPIError
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.messages import one_line_ascii
 from catalogzero.scheduler.runner import Runner
-from catalogzero.zmq_transport import CurveServer, RouterServer
+from catalogzero.wire.messages import one_line_ascii
+from catalogzero.wire.zeromq import CurveServer, RouterServer
 
 MAX_ID_CHARS = 200
 MAX_ADDRESS_CHARS = 500

@@ -1,7 +1,4 @@
-"""Handlers, schedules and executions as objects, and as rows of the tables.
-
-Layer: edge.
-"""
+"""Handlers, schedules and executions as objects, and as rows of the tables."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ from typing import Any
 import orjson
 from sqlalchemy import RowMapping
 
-from catalogzero.messages import encode_json
 from catalogzero.scheduler.schema import ACTIVE, FINAL
 from catalogzero.scheduler.ticks import Firing, Schedule, Span
+from catalogzero.wire.messages import encode_json
 
 MAX_RESULT_BYTES = 256 * 1024
 MAX_ERROR_CHARS = 4_000

@@ -4,8 +4,6 @@ Four tasks, each owned and awaited: claims, heartbeats (with takeovers), saving 
 for all that wait to be written), retention. The store is called in threads, its writes in one,
 in order. While the database is away, everything waits and is tried again; what was decided on a
 lease that has ended by then is not written.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Moments are integers: microseconds since 1970 in UTC, so that a compare-and-swap is exact on every
 database. JSON is text. The version only moves forward; an older release that meets a newer
 database stops and touches nothing.
-
-Layer: edge.
 """
 
 from __future__ import annotations

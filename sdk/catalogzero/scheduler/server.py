@@ -1,7 +1,4 @@
-"""The scheduler as a whole: store, runner, registration and API, started and stopped together.
-
-Layer: edge.
-"""
+"""The scheduler as a whole: store, runner, registration and API, started and stopped together."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ from aiohttp import web
 from sqlalchemy.engine import make_url
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.client import HandlerClient
 from catalogzero.clock import Clock
+from catalogzero.config.logs import make_logger
+from catalogzero.config.settings import Mask, default_state_dir, is_loopback
 from catalogzero.errors import ConfigError
-from catalogzero.logs import make_logger
 from catalogzero.scheduler.api import Api
 from catalogzero.scheduler.calls import HandlerCaller
 from catalogzero.scheduler.registration import Registration
 from catalogzero.scheduler.runner import Runner, RunnerSettings
 from catalogzero.scheduler.store import Store
-from catalogzero.settings import Mask, default_state_dir, is_loopback
 from catalogzero.version import __version__
-from catalogzero.zmq_transport import CurveClient, CurveKeys, CurveServer
+from catalogzero.wire.client import HandlerClient
+from catalogzero.wire.zeromq import CurveClient, CurveKeys, CurveServer
 
 SHUTDOWN_TIMEOUT_S = 2.0
 MIN_TOKEN_CHARS = 16

@@ -1,7 +1,4 @@
-"""The statements of a scheduler's every tick and heartbeat, built once.
-
-Layer: edge.
-"""
+"""The statements of a scheduler's every tick and heartbeat, built once."""
 
 from __future__ import annotations
 
@@ -29,8 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy import cast as sql_cast
 
-from catalogzero.messages import encode_json
 from catalogzero.scheduler.schema import ACTIVE, OPEN, executions, schedules
+from catalogzero.wire.messages import encode_json
 
 Given = Callable[[str], ColumnElement[Any]]
 

@@ -7,8 +7,6 @@ later write is conditional on (owner, lease). Times are the database's: on SQLit
 clock of its own, the machine's.
 
 Methods block; `runner` calls them in threads. Moments are microseconds since 1970 in UTC.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Pure: it is told the moment and what is still going on, and answers with a `Firing`; the store
 writes that in the transaction of the claim. Moments are microseconds since 1970 in UTC.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ the moment it springs forward. In the hour that comes twice, a trigger with `hou
 fires in both passes, any other in the first only, so a nightly job runs once a night.
 
 A trigger is a pure function of time: it reads no clock and keeps no state.
-
-Layer: edge.
 """
 
 from __future__ import annotations

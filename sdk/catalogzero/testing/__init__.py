@@ -1,4 +1,9 @@
-"""Contract suites and doubles for the authors of handlers."""
+"""Contract suites and doubles for the authors of handlers.
+
+It owns the checks that every handler and every processor must pass, the clock and the backend
+with faults that tests play against, and pytest's plugin. It never reaches into the runtime's
+private parts: a check sees what a caller, a backend or an operator sees.
+"""
 
 from catalogzero.testing.backend import FaultyBackend
 from catalogzero.testing.clocks import ManualClock

@@ -2,8 +2,6 @@
 
 Owns the rules by which uploads become visible, and a plan of faults that is used up request by
 request. It checks no tenant and stores nothing on disk: it is no backend to deploy.
-
-Layer: edge.
 """
 
 from __future__ import annotations

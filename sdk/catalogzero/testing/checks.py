@@ -1,14 +1,11 @@
-"""What a check of a contract is, and the list of them.
-
-Layer: edge.
-"""
+"""What a check of a contract is, and the list of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from catalogzero.launch import place_of
+from catalogzero.runtime.launch import place_of
 from catalogzero.testing.lab import BrokenError, Lab
 
 Examine = Callable[[Lab], None]

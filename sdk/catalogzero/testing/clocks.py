@@ -1,7 +1,4 @@
-"""A clock that a test moves by hand.
-
-Layer: edge.
-"""
+"""A clock that a test moves by hand."""
 
 from __future__ import annotations
 

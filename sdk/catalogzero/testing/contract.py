@@ -4,8 +4,6 @@
         handler_class = AcmeProcessor
 
 Each check is a test of its own, over real ZeroMQ and HTTP.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from catalogzero.handler import Handler
+from catalogzero.runtime.handler import Handler
 from catalogzero.testing import handler_checks, processor_checks
 from catalogzero.testing.backend import API_KEY
 from catalogzero.testing.checks import HANDLER_CHECKS, PROCESSOR_CHECKS, Check

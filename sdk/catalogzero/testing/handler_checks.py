@@ -1,7 +1,4 @@
-"""What every handler must do: the checks of `HandlerContract`.
-
-Layer: edge.
-"""
+"""What every handler must do: the checks of `HandlerContract`."""
 
 from __future__ import annotations
 
@@ -15,11 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from catalogzero.client import HandlerClient
 from catalogzero.entry import drift
 from catalogzero.entry.manifest import load_manifest
 from catalogzero.errors import ConfigError
-from catalogzero.messages import Reply
 from catalogzero.testing.checks import HANDLER_CHECKS, check
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import (
@@ -31,6 +26,8 @@ from catalogzero.testing.lab import (
     demand,
     demand_keys,
 )
+from catalogzero.wire.client import HandlerClient
+from catalogzero.wire.messages import Reply
 
 HEAVY_MODULES = (
     *("pandas", "numpy", "pyarrow", "polars", "sqlalchemy", "httpx", "aiohttp", "requests"),
@@ -90,7 +87,7 @@ async def _serve_once(lab: Lab) -> Served:
 
 async def _warm_up(lab: Lab) -> None:
     """Serve a plain handler once, so that what the SDK itself keeps is there before measuring."""
-    from catalogzero.handler import Handler
+    from catalogzero.runtime.handler import Handler
 
     async with serving(Handler(), state_dir=lab.new_folder("warm")) as served:
         await served.client.request("get_metrics")

@@ -1,7 +1,4 @@
-"""Serving a handler inside a test, over real ZeroMQ.
-
-Layer: edge.
-"""
+"""Serving a handler inside a test, over real ZeroMQ."""
 
 from __future__ import annotations
 
@@ -12,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalogzero.client import HandlerClient
 from catalogzero.clock import Clock
-from catalogzero.handler import Handler, Hosted
-from catalogzero.service import Service, serve
+from catalogzero.runtime.handler import Handler, Hosted
+from catalogzero.runtime.service import Service, serve
+from catalogzero.wire.client import HandlerClient
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 Owns the folder, the recordings (each made once per class, whatever many checks look at it) and
 the process's own figures. A recording that does not come to its end fails the check that owns it;
 the others that need it are skipped, so that one fault is told once.
-
-Layer: edge.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from typing import Any, Protocol, Self, TypeVar
 import psutil
 
 from catalogzero.clock import SystemClock
-from catalogzero.handler import Handler
+from catalogzero.runtime.handler import Handler
 
 T = TypeVar("T")
 RECORDING_TIMEOUT_S = 60.0

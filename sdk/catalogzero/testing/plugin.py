@@ -2,8 +2,6 @@
 
 Loaded by pytest in every environment that has catalogzero; it imports the suites only where a
 contract is collected.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What every processor must do: the checks of `ProcessorContract`.
-
-Layer: edge.
-"""
+"""What every processor must do: the checks of `ProcessorContract`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What was seen of a processor: `process` on its sample, and uploads to a faulty backend.
-
-Layer: edge.
-"""
+"""What was seen of a processor: `process` on its sample, and uploads to a faulty backend."""
 
 from __future__ import annotations
 
@@ -14,15 +11,15 @@ from typing import Any, Protocol, cast
 
 import orjson
 
-from catalogzero.client import HandlerClient
 from catalogzero.cloud.contract import Batch
 from catalogzero.cloud.encoding import JsonLines, rows_of
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.records import BadRecords, ReadOptions
-from catalogzero.messages import Reply
 from catalogzero.testing.backend import FaultyBackend
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import Lab, demand, output_to, shown
+from catalogzero.wire.client import HandlerClient
+from catalogzero.wire.messages import Reply
 
 CALL_TIMEOUT_S = 50.0
 Row = dict[str, Any]

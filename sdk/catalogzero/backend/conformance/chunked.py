@@ -1,8 +1,6 @@
 """The checks of the chunked form: each docstring says what goes wrong without it.
 
 Owns the list `CHECKS`; a check raises `NotConformingError`, or notes a doubt.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The checks of health reports, the same for both forms.
 
 Owns the list `CHECKS`.
-
-Layer: edge.
 """
 
 from __future__ import annotations

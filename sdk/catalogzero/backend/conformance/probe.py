@@ -2,8 +2,6 @@
 
 Owns the requests and the ledger of rows; it judges nothing beyond the expectation that a check
 states. Every upload and source of one run carries the run's name, so that they can be found.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The checks of the simple form, the seed's contract: each docstring says what goes wrong.
 
 Owns the list `CHECKS`; a check raises `NotConformingError`, or notes a doubt.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Owns the order, the choice of the form, and the report; what is checked stands in `chunked`,
 `simple` and `health`.
-
-Layer: edge.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Logs: readable on a terminal, JSON in a service, secrets masked by construction.
 
 Nothing global is configured: each handler owns its logger, and with it its mask.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TextIO, cast
 
-from catalogzero.runs import current_run
-from catalogzero.settings import Mask
+from catalogzero.config.settings import Mask
 
 _rich = sys.modules.get("rich")
 if _rich is None:
@@ -28,8 +25,8 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger  # n
 if _rich is None:
     del sys.modules["rich"]
 
-worker_run: ContextVar[Mapping[str, Any] | None] = ContextVar("worker_run", default=None)
-"""In the worker: the run_id and request_id that this task or thread works for."""
+run_ids: ContextVar[Mapping[str, Any] | None] = ContextVar("run_ids", default=None)
+"""The run_id and request_id that this task or thread works for, also in the worker."""
 
 Logger = FilteringBoundLogger
 """What the SDK's modules log with; they take it from here, so that the above comes first."""
@@ -40,8 +37,7 @@ SECRET_NAMES = ("api_key", "authorization", "password", "secret", "token")
 
 def _add_ids(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     """Name the run that a line was written in, where there is one."""
-    run = current_run.get()
-    ids = worker_run.get() if run is None else run.ids()
+    ids = run_ids.get()
     return {**ids, **event} if ids else event
 
 

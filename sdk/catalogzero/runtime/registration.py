@@ -3,8 +3,6 @@
 It registers at start, then tells `online` as a heartbeat; a scheduler that answers that it does
 not know the handler (it was restarted) gets a new registration, and no other does, as one drops
 the server's connection. It tries for ever, and never stands in the way of calls.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -12,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from catalogzero.client import HandlerClient
 from catalogzero.clock import Clock
+from catalogzero.config.logs import Logger
 from catalogzero.errors import CatalogZeroError, RetryLaterError
-from catalogzero.logs import Logger
-from catalogzero.zmq_transport import CurveClient
+from catalogzero.wire.client import HandlerClient
+from catalogzero.wire.zeromq import CurveClient
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState  # imported when a registration begins

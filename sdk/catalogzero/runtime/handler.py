@@ -1,8 +1,6 @@
 """`Handler`: what an author subclasses.
 
 It holds settings, resources and hooks; it never touches a socket. `service` runs it.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -18,16 +16,16 @@ from typing import Any, ClassVar, Protocol, Self
 from pydantic import ValidationError
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.logs import Logger, make_logger
-from catalogzero.messages import encode_json
-from catalogzero.methods import Method, internal, methods_of
-from catalogzero.metrics import ProcessMeter
-from catalogzero.preflight import Check
-from catalogzero.resources import Resources
-from catalogzero.runs import current_run
-from catalogzero.settings import HandlerSettings, Mask, RuntimeSettings, config_error
+from catalogzero.config.logs import Logger, make_logger
+from catalogzero.config.preflight import Check
+from catalogzero.config.settings import HandlerSettings, Mask, RuntimeSettings, config_error
+from catalogzero.runtime.methods import Method, internal, methods_of
+from catalogzero.runtime.metrics import ProcessMeter
+from catalogzero.runtime.resources import Resources
+from catalogzero.runtime.runs import current_run
+from catalogzero.runtime.worker import WorkerPort
 from catalogzero.version import __version__
-from catalogzero.worker import WorkerPort
+from catalogzero.wire.messages import encode_json
 
 
 class Handler:

@@ -1,7 +1,4 @@
-"""From a stanza, an entry or `module:Class` to a handler that is ready to be served.
-
-Layer: core.
-"""
+"""From a stanza, an entry or `module:Class` to a handler that is ready to be served."""
 
 from __future__ import annotations
 
@@ -19,10 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
+from catalogzero.config.registry import DEFAULT_NAME, Registry, Stanza, load_registry
+from catalogzero.config.settings import RuntimeSettings, merged_settings, problems_of
 from catalogzero.errors import ConfigError, text_of
-from catalogzero.handler import Handler, handler_class
-from catalogzero.registry import DEFAULT_NAME, Registry, Stanza, load_registry
-from catalogzero.settings import RuntimeSettings, merged_settings, problems_of
+from catalogzero.runtime.handler import Handler, handler_class
 
 ENTRY_GROUP = "catalogzero.handlers"
 

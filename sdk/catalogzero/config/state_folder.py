@@ -1,7 +1,4 @@
-"""A handler's state folder: one process at a time owns it.
-
-Layer: core.
-"""
+"""A handler's state folder: one process at a time owns it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`@resource`: what a handler opens on first use and closes when it falls asleep.
-
-Layer: core.
-"""
+"""`@resource`: what a handler opens on first use and closes when it falls asleep."""
 
 from __future__ import annotations
 

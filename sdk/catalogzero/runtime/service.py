@@ -2,8 +2,6 @@
 
 A call's way is one direction: socket, decode, control or job, and for a job `jobs`. Control
 calls are answered whatever jobs are running, never counted as activity, never waking.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -19,6 +17,9 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from catalogzero.clock import Clock
+from catalogzero.config.logs import forward_logging
+from catalogzero.config.settings import DEFAULT_SCHEDULER, RuntimeSettings, config_error
+from catalogzero.config.state_folder import locked
 from catalogzero.errors import (
     BadRequestError,
     CallTimeoutError,
@@ -27,21 +28,18 @@ from catalogzero.errors import (
     FailedError,
     text_of,
 )
-from catalogzero.handler import Handler, Hosted, as_handler
-from catalogzero.idle import State
-from catalogzero.jobs import Boot, Jobs
-from catalogzero.logs import forward_logging
-from catalogzero.messages import Call, Reply, decode_call, encode_reply, error_reply
-from catalogzero.methods import CONTROL_METHODS, Method
-from catalogzero.registration import Registration
-from catalogzero.resources import told_to_stop
-from catalogzero.runs import Runs
-from catalogzero.settings import DEFAULT_SCHEDULER, RuntimeSettings, config_error
-from catalogzero.sleep import Sleeper
-from catalogzero.state_folder import locked
-from catalogzero.worker import WorkerPort
-from catalogzero.worker_child import spec_of
-from catalogzero.zmq_transport import (
+from catalogzero.runtime.handler import Handler, Hosted, as_handler
+from catalogzero.runtime.idle import State
+from catalogzero.runtime.jobs import Boot, Jobs
+from catalogzero.runtime.methods import CONTROL_METHODS, Method
+from catalogzero.runtime.registration import Registration
+from catalogzero.runtime.resources import told_to_stop
+from catalogzero.runtime.runs import Runs
+from catalogzero.runtime.sleep import Sleeper
+from catalogzero.runtime.worker import WorkerPort
+from catalogzero.runtime.worker_child import spec_of
+from catalogzero.wire.messages import Call, Reply, decode_call, encode_reply, error_reply
+from catalogzero.wire.zeromq import (
     CurveClient,
     CurveKeys,
     CurveServer,

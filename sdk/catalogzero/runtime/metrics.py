@@ -1,8 +1,6 @@
 """What the operating system knows of this process.
 
 Blocking: read it off the event loop. Sizes in MiB, CPU in percent of one core.
-
-Layer: pure.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Callable are the public methods that an author's classes define, and those that a base class of
 the SDK marks with `@job`; nothing else, however it is spelled on the wire.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 from typing_extensions import TypedDict
 
+from catalogzero.config.settings import problems_of
 from catalogzero.errors import BadParamsError, FailedError
-from catalogzero.settings import problems_of
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 

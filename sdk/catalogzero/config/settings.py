@@ -2,8 +2,6 @@
 
 Order of precedence: flags, environment, systemd credentials, file, default. Secrets are
 `SecretStr` to the end; `Mask` hides their values in every text that leaves the process.
-
-Layer: pure.
 """
 
 from __future__ import annotations

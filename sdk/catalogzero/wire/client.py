@@ -2,8 +2,6 @@
 
 One connection carries many calls at once. Nothing is queued for a peer that is not connected:
 a call to it ends with `UnreachableError`, and never reaches it later.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -21,8 +19,8 @@ from catalogzero.errors import (
     CatalogZeroError,
     UnreachableError,
 )
-from catalogzero.messages import Call, Reply, StartBy, decode_reply, encode_call
-from catalogzero.zmq_transport import CurveClient, DealerPeer
+from catalogzero.wire.messages import Call, Reply, StartBy, decode_reply, encode_call
+from catalogzero.wire.zeromq import CurveClient, DealerPeer
 
 REPLY_MARGIN = 0.05
 REPLY_MARGIN_MAX_S = 0.25

@@ -1,8 +1,6 @@
 """Preflight checks: what `catalogzero check` runs before a handler is started.
 
 Each check ends within three seconds, and says pass, warn or fail with the mend.
-
-Layer: pure.
 """
 
 from __future__ import annotations

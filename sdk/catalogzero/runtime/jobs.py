@@ -2,8 +2,6 @@
 
 The order in which a call is judged is that of the wire protocol (design §4): what is
 remembered, then `start_by`, then the parameters, then room.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from catalogzero.config.logs import run_ids
 from catalogzero.errors import (
     BusyError,
     CallTimeoutError,
@@ -30,13 +29,13 @@ from catalogzero.errors import (
     UnknownMethodError,
     text_of,
 )
-from catalogzero.handler import Handler
-from catalogzero.messages import Call, Reply, encode_reply, error_reply
-from catalogzero.methods import Method, call_plain
-from catalogzero.resources import told_to_stop
-from catalogzero.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
-from catalogzero.sleep import Sleeper
-from catalogzero.worker import WorkerPort
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.methods import Method, call_plain
+from catalogzero.runtime.resources import told_to_stop
+from catalogzero.runtime.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
+from catalogzero.runtime.sleep import Sleeper
+from catalogzero.runtime.worker import WorkerPort
+from catalogzero.wire.messages import Call, Reply, encode_reply, error_reply
 
 CLOSE_GRACE_S = 5.0
 MAX_ERROR_CHARS = 10_000
@@ -229,7 +228,7 @@ class Jobs:
 
     async def _execute(self, run: Run) -> None:
         """One run from its place to its reply."""
-        token = current_run.set(run)
+        token, ids_token = current_run.set(run), run_ids.set(run.ids())
         thread: asyncio.Future[Any] | None = None
         limit = run.method.options.timeout_s
         timer = None
@@ -260,6 +259,7 @@ class Jobs:
             if timer:
                 timer.cancel()
             current_run.reset(token)
+            run_ids.reset(ids_token)
         self._end(run, reply)
         if thread is not None and not thread.done():
             await _outlive(thread)

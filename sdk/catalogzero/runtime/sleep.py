@@ -1,8 +1,6 @@
 """How a handler falls asleep and wakes: the hooks, resources, worker and memory around `idle`.
 
 One timer, armed for the next moment at which something can be due; nothing polls.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ from typing import Any
 
 from catalogzero.clock import Timer
 from catalogzero.errors import BusyError, DrainingError, WakeFailedError, text_of
-from catalogzero.handler import Handler
-from catalogzero.idle import IdleWatch, State
-from catalogzero.resources import told_to_stop
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.idle import IdleWatch, State
+from catalogzero.runtime.resources import told_to_stop
 
 CLOSE_GRACE_S = 5.0
 

@@ -2,8 +2,6 @@
 
 Decoding is strict: UTF-8, one JSON object, no NaN, no lone surrogates, bounded depth (the
 codec's own rules; measured in docs/performance.md). Encoding writes NaN and infinity as null.
-
-Layer: pure.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Pure but for reading the file: it says what stands there, and where; nothing is imported or
 started. Every fault of the file is told at once, each with file, line and key.
-
-Layer: pure.
 """
 
 from __future__ import annotations
@@ -15,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catalogzero.config.settings import DEFAULT_SCHEDULER, SCHEDULER_FORM, RuntimeSettings
 from catalogzero.errors import ConfigError
-from catalogzero.settings import DEFAULT_SCHEDULER, SCHEDULER_FORM, RuntimeSettings
 
 if TYPE_CHECKING:
     import yaml

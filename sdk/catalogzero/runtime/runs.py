@@ -2,8 +2,6 @@
 
 It answers "was this call seen before?", within bounds of time, number and bytes. It starts
 nothing and sends nothing. Times are monotonic seconds, shown times aware UTC.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -23,7 +21,8 @@ import orjson
 
 from catalogzero.clock import Clock, Timer
 from catalogzero.errors import BadParamsError, BadRequestError, CatalogZeroError, UnknownRunError
-from catalogzero.messages import (
+from catalogzero.runtime.methods import Method
+from catalogzero.wire.messages import (
     Call,
     Reply,
     decode_call,
@@ -31,7 +30,6 @@ from catalogzero.messages import (
     encode_reply,
     error_reply,
 )
-from catalogzero.methods import Method
 
 MAX_RUNS = 10_000
 MAX_BYTES = 16 << 20

@@ -4,8 +4,6 @@ It never reads a clock, sleeps or logs. Times are monotonic seconds.
 
     active ──idle_after_s──► idle ──sleep_after_s──► falling ──► sleeping ──job──► waking ──► active
        ▲──────── a job ────────┘                                    ▲──── a hook raised ────┘
-
-Layer: pure.
 """
 
 from __future__ import annotations

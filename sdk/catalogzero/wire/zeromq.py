@@ -5,8 +5,6 @@ times the throughput of `zmq.asyncio` (docs/performance.md). The socket's file d
 edge-triggered: it is looked at again after every send, or a message would wait for ever.
 
 It knows frames and keys, never what they mean. Every socket closes with LINGER 0.
-
-Layer: wire.
 """
 
 from __future__ import annotations

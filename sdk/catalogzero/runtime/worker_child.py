@@ -1,10 +1,8 @@
-"""The child's end of the worker: `python -m catalogzero.worker_child`.
+"""The child's end of the worker: `python -m catalogzero.runtime.worker_child`.
 
 It reads its spec and then calls from standard input, one JSON object a line, runs them on an
 instance of the handler's class, and writes what it has to say to what was standard output
 (prints of an author's code go to standard error). It ends when its input ends.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -26,6 +24,8 @@ from typing import Any, BinaryIO
 import orjson
 from pydantic import SecretStr
 
+from catalogzero.config.logs import forward_logging, run_ids
+from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import (
     BadCallError,
     CatalogZeroError,
@@ -34,12 +34,10 @@ from catalogzero.errors import (
     TooLargeError,
     text_of,
 )
-from catalogzero.handler import Handler, handler_class
-from catalogzero.logs import forward_logging, worker_run
-from catalogzero.messages import encode_json, utf8
-from catalogzero.methods import call_plain
-from catalogzero.settings import RuntimeSettings
-from catalogzero.worker import MAX_LINE_BYTES
+from catalogzero.runtime.handler import Handler, handler_class
+from catalogzero.runtime.methods import call_plain
+from catalogzero.runtime.worker import MAX_LINE_BYTES
+from catalogzero.wire.messages import encode_json, utf8
 
 END_GRACE_S = 2.0
 PR_SET_PDEATHSIG = 1
@@ -142,7 +140,7 @@ class Child:
 
     async def _answer(self, call: dict[str, Any]) -> None:
         current_call.set(call["id"])
-        worker_run.set(call["run"])
+        run_ids.set(call["run"])
         try:
             result = await self._run(call["method"], call["params"])
             self._channel.send({"id": call["id"], "result": result})

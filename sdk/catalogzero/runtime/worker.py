@@ -7,8 +7,6 @@ ends it when asleep; it never outlives its handler, even one killed with -9.
 Lines to the child: the spec first, then `{"id", "method", "params", "run": {…}?}`.
 Lines from it: `{"id", "result"}`, `{"id", "error", "code", "details"}`, `{"id", "progress"}`,
 `{"status"}`.
-
-Layer: core.
 """
 
 from __future__ import annotations
@@ -26,10 +24,10 @@ from typing import Any
 import orjson
 
 from catalogzero.clock import Clock, Timer
+from catalogzero.config.logs import Logger
 from catalogzero.errors import FailedError, error_for_code
-from catalogzero.logs import Logger
-from catalogzero.messages import encode_json
-from catalogzero.metrics import memory_mb_of
+from catalogzero.runtime.metrics import memory_mb_of
+from catalogzero.wire.messages import encode_json
 
 MAX_LINE_BYTES = 64 << 20
 END_GRACE_S = 5.0
@@ -171,7 +169,7 @@ class WorkerPort:
             ) from None
 
     async def _spawn(self, first_line: bytes) -> Process:
-        command = (sys.executable, "-P", "-m", "catalogzero.worker_child")
+        command = (sys.executable, "-P", "-m", "catalogzero.runtime.worker_child")
         loop = asyncio.get_running_loop()
         try:
             transport, end = await loop.subprocess_exec(
