@@ -21,7 +21,7 @@ from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import make_handler
 from catalogzero.runtime.service import check_exposure, curve_server, curve_to_scheduler
 from catalogzero.wire.client import HandlerClient
-from catalogzero.wire.zeromq import RouterServer
+from catalogzero.wire.zeromq import ZeroMQ
 
 MARKS = {"pass": "✓ pass", "warn": "! warn", "fail": "✗ fail"}
 
@@ -108,7 +108,7 @@ def _address_check(handler: Handler) -> Callable[[], Awaitable[Finding]]:
 
     async def bind() -> Finding:
         check_exposure(runtime)
-        server = RouterServer(lambda envelope, frame: None, curve=curve_server(runtime))
+        server = ZeroMQ(curve_server(runtime)).serve(lambda envelope, frame: None)
         try:
             server.bind(runtime.host, runtime.port)
         except ConfigError:

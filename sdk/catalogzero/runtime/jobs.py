@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,11 +36,12 @@ from catalogzero.runtime.runs import Run, Runs, RunState, Waiter, current_run, o
 from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import WorkerPort
 from catalogzero.wire.messages import Call, Reply, encode_reply, error_reply
+from catalogzero.wire.transport import Envelope
 
 CLOSE_GRACE_S = 5.0
 MAX_ERROR_CHARS = 10_000
 
-Send = Callable[[Sequence[bytes], bytes], None]
+Send = Callable[[Envelope, bytes], None]
 
 
 @dataclass(slots=True)
@@ -109,7 +110,7 @@ class Jobs:
         """Runs that wait for a place."""
         return len(self._room.queue)
 
-    def accept(self, call: Call, envelope: Sequence[bytes], frame: bytes) -> None:
+    def accept(self, call: Call, envelope: Envelope, frame: bytes) -> None:
         """Take a job call: its reply is sent when it ends.
 
         Raises:
@@ -371,7 +372,7 @@ class Jobs:
 
     # --- those who wait -----------------------------------------------------------------
 
-    def _join(self, run: Run, call: Call, envelope: Sequence[bytes]) -> None:
+    def _join(self, run: Run, call: Call, envelope: Envelope) -> None:
         """Answer a caller at the run's end, or earlier as the protocol says."""
         if run.ended:
             self._send(envelope, outcome_frame(run))

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -30,6 +30,7 @@ from catalogzero.wire.messages import (
     encode_reply,
     error_reply,
 )
+from catalogzero.wire.transport import Envelope
 
 MAX_RUNS = 10_000
 MAX_BYTES = 16 << 20
@@ -52,7 +53,7 @@ class RunState(StrEnum):
 class Waiter:
     """A caller that waits for a run's reply."""
 
-    envelope: Sequence[bytes]
+    envelope: Envelope
     timer: Timer | None = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -39,11 +39,12 @@ from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import WorkerPort
 from catalogzero.runtime.worker_child import spec_of
 from catalogzero.wire.messages import Call, Reply, decode_call, encode_reply, error_reply
+from catalogzero.wire.transport import Envelope, Transport
 from catalogzero.wire.zeromq import (
     CurveClient,
     CurveKeys,
     CurveServer,
-    RouterServer,
+    ZeroMQ,
     public_key,
     read_client_keys,
 )
@@ -58,7 +59,7 @@ SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
 class _Pending:
     """A control call that is answered by a task."""
 
-    envelope: Sequence[bytes]
+    envelope: Envelope
     call: Call
     answered: bool = False
 
@@ -73,7 +74,7 @@ class Service:
         farewell_s: How long the socket stays open after the last reply.
     """
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, transport: Transport | None = None) -> None:
         runtime = handler.runtime
         self.handler = handler
         self.address = ""
@@ -83,10 +84,10 @@ class Service:
         self._boot = Boot(uuid.uuid4().hex, self._clock.monotonic())
         self._runs = Runs(window_s=runtime.dedupe_window_s, clock=self._clock)
         self._sleeper = Sleeper(handler, self._on_asleep)
-        self._server = RouterServer(
+        transport = transport or ZeroMQ(server_keys=curve_server(runtime))
+        self._server = transport.serve(
             self._on_message,
             max_message_bytes=runtime.max_message_bytes,
-            curve=curve_server(runtime),
             on_refused=self._tell_refused,
         )
         self._refused_keys: set[str] = set()
@@ -183,7 +184,7 @@ class Service:
 
     # --- dispatch -----------------------------------------------------------------------
 
-    def _on_message(self, envelope: Sequence[bytes], frame: bytes) -> None:
+    def _on_message(self, envelope: Envelope, frame: bytes) -> None:
         """Answer one frame: at once, or by a task."""
         call: Call | None = None
         try:
@@ -201,7 +202,7 @@ class Service:
             failed = FailedError(f"the handler could not take this call: {type(error).__name__}")
             self._server.send(envelope, encode_reply(error_reply(failed, call)))
 
-    def _control(self, call: Call, envelope: Sequence[bytes]) -> None:
+    def _control(self, call: Call, envelope: Envelope) -> None:
         """A control call: what needs no waiting is answered here and now."""
         method = self._controls[call.method]
         if call.method == "ping" and self._plain_ping and not call.params:
@@ -251,7 +252,7 @@ class Service:
             return {**result, **self._identity()}
         return result
 
-    def _reply(self, envelope: Sequence[bytes], call: Call, result: Any) -> None:
+    def _reply(self, envelope: Envelope, call: Call, result: Any) -> None:
         self._send_reply(envelope, call, Reply(success=True, result=result))
 
     # --- control methods ----------------------------------------------------------------
@@ -329,7 +330,7 @@ class Service:
         }
         return {**told, "outbox": worker.status["outbox"]} if "outbox" in worker.status else told
 
-    def _send_reply(self, envelope: Sequence[bytes], call: Call, reply: Reply) -> None:
+    def _send_reply(self, envelope: Envelope, call: Call, reply: Reply) -> None:
         told = Reply(
             success=reply.success,
             result=reply.result,
@@ -386,13 +387,18 @@ def _control_methods(handler: Handler) -> dict[str, Method]:
 
 @asynccontextmanager
 async def serve(
-    handler: Handler | Hosted, *, clock: Clock | None = None, **runtime: Any
+    handler: Handler | Hosted,
+    *,
+    clock: Clock | None = None,
+    transport: Transport | None = None,
+    **runtime: Any,
 ) -> AsyncIterator[Service]:
     """Serve a handler on the running loop.
 
     Args:
         handler: What to serve.
         clock: Time; the machine's by default.
+        transport: What carries its calls; ZeroMQ by default, with the keys that `curve` names.
         runtime: Runtime settings by name; those given here win over the handler's own.
 
     Raises:
@@ -408,7 +414,7 @@ async def serve(
     handler._attach(runtime=settings, handler_id=handler_id, clock=clock)
     check_exposure(settings)
     with locked(handler.state_dir):
-        async with Service(handler) as service:
+        async with Service(handler, transport) as service:
             yield service
 
 

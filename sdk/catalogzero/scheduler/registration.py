@@ -7,7 +7,7 @@ One JSON text frame a request, as ScheduleZero's server takes it: `ping`, `regis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -16,7 +16,8 @@ from structlog.typing import FilteringBoundLogger
 
 from catalogzero.scheduler.runner import Runner
 from catalogzero.wire.messages import one_line_ascii
-from catalogzero.wire.zeromq import CurveServer, RouterServer
+from catalogzero.wire.transport import Envelope
+from catalogzero.wire.zeromq import CurveServer, ZeroMQ
 
 MAX_ID_CHARS = 200
 MAX_ADDRESS_CHARS = 500
@@ -37,7 +38,7 @@ class Registration:
     ) -> None:
         self._runner = runner
         self._log = log
-        self._server = RouterServer(self._on_message, curve=curve)
+        self._server = ZeroMQ(server_keys=curve).serve(self._on_message)
         self._tasks: set[asyncio.Task[None]] = set()
         self._methods = {
             "ping": self._ping,
@@ -57,12 +58,12 @@ class Registration:
             await asyncio.wait(self._tasks)
         self._server.close()
 
-    def _on_message(self, envelope: Sequence[bytes], payload: bytes) -> None:
+    def _on_message(self, envelope: Envelope, payload: bytes) -> None:
         task = asyncio.create_task(self._answer(envelope, payload), name="scheduler-registration")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, envelope: Sequence[bytes], payload: bytes) -> None:
+    async def _answer(self, envelope: Envelope, payload: bytes) -> None:
         try:
             reply = await self._reply(payload)
         except (ValueError, DBAPIError) as error:

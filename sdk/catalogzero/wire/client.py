@@ -20,7 +20,8 @@ from catalogzero.errors import (
     UnreachableError,
 )
 from catalogzero.wire.messages import Call, Reply, StartBy, decode_reply, encode_call
-from catalogzero.wire.zeromq import CurveClient, DealerPeer
+from catalogzero.wire.transport import Peer, Transport
+from catalogzero.wire.zeromq import CurveClient, ZeroMQ
 
 REPLY_MARGIN = 0.05
 REPLY_MARGIN_MAX_S = 0.25
@@ -35,16 +36,22 @@ class HandlerClient:
         address: `tcp://host:port`.
         curve: This client's keys and the handler's public key; without them, plain.
         clock: Time, for tests.
+        transport: What carries the calls; ZeroMQ with `curve` by default.
 
     Raises:
         ConfigError: The address has no such form.
     """
 
     def __init__(
-        self, address: str, *, curve: CurveClient | None = None, clock: Clock | None = None
+        self,
+        address: str,
+        *,
+        curve: CurveClient | None = None,
+        clock: Clock | None = None,
+        transport: Transport | None = None,
     ) -> None:
         self.address = address
-        self._curve = curve
+        self._transport = transport or ZeroMQ(client_keys=curve)
         self._clock = clock or SystemClock()
         self._calls: dict[str, asyncio.Future[Reply]] = {}
         self._plain: asyncio.Future[Reply] | None = None
@@ -198,8 +205,8 @@ class HandlerClient:
         if waiting is not None and not waiting.done():
             waiting.set_result(reply)
 
-    def _connect(self) -> DealerPeer:
-        return DealerPeer(self.address, self._on_reply, self._on_writable, curve=self._curve)
+    def _connect(self) -> Peer:
+        return self._transport.connect(self.address, self._on_reply, self._on_writable)
 
     def _reconnect(self) -> None:
         """A new connection; frames that were not sent yet go over it."""

@@ -15,7 +15,7 @@ import os
 import select
 import socket as sockets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -24,6 +24,7 @@ import zmq
 from zmq.utils import z85
 
 from catalogzero.errors import ConfigError
+from catalogzero.wire.transport import Envelope
 
 MAX_SOCKETS = 16_384
 MAX_ENVELOPE_FRAMES = 8
@@ -146,6 +147,39 @@ def read_server_keys(path: Path) -> dict[str, bytes]:
     return keys
 
 
+@dataclass(frozen=True, slots=True)
+class ZeroMQ:
+    """The transport over ZeroMQ: ROUTER servers and DEALER peers, with CURVE where keys are given.
+
+    `server_keys` are those that `serve` uses, `client_keys` those of `connect`; without them the
+    wire is plain.
+    """
+
+    server_keys: CurveServer | None = None
+    client_keys: CurveClient | None = None
+
+    def serve(
+        self,
+        on_message: Callable[[Envelope, bytes], None],
+        *,
+        max_message_bytes: int = 1 << 20,
+        on_refused: Callable[[str], None] = lambda key: None,
+    ) -> RouterServer:
+        """See `Transport.serve`; made and used on one event loop."""
+        return RouterServer(
+            on_message,
+            max_message_bytes=max_message_bytes,
+            curve=self.server_keys,
+            on_refused=on_refused,
+        )
+
+    def connect(
+        self, address: str, on_reply: Callable[[bytes], None], on_writable: Callable[[], None]
+    ) -> DealerPeer:
+        """See `Transport.connect`; made and used on one event loop."""
+        return DealerPeer(address, on_reply, on_writable, curve=self.client_keys)
+
+
 class RouterServer:
     """A bound ROUTER socket: hands over each message, sends each reply.
 
@@ -159,7 +193,7 @@ class RouterServer:
 
     def __init__(
         self,
-        on_message: Callable[[Sequence[bytes], bytes], None],
+        on_message: Callable[[Envelope, bytes], None],
         *,
         max_message_bytes: int = 1 << 20,
         curve: CurveServer | None = None,
@@ -194,7 +228,7 @@ class RouterServer:
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         return int(bytes(endpoint).decode().rstrip("\0").rpartition(":")[2])
 
-    def send(self, envelope: Sequence[bytes], payload: bytes) -> None:
+    def send(self, envelope: Envelope, payload: bytes) -> None:
         """Send a reply; one to a peer that is gone or does not read is dropped."""
         if self._watch is None or self._socket.closed:
             return
