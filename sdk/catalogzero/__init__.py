@@ -1,7 +1,7 @@
 """catalogzero: process your clients' data on their own machines."""
 
-from catalogzero.cloud.contract import Batch, CloudSettings, Params
 from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import (
     BadCallError,

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import pytest
 from catalogzero.backend import uploads
 from catalogzero.backend.bodies import Limits, seal
-from catalogzero.backend.contract import Complete
 from catalogzero.backend.housekeeping import clear_hidden, expire_chunk, forget_empty
-from catalogzero.backend.problems import Kind, ProblemError
-from catalogzero.backend.rules import Verdict
 from catalogzero.backend.schema import tenants
 from catalogzero.backend.store import Database
 from catalogzero.backend.tenants import add_tenant
+from catalogzero.protocol.bodies import Complete
+from catalogzero.protocol.judging import Judgement
+from catalogzero.protocol.problems import Kind, ProblemError
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -211,12 +211,12 @@ class Completion(RuleBasedStateMachine):
         except ProblemError as error:
             return ("totals",) if error.kind is Kind.TOTALS_DIFFER else (error.kind,)
         match outcome.verdict:
-            case Verdict.ACCEPTED:
+            case Judgement.ACCEPTED:
                 self.jobs[str(outcome.job_id)] = upload
                 return ("created",)
-            case Verdict.DUPLICATE | Verdict.SAME_KEY:
+            case Judgement.DUPLICATE | Judgement.SAME_KEY:
                 return ("duplicate", self.jobs[str(outcome.job_id)])
-            case Verdict.MISSING:
+            case Judgement.MISSING:
                 return ("missing", outcome.missing)
             case _:
                 return ("superseded", outcome.source_seq, outcome.watermark)

@@ -15,9 +15,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from catalogzero.backend import housekeeping, installations, store, uploads
-from catalogzero.backend.rules import Claim, Standing, State, Verdict
 from catalogzero.backend.schema import uploads as table
 from catalogzero.cli.main import main
+from catalogzero.protocol.judging import Claim, Judgement, Standing, State
 
 from tests.chaos.death import die_at
 
@@ -65,10 +65,10 @@ def dies_at_commits(order: Path) -> None:
 def deduplicates_by_chunk_alone() -> None:
     """The fault that the rules must not have: what has all its chunks is shown, whatever it is."""
 
-    def judge(claim: Claim, standing: Standing) -> Verdict:
+    def judge(claim: Claim, standing: Standing) -> Judgement:
         if standing.state is State.COMPLETE:
-            return Verdict.DUPLICATE
-        return Verdict.MISSING if standing.missing else Verdict.ACCEPTED
+            return Judgement.DUPLICATE
+        return Judgement.MISSING if standing.missing else Judgement.ACCEPTED
 
     setattr(uploads, "judge", judge)  # noqa: B010  # the mutant; the name is not exported
     uploads._hide_older = lambda *_: None

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from catalogzero.cloud.encoding import decoded
+from catalogzero.protocol.codings import decoded
 
 Row = dict[str, Any]
 Fault = Callable[[web.Request], web.StreamResponse | None]

@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from catalogzero.cloud.contract import (
+from catalogzero.protocol.deciding import (
     MAX_RETRY_AFTER_S,
     Asked,
     Outcome,
     Verdict,
     decide,
     retry_after_s,
-    url_under,
 )
+from catalogzero.protocol.identities import url_under
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from catalogzero.cloud.contract import Asked, Identity, Outcome, Verdict, decide, upload_key
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_contents import Upload
 from catalogzero.cloud.sender import complete_body, new_upload_id, note_answer
+from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
+from catalogzero.protocol.identities import Identity, upload_key
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule

@@ -19,7 +19,7 @@ from aiohttp import web
 from catalogzero import CloudProcessor
 from catalogzero.backend.server import serving as backend_serving
 from catalogzero.cli.main import app
-from catalogzero.cloud.contract import CloudSettings
+from catalogzero.cloud.settings import CloudSettings
 from catalogzero.runtime.launch import make_handler
 from catalogzero.testing import serving
 from typer.testing import CliRunner

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from catalogzero.cloud.contract import CloudSettings
+from catalogzero.cloud.settings import CloudSettings
 from catalogzero.entry.lint import RULES
 from catalogzero.entry.manifest import Manifest
 from catalogzero.testing import ProcessorContract

@@ -17,34 +17,28 @@ import orjson
 from aiohttp import web
 
 from catalogzero.backend import installations, uploads
-from catalogzero.backend.bodies import (
-    Limits,
-    Records,
-    check_digest,
-    decompress,
-    parse,
-    parse_array,
-)
-from catalogzero.backend.contract import (
+from catalogzero.backend.bodies import Limits, Records, decompress, parse, parse_array
+from catalogzero.backend.group_commit import GroupCommit
+from catalogzero.backend.installations import Report
+from catalogzero.backend.openapi import document
+from catalogzero.backend.rate import RateLimit, retry_after
+from catalogzero.backend.settings import BackendSettings
+from catalogzero.backend.store import Database
+from catalogzero.backend.tenants import KEY_PATTERN, KeyRing, Tenant
+from catalogzero.backend.uploads import Outcome, Stored
+from catalogzero.clock import Clock
+from catalogzero.protocol.bodies import (
     MAX_KEY_CHARS,
     MAX_SEQ,
     UPLOAD_ID,
     Complete,
     HealthReport,
     Installation,
+    check_digest,
     read_model,
 )
-from catalogzero.backend.group_commit import GroupCommit
-from catalogzero.backend.installations import Report
-from catalogzero.backend.openapi import document
-from catalogzero.backend.problems import Kind, ProblemError
-from catalogzero.backend.rate import RateLimit, retry_after
-from catalogzero.backend.rules import Verdict
-from catalogzero.backend.settings import BackendSettings
-from catalogzero.backend.store import Database
-from catalogzero.backend.tenants import KEY_PATTERN, KeyRing, Tenant
-from catalogzero.backend.uploads import Outcome, Stored
-from catalogzero.clock import Clock
+from catalogzero.protocol.judging import Judgement
+from catalogzero.protocol.problems import Kind, ProblemError
 
 T = TypeVar("T")
 
@@ -163,7 +157,7 @@ class UploadApi:
                     connection, tenant.tenant_id, key, records, at, with_hook=self._has_hook
                 )
             )
-        if outcome.verdict is Verdict.DUPLICATE:
+        if outcome.verdict is Judgement.DUPLICATE:
             return _json(200, {"job_id": outcome.job_id, "duplicate": True})
         self._announce(outcome)
         return _json(201, {"job_id": outcome.job_id})
@@ -296,7 +290,7 @@ class UploadApi:
 
     def _announce(self, outcome: Outcome) -> None:
         """Tell the hook's queue that there is something to do."""
-        if outcome.verdict is Verdict.ACCEPTED and self._on_completed is not None:
+        if outcome.verdict is Judgement.ACCEPTED and self._on_completed is not None:
             self._on_completed()
 
     def _now(self) -> str:
@@ -334,11 +328,11 @@ async def _parts(request: web.Request, limit: int) -> AsyncIterator[bytes]:
 def _completed(outcome: Outcome, body: Complete) -> web.Response:
     """The answer to a `complete`."""
     match outcome.verdict:
-        case Verdict.ACCEPTED:
+        case Judgement.ACCEPTED:
             return _json(201, {"job_id": outcome.job_id})
-        case Verdict.DUPLICATE | Verdict.SAME_KEY:
+        case Judgement.DUPLICATE | Judgement.SAME_KEY:
             return _json(200, {"job_id": outcome.job_id, "duplicate": True})
-        case Verdict.MISSING:
+        case Judgement.MISSING:
             raise ProblemError(
                 Kind.CHUNKS_MISSING,
                 "send these chunks, then complete again",

@@ -24,12 +24,12 @@ from catalogzero.backend.fleet import FleetPages
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.observe import Observation
 from catalogzero.backend.operator import OperatorGate
-from catalogzero.backend.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.config.logs import make_logger
 from catalogzero.config.settings import Mask
+from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
 
 HTTP_KINDS = {
     404: (Kind.NOT_FOUND, "no such path here"),

@@ -7,7 +7,6 @@ the service runs in threads. A record is kept as the JSON text of one object, as
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import hashlib
 import io
@@ -21,11 +20,10 @@ from typing import Any
 import orjson
 import zstandard
 
-from catalogzero.backend.problems import Kind, ProblemError
+from catalogzero.protocol.bodies import CSV, NDJSON, PARQUET
+from catalogzero.protocol.problems import Kind, ProblemError
 
-NDJSON, CSV, PARQUET = "application/x-ndjson", "text/csv", "application/vnd.apache.parquet"
 ENCODINGS = "zstd, gzip, identity"
-DIGESTS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 MAX_FIELD_CHARS = 16 << 20
 PARQUET_BATCH_ROWS = 1024
 ZSTD_STEP_BYTES = 2048
@@ -46,25 +44,6 @@ class Records:
 
     payloads: list[str]
     digest: str
-
-
-def check_digest(body: bytes, header: str | None) -> None:
-    """Compare the body as sent with its `Content-Digest` (RFC 9530), where there is one.
-
-    Algorithms other than sha-256 and sha-512 are passed over, as the RFC asks.
-
-    Raises:
-        ProblemError: The header cannot be read, or the body is another one.
-    """
-    for item in (header or "").split(","):
-        name, _, value = item.strip().partition("=")
-        algorithm = DIGESTS.get(name.lower())
-        if algorithm is None:
-            continue
-        if algorithm(body).digest() != _byte_sequence(value):
-            raise ProblemError(
-                Kind.DIGEST_MISMATCH, f"the body's {name} is not that of Content-Digest"
-            )
 
 
 def decompress(body: bytes, encoding: str, limit: int) -> bytes:
@@ -142,18 +121,6 @@ def seal(payloads: list[str], limits: Limits) -> Records:
 def same_records(left: Iterable[str], right: Iterable[str]) -> bool:
     """Whether two lists of JSON texts hold equal values, however they are spelled."""
     return [orjson.loads(text) for text in left] == [orjson.loads(text) for text in right]
-
-
-def _byte_sequence(value: str) -> bytes:
-    """A structured field's byte sequence: `:base64:` (RFC 8941)."""
-    try:
-        if len(value) < 2 or value[0] != ":" or value[-1] != ":":
-            raise ValueError(value)
-        return base64.b64decode(value[1:-1], validate=True)
-    except (ValueError, binascii.Error):
-        raise ProblemError(
-            Kind.INVALID_REQUEST, "Content-Digest is written sha-256=:base64:"
-        ) from None
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:

@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock
+from catalogzero.protocol.problems import Kind, ProblemError
 
 T = TypeVar("T")
 

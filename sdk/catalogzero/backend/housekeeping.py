@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, select, update
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.backend.rules import State
 from catalogzero.backend.schema import chunks, health_reports, records, uploads
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock
+from catalogzero.protocol.judging import State
 
 HEALTH_BATCH = 5_000
 

@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, insert, select
 
-from catalogzero.backend.contract import Installation
 from catalogzero.backend.schema import health_reports, installations, sources
 from catalogzero.backend.store import upsert
+from catalogzero.protocol.bodies import Installation
 
 KEY = ("tenant_id", "installation_id")
 

@@ -17,9 +17,9 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from catalogzero.backend.operator import OperatorGate
-from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.schema import installations, uploads
 from catalogzero.backend.store import Database
+from catalogzero.protocol.problems import Kind, ProblemError
 
 READY_TIMEOUT_S = 2.0
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -10,16 +10,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from catalogzero.backend.bodies import CSV, NDJSON, PARQUET
-from catalogzero.backend.contract import (
+from catalogzero.protocol.bodies import (
+    CSV,
     MAX_KEY_CHARS,
     MAX_SEQ,
+    NDJSON,
+    PARQUET,
     UPLOAD_ID,
     Complete,
     HealthReport,
     Installation,
 )
-from catalogzero.backend.problems import PROBLEM_MEDIA_TYPE, Kind
+from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE, Kind
 from catalogzero.version import __version__
 
 COMMON = (400, 401, 413, 415, 429, 500, 503)

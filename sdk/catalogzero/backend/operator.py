@@ -14,9 +14,9 @@ import hmac
 
 from aiohttp import web
 
-from catalogzero.backend.problems import Kind, ProblemError
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.config.settings import is_loopback
+from catalogzero.protocol.problems import Kind, ProblemError
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 

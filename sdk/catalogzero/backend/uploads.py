@@ -1,6 +1,6 @@
 """Uploads in the database: chunks stored, completes judged, each in one transaction.
 
-Owns the statements around `rules.judge`; every function takes the connection of a running
+Owns the statements around `judge`; every function takes the connection of a running
 transaction. Rows are locked upload first, then source, so that on PostgreSQL two completes of one
 source go one after the other; on SQLite there is one writer.
 """
@@ -21,11 +21,11 @@ from sqlalchemy.sql import Select
 
 from catalogzero.backend import installations
 from catalogzero.backend.bodies import Records, same_records
-from catalogzero.backend.contract import Complete
-from catalogzero.backend.problems import Kind, ProblemError
-from catalogzero.backend.rules import Claim, Standing, State, Verdict, judge
 from catalogzero.backend.schema import chunks, records, sources, uploads
 from catalogzero.backend.store import insert_new
+from catalogzero.protocol.bodies import Complete
+from catalogzero.protocol.judging import Claim, Judgement, Standing, State, judge
+from catalogzero.protocol.problems import Kind, ProblemError
 
 MAX_MISSING = 10_000
 COPY_ROWS = 5_000
@@ -53,7 +53,7 @@ class Outcome:
     `job_id` is that of the visible upload; `source_seq` and `watermark` are the source's.
     """
 
-    verdict: Verdict
+    verdict: Judgement
     job_id: str | None
     source_seq: int
     watermark: Any
@@ -107,15 +107,15 @@ def complete(
         State(upload.state), twin is not None, source.highest_seq, source.watermark, bool(missing)
     )
     verdict = judge(claim, standing)
-    job_id = twin if verdict is Verdict.SAME_KEY else upload.job_id
-    if verdict is Verdict.ACCEPTED:
+    job_id = twin if verdict is Judgement.SAME_KEY else upload.job_id
+    if verdict is Judgement.ACCEPTED:
         _check_totals(connection, upload.upload_no, body)
         job_id = uuid.uuid4().hex
         _hide_older(connection, source, body)
         said = _said(body, source)
         _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
         installations.seen(connection, tenant_id, body.installation_id, at, last_upload_at=at)
-    elif verdict is Verdict.SUPERSEDED:
+    elif verdict is Judgement.SUPERSEDED:
         _end(connection, upload.upload_no, _said(body, source), at)
     highest = _advance(connection, source, body, verdict)
     return Outcome(verdict, job_id, highest, orjson.loads(source.watermark), missing)
@@ -143,14 +143,14 @@ def store_simple(
     if upload.state == State.COMPLETE.value:
         if _compare(connection, upload.upload_no, 0, body) is not Stored.SAME:
             raise ProblemError(Kind.KEY_REUSED, "this Idempotency-Key came with other records")
-        return Outcome(Verdict.DUPLICATE, upload.job_id, 0, None)
+        return Outcome(Judgement.DUPLICATE, upload.job_id, 0, None)
     row = {"upload_no": upload.upload_no, "seq": 0, "digest": body.digest}
     insert_new(connection, chunks, row | {"records": len(body.payloads), "stored_at": at})
     _insert_records(connection, upload.upload_no, 0, body.payloads)
     job_id = uuid.uuid4().hex
     said = {"chunks": 1, "records": len(body.payloads), "upload_key": key, "mode": "append"}
     _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
-    return Outcome(Verdict.ACCEPTED, job_id, 0, None)
+    return Outcome(Judgement.ACCEPTED, job_id, 0, None)
 
 
 def progress(connection: Connection, tenant_id: int, upload_id: str) -> Progress | None:
@@ -278,13 +278,13 @@ def _end(
     )
 
 
-def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: Verdict) -> int:
+def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: Judgement) -> int:
     """Raise the source's highest source_seq, set its watermark; the highest afterwards."""
-    if verdict not in (Verdict.ACCEPTED, Verdict.SAME_KEY):
+    if verdict not in (Judgement.ACCEPTED, Judgement.SAME_KEY):
         return int(source.highest_seq)
     highest = max(int(source.highest_seq), body.source_seq)
     values: dict[str, Any] = {"highest_seq": highest}
-    if verdict is Verdict.ACCEPTED:
+    if verdict is Judgement.ACCEPTED:
         values["watermark"] = opaque_text(body.until if body.mode == "append" else None)
     one = sources.c.source_id == source.source_id
     connection.execute(update(sources).where(one).values(**values))

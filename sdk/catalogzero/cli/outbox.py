@@ -93,8 +93,8 @@ def export(
 
     Example: catalogzero outbox export acme 3f2a --out upload-3f2a
     """
-    from catalogzero.cloud.contract import CONTENT_TYPES
-    from catalogzero.cloud.encoding import decoded
+    from catalogzero.protocol.bodies import CONTENT_TYPES
+    from catalogzero.protocol.codings import decoded
     from catalogzero.wire.messages import encode_json
 
     outbox = _opened(target, registry)

@@ -129,9 +129,9 @@ class _NoSender:
 
 def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
     """Every request of the sealed uploads, in order."""
-    from catalogzero.cloud.contract import url_under
-    from catalogzero.cloud.encoding import decoded
     from catalogzero.cloud.sender import chunk_request, complete_body, whole_request
+    from catalogzero.protocol.codings import decoded
+    from catalogzero.protocol.identities import url_under
     from catalogzero.wire.messages import encode_json
 
     base, common = handler.settings.endpoint, _common_headers(ways)

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from catalogzero.cloud.contract import Batch
 from catalogzero.cloud.records import BadRecords, Dialect, ReadOptions, column_names, detect
+from catalogzero.cloud.settings import Batch
 from catalogzero.errors import FailedError
 
 _BLOCK_BYTES = 1 << 19

@@ -16,15 +16,16 @@ from pathlib import Path
 import httpx
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.contract import CloudSettings, url_under
 from catalogzero.cloud.egress import check_host
 from catalogzero.cloud.health import SKEW_S
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.push import ApiKey, http_client
 from catalogzero.cloud.records import require_extra
+from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError, FailedError
+from catalogzero.protocol.identities import url_under
 
 LOW_DISK_BYTES = 1 << 30
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import gzip
 import hashlib
 import hmac
 import io
@@ -24,16 +23,16 @@ from uuid import UUID
 import orjson
 import zstandard
 
-from catalogzero.cloud.contract import CONTENT_TYPES, Batch
 from catalogzero.cloud.records import require_extra
+from catalogzero.cloud.settings import Batch
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, FailedError
+from catalogzero.protocol.bodies import CONTENT_TYPES
+from catalogzero.protocol.codings import ZSTD_LEVEL
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ZSTD_LEVEL = 1
-GZIP_LEVEL = 4
 _SLICE_ROWS = 8_192
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
 
@@ -252,23 +251,6 @@ def rows_of(batch: Batch) -> Iterator[dict[str, Any]]:
         if not isinstance(row, Mapping):
             raise FailedError(f"a record is a dict, and this is a {type(row).__name__}")
         yield row if isinstance(row, dict) else dict(row)
-
-
-def recode(body: bytes, coding: str, to: str) -> bytes:
-    """The same content under another coding: zstd, gzip or identity."""
-    if coding == to:
-        return body
-    plain = decoded(body, coding)
-    if to == "gzip":
-        return gzip.compress(plain, GZIP_LEVEL, mtime=0)
-    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(plain) if to == "zstd" else plain
-
-
-def decoded(body: bytes, coding: str) -> bytes:
-    """The content of a body, its coding taken off."""
-    if coding == "zstd":
-        return zstandard.ZstdDecompressor().decompress(body)
-    return gzip.decompress(body) if coding == "gzip" else body
 
 
 def json_array(bodies: Iterable[bytes]) -> bytes:

@@ -14,7 +14,6 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.contract import Asked, CloudSettings, Identity, Params, Verdict, decide
 from catalogzero.cloud.egress import AuditLog, egress_key
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.health import HealthPost, host_facts, outbox_figures
@@ -22,7 +21,10 @@ from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.pipeline import Author, UploadRun, Ways
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff, Sender
+from catalogzero.cloud.settings import CloudSettings, Params
 from catalogzero.config.settings import RuntimeSettings
+from catalogzero.protocol.deciding import Asked, Verdict, decide
+from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
 
 _RETRY_LOOK_S = 1.0

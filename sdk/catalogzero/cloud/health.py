@@ -13,11 +13,13 @@ from datetime import datetime
 from typing import Any
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.contract import HEALTH_SCHEMA, Asked, Identity, Outcome, Verdict, decide
 from catalogzero.cloud.egress import AuditLog
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff
+from catalogzero.protocol.bodies import HEALTH_SCHEMA
+from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
+from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
 
 OLD_BACKLOG_S = 3_600.0

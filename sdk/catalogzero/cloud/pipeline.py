@@ -18,21 +18,13 @@ from typing import Any, ClassVar, Protocol, Self
 import orjson
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.contract import (
-    Batch,
-    CloudSettings,
-    Identity,
-    Mode,
-    Params,
-    source_key,
-    upload_key,
-)
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for, rows_of
 from catalogzero.cloud.outbox import Outbox, UploadEndedError
 from catalogzero.cloud.outbox_contents import Mark, Upload
 from catalogzero.cloud.outbox_file import is_disk_full
 from catalogzero.cloud.records import BadRecords, ReadOptions, require_extra
 from catalogzero.cloud.sender import new_upload_id
+from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
 from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import (
@@ -41,6 +33,7 @@ from catalogzero.errors import (
     FailedError,
     SourceChangedError,
 )
+from catalogzero.protocol.identities import Identity, Mode, source_key, upload_key
 
 ATTEMPTS = 3
 _WORST_FIRST = ("rejected", "queued", "uploaded", "unchanged")

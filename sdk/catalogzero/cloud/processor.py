@@ -15,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from catalogzero.cloud.contract import Batch, CloudSettings, Identity, Params
 from catalogzero.cloud.outbox_schema import refuse_newer, version_in
+from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.config.preflight import Check
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import CatalogZeroError, ConfigError
+from catalogzero.protocol.identities import Identity
 from catalogzero.runtime.handler import Handler, entry_of
 from catalogzero.runtime.methods import job
 from catalogzero.version import __version__

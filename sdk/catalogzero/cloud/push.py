@@ -21,10 +21,12 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.contract import Asked, CloudSettings, Identity, Outcome, url_under
 from catalogzero.cloud.egress import AuditLog, Pace, check_host
+from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
+from catalogzero.protocol.deciding import Asked, Outcome
+from catalogzero.protocol.identities import Identity, url_under
 
 SLOWEST_BYTES_PER_S = 4_096
 MAX_ANSWER_BYTES = 1 << 20
@@ -213,11 +215,6 @@ def tls_context(settings: CloudSettings) -> ssl.SSLContext:
     except OSError as error:
         raise ConfigError(f"ca_file, client_cert_file or client_key_file: {error}") from error
     return context
-
-
-def content_digest(body: bytes) -> str:
-    """The `Content-Digest` of a body (RFC 9530)."""
-    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
 
 
 async def _bounded(answer: httpx.Response) -> bytes:

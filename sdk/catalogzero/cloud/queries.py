@@ -19,9 +19,10 @@ from sqlalchemy import Connection, Engine, column, create_engine, func, select, 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from catalogzero.cloud.contract import Batch, CloudSettings, Mode, QuerySource
 from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
+from catalogzero.protocol.identities import Mode
 
 PREFIX = "sql:"
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 
-from catalogzero.cloud.contract import Batch
 from catalogzero.cloud.records import (
     SAMPLE_BYTES,
     BadRecords,
@@ -23,6 +22,7 @@ from catalogzero.cloud.records import (
     kind_of,
     require_extra,
 )
+from catalogzero.cloud.settings import Batch
 from catalogzero.errors import FailedError
 
 _MAX_FIELD_CHARS = 1 << 24

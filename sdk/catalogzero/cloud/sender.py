@@ -1,7 +1,7 @@
 """The sender: takes what the outbox holds to the backend, for as long as it takes.
 
 Runs on the worker's event loop beside the runs that fill the outbox. Only the answer to `complete`
-ends a sealed upload; `contract.decide` says what each answer means. Never reads a source, never
+ends a sealed upload; `deciding.decide` says what each answer means. Never reads a source, never
 changes a record.
 """
 
@@ -19,21 +19,15 @@ from structlog.typing import FilteringBoundLogger
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.contract import (
-    CODINGS,
-    CONTENT_TYPES,
-    Asked,
-    CloudSettings,
-    Decision,
-    Identity,
-    Outcome,
-    Verdict,
-    decide,
-)
-from catalogzero.cloud.encoding import Chunk, json_array, recode
+from catalogzero.cloud.encoding import Chunk, json_array
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_contents import Upload
-from catalogzero.cloud.push import Pusher, content_digest
+from catalogzero.cloud.push import Pusher
+from catalogzero.cloud.settings import CloudSettings
+from catalogzero.protocol.bodies import CONTENT_TYPES, content_digest
+from catalogzero.protocol.codings import CODINGS, recode
+from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
+from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
 
 PAUSED_PROBE_S = 300.0

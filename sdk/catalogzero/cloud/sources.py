@@ -23,10 +23,11 @@ from typing import Any, ClassVar, Protocol, Self
 
 import zstandard
 
-from catalogzero.cloud.contract import Batch, Mode, digest_of
 from catalogzero.cloud.readers import read_records
 from catalogzero.cloud.records import BadRecords, ReadOptions, kind_of
+from catalogzero.cloud.settings import Batch
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
+from catalogzero.protocol.identities import Mode, digest_of
 
 _READ_BYTES = 1 << 20
 _PACKED_BYTES = 1 << 16

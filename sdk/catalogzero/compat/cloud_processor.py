@@ -12,8 +12,8 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar
 
-from catalogzero.cloud.contract import Batch, CloudSettings, Params
 from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.compat.base import ZMQHandlerBase
 from catalogzero.compat.stand_in import StandIn, awaited
 from catalogzero.errors import FailedError

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from catalogzero.cloud.contract import Batch
 from catalogzero.cloud.encoding import rows_of
+from catalogzero.cloud.settings import Batch
 from catalogzero.testing.backend import API_KEY, FaultyBackend
 from catalogzero.testing.checks import PROCESSOR_CHECKS, check
 from catalogzero.testing.lab import BLOCKED_S, Heartbeat, Lab, demand, demand_keys, shown

@@ -11,10 +11,10 @@ from typing import Any, Protocol, cast
 
 import orjson
 
-from catalogzero.cloud.contract import Batch
 from catalogzero.cloud.encoding import JsonLines, rows_of
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.cloud.settings import Batch
 from catalogzero.testing.backend import FaultyBackend
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import Lab, demand, output_to, shown

@@ -17,8 +17,8 @@ import httpx
 import orjson
 import zstandard
 
-from catalogzero.cloud.contract import url_under
-from catalogzero.cloud.push import content_digest
+from catalogzero.protocol.bodies import content_digest
+from catalogzero.protocol.identities import url_under
 
 STREAM = "catalogzero-verify"
 NDJSON = "application/x-ndjson"

@@ -1,19 +1,28 @@
-"""The JSON bodies of the upload protocol, as models that bound every field.
+"""The bodies of the upload protocol: their media types, their digest, and the JSON ones as models.
 
-Owns the shapes of `complete`, of an installation and of a health report; unknown fields are
-passed over, so that a newer client is understood by an older backend.
+Owns the shapes of `complete`, of an installation and of a health report, each field bounded;
+unknown fields are passed over, so that a newer client is understood by an older backend.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 from typing import Annotated, TypeVar
 
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from catalogzero.backend.problems import Kind, ProblemError
-from catalogzero.backend.rules import Mode
+from catalogzero.protocol.identities import Mode
+from catalogzero.protocol.problems import Kind, ProblemError
 
+JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
+PARQUET = "application/vnd.apache.parquet"
+CONTENT_TYPES = {"ndjson": NDJSON, "parquet": PARQUET, "csv": f"{CSV}; charset=utf-8"}
+"""What a client sends, by the name of its format."""
+HEALTH_SCHEMA = "catalogzero.health/1"
+DIGESTS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 MAX_CHUNKS = 1_000_000
 MAX_SEQ = MAX_CHUNKS - 1
 MAX_KEY_CHARS = 2_000
@@ -117,4 +126,40 @@ def read_model(model: type[ModelT], body: bytes) -> ModelT:
         fields = ", ".join(sorted({fault["field"] or "the body" for fault in faults}))
         raise ProblemError(
             Kind.INVALID_REQUEST, f"does not fit the protocol: {fields}", errors=faults
+        ) from None
+
+
+def content_digest(body: bytes) -> str:
+    """The `Content-Digest` of a body (RFC 9530)."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(body).digest()).decode()}:"
+
+
+def check_digest(body: bytes, header: str | None) -> None:
+    """Compare the body as sent with its `Content-Digest` (RFC 9530), where there is one.
+
+    Algorithms other than sha-256 and sha-512 are passed over, as the RFC asks.
+
+    Raises:
+        ProblemError: The header cannot be read, or the body is another one.
+    """
+    for item in (header or "").split(","):
+        name, _, value = item.strip().partition("=")
+        algorithm = DIGESTS.get(name.lower())
+        if algorithm is None:
+            continue
+        if algorithm(body).digest() != _byte_sequence(value):
+            raise ProblemError(
+                Kind.DIGEST_MISMATCH, f"the body's {name} is not that of Content-Digest"
+            )
+
+
+def _byte_sequence(value: str) -> bytes:
+    """A structured field's byte sequence: `:base64:` (RFC 8941)."""
+    try:
+        if len(value) < 2 or value[0] != ":" or value[-1] != ":":
+            raise ValueError(value)
+        return base64.b64decode(value[1:-1], validate=True)
+    except (ValueError, binascii.Error):
+        raise ProblemError(
+            Kind.INVALID_REQUEST, "Content-Digest is written sha-256=:base64:"
         ) from None

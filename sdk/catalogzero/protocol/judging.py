@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Literal
 
-Mode = Literal["replace", "append"]
+from catalogzero.protocol.identities import Mode
 
 
 class State(StrEnum):
@@ -22,7 +21,7 @@ class State(StrEnum):
     SUPERSEDED = "superseded"
 
 
-class Verdict(Enum):
+class Judgement(Enum):
     """What becomes of one `complete`."""
 
     ACCEPTED = "accepted"
@@ -64,17 +63,17 @@ class Standing:
     missing: bool
 
 
-def judge(claim: Claim, standing: Standing) -> Verdict:
+def judge(claim: Claim, standing: Standing) -> Judgement:
     """The one verdict on a claim."""
     if standing.state is State.COMPLETE:
-        return Verdict.DUPLICATE
+        return Judgement.DUPLICATE
     if standing.state is State.SUPERSEDED:
-        return Verdict.WAS_SUPERSEDED
+        return Judgement.WAS_SUPERSEDED
     if standing.key_visible and not claim.full:
-        return Verdict.SAME_KEY
+        return Judgement.SAME_KEY
     if _is_late(claim, standing):
-        return Verdict.SUPERSEDED
-    return Verdict.MISSING if standing.missing else Verdict.ACCEPTED
+        return Judgement.SUPERSEDED
+    return Judgement.MISSING if standing.missing else Judgement.ACCEPTED
 
 
 def _is_late(claim: Claim, standing: Standing) -> bool:

@@ -1,0 +1,129 @@
+"""The settings of a processor: where to send, as whom, and what may be read.
+
+Owns their checks, and the names of what an author's `process` takes and yields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from catalogzero.config.settings import HandlerSettings, is_loopback
+
+Batch: TypeAlias = Any
+"""Rows in memory: a list of dicts, or with `batch_type = "arrow"` a pyarrow Table."""
+
+Params: TypeAlias = Mapping[str, Any]
+"""What the call gave under `params`, without `format` and `full`."""
+
+
+class QuerySource(BaseModel):
+    """A query that the client's config names: `data_source: "sql:<name>"` calls it.
+
+    `watermark` names a column of the query's result that only grows: each run then reads the rows
+    above the last one read and appends them. Rows where it is null are never read.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    query: str
+    url: SecretStr | None = None
+    url_file: Path | None = None
+    watermark: str | None = None
+
+    @model_validator(mode="after")
+    def _one_url(self) -> QuerySource:
+        """Exactly one of the two places that may hold the database's URL."""
+        if (self.url is None) == (self.url_file is None):
+            raise ValueError(
+                "give one of `url_file` (a file that holds the database URL) and `url`"
+            )
+        return self
+
+
+class CloudSettings(HandlerSettings):
+    """The settings of a `CloudProcessor`: where to send, as whom, and what may be read.
+
+    `endpoint` is the backend's base URL; plain http is allowed to loopback alone. Times are in
+    seconds, `delimiter` and `encoding` are detected when they are not set.
+    """
+
+    endpoint: str = Field(description="The backend's URL, to which results go.")
+    api_key: SecretStr | None = Field(
+        default=None, description="The API key itself; better keep it in a file, or with systemd."
+    )
+    api_key_file: Path | None = Field(
+        default=None, description="A file that holds the API key and nothing else."
+    )
+    data_roots: list[Path] = Field(
+        default_factory=list, description="The only folders that a call's data_source may lie in."
+    )
+    sources: dict[str, QuerySource] = Field(
+        default_factory=dict, description="Database queries by name; a call says sql:<name>."
+    )
+    upload_form: Literal["auto", "chunked", "simple"] = Field(
+        default="auto", description="How results are uploaded; auto asks the backend."
+    )
+    upload_concurrency: int = Field(
+        default=4, ge=1, le=64, description="Chunks that are sent at the same time."
+    )
+    upload_timeout_s: float = Field(
+        default=60.0, gt=0, description="Longest wait for an answer of the backend, in seconds."
+    )
+    on_bad_record: Literal["fail", "skip", "set_aside"] = Field(
+        default="fail", description="What a malformed row does to its run."
+    )
+    encoding: str | None = Field(
+        default=None, description="Of text files, such as utf-8; found out where it is not set."
+    )
+    delimiter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="Of CSV files, one character; found out where it is not set.",
+    )
+    proxy: SecretStr | None = Field(
+        default=None, description="URL of an HTTP proxy, with its user where it has one."
+    )
+    ca_file: Path | None = Field(
+        default=None, description="Certificates to trust instead of the system's, as PEM."
+    )
+    client_cert_file: Path | None = Field(
+        default=None, description="A client certificate for TLS, as PEM."
+    )
+    client_key_file: Path | None = Field(default=None, description="Its private key, as PEM.")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_is_safe(cls, value: str) -> str:
+        """An absolute http(s) URL without credentials; plain http to loopback alone."""
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("write the endpoint as https://host/path")
+        if parts.username or parts.password or parts.fragment:
+            raise ValueError("an endpoint holds no user, password or fragment: use api_key_file")
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise ValueError("plain http is allowed to this machine alone: write https://")
+        return value
+
+    @field_validator("data_roots")
+    @classmethod
+    def _roots_are_distinct(cls, value: list[Path]) -> list[Path]:
+        """A root's last folder name is part of every source's identity: no two may share it."""
+        names = [root.name for root in value]
+        if not all(root.is_absolute() and root.name for root in value):
+            raise ValueError("write each data root as an absolute path of a folder below /")
+        if len(set(names)) < len(names):
+            raise ValueError("the last folder names of data_roots must differ from each other")
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_key(self) -> CloudSettings:
+        """A key from one place at least."""
+        if self.api_key is None and self.api_key_file is None:
+            raise ValueError("set api_key_file (a file that holds the API key) or api_key")
+        return self
