@@ -28,6 +28,7 @@ from catalogzero.backend.tenants import KEY_PATTERN, KeyRing, Tenant
 from catalogzero.backend.uploads import Outcome, Stored
 from catalogzero.clock import Clock
 from catalogzero.protocol.bodies import (
+    JSON,
     MAX_KEY_CHARS,
     MAX_SEQ,
     UPLOAD_ID,
@@ -143,8 +144,8 @@ class UploadApi:
     async def post_simple(self, request: web.Request) -> web.Response:
         """`POST {base}`: the simple form, one JSON array."""
         tenant = await self._tenant(request)
-        if request.content_type != "application/json":
-            raise ProblemError(Kind.UNSUPPORTED, "the simple form is application/json")
+        if request.content_type != JSON:
+            raise ProblemError(Kind.UNSUPPORTED, f"the simple form is {JSON}")
         key = request.headers.get("Idempotency-Key")
         if key is not None and not 0 < len(key) <= MAX_KEY_CHARS:
             raise ProblemError(
@@ -347,7 +348,7 @@ def _completed(outcome: Outcome, body: Complete) -> web.Response:
 
 def _json(status: int, body: Mapping[str, Any]) -> web.Response:
     """A JSON answer."""
-    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+    return web.Response(status=status, body=orjson.dumps(body), content_type=JSON)
 
 
 def _encoding(request: web.Request) -> str:

@@ -10,7 +10,6 @@ import base64
 import csv
 import hashlib
 import io
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time
@@ -18,16 +17,23 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
-import zstandard
 
 from catalogzero.protocol.bodies import CSV, NDJSON, PARQUET
+from catalogzero.protocol.codings import (
+    CODINGS,
+    MAX_RATIO,
+    Bounds,
+    OverBoundsError,
+    UnpackError,
+    decoded,
+)
 from catalogzero.protocol.problems import Kind, ProblemError
 
-ENCODINGS = "zstd, gzip, identity"
 MAX_FIELD_CHARS = 16 << 20
 PARQUET_BATCH_ROWS = 1024
-ZSTD_STEP_BYTES = 2048
-"""Read at once: four bytes can stand for 128 KiB, so a step makes 64 MiB at most."""
+MAX_FRAMES = 10_000
+MAX_WINDOW_BYTES = 8 << 20
+"""The largest window of the zstd content coding (RFC 9659)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +52,33 @@ class Records:
     digest: str
 
 
-def decompress(body: bytes, encoding: str, limit: int) -> bytes:
+def decompress(body: bytes, coding: str, limit: int) -> bytes:
     """The body without its `Content-Encoding`, at most `limit` bytes.
 
     Raises:
-        ProblemError: An unknown encoding, a broken stream, or more than `limit`.
+        ProblemError: An unknown coding, a broken stream, or one that asks for too much.
     """
+    if coding not in ("", *CODINGS):
+        raise ProblemError(
+            Kind.UNSUPPORTED,
+            f"Content-Encoding is one of {', '.join(CODINGS)}",
+            headers={"Accept-Encoding": ", ".join(CODINGS)},
+        )
+    bounds = Bounds(
+        max_bytes=limit,
+        max_frames=MAX_FRAMES,
+        max_ratio=MAX_RATIO,
+        max_window_bytes=MAX_WINDOW_BYTES,
+    )
     try:
-        if encoding in ("", "identity"):
-            decoded = body
-        elif encoding == "gzip":
-            decoded = _gunzip(body, limit)
-        elif encoding == "zstd":
-            decoded = _unzstd(body, limit)
-        else:
-            raise ProblemError(
-                Kind.UNSUPPORTED,
-                "Content-Encoding is one of zstd, gzip, identity",
-                headers={"Accept-Encoding": ENCODINGS},
-            )
-    except (zlib.error, EOFError, zstandard.ZstdError):
-        raise ProblemError(Kind.UNDECODABLE, f"the body is no whole {encoding} stream") from None
-    if len(decoded) > limit:
+        plain = decoded(body, coding or "identity", bounds)
+    except OverBoundsError as error:
+        raise ProblemError(Kind.TOO_LARGE, str(error)) from None
+    except UnpackError as error:
+        raise ProblemError(Kind.UNDECODABLE, str(error)) from None
+    if len(plain) > limit:
         raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes once decompressed")
-    return decoded
+    return plain
 
 
 def parse(decoded: bytes, media_type: str, limits: Limits) -> Records:
@@ -121,37 +130,6 @@ def seal(payloads: list[str], limits: Limits) -> Records:
 def same_records(left: Iterable[str], right: Iterable[str]) -> bool:
     """Whether two lists of JSON texts hold equal values, however they are spelled."""
     return [orjson.loads(text) for text in left] == [orjson.loads(text) for text in right]
-
-
-def _gunzip(body: bytes, limit: int) -> bytes:
-    """All members of a gzip stream, reading at most one byte over the limit."""
-    parts, size = [], 0
-    while body and size <= limit:
-        member = zlib.decompressobj(wbits=31)
-        part = member.decompress(body, limit + 1 - size)
-        parts.append(part)
-        size += len(part)
-        if not member.eof and size <= limit:
-            raise EOFError
-        body = member.unused_data
-    return b"".join(parts)
-
-
-def _unzstd(body: bytes, limit: int) -> bytes:
-    """All frames of a zstd stream, reading at most one step's output over the limit."""
-    parts, size = [], 0
-    while body and size <= limit:
-        frame = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
-        for start in range(0, len(body), ZSTD_STEP_BYTES):
-            part = frame.decompress(body[start : start + ZSTD_STEP_BYTES])
-            parts.append(part)
-            size += len(part)
-            if frame.eof or size > limit:
-                break
-        if not frame.eof and size <= limit:
-            raise EOFError
-        body = frame.unused_data + body[start + ZSTD_STEP_BYTES :]
-    return b"".join(parts)
 
 
 def _text(decoded: bytes) -> str:

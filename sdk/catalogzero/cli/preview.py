@@ -130,6 +130,7 @@ class _NoSender:
 def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
     """Every request of the sealed uploads, in order."""
     from catalogzero.cloud.sender import chunk_request, complete_body, whole_request
+    from catalogzero.protocol.bodies import AS_JSON
     from catalogzero.protocol.codings import decoded
     from catalogzero.protocol.identities import url_under
     from catalogzero.wire.messages import encode_json
@@ -147,7 +148,7 @@ def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
             yield Request("PUT", url_under(base, *path), {**common, **headers}, chunk.body, plain)
         body = encode_json(complete_body(upload, ways.identity))
         url = url_under(base, "uploads", upload.upload_id, "complete")
-        yield Request("POST", url, {**common, "Content-Type": "application/json"}, body, body)
+        yield Request("POST", url, {**common, **AS_JSON}, body, body)
 
 
 def _common_headers(ways: Any) -> dict[str, str]:

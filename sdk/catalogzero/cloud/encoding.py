@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 import orjson
-import zstandard
 
 from catalogzero.cloud.records import require_extra
 from catalogzero.cloud.settings import Batch
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, FailedError
 from catalogzero.protocol.bodies import CONTENT_TYPES
-from catalogzero.protocol.codings import ZSTD_LEVEL
+from catalogzero.protocol.codings import CODINGS, encoded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,7 +135,6 @@ class TextEncoder:
 
     def __init__(self, chunk_bytes: int, lines: Lines, chunk_format: str) -> None:
         self._limit, self._lines, self._type = chunk_bytes, lines, CONTENT_TYPES[chunk_format]
-        self._compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL)
         self._parts: list[bytes] = []
         self._size = self._seq = 0
 
@@ -161,8 +159,8 @@ class TextEncoder:
     def _chunk(self) -> Chunk:
         """The chunk of the lines gathered so far."""
         raw = self._lines.header() + b"".join(self._parts)
-        body = self._compressor.compress(raw)
-        chunk = Chunk(self._seq, len(self._parts), body, "zstd", self._type)
+        coding = CODINGS[0]
+        chunk = Chunk(self._seq, len(self._parts), encoded(raw, coding), coding, self._type)
         self._seq += 1
         return chunk
 

@@ -23,6 +23,7 @@ from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff, Sender
 from catalogzero.cloud.settings import CloudSettings, Params
 from catalogzero.config.settings import RuntimeSettings
+from catalogzero.protocol.bodies import AS_JSON
 from catalogzero.protocol.deciding import Asked, Verdict, decide
 from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
@@ -148,7 +149,7 @@ class Engine:
                 "PUT",
                 ("installations", self._identity.installation_id),
                 encode_json(body),
-                {"Content-Type": "application/json"},
+                AS_JSON,
             )
             decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
             if decision.verdict is not Verdict.RETRY:

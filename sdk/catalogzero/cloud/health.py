@@ -17,7 +17,7 @@ from catalogzero.cloud.egress import AuditLog
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff
-from catalogzero.protocol.bodies import HEALTH_SCHEMA
+from catalogzero.protocol.bodies import AS_JSON, HEALTH_SCHEMA
 from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
@@ -116,9 +116,8 @@ class HealthPost:
             if body is None:
                 self.waiting = False
                 return True
-            headers = {"Content-Type": "application/json"}
             outcome = await self._pusher.push(
-                Asked.HEALTH, "POST", ("health",), encode_json(body), headers
+                Asked.HEALTH, "POST", ("health",), encode_json(body), AS_JSON
             )
             decision = decide(Asked.HEALTH, outcome, self._clock.now())
             if decision.verdict is Verdict.RETRY:

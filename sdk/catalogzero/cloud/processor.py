@@ -20,7 +20,7 @@ from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.config.preflight import Check
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import CatalogZeroError, ConfigError
-from catalogzero.protocol.identities import Identity
+from catalogzero.protocol.identities import Identity, Mode
 from catalogzero.runtime.handler import Handler, entry_of
 from catalogzero.runtime.methods import job
 from catalogzero.version import __version__
@@ -60,7 +60,7 @@ class CloudProcessor(Handler):
     unit: ClassVar[Literal["item", "run"]] = "item"
     batch_type: ClassVar[Literal["dict", "arrow"]] = "dict"
     batch_rows: ClassVar[int] = 10_000
-    mode: ClassVar[Literal["replace", "append"]] = "replace"
+    mode: ClassVar[Mode] = "replace"
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)

@@ -25,8 +25,10 @@ from catalogzero.cloud.egress import AuditLog, Pace, check_host
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
+from catalogzero.protocol.bodies import JSON
 from catalogzero.protocol.deciding import Asked, Outcome
 from catalogzero.protocol.identities import Identity, url_under
+from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE
 
 SLOWEST_BYTES_PER_S = 4_096
 MAX_ANSWER_BYTES = 1 << 20
@@ -144,7 +146,7 @@ class Pusher:
         return {
             "Authorization": f"Bearer {self.key.current()}",
             "User-Agent": self._identity.user_agent,
-            "Accept": "application/json, application/problem+json",
+            "Accept": f"{JSON}, {PROBLEM_MEDIA_TYPE}",
         }
 
     async def _exchange(

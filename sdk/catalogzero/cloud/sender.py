@@ -24,7 +24,7 @@ from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_contents import Upload
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.settings import CloudSettings
-from catalogzero.protocol.bodies import CONTENT_TYPES, content_digest
+from catalogzero.protocol.bodies import AS_JSON, CONTENT_TYPES, content_digest
 from catalogzero.protocol.codings import CODINGS, recode
 from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
@@ -34,7 +34,6 @@ PAUSED_PROBE_S = 300.0
 KEY_LOOK_S = 2.0
 POLL_S = 5.0
 _BACKOFF = wait_random_exponential(multiplier=1.0, max=300.0)
-_JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(slots=True)
@@ -258,7 +257,7 @@ class Sender:
         body = encode_json(complete_body(upload, self._identity))
         path = ("uploads", upload.upload_id, "complete")
         outcome = await self._pusher.push(
-            Asked.COMPLETE, "POST", path, body, _JSON, upload_id=upload.upload_id
+            Asked.COMPLETE, "POST", path, body, AS_JSON, upload_id=upload.upload_id
         )
         decision = decide(Asked.COMPLETE, outcome, self._clock.now())
         await self._act(upload, decision, outcome, size=len(body))
@@ -405,7 +404,7 @@ def chunk_request(
 def whole_request(upload: Upload, chunks: Sequence[Chunk]) -> tuple[bytes, dict[str, str]]:
     """Body and headers of the simple form's POST."""
     body = json_array([recode(chunk.body, chunk.coding, "identity") for chunk in chunks])
-    return body, {**_JSON, "Idempotency-Key": f"{upload.upload_key}-{upload.source_seq}"}
+    return body, {**AS_JSON, "Idempotency-Key": f"{upload.upload_key}-{upload.source_seq}"}
 
 
 def complete_body(upload: Upload, identity: Identity) -> dict[str, Any]:

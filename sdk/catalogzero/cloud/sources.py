@@ -9,29 +9,34 @@ from __future__ import annotations
 
 import errno
 import glob
-import gzip
 import hashlib
 import io
 import os
 import stat
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-import zstandard
-
 from catalogzero.cloud.readers import read_records
 from catalogzero.cloud.records import BadRecords, ReadOptions, kind_of
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
+from catalogzero.protocol.codings import (
+    MAX_RATIO,
+    Bounds,
+    OverBoundsError,
+    UnpackError,
+    unpack,
+)
 from catalogzero.protocol.identities import Mode, digest_of
 
 _READ_BYTES = 1 << 20
 _PACKED_BYTES = 1 << 16
 _MAGIC = frozenset("*?[")
+FILE_BOUNDS = Bounds(max_frames=10_000_000, max_ratio=MAX_RATIO)
+"""Of packed files: as long as they like, a window as `zstd` itself takes it (128 MiB)."""
 
 
 class Reading(Protocol):
@@ -190,7 +195,12 @@ class FileReading:
         try:
             content = unpacked(self._raw, item.relative)
             yield from read_records(content, item.name, item.options, self._bad)
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        except OverBoundsError as error:
+            raise FailedError(
+                f"{item.name} is over a bound of packed files: {error}; if it is as it should be, "
+                "unpack it before it is read"
+            ) from error
+        except UnpackError as error:
             self.check()
             raise FailedError(f"{item.name} is damaged or cut short: {error}") from error
 
@@ -306,43 +316,36 @@ class HashingFile(io.RawIOBase):
         self._file.close()
 
 
-class _ZstdFile(io.RawIOBase):
-    """Unpacks zstd frames; a frame that is cut short is an error, not an end."""
+class _Unpacked(io.RawIOBase):
+    """The content of a packed file."""
 
-    def __init__(self, packed: io.RawIOBase) -> None:
-        self._packed, self._left = packed, memoryview(b"")
-        self._frame: Any = None
+    def __init__(self, packed: io.RawIOBase, coding: str) -> None:
+        parts = iter(lambda: packed.read(_PACKED_BYTES) or b"", b"")
+        self._pieces, self._left = unpack(parts, coding, FILE_BOUNDS), memoryview(b"")
 
     def readable(self) -> bool:
         """It can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Unpack until there is something, or the file's end."""
-        while not self._left:
-            data = self._frame.unused_data if self._frame and self._frame.eof else b""
-            if self._frame is None or self._frame.eof:
-                self._frame = None
-            data = data or self._packed.read(_PACKED_BYTES)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the zstd frame has no end")
-                return 0
-            if self._frame is None:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._left = memoryview(self._frame.decompress(data))
-        count = min(len(self._left), len(buffer))
-        buffer[:count], self._left = self._left[:count], self._left[count:]
+        """Unpack until the buffer is full, or to the file's end."""
+        count = 0
+        while count < len(buffer) and (self._left or self._next()):
+            some = self._left[: len(buffer) - count]
+            buffer[count : count + len(some)] = some
+            self._left, count = self._left[len(some) :], count + len(some)
         return count
 
+    def _next(self) -> bool:
+        """Unpack a piece, if there is one."""
+        self._left = memoryview(next(self._pieces, b""))
+        return bool(self._left)
 
-def unpacked(raw: HashingFile, name: str) -> io.BufferedIOBase:
+
+def unpacked(raw: HashingFile, name: str) -> io.BufferedReader:
     """The content of a file: gzip and zstd taken off by its suffix, buffered."""
-    if name.endswith(".gz"):
-        return gzip.GzipFile(fileobj=io.BufferedReader(raw, _READ_BYTES))
-    if name.endswith(".zst"):
-        return io.BufferedReader(_ZstdFile(raw), _READ_BYTES)
-    return io.BufferedReader(raw, _READ_BYTES)
+    coding = {".gz": "gzip", ".zst": "zstd"}.get(os.path.splitext(name)[1])
+    return io.BufferedReader(_Unpacked(raw, coding) if coding else raw, _READ_BYTES)
 
 
 def identity(found: os.stat_result) -> list[int]:

@@ -19,6 +19,7 @@ from catalogzero.protocol.problems import Kind, ProblemError
 
 JSON, NDJSON, CSV = "application/json", "application/x-ndjson", "text/csv"
 PARQUET = "application/vnd.apache.parquet"
+AS_JSON = {"Content-Type": JSON}
 CONTENT_TYPES = {"ndjson": NDJSON, "parquet": PARQUET, "csv": f"{CSV}; charset=utf-8"}
 """What a client sends, by the name of its format."""
 HEALTH_SCHEMA = "catalogzero.health/1"

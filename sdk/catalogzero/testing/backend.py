@@ -6,15 +6,15 @@ request. It checks no tenant and stores nothing on disk: it is no backend to dep
 
 from __future__ import annotations
 
-import gzip
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import orjson
-import zstandard
 from aiohttp import web
+
+from catalogzero.protocol.codings import decoded
 
 Fault = Literal["ok", "500", "503", "429", "cut", "lost_reply", "422", "401"]
 """What happens to a request: served, refused, its connection cut, or served with no reply."""
@@ -95,7 +95,7 @@ class FaultyBackend:
         self.requests.append((request.method, request.path))
         if fault == "cut":
             return _cut(request)
-        body = decoded(await request.read(), request.headers.get("Content-Encoding", ""))
+        body = decoded(await request.read(), request.headers.get("Content-Encoding", "identity"))
         self.bodies.append(body)
         if fault in ("500", "503", "429", "422", "401"):
             return _refusal(fault)
@@ -197,13 +197,6 @@ class FaultyBackend:
             "source_seq": self._high.get(source, 0),
             "watermark": self._watermark.get(source),
         }
-
-
-def decoded(body: bytes, coding: str) -> bytes:
-    """A body without its content coding."""
-    if coding == "zstd":
-        return zstandard.ZstdDecompressor().decompressobj().decompress(body)
-    return gzip.decompress(body) if coding == "gzip" else body
 
 
 def _refusal(fault: Fault) -> web.Response:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 
 from catalogzero.backend.conformance.probe import (
-    NDJSON,
     Check,
     NotConformingError,
     Probe,
@@ -18,6 +17,8 @@ from catalogzero.backend.conformance.probe import (
     expect_refused,
     gzip_bomb,
 )
+from catalogzero.protocol.bodies import AS_JSON, NDJSON
+from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE
 
 A, B, C = {"row": "a"}, {"row": "b"}, {"row": "c"}
 NESTED = b'{"params":' + b"[" * 50_000
@@ -211,17 +212,16 @@ async def requests_at_once_end_as_one_after_the_other(probe: Probe) -> None:
 async def a_complete_that_does_not_fit_is_refused(probe: Probe) -> None:
     """A server error is tried again for ever."""
     path = ("uploads", probe.upload("u"), "complete")
-    headers = {"Content-Type": "application/json"}
     for content in (b"{", b"[]", b"{}", NESTED):
-        expect_refused(await probe.ask("POST", *path, content=content, headers=headers))
+        expect_refused(await probe.ask("POST", *path, content=content, headers=AS_JSON))
     expect_refused(await probe.complete(probe.upload("u"), mode="merge"))
 
 
 async def refusals_are_problem_documents(probe: Probe) -> None:
     """Operators would not read why an upload was refused."""
     answer = await probe.complete(probe.upload("u"), mode="merge")
-    if not answer.headers.get("Content-Type", "").startswith("application/problem+json"):
-        probe.doubt("errors are not application/problem+json (RFC 9457)")
+    if not answer.headers.get("Content-Type", "").startswith(PROBLEM_MEDIA_TYPE):
+        probe.doubt(f"errors are not {PROBLEM_MEDIA_TYPE} (RFC 9457)")
 
 
 async def an_installation_registers(probe: Probe) -> None:

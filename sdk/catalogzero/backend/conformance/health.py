@@ -6,6 +6,7 @@ Owns the list `CHECKS`.
 from __future__ import annotations
 
 from catalogzero.backend.conformance.probe import Check, Probe, expect, expect_refused
+from catalogzero.protocol.bodies import HEALTH_SCHEMA
 
 OK = (200, 201, 202, 204)
 BARE = {"metrics": {"memory_mb": 40.0}, "timestamp": "2026-01-01T00:00:00+00:00"}
@@ -14,7 +15,7 @@ BARE = {"metrics": {"memory_mb": 40.0}, "timestamp": "2026-01-01T00:00:00+00:00"
 async def health_reports_are_taken(probe: Probe) -> None:
     """The vendor would not see how its installations are."""
     bare = {"client_id": f"verify-{probe.run}", **BARE}
-    more = {**bare, "schema": "catalogzero.health/1", "seq": 1, "status": "ok", "unknown": [1]}
+    more = {**bare, "schema": HEALTH_SCHEMA, "seq": 1, "status": "ok", "unknown": [1]}
     expect(await probe.ask("POST", "health", json=bare), *OK)
     answer = expect(await probe.ask("POST", "health", json=more), *OK)
     if "server_time" not in answer:

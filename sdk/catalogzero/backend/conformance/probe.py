@@ -7,29 +7,21 @@ states. Every upload and source of one run carries the run's name, so that they 
 from __future__ import annotations
 
 import functools
-import gzip
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import httpx
 import orjson
-import zstandard
 
-from catalogzero.protocol.bodies import content_digest
+from catalogzero.protocol.bodies import AS_JSON, NDJSON, content_digest
+from catalogzero.protocol.codings import encoded
 from catalogzero.protocol.identities import url_under
 
 STREAM = "catalogzero-verify"
-NDJSON = "application/x-ndjson"
 MAX_SHOWN = 300
 BOMB_STEP_BYTES, BOMB_STEPS = 1 << 20, 256
-
-ENCODERS: dict[str, Callable[[bytes], bytes]] = {
-    "identity": bytes,
-    "gzip": gzip.compress,
-    "zstd": lambda body: zstandard.ZstdCompressor().compress(body),
-}
 
 Record = Mapping[str, Any]
 
@@ -106,7 +98,7 @@ class Probe:
             sent["Authorization"] = f"Bearer {key}"
         if json is not None:
             content = orjson.dumps(json)
-            sent.setdefault("Content-Type", "application/json")
+            sent = {**AS_JSON, **sent}
         url = url_under(self.endpoint, *path)
         return await self._client.request(method, url, content=content, headers=sent)
 
@@ -122,7 +114,7 @@ class Probe:
     ) -> httpx.Response:
         """Send one chunk of JSON Lines."""
         lines = b"".join(orjson.dumps(record) + b"\n" for record in records)
-        body = ENCODERS[encoding](lines)
+        body = encoded(lines, encoding)
         sent = {"Content-Type": NDJSON, "Content-Digest": content_digest(body)}
         if encoding != "identity":
             sent["Content-Encoding"] = encoding

@@ -14,6 +14,7 @@ from catalogzero.backend.conformance.probe import (
     expect,
     expect_refused,
 )
+from catalogzero.protocol.bodies import AS_JSON
 
 A, B = {"row": "a"}, {"row": "b"}
 OK = (200, 201, 202, 204)
@@ -70,9 +71,8 @@ async def the_same_key_at_once_is_stored_once(probe: Probe) -> None:
 
 async def what_is_no_array_is_refused(probe: Probe) -> None:
     """A server error is tried again for ever."""
-    headers = {"Content-Type": "application/json"}
     for number, content in enumerate((b"[{", b'{"row": 1}', b"[" * 50_000)):
-        sent = {**headers, "Idempotency-Key": probe.upload(str(number))}
+        sent = {**AS_JSON, "Idempotency-Key": probe.upload(str(number))}
         expect_refused(await probe.ask("POST", content=content, headers=sent))
 
 
