@@ -20,7 +20,7 @@ CODINGS = ("zstd", "gzip", "identity")
 
 ZSTD_LEVEL = 1
 GZIP_LEVEL = 4
-ZSTD_STEP_BYTES, GZIP_STEP_BYTES = 512, 16_384
+ZSTD_STEP_BYTES, GZIP_STEP_BYTES = 512, 8_192
 """Packed bytes that are unpacked at once. Four bytes of zstd can stand for 128 KiB, and one of gzip
 for 1,032, so that a step puts out 16 MiB at most."""
 MAX_RATIO = 2_000
