@@ -16,16 +16,17 @@ from aiohttp import web
 from catalogzero.web.edge import HttpError
 
 BODY_TIMEOUT_S = 60.0
+BODY_S: web.AppKey[float] = web.AppKey("body_s")
+"""How long a body may take to arrive, where `listening` sets another bound."""
 
 
-async def body_parts(
-    request: web.Request, max_bytes: int, *, timeout_s: float = BODY_TIMEOUT_S
-) -> AsyncIterator[bytes]:
+async def body_parts(request: web.Request, max_bytes: int) -> AsyncIterator[bytes]:
     """The body's parts as they come; time counts from the call to the last of them.
 
     Raises:
-        HttpError: 413 over `max_bytes`; 408 where it has not come after `timeout_s`.
+        HttpError: 413 over `max_bytes`; 408 where it does not arrive in time (`Limits.body_s`).
     """
+    timeout_s: float = request.config_dict.get(BODY_S, BODY_TIMEOUT_S)
     too_large = HttpError(413, f"The body has more than {max_bytes} bytes.")
     if (request.content_length or 0) > max_bytes:
         raise too_large
@@ -45,24 +46,17 @@ async def body_parts(
         yield part
 
 
-async def read_body(
-    request: web.Request, max_bytes: int, *, timeout_s: float = BODY_TIMEOUT_S
-) -> bytes:
+async def read_body(request: web.Request, max_bytes: int) -> bytes:
     """The whole body.
 
     Raises:
-        HttpError: 413 over `max_bytes`; 408 where it has not come after `timeout_s`.
+        HttpError: 408 or 413, as `body_parts`.
     """
-    parts = body_parts(request, max_bytes, timeout_s=timeout_s)
-    return b"".join([part async for part in parts])
+    return b"".join([part async for part in body_parts(request, max_bytes)])
 
 
 async def read_json(
-    request: web.Request,
-    max_bytes: int,
-    *,
-    expected: str = "JSON body required.",
-    timeout_s: float = BODY_TIMEOUT_S,
+    request: web.Request, max_bytes: int, *, expected: str = "JSON body required."
 ) -> Any:
     """The value of a body that is declared as `application/json`.
 
@@ -70,14 +64,13 @@ async def read_json(
         request: Whose body is read.
         max_bytes: Its bound.
         expected: The sentence of the answer to anything else.
-        timeout_s: For the whole body.
 
     Raises:
         HttpError: 400 for anything but JSON, or for JSON nested more than 254 deep; 408, 413.
     """
     if request.content_type != "application/json":
         raise HttpError(400, expected)
-    body = await read_body(request, max_bytes, timeout_s=timeout_s)
+    body = await read_body(request, max_bytes)
     try:
         value = orjson.loads(body)
         orjson.dumps(value)

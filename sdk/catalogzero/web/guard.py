@@ -149,8 +149,9 @@ def _is_of_another_site(request: web.Request, *, changes: bool, is_page: bool) -
 
 def _name_of(host: str) -> str:
     """The name in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
+    inside, is_closed, _ = host.removeprefix("[").partition("]")
+    if host.startswith("[") and is_closed:
+        return inside.lower()
     return host.partition(":")[0].lower()
 
 

@@ -25,6 +25,7 @@ from typing import Any, cast
 from aiohttp import http, http_exceptions, web
 
 from catalogzero.errors import ConfigError
+from catalogzero.web.bodies import BODY_S, BODY_TIMEOUT_S
 from catalogzero.web.edge import HEADERS, SHAPE, HttpError, Shape
 
 FORCED_END = 1
@@ -46,6 +47,8 @@ class Limits:
     """From the connection to the end of its first request's headers."""
     idle_s: float = 75.0
     """From an answer to the end of the next request's headers; longer than a proxy keeps one."""
+    body_s: float = BODY_TIMEOUT_S
+    """For which a body may take to arrive."""
     send_s: float = 60.0
     """For which an answer may wait for its reader."""
     head_bytes: int = 8190
@@ -83,6 +86,7 @@ async def listening(
         ConfigError: The address cannot be had.
     """
     limits = limits or Limits()
+    app[BODY_S] = limits.body_s
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=stop_s)
     try:
         await runner.setup()

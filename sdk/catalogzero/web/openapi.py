@@ -111,10 +111,25 @@ def object_schema(**properties: Schema) -> Schema:
 
 
 def model_schema(model: type[BaseModel]) -> Schema:
-    """The schema of a model that has no models inside."""
+    """The schema of a model, with what it refers to in its place.
+
+    Raises:
+        KeyError: It refers to itself.
+    """
     schema = model.model_json_schema()
-    schema.pop("$defs", None)
-    return schema
+    return dict(_inlined(schema, schema.pop("$defs", {})))
+
+
+def _inlined(part: Any, named: Mapping[str, Schema]) -> Any:
+    """The part with each named schema where it is referred to."""
+    if isinstance(part, list):
+        return [_inlined(one, named) for one in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        name = part["$ref"].rpartition("/")[2]
+        return _inlined(named[name], {key: one for key, one in named.items() if key != name})
+    return {key: _inlined(one, named) for key, one in part.items()}
 
 
 def _content(media_types: Iterable[str], schema: Schema) -> dict[str, Any]:

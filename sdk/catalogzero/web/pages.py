@@ -6,7 +6,7 @@ changed. It reads each file once, at the start, and serves nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from importlib.resources import files
 
@@ -19,6 +19,7 @@ CONTENT_TYPES = {
     "css": "text/css",
     "svg": "image/svg+xml",
 }
+Check = Callable[[web.Request], None]
 
 
 class Pages:
@@ -35,26 +36,27 @@ class Pages:
         self, package: str, folder: str, paths: Mapping[str, str], *, prefix: str = ""
     ) -> None:
         home = files(package) / folder
-        content = {one.name: one.read_bytes() for one in home.iterdir() if one.is_file()}
-        every = {f"{prefix}/{name}": name for name in content} if prefix else {}
-        self._files = {path: (name, content[name]) for path, name in {**every, **paths}.items()}
+        every = {f"{prefix}/{one.name}": one.name for one in home.iterdir()} if prefix else {}
+        named = {**every, **paths}
+        self._files = {path: (name, (home / name).read_bytes()) for path, name in named.items()}
 
     @property
     def paths(self) -> frozenset[str]:
         """The paths of the routes."""
         return frozenset(self._files)
 
-    def routes(self) -> list[web.RouteDef]:
-        """The routes of the files."""
-        return [web.get(path, _file(*one)) for path, one in self._files.items()]
+    def routes(self, check: Check = lambda request: None) -> list[web.RouteDef]:
+        """The routes of the files; `check` raises for who may not have them."""
+        return [web.get(path, _file(*one, check)) for path, one in self._files.items()]
 
 
-def _file(name: str, content: bytes) -> Handler:
+def _file(name: str, content: bytes, check: Check) -> Handler:
     """Answers with one file, or with nothing where the browser has it already."""
     etag = sha256(content).hexdigest()[:32]
     kind = CONTENT_TYPES[name.rpartition(".")[2]]
 
     async def answer(request: web.Request) -> web.Response:
+        check(request)
         known = {tag.value for tag in request.if_none_match or ()}
         if known & {etag, "*"}:
             response = web.Response(status=304)
