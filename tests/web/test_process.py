@@ -106,16 +106,16 @@ def test_a_signal_ends_a_service_whatever_is_connected(name: str, tmp_path: Path
 
 
 STUCK = {
-    "a blocked event loop": "import time; time.sleep(1000)",
-    "a thread": "import time; await asyncio.to_thread(time.sleep, 1000)",
+    "a blocked event loop": "threading.Event().wait()",
+    "a thread": "await asyncio.to_thread(threading.Event().wait)",
     "a task that will not be cancelled": (
-        "\n        while True:\n"
-        "            try:\n                await asyncio.sleep(1000)\n"
-        "            except asyncio.CancelledError:\n                pass"
+        "while True:\n            with suppress(asyncio.CancelledError):\n"
+        "                await asyncio.Event().wait()"
     ),
 }
 SCRIPT = """
-import asyncio, json, structlog
+import asyncio, json, structlog, threading
+from contextlib import suppress
 from aiohttp import web
 from catalogzero.web import edge_application, listening, stop_signal
 
