@@ -134,7 +134,7 @@ async def test_health_readiness_and_metrics_tell_what_happened(peer: Peer) -> No
 
     route = "/v1/uploads/{upload_id}/complete"
     assert (alive.status, ready.status) == (200, 200)
-    assert f'answers_total{{method="POST",route="{route}",status="201"}} 1\n' in text
+    assert f'answers_total{{method="POST",route="{route}",status="201"}} 1.0\n' in text
     assert "catalogzero_backend_installations " in text
     assert peer.key not in text
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -40,12 +40,12 @@ from catalogzero.protocol.bodies import (
 )
 from catalogzero.protocol.judging import Judgement
 from catalogzero.protocol.problems import Kind, ProblemError
+from catalogzero.web import body_parts, header_text, json_response, read_body, shown_token
 
 T = TypeVar("T")
 
 MAX_JSON_BYTES = 1 << 20
 MAX_REPORT_BYTES = 1 << 16
-READ_TIMEOUT_S = 60.0
 DECODERS = 2
 
 
@@ -113,8 +113,8 @@ class UploadApi:
             raise ProblemError(Kind.CHUNK_DIFFERS, f"chunk {seq} is stored with other records")
         if stored is Stored.FINISHED:
             raise ProblemError(Kind.UPLOAD_FINISHED, "post complete: its answer tells the outcome")
-        return _json(
-            201 if stored is Stored.NEW else 200, {"seq": seq, "records": len(records.payloads)}
+        return json_response(
+            {"seq": seq, "records": len(records.payloads)}, 201 if stored is Stored.NEW else 200
         )
 
     async def complete(self, request: web.Request) -> web.Response:
@@ -139,18 +139,16 @@ class UploadApi:
         if found is None:
             raise ProblemError(Kind.NOT_FOUND, "no upload of that id is known")
         answer = {"chunks": found.chunks, "state": found.state.value}
-        return _json(200, answer if found.job_id is None else {**answer, "job_id": found.job_id})
+        return json_response(
+            answer if found.job_id is None else {**answer, "job_id": found.job_id}, 200
+        )
 
     async def post_simple(self, request: web.Request) -> web.Response:
         """`POST {base}`: the simple form, one JSON array."""
         tenant = await self._tenant(request)
         if request.content_type != JSON:
-            raise ProblemError(Kind.UNSUPPORTED, f"the simple form is {JSON}")
-        key = request.headers.get("Idempotency-Key")
-        if key is not None and not 0 < len(key) <= MAX_KEY_CHARS:
-            raise ProblemError(
-                Kind.INVALID_REQUEST, f"Idempotency-Key has 1 to {MAX_KEY_CHARS} characters"
-            )
+            raise ProblemError(Kind.UNSUPPORTED, "the simple form is application/json")
+        key = header_text(request, "Idempotency-Key", max_chars=MAX_KEY_CHARS)
         async with self._records(request, None) as records:
             at = self._now()
             outcome = await self._database.write(
@@ -159,9 +157,9 @@ class UploadApi:
                 )
             )
         if outcome.verdict is Judgement.DUPLICATE:
-            return _json(200, {"job_id": outcome.job_id, "duplicate": True})
+            return json_response({"job_id": outcome.job_id, "duplicate": True}, 200)
         self._announce(outcome)
-        return _json(201, {"job_id": outcome.job_id})
+        return json_response({"job_id": outcome.job_id}, 201)
 
     async def post_health(self, request: web.Request) -> web.Response:
         """`POST health`: one health report; answered once it is on the disk."""
@@ -177,7 +175,7 @@ class UploadApi:
         answer: dict[str, Any] = {"server_time": at}
         if self._settings.health_interval_s is not None:
             answer["next_interval_s"] = self._settings.health_interval_s
-        return _json(200, answer)
+        return json_response(answer, 200)
 
     async def put_installation(self, request: web.Request) -> web.Response:
         """`PUT installations/{installation_id}`: an installation says what it is."""
@@ -192,16 +190,16 @@ class UploadApi:
                 connection, tenant.tenant_id, installation_id, body, at
             )
         )
-        return _json(201 if is_new else 200, {"sources": sources})
+        return json_response({"sources": sources}, 201 if is_new else 200)
 
     async def openapi(self, _: web.Request) -> web.Response:
         """`GET openapi.json`: this protocol, for machines."""
-        return _json(200, document(self._settings.base_path))
+        return json_response(document(self._settings.base_path), 200)
 
     async def _tenant(self, request: web.Request) -> Tenant:
         """The tenant of the request's key."""
-        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
-        tenant = await self._keys.tenant_of(key.strip()) if scheme.lower() == "bearer" else None
+        key = shown_token(request).decode("ascii", errors="replace")
+        tenant = await self._keys.tenant_of(key) if key else None
         if tenant is None:
             raise ProblemError(
                 Kind.UNAUTHORIZED,
@@ -225,8 +223,7 @@ class UploadApi:
         if request.content.is_eof():
             body = request.content.read_nowait()
         else:
-            async with _patience():
-                body = b"".join([part async for part in _parts(request, limit)])
+            body = await read_body(request, limit)
         if len(body) > limit:
             raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
         check_digest(body, request.headers.get("Content-Digest"))
@@ -253,16 +250,16 @@ class UploadApi:
         What all requests hold at once is bounded too.
 
         Raises:
-            ProblemError: It is larger, it stopped coming, or too much is held already.
+            HttpError: It is larger, or it stopped coming.
+            ProblemError: It is not what was digested, or too much is held already.
         """
         held = 0
         parts = []
         try:
-            async with _patience():
-                async for part in _parts(request, limit):
-                    held += len(part)
-                    self._hold(len(part))
-                    parts.append(part)
+            async for part in body_parts(request, limit):
+                held += len(part)
+                self._hold(len(part))
+                parts.append(part)
             body = b"".join(parts)
             parts.clear()
             check_digest(body, request.headers.get("Content-Digest"))
@@ -281,9 +278,14 @@ class UploadApi:
     def _parse(self, body: bytes, encoding: str, media_type: str | None) -> Records:
         """The records of a body."""
         decoded = decompress(body, encoding, self._settings.max_decoded_bytes)
-        if media_type is None:
+        if media_type is not None:
+            return parse(decoded, media_type, self._limits)
+        try:
             return parse_array(decoded, self._limits)
-        return parse(decoded, media_type, self._limits)
+        except orjson.JSONEncodeError:
+            raise ProblemError(
+                Kind.REFUSED_RECORDS, "a record is nested too deeply, or has a number too large"
+            ) from None
 
     @property
     def _has_hook(self) -> bool:
@@ -299,40 +301,13 @@ class UploadApi:
         return self._clock.now().isoformat(timespec="milliseconds")
 
 
-@asynccontextmanager
-async def _patience() -> AsyncIterator[None]:
-    """Wait for a body for a minute at most.
-
-    Raises:
-        ProblemError: It stopped coming.
-    """
-    try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            yield
-    except TimeoutError:
-        raise ProblemError(Kind.UNAVAILABLE, "the body stopped coming") from None
-
-
-async def _parts(request: web.Request, limit: int) -> AsyncIterator[bytes]:
-    """The body's parts as they come, `limit` bytes at most."""
-    too_large = ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
-    if (request.content_length or 0) > limit:
-        raise too_large
-    size = 0
-    async for part in request.content.iter_any():
-        size += len(part)
-        if size > limit:
-            raise too_large
-        yield part
-
-
 def _completed(outcome: Outcome, body: Complete) -> web.Response:
     """The answer to a `complete`."""
     match outcome.verdict:
         case Judgement.ACCEPTED:
-            return _json(201, {"job_id": outcome.job_id})
+            return json_response({"job_id": outcome.job_id}, 201)
         case Judgement.DUPLICATE | Judgement.SAME_KEY:
-            return _json(200, {"job_id": outcome.job_id, "duplicate": True})
+            return json_response({"job_id": outcome.job_id, "duplicate": True}, 200)
         case Judgement.MISSING:
             raise ProblemError(
                 Kind.CHUNKS_MISSING,
@@ -343,12 +318,7 @@ def _completed(outcome: Outcome, body: Complete) -> web.Response:
             answer = {"superseded": True, "source_seq": outcome.source_seq}
             if body.mode == "append":
                 answer["watermark"] = outcome.watermark
-            return _json(200, answer)
-
-
-def _json(status: int, body: Mapping[str, Any]) -> web.Response:
-    """A JSON answer."""
-    return web.Response(status=status, body=orjson.dumps(body), content_type=JSON)
+            return json_response(answer, 200)
 
 
 def _encoding(request: web.Request) -> str:

@@ -2,18 +2,22 @@
 
 Owns what is opened at start and closed at the end. `create_app` is all that a vendor's service
 needs; `catalogzero backend serve` serves the same.
+
+The protocol's own paths answer under any Host and whatever the Origin: they are for machines,
+which show a tenant's key, never sent by a browser unasked, and come by whatever name a proxy has.
+The operator's side, the fleet page and `/metrics`, is behind a `catalogzero.web.Guard`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
-import orjson
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from structlog.typing import FilteringBoundLogger
@@ -23,18 +27,16 @@ from catalogzero.backend.delivery import Delivery, Hook
 from catalogzero.backend.fleet import FleetPages
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.observe import Observation
-from catalogzero.backend.operator import OperatorGate
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.config.logs import make_logger
 from catalogzero.config.settings import Mask
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
+from catalogzero.web import Guard, HttpError, edge_application, json_response
 
-HTTP_KINDS = {
-    404: (Kind.NOT_FOUND, "no such path here"),
-    405: (Kind.METHOD_NOT_ALLOWED, "this path is not for that method"),
-}
+KINDS = {kind.status: kind for kind in reversed(Kind)}
+"""The general kind of a status, the first of its status."""
 
 
 def create_app(
@@ -65,9 +67,16 @@ def create_app(
     log = make_logger(mask=mask)
     delivery = Delivery(database, clock, on_upload_completed, log) if on_upload_completed else None
     api = UploadApi(settings, database, clock, delivery.wake if delivery else None)
-    gate = OperatorGate(settings)
-    observation, fleet = Observation(gate, database), FleetPages(gate, database, clock)
-    app = web.Application(middlewares=[observation.counter(), _problem_answerer(log)])
+    token = settings.operator_token
+    guard = Guard(
+        None if token is None else token.get_secret_value(),
+        basic=True,
+        missing="this is the operator's side: send the operator token",
+    )
+    observation, fleet = Observation(guard, database), FleetPages(guard, database, clock)
+    app = edge_application(
+        _answer, log, outer=[observation.counter()], meaning=partial(_meaning, log)
+    )
     app.add_routes([*api.routes(), *fleet.routes(), *observation.routes()])
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
@@ -98,53 +107,39 @@ async def _stop(task: asyncio.Task[None]) -> None:
         await task
 
 
-def _problem_answerer(log: FilteringBoundLogger) -> Middleware:
-    """The middleware that answers every refusal, and every fault of ours, with a problem."""
-
-    @web.middleware
-    async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            return await handler(request)
-        except ProblemError as error:
-            return problem_response(error)
-        except web.HTTPException as error:
-            return problem_response(_http_problem(error))
-        except (DBAPIError, PoolTimeoutError) as error:
-            log.exception("database_failed", path=request.path)
-            return problem_response(_database_problem(error))
-        except ConnectionError:
-            raise  # the client went away in mid-body: nobody is there to answer
-        except Exception:
-            log.exception("request_failed", path=request.path, method=request.method)
-            return problem_response(ProblemError(Kind.INTERNAL, "see the backend's log"))
-
-    return answer
+def _answer(error: HttpError) -> web.Response:
+    """The problem document of an error: of a kind of the protocol's, or of its status alone."""
+    kind = KINDS.get(error.status)
+    if kind is None:
+        title = HTTPStatus(error.status).phrase
+        problem = {"type": "about:blank", "title": title, "status": error.status}
+        return _problem({**problem, "detail": error.message}, error.status, error.headers)
+    return problem_response(ProblemError(kind, error.message, headers=error.headers))
 
 
-def _http_problem(error: web.HTTPException) -> ProblemError:
-    """The problem for what the router refused; other answers of aiohttp's go on as they are."""
-    if error.status not in HTTP_KINDS:
-        raise error
-    kind, detail = HTTP_KINDS[error.status]
-    allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-    return ProblemError(kind, detail, headers=allow)
-
-
-def _database_problem(error: Exception) -> ProblemError:
-    """The problem for a database that refused: for now where it is away, full or busy."""
+def _meaning(log: FilteringBoundLogger, error: Exception) -> web.Response | None:
+    """What a refusal, or a database that refuses, is to a client."""
+    if isinstance(error, ProblemError):
+        return problem_response(error)
+    if not isinstance(error, DBAPIError | PoolTimeoutError):
+        return None
+    log.error("database_failed", exc_info=error)
     passing = isinstance(error, PoolTimeoutError | OperationalError | InterfaceError)
-    return ProblemError(
-        Kind.UNAVAILABLE if passing else Kind.INTERNAL,
-        "the database did not take it",
-        headers={"Retry-After": "5"} if passing else {},
+    return problem_response(
+        ProblemError(
+            Kind.UNAVAILABLE if passing else Kind.INTERNAL,
+            "the database did not take it",
+            headers={"Retry-After": "5"} if passing else {},
+        )
     )
 
 
 def problem_response(error: ProblemError) -> web.Response:
     """The response that carries a problem document."""
-    return web.Response(
-        status=error.kind.status,
-        body=orjson.dumps(error.document()),
-        content_type=PROBLEM_MEDIA_TYPE,
-        headers=error.headers,
-    )
+    return _problem(error.document(), error.kind.status, error.headers)
+
+
+def _problem(document: dict[str, Any], status: int, headers: Mapping[str, str]) -> web.Response:
+    response = json_response(document, status, headers)
+    response.content_type = PROBLEM_MEDIA_TYPE
+    return response

@@ -7,7 +7,6 @@ but its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from html import escape
@@ -19,10 +18,10 @@ import orjson
 from aiohttp import web
 from sqlalchemy import Connection, Row, select
 
-from catalogzero.backend.operator import OperatorGate
 from catalogzero.backend.schema import installations, tenants
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock
+from catalogzero.web import Guard, Pages, json_response
 
 COLUMNS = (
     "Tenant",
@@ -38,14 +37,8 @@ STATES = ("failing", "silent", "degraded", "unknown", "ok")
 MISSED_REPORTS = 3
 SILENT_AFTER_S = 86_400.0
 UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self';"
-    " connect-src 'self'; img-src data:; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
-FILES = {"fleet.css": "text/css", "fleet.js": "text/javascript"}
+NOT_KEPT = {"Cache-Control": "no-store"}
+FILES = {f"/{name}": name for name in ("fleet.css", "fleet.js")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +67,23 @@ class FleetRow:
 class FleetPages:
     """The operator's pages: `/` and `/fleet.json`."""
 
-    def __init__(self, gate: OperatorGate, database: Database, clock: Clock) -> None:
-        self._gate, self._database, self._clock = gate, database, clock
+    def __init__(self, guard: Guard, database: Database, clock: Clock) -> None:
+        self._guard, self._database, self._clock = guard, database, clock
         folder = resources.files("catalogzero.backend") / "pages"
         self._page = Template((folder / "fleet.html").read_text())
-        self._files = {name: (folder / name).read_text() for name in FILES}
+        self._files = Pages("catalogzero.backend", "pages", FILES)
 
     def routes(self) -> list[web.RouteDef]:
         """The pages' routes."""
         return [
             web.get("/", self.page),
             web.get("/fleet.json", self.rows),
-            *(web.get(f"/{name}", self._file(name)) for name in FILES),
+            *self._files.routes(check=self._guard.check),
         ]
 
     async def page(self, request: web.Request) -> web.Response:
         """`GET /`: the fleet as a page."""
-        self._gate.check(request)
+        self._guard.check(request)
         now = self._clock.now()
         fleet = await self._database.read(lambda connection: read_fleet(connection, now))
         html = self._page.substitute(
@@ -102,24 +95,14 @@ class FleetPages:
             none="hidden" if fleet else "",
             empty="Nothing fits." if fleet else "No installation has been heard from yet.",
         )
-        return web.Response(text=html, content_type="text/html", headers=HEADERS)
+        return web.Response(text=html, content_type="text/html", headers=NOT_KEPT)
 
     async def rows(self, request: web.Request) -> web.Response:
         """`GET /fleet.json`: the same rows."""
-        self._gate.check(request)
+        self._guard.check(request)
         now = self._clock.now()
         fleet = await self._database.read(lambda connection: read_fleet(connection, now))
-        body = orjson.dumps({"installations": [asdict(row) for row in fleet]})
-        return web.Response(body=body, content_type="application/json", headers=HEADERS)
-
-    def _file(self, name: str) -> Callable[[web.Request], Any]:
-        """What serves one of the page's files."""
-
-        async def serve(request: web.Request) -> web.Response:
-            self._gate.check(request)
-            return web.Response(text=self._files[name], content_type=FILES[name], headers=HEADERS)
-
-        return serve
+        return json_response({"installations": [asdict(row) for row in fleet]}, headers=NOT_KEPT)
 
 
 def read_fleet(connection: Connection, now: datetime) -> list[FleetRow]:

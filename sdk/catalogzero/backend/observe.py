@@ -1,6 +1,6 @@
 """What watches the backend: `/healthz`, `/readyz`, `/metrics`.
 
-Owns the counts of answers, and the Prometheus text. `/healthz` says that the process answers,
+Owns the counts of answers, and what `/metrics` tells. `/healthz` says that the process answers,
 `/readyz` that its database does; neither tells more, so they need no key. `/metrics` is the
 operator's.
 """
@@ -11,15 +11,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from catalogzero.backend.operator import OperatorGate
 from catalogzero.backend.schema import installations, uploads
 from catalogzero.backend.store import Database
 from catalogzero.protocol.problems import Kind, ProblemError
+from catalogzero.web import Guard
 
 READY_TIMEOUT_S = 2.0
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -29,12 +32,12 @@ class Observation:
     """Counts answers, and serves what watches.
 
     Args:
-        gate: Lets the operator see the metrics.
+        guard: Lets the operator see the metrics.
         database: Asked whether it is there.
     """
 
-    def __init__(self, gate: OperatorGate, database: Database) -> None:
-        self._gate, self._database = gate, database
+    def __init__(self, guard: Guard, database: Database) -> None:
+        self._guard, self._database = guard, database
         self._answers: Counter[tuple[str, str, int]] = Counter()
 
     def routes(self) -> list[web.RouteDef]:
@@ -53,7 +56,8 @@ class Observation:
             answer = await handler(request)
             resource = request.match_info.route.resource
             route = resource.canonical if resource else "other"
-            self._answers[request.method, route, answer.status] += 1
+            method = request.method if request.method in hdrs.METH_ALL else "other"
+            self._answers[method, route, answer.status] += 1
             return answer
 
         return count
@@ -73,17 +77,12 @@ class Observation:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """`GET /metrics`: counts since the start, and what the database holds."""
-        self._gate.check(request)
+        self._guard.check(request)
         held = await self._database.read(read_counts)
-        text = "\n".join([*self._answer_lines(), *_held_lines(held)]) + "\n"
-        return web.Response(body=text.encode(), headers={"Content-Type": METRICS_TYPE})
-
-    def _answer_lines(self) -> Iterator[str]:
-        yield "# HELP catalogzero_backend_answers_total Answers since the start."
-        yield "# TYPE catalogzero_backend_answers_total counter"
-        for (method, route, status), count in sorted(self._answers.items()):
-            labels = f'method="{method}",route="{route}",status="{status}"'
-            yield f"catalogzero_backend_answers_total{{{labels}}} {count}"
+        registry = CollectorRegistry()
+        registry.register(_Figures(self._answers, held))
+        headers = {"Content-Type": METRICS_TYPE}
+        return web.Response(body=generate_latest(registry), headers=headers)
 
 
 def read_counts(connection: Connection) -> dict[str, int]:
@@ -95,11 +94,25 @@ def read_counts(connection: Connection) -> dict[str, int]:
     return {**counts, "installations": fleet or 0}
 
 
-def _held_lines(held: dict[str, int]) -> Iterator[str]:
-    yield "# HELP catalogzero_backend_uploads Uploads that the backend knows, by state."
-    yield "# TYPE catalogzero_backend_uploads gauge"
-    for state in ("open", "complete", "superseded"):
-        yield f'catalogzero_backend_uploads{{state="{state}"}} {held[state]}'
-    yield "# HELP catalogzero_backend_installations Installations that were ever heard from."
-    yield "# TYPE catalogzero_backend_installations gauge"
-    yield f"catalogzero_backend_installations {held['installations']}"
+class _Figures(Collector):
+    """One scrape: the answers since the start, and what `read_counts` found."""
+
+    def __init__(self, answers: Counter[tuple[str, str, int]], held: dict[str, int]) -> None:
+        self._answers, self._held = answers, held
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, as prometheus_client asks for them."""
+        told = "Answers since the start."
+        labels = ["method", "route", "status"]
+        answers = CounterMetricFamily("catalogzero_backend_answers", told, labels=labels)
+        for (method, route, status), count in sorted(self._answers.items()):
+            answers.add_metric([method, route, str(status)], count)
+        yield answers
+        told = "Uploads that the backend knows, by state."
+        uploads = GaugeMetricFamily("catalogzero_backend_uploads", told, labels=["state"])
+        for state in ("open", "complete", "superseded"):
+            uploads.add_metric([state], self._held[state])
+        yield uploads
+        told = "Installations that were ever heard from."
+        name = "catalogzero_backend_installations"
+        yield GaugeMetricFamily(name, told, value=self._held["installations"])

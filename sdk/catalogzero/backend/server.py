@@ -1,13 +1,10 @@
 """One backend served by this process, until it is told to stop.
 
-Owns the listening socket and the signals; what is served is `app.create_app`'s.
+What is served is `app.create_app`'s; socket and signals are `catalogzero.web`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,8 +16,10 @@ from aiohttp import web
 from catalogzero.backend.app import create_app
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.errors import ConfigError
+from catalogzero.web import Limits, listening, stop_signal
 
-SHUTDOWN_TIMEOUT_S = 10.0
+REQUESTS_END_S = 10.0
+STOP_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +37,18 @@ async def serving(
     host: str = "127.0.0.1",
     port: int = 0,
     tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+    stop_s: float = REQUESTS_END_S,
 ) -> AsyncIterator[str]:
     """Serve an application while the block runs; gives its URL. Port 0 takes a free one.
 
     Raises:
         ConfigError: The address cannot be bound.
     """
-    runner = web.AppRunner(
-        app, auto_decompress=False, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, host, port, ssl_context=tls).start()
-        bound = runner.addresses[0][1]
-        shown = f"[{host}]" if ":" in host else host
-        yield f"{'https' if tls else 'http'}://{shown}:{bound}"
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"cannot listen on {host}:{port}: something listens there already, perhaps another "
-                "backend; name another --port"
-            ) from None
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    finally:
-        await runner.cleanup()
+    async with listening(
+        app, host, port, tls=tls, limits=limits, decompress=False, stop_s=stop_s
+    ) as url:
+        yield url
 
 
 async def serve(
@@ -71,19 +58,17 @@ async def serve(
     port: int,
     tls: ssl.SSLContext | None,
     on_started: Callable[[Address], None],
+    stop_within_s: float = STOP_WITHIN_S,
 ) -> None:
     """Serve a backend until SIGINT or SIGTERM, then finish what is under way.
 
     Raises:
         ConfigError: The database cannot be opened, or the address cannot be bound.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop.set)
-    async with serving(create_app(settings), host=host, port=port, tls=tls) as url:
-        on_started(Address(url, url + settings.base_path))
-        await stop.wait()
+    with stop_signal(stop_within_s) as stop:
+        async with serving(create_app(settings), host=host, port=port, tls=tls) as url:
+            on_started(Address(url, url + settings.base_path))
+            await stop.wait()
 
 
 def load_tls(certificate: Path | None, private_key: Path | None) -> ssl.SSLContext | None:

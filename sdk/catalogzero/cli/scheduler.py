@@ -36,6 +36,10 @@ def scheduler(
     token_file: Annotated[
         Path | None, typer.Option(help="Holds the Bearer token; needed beyond loopback.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name under which browsers may open the page; may be repeated."),
+    ] = None,
     curve_key_file: Annotated[
         Path | None, typer.Option(help="The scheduler's own key pair (`catalogzero keys new`).")
     ] = None,
@@ -73,6 +77,7 @@ def scheduler(
         zmq_port=zmq_port,
         database=database,
         token_file=token_file,
+        hosts=tuple(allow_host or ()),
         allow_plaintext=allow_plaintext,
         curve=_curve(curve_key_file, curve_clients_file),
         client_keys=CurveKeys.read(curve_key_file) if curve_key_file else None,

@@ -24,7 +24,10 @@ from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 
 Severity = Literal["error", "warning"]
-PUBLIC_MODULES = ("catalogzero", "catalogzero.testing", "catalogzero.compat", "catalogzero.backend")
+PUBLIC_MODULES = (
+    "catalogzero",
+    *(f"catalogzero.{name}" for name in ("testing", "compat", "backend", "web")),
+)
 
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
 _TRIGGERS = {
@@ -313,7 +316,7 @@ def _depends_on_sdk(subject: Subject) -> Iterator[tuple[str, str]]:
 @rule(
     "CZ115",
     "only catalogzero's public names are used",
-    "Import from catalogzero, catalogzero.testing, catalogzero.compat or catalogzero.backend.",
+    "Import from catalogzero, or its testing, compat, backend or web.",
 )
 def _public_names(subject: Subject) -> Iterator[tuple[str, str]]:
     for path in subject.modules():

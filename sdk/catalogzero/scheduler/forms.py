@@ -1,4 +1,4 @@
-"""Requests of the HTTP API, read and checked: schedules, runs at once, and queries.
+"""Requests of the HTTP API as models, and what they ask for: schedules, runs at once, queries.
 
 Both spellings of the fields are taken: ScheduleZero's (`job_method`, `job_params`) and that of
 its documents (`method_name`, `params`, `trigger_config`). Error texts are ScheduleZero's where it
@@ -11,138 +11,175 @@ import uuid
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from catalogzero.errors import CatalogZeroError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
 from catalogzero.scheduler.history import FILTERS
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.ticks import Schedule, to_us
 from catalogzero.scheduler.triggers import make_trigger, parse_moment, parse_trigger
+from catalogzero.web import HttpError, query_int
 from catalogzero.wire.messages import encode_json
 
-OVERLAPS = ("skip", "queue", "parallel")
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1_000
 MAX_ID_CHARS = 200
-MAX_ATTEMPTS = 100
 MAX_SECONDS = 10 * 366 * 86_400.0
-RUN_NOW_GRACE_S = 30.0
-SPELLINGS = {
-    "handler_id": ("handler_id",),
-    "job_method": ("job_method", "method_name"),
-    "job_params": ("job_params", "params"),
-    "trigger": ("trigger", "trigger_config"),
+SPELLINGS = {"method_name": "job_method", "params": "job_params", "trigger_config": "trigger"}
+TRIGGER = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {"type": {"type": "string", "enum": ["interval", "cron", "date"]}},
+    "description": "interval: weeks, days, hours, minutes, seconds, start_time. cron: year, month, "
+    "day, week, day_of_week (0 and 7 are Sunday), hour, minute, second, timezone, start_time. "
+    "date: run_date, ISO 8601 or Unix seconds. end_time ends the first two.",
 }
 
 
-class ApiError(CatalogZeroError):
-    """An answer of the API that is not a success: an HTTP status and a sentence."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("not printable")
+    return text
 
 
-def read_schedule(body: Any, now: datetime) -> Schedule:
-    """The schedule that a request asks for; whether its handler exists is not looked at.
-
-    Raises:
-        ApiError: 400, with what is wrong.
-    """
-    if not _field(_object(body), "trigger"):
-        raise ApiError(400, "Missing required field: 'trigger'")
-    handler_id, method, params = read_call(body)
-    config, end_us = _trigger(_field(body, "trigger"), body, now)
-    job_id = _name(body.get("job_id"), "job_id")
-    max_runs = _whole(body, "max_runs", None, high=2**53)
-    new = Schedule(
-        schedule_id=str(uuid.uuid4()),
-        job_id=job_id or f"{handler_id}_{method}_{now.timestamp():.6f}",
-        handler_id=handler_id,
-        method=method,
-        params=params,
-        trigger_config=config,
-        overlap=_overlap(body),
-        misfire_grace_s=_number(body, "misfire_grace_s", None),
-        max_attempts=read_max_attempts(body),
-        timeout_s=read_timeout(body),
-        jitter_s=_number(body, "jitter_s", 0.0) or 0.0,
-        max_runs=max_runs,
-        end_us=end_us,
-    )
-    _check_jitter(new, now)
-    return new
+def _integral(value: Any) -> Any:
+    """3.0 as 3: JSON knows one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def read_call(body: Any) -> tuple[str, str, dict[str, Any]]:
-    """The handler_id, method and params that a request names.
-
-    Raises:
-        ApiError: 400, with what is missing or wrong.
-    """
-    body = _object(body)
-    missing = [name for name in ("handler_id", "job_method") if _field(body, name) is None]
-    if missing:
-        raise ApiError(400, f"Missing required fields: {missing}")
-    params = _field(body, "job_params")
-    params = {} if params is None else params
-    if not isinstance(params, dict):
-        raise ApiError(400, "'job_params' must be a dictionary/object.")
-    handler_id = _name(_field(body, "handler_id"), "handler_id")
-    method = _name(_field(body, "job_method"), "job_method")
-    return str(handler_id), str(method), params
+Name = Annotated[
+    str,
+    Field(strict=True, min_length=1, max_length=MAX_ID_CHARS),
+    AfterValidator(_printable),
+]
+Seconds = Annotated[float, Field(strict=True, ge=0, le=MAX_SECONDS)]
+Timeout = Annotated[float, Field(strict=True, ge=0.001, le=MAX_SECONDS)]
+Attempts = Annotated[int, Field(strict=True, ge=1, le=100), BeforeValidator(_integral)]
+Count = Annotated[int, Field(strict=True, ge=1, le=2**53), BeforeValidator(_integral)]
 
 
-def read_run(body: Any, now: datetime) -> Execution:
-    """The execution that a `run_now` asks for.
+class Call(BaseModel):
+    """Which method of which handler is called, and how; null is as good as absent."""
 
-    Raises:
-        ApiError: 400, with what is wrong.
-    """
-    handler_id, method, params = read_call(body)
-    return Execution(
-        execution_id=str(uuid.uuid4()),
-        job_id=f"immediate_{handler_id}_{method}_{now.timestamp():.6f}",
-        handler_id=handler_id,
-        method=method,
-        params=params,
-        misfire_grace_s=_number(body, "misfire_grace_s", RUN_NOW_GRACE_S),
-        timeout_s=read_timeout(body),
-        max_attempts=read_max_attempts(body),
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    handler_id: Name
+    job_method: Name = Field(description="Also `method_name`.")
+    job_params: dict[str, Any] = Field(default={}, description="Also `params`.")
+    timeout_s: Timeout | None = Field(None, description="The run is cancelled after this long.")
+    max_attempts: Attempts = Field(3, description="Of a method that is retry_safe.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_spelling(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The fields as the model spells them, without those that stand for nothing."""
+        body = {name: value for name, value in given.items() if value is not None}
+        for theirs, ours in SPELLINGS.items():
+            if theirs in body:
+                body.setdefault(ours, body.pop(theirs))
+        if not body.get("trigger", True):
+            del body["trigger"]
+        return body
+
+
+class RunNow(Call):
+    """The body of `POST /api/run_now`."""
+
+    wait: Annotated[bool, Field(strict=True)] = True
+    misfire_grace_s: Seconds = Field(
+        30.0, description="Given up as missed when the handler is away for longer."
     )
 
+    def execution(self, now: datetime) -> Execution:
+        """The execution that is asked for."""
+        return Execution(
+            execution_id=str(uuid.uuid4()),
+            job_id=f"immediate_{self.handler_id}_{self.job_method}_{now.timestamp():.6f}",
+            handler_id=self.handler_id,
+            method=self.job_method,
+            params=self.job_params,
+            misfire_grace_s=self.misfire_grace_s,
+            timeout_s=self.timeout_s,
+            max_attempts=self.max_attempts,
+        )
 
-def read_timeout(body: Mapping[str, Any]) -> float | None:
-    """The `timeout_s` of a request."""
-    return _number(body, "timeout_s", None, low=0.001)
+
+class NewSchedule(Call):
+    """The body of `POST /api/schedule`."""
+
+    trigger: Annotated[Any, WithJsonSchema(TRIGGER)]
+    job_id: Name | None = Field(None, description="Its name; made up when absent.")
+    overlap: Literal["skip", "queue", "parallel"] = "skip"
+    misfire_grace_s: Seconds | None = Field(
+        None, description="A tick later than this is missed; without it, it runs however late."
+    )
+    jitter_s: Seconds = 0.0
+    max_runs: Count | None = None
+    end_time: Annotated[Any, WithJsonSchema({"type": "string", "format": "date-time"})] = None
+
+    def schedule(self, now: datetime) -> Schedule:
+        """The schedule that is asked for; whether its handler exists is not looked at.
+
+        Raises:
+            HttpError: 400, its trigger is none.
+        """
+        config, end_us = _trigger(self.trigger, self.end_time, now)
+        job_id = self.job_id or f"{self.handler_id}_{self.job_method}_{now.timestamp():.6f}"
+        new = Schedule(
+            schedule_id=str(uuid.uuid4()),
+            job_id=job_id,
+            handler_id=self.handler_id,
+            method=self.job_method,
+            params=self.job_params,
+            trigger_config=config,
+            overlap=self.overlap,
+            misfire_grace_s=self.misfire_grace_s,
+            max_attempts=self.max_attempts,
+            timeout_s=self.timeout_s,
+            jitter_s=self.jitter_s,
+            max_runs=self.max_runs,
+            end_us=end_us,
+        )
+        _check_jitter(new, now)
+        return new
 
 
-def read_max_attempts(body: Mapping[str, Any]) -> int:
-    """The `max_attempts` of a request; 3 by default."""
-    return _whole(body, "max_attempts", 3, high=MAX_ATTEMPTS) or 3
+ModelT = TypeVar("ModelT", bound=Call)
 
 
-def read_wait(body: Mapping[str, Any]) -> bool:
-    """The `wait` of a `run_now`; true by default.
+def read_model(model: type[ModelT], body: Any) -> ModelT:
+    """The model in a JSON body.
 
     Raises:
-        ApiError: 400, neither true nor false.
+        HttpError: 400, with the first thing that is missing or wrong.
     """
-    wait = body.get("wait")
-    if wait is not None and not isinstance(wait, bool):
-        raise ApiError(400, "'wait' must be true or false.")
-    return wait is not False
+    if not isinstance(body, dict) or not body:
+        raise HttpError(400, "JSON body required.")
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise HttpError(400, _sentence(model, error)) from None
 
 
 def check_method(handler: Handler | None, handler_id: str, method: str) -> None:
     """Refuse what is not registered.
 
     Raises:
-        ApiError: 404 for the handler, 400 for the method.
+        HttpError: 404 for the handler, 400 for the method.
     """
     if handler is None:
-        raise ApiError(404, f"Handler '{handler_id}' not registered.")
+        raise HttpError(404, f"Handler '{handler_id}' not registered.")
     if method not in handler.methods:
-        raise ApiError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
+        raise HttpError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
 
 
 def digest_of(one: Execution) -> str:
@@ -157,14 +194,11 @@ def read_limit(
     """The `limit` of a query, at most `most`.
 
     Raises:
-        ApiError: 400, not a number.
+        HttpError: 400, not a number.
     """
-    try:
-        limit = int(query.get("limit", default))
-    except ValueError as error:
-        raise ApiError(400, f"Invalid parameter: {error}") from None
+    limit = query_int(query, "limit", default)
     if limit < 1:
-        raise ApiError(400, "Invalid parameter: limit must be 1 or more")
+        raise HttpError(400, "Invalid parameter: limit must be 1 or more")
     return min(limit, most)
 
 
@@ -172,41 +206,51 @@ def read_cursor(query: Mapping[str, str]) -> int | None:
     """The `cursor` of a query, as an earlier answer gave it.
 
     Raises:
-        ApiError: 400, not one of ours.
+        HttpError: 400, not one of ours.
     """
     cursor = query.get("cursor")
     if cursor is None:
         return None
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
-        raise ApiError(400, "Invalid parameter: cursor is none that an answer gave")
+        raise HttpError(400, "Invalid parameter: cursor is not one that an answer gave")
     return int(cursor)
 
 
 def read_filters(query: Mapping[str, str]) -> dict[str, str]:
     """The filters of a query; they combine."""
-    return {name: query[name].replace("\0", "") for name in FILTERS if query.get(name)}
+    return {name: query[name] for name in FILTERS if query.get(name)}
 
 
-def _object(body: Any) -> dict[str, Any]:
-    """The body, which must be a JSON object that is not empty."""
-    if not isinstance(body, dict) or not body:
-        raise ApiError(400, "JSON body required.")
-    return body
+def _sentence(model: type[Call], error: ValidationError) -> str:
+    """What is missing, or else the first thing that is wrong, as ScheduleZero says it."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    missing = [fault["loc"][0] for fault in faults if fault["type"] == "missing"]
+    if "trigger" in missing:
+        return "Missing required field: 'trigger'"
+    if missing:
+        return f"Missing required fields: {missing}"
+    name, kind = faults[0]["loc"][0], faults[0]["type"]
+    schema = model.model_json_schema()["properties"][name]
+    schema = schema.get("anyOf", [schema])[0]
+    if "enum" in schema:
+        form = f"one of {', '.join(schema['enum'])}"
+    elif kind == "int_type":
+        form = "a whole number"
+    elif "minimum" in schema:
+        form = f"a number from {schema['minimum']:g} to {schema['maximum']:g}"
+    else:
+        text = f"1 to {MAX_ID_CHARS} printable characters"
+        form = {"object": "a dictionary/object", "boolean": "true or false"}.get(
+            schema["type"], text
+        )
+    return f"'{name}' must be {form}."
 
 
-def _field(body: Mapping[str, Any], name: str) -> Any:
-    """A field by any of its spellings."""
-    given = [body[spelling] for spelling in SPELLINGS[name] if body.get(spelling) is not None]
-    return given[0] if given else None
-
-
-def _trigger(
-    config: Any, body: Mapping[str, Any], now: datetime
-) -> tuple[dict[str, Any], int | None]:
+def _trigger(config: Any, end: Any, now: datetime) -> tuple[dict[str, Any], int | None]:
     """The stored trigger and the schedule's end: the trigger's own, or that of the request."""
     try:
         stored = parse_trigger(config)
-        ends = [stored.pop("end_time", None), body.get("end_time")]
+        ends = [stored.pop("end_time", None), end]
         moments = [parse_moment(end, "end_time", stored.get("timezone")) for end in ends if end]
         first = make_trigger(stored).next_after(now - timedelta(microseconds=1))
         if moments and min(moments) < (first or now):
@@ -214,7 +258,7 @@ def _trigger(
         if first is None and stored["type"] != "date":
             raise ValueError("it never fires")
     except ValueError as error:
-        raise ApiError(400, f"Invalid trigger configuration: {error}") from None
+        raise HttpError(400, f"Invalid trigger configuration: {error}") from None
     return stored, to_us(min(moments)) if moments else None
 
 
@@ -225,46 +269,4 @@ def _check_jitter(new: Schedule, now: datetime) -> None:
     first = new.trigger.next_after(now)
     second = None if first is None else new.trigger.next_after(first)
     if first and second and (second - first).total_seconds() <= new.jitter_s:
-        raise ApiError(400, "'jitter_s' must be shorter than the time between two runs.")
-
-
-def _overlap(body: Mapping[str, Any]) -> str:
-    """The `overlap` of a request; skip by default."""
-    overlap = body.get("overlap") or "skip"
-    if overlap not in OVERLAPS:
-        raise ApiError(400, f"'overlap' must be one of {', '.join(OVERLAPS)}.")
-    return str(overlap)
-
-
-def _number(
-    body: Mapping[str, Any],
-    name: str,
-    default: float | None,
-    *,
-    low: float = 0.0,
-    high: float = MAX_SECONDS,
-) -> float | None:
-    """A number within bounds."""
-    value = body.get(name)
-    if value is None:
-        return None if default is None else float(default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise ApiError(400, f"'{name}' must be a number from {low:g} to {high:g}.")
-    return float(value)
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int | None, *, high: int) -> int | None:
-    """A whole number from 1 on."""
-    number = _number(body, name, default, low=1, high=high)
-    if number is not None and not number.is_integer():
-        raise ApiError(400, f"'{name}' must be a whole number.")
-    return None if number is None else int(number)
-
-
-def _name(value: Any, field: str) -> str | None:
-    """A printable name of bounded length."""
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS or not value.isprintable():
-        raise ApiError(400, f"'{field}' must be 1 to {MAX_ID_CHARS} printable characters.")
-    return value
+        raise HttpError(400, "'jitter_s' must be shorter than the time between two runs.")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aiohttp import web
 from sqlalchemy.engine import make_url
 from structlog.typing import FilteringBoundLogger
 
@@ -24,20 +21,22 @@ from catalogzero.scheduler.registration import Registration
 from catalogzero.scheduler.runner import Runner, RunnerSettings
 from catalogzero.scheduler.store import Store
 from catalogzero.version import __version__
+from catalogzero.web import Guard, Limits, listening, read_token, stop_signal
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.zeromq import CurveClient, CurveKeys, CurveServer
 
-SHUTDOWN_TIMEOUT_S = 2.0
-MIN_TOKEN_CHARS = 16
+STOP_WITHIN_S = 30.0
+TAKEN = "port {port} on {host} cannot be had ({reason}): set another --port"
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerSettings:
     """Where the scheduler listens, and what it works on.
 
-    `allow_plaintext` lets registration listen beyond loopback without `curve` keys. `server_keys`
-    are the public keys of handlers by their ids: these are called over CURVE alone, with the pair
-    `client_keys`, whoever registers under their names.
+    `hosts` are the names beside loopback under which it answers without a token. `allow_plaintext`
+    lets registration listen beyond loopback without `curve` keys. `server_keys` are the public
+    keys of handlers by their ids: these are called over CURVE alone, with the pair `client_keys`,
+    whoever registers under their names.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +45,8 @@ class SchedulerSettings:
     zmq_port: int = 4242
     database: str | None = None
     token_file: Path | None = None
+    hosts: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
     allow_plaintext: bool = False
     curve: CurveServer | None = None
     client_keys: CurveKeys | None = None
@@ -95,26 +96,43 @@ async def serve_scheduler(
         zmq_port = _bind(registration, settings)
         shown = make_url(database).render_as_string(hide_password=True)
         config = {"version": __version__, "database": shown, "lease_s": settings.runner.lease_s}
-        api = Api(runner, log, config, token)
-        port = await _listen(api, settings, undo)
+        guard = Guard(
+            token,
+            hosts=settings.hosts,
+            by_address=not is_loopback(settings.host),
+            missing="A Bearer token is required: the scheduler's token_file.",
+        )
+        served = Api(runner, log, config, guard).application()
+        url = await undo.enter_async_context(
+            listening(served, settings.host, settings.port, limits=settings.limits, taken=TAKEN)
+        )
         zmq_address = f"tcp://{_bracketed(settings.zmq_host)}:{zmq_port}"
+        port = int(url.rpartition(":")[2])
         config.update(host=settings.host, port=port, zmq_address=zmq_address)
-        url = f"http://{_bracketed(settings.host)}:{port}"
         yield SchedulerServer(url, zmq_address, shown, runner)
 
 
 async def run_scheduler(
-    settings: SchedulerSettings, announce: Callable[[SchedulerServer], None]
+    settings: SchedulerSettings,
+    announce: Callable[[SchedulerServer], None],
+    *,
+    stop_within_s: float = STOP_WITHIN_S,
 ) -> None:
     """Run a scheduler until SIGINT or SIGTERM.
 
     Args:
         settings: See `serve_scheduler`.
         announce: Called once it listens.
+        stop_within_s: After the signal; what hangs then is ended with the process.
     """
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    with stop_signal(stop_within_s) as stop:
+        await _run_until(stop, settings, announce)
+
+
+async def _run_until(
+    stop: asyncio.Event, settings: SchedulerSettings, announce: Callable[[SchedulerServer], None]
+) -> None:
+    """Run a scheduler until `stop`, or until it cannot go on."""
     async with serve_scheduler(settings) as server:
         announce(server)
         stopped = asyncio.create_task(stop.wait(), name="scheduler-stop")
@@ -135,41 +153,13 @@ def _bind(registration: Registration, settings: SchedulerSettings) -> int:
         raise ConfigError(f"--zmq-host, --zmq-port: {error}") from None
 
 
-async def _listen(api: Api, settings: SchedulerSettings, undo: AsyncExitStack) -> int:
-    """Serve the API, and return its port."""
-    runner = web.AppRunner(
-        api.application(),
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
-    )
-    await runner.setup()
-    undo.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, settings.host, settings.port)
-    try:
-        await site.start()
-    except OSError as error:
-        where = f"port {settings.port} on {settings.host}"
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise ConfigError(f"{where} cannot be had ({why}): set another --port") from None
-    return int(runner.addresses[0][1])
-
-
 def _token(settings: SchedulerSettings) -> str | None:
     """The API's token; None on loopback, where none is needed."""
     if settings.token_file is None:
         if not is_loopback(settings.host):
             raise ConfigError(f"--host {settings.host} is not loopback: name a --token-file too")
         return None
-    try:
-        token = settings.token_file.read_text("utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"{settings.token_file}: {error.strerror}") from None
-    if len(token) < MIN_TOKEN_CHARS:
-        raise ConfigError(
-            f"{settings.token_file}: a token has at least {MIN_TOKEN_CHARS} characters"
-        )
-    return token
+    return read_token(settings.token_file)
 
 
 def _check_registration(settings: SchedulerSettings) -> None:

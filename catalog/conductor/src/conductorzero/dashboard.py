@@ -18,24 +18,43 @@ Layer: catalog entry, imports public names of catalogzero only.
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
+import os
+import secrets
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, get_args
 
 from aiohttp import web
-from catalogzero import ConfigError
+from catalogzero.web import (
+    Guard,
+    HttpError,
+    Limits,
+    Pages,
+    edge_application,
+    is_loopback,
+    json_response,
+    listening,
+    query_int,
+    read_json,
+    read_token,
+)
 
 from conductorzero import prometheus
 from conductorzero.coordination import Action, signal
 from conductorzero.fleet import Clock
-from conductorzero.guard import Guard, refuse, token_of
 from conductorzero.history import Bucket
 from conductorzero.settings import ConductorSettings
 from conductorzero.stream import Stream
 from conductorzero.watch import Watch
 
-STATIC = Path(__file__).parent / "static"
+PAGES = {"/": "index.html", "/handlers/{handler_id}": "handler.html"}
+TOKEN_FILE = "dashboard_token"  # noqa: S105 - the name of a file, no token
+CODES = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found"}
+TAKEN = (
+    "the dashboard cannot listen on {host}:{port} ({reason}): set dashboard_host and"
+    " dashboard_port to others, or dashboard_port to 0 for a free one, null for none"
+)
+REQUESTS_END_S = 1.0
 MAX_BODY_BYTES = 256 << 10
 POINTS = 120
 MAX_WINDOW_S = 90 * 86_400
@@ -47,18 +66,26 @@ class Dashboard:
 
     Args:
         state_dir: Where the token for signals is made, when the settings name no file.
+        limits: On connections.
     """
 
     def __init__(
-        self, watch: Watch, clock: Clock, settings: ConductorSettings, state_dir: Path, log: Any
+        self,
+        watch: Watch,
+        clock: Clock,
+        settings: ConductorSettings,
+        state_dir: Path,
+        log: Any,
+        limits: Limits | None = None,
     ) -> None:
         self._watch = watch
         self._clock = clock
         self._settings = settings
         self._log = log
-        self._token, self._token_file = token_of(settings.token_file, state_dir)
+        self._limits = limits
+        self._token, self._token_file = _token_of(settings.token_file, state_dir)
         self._stream = Stream(watch, self._about)
-        self._runner: web.AppRunner | None = None
+        self._undo = AsyncExitStack()
         self.url = ""
 
     async def start(self) -> None:
@@ -68,41 +95,33 @@ class Dashboard:
             ConfigError: The port is taken.
         """
         host, port = self._settings.dashboard_host, self._settings.dashboard_port or 0
-        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        try:
-            await site.start()
-        except OSError as error:
-            await self._runner.cleanup()
-            taken = error.errno == errno.EADDRINUSE
-            reason = "something else listens there" if taken else error.strerror
-            raise ConfigError(
-                f"the dashboard cannot listen on {host}:{port} ({reason}): set dashboard_host and"
-                " dashboard_port to others, or dashboard_port to 0 for a free one, null for none"
-            ) from None
-        bound_port = self._runner.addresses[0][1]
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{bound_port}"
+        served = listening(
+            self._app(), host, port, limits=self._limits, stop_s=REQUESTS_END_S, taken=TAKEN
+        )
+        self.url = await self._undo.enter_async_context(served)
         self._log.info("signals_need_the_token", file=str(self._token_file))
 
     async def stop(self) -> None:
         """End the streams, and listen no longer."""
         self._stream.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        await self._undo.aclose()
 
     def _app(self) -> web.Application:
         """The routes behind the guard."""
-        settings = self._settings
-        guard = Guard(settings.dashboard_host, settings.dashboard_hosts, self._token)
-        app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_BODY_BYTES)
+        is_local = is_loopback(self._settings.dashboard_host)
+        guard = Guard(
+            self._token,
+            hosts=self._settings.dashboard_hosts,
+            open_reading=is_local,
+            by_address=not is_local,
+            missing="the token is missing or wrong",
+            host_status=421,
+        )
+        pages = Pages("conductorzero", "static", PAGES, prefix="/static")
+        app = edge_application(_failure, self._log, inner=[guard.middleware(pages.paths)])
         app.add_routes(
             [
-                web.get("/", self._page("index.html")),
-                web.get("/handlers/{handler_id}", self._page("handler.html")),
-                web.static("/static", STATIC),
+                *pages.routes(),
                 web.get("/api/fleet", self._fleet),
                 web.get("/api/stream", self._stream.serve),
                 web.get("/api/events", self._events),
@@ -124,35 +143,27 @@ class Dashboard:
             "summary": self._watch.board.summary(),
         }
 
-    def _page(self, name: str) -> Any:
-        """A handler that answers with a page."""
-
-        async def answer(request: web.Request) -> web.FileResponse:
-            return web.FileResponse(STATIC / name, headers={"Cache-Control": "no-cache"})
-
-        return answer
-
     async def _fleet(self, request: web.Request) -> web.Response:
         """GET /api/fleet."""
-        return web.json_response(self._stream.snapshot(trails="trails" in request.query))
+        return json_response(self._stream.snapshot(trails="trails" in request.query))
 
     async def _events(self, request: web.Request) -> web.Response:
         """GET /api/events?handler_id&limit."""
         limit = _whole(request, "limit", 100, 1_000)
         events = await self._watch.events(request.query.get("handler_id"), limit)
-        return web.json_response({"events": events})
+        return json_response({"events": events})
 
     async def _handler(self, request: web.Request) -> web.Response:
         """GET /api/handlers/{id}: what is known, and what the handler says of itself now."""
         handler_id = request.match_info["handler_id"]
         row = self._watch.board.rows.get(handler_id)
         if row is None:
-            return refuse(404, f"Unknown handler: {handler_id}")
+            raise HttpError(404, f"Unknown handler: {handler_id}")
         description, runs = await asyncio.gather(
             self._watch.fleet.ask(handler_id, "describe", timeout_s=ASK_TIMEOUT_S),
             self._watch.fleet.ask(handler_id, "list_runs", timeout_s=ASK_TIMEOUT_S),
         )
-        return web.json_response(
+        return json_response(
             {
                 **self._about(),
                 "handler": row.as_json(trails=True),
@@ -167,28 +178,29 @@ class Dashboard:
         """GET /api/handlers/{id}/history?window_s: points over time, and the whole window."""
         handler_id = request.match_info["handler_id"]
         if handler_id not in self._watch.board.rows:
-            return refuse(404, f"Unknown handler: {handler_id}")
+            raise HttpError(404, f"Unknown handler: {handler_id}")
         window_s = _whole(request, "window_s", 3_600, MAX_WINDOW_S)
         now_s = int(self._clock.now().timestamp())
         step_s = max(60, -(-window_s // POINTS // 60) * 60)
         since_s = (now_s - window_s) // step_s * step_s
         samples = await self._watch.series(handler_id, since_s)
-        return web.json_response({"window_s": window_s, **_points(samples, since_s, now_s, step_s)})
+        return json_response({"window_s": window_s, **_points(samples, since_s, now_s, step_s)})
 
     async def _signal(self, request: web.Request) -> web.Response:
         """POST /api/signal."""
-        try:
-            body = await request.json()
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-            return refuse(400, "the body is one JSON object: {action, handler_ids?}")
+        body = await read_json(
+            request,
+            MAX_BODY_BYTES,
+            expected="the body is one JSON object, application/json: {action, handler_ids?}",
+        )
         action = body.get("action") if isinstance(body, dict) else None
         if not isinstance(action, str) or action not in get_args(Action):
-            return refuse(400, f"action is one of {', '.join(get_args(Action))}")
+            raise HttpError(400, f"action is one of {', '.join(get_args(Action))}")
         ids = body.get("handler_ids")
         if ids is not None and not (isinstance(ids, list) and all(isinstance(i, str) for i in ids)):
-            return refuse(400, "handler_ids is a list of handler ids, or absent for all")
+            raise HttpError(400, "handler_ids is a list of handler ids, or absent for all")
         self._log.info("signal_sent", action=action, handlers=len(ids) if ids else "all")
-        return web.json_response(await signal(self._watch, self._clock.now(), action, ids))
+        return json_response(await signal(self._watch, self._clock.now(), action, ids))
 
     async def _metrics(self, request: web.Request) -> web.Response:
         """GET /metrics."""
@@ -199,15 +211,28 @@ class Dashboard:
 
 
 def _whole(request: web.Request, name: str, default: int, most: int) -> int:
-    """A whole number of the query, within 1 and `most`.
+    """A whole number of the query, brought within 1 and `most`."""
+    return min(max(query_int(request.query, name, default), 1), most)
+
+
+def _failure(error: HttpError) -> web.Response:
+    """An error as JSON."""
+    told = {"code": CODES.get(error.status, "refused"), "message": error.message}
+    return json_response({"error": told}, error.status, error.headers)
+
+
+def _token_of(token_file: Path | None, state_dir: Path) -> tuple[str, Path]:
+    """The token for signals, and the file it stands in; made at first use, for its owner only.
 
     Raises:
-        web.HTTPBadRequest: It is no number.
+        ConfigError: The named file holds no token.
     """
-    try:
-        return min(max(int(request.query.get(name, default)), 1), most)
-    except ValueError:
-        raise web.HTTPBadRequest(text=f"{name} is a whole number") from None
+    path = token_file or state_dir / TOKEN_FILE
+    if token_file is None and not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(secrets.token_urlsafe(24) + "\n")
+    return read_token(path), path
 
 
 def _points(

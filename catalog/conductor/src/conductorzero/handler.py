@@ -19,7 +19,7 @@ from conductorzero.board import number
 from conductorzero.coordination import Action, dispatch, signal
 from conductorzero.fleet import Answer, Fleet
 from conductorzero.peers import Directory, RegistryFile, SchedulerListing, peers_of_mapping
-from conductorzero.settings import ConductorSettings, read_token
+from conductorzero.settings import ConductorSettings
 from conductorzero.system import read_system
 from conductorzero.watch import Watch
 
@@ -272,6 +272,8 @@ class ConductorZero(Handler):
         if path is not None:
             sources.append(RegistryFile(path))
         if url is not None:
+            from catalogzero.web import read_token  # HTTP only where it is used
+
             token_file = self.settings.scheduler_token_file
             sources.append(
                 SchedulerListing(

@@ -1,4 +1,4 @@
-"""The fleet in Prometheus' text format, version 0.0.4: base units, conventional names.
+"""The fleet as Prometheus metrics: base units, conventional names.
 
 A pure function of the board. A figure that a handler does not report is left out, never 0.
 
@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from conductorzero.board import NAMES, STATES, Row, number, short
 
@@ -95,65 +98,66 @@ class Conductor:
 
 def render(rows: Iterable[Row], conductor: Conductor) -> str:
     """The text that a scrape gets."""
-    rows = list(rows)
-    lines: list[str] = []
-    for family in FAMILIES:
-        lines += _family(f"catalogzero_handler_{family.name}", family, rows)
-    lines += _states(rows)
-    lines += _info(rows)
-    lines += _single("handlers", "Handlers that are watched.", len(rows))
-    text = "Lists of handlers that cannot be read, and a history that cannot be written."
-    lines += _single("problems", text, conductor.problems)
-    if conductor.round_s is not None and conductor.looked_at is not None:
-        text = "Time that the last round of questions to all handlers took."
-        lines += _single("round_seconds", text, conductor.round_s)
-        text = "When the last round of questions ended, in seconds since 1970."
-        lines += _single("last_round_timestamp_seconds", text, conductor.looked_at.timestamp())
-    return "\n".join(lines) + "\n"
+    registry = CollectorRegistry()
+    registry.register(_Fleet(list(rows), conductor))
+    return generate_latest(registry).decode()
 
 
-def label(value: Any) -> str:
-    """A label's value, escaped as the format asks."""
-    text = "" if value is None else str(value)
-    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+class _Fleet(Collector):
+    """One scrape of the board."""
 
+    def __init__(self, rows: list[Row], conductor: Conductor) -> None:
+        self._rows, self._conductor = rows, conductor
 
-def _family(name: str, family: Family, rows: list[Row]) -> Iterator[str]:
-    """The lines of one metric."""
-    yield f"# HELP {name} {family.help}"
-    yield f"# TYPE {name} {family.kind}"
-    for row in rows:
-        value = family.value(row)
-        if value is not None:
-            yield f'{name}{{handler_id="{label(row.peer.handler_id)}"}} {value:.10g}'
+    def collect(self) -> Iterator[Metric]:
+        """The families, as prometheus_client asks for them."""
+        for family in FAMILIES:
+            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+            name = f"catalogzero_handler_{family.name}"
+            metric = kind(name, family.help, labels=["handler_id"])
+            for row in self._rows:
+                value = family.value(row)
+                if value is not None:
+                    metric.add_metric([row.peer.handler_id], value)
+            yield metric
+        yield from self._states_and_info()
+        yield from self._own()
 
+    def _states_and_info(self) -> Iterator[Metric]:
+        """For each handler the state that it is in, and what it is."""
+        states = GaugeMetricFamily(
+            "catalogzero_handler_state",
+            "1 for the state that the handler is in.",
+            labels=["handler_id", "state"],
+        )
+        info = GaugeMetricFamily(
+            "catalogzero_handler_info",
+            "What the handler is; always 1.",
+            labels=["handler_id", "address", *NAMES],
+        )
+        for row in self._rows:
+            for state in STATES:
+                states.add_metric([row.peer.handler_id, state], int(row.state == state))
+            texts = (short(row.metrics.get(key)) for key in NAMES)
+            told = ["" if text is None else str(text) for text in texts]
+            info.add_metric([row.peer.handler_id, row.peer.address, *told], 1)
+        yield from (states, info)
 
-def _states(rows: list[Row]) -> Iterator[str]:
-    """One line for each handler and state, 1 for the state that it is in."""
-    name = "catalogzero_handler_state"
-    yield f"# HELP {name} 1 for the state that the handler is in."
-    yield f"# TYPE {name} gauge"
-    for row in rows:
-        handler = label(row.peer.handler_id)
-        for state in STATES:
-            yield f'{name}{{handler_id="{handler}",state="{state}"}} {int(row.state == state)}'
-
-
-def _info(rows: list[Row]) -> Iterator[str]:
-    """One line for each handler with what it is."""
-    name = "catalogzero_handler_info"
-    yield f"# HELP {name} What the handler is; always 1."
-    yield f"# TYPE {name} gauge"
-    for row in rows:
-        pairs: dict[str, Any] = {"handler_id": row.peer.handler_id, "address": row.peer.address}
-        pairs |= {key: short(row.metrics.get(key)) for key in NAMES}
-        text = ",".join(f'{key}="{label(value)}"' for key, value in pairs.items())
-        yield f"{name}{{{text}}} 1"
-
-
-def _single(name: str, text: str, value: float) -> Iterator[str]:
-    """The lines of a metric of the conductor."""
-    name = f"catalogzero_conductor_{name}"
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} gauge"
-    yield f"{name} {value:.15g}"
+    def _own(self) -> Iterator[Metric]:
+        """How the conductor itself is."""
+        own = self._conductor
+        figures: list[tuple[str, str, float]] = [
+            ("handlers", "Handlers that are watched.", len(self._rows)),
+            (
+                "problems",
+                "Lists of handlers that cannot be read, and a history that cannot be written.",
+                own.problems,
+            ),
+        ]
+        if own.round_s is not None and own.looked_at is not None:
+            text = "Time that the last round of questions to all handlers took."
+            figures.append(("round_seconds", text, own.round_s))
+            text = "When the last round of questions ended, in seconds since 1970."
+            figures.append(("last_round_timestamp_seconds", text, own.looked_at.timestamp()))
+        for name, text, value in figures:
+            yield GaugeMetricFamily(f"catalogzero_conductor_{name}", text, value=value)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Self
 
-from catalogzero import ConfigError, HandlerSettings
+from catalogzero import HandlerSettings
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
@@ -101,22 +101,3 @@ class ConductorSettings(HandlerSettings):
         if self.handler_registry is not None or self.scheduler_url is not None:
             return None
         return Path(os.environ.get("CATALOGZERO_REGISTRY") or DEFAULT_REGISTRY)
-
-
-def read_token(path: Path) -> str:
-    """The token in a file, without the white space around it.
-
-    Raises:
-        ConfigError: The file cannot be read, or holds fewer than 16 characters.
-    """
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
-            f"{path}: the token cannot be read ({reason}): make the file, with at least"
-            " 16 characters"
-        ) from None
-    if len(token) < 16:
-        raise ConfigError(f"{path}: a token has at least 16 characters: write a longer one")
-    return token

@@ -1,0 +1,271 @@
+"""Where a service listens, how much a client may hold of it, and how its process ends.
+
+Owns the listening socket, the bounds on each connection, and the signals. A connection must bring
+a whole request head in its time, never idles for ever, and is cut when its reader stands still.
+What aiohttp answers by itself, as to a head that it cannot read, has the service's own form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+import signal
+import ssl
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, cast
+
+from aiohttp import http, http_exceptions, web
+
+from catalogzero.errors import ConfigError
+from catalogzero.web.bodies import BODY_S, BODY_TIMEOUT_S
+from catalogzero.web.edge import HEADERS, SHAPE, HttpError, Shape
+
+FORCED_END = 1
+TAKEN = "cannot listen on {host}:{port}: {reason}; name another --port"
+FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n"
+    b"Connection: close\r\n\r\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much clients may hold of a service; times are seconds."""
+
+    connections: int = 1_000
+    """At once; further ones are answered 503. Never more than three quarters of what the process
+    may have open."""
+    head_s: float = 15.0
+    """From the connection to the end of its first request's headers."""
+    idle_s: float = 75.0
+    """From an answer to the end of the next request's headers; longer than a proxy keeps one."""
+    body_s: float = BODY_TIMEOUT_S
+    """For which a body may take to arrive."""
+    send_s: float = 60.0
+    """For which an answer may wait for its reader."""
+    head_bytes: int = 8190
+    """In the request line, and in each header."""
+    headers: int = 64
+    """Of one request."""
+
+
+@asynccontextmanager
+async def listening(
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    tls: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+    decompress: bool = True,
+    stop_s: float = 2.0,
+    taken: str = TAKEN,
+) -> AsyncIterator[str]:
+    """Serve an application while the block runs; gives its URL.
+
+    Args:
+        app: Made by `edge_application`, or one that mounts such a one.
+        host: Address or name; an IPv6 address without brackets.
+        port: 0 takes a free one.
+        tls: Serves https.
+        limits: On connections; `Limits()` by default.
+        decompress: The server undoes gzip and deflate; bodies are read as sent otherwise.
+        stop_s: At the end, how long requests may go on before they are cancelled; those that do
+            not end then are left after as long again.
+        taken: The error where the address cannot be had, with `{host}`, `{port}` and `{reason}`.
+
+    Raises:
+        ConfigError: The address cannot be had.
+    """
+    limits = limits or Limits()
+    app[BODY_S] = limits.body_s
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=stop_s)
+    try:
+        await runner.setup()
+        server = cast(web.Server, runner.server)
+        connect = _Connections(server, limits, app.get(SHAPE, _plain), decompress=decompress)
+        loop = asyncio.get_running_loop()
+        try:
+            listener = await loop.create_server(connect, host, port, ssl=tls, backlog=128)
+        except (OSError, UnicodeError) as error:
+            told = taken.format(host=host, port=port, reason=_reason(error))
+            raise ConfigError(told) from None
+        try:
+            shown = f"[{host}]" if ":" in host else host
+            bound = listener.sockets[0].getsockname()[1]
+            yield f"{'https' if tls else 'http'}://{shown}:{bound}"
+        finally:
+            listener.close()
+    finally:
+        await runner.cleanup()
+
+
+@contextmanager
+def stop_signal(within_s: float) -> Iterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set; the process ends within `within_s` of the first.
+
+    What hangs then, a thread or a blocked event loop, is ended with the process and exit code 1.
+    A signal after the block ends the process at once.
+    """
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    end = threading.Timer(within_s, _end_now, [within_s])
+    end.daemon = True
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if not end.is_alive() and not end.finished.is_set():
+            end.start()
+        loop.call_soon_threadsafe(stop.set)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_now(within_s: float) -> None:
+    """End a process that does not end by itself."""
+    sys.stderr.write(f"catalogzero: not ended {within_s:g} s after the signal: ended now\n")
+    sys.stderr.flush()
+    os._exit(FORCED_END)
+
+
+class _Connections:
+    """Makes the protocol of each connection, and counts them."""
+
+    def __init__(
+        self, server: web.Server, limits: Limits, shape: Shape, *, decompress: bool
+    ) -> None:
+        self.server, self.limits, self.shape = server, limits, shape
+        self.most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4)
+        self._options: dict[str, Any] = {
+            "loop": asyncio.get_running_loop(),
+            "access_log": None,
+            "logger": _logger(),
+            "keepalive_timeout": limits.idle_s,
+            "max_line_size": limits.head_bytes,
+            "max_field_size": limits.head_bytes,
+            "max_headers": limits.headers,
+            "auto_decompress": decompress,
+        }
+        make_request = server.request_factory
+
+        def first_of(message: Any, payload: Any, protocol: Any, *more: Any) -> web.BaseRequest:
+            protocol.head_came()
+            return make_request(message, payload, protocol, *more)
+
+        server.request_factory = first_of
+
+    def __call__(self) -> _Connection:
+        return _Connection(self, self._options)
+
+
+class _Connection(web.RequestHandler):
+    """A connection within its bounds."""
+
+    def __init__(self, owner: _Connections, options: dict[str, Any]) -> None:
+        super().__init__(owner.server, **options)
+        self._owner = owner
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, unless there are too many."""
+        real = cast(asyncio.Transport, transport)
+        if len(self._owner.server.connections) >= self._owner.most:
+            real.write(FULL)
+            real.close()
+            return
+        self._cut_after(self._owner.limits.head_s, real)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the timer too."""
+        self.head_came()
+        super().connection_lost(exc)
+
+    def head_came(self) -> None:
+        """A request's head is whole: from here aiohttp's own idle time counts."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        """The reader stands still: give it its time."""
+        super().pause_writing()
+        if self.transport is not None:
+            self._cut_after(self._owner.limits.send_s, self.transport)
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self.head_came()
+        super().resume_writing()
+
+    def _cut_after(self, seconds: float, transport: asyncio.Transport) -> None:
+        self._timer = asyncio.get_running_loop().call_later(seconds, transport.abort)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What aiohttp could not read, or what went wrong outside of the middlewares."""
+        if status >= 500:
+            self.log_exception("Error outside of the application", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer had begun: only its end can show the fault")
+        answer = self._owner.shape(_below(status, exc))
+        answer.headers.update(HEADERS)
+        answer.force_close()
+        return answer
+
+
+def _below(status: int, error: BaseException | None) -> HttpError:
+    """The error for what aiohttp refused."""
+    if status >= 500:
+        return HttpError(status, "Internal error: see the service's log.")
+    if isinstance(error, http_exceptions.LineTooLong):
+        return HttpError(431, "The request line or a header is too long.")
+    if isinstance(error, http_exceptions.ContentEncodingError):
+        return HttpError(415, "The Content-Encoding is none that is read here.")
+    return HttpError(400, "This is no HTTP request that can be read.")
+
+
+def _plain(error: HttpError) -> web.Response:
+    """The form of errors where the application has none."""
+    return web.Response(status=error.status, text=f"{error.message}\n", headers=error.headers)
+
+
+class _OnlyFaults(logging.Filter):
+    """Keeps out what clients send: it would be a traceback for each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, http.HttpProcessingError | web.RequestPayloadError)
+
+
+def _logger() -> logging.Logger:
+    """Where aiohttp tells faults that no middleware sees."""
+    logger = logging.getLogger("catalogzero.web")
+    if not logger.filters:
+        logger.addFilter(_OnlyFaults())
+    return logger
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    """Why an address cannot be had."""
+    number = getattr(error, "errno", None)
+    if number == errno.EADDRINUSE:
+        return "something listens there already"
+    return os.strerror(number) if number and number > 0 else str(error)

@@ -1,0 +1,136 @@
+"""OpenAPI documents, built from the models that requests are checked with.
+
+Owns the form of a document, so that every service's is alike; a service names its operations. It
+never looks at an application's routes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from catalogzero.version import __version__
+
+Schema = dict[str, Any]
+"""A JSON Schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    `answers` are the schemas of successes by status, `refusals` the statuses of errors besides
+    those of the whole document, `body` the schema of a required body in one of `media_types`.
+    """
+
+    operation_id: str
+    summary: str
+    answers: Mapping[int, Schema]
+    refusals: Iterable[int] = ()
+    parameters: Iterable[Schema] = ()
+    body: Schema | None = None
+    media_types: Iterable[str] = ("application/json",)
+
+
+def openapi_document(
+    title: str,
+    paths: Mapping[str, Mapping[str, Operation]],
+    *,
+    error: Schema,
+    error_type: str,
+    common: Iterable[int],
+    meanings: Mapping[int, str],
+    schemas: Mapping[str, Schema] | None = None,
+    base_path: str = "/",
+    open_too: bool = False,
+) -> dict[str, Any]:
+    """An OpenAPI 3.1 document.
+
+    Args:
+        title: Of the API.
+        paths: The operations by path and lower-case method.
+        error: The schema of every error, in media type `error_type`.
+        error_type: See `error`.
+        common: Statuses of errors that every operation may have.
+        meanings: What each status of an error stands for.
+        schemas: Further named schemas, for `#/components/schemas/NAME`.
+        base_path: What the paths are below.
+        open_too: Requests may come without a token as well.
+    """
+
+    def described(one: Operation) -> dict[str, Any]:
+        answers = {
+            status: {"description": "Success.", "content": _content(["application/json"], schema)}
+            for status, schema in one.answers.items()
+        }
+        refusals = {
+            status: {
+                "description": meanings[status],
+                "content": _content([error_type], {"$ref": "#/components/schemas/Error"}),
+            }
+            for status in {*one.refusals, *common}
+        }
+        told: dict[str, Any] = {"operationId": one.operation_id, "summary": one.summary}
+        if one.parameters:
+            told["parameters"] = list(one.parameters)
+        if one.body is not None:
+            told["requestBody"] = {"required": True, "content": _content(one.media_types, one.body)}
+        responses = sorted({**refusals, **answers}.items())
+        return {**told, "responses": {str(status): answer for status, answer in responses}}
+
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": title, "version": __version__},
+        "servers": [{"url": base_path}],
+        "security": [*([{}] if open_too else []), {"token": []}],
+        "paths": {
+            path: {method: described(one) for method, one in operations.items()}
+            for path, operations in paths.items()
+        },
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Error": error, **(schemas or {})},
+        },
+    }
+
+
+def parameter(
+    name: str, where: str, description: str = "", *, required: bool = False, **schema: Any
+) -> Schema:
+    """A parameter in `path`, `query` or `header`; in a path it is always required."""
+    found = {"name": name, "in": where, "required": required or where == "path", "schema": schema}
+    return {**found, "description": description} if description else found
+
+
+def object_schema(**properties: Schema) -> Schema:
+    """An object that has all these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def model_schema(model: type[BaseModel]) -> Schema:
+    """The schema of a model, with what it refers to in its place.
+
+    Raises:
+        KeyError: It refers to itself.
+    """
+    schema = model.model_json_schema()
+    return dict(_inlined(schema, schema.pop("$defs", {})))
+
+
+def _inlined(part: Any, named: Mapping[str, Schema]) -> Any:
+    """The part with each named schema where it is referred to."""
+    if isinstance(part, list):
+        return [_inlined(one, named) for one in part]
+    if not isinstance(part, dict):
+        return part
+    if "$ref" in part:
+        name = part["$ref"].rpartition("/")[2]
+        return _inlined(named[name], {key: one for key, one in named.items() if key != name})
+    return {key: _inlined(one, named) for key, one in part.items()}
+
+
+def _content(media_types: Iterable[str], schema: Schema) -> dict[str, Any]:
+    return {name: {"schema": schema} for name in media_types}

@@ -1,0 +1,33 @@
+"""Tokens that stand in files.
+
+Owns how one is read; it never shows a token in an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from catalogzero.errors import ConfigError
+
+MIN_TOKEN_CHARS = 16
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, without the white space around it.
+
+    Raises:
+        ConfigError: The file cannot be read, or holds fewer than 16 characters.
+    """
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise ConfigError(
+            f"{path}: the token cannot be read ({reason}): make the file, with at least "
+            f"{MIN_TOKEN_CHARS} characters"
+        ) from None
+    if len(token) < MIN_TOKEN_CHARS:
+        raise ConfigError(
+            f"{path}: a token has at least {MIN_TOKEN_CHARS} characters: write a longer one"
+        )
+    return token
