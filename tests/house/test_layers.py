@@ -30,7 +30,13 @@ ACROSS = {
 }
 """What a wing imports of its own floor; anything else of it is closed to it."""
 
-PUBLIC = ("catalogzero", "catalogzero.testing", "catalogzero.compat", "catalogzero.backend")
+PUBLIC = (
+    "catalogzero",
+    "catalogzero.testing",
+    "catalogzero.compat",
+    "catalogzero.backend",
+    "catalogzero.sql",
+)
 MODULES = sorted(SDK.rglob("*.py"))
 BUILT_ON_IT = sorted(
     path for folder in ("catalog", "examples", "template") for path in (ROOT / folder).rglob("*.py")

@@ -178,15 +178,14 @@ def _roots(settings: CloudSettings) -> Finding:
 def _queries(settings: CloudSettings) -> Finding:
     """Their databases answer."""
     require_extra("sql")
-    from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
-    from sqlalchemy.pool import NullPool
 
     from catalogzero.cloud.queries import database_url
+    from catalogzero.sql.engines import open_source
 
     for name, query in settings.sources.items():
         try:
-            with create_engine(database_url(query), poolclass=NullPool).connect():
+            with open_source(database_url(query), CHECK_TIMEOUT_S):
                 pass
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or type(error).__name__

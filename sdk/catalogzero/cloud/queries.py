@@ -15,13 +15,13 @@ from decimal import Decimal
 from typing import Any, Self
 
 import orjson
-from sqlalchemy import Connection, Engine, column, create_engine, func, select, text
+from sqlalchemy import column, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from catalogzero.cloud.contract import Batch, CloudSettings, Mode, QuerySource
 from catalogzero.cloud.records import BadRecords, ReadOptions
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
+from catalogzero.sql.engines import open_source
 
 PREFIX = "sql:"
 
@@ -70,10 +70,10 @@ class QueryReading:
         self._sha, self._stack = hashlib.sha256(), ExitStack()
 
     def __enter__(self) -> Self:
+        query = self._item.query
         try:
-            engine = create_engine(database_url(self._item.query), poolclass=NullPool)
-            self._stack.callback(engine.dispose)
-            self._connection = self._stack.enter_context(_snapshot(engine))
+            source = open_source(database_url(query), query.answer_timeout_s)
+            self._connection = self._stack.enter_context(source)
         except SQLAlchemyError as error:
             raise _query_error(self._item.name, error) from error
         return self
@@ -138,13 +138,6 @@ def database_url(query: QuerySource) -> str:
         return (query.url_file.read_text("utf-8") if query.url_file else "").strip()
     except OSError as error:
         raise ConfigError(f"url_file {query.url_file} cannot be read: {error.strerror}") from error
-
-
-def _snapshot(engine: Engine) -> Connection:
-    """A connection whose reads all see one state: repeatable read, where there are levels."""
-    if engine.dialect.name == "sqlite":
-        return engine.connect()
-    return engine.connect().execution_options(isolation_level="REPEATABLE READ")
 
 
 def _json(value: Any) -> Any:

@@ -36,6 +36,7 @@ from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.ticks import Schedule, from_us
 from catalogzero.scheduler.triggers import describe_trigger
+from catalogzero.sql.engines import DATABASE_AWAY
 from catalogzero.wire.messages import one_line_ascii
 
 PING_TIMEOUT_S = 2.0
@@ -286,8 +287,8 @@ class Api:
             answer = _failure(error.status, error.reason)
         except (DataError, UnicodeError):
             answer = _failure(400, "Invalid parameter: no such text can be stored.")
-        except DBAPIError as error:
-            why = one_line_ascii(str(error.orig))
+        except (DBAPIError, *DATABASE_AWAY) as error:
+            why = one_line_ascii(str(getattr(error, "orig", error)))
             self._log.warning("database_away", error=why)
             answer = _failure(503, f"The database does not take this now ({why}): try again.")
         except Exception:  # noqa: BLE001 - the outermost frame of a request

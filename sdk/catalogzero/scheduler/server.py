@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aiohttp import web
-from sqlalchemy.engine import make_url
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
@@ -22,7 +21,7 @@ from catalogzero.scheduler.api import Api
 from catalogzero.scheduler.calls import HandlerCaller
 from catalogzero.scheduler.registration import Registration
 from catalogzero.scheduler.runner import Runner, RunnerSettings
-from catalogzero.scheduler.store import Store
+from catalogzero.scheduler.store import ANSWER_S, Store
 from catalogzero.version import __version__
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.zeromq import CurveClient, CurveKeys, CurveServer
@@ -45,6 +44,7 @@ class SchedulerSettings:
     zmq_host: str = "127.0.0.1"
     zmq_port: int = 4242
     database: str | None = None
+    database_timeout_s: float = ANSWER_S
     token_file: Path | None = None
     allow_plaintext: bool = False
     curve: CurveServer | None = None
@@ -87,20 +87,23 @@ async def serve_scheduler(
     log = log or make_logger(mask=Mask())
     database = settings.database or f"sqlite:///{default_state_dir() / 'scheduler.db'}"
     async with AsyncExitStack() as undo:
-        store = await asyncio.to_thread(Store, database)
-        undo.callback(store.close)
+        store = await asyncio.to_thread(Store, database, answer_s=settings.database_timeout_s)
+        undo.push_async_callback(asyncio.to_thread, store.close)
         runner = await undo.enter_async_context(Runner(store, connect, log, settings.runner, clock))
         registration = Registration(runner, log, curve=settings.curve)
         undo.push_async_callback(registration.close)
         zmq_port = _bind(registration, settings)
-        shown = make_url(database).render_as_string(hide_password=True)
-        config = {"version": __version__, "database": shown, "lease_s": settings.runner.lease_s}
+        config = {
+            "version": __version__,
+            "database": store.label,
+            "lease_s": settings.runner.lease_s,
+        }
         api = Api(runner, log, config, token)
         port = await _listen(api, settings, undo)
         zmq_address = f"tcp://{_bracketed(settings.zmq_host)}:{zmq_port}"
         config.update(host=settings.host, port=port, zmq_address=zmq_address)
         url = f"http://{_bracketed(settings.host)}:{port}"
-        yield SchedulerServer(url, zmq_address, shown, runner)
+        yield SchedulerServer(url, zmq_address, store.label, runner)
 
 
 async def run_scheduler(
