@@ -56,7 +56,7 @@ CLOSE_S = 5.0
 MIGRATE_S = 3_600.0
 PSYCOPG = "postgresql+psycopg"
 SERIALIZATION_CODES = {"40001", "40P01"}
-_AWAY_CLASSES = ("08", "53", "57")
+_AWAY_CLASSES = ("08", "53", "55", "57")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
