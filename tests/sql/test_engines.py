@@ -10,7 +10,13 @@ from contextlib import closing
 import pytest
 import sqlalchemy as sa
 from catalogzero.errors import ConfigError, UnreachableError
-from catalogzero.sql.engines import DATABASE_AWAY, Database, Schema, open_source
+from catalogzero.sql.engines import (
+    DATABASE_AWAY,
+    Database,
+    Schema,
+    driver_cursor,
+    open_source,
+)
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -72,6 +78,21 @@ def test_a_commit_that_gets_no_answer_is_an_error_and_its_row_is_not_there(
     with pytest.raises(OperationalError, match="no answer for"):
         database.write_now(silent_at_the_end)
     assert proxy.swallowed > 0
+    proxy.speak()
+
+    assert database.read_now(count) == 0
+
+
+def test_a_copy_that_gets_no_answer_is_an_error_like_any_other(
+    database: Database, proxy: TcpProxy
+) -> None:
+    def silent(connection: sa.Connection) -> None:
+        with driver_cursor(connection) as cursor, cursor.copy("COPY notes FROM STDIN") as copy:
+            copy.write("one\n")
+            proxy.mute()
+
+    with pytest.raises(OperationalError, match="no answer for"):
+        database.write_now(silent)
     proxy.speak()
 
     assert database.read_now(count) == 0
@@ -186,7 +207,7 @@ def test_a_mute_server_at_the_start_is_named_without_its_password(
         ("nonsense", "--here is an SQLite or a PostgreSQL database"),
         ("mysql://localhost/x", "--here is an SQLite or a PostgreSQL database"),
         ("sqlite:///", "--here needs a file"),
-        ("postgresql+missing://localhost/x", r"--here: the driver of postgresql\+missing"),
+        ("postgresql+missing://localhost/x", r"the driver of postgresql\+missing is not installed"),
     ],
 )
 def test_what_is_no_database_of_ours_is_refused_with_the_fix(url: str, words: str) -> None:

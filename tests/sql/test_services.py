@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from catalogzero.backend import CompletedUpload
 
+from tests.backend.peer import serve_peer
 from tests.cloud.site import until as until_async
 from tests.scheduler.processes import (
     SchedulerProcess,
@@ -131,3 +133,22 @@ def _every_second(scheduler: SchedulerProcess) -> None:
         "trigger": {"type": "interval", "seconds": 1},
     }
     assert scheduler.api.post("/api/schedule", json=body).status_code == 201
+
+
+async def test_a_hook_is_called_after_a_mute_database(behind: str, proxy: TcpProxy) -> None:
+    called: list[str] = []
+
+    async def hook(upload: CompletedUpload) -> None:
+        called.append(upload.upload_id)
+
+    async with serve_peer(behind, hook=hook, database_timeout_s=TIMEOUT_S) as peer:
+        assert (await peer.put("first", 0, {"n": 1})).status == 201
+        proxy.mute()
+        await until_async(lambda: proxy.swallowed)  # it looks for what is due by itself
+        proxy.speak()
+        while (await peer.put("second", 0, {"n": 1})).status != 201:
+            pass
+        assert (await peer.complete("second")).status == 200
+        await until_async(lambda: called)
+
+    assert called == ["second"]

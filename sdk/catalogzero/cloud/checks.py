@@ -24,7 +24,7 @@ from catalogzero.cloud.push import ApiKey, http_client
 from catalogzero.cloud.records import require_extra
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import EgressPolicy
-from catalogzero.errors import ConfigError, FailedError
+from catalogzero.errors import ConfigError
 
 LOW_DISK_BYTES = 1 << 30
 
@@ -180,7 +180,7 @@ def _queries(settings: CloudSettings) -> Finding:
     require_extra("sql")
     from sqlalchemy.exc import SQLAlchemyError
 
-    from catalogzero.cloud.queries import database_url
+    from catalogzero.cloud.queries import database_url, query_error
     from catalogzero.sql.engines import open_source
 
     for name, query in settings.sources.items():
@@ -188,6 +188,5 @@ def _queries(settings: CloudSettings) -> Finding:
             with open_source(database_url(query), CHECK_TIMEOUT_S):
                 pass
         except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or type(error).__name__
-            raise FailedError(f"sources.{name}: {str(cause).strip()}") from error
+            raise query_error(f"sources.{name}", error) from error
     return Finding("queries", "pass", ", ".join(settings.sources))

@@ -75,7 +75,7 @@ class QueryReading:
             source = open_source(database_url(query), query.answer_timeout_s)
             self._connection = self._stack.enter_context(source)
         except SQLAlchemyError as error:
-            raise _query_error(self._item.name, error) from error
+            raise query_error(self._item.name, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,7 +95,7 @@ class QueryReading:
                     self._sha.update(orjson.dumps(batch, default=str))
                 yield _table(batch) if options.arrow else batch
         except SQLAlchemyError as error:
-            raise _query_error(self._item.name, error) from error
+            raise query_error(self._item.name, error) from error
 
     def content(self) -> str | None:
         """See `Reading.content`: of the rows read, in their order."""
@@ -154,7 +154,7 @@ def _table(batch: list[dict[str, Any]]) -> Batch:
     return pa.Table.from_pylist(batch)
 
 
-def _query_error(name: str, error: SQLAlchemyError) -> FailedError:
+def query_error(name: str, error: SQLAlchemyError) -> FailedError:
     """The error of a query; the driver's own words, without the statement and its values."""
     cause = getattr(error, "orig", None) or type(error).__name__
     return FailedError(f"{name}: {str(cause).strip()}")

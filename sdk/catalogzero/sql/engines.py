@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -135,17 +135,14 @@ class Database:
         self.dialect = self.url.get_backend_name()
         self.label = self.url.render_as_string(hide_password=True)
         self._limits = Limits(answer_s)
-        with _naming(setting):
-            if self.dialect == "sqlite" and "uri" not in self.url.query:
-                create_private(Path(str(self.url.database)))
-            writers = 1 if self.dialect == "sqlite" else writers
-            self._writers = _Lane(self.url, self._limits, writers, f"{name}-write", reads=False)
-            self._readers = _Lane(self.url, self._limits, readers, f"{name}-read", reads=True)
-            try:
-                self._prepare(schema)
-            except BaseException:
-                self.close()
-                raise
+        writers = 1 if self.dialect == "sqlite" else writers
+        self._writers = _Lane(self.url, self._limits, writers, f"{name}-write", reads=False)
+        self._readers = _Lane(self.url, self._limits, readers, f"{name}-read", reads=True)
+        try:
+            self._prepare(schema)
+        except (ConfigError, UnreachableError) as error:
+            self.close()
+            raise type(error)(f"{setting}: {error.message}") from None
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -161,11 +158,17 @@ class Database:
 
     def write_now(self, work: Work[T]) -> T:
         """Run `work` in one transaction; one that lost a deadlock is run again."""
-        return _retrying(partial(_in, self.writing, work))
+
+        def once() -> T:
+            with self.writing() as connection:
+                return work(connection)
+
+        return _retrying(once)
 
     def read_now(self, work: Work[T]) -> T:
         """Run `work`, which only reads, in one transaction."""
-        return _in(self.reading, work)
+        with self.reading() as connection:
+            return work(connection)
 
     async def write(self, work: Work[T]) -> T:
         """`write_now`, in a thread; committed when this returns."""
@@ -195,6 +198,8 @@ class Database:
 
     def _prepare(self, schema: Schema) -> None:
         """Refuse a database of a newer release by reading alone; make or migrate another."""
+        if self.dialect == "sqlite" and "uri" not in self.url.query:
+            create_private(Path(str(self.url.database)))
         try:
             found = self.read_now(schema.version_in)
             refuse_newer(self.label, found or 0, schema.newest)
@@ -221,7 +226,7 @@ class Database:
         if self.dialect == "sqlite":
             return explain(str(self.url.database), error.orig or error)
         why = " ".join(str(error.orig).split())
-        code = getattr(error.orig, "sqlstate", None)
+        code = _sqlstate(error)
         if code is None or code.startswith(_AWAY_CLASSES):
             return UnreachableError(
                 f"the database {self.label} does not answer: {why}: start it, or name another"
@@ -306,7 +311,7 @@ def open_source(url: str, answer_s: float) -> Iterator[Connection]:
     """
     parsed, limits = _with_our_driver(make_url(url)), Limits(answer_s)
     engine = _engine(parsed, limits, reads=True, poolclass=NullPool)
-    with _disposed(engine), engine.connect() as connection:
+    with engine.connect() as connection:  # closed for good at the end: no pool keeps it
         if engine.dialect.name != "sqlite":
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
         if parsed.drivername == PSYCOPG:
@@ -320,7 +325,8 @@ def driver_cursor(connection: Connection) -> Iterator[Any]:
     try:
         yield connection.connection.cursor()
     except connection.dialect.loaded_dbapi.Error as error:
-        connection.invalidate(error)
+        if connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None):
+            connection.invalidate(error)
         base = connection.dialect.loaded_dbapi.Error
         raise DBAPIError.instance(None, None, error, base, hide_parameters=True) from error
 
@@ -380,38 +386,16 @@ def _tune(engine: Engine, *, reads: bool) -> None:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-def _in(transaction: Callable[[], AbstractContextManager[Connection]], work: Work[T]) -> T:
-    with transaction() as connection:
-        return work(connection)
-
-
 def _retrying(call: Callable[[], T]) -> T:
     """Call; again where PostgreSQL undid the transaction in favour of another one."""
     return Retrying(
-        retry=retry_if_exception(_is_serialization_failure),
+        retry=retry_if_exception(lambda error: _sqlstate(error) in SERIALIZATION_CODES),
         wait=wait_random_exponential(0.01, max=0.5),
         stop=stop_after_attempt(5),
         reraise=True,
     )(call)
 
 
-def _is_serialization_failure(error: BaseException) -> bool:
-    code = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
-    return code in SERIALIZATION_CODES
-
-
-@contextmanager
-def _disposed(engine: Engine) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def _naming(setting: str) -> Iterator[None]:
-    """Put the name of the setting before what is wrong with it."""
-    try:
-        yield
-    except (ConfigError, UnreachableError) as error:
-        raise type(error)(f"{setting}: {error.message}") from None
+def _sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code of an error, if it comes from there."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None)

@@ -18,8 +18,8 @@ import math
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,8 @@ class History:
         """
         with self._lock:
             try:
-                with self._transaction():
+                with self._db:  # all or nothing
+                    self._db.execute("BEGIN IMMEDIATE")
                     self._store(at_s, buckets, events)
             except sqlite3.DatabaseError as error:
                 self._ids.clear()
@@ -225,17 +226,6 @@ class History:
         self.set_aside = self.path.with_name(self.path.name + ".damaged")
         set_aside(self.path, self.set_aside)
         self._open()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
 
     def _store(self, at_s: int, buckets: Mapping[str, Bucket], events: Iterable[Event]) -> None:
         """Write these rows, and keep the bounds."""
