@@ -148,7 +148,7 @@ async def test_a_hook_is_called_after_a_mute_database(behind: str, proxy: TcpPro
         proxy.speak()
         while (await peer.put("second", 0, {"n": 1})).status != 201:
             pass
-        assert (await peer.complete("second")).status == 200
+        assert (await peer.complete("second")).status == 201
         await until_async(lambda: called)
 
     assert called == ["second"]
