@@ -59,7 +59,7 @@ def dies_at_commits(order: Path) -> None:
 
     for name, module in STEPS.items():
         setattr(module, name, noting(name, getattr(module, name)))
-    store.Database.write_now = write_now  # type: ignore[method-assign]  # the point of this file
+    store.Database.write_now = write_now  # type: ignore[method-assign, assignment]  # the point of this file
 
 
 def deduplicates_by_chunk_alone() -> None:

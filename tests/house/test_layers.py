@@ -36,6 +36,7 @@ PUBLIC = (
     "catalogzero.compat",
     "catalogzero.backend",
     "catalogzero.web",
+    "catalogzero.sql",
 )
 MODULES = sorted(SDK.rglob("*.py"))
 BUILT_ON_IT = sorted(

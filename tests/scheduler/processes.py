@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -19,6 +21,7 @@ T = TypeVar("T")
 
 CATALOGZERO = (sys.executable, "-m", "catalogzero")
 POLL_S = 0.05
+SECOND = timedelta(seconds=1)
 
 
 class SchedulerProcess:
@@ -109,6 +112,17 @@ def executions(api: httpx.Client, **query: Any) -> list[dict[str, Any]]:
         cursor = page["cursor"]
         if cursor is None:
             return records
+
+
+def check_grid(records: list[dict[str, Any]]) -> None:
+    """Every second from the first to the last is in one row, and in one only."""
+    seconds: Counter[datetime] = Counter()
+    for record in records:
+        span = record.get("ticks", {"first": record["scheduled_at"], "count": 1})
+        first = datetime.fromisoformat(span["first"])
+        seconds.update(first + number * SECOND for number in range(span["count"]))
+    assert set(seconds.values()) == {1}
+    assert len(seconds) == (max(seconds) - min(seconds)) // SECOND + 1
 
 
 def _at(cursor: str | None) -> dict[str, str]:

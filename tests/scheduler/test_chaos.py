@@ -20,7 +20,13 @@ import psycopg
 import pytest
 
 from examples.quickstart.processes import free_ports
-from tests.scheduler.processes import SchedulerProcess, executions, handler_process, until
+from tests.scheduler.processes import (
+    SchedulerProcess,
+    check_grid,
+    executions,
+    handler_process,
+    until,
+)
 
 LEASE_S = 2
 SECOND = timedelta(seconds=1)
@@ -170,18 +176,7 @@ def check(chaos: Chaos, records: list[dict[str, Any]], ticks: int) -> None:
     for number in range(ticks):
         assert len(by_job[f"tick-{number}"]) == 1
     for number in range(3):
-        _check_grid(by_job[f"every-{number}"])
-
-
-def _check_grid(records: list[dict[str, Any]]) -> None:
-    """Every second from the first to the last is in one row, and in one only."""
-    seconds: Counter[datetime] = Counter()
-    for record in records:
-        span = record.get("ticks", {"first": record["scheduled_at"], "count": 1})
-        first = datetime.fromisoformat(span["first"])
-        seconds.update(first + number * SECOND for number in range(span["count"]))
-    assert set(seconds.values()) == {1}
-    assert len(seconds) == (max(seconds) - min(seconds)) // SECOND + 1
+        check_grid(by_job[f"every-{number}"])
 
 
 def _add(api: httpx.Client, job_id: str, trigger: dict[str, Any], method: str = "note") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_a_claim_reads_none_of_what_is_over(store: Store, clock: SetClock) -> No
     if store.dialect != "sqlite":
         pytest.skip("PostgreSQL plans by its statistics")
     seen: list[tuple[str, Any]] = []
-    listen = (store._engine, "before_cursor_execute")
+    listen = (store._writers.engine, "before_cursor_execute")
 
     def note(*given: Any) -> None:
         seen.append(given[2:4])
@@ -426,7 +427,7 @@ def test_a_database_of_a_newer_release_is_refused_and_untouched(make_store: Make
     with store.writing() as c:
         c.execute(text("UPDATE scheduler_version SET version = 99"))
 
-    with pytest.raises(ConfigError, match="has version 99"):
+    with pytest.raises(ConfigError, match="schema 99"):
         make_store()
 
 
@@ -435,7 +436,8 @@ def test_a_database_of_an_older_release_is_brought_forward(
 ) -> None:
     make_store().add_schedule(make_schedule(job_id="kept"))
     add_note = text("ALTER TABLE scheduler_schedules ADD COLUMN note TEXT")
-    monkeypatch.setattr(schema, "UPGRADES", (lambda c: c.execute(add_note),))
+    newer = replace(schema.SCHEMA, upgrades=(lambda c: c.execute(add_note),))
+    monkeypatch.setattr(schema, "SCHEMA", newer)
 
     store = make_store()
 

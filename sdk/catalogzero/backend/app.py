@@ -61,7 +61,7 @@ def create_app(
     """
     settings = settings or BackendSettings()
     clock = clock or SystemClock()
-    database = Database(settings.database)
+    database = Database(settings.database, settings.database_timeout_s)
     mask = Mask()
     mask.learn(settings)
     log = make_logger(mask=mask)
@@ -81,7 +81,7 @@ def create_app(
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as undo:
-            undo.callback(database.close)
+            undo.push_async_callback(asyncio.to_thread, database.close)
             undo.callback(api.close)
             undo.push_async_callback(api.reports.flush)
             await _start(undo, api.reports.run())
@@ -90,7 +90,11 @@ def create_app(
                 await _start(undo, delivery.run())
             yield
 
+    async def stop(_app: web.Application) -> None:
+        database.end_within()
+
     app.cleanup_ctx.append(life)
+    app.on_shutdown.append(stop)
     return app
 
 

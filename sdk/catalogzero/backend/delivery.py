@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.backend.schema import records, tenants, uploads
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock
+from catalogzero.sql.engines import DATABASE_AWAY
 
 POLL_S = 5.0
 LEASE_S = 300.0
@@ -87,13 +88,21 @@ class Delivery:
         """Deliver until cancelled; looks again every few seconds for what other processes left."""
         while True:
             self._work.clear()
-            while await self.deliver_one():
-                pass
-            timer = self._clock.call_later(await self._pause_s(), self._work.set)
+            timer = self._clock.call_later(await self._deliver_all(), self._work.set)
             try:
                 await self._work.wait()
             finally:
                 timer.cancel()
+
+    async def _deliver_all(self) -> float:
+        """Deliver what is due; in how many seconds to look again."""
+        try:
+            while await self.deliver_one():
+                pass
+            return await self._pause_s()
+        except DATABASE_AWAY:
+            self._log.exception("upload_hook_waits_for_the_database")
+            return POLL_S
 
     async def deliver_one(self) -> bool:
         """Call the hook for the oldest upload that is due; whether there was one."""

@@ -1,7 +1,7 @@
 """The OpenAPI document of the upload protocol: for client generators, and for tests.
 
-Owns the document, made from the models of `protocol.bodies` and the problem types; `/openapi.json` below
-the protocol's base serves it.
+Owns the document, made from the models of `protocol.bodies` and the problem types;
+`/openapi.json` below the protocol's base serves it.
 """
 
 from __future__ import annotations

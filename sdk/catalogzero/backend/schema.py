@@ -1,7 +1,7 @@
-"""The backend's tables, the view `visible_records`, and the version of the schema.
+"""The backend's tables and the view `visible_records`.
 
-Owns what the database looks like on SQLite and PostgreSQL; it reads and writes no rows but the
-version's. Times are ISO 8601 text in UTC (they sort as text); opaque values are JSON text.
+Owns what the database looks like on SQLite and PostgreSQL; it reads and writes no rows. Times are
+ISO 8601 text in UTC (they sort as text); opaque values are JSON text.
 """
 
 from __future__ import annotations
@@ -20,16 +20,10 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
-    func,
-    insert,
-    select,
     text,
 )
 
-from catalogzero.errors import ConfigError
-
-SCHEMA_VERSION = 1
-MIGRATION_LOCK = 0x63617A30
+from catalogzero.sql.engines import Schema
 
 metadata = MetaData()
 _Key = BigInteger().with_variant(Integer, "sqlite")
@@ -162,22 +156,10 @@ WHERE u.visible
 """
 
 
-def prepare(connection: Connection) -> None:
-    """Create the schema where there is none; refuse one of a newer release, touching nothing.
+def _create(connection: Connection) -> None:
+    """Make the tables and the view of an empty database."""
+    metadata.create_all(connection)
+    connection.execute(text(VISIBLE_RECORDS))
 
-    Raises:
-        ConfigError: The database was written by a newer release.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
-    versions.create(connection, checkfirst=True)
-    found = connection.scalar(select(versions.c.version))
-    if found is None:
-        metadata.create_all(connection)
-        connection.execute(text(VISIBLE_RECORDS))
-        connection.execute(insert(versions).values(version=SCHEMA_VERSION))
-    elif found > SCHEMA_VERSION:
-        raise ConfigError(
-            f"this database has schema version {found}, newer than {SCHEMA_VERSION} which this "
-            "release knows: start the newer release of catalogzero, or name another database"
-        )
+
+SCHEMA = Schema(version=versions, create=_create, lock_id=0x63617A30)

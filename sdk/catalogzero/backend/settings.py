@@ -41,6 +41,8 @@ class BackendSettings(BaseSettings):
     )
 
     database: str = Field(default_factory=default_database, repr=False)
+    database_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for an answer of the database, or for its lock."""
     base_path: Annotated[str, AfterValidator(_base_path)] = "/v1"
     max_body_bytes: int = Field(default=32 * MIB, ge=1024)
     """Largest body as sent."""

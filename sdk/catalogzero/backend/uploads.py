@@ -26,6 +26,7 @@ from catalogzero.backend.store import insert_new
 from catalogzero.protocol.bodies import Complete
 from catalogzero.protocol.judging import Claim, Judgement, Standing, State, judge
 from catalogzero.protocol.problems import Kind, ProblemError
+from catalogzero.sql.engines import driver_cursor
 
 MAX_MISSING = 10_000
 COPY_ROWS = 5_000
@@ -308,16 +309,16 @@ def _insert_records(
     connection: Connection, upload_no: int, seq: int, payloads: Sequence[str]
 ) -> None:
     """Insert the rows by the driver's fastest way: COPY, or statements of many rows."""
-    cursor: Any = connection.connection.cursor()
-    if connection.dialect.name == "postgresql":
-        _copy(cursor, f"{upload_no}\t{seq}\t", payloads)
-        return
-    whole = len(payloads) - len(payloads) % INSERT_ROWS
-    parts = range(0, whole, INSERT_ROWS)
-    many = ((upload_no, seq, start, *payloads[start : start + INSERT_ROWS]) for start in parts)
-    cursor.executemany(INSERT_MANY, many)
-    rest = ((upload_no, seq, index, payloads[index]) for index in range(whole, len(payloads)))
-    cursor.executemany(INSERT_ONE, rest)
+    with driver_cursor(connection) as cursor:
+        if connection.dialect.name == "postgresql":
+            _copy(cursor, f"{upload_no}\t{seq}\t", payloads)
+            return
+        whole = len(payloads) - len(payloads) % INSERT_ROWS
+        parts = range(0, whole, INSERT_ROWS)
+        many = ((upload_no, seq, start, *payloads[start : start + INSERT_ROWS]) for start in parts)
+        cursor.executemany(INSERT_MANY, many)
+        rest = ((upload_no, seq, index, payloads[index]) for index in range(whole, len(payloads)))
+        cursor.executemany(INSERT_ONE, rest)
 
 
 def _copy(cursor: Any, prefix: str, payloads: Sequence[str]) -> None:

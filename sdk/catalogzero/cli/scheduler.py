@@ -33,6 +33,10 @@ def scheduler(
             envvar="CATALOGZERO_SCHEDULER_DATABASE",
         ),
     ] = None,
+    database_timeout_s: Annotated[
+        float,
+        typer.Option(min=0.1, help="Longest wait for the database to answer, in seconds."),
+    ] = 10.0,
     token_file: Annotated[
         Path | None, typer.Option(help="Holds the Bearer token; needed beyond loopback.")
     ] = None,
@@ -76,6 +80,7 @@ def scheduler(
         zmq_host=zmq_host,
         zmq_port=zmq_port,
         database=database,
+        database_timeout_s=database_timeout_s,
         token_file=token_file,
         hosts=tuple(allow_host or ()),
         allow_plaintext=allow_plaintext,

@@ -24,7 +24,7 @@ from catalogzero.cloud.records import require_extra
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import EgressPolicy
-from catalogzero.errors import ConfigError, FailedError
+from catalogzero.errors import ConfigError
 from catalogzero.protocol.identities import url_under
 
 LOW_DISK_BYTES = 1 << 30
@@ -179,17 +179,15 @@ def _roots(settings: CloudSettings) -> Finding:
 def _queries(settings: CloudSettings) -> Finding:
     """Their databases answer."""
     require_extra("sql")
-    from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
-    from sqlalchemy.pool import NullPool
 
-    from catalogzero.cloud.queries import database_url
+    from catalogzero.cloud.queries import database_url, query_error
+    from catalogzero.sql.engines import open_source
 
     for name, query in settings.sources.items():
         try:
-            with create_engine(database_url(query), poolclass=NullPool).connect():
+            with open_source(database_url(query), CHECK_TIMEOUT_S):
                 pass
         except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or type(error).__name__
-            raise FailedError(f"sources.{name}: {str(cause).strip()}") from error
+            raise query_error(f"sources.{name}", error) from error
     return Finding("queries", "pass", ", ".join(settings.sources))

@@ -1,7 +1,7 @@
 """The outbox's file: opened, checked, and written in transactions that survive a full disk.
 
-Owns SQLite's settings, the migrations as they are run, the damaged file that is set aside, and
-the reserve. Knows nothing of what the tables mean.
+Owns the outbox's own settings of SQLite, what becomes of a damaged file, and the reserve. Knows
+nothing of what the tables mean.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.outbox_schema import MIGRATIONS, refuse_newer
+from catalogzero.cloud.outbox_schema import MIGRATIONS
 from catalogzero.errors import ConfigError
+from catalogzero.sql import DamagedFileError, create_private, open_file, set_aside
 
 T = TypeVar("T")
 P = ParamSpec("P")
 FileT = TypeVar("FileT", bound="OutboxFile")
 
 RESERVE_BYTES = 1 << 20
-_BUSY_TIMEOUT_S = 30.0
 _FREE_PAGES = 2_048
 _CHECKPOINT_PAGES = 1_000
 
@@ -41,21 +41,20 @@ class OutboxFile:
     """
 
     def __init__(self, folder: Path, clock: Clock, *, mend: bool = True) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path = folder / "outbox.sqlite"
         self._reserve = folder / "outbox.reserve"
-        self._clock = clock
         self.lock = threading.RLock()
         self.set_aside: Path | None = None
         try:
             self._db = _opened(self.path)
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"{self.path} cannot be opened: {error}") from error
-        except sqlite3.DatabaseError as error:
+        except DamagedFileError:
             if not mend:
-                raise ConfigError(f"{self.path} is damaged: {error}") from error
-            self.set_aside = self._put_aside()
+                raise
+            stamp = clock.now().strftime("%Y%m%dT%H%M%S%f")
+            self.set_aside = folder / f"outbox.damaged-{stamp}.sqlite"
+            set_aside(self.path, self.set_aside)
             self._db = _opened(self.path)
+        self._clock = clock
         self._keep_reserve()
 
     def close(self) -> None:
@@ -82,24 +81,15 @@ class OutboxFile:
             self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._keep_reserve()
 
-    def _put_aside(self) -> Path:
-        """Rename a damaged file, with what belongs to it, and say where it is."""
-        stamp = self._clock.now().strftime("%Y%m%dT%H%M%S%f")
-        target = self.path.with_name(f"outbox.damaged-{stamp}.sqlite")
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                Path(f"{self.path}{suffix}").rename(f"{target}{suffix}")
-        return target
-
     def _keep_reserve(self) -> None:
         """Make the reserve file where there is none and there is room."""
         if not self._reserve.exists():
-            with suppress(OSError):
-                try:
-                    self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
-                    self.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
-                except OSError:
-                    self._reserve.unlink(missing_ok=True)
+            try:
+                create_private(self._reserve)
+                self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
+                self.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+            except (OSError, ConfigError):
+                self._reserve.unlink(missing_ok=True)
 
 
 def transaction(
@@ -149,36 +139,13 @@ def _once(
 
 def _opened(path: Path) -> sqlite3.Connection:
     """The file, made or checked."""
-    db = sqlite3.connect(
-        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    return open_file(
+        path,
+        MIGRATIONS,
+        pragmas=("synchronous=FULL", "secure_delete=FAST"),
+        first_pragmas=("auto_vacuum=INCREMENTAL",),
+        thorough=True,
     )
-    try:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        refuse_newer(path, version)
-        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("quick_check found damage")
-        fresh = ("auto_vacuum=INCREMENTAL",) if version == 0 else ()
-        for pragma in (*fresh, "journal_mode=WAL", "synchronous=FULL", "secure_delete=FAST"):
-            db.execute(f"PRAGMA {pragma}")
-        if version < len(MIGRATIONS):
-            _migrate(db)
-        path.chmod(0o600)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _migrate(db: sqlite3.Connection) -> None:
-    """Bring the file to the schema of this release, in one transaction."""
-    with db:
-        db.execute("BEGIN IMMEDIATE")
-        version = db.execute("PRAGMA user_version").fetchone()[0]  # another may have been faster
-        for script in MIGRATIONS[version:]:
-            for statement in script.split(";"):
-                db.execute(statement)
-        db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
-    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # `version_in` reads no WAL
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,13 +1,6 @@
-"""The outbox's schema: its versions, and the refusal of one that this release does not know.
-
-Imports no SQLite: a handler looks at the version before it serves, and stays small.
-"""
+"""The outbox's schema, step by step: a handler looks at the version before it serves."""
 
 from __future__ import annotations
-
-from pathlib import Path
-
-from catalogzero.errors import ConfigError
 
 _SCHEMA = """
 CREATE TABLE uploads (
@@ -60,32 +53,3 @@ CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 MIGRATIONS = (_SCHEMA,)
 """What brings a file from each schema version to the next, from an empty file on; append only."""
-
-_MAGIC = b"SQLite format 3\0"
-_VERSION_AT = 60
-
-
-def version_in(path: Path) -> int:
-    """The schema version in an outbox's file; 0 where there is none, or it is damaged.
-
-    SQLite keeps `user_version` at a fixed place of its header.
-    """
-    try:
-        with path.open("rb") as file:
-            head = file.read(_VERSION_AT + 4)
-    except FileNotFoundError:
-        return 0
-    return int.from_bytes(head[_VERSION_AT:], "big") if head.startswith(_MAGIC) else 0
-
-
-def refuse_newer(path: Path, version: int) -> None:
-    """Refuse an outbox of a schema that this release does not know.
-
-    Raises:
-        ConfigError: The version is newer than the newest known one.
-    """
-    if version > len(MIGRATIONS):
-        raise ConfigError(
-            f"{path} was written by a newer release (schema {version}, this one knows "
-            f"{len(MIGRATIONS)}): install that release again; nothing was touched"
-        )

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from catalogzero.cloud.outbox_schema import refuse_newer, version_in
+from catalogzero.cloud.outbox_schema import MIGRATIONS
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.config.preflight import Check
 from catalogzero.config.settings import HandlerSettings
@@ -23,6 +23,7 @@ from catalogzero.errors import CatalogZeroError, ConfigError
 from catalogzero.protocol.identities import Identity, Mode
 from catalogzero.runtime.handler import Handler, entry_of
 from catalogzero.runtime.methods import job
+from catalogzero.sql import refuse_newer, version_in
 from catalogzero.version import __version__
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class CloudProcessor(Handler):
             ConfigError: A newer release wrote it: the handler is not to start.
         """
         path = self.state_dir / "outbox.sqlite"
-        refuse_newer(path, version_in(path))
+        refuse_newer(path, version_in(path), len(MIGRATIONS))
         return path.exists()
 
     async def _worker_main(self) -> None:

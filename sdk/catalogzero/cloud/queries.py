@@ -15,14 +15,14 @@ from decimal import Decimal
 from typing import Any, Self
 
 import orjson
-from sqlalchemy import Connection, Engine, column, create_engine, func, select, text
+from sqlalchemy import column, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from catalogzero.cloud.records import BadRecords, ReadOptions
 from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
 from catalogzero.protocol.identities import Mode
+from catalogzero.sql.engines import open_source
 
 PREFIX = "sql:"
 
@@ -71,12 +71,12 @@ class QueryReading:
         self._sha, self._stack = hashlib.sha256(), ExitStack()
 
     def __enter__(self) -> Self:
+        query = self._item.query
         try:
-            engine = create_engine(database_url(self._item.query), poolclass=NullPool)
-            self._stack.callback(engine.dispose)
-            self._connection = self._stack.enter_context(_snapshot(engine))
+            source = open_source(database_url(query), query.answer_timeout_s)
+            self._connection = self._stack.enter_context(source)
         except SQLAlchemyError as error:
-            raise _query_error(self._item.name, error) from error
+            raise query_error(self._item.name, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +96,7 @@ class QueryReading:
                     self._sha.update(orjson.dumps(batch, default=str))
                 yield _table(batch) if options.arrow else batch
         except SQLAlchemyError as error:
-            raise _query_error(self._item.name, error) from error
+            raise query_error(self._item.name, error) from error
 
     def content(self) -> str | None:
         """See `Reading.content`: of the rows read, in their order."""
@@ -141,13 +141,6 @@ def database_url(query: QuerySource) -> str:
         raise ConfigError(f"url_file {query.url_file} cannot be read: {error.strerror}") from error
 
 
-def _snapshot(engine: Engine) -> Connection:
-    """A connection whose reads all see one state: repeatable read, where there are levels."""
-    if engine.dialect.name == "sqlite":
-        return engine.connect()
-    return engine.connect().execution_options(isolation_level="REPEATABLE READ")
-
-
 def _json(value: Any) -> Any:
     """A watermark as JSON; the database reads its text back."""
     if isinstance(value, datetime | date | time):
@@ -162,7 +155,7 @@ def _table(batch: list[dict[str, Any]]) -> Batch:
     return pa.Table.from_pylist(batch)
 
 
-def _query_error(name: str, error: SQLAlchemyError) -> FailedError:
+def query_error(name: str, error: SQLAlchemyError) -> FailedError:
     """The error of a query; the driver's own words, without the statement and its values."""
     cause = getattr(error, "orig", None) or type(error).__name__
     return FailedError(f"{name}: {str(cause).strip()}")

@@ -26,6 +26,7 @@ class QuerySource(BaseModel):
 
     `watermark` names a column of the query's result that only grows: each run then reads the rows
     above the last one read and appends them. Rows where it is null are never read.
+    `answer_timeout_s` is the longest wait for the next rows, on PostgreSQL.
     """
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
@@ -34,6 +35,7 @@ class QuerySource(BaseModel):
     url: SecretStr | None = None
     url_file: Path | None = None
     watermark: str | None = None
+    answer_timeout_s: float = Field(default=3_600.0, gt=0)
 
     @model_validator(mode="after")
     def _one_url(self) -> QuerySource:

@@ -30,7 +30,7 @@ def locked(folder: Path) -> Iterator[None]:
         ConfigError: It cannot be written, or another process holds it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = (folder / "lock").open("w")
     except OSError as error:
         told = f"state folder {folder} cannot be written ({error.strerror}): set `state_dir`"

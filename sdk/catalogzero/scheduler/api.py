@@ -32,6 +32,7 @@ from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.ticks import Schedule, from_us
 from catalogzero.scheduler.triggers import describe_trigger
+from catalogzero.sql.engines import DATABASE_AWAY
 from catalogzero.web import (
     Guard,
     HttpError,
@@ -265,9 +266,9 @@ class Api:
         """What the database's errors mean to a client."""
         if isinstance(error, DataError):
             return HttpError(400, "Invalid parameter: no such text can be stored.")
-        if not isinstance(error, DBAPIError):
+        if not isinstance(error, (DBAPIError, *DATABASE_AWAY)):
             return None
-        why = one_line_ascii(str(error.orig))
+        why = one_line_ascii(str(getattr(error, "orig", error)))
         self._log.warning("database_away", error=why)
         return HttpError(503, f"The database does not take this now ({why}): try again.")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.scheduler.runner import Runner
@@ -66,7 +66,7 @@ class Registration:
     async def _answer(self, envelope: Envelope, payload: bytes) -> None:
         try:
             reply = await self._reply(payload)
-        except (ValueError, DBAPIError) as error:
+        except (ValueError, SQLAlchemyError) as error:
             reply = {"success": False, "error": one_line_ascii(str(error))}
         self._server.send(envelope, orjson.dumps(reply))
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
@@ -27,11 +26,12 @@ from catalogzero.scheduler.calls import CallSettings, Driver, HandlerCaller, Lin
 from catalogzero.scheduler.history import History
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.store import LostRaceError, Store
+from catalogzero.sql.engines import DATABASE_AWAY
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, LostRaceError)
+TRY_AGAIN = (*DATABASE_AWAY, LostRaceError)
 SAVE_LIMIT = 500
 FRESH_S = 2.0
 RETENTION_EVERY_S = 600.0
@@ -79,8 +79,6 @@ class Runner:
         self._log = log
         self.links = Links(self._find_handler, connect, self.settings.calls)
         self._driver = Driver(self, self.links, self.settings.calls)
-        self._writer = ThreadPoolExecutor(1, "scheduler-write")
-        self._readers = ThreadPoolExecutor(2, "scheduler-read")
         self._mine: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._unsaved: list[tuple[Execution, asyncio.Future[bool]]] = []
@@ -105,6 +103,7 @@ class Runner:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.store.end_within()
         tasks: list[asyncio.Task[Any]] = [*self._tasks]
         tasks += [task for _, task in self._mine.values()]
         tasks += [looking for looking, _ in self._found.values()]
@@ -113,10 +112,8 @@ class Runner:
         if tasks:
             await asyncio.wait(tasks)
         self.links.close()
-        with suppress(*DATABASE_AWAY):
+        with suppress(*TRY_AGAIN):
             await self.write(self.store.release, self.owner)
-        self._writer.shutdown()
-        self._readers.shutdown()
         for task in self._tasks:
             if not task.cancelled():
                 task.result()
@@ -129,13 +126,11 @@ class Runner:
 
     async def write(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Call a method of the store that writes, in the one thread for that."""
-        call = asyncio.get_running_loop().run_in_executor
-        return await call(self._writer, lambda: method(*args, **named))
+        return await self.store.in_writer(partial(method, *args, **named))
 
     async def read(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Call a method of the store that only reads."""
-        call = asyncio.get_running_loop().run_in_executor
-        return await call(self._readers, lambda: method(*args, **named))
+        return await self.store.in_reader(partial(method, *args, **named))
 
     def wake(self) -> None:
         """Look at the store now: something was added."""
@@ -296,7 +291,7 @@ class Runner:
 
     async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
         attempts = AsyncRetrying(
-            retry=retry_if_exception_type(DATABASE_AWAY),
+            retry=retry_if_exception_type(TRY_AGAIN),
             wait=wait_random_exponential(multiplier=0.1, max=5.0),
             sleep=self.clock.sleep,
             before_sleep=self._tell,

@@ -1,13 +1,10 @@
-"""The scheduler's tables, and how an older database becomes a newer one.
+"""The scheduler's tables.
 
 Moments are integers: microseconds since 1970 in UTC, so that a compare-and-swap is exact on every
-database. JSON is text. The version only moves forward; an older release that meets a newer
-database stops and touches nothing.
+database. JSON is text.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from sqlalchemy import (
     BigInteger,
@@ -22,14 +19,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    insert,
-    inspect,
-    select,
     text,
-    update,
 )
 
-from catalogzero.errors import ConfigError
+from catalogzero.sql.engines import Schema
 
 metadata = MetaData()
 
@@ -139,33 +132,6 @@ executions = Table(
     sqlite_autoincrement=True,
 )
 
-UPGRADES: tuple[Callable[[Connection], None], ...] = ()
-"""Step n makes version n + 2 out of version n + 1, on a database that already has tables."""
-
-
-def migrate(connection: Connection) -> None:
-    """Bring the tables to this release's version, inside the caller's transaction.
-
-    Raises:
-        ConfigError: The database was written by a newer release; nothing was touched.
-    """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(7310420001)"))
-    newest = len(UPGRADES) + 1
-    if not inspect(connection).has_table(version_table.name):
-        _create(connection)
-        connection.execute(insert(version_table).values(id=1, version=newest))
-        return
-    version = connection.execute(select(version_table.c.version)).scalar_one()
-    if version > newest:
-        raise ConfigError(
-            f"the scheduler's database has version {version}, this release knows {newest}: "
-            "install the release that wrote it, or name another --database"
-        )
-    for step in UPGRADES[version - 1 :]:
-        step(connection)
-    connection.execute(update(version_table).values(version=newest))
-
 
 def _create(connection: Connection) -> None:
     """Make the tables of an empty database.
@@ -176,3 +142,6 @@ def _create(connection: Connection) -> None:
     metadata.create_all(connection)
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"ALTER TABLE {executions.name} SET (fillfactor = 50)"))
+
+
+SCHEMA = Schema(version=version_table, create=_create, lock_id=7310420001)

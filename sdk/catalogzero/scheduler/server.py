@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
@@ -19,7 +18,7 @@ from catalogzero.scheduler.api import Api
 from catalogzero.scheduler.calls import HandlerCaller
 from catalogzero.scheduler.registration import Registration
 from catalogzero.scheduler.runner import Runner, RunnerSettings
-from catalogzero.scheduler.store import Store
+from catalogzero.scheduler.store import ANSWER_S, Store
 from catalogzero.version import __version__
 from catalogzero.web import Guard, Limits, listening, read_token, stop_signal
 from catalogzero.wire.client import HandlerClient
@@ -44,6 +43,7 @@ class SchedulerSettings:
     zmq_host: str = "127.0.0.1"
     zmq_port: int = 4242
     database: str | None = None
+    database_timeout_s: float = ANSWER_S
     token_file: Path | None = None
     hosts: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
@@ -88,14 +88,17 @@ async def serve_scheduler(
     log = log or make_logger(mask=Mask())
     database = settings.database or f"sqlite:///{default_state_dir() / 'scheduler.db'}"
     async with AsyncExitStack() as undo:
-        store = await asyncio.to_thread(Store, database)
-        undo.callback(store.close)
+        store = await asyncio.to_thread(Store, database, answer_s=settings.database_timeout_s)
+        undo.push_async_callback(asyncio.to_thread, store.close)
         runner = await undo.enter_async_context(Runner(store, connect, log, settings.runner, clock))
         registration = Registration(runner, log, curve=settings.curve)
         undo.push_async_callback(registration.close)
         zmq_port = _bind(registration, settings)
-        shown = make_url(database).render_as_string(hide_password=True)
-        config = {"version": __version__, "database": shown, "lease_s": settings.runner.lease_s}
+        config = {
+            "version": __version__,
+            "database": store.label,
+            "lease_s": settings.runner.lease_s,
+        }
         guard = Guard(
             token,
             hosts=settings.hosts,
@@ -109,7 +112,7 @@ async def serve_scheduler(
         zmq_address = f"tcp://{_bracketed(settings.zmq_host)}:{zmq_port}"
         port = int(url.rpartition(":")[2])
         config.update(host=settings.host, port=port, zmq_address=zmq_address)
-        yield SchedulerServer(url, zmq_address, shown, runner)
+        yield SchedulerServer(url, zmq_address, store.label, runner)
 
 
 async def run_scheduler(

@@ -11,21 +11,16 @@ Methods block; `runner` calls them in threads. Moments are microseconds since 19
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
-    Engine,
-    create_engine,
     delete,
-    event,
     func,
     insert,
     or_,
@@ -34,17 +29,11 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    IntegrityError,
-    NoSuchModuleError,
-    OperationalError,
-)
+from sqlalchemy.exc import IntegrityError
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.errors import CatalogZeroError, ConfigError, RetryLaterError, UnreachableError
+from catalogzero.errors import RetryLaterError
+from catalogzero.scheduler import schema
 from catalogzero.scheduler.rows import (
     Execution,
     Handler,
@@ -58,7 +47,7 @@ from catalogzero.scheduler.rows import (
     schedule_row,
     to_json,
 )
-from catalogzero.scheduler.schema import executions, handlers, migrate, schedules
+from catalogzero.scheduler.schema import executions, handlers, schedules
 from catalogzero.scheduler.statements import (
     ANY_QUEUED,
     BEGIN,
@@ -78,9 +67,10 @@ from catalogzero.scheduler.statements import (
     TURN,
 )
 from catalogzero.scheduler.ticks import Schedule, fire, from_us, seconds_us, to_us
+from catalogzero.sql.engines import Database
 
 CLAIM_LIMIT = 500
-BUSY_TIMEOUT_S = 30.0
+ANSWER_S = 10.0
 DAWN = datetime(1, 1, 2, tzinfo=UTC)
 
 
@@ -110,49 +100,33 @@ class Leases:
     taken: list[Execution]
 
 
-class Store:
+class Store(Database):
     """Handlers, schedules and executions of one database.
 
     Args:
-        database: SQLAlchemy URL: `sqlite:///file`, or `postgresql://…`.
+        database: An SQLite file, or a SQLAlchemy URL: `sqlite:///file`, or `postgresql://…`.
         clock: Stands in for the database's clock, as a simulation needs; by default
             PostgreSQL's own, or the machine's for SQLite.
+        answer_s: Longest wait for an answer of the database, or for its lock, in seconds.
 
     Raises:
         ConfigError: No such kind of database, or it was written by a newer release.
         UnreachableError: The database does not answer.
     """
 
-    def __init__(self, database: str, *, clock: Clock | None = None) -> None:
-        self.url = _complete(database)
-        self.dialect = self.url.get_backend_name()
+    def __init__(
+        self, database: str, *, clock: Clock | None = None, answer_s: float = ANSWER_S
+    ) -> None:
+        super().__init__(
+            database,
+            schema.SCHEMA,
+            setting="--database",
+            name="scheduler",
+            writers=1,
+            readers=2,
+            answer_s=answer_s,
+        )
         self._clock = SystemClock() if clock is None and self.dialect == "sqlite" else clock
-        self._engine = _engine(self.url)
-        try:
-            with self.writing() as c:
-                migrate(c)
-        except ConfigError:
-            self.close()
-            raise
-        except DBAPIError as error:
-            self.close()
-            raise _unusable(self.url, error) from None
-
-    def close(self) -> None:
-        """Close every connection."""
-        self._engine.dispose()
-
-    @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """One transaction that may write."""
-        with self._engine.begin() as c:
-            yield c
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """One transaction, or none at all, that only reads."""
-        with self._engine.connect() as c:
-            yield c.execution_options(reads_only=True)
 
     def now_us(self, c: Connection) -> int:
         """The database's clock."""
@@ -430,62 +404,3 @@ def _mentions(search: str) -> ColumnElement[bool]:
 def _count(result: object) -> int:
     """How many rows a statement changed."""
     return cast("CursorResult[Any]", result).rowcount
-
-
-def _complete(database: str) -> URL:
-    """The URL with its driver; the folder of a new SQLite file is made."""
-    try:
-        url = make_url(database)
-        backend = url.get_backend_name()
-    except (ArgumentError, NoSuchModuleError):
-        raise ConfigError(_BAD_URL.format(database)) from None
-    if backend == "postgresql":
-        return url.set(drivername="postgresql+psycopg")
-    if backend != "sqlite":
-        raise ConfigError(_BAD_URL.format(backend))
-    if url.database and url.database != ":memory:" and "uri" not in url.query:
-        try:
-            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-            Path(url.database).touch(mode=0o600)
-        except OSError as error:
-            raise ConfigError(_BAD_FILE.format(url.database, error.strerror)) from None
-    return url
-
-
-def _unusable(url: URL, error: DBAPIError) -> CatalogZeroError:
-    """Why a store could not be opened: nobody there, or nothing that can be written."""
-    why = " ".join(str(error.orig).split())
-    away = isinstance(error, OperationalError) and (
-        url.get_backend_name() == "postgresql" or "locked" in why
-    )
-    if away:
-        shown = url.render_as_string(hide_password=True)
-        return UnreachableError(f"the database {shown} does not answer: {why}")
-    return ConfigError(_BAD_FILE.format(url.database, why))
-
-
-_BAD_FILE = "--database: {} cannot be used ({}): name another, or let this user write it"
-_BAD_URL = "--database {!r}: name a sqlite:///file or a postgresql://user@host/database"
-
-
-def _engine(url: URL) -> Engine:
-    """The engine; SQLite writes ahead, durably, and one writer at a time."""
-    if url.get_backend_name() == "postgresql":
-        return create_engine(url, pool_pre_ping=True, pool_size=4, hide_parameters=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    """A new connection: transactions are ours to begin; FULL, as a commit must last."""
-    connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin_sqlite(c: Connection) -> None:
-    """Take the writer's turn at the start, so that what was read still holds at the write."""
-    if not c.get_execution_options().get("reads_only"):
-        c.exec_driver_sql("BEGIN IMMEDIATE")

@@ -194,7 +194,7 @@ class ConductorZero(Handler):
         await super()._on_start()
         watch = self._watch = self._new_watch()
         folder = self.state_dir
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await watch.open_history(
             folder / "history.sqlite3",
             keep_days=self.settings.history_days,

@@ -18,17 +18,16 @@ import math
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catalogzero import ConfigError
+from catalogzero.sql import DamagedFileError, is_damage, open_file, set_aside
 
 from conductorzero.board import Event, number
 
-SCHEMA_VERSION = 1
 MINUTE_S = 60
 HOUR_S = 3_600
 DAY_S = 86_400
@@ -59,6 +58,8 @@ CREATE TABLE event (
 );
 CREATE INDEX event_handler ON event (handler_id, id);
 """
+STEPS = (_SCHEMA,)
+"""What brings a file from each schema version to the next; append only."""
 
 
 @dataclass(slots=True)
@@ -147,8 +148,9 @@ class History:
     `set_aside` names where a damaged file was moved to; None while none was.
 
     Raises:
-        ConfigError: The file is of a newer release; it is not touched.
-        sqlite3.OperationalError: It cannot be opened, or written: no rights, or a full disk.
+        NewerSchemaError: A newer release wrote the file; it is not touched.
+        ConfigError: It cannot be opened, or written: no rights, or a full disk.
+        LockedFileError: Another process holds it.
     """
 
     def __init__(self, path: Path, *, keep_days: float = 30.0, max_rows: int = 1_000_000) -> None:
@@ -160,10 +162,8 @@ class History:
         self._ids: dict[str, int] = {}
         try:
             self._open()
-        except sqlite3.DatabaseError as error:
-            if not _is_damage(error):
-                raise
-            self._begin_anew()
+        except DamagedFileError:
+            self._begin_new()
 
     def close(self) -> None:
         """Close the file."""
@@ -179,12 +179,14 @@ class History:
         """
         with self._lock:
             try:
-                with self._transaction():
+                with self._db:  # all or nothing
+                    self._db.execute("BEGIN IMMEDIATE")
                     self._store(at_s, buckets, events)
             except sqlite3.DatabaseError as error:
                 self._ids.clear()
-                if _is_damage(error):
-                    self._begin_anew()
+                if is_damage(error):
+                    self._db.close()
+                    self._begin_new()
                 raise
 
     def buckets(self, handler_id: str, since_s: int) -> list[tuple[int, Bucket]]:
@@ -215,43 +217,15 @@ class History:
             return int(self._db.execute("SELECT count(*) FROM sample").fetchone()[0])
 
     def _open(self) -> None:
-        """Open the file, and make the tables in a new one; refuse one of a newer release."""
-        self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
-        try:
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found > SCHEMA_VERSION:
-                raise ConfigError(
-                    f"{self.path}: written by a newer conductorzero (schema {found}, this one"
-                    f" knows {SCHEMA_VERSION}): install that release, or move the file away"
-                )
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            if found == 0:
-                version = f"PRAGMA user_version = {SCHEMA_VERSION};"
-                self._db.executescript(f"BEGIN; {_SCHEMA} {version} COMMIT;")
-        except BaseException:
-            self._db.close()
-            raise
+        """Open the file, or make a new one."""
+        pragmas = ("synchronous=NORMAL",)
+        self._db = open_file(self.path, STEPS, pragmas=pragmas, writer="conductorzero")
 
-    def _begin_anew(self) -> None:
+    def _begin_new(self) -> None:
         """Move the damaged file aside, over one that was before, and open a new one."""
-        self._db.close()
         self.set_aside = self.path.with_name(self.path.name + ".damaged")
-        self.path.replace(self.set_aside)
-        for suffix in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        set_aside(self.path, self.set_aside)
         self._open()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        finally:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
 
     def _store(self, at_s: int, buckets: Mapping[str, Bucket], events: Iterable[Event]) -> None:
         """Write these rows, and keep the bounds."""
@@ -328,11 +302,6 @@ class History:
             hour.merge(_bucket(columns))
         for (handler, at_s), bucket in hours.items():
             self._add(handler, at_s, HOUR_S, bucket)
-
-
-def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """Whether an error tells of a file that is no sound database, not of a lock or a full disk."""
-    return type(error) is sqlite3.DatabaseError
 
 
 def _columns(bucket: Bucket) -> tuple[Any, ...]:

@@ -16,6 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from catalogzero import CatalogZeroError
+from catalogzero.sql import NewerSchemaError
+
 from conductorzero.board import Board, Event
 from conductorzero.fleet import Answer, Clock, Fleet
 from conductorzero.history import MINUTE_S, Bucket, History
@@ -136,7 +139,7 @@ class Watch:
         events, self.unwritten = self.unwritten, []
         try:
             await asyncio.to_thread(self.history.write, begun, buckets, events)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, CatalogZeroError) as error:
             self.unwritten = (events + self.unwritten)[-UNWRITTEN_KEPT:]
             self._log.warning("history_not_written", error=str(error))
             self.unstored = f"{self.history.path}: the history cannot be written: {error}"
@@ -169,13 +172,15 @@ class Watch:
         """Keep a history from now on; without one where the file cannot be opened.
 
         Raises:
-            ConfigError: The file is of a newer release.
+            NewerSchemaError: A newer release wrote the file.
         """
         opening = partial(History, path, keep_days=keep_days, max_rows=max_rows)
         try:
             history = self.history = await asyncio.to_thread(opening)
-        except sqlite3.Error as error:
-            self.unstored = f"{path}: no history is kept until a restart: {error}"
+        except NewerSchemaError:
+            raise
+        except CatalogZeroError as error:
+            self.unstored = f"no history is kept until a restart: {error}"
         else:
             self.unstored = _set_aside(history)
         if self.unstored:

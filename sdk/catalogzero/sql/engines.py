@@ -1,0 +1,401 @@
+"""Databases by URL, on SQLAlchemy: SQLite files and PostgreSQL behind one `Database`.
+
+Owns engines, pools, the threads that use them, schema versions, and how long anything may take, so
+that no call blocks the event loop and none waits for ever. It knows no table but the version's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    NullPool,
+    Table,
+    create_engine,
+    event,
+    insert,
+    inspect,
+    make_url,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    NoSuchModuleError,
+    OperationalError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
+from catalogzero.sql.limits import Limits
+from catalogzero.sql.sqlite import PRAGMAS, create_private, explain, refuse_newer
+
+T = TypeVar("T")
+Work: TypeAlias = Callable[[Connection], T]
+
+DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+"""What a database that is gone, mute, full or busy raises: the same work may be tried again."""
+
+ANSWER_S = 30.0
+CLOSE_S = 5.0
+MIGRATE_S = 3_600.0
+PSYCOPG = "postgresql+psycopg"
+SERIALIZATION_CODES = {"40001", "40P01"}
+_AWAY_CLASSES = ("08", "53", "55", "57")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """What a database is to hold, and how an older one becomes so.
+
+    `version` is a table of one row with a column `version`. `create` makes the newest schema, that
+    table too, in an empty database. Step n of `upgrades` makes version n + 2 out of n + 1; they are
+    append only. `lock_id` is held on PostgreSQL while one process migrates.
+    """
+
+    version: Table
+    create: Callable[[Connection], object]
+    upgrades: Sequence[Callable[[Connection], object]] = ()
+    lock_id: int
+
+    @property
+    def newest(self) -> int:
+        """The version that this release writes."""
+        return len(self.upgrades) + 1
+
+    def version_in(self, connection: Connection) -> int | None:
+        """The version of a database; None where there is none yet."""
+        if not inspect(connection).has_table(self.version.name):
+            return None
+        return connection.scalar(select(self.version.c.version))
+
+    def migrate(self, connection: Connection) -> None:
+        """Bring a database forward, in the transaction of the connection."""
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({self.lock_id})"))
+        found = self.version_in(connection)
+        if found is None:
+            self.create(connection)
+            connection.execute(insert(self.version).values(version=self.newest))
+            return
+        for step in self.upgrades[found - 1 :]:
+            step(connection)
+        if found < self.newest:
+            connection.execute(update(self.version).values(version=self.newest))
+
+
+class Database:
+    """A database opened by URL: transactions in threads of its own, each wait with an end.
+
+    One writer at a time on SQLite, a pool on PostgreSQL; readers beside them. The schema is made or
+    brought forward at once.
+
+    Args:
+        url: A SQLAlchemy URL of SQLite or PostgreSQL, or the path of an SQLite file.
+        schema: What it is to hold.
+        setting: The name under which the user gave the URL, for errors.
+        name: Of the threads.
+        writers: Connections that write, on PostgreSQL.
+        readers: Connections that only read.
+        answer_s: Longest wait for an answer, in seconds; half of it for a free connection.
+
+    Raises:
+        ConfigError: Another kind of database, a driver that is not installed, one that a newer
+            release wrote, or one that is damaged or cannot be opened.
+        UnreachableError: It does not answer, or another process holds its lock.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        schema: Schema,
+        *,
+        setting: str,
+        name: str,
+        writers: int,
+        readers: int,
+        answer_s: float = ANSWER_S,
+    ) -> None:
+        self.url = parse_url(url, setting)
+        self.dialect = self.url.get_backend_name()
+        self.label = self.url.render_as_string(hide_password=True)
+        self._limits = Limits(answer_s)
+        writers = 1 if self.dialect == "sqlite" else writers
+        self._writers = _Lane(self.url, self._limits, writers, f"{name}-write", reads=False)
+        self._readers = _Lane(self.url, self._limits, readers, f"{name}-read", reads=True)
+        try:
+            self._prepare(schema)
+        except (ConfigError, UnreachableError) as error:
+            self.close()
+            raise type(error)(f"{setting}: {error.message}") from None
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One transaction that may write, in the calling thread."""
+        with self._writers.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """One transaction that only reads, in the calling thread."""
+        with self._readers.engine.connect() as connection:
+            yield connection
+
+    def write_now(self, work: Work[T]) -> T:
+        """Run `work` in one transaction; one that lost a deadlock is run again."""
+
+        def once() -> T:
+            with self.writing() as connection:
+                return work(connection)
+
+        return _retrying(once)
+
+    def read_now(self, work: Work[T]) -> T:
+        """Run `work`, which only reads, in one transaction."""
+        with self.reading() as connection:
+            return work(connection)
+
+    async def write(self, work: Work[T]) -> T:
+        """`write_now`, in a thread; committed when this returns."""
+        return await self._writers.run(partial(self.write_now, work))
+
+    async def read(self, work: Work[T]) -> T:
+        """`read_now`, in a thread."""
+        return await self._readers.run(partial(self.read_now, work))
+
+    async def in_writer(self, call: Callable[[], T]) -> T:
+        """Call what is one transaction with `writing`, in a thread that writes."""
+        return await self._writers.run(partial(_retrying, call))
+
+    async def in_reader(self, call: Callable[[], T]) -> T:
+        """Call what uses `reading`, in a thread that reads."""
+        return await self._readers.run(call)
+
+    def end_within(self, delay_s: float = CLOSE_S) -> None:
+        """The service stops: so many seconds from now, no wait for PostgreSQL goes on."""
+        self._limits.end_within(delay_s)
+
+    def close(self) -> None:
+        """Wait for what is running, five seconds at most on PostgreSQL; close every connection."""
+        self.end_within()
+        self._writers.close()
+        self._readers.close()
+
+    def _prepare(self, schema: Schema) -> None:
+        """Refuse a database of a newer release by reading alone; make or migrate another."""
+        if self.dialect == "sqlite" and "uri" not in self.url.query:
+            create_private(Path(str(self.url.database)))
+        try:
+            found = self.read_now(schema.version_in)
+            refuse_newer(self.label, found or 0, schema.newest)
+            if found is not None and found < schema.newest:
+                self._migrate_patiently(schema)
+            else:
+                self.write_now(schema.migrate)
+        except DBAPIError as error:
+            raise self._cannot_open(error) from None
+
+    def _migrate_patiently(self, schema: Schema) -> None:
+        """Take upgrade steps, which may well run for long, without the everyday limits."""
+        everyday_s, self._limits.answer_s = self._limits.answer_s, MIGRATE_S
+        try:
+            with self.writing() as connection:
+                if self.dialect == "postgresql":
+                    connection.execute(text(self._limits.statement(in_transaction=True)))
+                schema.migrate(connection)
+        finally:
+            self._limits.answer_s = everyday_s
+
+    def _cannot_open(self, error: DBAPIError) -> CatalogZeroError:
+        """Our error for a database that could not be opened."""
+        if self.dialect == "sqlite":
+            return explain(str(self.url.database), error.orig or error)
+        why = " ".join(str(error.orig).split())
+        code = _sqlstate(error)
+        if code is None or code.startswith(_AWAY_CLASSES):
+            return UnreachableError(
+                f"the database {self.label} does not answer: {why}: start it, or name another"
+            )
+        return ConfigError(f"cannot open the database {self.label}: {why}")
+
+
+class _Lane:
+    """An engine with as many threads as connections, so that no thread waits for one."""
+
+    def __init__(self, url: URL, limits: Limits, size: int, name: str, *, reads: bool) -> None:
+        self._limits, self._name = limits, name
+        pool = {"pool_size": size, "max_overflow": 0, "pool_timeout": limits.answer_s}
+        self.engine = _engine(url, limits, reads=reads, pool_pre_ping=True, **pool)
+        self._threads = ThreadPoolExecutor(size, name)
+        self._free = asyncio.Semaphore(size)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Call in a thread.
+
+        Raises:
+            PoolTimeoutError: No thread was free in time.
+        """
+        try:
+            async with asyncio.timeout(self._limits.answer_s / 2):
+                await self._free.acquire()
+        except TimeoutError:
+            raise PoolTimeoutError(f"{self._name}: all connections are busy") from None
+        work = asyncio.get_running_loop().run_in_executor(self._threads, call)
+        work.add_done_callback(self._ended)
+        return await asyncio.shield(work)  # a cancelled caller's thread is busy all the same
+
+    def _ended(self, work: asyncio.Future[Any]) -> None:
+        self._free.release()
+        if not work.cancelled():
+            work.exception()  # its caller may be gone
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self.engine.dispose()
+
+
+def parse_url(url: str, setting: str) -> URL:
+    """The parts of a URL, with our driver of PostgreSQL; a path is that of an SQLite file.
+
+    Raises:
+        ConfigError: Neither SQLite with a file, nor PostgreSQL.
+    """
+    is_path = "://" not in url and not {"/", "."}.isdisjoint(url)
+    try:
+        parsed = _with_our_driver(make_url(f"sqlite:///{url}" if is_path else url))
+    except ArgumentError:
+        raise ConfigError(_BAD_URL.format(setting)) from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigError(_BAD_URL.format(setting))
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise ConfigError(f"{setting} needs a file: sqlite:///file.db")
+    return parsed
+
+
+def _with_our_driver(url: URL) -> URL:
+    return url.set(drivername=PSYCOPG) if url.drivername in ("postgresql", "postgres") else url
+
+
+_BAD_URL = (
+    "{} is an SQLite or a PostgreSQL database: sqlite:///file.db, ./file.db, or "
+    "postgresql://user@host/name"
+)
+
+
+@contextmanager
+def open_source(url: str, answer_s: float) -> Iterator[Connection]:
+    """A connection to somebody else's database, of any dialect, for one transaction that reads.
+
+    On PostgreSQL it sees one state of the database, and each answer (rows come in parts) has a
+    limit; with other drivers limits are those that their URL sets. Nothing of a database is made or
+    set: no file, no pragma that stays, no setting of a session.
+
+    Raises:
+        ConfigError: The driver is not installed.
+        SQLAlchemyError: What the driver says.
+    """
+    parsed, limits = _with_our_driver(make_url(url)), Limits(answer_s)
+    engine = _engine(parsed, limits, reads=True, poolclass=NullPool)
+    with engine.connect() as connection:  # closed for good at the end: no pool keeps it
+        if engine.dialect.name != "sqlite":
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+        if parsed.drivername == PSYCOPG:
+            connection.exec_driver_sql(limits.statement(in_transaction=True))
+        yield connection
+
+
+@contextmanager
+def driver_cursor(connection: Connection) -> Iterator[Any]:
+    """A cursor of the driver's own, whose errors are those of SQLAlchemy."""
+    try:
+        yield connection.connection.cursor()
+    except connection.dialect.loaded_dbapi.Error as error:
+        if connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None):
+            connection.invalidate(error)
+        base = connection.dialect.loaded_dbapi.Error
+        raise DBAPIError.instance(None, None, error, base, hide_parameters=True) from error
+
+
+def _engine(url: URL, limits: Limits, *, reads: bool, **options: Any) -> Engine:
+    """An engine whose connections wait no longer than the limits say.
+
+    Raises:
+        ConfigError: The driver is not installed.
+    """
+    given: dict[str, Any] = {}
+    if url.get_backend_name() == "sqlite":
+        given = {"timeout": limits.answer_s}
+    elif url.drivername == PSYCOPG:
+        given = {k: v for k, v in limits.parameters().items() if k not in url.query}
+    try:
+        engine = create_engine(url, connect_args=given, hide_parameters=True, **options)
+        if url.drivername == PSYCOPG:
+            _bound(engine, limits, session="poolclass" not in options)
+    except (ModuleNotFoundError, NoSuchModuleError):
+        with_it = "catalogzero[postgresql]" if url.drivername == PSYCOPG else "it"
+        raise ConfigError(
+            f"the driver of {url.drivername} is not installed: pip install '{with_it}'"
+        ) from None
+    if engine.dialect.name == "sqlite":
+        _tune(engine, reads=reads)
+    return engine
+
+
+def _bound(engine: Engine, limits: Limits, *, session: bool) -> None:
+    """Let connections to PostgreSQL keep the limits; with `session`, the server keeps its own."""
+    from catalogzero.sql.postgresql import BoundedConnection
+
+    @event.listens_for(engine, "do_connect")
+    def _open(_dialect: Any, _record: Any, args: Any, named: Any) -> BoundedConnection:
+        return BoundedConnection.open(limits, *args, **named)
+
+    @event.listens_for(engine, "connect")
+    def _limit(connection: BoundedConnection, _record: Any) -> None:
+        if session:
+            connection.execute(limits.statement(in_transaction=False))
+            connection.commit()
+
+
+def _tune(engine: Engine, *, reads: bool) -> None:
+    """SQLite: transactions begin when we say so, one writer at a time, each commit on the disk."""
+    pragmas = ("query_only=ON",) if reads else (*PRAGMAS, "synchronous=FULL")
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _retrying(call: Callable[[], T]) -> T:
+    """Call; again where PostgreSQL undid the transaction in favour of another one."""
+    return Retrying(
+        retry=retry_if_exception(lambda error: _sqlstate(error) in SERIALIZATION_CODES),
+        wait=wait_random_exponential(0.01, max=0.5),
+        stop=stop_after_attempt(5),
+        reraise=True,
+    )(call)
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    """PostgreSQL's code of an error, if it comes from there."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
