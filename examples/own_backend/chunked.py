@@ -125,8 +125,8 @@ def records_in(body: bytes, encoding: str, media_type: str) -> list[Any]:
         body = unpacker.decompress(body, LIMIT)
         if unpacker.unconsumed_tail:
             raise RefusedError(413, "more than 64 MiB")
-        if not unpacker.eof:
-            raise RefusedError(400, "no whole gzip stream")
+        if not unpacker.eof or unpacker.unused_data:
+            raise RefusedError(400, "send one whole gzip member")
     return [json.loads(line) for line in body.decode().split("\n") if line.strip()]
 
 

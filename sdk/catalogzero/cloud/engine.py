@@ -156,7 +156,7 @@ class Engine:
                 break
             backoff.failed(self._clock.monotonic(), decision.retry_after_s)
             await self._clock.sleep(max(backoff.not_before - self._clock.monotonic(), 0.0))
-        sources = outcome.body.get("sources") if isinstance(outcome.body, dict) else None
+        sources = outcome.members.get("sources")
         if decision.verdict is Verdict.DONE and isinstance(sources, dict):
             await asyncio.to_thread(self._outbox.learn_highest, sources)
 

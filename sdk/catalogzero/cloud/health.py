@@ -137,7 +137,7 @@ class HealthPost:
 
     async def _learn(self, outcome: Outcome) -> None:
         """Take what the backend says of its clock and of the next report."""
-        answer = outcome.body if isinstance(outcome.body, dict) else {}
+        answer = outcome.members
         interval = answer.get("next_interval_s")
         if isinstance(interval, int | float) and 1 <= interval <= 86_400:
             self.next_interval_s = float(interval)

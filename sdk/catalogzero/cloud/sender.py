@@ -293,7 +293,6 @@ class Sender:
     ) -> None:
         """Do what a decision says."""
         key, verdict = upload.upload_id, decision.verdict
-        body = outcome.body if isinstance(outcome.body, dict) else {}
         if verdict is Verdict.RETRY:
             self._failed(key, decision.reason, decision.retry_after_s, outcome.status)
         elif verdict is Verdict.PAUSE:
@@ -304,7 +303,8 @@ class Sender:
             self._learn_form("simple")
         else:
             await self._went_well(key, chunked=seq is not None)
-            await asyncio.to_thread(note_answer, self._outbox, key, verdict, body, seq, size)
+            said = outcome.members
+            await asyncio.to_thread(note_answer, self._outbox, key, verdict, said, seq, size)
             if verdict is Verdict.SEND_MISSING:
                 self._each.setdefault(key, Backoff()).failed(self._clock.monotonic())
 

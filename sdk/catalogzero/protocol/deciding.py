@@ -1,16 +1,17 @@
 """Deciding: what the answer to a request means for an upload, as the client sees it.
 
-Owns one pure function, `decide`; the table of docs/reference/delivery-guarantee.md is its rules.
+Owns the table of answers, which docs/reference/delivery-guarantee.md prints, and the one pure
+function that walks it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 MAX_RETRY_AFTER_S = 3_600.0
 
@@ -43,7 +44,12 @@ class Outcome:
         """The problem document's `type`, title or detail, or the fault: for people."""
         if not isinstance(self.body, dict):
             return self.fault
-        return str(self.body.get("detail") or self.body.get("title") or self.body.get("type") or "")
+        return str(next(filter(None, map(self.body.get, ("detail", "title", "type"))), ""))
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """The members of the answer's JSON object; empty where it is none."""
+        return self.body if isinstance(self.body, dict) else {}
 
 
 class Verdict(StrEnum):
@@ -71,61 +77,104 @@ class Decision:
     retry_after_s: float | None = None
 
 
-_PAUSING = frozenset({401, 403, 404, 405, 407})
-_RETRIED = frozenset({408, 425, 429})
-_NO_SUCH_FORM = frozenset({404, 405, 501})
+class Rule(NamedTuple):
+    """A row of the table of answers: what it takes to fit, and what the answer then means.
+
+    Attributes:
+        requests: Kinds of request, or `any`.
+        answers: Statuses as `404` or `5xx`, `none` for no answer at all, or `any`.
+        verdict: What the answer means; `DOES` says what the sender does.
+        given: A name in `CONDITIONS` that must hold too; empty where nothing must.
+        why: What the reason says beside the answer.
+    """
+
+    requests: str
+    answers: str
+    verdict: Verdict
+    given: str = ""
+    why: str = ""
+
+
+RULES = (
+    Rule("chunk, complete, simple", "none", Verdict.PAUSE, "nothing could be sent"),
+    Rule("any", "none", Verdict.RETRY),
+    Rule("chunk", "404, 405, 501", Verdict.OTHER_FORM, "`auto`, and no chunk was taken yet"),
+    Rule("complete", "2xx", Verdict.SUPERSEDED, "`superseded`"),
+    Rule("complete", "200, 201", Verdict.DONE, "a `job_id`"),
+    Rule("complete", "2xx", Verdict.PAUSE, why="no answer of an upload backend (no job_id)"),
+    Rule("chunk", "2xx", Verdict.STORED),
+    Rule("any", "2xx", Verdict.DONE),
+    Rule("any", "408, 425, 429, 5xx", Verdict.RETRY),
+    Rule("health, installation", "any", Verdict.IGNORE),
+    Rule("any", "401, 403, 404, 405, 407, 1xx, 3xx", Verdict.PAUSE),
+    Rule("complete", "409", Verdict.SEND_MISSING, "`missing`"),
+    Rule("chunk", "410", Verdict.COMPLETE_NOW),
+    Rule("chunk", "415", Verdict.OTHER_CODING, "it was packed"),
+    Rule("any", "any", Verdict.DEAD),
+)
+"""The first that fits counts."""
+
+DOES = {
+    Verdict.STORED: "counts the chunk as stored",
+    Verdict.DONE: "is done with it",
+    Verdict.SUPERSEDED: "ends the upload; or, while the source's mark is still its own, seals the "
+    "same bytes again above the number that was answered",
+    Verdict.SEND_MISSING: "sends what is missing",
+    Verdict.COMPLETE_NOW: "posts `complete`, and believes its answer",
+    Verdict.RETRY: "tries again for ever, with jittered exponential backoff; `Retry-After` is "
+    "honoured, at most one hour",
+    Verdict.PAUSE: "pauses the whole outbox, says so in health, tries again every five minutes, or "
+    "when the key file changes",
+    Verdict.OTHER_FORM: "sends the simple form from then on",
+    Verdict.OTHER_CODING: "sends it as gzip, then plain",
+    Verdict.DEAD: "keeps the upload as a dead letter, with the answer, until `catalogzero outbox "
+    "retry` or `purge`",
+    Verdict.IGNORE: "does without it; uploads go on",
+}
+
+
+CONDITIONS: dict[str, Callable[[Outcome, bool, str], bool]] = {
+    "": lambda *_: True,
+    "nothing could be sent": lambda outcome, *_: outcome.blocked,
+    "`auto`, and no chunk was taken yet": lambda _, probing, __: probing,
+    "`superseded`": lambda outcome, *_: outcome.members.get("superseded") is True,
+    "a `job_id`": lambda outcome, *_: outcome.members.get("job_id") is not None,
+    "`missing`": lambda outcome, *_: _is_numbers(outcome.members.get("missing")),
+    "it was packed": lambda _, __, coding: coding != "identity",
+}
 
 
 def decide(
     asked: Asked, outcome: Outcome, now: datetime, *, probing: bool = False, coding: str = "zstd"
 ) -> Decision:
-    """What an outcome means (design of the delivery guarantee: docs/reference).
+    """What an outcome means, by the first of `RULES` that fits.
 
     `probing` is true while `upload_form: auto` does not know the backend's form; `coding` is the
     content coding of the body that was sent.
     """
     status = outcome.status
-    if status is None:
-        pauses = outcome.blocked and asked not in {Asked.HEALTH, Asked.INSTALLATION}
-        return Decision(Verdict.PAUSE if pauses else Verdict.RETRY, outcome.fault or "cut off")
-    reason = f"{status} {outcome.problem}".strip()
-    if asked is Asked.INSTALLATION and status in {404, 405}:
-        return Decision(Verdict.IGNORE, reason)
-    if probing and asked is Asked.CHUNK and status in _NO_SUCH_FORM:
-        return Decision(Verdict.OTHER_FORM, reason)
-    if 200 <= status < 300:
-        return _accepted(asked, outcome, reason)
-    if status in _RETRIED or status >= 500:
-        return Decision(Verdict.RETRY, reason, retry_after_s(outcome.headers, now))
-    if asked in {Asked.HEALTH, Asked.INSTALLATION}:
-        return Decision(Verdict.IGNORE, reason)
-    if status in _PAUSING or status < 400:
-        return Decision(Verdict.PAUSE, reason)
-    if asked is Asked.COMPLETE and status == 409 and _missing(outcome.body):
-        return Decision(Verdict.SEND_MISSING, reason)
-    if asked is Asked.CHUNK and status == 410:
-        return Decision(Verdict.COMPLETE_NOW, reason)
-    if status == 415 and asked is Asked.CHUNK and coding != "identity":
-        return Decision(Verdict.OTHER_CODING, reason)
-    return Decision(Verdict.DEAD, reason)
+    names = {"none"} if status is None else {str(status), f"{min(status // 100, 5)}xx"}
+    rule = next(
+        rule
+        for rule in RULES
+        if _among(rule.requests, {asked.value})
+        and _among(rule.answers, names)
+        and CONDITIONS[rule.given](outcome, probing, coding)
+    )
+    answer = outcome.fault or "cut off" if status is None else f"{status} {outcome.problem}".strip()
+    reason = f"{answer}: {rule.why}" if rule.why else answer
+    waits = rule.verdict is Verdict.RETRY and status is not None
+    return Decision(rule.verdict, reason, retry_after_s(outcome.headers, now) if waits else None)
 
 
-def _accepted(asked: Asked, outcome: Outcome, reason: str) -> Decision:
-    """The meaning of a 2xx: only a real answer to `complete` ends a sealed upload."""
-    if asked is Asked.COMPLETE:
-        body = outcome.body if isinstance(outcome.body, dict) else {}
-        if body.get("superseded") is True:
-            return Decision(Verdict.SUPERSEDED, reason)
-        if outcome.status in {200, 201} and body.get("job_id") is not None:
-            return Decision(Verdict.DONE, reason)
-        return Decision(Verdict.PAUSE, f"{reason}: no answer of an upload backend (no job_id)")
-    return Decision(Verdict.STORED if asked is Asked.CHUNK else Verdict.DONE, reason)
+def _among(listed: str, names: set[str]) -> bool:
+    """Whether a cell of the table lists one of these."""
+    return listed == "any" or not names.isdisjoint(listed.split(", "))
 
 
-def _missing(body: Any) -> bool:
-    """Whether a `complete` was answered with the chunks that are missing."""
-    missing = body.get("missing") if isinstance(body, dict) else None
-    return isinstance(missing, list) and all(isinstance(seq, int) for seq in missing)
+def _is_numbers(value: Any) -> bool:
+    """Whether a member of an answer is a list of integers."""
+    return isinstance(value, list) and all(isinstance(item, int) for item in value)
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:

@@ -1,7 +1,7 @@
 """A backend for tests: the upload protocol in memory, over real HTTP, with faults on demand.
 
-Owns the rules by which uploads become visible, and a plan of faults that is used up request by
-request. It checks no tenant and stores nothing on disk: it is no backend to deploy.
+Owns what is visible of each upload, and a plan of faults that is used up request by request.
+It checks no tenant and stores nothing on disk: it is not a backend to deploy.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import orjson
 from aiohttp import web
 
 from catalogzero.protocol.codings import decoded
+from catalogzero.protocol.judging import Claim, Judgement, Standing, State, judge
 
 Fault = Literal["ok", "500", "503", "429", "cut", "lost_reply", "422", "401"]
 """What happens to a request: served, refused, its connection cut, or served with no reply."""
@@ -28,7 +29,7 @@ class Received:
     """What is stored of one upload."""
 
     chunks: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    state: Literal["open", "complete", "superseded"] = "open"
+    state: State = State.OPEN
     body: dict[str, Any] = field(default_factory=dict)
     job_id: str = ""
 
@@ -135,7 +136,7 @@ class FaultyBackend:
     def _put(self, upload: Received, seq: int, body: bytes) -> web.Response:
         """Store a chunk."""
         rows = [orjson.loads(line) for line in body.splitlines()]
-        if upload.state != "open":
+        if upload.state is not State.OPEN:
             return web.json_response({"title": "no longer open"}, status=410)
         if seq in upload.chunks:
             same = upload.chunks[seq] == rows
@@ -158,45 +159,37 @@ class FaultyBackend:
 
     def _complete(self, upload: Received, body: dict[str, Any]) -> web.Response:
         """Make an upload visible, or say why not."""
-        source, seq = body["source_key"], body["source_seq"]
+        source, highest = body["source_key"], self._high.get(body["source_key"], 0)
         visible = self._visible.setdefault(source, [])
-        if upload.state == "complete":
-            return web.json_response({"job_id": upload.job_id, "duplicate": True})
-        twin = self._twin(visible, body)
-        if twin is not None:
-            self._high[source] = max(self._high.get(source, 0), seq)
-            return web.json_response({"job_id": twin.job_id, "duplicate": True})
-        if upload.state == "superseded" or self._is_late(source, body):
-            upload.state = "superseded"
-            return web.json_response({"superseded": True, **self._standing(source)})
+        twin = next((one for one in visible if one.body["upload_key"] == body["upload_key"]), None)
         missing = [number for number in range(body["chunks"]) if number not in upload.chunks]
-        if missing:
+        watermark = self._watermark.get(source)
+        claim = Claim(body["mode"], body["full"], body["source_seq"], _text(body.get("after")))
+        standing = Standing(
+            upload.state, twin is not None, highest, _text(watermark), bool(missing)
+        )
+        judgement = judge(claim, standing)
+        if judgement in (Judgement.SUPERSEDED, Judgement.WAS_SUPERSEDED):
+            upload.state = State.SUPERSEDED
+            standing_at = {"source_seq": highest, "watermark": watermark}
+            return web.json_response({"superseded": True, **standing_at})
+        if judgement is Judgement.MISSING:
             return web.json_response({"missing": missing}, status=409)
+        if judgement is Judgement.DUPLICATE:
+            return web.json_response({"job_id": upload.job_id, "duplicate": True})
+        self._high[source] = max(highest, body["source_seq"])
+        if judgement is Judgement.SAME_KEY and twin is not None:
+            return web.json_response({"job_id": twin.job_id, "duplicate": True})
         hides = body["full"] or body["mode"] == "replace"
         self._visible[source] = [upload] if hides else [*visible, upload]
-        self._high[source] = max(self._high.get(source, 0), seq)
         self._watermark[source] = body.get("until")
-        upload.state, upload.body, upload.job_id = "complete", body, f"job-{next(self._jobs)}"
+        upload.state, upload.body, upload.job_id = State.COMPLETE, body, f"job-{next(self._jobs)}"
         return web.json_response({"job_id": upload.job_id}, status=201)
 
-    def _twin(self, visible: Iterable[Received], body: Mapping[str, Any]) -> Received | None:
-        """A visible upload of the same content."""
-        if body["full"]:
-            return None
-        return next((u for u in visible if u.body["upload_key"] == body["upload_key"]), None)
 
-    def _is_late(self, source: str, body: Mapping[str, Any]) -> bool:
-        """Whether something newer of this source is here already."""
-        if body["full"] or body["mode"] == "replace":
-            return bool(body["source_seq"] <= self._high.get(source, 0))
-        return bool(body["after"] != self._watermark.get(source))
-
-    def _standing(self, source: str) -> dict[str, Any]:
-        """Where a source stands."""
-        return {
-            "source_seq": self._high.get(source, 0),
-            "watermark": self._watermark.get(source),
-        }
+def _text(watermark: Any) -> str:
+    """A watermark as the rules compare it."""
+    return orjson.dumps(watermark).decode()
 
 
 def _refusal(fault: Fault) -> web.Response:
