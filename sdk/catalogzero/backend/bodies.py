@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -31,9 +31,8 @@ from catalogzero.protocol.problems import Kind, ProblemError
 
 MAX_FIELD_CHARS = 16 << 20
 PARQUET_BATCH_ROWS = 1024
-MAX_FRAMES = 10_000
-MAX_WINDOW_BYTES = 8 << 20
-"""The largest window of the zstd content coding (RFC 9659)."""
+BODY_BOUNDS = Bounds(max_frames=10_000, max_ratio=MAX_RATIO, max_window_bytes=8 << 20)
+"""Of packed bodies, beside a setting's bytes; the window is the content coding's (RFC 9659)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +63,8 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
             f"Content-Encoding is one of {', '.join(CODINGS)}",
             headers={"Accept-Encoding": ", ".join(CODINGS)},
         )
-    bounds = Bounds(
-        max_bytes=limit,
-        max_frames=MAX_FRAMES,
-        max_ratio=MAX_RATIO,
-        max_window_bytes=MAX_WINDOW_BYTES,
-    )
     try:
-        plain = decoded(body, coding or "identity", bounds)
+        plain = decoded(body, coding or "identity", replace(BODY_BOUNDS, max_bytes=limit))
     except OverBoundsError as error:
         raise ProblemError(Kind.TOO_LARGE, str(error)) from None
     except UnpackError as error:

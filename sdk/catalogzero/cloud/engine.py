@@ -144,12 +144,9 @@ class Engine:
         """`PUT installations`, until the backend has taken it or has no such thing."""
         backoff, body = Backoff(), self._installation()
         while True:
+            path = ("installations", self._identity.installation_id)
             outcome = await self._pusher.push(
-                Asked.INSTALLATION,
-                "PUT",
-                ("installations", self._identity.installation_id),
-                encode_json(body),
-                AS_JSON,
+                Asked.INSTALLATION, "PUT", path, encode_json(body), AS_JSON
             )
             decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
             if decision.verdict is not Verdict.RETRY:

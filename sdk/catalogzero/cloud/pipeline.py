@@ -27,12 +27,7 @@ from catalogzero.cloud.sender import new_upload_id
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
 from catalogzero.config.settings import RuntimeSettings
-from catalogzero.errors import (
-    BadParamsError,
-    CatalogZeroError,
-    FailedError,
-    SourceChangedError,
-)
+from catalogzero.errors import BadParamsError, CatalogZeroError, FailedError, SourceChangedError
 from catalogzero.protocol.identities import Identity, Mode, source_key, upload_key
 
 ATTEMPTS = 3

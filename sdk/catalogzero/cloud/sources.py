@@ -23,13 +23,7 @@ from catalogzero.cloud.readers import read_records
 from catalogzero.cloud.records import BadRecords, ReadOptions, kind_of
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
-from catalogzero.protocol.codings import (
-    MAX_RATIO,
-    Bounds,
-    OverBoundsError,
-    UnpackError,
-    unpack,
-)
+from catalogzero.protocol.codings import MAX_RATIO, Bounds, OverBoundsError, UnpackError, unpack
 from catalogzero.protocol.identities import Mode, digest_of
 
 _READ_BYTES = 1 << 20

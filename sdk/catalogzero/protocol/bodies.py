@@ -40,17 +40,10 @@ def _storable(text: str) -> str:
     return text
 
 
-def _small(value: JsonValue) -> JsonValue:
-    """A nested value of bounded size."""
-    if len(orjson.dumps(value)) > MAX_NESTED_BYTES:
-        raise ValueError(f"more than {MAX_NESTED_BYTES} bytes as JSON")
-    return value
-
-
-def _opaque(value: JsonValue) -> JsonValue:
-    """A watermark: any JSON value of a few kilobytes."""
-    if len(orjson.dumps(value)) > MAX_OPAQUE_CHARS:
-        raise ValueError(f"more than {MAX_OPAQUE_CHARS} bytes as JSON")
+def _within(value: JsonValue, max_bytes: int) -> JsonValue:
+    """A value of bounded size."""
+    if len(orjson.dumps(value)) > max_bytes:
+        raise ValueError(f"more than {max_bytes} bytes as JSON")
     return value
 
 
@@ -58,8 +51,9 @@ Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_stora
 Text = Annotated[str, Field(max_length=2_000), AfterValidator(_storable)]
 Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARS), AfterValidator(_storable)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT, strict=True)]
-Nested = Annotated[JsonValue, AfterValidator(_small)]
-Opaque = Annotated[JsonValue, AfterValidator(_opaque)]
+Nested = Annotated[JsonValue, AfterValidator(lambda value: _within(value, MAX_NESTED_BYTES))]
+Opaque = Annotated[JsonValue, AfterValidator(lambda value: _within(value, MAX_OPAQUE_CHARS))]
+"""A watermark."""
 
 
 class _Body(BaseModel):
