@@ -134,6 +134,7 @@ class Rows(CloudProcessor):
         (("scheduler", "--port", "0", "--zmq-port", "0"), "sqlalchemy", "scheduler"),
         (("scheduler", "--port", "0", "--zmq-port", "0"), "apscheduler", "scheduler"),
         (("backend", "tenants", "list"), "sqlalchemy", "backend"),
+        (("backend", "serve", "--port", "0"), "prometheus_client", "backend"),
         (("new", "--no-input"), "cookiecutter", "vendor"),
         (("build",), "build packaging", "vendor"),
         (("preview", "rows:Rows", "rows.parquet"), "pyarrow", "parquet"),

@@ -62,8 +62,7 @@ class Service:
     @property
     def place(self) -> tuple[str, int]:
         """Host and port."""
-        host, _, port = self.url.removeprefix("http://").rpartition(":")
-        return host.strip("[]"), int(port)
+        return "127.0.0.1", int(self.url.rpartition(":")[2])
 
     async def ask(
         self,
@@ -150,12 +149,12 @@ async def read_answer(reader: asyncio.StreamReader, *, to_the_end: bool = True) 
 
 @asynccontextmanager
 async def served(
-    name: str, folder: Path, *, limits: Limits | None = None, is_open: bool = False
+    name: str, folder: Path, *, limits: Limits | None = None, is_open: bool = False, **more: Any
 ) -> AsyncIterator[Service]:
-    """One of the services, with a token, or open to this machine."""
+    """One of the services, with a token, or open to this machine; `more` are its own settings."""
     token_file = _token_in(folder)
     make = {"scheduler": _scheduler, "backend": _backend, "conductor": _conductor}[name]
-    async with make(folder, None if is_open else token_file, limits or Limits()) as service:
+    async with make(folder, None if is_open else token_file, limits or Limits(), **more) as service:
         yield service
 
 
@@ -167,11 +166,11 @@ def _token_in(folder: Path) -> Path:
 
 @asynccontextmanager
 async def _scheduler(
-    folder: Path, token_file: Path | None, limits: Limits
+    folder: Path, token_file: Path | None, limits: Limits, **more: Any
 ) -> AsyncIterator[Service]:
     database = f"sqlite:///{folder / 'scheduler.db'}"
     settings = SchedulerSettings(
-        port=0, zmq_port=0, database=database, token_file=token_file, limits=limits
+        port=0, zmq_port=0, database=database, token_file=token_file, limits=limits, **more
     )
     async with serve_scheduler(settings) as server:
         reading = Request("GET", "/api/schedules")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -174,6 +175,9 @@ async def test_the_upload_api_answers_under_any_name(tmp_path: Path) -> None:
         pytest.param(b"not zipped", {"Content-Encoding": "gzip"}, id="bad gzip"),
         pytest.param(b"\x1f\x8b\x08\x00", {"Content-Encoding": "gzip"}, id="half gzip"),
         pytest.param(b"{}", {"Content-Encoding": "br"}, id="unknown encoding"),
+        pytest.param(
+            gzip.compress(bytes(64 << 20)), {"Content-Encoding": "gzip"}, id="64 MiB in gzip"
+        ),
         pytest.param(b"[{}]", {"Content-Type": "text/plain"}, id="text/plain"),
         pytest.param(b"[{}]", {"Content-Type": "\u00fc/\u00fc;;=\u00e9"}, id="odd media type"),
         pytest.param(b"[{}]", {"Content-Type": ""}, id="no media type"),
@@ -389,3 +393,43 @@ async def _end_of(reader: asyncio.StreamReader) -> bytes:
             return await reader.read()
         except ConnectionResetError:
             return b""
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "statuses"),
+    [
+        ("10.1.2.3:8888", "/", (200, 200)),
+        ("pages.internal", "/", (200, 200)),
+        ("localhost", "/", (200, 200)),
+        ("other.internal", "/", (403, 200)),
+        ("10.1.2.3:8888", "/api/schedules", (401, 200)),
+        ("pages.internal", "/api/schedules", (401, 200)),
+        ("other.internal", "/api/schedules", (401, 200)),
+    ],
+)
+async def test_beyond_loopback_data_needs_the_token_and_pages_a_name_of_the_service(
+    tmp_path: Path, host: str, path: str, statuses: tuple[int, int]
+) -> None:
+    every, hosts = "0.0.0.0", ("pages.internal",)  # noqa: S104 - the case itself
+    async with served("scheduler", tmp_path, host=every, hosts=hosts) as scheduler:
+        one = Request("GET", path)
+        without = await scheduler.ask(one, {"Host": host}, key=b"")
+        with_it = await scheduler.ask(one, {"Host": host})
+
+    assert (without.status, with_it.status) == statuses
+
+
+async def test_a_host_that_is_listed_may_come_through_a_proxy(tmp_path: Path) -> None:
+    hosts = ("pages.internal",)
+    async with served("scheduler", tmp_path, is_open=True, hosts=hosts) as scheduler:
+        headers = {"Host": "Pages.Internal", "X-Forwarded-For": "203.0.113.9"}
+
+        assert (await scheduler.ask(scheduler.reading, headers, key=b"")).status == 200
+
+
+async def test_odd_methods_are_counted_as_one(tmp_path: Path) -> None:
+    async with served("backend", tmp_path) as backend:
+        await backend.ask(Request("PURGE", "/"))
+        counted = (await backend.ask(backend.reading)).body.decode()
+
+    assert 'answers_total{method="other",route="other",status="405"} 1.0\n' in counted

@@ -48,62 +48,50 @@ PROBLEM = object_schema(
     detail=TEXT,
 )
 PROBLEM["properties"].update(missing=WHOLES, errors=RECORDS)
-UPLOAD = parameter("upload_id", "path", type="string", pattern=f"^{UPLOAD_ID}$")
-SEQ = parameter("seq", "path", type="integer", minimum=0, maximum=MAX_SEQ)
-INSTALLATION = parameter("installation_id", "path", type="string", minLength=1, maxLength=200)
-KEY = parameter("Idempotency-Key", "header", type="string", minLength=1, maxLength=MAX_KEY_CHARS)
-PATHS = {
-    "/uploads/{upload_id}/chunks/{seq}": {
-        "put": Operation(
-            "putChunk",
-            "Store one chunk of an upload's records",
-            {201: CHUNK, 200: CHUNK},
-            (409, 410, 422),
-            [UPLOAD, SEQ],
-            {"type": "string", "format": "binary"},
-            (NDJSON, CSV, PARQUET),
-        )
-    },
-    "/uploads/{upload_id}/complete": {
-        "post": Operation(
-            "complete",
-            "Make an upload visible, or learn why not",
-            {201: JOB, 200: {"anyOf": [SUPERSEDED, JOB]}},
-            (409, 422),
-            [UPLOAD],
-            model_schema(Complete),
-        )
-    },
-    "/uploads/{upload_id}": {
-        "get": Operation(
-            "showUpload", "What is stored of an upload", {200: STORED}, (404,), [UPLOAD]
-        )
-    },
-    "/installations/{installation_id}": {
-        "put": Operation(
-            "putInstallation",
-            "An installation says what it is, and learns its sources' numbers",
-            {201: KNOWN, 200: KNOWN},
-            (404,),
-            [INSTALLATION],
-            model_schema(Installation),
-        )
-    },
-    "/health": {
-        "post": Operation(
-            "postHealth", "A health report", {200: SEEN}, body=model_schema(HealthReport)
-        )
-    },
-    "/": {
-        "post": Operation(
-            "postRecords",
-            "The simple form: one array of records",
-            {201: JOB, 200: JOB},
-            (422,),
-            [KEY],
-            RECORDS,
-        )
-    },
+UPLOAD = parameter("upload_id", "path", **TEXT, pattern=f"^{UPLOAD_ID}$")
+SEQ = parameter("seq", "path", **WHOLE, minimum=0, maximum=MAX_SEQ)
+INSTALLATION = parameter("installation_id", "path", **TEXT, minLength=1, maxLength=200)
+KEY = parameter("Idempotency-Key", "header", **TEXT, minLength=1, maxLength=MAX_KEY_CHARS)
+OPERATIONS = {
+    "PUT /uploads/{upload_id}/chunks/{seq}": Operation(
+        "putChunk",
+        "Store one chunk of an upload's records",
+        {201: CHUNK, 200: CHUNK},
+        (409, 410, 422),
+        [UPLOAD, SEQ],
+        {"type": "string", "format": "binary"},
+        (NDJSON, CSV, PARQUET),
+    ),
+    "POST /uploads/{upload_id}/complete": Operation(
+        "complete",
+        "Make an upload visible, or learn why not",
+        {201: JOB, 200: {"anyOf": [SUPERSEDED, JOB]}},
+        (409, 422),
+        [UPLOAD],
+        model_schema(Complete),
+    ),
+    "GET /uploads/{upload_id}": Operation(
+        "showUpload", "What is stored of an upload", {200: STORED}, (404,), [UPLOAD]
+    ),
+    "PUT /installations/{installation_id}": Operation(
+        "putInstallation",
+        "An installation says what it is, and learns its sources' numbers",
+        {201: KNOWN, 200: KNOWN},
+        (404,),
+        [INSTALLATION],
+        model_schema(Installation),
+    ),
+    "POST /health": Operation(
+        "postHealth", "A health report", {200: SEEN}, body=model_schema(HealthReport)
+    ),
+    "POST /": Operation(
+        "postRecords",
+        "The simple form: one array of records",
+        {201: JOB, 200: JOB},
+        (422,),
+        [KEY],
+        RECORDS,
+    ),
 }
 
 
@@ -111,7 +99,7 @@ def document(base_path: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document of a backend whose protocol is below `base_path`."""
     return openapi_document(
         "catalogzero upload protocol",
-        PATHS,
+        OPERATIONS,
         error=PROBLEM,
         error_type=PROBLEM_MEDIA_TYPE,
         common=COMMON,

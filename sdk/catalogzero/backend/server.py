@@ -19,6 +19,8 @@ from catalogzero.errors import ConfigError
 from catalogzero.web import Limits, listening, stop_signal
 
 REQUESTS_END_S = 10.0
+LIMITS = Limits(connections=4_000)
+"""A fleet keeps its connections for a while after each report."""
 STOP_WITHIN_S = 30.0
 
 
@@ -37,7 +39,7 @@ async def serving(
     host: str = "127.0.0.1",
     port: int = 0,
     tls: ssl.SSLContext | None = None,
-    limits: Limits | None = None,
+    limits: Limits = LIMITS,
     stop_s: float = REQUESTS_END_S,
 ) -> AsyncIterator[str]:
     """Serve an application while the block runs; gives its URL. Port 0 takes a free one.

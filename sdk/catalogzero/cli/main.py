@@ -150,6 +150,7 @@ def exit_code(error: CatalogZeroError) -> int:
 
 _EXTRA_OF = {
     "apscheduler": "scheduler",
+    "prometheus_client": "backend",
     "cookiecutter": "vendor",
     "build": "vendor",
     "packaging": "vendor",

@@ -25,7 +25,7 @@ ERROR = object_schema(error=object_schema(code=WHOLE, message=TEXT))
 DONE = object_schema(status=TEXT, message=TEXT)
 CHANGED = object_schema(status=TEXT, message=TEXT, schedule_id=TEXT)
 ACCEPTED = object_schema(status=TEXT, execution_id=TEXT)
-JOB_ID = parameter("job_id", "path", "The schedule's job_id, percent-encoded.", type="string")
+JOB_ID = parameter("job_id", "path", "The schedule's job_id, percent-encoded.", **TEXT)
 COMMON = (400, 401, 403, 503)
 BODY = (404, 408, 409, 413, 415)
 
@@ -40,50 +40,41 @@ def _list(name: str) -> dict[str, Any]:
 
 def _limit(most: int, default: int) -> dict[str, Any]:
     return parameter(
-        "limit", "query", f"At most this many, {most} at most.", type="integer", default=default
+        "limit", "query", f"At most this many, {most} at most.", **WHOLE, default=default
     )
 
 
+def _all(schema: dict[str, Any], names: str) -> dict[str, dict[str, Any]]:
+    """The same schema for each of these names."""
+    return dict.fromkeys(names.split(), schema)
+
+
 EXECUTION = object_schema(
-    execution_id=TEXT,
-    job_id=TEXT,
-    handler_id=TEXT,
-    method_name=TEXT,
-    scheduled_at=_or_null(TIME),
+    **_all(TEXT, "execution_id job_id handler_id method_name"),
+    **_all(_or_null(TIME), "scheduled_at completed_at"),
+    **_all(_or_null(TEXT), "error params_summary"),
+    **_all(WHOLE, "attempt_number max_attempts"),
     started_at=TIME,
-    completed_at=_or_null(TIME),
     duration_ms=_or_null(NUMBER),
     status={"enum": STATUSES},
     late=FLAG,
     result={},
-    error=_or_null(TEXT),
-    attempt_number=WHOLE,
-    max_attempts=WHOLE,
-    params_summary=_or_null(TEXT),
 )
 EXECUTION["properties"]["ticks"] = {
     **object_schema(first=TIME, last=TIME, count=WHOLE),
     "description": "Of a missed or skipped row: the ticks it stands for.",
 }
 SCHEDULE = object_schema(
-    id=TEXT,
-    next_fire_time=_or_null(TIME),
-    trigger=TEXT,
+    **_all(TEXT, "id trigger handler_id method_name timezone overlap"),
+    **_all(_or_null(TIME), "next_fire_time end_time"),
+    **_all(_or_null(NUMBER), "misfire_grace_s timeout_s"),
+    **_all(WHOLE, "max_attempts runs"),
     args={"type": "array"},
-    handler_id=TEXT,
-    method_name=TEXT,
     params=OBJECT,
     trigger_config={"$ref": "#/components/schemas/Trigger"},
-    timezone=TEXT,
     paused=FLAG,
-    overlap=TEXT,
-    misfire_grace_s=_or_null(NUMBER),
-    max_attempts=WHOLE,
-    timeout_s=_or_null(NUMBER),
     jitter_s=NUMBER,
     max_runs=_or_null(WHOLE),
-    runs=WHOLE,
-    end_time=_or_null(TIME),
     created_at=TIME,
 )
 SCHEDULE["properties"]["last_execution"] = {
@@ -98,15 +89,10 @@ HANDLER = object_schema(
     last_seen_at=TIME,
 )
 KEY = parameter(
-    "Idempotency-Key",
-    "header",
-    "The same key is the same run.",
-    type="string",
-    minLength=1,
-    maxLength=MAX_ID_CHARS,
+    "Idempotency-Key", "header", "The same key is the same run.", **TEXT, maxLength=MAX_ID_CHARS
 )
 FILTERED = [
-    parameter(name, "query", "Only these; filters combine.", type="string")
+    parameter(name, "query", "Only these; filters combine.", **TEXT)
     for name in ("handler_id", "job_id", "method_name", "status")
 ]
 RESULT = object_schema(status=TEXT, result={}, message=TEXT, execution_id=TEXT)
@@ -114,125 +100,79 @@ TIMES = {"type": "array", "items": TIME}
 NEXT = object_schema(schedule_id=TEXT, paused=FLAG, timezone=TEXT, next=TIMES, local=TIMES)
 RECORDS = object_schema(records=_list("Execution"), count=WHOLE, limit=WHOLE, cursor=_or_null(TEXT))
 ERRORS = object_schema(errors=_list("Execution"), count=WHOLE, limit=WHOLE)
-PATHS = {
-    "/api/schedule": {
-        "post": Operation(
-            "addSchedule",
-            "Add a schedule.",
-            {201: object_schema(status=TEXT, job_id=TEXT)},
-            BODY,
-            body=model_schema(NewSchedule),
-        )
-    },
-    "/api/run_now": {
-        "post": Operation(
-            "runNow",
-            "Run a method now; 202 where `wait` is false.",
-            {200: RESULT, 202: ACCEPTED},
-            (*BODY, 500),
-            [KEY],
-            body=model_schema(RunNow),
-        )
-    },
-    "/api/schedules": {
-        "get": Operation(
-            "listSchedules",
-            "The schedules, the next one first; all of them without `limit`.",
-            {200: object_schema(schedules=_list("Schedule"), count=WHOLE)},
-            parameters=[
-                parameter("limit", "query", type="integer", minimum=1),
-                parameter(
-                    "search", "query", "In their job_id, handler_id or method.", type="string"
-                ),
-            ],
-        )
-    },
-    "/api/schedules/{job_id}": {
-        "delete": Operation("removeSchedule", "Remove it.", {200: CHANGED}, (404,), [JOB_ID])
-    },
-    "/api/schedules/{job_id}/pause": {
-        "post": Operation(
-            "pauseSchedule",
-            "Pause it; ticks of the pause are not made up for.",
-            {200: CHANGED},
-            (404,),
-            [JOB_ID],
-        )
-    },
-    "/api/schedules/{job_id}/resume": {
-        "post": Operation(
-            "resumeSchedule", "Let it go on from its next tick.", {200: CHANGED}, (404,), [JOB_ID]
-        )
-    },
-    "/api/schedules/{job_id}/run": {
-        "post": Operation(
-            "runSchedule", "Run its call now, beside its ticks.", {202: ACCEPTED}, (404,), [JOB_ID]
-        )
-    },
-    "/api/schedules/{job_id}/next": {
-        "get": Operation(
-            "nextFireTimes",
-            "Its next fire times, in UTC and in its zone.",
-            {200: NEXT},
-            (404,),
-            [
-                JOB_ID,
-                parameter(
-                    "count", "query", "How many.", type="integer", minimum=1, maximum=100, default=5
-                ),
-            ],
-        )
-    },
-    "/api/executions": {
-        "get": Operation(
-            "listExecutions",
-            "What ran, newest first.",
-            {200: RECORDS},
-            parameters=[
-                *FILTERED,
-                _limit(1_000, 100),
-                parameter(
-                    "cursor", "query", "Of the answer before, for the next page.", type="string"
-                ),
-            ],
-        )
-    },
-    "/api/executions/stats": {
-        "get": Operation("executionStats", "Counts by status and by handler.", {200: OBJECT})
-    },
-    "/api/executions/errors": {
-        "get": Operation(
-            "listErrors", "The last failures.", {200: ERRORS}, parameters=[_limit(500, 50)]
-        )
-    },
-    "/api/executions/clear": {
-        "post": Operation("clearExecutions", "Forget every execution that has ended.", {200: DONE})
-    },
-    "/api/executions/{execution_id}": {
-        "get": Operation(
-            "getExecution",
-            "One execution.",
-            {200: {"$ref": "#/components/schemas/Execution"}},
-            (404,),
-            [parameter("execution_id", "path", type="string")],
-        )
-    },
-    "/api/handlers": {
-        "get": Operation(
-            "listHandlers",
-            "Every handler, each asked whether it is there.",
-            {200: object_schema(handlers={"type": "array", "items": HANDLER}, count=WHOLE)},
-        )
-    },
-    "/api/health": {
-        "get": Operation(
-            "health", "The scheduler answers.", {200: object_schema(status=TEXT, service=TEXT)}
-        )
-    },
-    "/api/config": {
-        "get": Operation("config", "Where it listens and what it works on.", {200: OBJECT})
-    },
-    "/api/openapi.json": {"get": Operation("openapi", "This document.", {200: OBJECT})},
+PAGE = parameter("cursor", "query", "Of the answer before, for the next page.", **TEXT)
+FOUND = parameter("search", "query", "In their job_id, handler_id or method.", **TEXT)
+TIMES_SHOWN = parameter("count", "query", "How many.", **WHOLE, minimum=1, maximum=100, default=5)
+SCHEDULES = object_schema(schedules=_list("Schedule"), count=WHOLE)
+HANDLERS = object_schema(handlers={"type": "array", "items": HANDLER}, count=WHOLE)
+OF_ONE = ((404,), [JOB_ID])
+OPERATIONS = {
+    "POST /api/schedule": Operation(
+        "addSchedule",
+        "Add a schedule.",
+        {201: object_schema(status=TEXT, job_id=TEXT)},
+        BODY,
+        body=model_schema(NewSchedule),
+    ),
+    "POST /api/run_now": Operation(
+        "runNow",
+        "Run a method now; 202 where `wait` is false.",
+        {200: RESULT, 202: ACCEPTED},
+        (*BODY, 500),
+        [KEY],
+        model_schema(RunNow),
+    ),
+    "GET /api/schedules": Operation(
+        "listSchedules",
+        "The schedules, the next one first; all of them without `limit`.",
+        {200: SCHEDULES},
+        parameters=[parameter("limit", "query", **WHOLE, minimum=1), FOUND],
+    ),
+    "DELETE /api/schedules/{job_id}": Operation(
+        "removeSchedule", "Remove it.", {200: CHANGED}, *OF_ONE
+    ),
+    "POST /api/schedules/{job_id}/pause": Operation(
+        "pauseSchedule", "Pause it; its ticks are not made up for.", {200: CHANGED}, *OF_ONE
+    ),
+    "POST /api/schedules/{job_id}/resume": Operation(
+        "resumeSchedule", "Let it go on from its next tick.", {200: CHANGED}, *OF_ONE
+    ),
+    "POST /api/schedules/{job_id}/run": Operation(
+        "runSchedule", "Run its call now, beside its ticks.", {202: ACCEPTED}, *OF_ONE
+    ),
+    "GET /api/schedules/{job_id}/next": Operation(
+        "nextFireTimes", "In UTC and in its zone.", {200: NEXT}, (404,), [JOB_ID, TIMES_SHOWN]
+    ),
+    "GET /api/executions": Operation(
+        "listExecutions",
+        "What ran, newest first.",
+        {200: RECORDS},
+        parameters=[*FILTERED, _limit(1_000, 100), PAGE],
+    ),
+    "GET /api/executions/stats": Operation(
+        "executionStats", "Counts by status and by handler.", {200: OBJECT}
+    ),
+    "GET /api/executions/errors": Operation(
+        "listErrors", "The last failures.", {200: ERRORS}, parameters=[_limit(500, 50)]
+    ),
+    "POST /api/executions/clear": Operation(
+        "clearExecutions", "Forget every execution that has ended.", {200: DONE}
+    ),
+    "GET /api/executions/{execution_id}": Operation(
+        "getExecution",
+        "One execution.",
+        {200: {"$ref": "#/components/schemas/Execution"}},
+        (404,),
+        [parameter("execution_id", "path", **TEXT)],
+    ),
+    "GET /api/handlers": Operation(
+        "listHandlers", "Every handler, each asked whether it is there.", {200: HANDLERS}
+    ),
+    "GET /api/health": Operation(
+        "health", "The scheduler answers.", {200: object_schema(status=TEXT, service=TEXT)}
+    ),
+    "GET /api/config": Operation("config", "Where it listens and what it works on.", {200: OBJECT}),
+    "GET /api/openapi.json": Operation("openapi", "This document.", {200: OBJECT}),
 }
 
 
@@ -240,7 +180,7 @@ def document() -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
     return openapi_document(
         "catalogzero scheduler",
-        PATHS,
+        OPERATIONS,
         error=ERROR,
         error_type="application/json",
         common=COMMON,

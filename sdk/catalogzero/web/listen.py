@@ -177,7 +177,8 @@ class _Connection(web.RequestHandler):
     def __init__(self, owner: _Connections, options: dict[str, Any]) -> None:
         super().__init__(owner.server, **options)
         self._owner = owner
-        self._timer: asyncio.TimerHandle | None = None
+        self._head: asyncio.TimerHandle | None = None
+        self._send: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless there are too many."""
@@ -186,32 +187,30 @@ class _Connection(web.RequestHandler):
             real.write(FULL)
             real.close()
             return
-        self._cut_after(self._owner.limits.head_s, real)
+        self._head = asyncio.get_running_loop().call_later(self._owner.limits.head_s, real.abort)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forget the timer too."""
+        """Forget the timers too."""
         self.head_came()
+        _cancel(self._send)
         super().connection_lost(exc)
 
     def head_came(self) -> None:
         """A request's head is whole: from here aiohttp's own idle time counts."""
-        if self._timer is not None:
-            self._timer.cancel()
+        _cancel(self._head)
 
     def pause_writing(self) -> None:
         """The reader stands still: give it its time."""
         super().pause_writing()
         if self.transport is not None:
-            self._cut_after(self._owner.limits.send_s, self.transport)
+            send_s, loop = self._owner.limits.send_s, asyncio.get_running_loop()
+            self._send = loop.call_later(send_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         """It reads again."""
-        self.head_came()
+        _cancel(self._send)
         super().resume_writing()
-
-    def _cut_after(self, seconds: float, transport: asyncio.Transport) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, transport.abort)
 
     def handle_error(
         self,
@@ -229,6 +228,11 @@ class _Connection(web.RequestHandler):
         answer.headers.update(HEADERS)
         answer.force_close()
         return answer
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def _below(status: int, error: BaseException | None) -> HttpError:

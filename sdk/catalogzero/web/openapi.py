@@ -37,7 +37,7 @@ class Operation:
 
 def openapi_document(
     title: str,
-    paths: Mapping[str, Mapping[str, Operation]],
+    operations: Mapping[str, Operation],
     *,
     error: Schema,
     error_type: str,
@@ -51,7 +51,7 @@ def openapi_document(
 
     Args:
         title: Of the API.
-        paths: The operations by path and lower-case method.
+        operations: By method and path, such as `GET /records/{record_id}`.
         error: The schema of every error, in media type `error_type`.
         error_type: See `error`.
         common: Statuses of errors that every operation may have.
@@ -61,35 +61,17 @@ def openapi_document(
         open_too: Requests may come without a token as well.
     """
 
-    def described(one: Operation) -> dict[str, Any]:
-        answers = {
-            status: {"description": "Success.", "content": _content(["application/json"], schema)}
-            for status, schema in one.answers.items()
-        }
-        refusals = {
-            status: {
-                "description": meanings[status],
-                "content": _content([error_type], {"$ref": "#/components/schemas/Error"}),
-            }
-            for status in {*one.refusals, *common}
-        }
-        told: dict[str, Any] = {"operationId": one.operation_id, "summary": one.summary}
-        if one.parameters:
-            told["parameters"] = list(one.parameters)
-        if one.body is not None:
-            told["requestBody"] = {"required": True, "content": _content(one.media_types, one.body)}
-        responses = sorted({**refusals, **answers}.items())
-        return {**told, "responses": {str(status): answer for status, answer in responses}}
-
+    paths: dict[str, dict[str, Any]] = {}
+    for place, one in operations.items():
+        method, path = place.split()
+        refused = {status: meanings[status] for status in {*one.refusals, *common}}
+        paths.setdefault(path, {})[method.lower()] = _described(one, refused, error_type)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": __version__},
         "servers": [{"url": base_path}],
         "security": [*([{}] if open_too else []), {"token": []}],
-        "paths": {
-            path: {method: described(one) for method, one in operations.items()}
-            for path, operations in paths.items()
-        },
+        "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "schemas": {"Error": error, **(schemas or {})},
@@ -97,11 +79,26 @@ def openapi_document(
     }
 
 
-def parameter(
-    name: str, where: str, description: str = "", *, required: bool = False, **schema: Any
-) -> Schema:
-    """A parameter in `path`, `query` or `header`; in a path it is always required."""
-    found = {"name": name, "in": where, "required": required or where == "path", "schema": schema}
+def _described(one: Operation, refused: Mapping[int, str], error_type: str) -> dict[str, Any]:
+    """One operation, with what its errors stand for."""
+    error = _content([error_type], {"$ref": "#/components/schemas/Error"})
+    responses: dict[int, Any] = {
+        status: {"description": meaning, "content": error} for status, meaning in refused.items()
+    }
+    for status, schema in one.answers.items():
+        content = _content(["application/json"], schema)
+        responses[status] = {"description": "Success.", "content": content}
+    told: dict[str, Any] = {"operationId": one.operation_id, "summary": one.summary}
+    if one.parameters:
+        told["parameters"] = list(one.parameters)
+    if one.body is not None:
+        told["requestBody"] = {"required": True, "content": _content(one.media_types, one.body)}
+    return {**told, "responses": {str(status): responses[status] for status in sorted(responses)}}
+
+
+def parameter(name: str, where: str, description: str = "", **schema: Any) -> Schema:
+    """A parameter in `path`, `query` or `header`; in a path it is required."""
+    found = {"name": name, "in": where, "required": where == "path", "schema": schema}
     return {**found, "description": description} if description else found
 
 
