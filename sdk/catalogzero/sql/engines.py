@@ -292,8 +292,8 @@ def _with_our_driver(url: URL) -> URL:
 
 
 _BAD_URL = (
-    "{} is an SQLite or a PostgreSQL database: sqlite:///file.db, ./file.db, or "
-    "postgresql://user@host/name"
+    "{} takes an SQLite or a PostgreSQL database: name a sqlite:///file or a "
+    "postgresql://user@host/database, or the path of a file, such as ./file.db"
 )
 
 
