@@ -204,8 +204,8 @@ def test_a_mute_server_at_the_start_is_named_without_its_password(
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("nonsense", "--here is an SQLite or a PostgreSQL database"),
-        ("mysql://localhost/x", "--here is an SQLite or a PostgreSQL database"),
+        ("nonsense", "--here takes an SQLite or a PostgreSQL database"),
+        ("mysql://localhost/x", "--here takes an SQLite or a PostgreSQL database"),
         ("sqlite:///", "--here needs a file"),
         ("postgresql+missing://localhost/x", r"the driver of postgresql\+missing is not installed"),
     ],

@@ -28,7 +28,7 @@ def scheduler(
     database: Annotated[
         str | None,
         typer.Option(
-            help="sqlite:///FILE, or postgresql://… for several schedulers on one store; "
+            help="An SQLite file, or postgresql://… for several schedulers on one store; "
             "by default a file in the state folder.",
             envvar="CATALOGZERO_SCHEDULER_DATABASE",
         ),

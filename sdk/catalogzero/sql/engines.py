@@ -292,8 +292,8 @@ def _with_our_driver(url: URL) -> URL:
 
 
 _BAD_URL = (
-    "{} is an SQLite or a PostgreSQL database: sqlite:///file.db, ./file.db, or "
-    "postgresql://user@host/name"
+    "{} takes an SQLite or a PostgreSQL database: name a sqlite:///file or a "
+    "postgresql://user@host/database, or the path of a file, such as ./file.db"
 )
 
 
@@ -302,8 +302,8 @@ def open_source(url: str, answer_s: float) -> Iterator[Connection]:
     """A connection to somebody else's database, of any dialect, for one transaction that reads.
 
     On PostgreSQL it sees one state of the database, and each answer (rows come in parts) has a
-    limit; with other drivers limits are those that their URL sets. Nothing of a database is made or
-    set: no file, no pragma that stays, no setting of a session.
+    limit; with other drivers limits are those that their URL sets. No pragma that stays is set, and
+    no setting of a session.
 
     Raises:
         ConfigError: The driver is not installed.
