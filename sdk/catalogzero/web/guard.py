@@ -13,6 +13,7 @@ import base64
 import binascii
 import hmac
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from ipaddress import ip_address
 
 from aiohttp import hdrs, web
@@ -100,13 +101,13 @@ class Guard:
         """Refuse a request without a token that may not come from where it says."""
         names = {_name_of(host) for host in (request.headers.get(hdrs.HOST, ""), request.host)}
         for name in names:
-            if not is_loopback(name) and not self._is_own(name):
+            if not _is_local(name) and not self._is_own(name):
                 raise HttpError(
                     self._host_status, f"{name!r} is neither loopback nor a host that is allowed."
                 )
         if is_page or names <= self._hosts:
             return
-        if not is_loopback(request.remote or "") or any(
+        if not _is_local(request.remote or "") or any(
             header in request.headers for header in PROXY_HEADERS
         ):
             raise HttpError(403, "From another machine, or through a proxy, this needs a token.")
@@ -145,6 +146,11 @@ def _is_of_another_site(request: web.Request, *, changes: bool, is_page: bool) -
     if changes:
         return site not in ("none", "same-origin")
     return site == "cross-site" and not is_page
+
+
+@lru_cache(maxsize=256)
+def _is_local(name: str) -> bool:
+    return is_loopback(name)
 
 
 def _name_of(host: str) -> str:
