@@ -26,7 +26,7 @@ from catalogzero.runtime.handler import Handler
 Severity = Literal["error", "warning"]
 PUBLIC_MODULES = (
     "catalogzero",
-    *(f"catalogzero.{name}" for name in ("testing", "compat", "backend", "web")),
+    *(f"catalogzero.{name}" for name in ("testing", "compat", "backend", "web", "sql")),
 )
 
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
@@ -316,7 +316,7 @@ def _depends_on_sdk(subject: Subject) -> Iterator[tuple[str, str]]:
 @rule(
     "CZ115",
     "only catalogzero's public names are used",
-    "Import from catalogzero, or its testing, compat, backend or web.",
+    "Import from catalogzero, or its testing, compat, backend, web or sql.",
 )
 def _public_names(subject: Subject) -> Iterator[tuple[str, str]]:
     for path in subject.modules():
