@@ -13,6 +13,7 @@ from sqlalchemy import (
     CursorResult,
     Delete,
     Insert,
+    Table,
     Text,
     Update,
     bindparam,
@@ -77,110 +78,81 @@ class ForEach:
         return cast("CursorResult[Any]", done).rowcount
 
 
-def _new(*names: str) -> dict[str, ColumnElement[Any]]:
-    """Values to write into columns of executions: `new_status` into `status`."""
-    return {f"new_{name}": executions.c[name] for name in names}
+def _changing(
+    table: Table, key: Sequence[str], names: Sequence[str], *conditions: ColumnElement[bool]
+) -> ForEach:
+    """An UPDATE of the rows whose `key` columns have the `old_…` values, to the `new_…` ones."""
+    old = {f"old_{name}": table.c[name] for name in key}
+    new = {f"new_{name}": table.c[name] for name in names}
+    return ForEach(
+        old | new,
+        lambda given: (
+            update(table)
+            .where(*(column == given(name) for name, column in old.items()), *conditions)
+            .values({name: given(f"new_{name}") for name in names})
+        ),
+    )
 
 
-def _written(names: Mapping[str, ColumnElement[Any]], given: Given) -> dict[str, Any]:
-    """What an UPDATE sets."""
-    return {name.removeprefix("new_"): given(name) for name in names}
+LEASED = ("execution_id", "owner", "lease")
+"""What an execution's writer must still have right."""
 
-
-_ITS_ID = {"its_id": executions.c.execution_id}
-_OUTCOME = _new(
+OUTCOME = (
     *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
     *("sent_us", "completed_us", "result", "error"),
 )
-_LEASE = _new("owner", "lease", "lease_until_us")
-_NEXT = {f"new_{name}": schedules.c[name] for name in ("tick_us", "due_us", "runs", "folded")}
-_ITS_SCHEDULE = {"its_id": schedules.c.schedule_id}
+"""What an execution's writer changes."""
+
 _LATER = (
     *("seq", "boot_id", "start_by_s", "retry_safe", "sent_us", "result"),
     *("idempotency_key", "request_digest"),
 )
-_ROW = {column.name: column for column in executions.c if column.name not in _LATER}
+ROW = {column.name: column for column in executions.c if column.name not in _LATER}
 
 INSERT = ForEach(
-    _ROW,
-    lambda given: insert(executions).from_select([*_ROW], select(*(given(name) for name in _ROW))),
+    ROW,
+    lambda given: insert(executions).from_select([*ROW], select(*(given(name) for name in ROW))),
 )
 """New executions."""
 
-SAVE = ForEach(
-    {
-        **_ITS_ID,
-        "its_owner": executions.c.owner,
-        "its_lease": executions.c.lease,
-        **_OUTCOME,
-    },
-    lambda given: (
-        update(executions)
-        .where(
-            executions.c.execution_id == given("its_id"),
-            executions.c.owner == given("its_owner"),
-            executions.c.lease == given("its_lease"),
-            IS_ACTIVE,
-        )
-        .values(_written(_OUTCOME, given))
-    ),
-)
+SAVE = _changing(executions, LEASED, OUTCOME, IS_ACTIVE)
 """Writes an outcome, on the condition that the lease is still its owner's."""
 
-SWAP = ForEach(
-    {**_ITS_SCHEDULE, "old_due_us": schedules.c.due_us, **_NEXT},
-    lambda given: (
-        update(schedules)
-        .where(
-            schedules.c.schedule_id == given("its_id"),
-            schedules.c.due_us == given("old_due_us"),
-            schedules.c.paused.is_(False),
-        )
-        .values(_written(_NEXT, given))
-    ),
+SWAP = _changing(
+    schedules,
+    ("schedule_id", "due_us"),
+    ("tick_us", "due_us", "runs", "folded"),
+    schedules.c.paused.is_(False),
 )
 """The compare-and-swap of a schedule's next time."""
 
-TAKE = ForEach(
-    {**_ITS_ID, "old_lease": executions.c.lease, **_LEASE},
-    lambda given: (
-        update(executions)
-        .where(
-            executions.c.execution_id == given("its_id"),
-            executions.c.lease == given("old_lease"),
-            IS_ACTIVE,
-        )
-        .values(_written(_LEASE, given))
-    ),
+TAKE = _changing(
+    executions, ("execution_id", "lease"), ("owner", "lease", "lease_until_us"), IS_ACTIVE
 )
 """Takes over a lease that ended."""
 
+BEGIN = _changing(executions, ("execution_id",), ("status", "started_us"))
+"""A queued execution begins."""
+
 GROW = ForEach(
-    {**_ITS_ID, **_new("last_tick_us"), "more": executions.c.ticks},
+    {
+        "old_execution_id": executions.c.execution_id,
+        "new_last_tick_us": executions.c.last_tick_us,
+        "more": executions.c.ticks,
+    },
     lambda given: (
         update(executions)
-        .where(executions.c.execution_id == given("its_id"))
+        .where(executions.c.execution_id == given("old_execution_id"))
         .values(last_tick_us=given("new_last_tick_us"), ticks=executions.c.ticks + given("more"))
     ),
 )
 """Adds ticks to a missed or skipped row."""
 
-BEGIN = ForEach(
-    {**_ITS_ID, **_new("started_us")},
-    lambda given: (
-        update(executions)
-        .where(executions.c.execution_id == given("its_id"))
-        .values(status="running", started_us=given("new_started_us"))
-    ),
-)
-"""A queued execution begins."""
-
 REMOVE = ForEach(
-    _ITS_SCHEDULE,
-    lambda given: delete(schedules).where(schedules.c.schedule_id == given("its_id")),
+    {"old_schedule_id": schedules.c.schedule_id},
+    lambda given: delete(schedules).where(schedules.c.schedule_id == given("old_schedule_id")),
 )
 """A schedule is over."""
-
 
 DUE = (
     select(schedules)

@@ -358,7 +358,8 @@ class Store(Database):
         """Start queued runs whose turn has come: nothing of their schedule is going on."""
         rows = c.execute(TURN, {"at_most": CLAIM_LIMIT}).mappings()
         found = [execution_of(row) for row in rows]
-        BEGIN.write(c, [{"its_id": one.execution_id, "new_started_us": now} for one in found])
+        new = {"new_status": "running", "new_started_us": now}
+        BEGIN.write(c, [{"old_execution_id": one.execution_id, **new} for one in found])
         for one in found:
             one.status = "running"
         _take(c, found, lease)
@@ -374,8 +375,8 @@ def _write(c: Connection, writes: Writes, now: int, lease: Lease) -> None:
     GROW.write(c, writes.grown)
     if SWAP.write(c, writes.swaps) != len(writes.swaps):
         raise LostRaceError("a schedule was claimed by two schedulers at once: nothing is written")
-    over = [{"its_id": swap["its_id"]} for swap in writes.swaps if swap["new_tick_us"] is None]
-    REMOVE.write(c, over)
+    over = [swap["old_schedule_id"] for swap in writes.swaps if swap["new_tick_us"] is None]
+    REMOVE.write(c, [{"old_schedule_id": schedule_id} for schedule_id in over])
 
 
 def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
@@ -384,7 +385,7 @@ def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
     for one in taken:
         old_lease, one.owner, one.lease = one.lease, lease.owner, one.lease + 1
         new = {"new_owner": one.owner, "new_lease": one.lease, "new_lease_until_us": lease.until_us}
-        rows.append({"its_id": one.execution_id, "old_lease": old_lease, **new})
+        rows.append({"old_execution_id": one.execution_id, "old_lease": old_lease, **new})
     if TAKE.write(c, rows) != len(rows):
         raise LostRaceError("an execution was taken by two schedulers at once: nothing is written")
 
