@@ -23,12 +23,16 @@ MB = 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric of a handler: its name, kind, help, and how a row gives its value."""
+    """One metric of a handler: its name, its help, and how a row gives its value."""
 
     name: str
-    kind: str
     help: str
     value: Callable[[Row], float | None]
+
+    @property
+    def kind(self) -> str:
+        """Counters are called so."""
+        return "counter" if self.name.endswith("_total") else "gauge"
 
 
 def _metric(name: str, scale: float = 1.0) -> Callable[[Row], float | None]:
@@ -56,34 +60,26 @@ def _response_s(row: Row) -> float | None:
     return None if row.response_time_ms is None else row.response_time_ms / 1_000
 
 
+WORKER_MEMORY = "Resident memory of its worker process."
 FAMILIES = (
-    Family("up", "gauge", "1 if the handler answered its last ping.", lambda row: float(row.alive)),
-    Family("response_seconds", "gauge", "Time from ping to reply.", _response_s),
-    Family("cpu_ratio", "gauge", "Use of processors, 1 is one core.", _metric("cpu_percent", 0.01)),
-    Family("memory_bytes", "gauge", "Resident memory of the process.", _metric("memory_mb", MB)),
-    Family(
-        "worker_memory_bytes",
-        "gauge",
-        "Resident memory of its worker process.",
-        _metric("worker_memory_mb", MB),
-    ),
-    Family("threads", "gauge", "Threads of the process.", _metric("num_threads")),
-    Family("connections", "gauge", "Open network connections.", _metric("connections")),
-    Family("uptime_seconds", "gauge", "Time since its start.", _metric("uptime_seconds")),
-    Family("idle_seconds", "gauge", "Time since its last job.", _metric("idle_s")),
-    Family("runs_in_flight", "gauge", "Runs in progress.", _metric("in_flight")),
-    Family("runs_queued", "gauge", "Runs that wait for a place.", _metric("queued")),
-    Family("runs_total", "counter", "Runs since its start.", _metric("runs_total")),
-    Family(
-        "run_failures_total", "counter", "Failed runs since its start.", _metric("failures_total")
-    ),
-    Family("wakes_total", "counter", "Times it woke from sleep.", _metric("wakes_total")),
-    Family("outbox_uploads", "gauge", "Uploads that wait to be sent.", _outbox("uploads")),
-    Family("outbox_bytes", "gauge", "Bytes that wait to be sent.", _outbox("bytes")),
-    Family(
-        "outbox_oldest_age_seconds", "gauge", "Age of the oldest upload.", _outbox("oldest_age_s")
-    ),
-    Family("outbox_dead_letters", "gauge", "Uploads refused for good.", _outbox("dead")),
+    Family("up", "1 if the handler answered its last ping.", lambda row: float(row.alive)),
+    Family("response_seconds", "Time from ping to reply.", _response_s),
+    Family("cpu_ratio", "Use of processors, 1 is one core.", _metric("cpu_percent", 0.01)),
+    Family("memory_bytes", "Resident memory of the process.", _metric("memory_mb", MB)),
+    Family("worker_memory_bytes", WORKER_MEMORY, _metric("worker_memory_mb", MB)),
+    Family("threads", "Threads of the process.", _metric("num_threads")),
+    Family("connections", "Open network connections.", _metric("connections")),
+    Family("uptime_seconds", "Time since its start.", _metric("uptime_seconds")),
+    Family("idle_seconds", "Time since its last job.", _metric("idle_s")),
+    Family("runs_in_flight", "Runs in progress.", _metric("in_flight")),
+    Family("runs_queued", "Runs that wait for a place.", _metric("queued")),
+    Family("runs_total", "Runs since its start.", _metric("runs_total")),
+    Family("run_failures_total", "Failed runs since its start.", _metric("failures_total")),
+    Family("wakes_total", "Times it woke from sleep.", _metric("wakes_total")),
+    Family("outbox_uploads", "Uploads that wait to be sent.", _outbox("uploads")),
+    Family("outbox_bytes", "Bytes that wait to be sent.", _outbox("bytes")),
+    Family("outbox_oldest_age_seconds", "Age of the oldest upload.", _outbox("oldest_age_s")),
+    Family("outbox_dead_letters", "Uploads refused for good.", _outbox("dead")),
 )
 
 
