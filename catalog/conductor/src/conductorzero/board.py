@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -61,14 +61,7 @@ class Event:
 
     def as_json(self) -> dict[str, Any]:
         """The event as the API shows it."""
-        return {
-            "seq": self.seq,
-            "at": self.at.isoformat(),
-            "handler_id": self.handler_id,
-            "kind": self.kind,
-            "text": self.text,
-            "state": self.state,
-        }
+        return {**asdict(self), "at": self.at.isoformat()}
 
 
 @dataclass(slots=True)
