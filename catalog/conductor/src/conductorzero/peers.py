@@ -39,8 +39,6 @@ def address_of(value: Any) -> str:
         ConfigError: None of the three.
     """
     text = str(value).strip()
-    if isinstance(value, bool) or not text:
-        raise ConfigError(f"{value!r} is no port and no address: write 5001 or tcp://host:5001")
     if text.isdigit():
         text = f"tcp://127.0.0.1:{text}"
     if "://" not in text:
@@ -240,7 +238,6 @@ class Directory:
         self._leave_out = leave_out
         self._last: dict[int, list[Peer]] = {}
         self.problems: list[str] = []
-        self.peers: dict[str, Peer] = {peer.handler_id: peer for peer in fixed}
 
     async def refresh(self) -> dict[str, Peer]:
         """Read the sources again and return the peers, by id."""
@@ -255,7 +252,7 @@ class Directory:
         for peer in found:
             if peer.handler_id not in self._leave_out:
                 peers.setdefault(peer.handler_id, peer)
-        self.peers, self.problems = peers, problems
+        self.problems = problems
         return peers
 
     async def close(self) -> None:
