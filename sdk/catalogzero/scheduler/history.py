@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,25 +44,23 @@ class History:
         if before is not None:
             wanted.append(executions.c.seq < before)
         query = select(executions).where(*wanted).order_by(executions.c.seq.desc())
-        with self._store.reading() as c:
-            rows = c.execute(query.limit(limit + 1)).mappings().all()
+        rows = self._store.all_of(query.limit(limit + 1), lambda row: row)
         more = rows[limit - 1]["seq"] if len(rows) > limit > 0 else None
         return [record_of(row) for row in rows[:limit]], more
 
     def find(self, execution_id: str) -> dict[str, Any] | None:
         """One record."""
-        with self._store.reading() as c:
-            found = c.execute(select(executions).where(executions.c.execution_id == execution_id))
-            row = found.mappings().one_or_none()
-            return None if row is None else record_of(row)
+        mine = select(executions).where(executions.c.execution_id == execution_id)
+        return next(iter(self._store.all_of(mine, record_of)), None)
 
     def last_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The newest record of each of these schedules that has any, by job_id."""
         newest = select(func.max(executions.c.seq)).where(executions.c.job_id == schedules.c.job_id)
         seqs = select(newest.scalar_subquery()).where(schedules.c.job_id.in_(job_ids))
-        with self._store.reading() as c:
-            rows = c.execute(select(executions).where(executions.c.seq.in_(seqs))).mappings()
-            return {row["job_id"]: record_of(row) for row in rows}
+        records = self._store.all_of(
+            select(executions).where(executions.c.seq.in_(seqs)), record_of
+        )
+        return {record["job_id"]: record for record in records}
 
     def stats(self) -> dict[str, Any]:
         """Counts by status and by handler, over all executions that are kept."""
@@ -151,22 +150,21 @@ def _ungrown() -> ColumnElement[bool]:
 
 def _summary(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
     """The statistics out of (handler_id, status, count, summed microseconds)."""
-    by_status: dict[str, int] = {}
+    by_status: Counter[str] = Counter()
     by_handler: dict[str, dict[str, int]] = {}
     ran, took_us = 0, 0
     for handler_id, status, count, us in rows:
-        by_status[status] = by_status.get(status, 0) + count
+        by_status[status] += count
         of = by_handler.setdefault(handler_id, {"total": 0, "success": 0, "error": 0})
         of["total"] += count
         if status in ("success", "error"):
             of[status] += count
             ran, took_us = ran + count, took_us + int(us or 0)
-    total, success = sum(by_status.values()), by_status.get("success", 0)
     return {
-        "total_executions": total,
-        "success_count": success,
-        "error_count": by_status.get("error", 0),
-        "success_rate": success / ran * 100 if ran else 0.0,
+        "total_executions": by_status.total(),
+        "success_count": by_status["success"],
+        "error_count": by_status["error"],
+        "success_rate": by_status["success"] / ran * 100 if ran else 0.0,
         "avg_duration_ms": took_us / ran / 1_000 if ran else 0.0,
         "by_handler": by_handler,
         "by_status": by_status,

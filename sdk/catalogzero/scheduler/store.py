@@ -11,15 +11,17 @@ Methods block; `runner` calls them in threads. Moments are microseconds since 19
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     CursorResult,
+    RowMapping,
+    Select,
     delete,
     func,
     insert,
@@ -68,6 +70,8 @@ from catalogzero.scheduler.statements import (
 )
 from catalogzero.scheduler.ticks import Schedule, fire, from_us, seconds_us, to_us
 from catalogzero.sql.engines import Database
+
+T = TypeVar("T")
 
 CLAIM_LIMIT = 500
 ANSWER_S = 10.0
@@ -135,6 +139,11 @@ class Store(Database):
         moment = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
         return int(c.execute(moment).scalar_one())
 
+    def all_of(self, query: Select[Any], make: Callable[[RowMapping], T]) -> list[T]:
+        """What a query finds, an object made of each row."""
+        with self.reading() as c:
+            return [make(row) for row in c.execute(query).mappings()]
+
     # --- handlers
 
     def register(self, handler_id: str, address: str, methods: Sequence[str]) -> bool:
@@ -157,16 +166,12 @@ class Store(Database):
 
     def list_handlers(self) -> list[Handler]:
         """Every handler that ever registered, by id."""
-        with self.reading() as c:
-            rows = c.execute(select(handlers).order_by(handlers.c.handler_id)).mappings()
-            return [handler_of(row) for row in rows]
+        return self.all_of(select(handlers).order_by(handlers.c.handler_id), handler_of)
 
     def find_handler(self, handler_id: str) -> Handler | None:
         """One handler, if it ever registered."""
-        with self.reading() as c:
-            found = c.execute(select(handlers).where(handlers.c.handler_id == handler_id))
-            row = found.mappings().one_or_none()
-            return None if row is None else handler_of(row)
+        mine = select(handlers).where(handlers.c.handler_id == handler_id)
+        return next(iter(self.all_of(mine, handler_of)), None)
 
     # --- schedules
 
@@ -205,8 +210,7 @@ class Store(Database):
         """
         order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
         query = select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
-        with self.reading() as c:
-            return [schedule_of(row) for row in c.execute(query).mappings()]
+        return self.all_of(query, schedule_of)
 
     def count_schedules(self, search: str = "") -> int:
         """How many schedules there are that have this in their names."""
@@ -216,10 +220,8 @@ class Store(Database):
 
     def find_schedule(self, job_id: str) -> Schedule | None:
         """One schedule."""
-        with self.reading() as c:
-            found = c.execute(select(schedules).where(schedules.c.job_id == job_id)).mappings()
-            row = found.one_or_none()
-            return None if row is None else schedule_of(row)
+        mine = select(schedules).where(schedules.c.job_id == job_id)
+        return next(iter(self.all_of(mine, schedule_of)), None)
 
     def remove_schedule(self, job_id: str) -> bool:
         """Forget a schedule; its queued runs are skipped, one that goes on goes on."""
@@ -321,9 +323,8 @@ class Store(Database):
     def load(self, owner: str, ids: Iterable[str]) -> list[Execution]:
         """Executions that are this owner's by the store, by their ids."""
         mine = (executions.c.owner == owner, IS_ACTIVE)
-        with self.reading() as c:
-            found = select(executions).where(executions.c.execution_id.in_(list(ids)), *mine)
-            return [execution_of(row) for row in c.execute(found).mappings()]
+        found = select(executions).where(executions.c.execution_id.in_(list(ids)), *mine)
+        return self.all_of(found, execution_of)
 
     def save(self, changed: Sequence[Execution]) -> list[bool]:
         """Write what became of executions; false for each that is no longer its owner's."""
@@ -345,12 +346,13 @@ class Store(Database):
         found = c.execute(DUE, {"now_us": now, "at_most": limit}).mappings().all()
         if not found:
             return []
-        going = _going_on(c, [row["schedule_id"] for row in found])
+        ids = [row["schedule_id"] for row in found]
+        going = {row[0]: row[1:] for row in c.execute(GOING_ON, {"schedule_ids": ids})}
         writes = Writes([], [], [])
         for row in found:
             schedule = schedule_of(row)
-            active, queued = going.get(schedule.schedule_id, (0, 0))
-            writes.add(schedule, fire(schedule, now, active=active, queued=queued))
+            going_on, queued = going.get(schedule.schedule_id, (0, 0))
+            writes.add(schedule, fire(schedule, now, active=going_on - queued, queued=queued))
         _write(c, writes, now, lease)
         return [one for one, _ in writes.inserted if one.status == "running"]
 
@@ -388,12 +390,6 @@ def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
         rows.append({"old_execution_id": one.execution_id, "old_lease": old_lease, **new})
     if TAKE.write(c, rows) != len(rows):
         raise LostRaceError("an execution was taken by two schedulers at once: nothing is written")
-
-
-def _going_on(c: Connection, schedule_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """For each schedule that has any, how many of its executions go on, and how many wait."""
-    rows = c.execute(GOING_ON, {"schedule_ids": list(schedule_ids)})
-    return {row[0]: (row[1] - row[2], row[2]) for row in rows}
 
 
 def _mentions(search: str) -> ColumnElement[bool]:
