@@ -244,9 +244,9 @@ class ConductorZero(Handler):
 
     def _new_watch(self) -> Watch:
         """A watch over the handlers that the settings name."""
-        directory = Directory(
-            self._fixed_peers(), self._sources(), leave_out=frozenset({self.handler_id})
-        )
+        registry = self.settings.handler_registry
+        fixed = peers_of_mapping(registry) if isinstance(registry, dict) else []
+        directory = Directory(fixed, self._sources(), leave_out=frozenset({self.handler_id}))
         fleet = Fleet(self.clock, self._curve())
         return Watch(directory, fleet, self.clock, self.log, interval_s=self.settings.interval_s)
 
@@ -260,17 +260,10 @@ class ConductorZero(Handler):
             for handler_id, server_key in self.settings.server_keys.items()
         }
 
-    def _fixed_peers(self) -> list[Any]:
-        """The peers that stand in the settings themselves."""
-        registry = self.settings.handler_registry
-        return peers_of_mapping(registry) if isinstance(registry, dict) else []
-
     def _sources(self) -> list[RegistryFile | SchedulerListing]:
         """The lists that are read again as they change."""
-        sources: list[RegistryFile | SchedulerListing] = []
         path, url = self.settings.registry_file(), self.settings.scheduler_url
-        if path is not None:
-            sources.append(RegistryFile(path))
+        sources: list[RegistryFile | SchedulerListing] = [RegistryFile(path)] if path else []
         if url is not None:
             from catalogzero.web import read_token  # HTTP only where it is used
 
