@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from sqlalchemy import RowMapping
@@ -27,6 +27,11 @@ class Handler:
     methods: list[str]
     status: str
     seen_us: int
+
+    @classmethod
+    def of(cls, row: RowMapping) -> Self:
+        """The handler of a row."""
+        return cls(**{**row, "methods": orjson.loads(row["methods"])})
 
 
 @dataclass(slots=True)
@@ -71,6 +76,36 @@ class Execution:
         """Whether nothing more will happen to it."""
         return self.status in FINAL
 
+    def row(self, now_us: int, lease: Lease, span: Span | None) -> dict[str, Any]:
+        """Its row when it is new; a `span` is the ticks that a missed or skipped one stands for."""
+        active = self.status in ACTIVE
+        return {name: getattr(self, name) for name in _EXECUTION_FIELDS if name in ROW} | {
+            "params": to_json(self.params),
+            "owner": lease.owner if active else None,
+            "lease_until_us": lease.until_us if active else None,
+            "created_us": now_us,
+            "started_us": now_us if active else None,
+            "completed_us": now_us if self.is_final() else None,
+            "last_tick_us": span.last_us if span else self.tick_us,
+            "ticks": span.count if span else 1,
+        }
+
+    def outcome(self, now_us: int) -> dict[str, Any]:
+        """The parameters of `statements.SAVE` for it."""
+        row = {f"old_{name}": getattr(self, name) for name in LEASED}
+        row |= {f"new_{name}": getattr(self, name) for name in OUTCOME if name != "completed_us"}
+        return row | {
+            "new_completed_us": now_us if self.is_final() else None,
+            "new_result": None if self.result is None else bounded_json(self.result),
+            "new_error": self.error and self.error[:MAX_ERROR_CHARS].replace("\0", "\ufffd"),
+        }
+
+    @classmethod
+    def of(cls, row: RowMapping) -> Self:
+        """The execution of a row."""
+        known = {name: row[name] for name in _EXECUTION_FIELDS}
+        return cls(**{**known, "params": orjson.loads(row["params"]), "result": None})
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -78,38 +113,6 @@ class Lease:
 
     owner: str
     until_us: int
-
-
-def execution_row(one: Execution, now_us: int, lease: Lease, span: Span | None) -> dict[str, Any]:
-    """A new execution's row; a `span` is the ticks that a missed or skipped one stands for."""
-    active = one.status in ACTIVE
-    return {name: getattr(one, name) for name in _EXECUTION_FIELDS if name in ROW} | {
-        "params": to_json(one.params),
-        "owner": lease.owner if active else None,
-        "lease_until_us": lease.until_us if active else None,
-        "created_us": now_us,
-        "started_us": now_us if active else None,
-        "completed_us": now_us if one.is_final() else None,
-        "last_tick_us": span.last_us if span else one.tick_us,
-        "ticks": span.count if span else 1,
-    }
-
-
-def outcome_row(one: Execution, now_us: int) -> dict[str, Any]:
-    """The parameters of `statements.SAVE` for one execution."""
-    row = {f"old_{name}": getattr(one, name) for name in LEASED}
-    row |= {f"new_{name}": getattr(one, name) for name in OUTCOME if name != "completed_us"}
-    return row | {
-        "new_completed_us": now_us if one.is_final() else None,
-        "new_result": None if one.result is None else bounded_json(one.result),
-        "new_error": one.error and one.error[:MAX_ERROR_CHARS].replace("\0", "\ufffd"),
-    }
-
-
-def execution_of(row: RowMapping) -> Execution:
-    """The execution of a row."""
-    known = {name: row[name] for name in _EXECUTION_FIELDS}
-    return Execution(**{**known, "params": orjson.loads(row["params"]), "result": None})
 
 
 def schedule_row(one: Schedule) -> dict[str, Any]:
@@ -125,11 +128,6 @@ def schedule_of(row: RowMapping) -> Schedule:
     """The schedule of a row."""
     trigger = orjson.loads(row["trigger_config"])
     return Schedule(**{**row, "params": orjson.loads(row["params"]), "trigger_config": trigger})
-
-
-def handler_of(row: RowMapping) -> Handler:
-    """The handler of a row."""
-    return Handler(**{**row, "methods": orjson.loads(row["methods"])})
 
 
 @dataclass(slots=True)
