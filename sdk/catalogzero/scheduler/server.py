@@ -170,9 +170,9 @@ def _check_registration(settings: SchedulerSettings) -> None:
 
 def _connector(settings: SchedulerSettings) -> Callable[[str, str], HandlerCaller]:
     """What connects to a handler: with keys where the handler's own is known."""
-    keys = settings.client_keys
-    if settings.server_keys and keys is None:
+    keys, known = settings.client_keys, {}
+    if keys is not None:
+        known = {name: CurveClient(keys, key) for name, key in settings.server_keys.items()}
+    elif settings.server_keys:
         raise ConfigError("--server-keys-file needs --curve-key-file: the scheduler's own pair")
-    curves = {} if keys is None else settings.server_keys
-    known = {name: CurveClient(keys, key) for name, key in curves.items() if keys}
     return lambda handler_id, address: HandlerClient(address, curve=known.get(handler_id))
