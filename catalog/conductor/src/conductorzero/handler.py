@@ -202,22 +202,17 @@ class ConductorZero(Handler):
         )
         try:
             await watch.refresh()
-            await self._serve_dashboard(watch)
+            if self.settings.dashboard_port is not None:
+                from conductorzero.dashboard import Dashboard  # HTTP only where it is served
+
+                dashboard = Dashboard(watch, self.clock, self.settings, self.state_dir, self.log)
+                await dashboard.start()
+                self._dashboard = dashboard
+                self.log.info("dashboard_ready", url=dashboard.url)
         except BaseException:
             await self._on_stop()
             raise
         self._watching = asyncio.create_task(watch.run(), name="conductor-watch")
-
-    async def _serve_dashboard(self, watch: Watch) -> None:
-        """Serve the pages, unless the settings say that there are none."""
-        if self.settings.dashboard_port is None:
-            return
-        from conductorzero.dashboard import Dashboard  # HTTP only where it is served
-
-        dashboard = Dashboard(watch, self.clock, self.settings, self.state_dir, self.log)
-        await dashboard.start()
-        self._dashboard = dashboard
-        self.log.info("dashboard_ready", url=dashboard.url)
 
     async def _on_stop(self) -> None:
         """Stop watching, close the dashboard, and write what was seen."""
