@@ -7,7 +7,9 @@ one, everything but the page itself needs it (see `catalogzero.web.Guard`).
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -16,17 +18,8 @@ from sqlalchemy.exc import DataError, DBAPIError
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.errors import CatalogZeroError
-from catalogzero.scheduler.forms import (
-    MAX_ID_CHARS,
-    NewSchedule,
-    RunNow,
-    check_method,
-    digest_of,
-    read_cursor,
-    read_filters,
-    read_limit,
-    read_model,
-)
+from catalogzero.scheduler import forms
+from catalogzero.scheduler.history import FILTERS
 from catalogzero.scheduler.openapi import document
 from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
@@ -47,9 +40,16 @@ from catalogzero.wire.messages import one_line_ascii
 PING_TIMEOUT_S = 2.0
 MAX_BODY_BYTES = 1 << 20
 MAX_PREVIEW = 100
+SAME = (
+    *("handler_id", "params", "trigger_config", "paused", "overlap", "runs"),
+    *("misfire_grace_s", "max_attempts", "timeout_s", "jitter_s", "max_runs"),
+)
+"""What the API calls as the schedule does."""
+
 PAGES = {"/": "index.html", "/pages/schedules.js": "schedules.js", "/pages/style.css": "style.css"}
 
 
+@dataclass(frozen=True, slots=True)
 class Api:
     """The API over one runner.
 
@@ -60,31 +60,24 @@ class Api:
         guard: Who may ask; by default this machine.
     """
 
-    def __init__(
-        self,
-        runner: Runner,
-        log: FilteringBoundLogger,
-        config: dict[str, Any],
-        guard: Guard | None = None,
-    ) -> None:
-        self._runner = runner
-        self._log = log
-        self._config = config
-        self._guard = guard or Guard(None)
+    runner: Runner
+    log: FilteringBoundLogger
+    config: dict[str, Any]
+    guard: Guard = field(default_factory=lambda: Guard(None))
 
     def application(self) -> web.Application:
         """The aiohttp application."""
         pages = Pages("catalogzero.scheduler", "pages", PAGES)
-        guard = self._guard.middleware(pages.paths)
-        app = edge_application(_failure, self._log, inner=[guard], meaning=self._meaning)
+        guard = self.guard.middleware(pages.paths)
+        app = edge_application(_failure, self.log, inner=[guard], meaning=self._meaning)
         app.add_routes(
             [
                 web.post("/api/schedule", self._add_schedule),
                 web.post("/api/run_now", self._run_now),
                 web.get("/api/schedules", self._list_schedules),
                 web.delete("/api/schedules/{job_id}", self._remove_schedule),
-                web.post("/api/schedules/{job_id}/pause", self._pause),
-                web.post("/api/schedules/{job_id}/resume", self._resume),
+                web.post("/api/schedules/{job_id}/pause", partial(self._pause, paused=True)),
+                web.post("/api/schedules/{job_id}/resume", partial(self._pause, paused=False)),
                 web.post("/api/schedules/{job_id}/run", self._run_schedule),
                 web.get("/api/schedules/{job_id}/next", self._next),
                 web.get("/api/executions", self._executions),
@@ -104,55 +97,50 @@ class Api:
     # --- schedules
 
     async def _add_schedule(self, request: web.Request) -> web.Response:
-        body = read_model(NewSchedule, await read_json(request, MAX_BODY_BYTES))
-        new = await self._runner.read(body.schedule, self._now())
-        check_method(await self._handler(new.handler_id), new.handler_id, new.method)
+        body = forms.read_model(forms.NewSchedule, await read_json(request, MAX_BODY_BYTES))
+        new = await self.runner.read(body.schedule, self._now())
+        await self._check_method(new.handler_id, new.method)
         try:
-            added = await self._runner.write(self._runner.store.add_schedule, new)
+            added = await self.runner.write(self.runner.store.add_schedule, new)
         except ValueError as error:
             raise HttpError(400, f"Invalid trigger configuration: {error}") from None
         if added is None:
             raise HttpError(409, f"Job ID '{new.job_id}' already exists.")
-        self._runner.wake()
+        self.runner.wake()
         return json_response({"status": "success", "job_id": added.job_id}, 201)
 
     async def _list_schedules(self, request: web.Request) -> web.Response:
-        limit = read_limit(request.query) if "limit" in request.query else None
+        limit = forms.read_limit(request.query) if "limit" in request.query else None
         search = request.query.get("search", "")
-        return await self._runner.read(self._listing, limit, search)
+        return await self.runner.read(self._listing, limit, search)
 
     def _listing(self, limit: int | None, search: str) -> web.Response:
         """The schedules, read and written as JSON in the reader's thread: there may be many."""
-        store = self._runner.store
+        store = self.runner.store
         shown = [schedule_record(one) for one in store.list_schedules(limit, search)]
         if limit is None:
             return json_response({"schedules": shown, "count": len(shown)})
-        last = self._runner.history.last_of([one["id"] for one in shown])
+        last = self.runner.history.last_of([one["id"] for one in shown])
         for one in shown:
             one["last_execution"] = last.get(one["id"])
         return json_response({"schedules": shown, "count": store.count_schedules(search)})
 
     async def _remove_schedule(self, request: web.Request) -> web.Response:
         job_id = request.match_info["job_id"]
-        if not await self._runner.write(self._runner.store.remove_schedule, job_id):
+        if not await self.runner.write(self.runner.store.remove_schedule, job_id):
             raise _unknown_schedule(job_id)
         return _changed(job_id, "removed")
 
-    async def _pause(self, request: web.Request) -> web.Response:
-        return await self._set_paused(request.match_info["job_id"], True)
-
-    async def _resume(self, request: web.Request) -> web.Response:
-        return await self._set_paused(request.match_info["job_id"], False)
-
-    async def _set_paused(self, job_id: str, paused: bool) -> web.Response:
-        if not await self._runner.write(self._runner.store.pause_schedule, job_id, paused):
+    async def _pause(self, request: web.Request, *, paused: bool) -> web.Response:
+        job_id = request.match_info["job_id"]
+        if not await self.runner.write(self.runner.store.pause_schedule, job_id, paused):
             raise _unknown_schedule(job_id)
-        self._runner.wake()
+        self.runner.wake()
         return _changed(job_id, "paused" if paused else "resumed")
 
     async def _run_schedule(self, request: web.Request) -> web.Response:
         found = await self._schedule(request)
-        run = RunNow(
+        run = forms.RunNow(
             handler_id=found.handler_id,
             job_method=found.method,
             job_params=found.params,
@@ -161,13 +149,13 @@ class Api:
         )
         one = run.execution(self._now())
         one.job_id = found.job_id
-        execution_id = await self._runner.run_now(one, None, digest_of(one))
+        execution_id = await self.runner.run_now(one, None, forms.digest_of(one))
         return json_response({"status": "accepted", "execution_id": execution_id}, 202)
 
     async def _next(self, request: web.Request) -> web.Response:
-        count = read_limit({"limit": request.query.get("count", "5")}, most=MAX_PREVIEW)
+        count = forms.read_limit({"limit": request.query.get("count", "5")}, most=MAX_PREVIEW)
         found = await self._schedule(request)
-        ticks = await self._runner.read(lambda: [*found.preview(self._runner.now_us(), count)])
+        ticks = await self.runner.read(lambda: [*found.preview(self.runner.now_us(), count)])
         name = found.trigger_config.get("timezone", "UTC")
         moments = [from_us(tick) for tick in ticks]
         return json_response(
@@ -183,54 +171,54 @@ class Api:
     # --- executions
 
     async def _run_now(self, request: web.Request) -> web.Response:
-        body = read_model(RunNow, await read_json(request, MAX_BODY_BYTES))
-        check_method(await self._handler(body.handler_id), body.handler_id, body.job_method)
-        key = header_text(request, "Idempotency-Key", max_chars=MAX_ID_CHARS)
+        body = forms.read_model(forms.RunNow, await read_json(request, MAX_BODY_BYTES))
+        await self._check_method(body.handler_id, body.job_method)
+        key = header_text(request, "Idempotency-Key", max_chars=forms.MAX_ID_CHARS)
         one = body.execution(self._now())
         try:
-            execution_id = await self._runner.run_now(one, key, digest_of(one))
+            execution_id = await self.runner.run_now(one, key, forms.digest_of(one))
         except ValueError as error:
             raise HttpError(409, str(error)) from None
         if not body.wait:
             return json_response({"status": "accepted", "execution_id": execution_id}, 202)
-        record = await self._runner.finished(execution_id)
+        record = await self.runner.finished(execution_id)
         if record["status"] != "success":
             raise HttpError(500, f"Failed to execute job: {record['error']}")
         told = {"status": "success", "result": record["result"], "execution_id": execution_id}
         return json_response({**told, "message": f"Job executed on handler '{body.handler_id}'"})
 
     async def _executions(self, request: web.Request) -> web.Response:
-        limit, before = read_limit(request.query), read_cursor(request.query)
-        filters = read_filters(request.query)
-        newest = self._runner.history.newest
-        records, cursor = await self._runner.read(newest, filters, limit, before)
+        limit, before = forms.read_limit(request.query), forms.read_cursor(request.query)
+        filters = {name: request.query[name] for name in FILTERS if request.query.get(name)}
+        newest = self.runner.history.newest
+        records, cursor = await self.runner.read(newest, filters, limit, before)
         told = {"records": records, "count": len(records), "limit": limit}
         return json_response({**told, "cursor": None if cursor is None else str(cursor)})
 
     async def _execution(self, request: web.Request) -> web.Response:
         execution_id = request.match_info["execution_id"]
-        record = await self._runner.read(self._runner.history.find, execution_id)
+        record = await self.runner.read(self.runner.history.find, execution_id)
         if record is None:
             raise HttpError(404, f"Execution '{execution_id}' not found")
         return json_response(record)
 
     async def _execution_errors(self, request: web.Request) -> web.Response:
-        limit = read_limit(request.query, default=50, most=500)
-        newest = self._runner.history.newest
-        errors, _ = await self._runner.read(newest, {"status": "error"}, limit)
+        limit = forms.read_limit(request.query, default=50, most=500)
+        newest = self.runner.history.newest
+        errors, _ = await self.runner.read(newest, {"status": "error"}, limit)
         return json_response({"errors": errors, "count": len(errors), "limit": limit})
 
     async def _stats(self, request: web.Request) -> web.Response:
-        return json_response(await self._runner.read(self._runner.history.stats))
+        return json_response(await self.runner.read(self.runner.history.stats))
 
     async def _clear(self, request: web.Request) -> web.Response:
-        await self._runner.write(self._runner.history.clear)
+        await self.runner.write(self.runner.history.clear)
         return json_response({"status": "success", "message": "Execution history cleared"})
 
     # --- the rest
 
     async def _handlers(self, request: web.Request) -> web.Response:
-        found = await self._runner.read(self._runner.store.list_handlers)
+        found = await self.runner.read(self.runner.store.list_handlers)
         alive = await asyncio.gather(*(self._is_connected(one) for one in found))
         shown = [
             {
@@ -247,7 +235,7 @@ class Api:
     async def _is_connected(self, handler: Handler) -> bool:
         """Whether a handler answers a ping."""
         try:
-            link = await self._runner.links.get(handler.handler_id)
+            link = await self.runner.links.get(handler.handler_id)
             await asyncio.wait_for(link.ask(), PING_TIMEOUT_S)
         except (CatalogZeroError, TimeoutError):
             return False
@@ -257,7 +245,7 @@ class Api:
         return json_response({"status": "ok", "service": "catalogzero scheduler"})
 
     async def _tell_config(self, request: web.Request) -> web.Response:
-        return json_response(self._config)
+        return json_response(self.config)
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return json_response(document())
@@ -269,44 +257,38 @@ class Api:
         if not isinstance(error, (DBAPIError, *DATABASE_AWAY)):
             return None
         why = one_line_ascii(str(getattr(error, "orig", error)))
-        self._log.warning("database_away", error=why)
+        self.log.warning("database_away", error=why)
         return HttpError(503, f"The database does not take this now ({why}): try again.")
 
-    async def _handler(self, handler_id: str) -> Handler | None:
-        return await self._runner.read(self._runner.store.find_handler, handler_id)
+    async def _check_method(self, handler_id: str, method: str) -> None:
+        """Refuse what is not registered."""
+        handler = await self.runner.read(self.runner.store.find_handler, handler_id)
+        if handler is None:
+            raise HttpError(404, f"Handler '{handler_id}' not registered.")
+        if method not in handler.methods:
+            raise HttpError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
 
     async def _schedule(self, request: web.Request) -> Schedule:
         job_id = request.match_info["job_id"]
-        found = await self._runner.read(self._runner.store.find_schedule, job_id)
+        found = await self.runner.read(self.runner.store.find_schedule, job_id)
         if found is None:
             raise _unknown_schedule(job_id)
         return found
 
     def _now(self) -> datetime:
-        return from_us(self._runner.now_us())
+        return from_us(self.runner.now_us())
 
 
 def schedule_record(one: Schedule) -> dict[str, Any]:
     """A schedule as the API tells it."""
     next_us = None if one.paused else one.tick_us
-    return {
+    return {name: getattr(one, name) for name in SAME} | {
         "id": one.job_id,
         "next_fire_time": None if next_us is None else from_us(next_us).isoformat(),
         "trigger": describe_trigger(one.trigger_config),
         "args": [one.handler_id, one.method, one.params, one.job_id],
-        "handler_id": one.handler_id,
         "method_name": one.method,
-        "params": one.params,
-        "trigger_config": one.trigger_config,
         "timezone": one.trigger_config.get("timezone", "UTC"),
-        "paused": one.paused,
-        "overlap": one.overlap,
-        "misfire_grace_s": one.misfire_grace_s,
-        "max_attempts": one.max_attempts,
-        "timeout_s": one.timeout_s,
-        "jitter_s": one.jitter_s,
-        "max_runs": one.max_runs,
-        "runs": one.runs,
         "end_time": None if one.end_us is None else from_us(one.end_us).isoformat(),
         "created_at": from_us(one.created_us).isoformat(),
     }

@@ -18,7 +18,7 @@ import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from catalogzero.clock import Clock
@@ -115,19 +115,17 @@ class Room:
             self._places.release()
 
 
+@dataclass(slots=True, eq=False)
 class Link:
     """One handler's connection, and what is known of it."""
 
-    def __init__(
-        self, address: str, caller: HandlerCaller, room: Room, ping_timeout_s: float
-    ) -> None:
-        self.address = address
-        self.caller = caller
-        self._room = room
-        self._ping_timeout_s = ping_timeout_s
-        self._boot_id: str | None = None
-        self._retry_safe: frozenset[str] = frozenset()
-        self._asking: asyncio.Task[Stamp] | None = None
+    address: str
+    caller: HandlerCaller
+    room: Room
+    ping_timeout_s: float
+    _boot_id: str | None = field(default=None, init=False)
+    _retry_safe: frozenset[str] = field(default=frozenset(), init=False)
+    _asking: asyncio.Task[Stamp] | None = field(default=None, init=False)
 
     async def ask(self) -> Stamp:
         """Ping the handler; those who ask before the ping leaves share it.
@@ -139,10 +137,6 @@ class Link:
             self._asking = asyncio.create_task(self._ask(), name="scheduler-ping")
             self._asking.add_done_callback(_retrieve)
         return await asyncio.shield(self._asking)
-
-    def close(self) -> None:
-        """Disconnect."""
-        self.caller.close()
 
     async def _ask(self) -> Stamp:
         await asyncio.sleep(0)
@@ -156,7 +150,7 @@ class Link:
             reply = await self.caller.request("describe", timeout_s=DESCRIBE_TIMEOUT_S)
             described = reply.unwrap()
             self._retry_safe = frozenset(retry_safe_methods(described))
-            self._room.allow(jobs_taken(described))
+            self.room.allow(jobs_taken(described))
             self._boot_id = boot_id
         return Stamp(boot_id, _start_by_s(answer), self._retry_safe)
 
@@ -164,28 +158,23 @@ class Link:
         """The answer to a ping; one without request_id until it is known to echo one."""
         send = self.caller.request_plain if self._boot_id is None else self.caller.request
         try:
-            result = (await send("ping", timeout_s=self._ping_timeout_s)).unwrap()
+            result = (await send("ping", timeout_s=self.ping_timeout_s)).unwrap()
         except CallTimeoutError:
             self._boot_id = None
             raise
         return result if isinstance(result, dict) else {}
 
 
+@dataclass(slots=True, eq=False)
 class Links:
     """The connections to handlers, by id; each follows its handler's address."""
 
-    def __init__(
-        self,
-        find_handler: Callable[[str], Awaitable[Handler | None]],
-        connect: Callable[[str, str], HandlerCaller],
-        settings: CallSettings,
-    ) -> None:
-        self._find_handler = find_handler
-        self._connect = connect
-        self._settings = settings
-        self._links: dict[str, Link] = {}
-        self.rooms = defaultdict[str, Room](Room)
-        self.heard_us = defaultdict[str, int](int)
+    find_handler: Callable[[str], Awaitable[Handler | None]]
+    connect: Callable[[str, str], HandlerCaller]
+    settings: CallSettings
+    rooms: defaultdict[str, Room] = field(default_factory=lambda: defaultdict(Room), init=False)
+    heard_us: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
+    _links: dict[str, Link] = field(default_factory=dict, init=False)
 
     async def get(self, handler_id: str) -> Link:
         """The connection to a handler.
@@ -193,17 +182,16 @@ class Links:
         Raises:
             UnreachableError: No such handler ever registered.
         """
-        handler = await self._find_handler(handler_id)
+        handler = await self.find_handler(handler_id)
         if handler is None:
             raise UnreachableError(f"handler '{handler_id}' is not registered")
         self.heard(handler_id, handler.seen_us)
         link = self._links.get(handler_id)
         if link is None or link.address != handler.address:
             if link is not None:
-                link.close()
-            room = self.rooms[handler_id]
-            caller = self._connect(handler_id, handler.address)
-            link = Link(handler.address, caller, room, self._settings.ping_timeout_s)
+                link.caller.close()
+            caller, room = self.connect(handler_id, handler.address), self.rooms[handler_id]
+            link = Link(handler.address, caller, room, self.settings.ping_timeout_s)
             self._links[handler_id] = link
         return link
 
@@ -214,7 +202,7 @@ class Links:
     def close(self) -> None:
         """Disconnect from all."""
         for link in self._links.values():
-            link.close()
+            link.caller.close()
         self._links.clear()
 
 

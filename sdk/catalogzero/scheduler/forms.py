@@ -24,8 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from catalogzero.scheduler.history import FILTERS
-from catalogzero.scheduler.rows import Execution, Handler
+from catalogzero.scheduler.rows import Execution
 from catalogzero.scheduler.ticks import Schedule, to_us
 from catalogzero.scheduler.triggers import make_trigger, parse_moment, parse_trigger
 from catalogzero.web import HttpError, query_int
@@ -170,18 +169,6 @@ def read_model(model: type[ModelT], body: Any) -> ModelT:
         raise HttpError(400, _sentence(model, error)) from None
 
 
-def check_method(handler: Handler | None, handler_id: str, method: str) -> None:
-    """Refuse what is not registered.
-
-    Raises:
-        HttpError: 404 for the handler, 400 for the method.
-    """
-    if handler is None:
-        raise HttpError(404, f"Handler '{handler_id}' not registered.")
-    if method not in handler.methods:
-        raise HttpError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
-
-
 def digest_of(one: Execution) -> str:
     """What a `run_now` asked for, to compare two requests of one Idempotency-Key."""
     asked = [one.handler_id, one.method, one.params, one.timeout_s, one.max_attempts]
@@ -214,11 +201,6 @@ def read_cursor(query: Mapping[str, str]) -> int | None:
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
         raise HttpError(400, "Invalid parameter: cursor is not one that an answer gave")
     return int(cursor)
-
-
-def read_filters(query: Mapping[str, str]) -> dict[str, str]:
-    """The filters of a query; they combine."""
-    return {name: query[name] for name in FILTERS if query.get(name)}
 
 
 def _sentence(model: type[Call], error: ValidationError) -> str:

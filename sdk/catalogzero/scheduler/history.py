@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from catalogzero.scheduler.ticks import from_us, seconds_us
 PURGE_LIMIT = 2_000
 SUMMARY_PARAMS = 5
 SUMMARY_CHARS = 50
+SAME = ("execution_id", "job_id", "handler_id", "status", "late", "error", "max_attempts")
+"""What the API calls as the table does."""
+
 FILTERS = {
     "handler_id": executions.c.handler_id,
     "job_id": executions.c.job_id,
@@ -43,25 +47,23 @@ class History:
         if before is not None:
             wanted.append(executions.c.seq < before)
         query = select(executions).where(*wanted).order_by(executions.c.seq.desc())
-        with self._store.reading() as c:
-            rows = c.execute(query.limit(limit + 1)).mappings().all()
+        rows = self._store.all_of(query.limit(limit + 1), lambda row: row)
         more = rows[limit - 1]["seq"] if len(rows) > limit > 0 else None
         return [record_of(row) for row in rows[:limit]], more
 
     def find(self, execution_id: str) -> dict[str, Any] | None:
         """One record."""
-        with self._store.reading() as c:
-            found = c.execute(select(executions).where(executions.c.execution_id == execution_id))
-            row = found.mappings().one_or_none()
-            return None if row is None else record_of(row)
+        mine = select(executions).where(executions.c.execution_id == execution_id)
+        return next(iter(self._store.all_of(mine, record_of)), None)
 
     def last_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The newest record of each of these schedules that has any, by job_id."""
         newest = select(func.max(executions.c.seq)).where(executions.c.job_id == schedules.c.job_id)
         seqs = select(newest.scalar_subquery()).where(schedules.c.job_id.in_(job_ids))
-        with self._store.reading() as c:
-            rows = c.execute(select(executions).where(executions.c.seq.in_(seqs))).mappings()
-            return {row["job_id"]: record_of(row) for row in rows}
+        records = self._store.all_of(
+            select(executions).where(executions.c.seq.in_(seqs)), record_of
+        )
+        return {record["job_id"]: record for record in records}
 
     def stats(self) -> dict[str, Any]:
         """Counts by status and by handler, over all executions that are kept."""
@@ -71,10 +73,30 @@ class History:
             executions.c.handler_id, executions.c.status, func.count(), func.sum(runs)
         ).group_by(executions.c.handler_id, executions.c.status)
         with self._store.reading() as c:
-            rows = [tuple(row) for row in c.execute(groups)]
+            rows = c.execute(groups).all()
             lifetime = c.execute(select(func.max(executions.c.seq))).scalar() or 0
-            count = c.execute(select(func.count()).select_from(schedules)).scalar_one()
-        return {**_summary(rows), "lifetime_executions": lifetime, "schedules": count}
+            schedule_count = c.execute(select(func.count()).select_from(schedules)).scalar_one()
+        by_status: Counter[str] = Counter()
+        by_handler: dict[str, dict[str, int]] = {}
+        ran, took_us = 0, 0
+        for handler_id, status, count, us in rows:
+            by_status[status] += count
+            of = by_handler.setdefault(handler_id, {"total": 0, "success": 0, "error": 0})
+            of["total"] += count
+            if status in ("success", "error"):
+                of[status] += count
+                ran, took_us = ran + count, took_us + int(us or 0)
+        return {
+            "total_executions": by_status.total(),
+            "success_count": by_status["success"],
+            "error_count": by_status["error"],
+            "success_rate": by_status["success"] / ran * 100 if ran else 0.0,
+            "avg_duration_ms": took_us / ran / 1_000 if ran else 0.0,
+            "by_handler": by_handler,
+            "by_status": by_status,
+            "lifetime_executions": lifetime,
+            "schedules": schedule_count,
+        }
 
     def purge(self, retention_days: float, max_executions: int) -> int:
         """Forget the oldest final executions, a few at a time; how many went."""
@@ -100,21 +122,14 @@ def record_of(row: RowMapping) -> dict[str, Any]:
     """An execution as the API tells it."""
     started_us, completed_us = row["started_us"], row["completed_us"]
     ran = started_us is not None and completed_us is not None
-    record = {
-        "execution_id": row["execution_id"],
-        "job_id": row["job_id"],
-        "handler_id": row["handler_id"],
+    record = {name: row[name] for name in SAME} | {
         "method_name": row["method"],
         "scheduled_at": _iso(row["tick_us"]),
         "started_at": _iso(row["created_us"] if started_us is None else started_us),
         "completed_at": _iso(completed_us),
         "duration_ms": (completed_us - started_us) / 1_000 if ran else None,
-        "status": row["status"],
-        "late": row["late"],
         "result": None if row["status"] != "success" else flat_result(row["result"]),
-        "error": row["error"],
         "attempt_number": row["attempt"],
-        "max_attempts": row["max_attempts"],
         "params_summary": summary_of(orjson.loads(row["params"])),
     }
     if row["status"] in ("missed", "skipped"):
@@ -147,30 +162,6 @@ def _ungrown() -> ColumnElement[bool]:
     """Not a missed or skipped row to which its schedule may still add ticks."""
     growing = executions.c.status + ":" + executions.c.execution_id
     return ~select(schedules.c.folded).where(schedules.c.folded == growing).exists()
-
-
-def _summary(rows: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """The statistics out of (handler_id, status, count, summed microseconds)."""
-    by_status: dict[str, int] = {}
-    by_handler: dict[str, dict[str, int]] = {}
-    ran, took_us = 0, 0
-    for handler_id, status, count, us in rows:
-        by_status[status] = by_status.get(status, 0) + count
-        of = by_handler.setdefault(handler_id, {"total": 0, "success": 0, "error": 0})
-        of["total"] += count
-        if status in ("success", "error"):
-            of[status] += count
-            ran, took_us = ran + count, took_us + int(us or 0)
-    total, success = sum(by_status.values()), by_status.get("success", 0)
-    return {
-        "total_executions": total,
-        "success_count": success,
-        "error_count": by_status.get("error", 0),
-        "success_rate": success / ran * 100 if ran else 0.0,
-        "avg_duration_ms": took_us / ran / 1_000 if ran else 0.0,
-        "by_handler": by_handler,
-        "by_status": by_status,
-    }
 
 
 def _cut(text: str) -> str:

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from catalogzero.scheduler.forms import MAX_ID_CHARS, TRIGGER, NewSchedule, RunNow
+from catalogzero.scheduler.history import FILTERS
 from catalogzero.web import (
     Operation,
     model_schema,
@@ -91,10 +92,7 @@ HANDLER = object_schema(
 KEY = parameter(
     "Idempotency-Key", "header", "The same key is the same run.", **TEXT, maxLength=MAX_ID_CHARS
 )
-FILTERED = [
-    parameter(name, "query", "Only these; filters combine.", **TEXT)
-    for name in ("handler_id", "job_id", "method_name", "status")
-]
+FILTERED = [parameter(name, "query", "Only these; filters combine.", **TEXT) for name in FILTERS]
 RESULT = object_schema(status=TEXT, result={}, message=TEXT, execution_id=TEXT)
 TIMES = {"type": "array", "items": TIME}
 NEXT = object_schema(schedule_id=TEXT, paused=FLAG, timezone=TEXT, next=TIMES, local=TIMES)

@@ -14,12 +14,12 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
+from catalogzero.scheduler.forms import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
 from catalogzero.wire.messages import one_line_ascii
 from catalogzero.wire.transport import Envelope
 from catalogzero.wire.zeromq import CurveServer, ZeroMQ
 
-MAX_ID_CHARS = 200
 MAX_ADDRESS_CHARS = 500
 MAX_METHODS = 1_000
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from sqlalchemy import RowMapping
 
 from catalogzero.scheduler.schema import ACTIVE, FINAL
+from catalogzero.scheduler.statements import LEASED, OUTCOME, ROW
 from catalogzero.scheduler.ticks import Firing, Schedule, Span
 from catalogzero.wire.messages import encode_json
 
@@ -26,6 +27,11 @@ class Handler:
     methods: list[str]
     status: str
     seen_us: int
+
+    @classmethod
+    def of(cls, row: RowMapping) -> Self:
+        """The handler of a row."""
+        return cls(**{**row, "methods": orjson.loads(row["methods"])})
 
 
 @dataclass(slots=True)
@@ -70,6 +76,36 @@ class Execution:
         """Whether nothing more will happen to it."""
         return self.status in FINAL
 
+    def row(self, now_us: int, lease: Lease, span: Span | None) -> dict[str, Any]:
+        """Its row when it is new; a `span` is the ticks that a missed or skipped one stands for."""
+        active = self.status in ACTIVE
+        return {name: getattr(self, name) for name in _EXECUTION_FIELDS if name in ROW} | {
+            "params": to_json(self.params),
+            "owner": lease.owner if active else None,
+            "lease_until_us": lease.until_us if active else None,
+            "created_us": now_us,
+            "started_us": now_us if active else None,
+            "completed_us": now_us if self.is_final() else None,
+            "last_tick_us": span.last_us if span else self.tick_us,
+            "ticks": span.count if span else 1,
+        }
+
+    def outcome(self, now_us: int) -> dict[str, Any]:
+        """The parameters of `statements.SAVE` for it."""
+        row = {f"old_{name}": getattr(self, name) for name in LEASED}
+        row |= {f"new_{name}": getattr(self, name) for name in OUTCOME if name != "completed_us"}
+        return row | {
+            "new_completed_us": now_us if self.is_final() else None,
+            "new_result": None if self.result is None else bounded_json(self.result),
+            "new_error": self.error and self.error[:MAX_ERROR_CHARS].replace("\0", "\ufffd"),
+        }
+
+    @classmethod
+    def of(cls, row: RowMapping) -> Self:
+        """The execution of a row."""
+        known = {name: row[name] for name in _EXECUTION_FIELDS}
+        return cls(**{**known, "params": orjson.loads(row["params"]), "result": None})
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -77,62 +113,6 @@ class Lease:
 
     owner: str
     until_us: int
-
-
-def execution_row(one: Execution, now_us: int, lease: Lease, span: Span | None) -> dict[str, Any]:
-    """A new execution's row; a `span` is the ticks that a missed or skipped one stands for."""
-    active = one.status in ACTIVE
-    return {
-        "execution_id": one.execution_id,
-        "schedule_id": one.schedule_id,
-        "tick_us": one.tick_us,
-        "job_id": one.job_id,
-        "handler_id": one.handler_id,
-        "method": one.method,
-        "params": to_json(one.params),
-        "status": one.status,
-        "late": one.late,
-        "misfire_grace_s": one.misfire_grace_s,
-        "timeout_s": one.timeout_s,
-        "max_attempts": one.max_attempts,
-        "attempt": one.attempt,
-        "n": one.n,
-        "owner": lease.owner if active else None,
-        "lease": one.lease,
-        "lease_until_us": lease.until_us if active else None,
-        "created_us": now_us,
-        "started_us": now_us if active else None,
-        "completed_us": now_us if one.is_final() else None,
-        "last_tick_us": span.last_us if span else one.tick_us,
-        "ticks": span.count if span else 1,
-        "error": one.error,
-    }
-
-
-def outcome_row(one: Execution, now_us: int) -> dict[str, Any]:
-    """The parameters of `statements.SAVE` for one execution."""
-    return {
-        "its_id": one.execution_id,
-        "its_owner": one.owner,
-        "its_lease": one.lease,
-        "new_status": one.status,
-        "new_late": one.late,
-        "new_attempt": one.attempt,
-        "new_n": one.n,
-        "new_boot_id": one.boot_id,
-        "new_start_by_s": one.start_by_s,
-        "new_retry_safe": one.retry_safe,
-        "new_sent_us": one.sent_us,
-        "new_completed_us": now_us if one.is_final() else None,
-        "new_result": None if one.result is None else bounded_json(one.result),
-        "new_error": one.error and one.error[:MAX_ERROR_CHARS].replace("\0", "\ufffd"),
-    }
-
-
-def execution_of(row: RowMapping) -> Execution:
-    """The execution of a row."""
-    known = {name: row[name] for name in _EXECUTION_FIELDS}
-    return Execution(**{**known, "params": orjson.loads(row["params"]), "result": None})
 
 
 def schedule_row(one: Schedule) -> dict[str, Any]:
@@ -148,11 +128,6 @@ def schedule_of(row: RowMapping) -> Schedule:
     """The schedule of a row."""
     trigger = orjson.loads(row["trigger_config"])
     return Schedule(**{**row, "params": orjson.loads(row["params"]), "trigger_config": trigger})
-
-
-def handler_of(row: RowMapping) -> Handler:
-    """The handler of a row."""
-    return Handler(**{**row, "methods": orjson.loads(row["methods"])})
 
 
 @dataclass(slots=True)
@@ -179,7 +154,7 @@ class Writes:
         next_us = firing.next_tick_us
         self.swaps.append(
             {
-                "its_id": schedule.schedule_id,
+                "old_schedule_id": schedule.schedule_id,
                 "old_due_us": old_due_us,
                 "new_tick_us": next_us,
                 "new_due_us": None if next_us is None else schedule.due_of(next_us),
@@ -192,8 +167,8 @@ class Writes:
         """Ticks that do not run: into the row that is already there, or a new one."""
         kind, _, execution_id = (schedule.folded or "").partition(":")
         if kind == status:
-            grown = {"its_id": execution_id, "new_last_tick_us": span.last_us, "more": span.count}
-            self.grown.append(grown)
+            more = {"new_last_tick_us": span.last_us, "more": span.count}
+            self.grown.append({"old_execution_id": execution_id, **more})
             return
         one = _execution_for(schedule, status, span.first_us)
         one.error = _WHY[status]

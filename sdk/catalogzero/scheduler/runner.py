@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from structlog.typing import FilteringBoundLogger
@@ -97,12 +96,7 @@ class Runner:
         self._tasks = [asyncio.create_task(loop(), name=loop.__name__) for loop in loops]
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.store.end_within()
         tasks: list[asyncio.Task[Any]] = [*self._tasks]
         tasks += [task for _, task in self._mine.values()]
@@ -276,31 +270,27 @@ class Runner:
         """
         known, now_s = self._found.get(handler_id), self.clock.monotonic()
         if known is None or now_s - known[1] >= FRESH_S:
-            look = self._persist_read(self.store.find_handler, handler_id)
+            find = partial(self.store.find_handler, handler_id)
+            look = self._retrying(self.store.in_reader, find)
             known = asyncio.create_task(look, name="scheduler-find-handler"), now_s
             self._found[handler_id] = known
         return await asyncio.shield(known[0])
 
     async def _persist(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Write, again and again while the database is away."""
-        return await self._retrying(lambda: self.write(method, *args, **named))
+        return await self._retrying(self.store.in_writer, partial(method, *args, **named))
 
-    async def _persist_read(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-        """Read, again and again while the database is away."""
-        return await self._retrying(lambda: self.read(method, *args, **named))
-
-    async def _retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _retrying(
+        self, run: Callable[[Callable[[], T]], Awaitable[T]], call: Callable[[], T]
+    ) -> T:
+        """Run a call of the store in a thread, again and again while the database is away."""
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(TRY_AGAIN),
             wait=wait_random_exponential(multiplier=0.1, max=5.0),
             sleep=self.clock.sleep,
             before_sleep=self._tell,
         )
-
-        async def once() -> T:
-            return await call()
-
-        return await attempts(once)
+        return await attempts(run, call)
 
     def _tell(self, state: RetryCallState) -> None:
         """Say that the database is away."""

@@ -6,72 +6,58 @@ database. JSON is text.
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Connection,
-    Float,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    text,
-)
+import sqlalchemy as sa
 
 from catalogzero.sql.engines import Schema
 
-metadata = MetaData()
+metadata = sa.MetaData()
 
-ID = String(200)
-SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+ID = sa.String(200)
+SEQUENCE = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
-version_table = Table(
+version_table = sa.Table(
     "scheduler_version",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("version", Integer, nullable=False),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
 )
 
-handlers = Table(
+handlers = sa.Table(
     "scheduler_handlers",
     metadata,
-    Column("handler_id", ID, primary_key=True),
-    Column("address", String(500), nullable=False),
-    Column("methods", Text, nullable=False),
-    Column("status", String(10), nullable=False),
-    Column("seen_us", BigInteger, nullable=False),
+    sa.Column("handler_id", ID, primary_key=True),
+    sa.Column("address", sa.String(500), nullable=False),
+    sa.Column("methods", sa.Text, nullable=False),
+    sa.Column("status", sa.String(10), nullable=False),
+    sa.Column("seen_us", sa.BigInteger, nullable=False),
 )
 
-_IS_FOLDED = text("folded IS NOT NULL")
+_IS_FOLDED = sa.text("folded IS NOT NULL")
 
-schedules = Table(
+schedules = sa.Table(
     "scheduler_schedules",
     metadata,
-    Column("schedule_id", String(36), primary_key=True),
-    Column("job_id", ID, nullable=False, unique=True),
-    Column("handler_id", ID, nullable=False),
-    Column("method", ID, nullable=False),
-    Column("params", Text, nullable=False),
-    Column("trigger_config", Text, nullable=False),
-    Column("overlap", String(10), nullable=False),
-    Column("misfire_grace_s", Float),
-    Column("max_attempts", Integer, nullable=False),
-    Column("timeout_s", Float),
-    Column("jitter_s", Float, nullable=False),
-    Column("max_runs", BigInteger),
-    Column("end_us", BigInteger),
-    Column("paused", Boolean, nullable=False),
-    Column("runs", BigInteger, nullable=False),
-    Column("created_us", BigInteger, nullable=False),
-    Column("tick_us", BigInteger),
-    Column("due_us", BigInteger),
-    Column("folded", String(50)),
-    Index("scheduler_schedules_due", "paused", "due_us"),
-    Index(
+    sa.Column("schedule_id", sa.String(36), primary_key=True),
+    sa.Column("job_id", ID, nullable=False, unique=True),
+    sa.Column("handler_id", ID, nullable=False),
+    sa.Column("method", ID, nullable=False),
+    sa.Column("params", sa.Text, nullable=False),
+    sa.Column("trigger_config", sa.Text, nullable=False),
+    sa.Column("overlap", sa.String(10), nullable=False),
+    sa.Column("misfire_grace_s", sa.Float),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    sa.Column("timeout_s", sa.Float),
+    sa.Column("jitter_s", sa.Float, nullable=False),
+    sa.Column("max_runs", sa.BigInteger),
+    sa.Column("end_us", sa.BigInteger),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("runs", sa.BigInteger, nullable=False),
+    sa.Column("created_us", sa.BigInteger, nullable=False),
+    sa.Column("tick_us", sa.BigInteger),
+    sa.Column("due_us", sa.BigInteger),
+    sa.Column("folded", sa.String(50)),
+    sa.Index("scheduler_schedules_due", "paused", "due_us"),
+    sa.Index(
         "scheduler_schedules_folded",
         "folded",
         sqlite_where=_IS_FOLDED,
@@ -82,58 +68,58 @@ schedules = Table(
 OPEN = ("running", "retry", "queued")
 ACTIVE = ("running", "retry")
 FINAL = ("success", "error", "missed", "skipped", "lost")
-_IS_OPEN = text("status IN ('running', 'retry', 'queued')")
+_IS_OPEN = sa.text("status IN ('running', 'retry', 'queued')")
 
-executions = Table(
+executions = sa.Table(
     "scheduler_executions",
     metadata,
-    Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
-    Column("execution_id", String(36), nullable=False, unique=True),
-    Column("schedule_id", String(36)),
-    Column("tick_us", BigInteger),
-    Column("job_id", ID, nullable=False),
-    Column("handler_id", ID, nullable=False),
-    Column("method", ID, nullable=False),
-    Column("params", Text, nullable=False),
-    Column("status", String(10), nullable=False),
-    Column("late", Boolean, nullable=False),
-    Column("misfire_grace_s", Float),
-    Column("timeout_s", Float),
-    Column("max_attempts", Integer, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("n", Integer, nullable=False),
-    Column("boot_id", ID),
-    Column("start_by_s", Float),
-    Column("retry_safe", Boolean),
-    Column("owner", String(36)),
-    Column("lease", Integer, nullable=False),
-    Column("lease_until_us", BigInteger),
-    Column("created_us", BigInteger, nullable=False),
-    Column("started_us", BigInteger),
-    Column("sent_us", BigInteger),
-    Column("completed_us", BigInteger),
-    Column("last_tick_us", BigInteger),
-    Column("ticks", BigInteger, nullable=False),
-    Column("result", Text),
-    Column("error", Text),
-    Column("idempotency_key", ID, unique=True),
-    Column("request_digest", String(64)),
-    UniqueConstraint("schedule_id", "tick_us", name="scheduler_executions_tick"),
-    Index(
+    sa.Column("seq", SEQUENCE, primary_key=True, autoincrement=True),
+    sa.Column("execution_id", sa.String(36), nullable=False, unique=True),
+    sa.Column("schedule_id", sa.String(36)),
+    sa.Column("tick_us", sa.BigInteger),
+    sa.Column("job_id", ID, nullable=False),
+    sa.Column("handler_id", ID, nullable=False),
+    sa.Column("method", ID, nullable=False),
+    sa.Column("params", sa.Text, nullable=False),
+    sa.Column("status", sa.String(10), nullable=False),
+    sa.Column("late", sa.Boolean, nullable=False),
+    sa.Column("misfire_grace_s", sa.Float),
+    sa.Column("timeout_s", sa.Float),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("n", sa.Integer, nullable=False),
+    sa.Column("boot_id", ID),
+    sa.Column("start_by_s", sa.Float),
+    sa.Column("retry_safe", sa.Boolean),
+    sa.Column("owner", sa.String(36)),
+    sa.Column("lease", sa.Integer, nullable=False),
+    sa.Column("lease_until_us", sa.BigInteger),
+    sa.Column("created_us", sa.BigInteger, nullable=False),
+    sa.Column("started_us", sa.BigInteger),
+    sa.Column("sent_us", sa.BigInteger),
+    sa.Column("completed_us", sa.BigInteger),
+    sa.Column("last_tick_us", sa.BigInteger),
+    sa.Column("ticks", sa.BigInteger, nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Column("error", sa.Text),
+    sa.Column("idempotency_key", ID, unique=True),
+    sa.Column("request_digest", sa.String(64)),
+    sa.UniqueConstraint("schedule_id", "tick_us", name="scheduler_executions_tick"),
+    sa.Index(
         "scheduler_executions_open",
         "schedule_id",
         "status",
         sqlite_where=_IS_OPEN,
         postgresql_where=_IS_OPEN,
     ),
-    Index("scheduler_executions_handler", "handler_id", "seq"),
-    Index("scheduler_executions_job", "job_id", "seq"),
-    Index("scheduler_executions_status", "status", "seq"),
+    sa.Index("scheduler_executions_handler", "handler_id", "seq"),
+    sa.Index("scheduler_executions_job", "job_id", "seq"),
+    sa.Index("scheduler_executions_status", "status", "seq"),
     sqlite_autoincrement=True,
 )
 
 
-def _create(connection: Connection) -> None:
+def _create(connection: sa.Connection) -> None:
     """Make the tables of an empty database.
 
     Every execution is written twice more: with room beside it in its page, PostgreSQL leaves the
@@ -141,7 +127,7 @@ def _create(connection: Connection) -> None:
     """
     metadata.create_all(connection)
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"ALTER TABLE {executions.name} SET (fillfactor = 50)"))
+        connection.execute(sa.text(f"ALTER TABLE {executions.name} SET (fillfactor = 50)"))
 
 
 SCHEMA = Schema(version=version_table, create=_create, lock_id=7310420001)

@@ -109,7 +109,8 @@ async def serve_scheduler(
         url = await undo.enter_async_context(
             listening(served, settings.host, settings.port, limits=settings.limits, taken=TAKEN)
         )
-        zmq_address = f"tcp://{_bracketed(settings.zmq_host)}:{zmq_port}"
+        zmq_host = settings.zmq_host
+        zmq_address = f"tcp://{f'[{zmq_host}]' if ':' in zmq_host else zmq_host}:{zmq_port}"
         port = int(url.rpartition(":")[2])
         config.update(host=settings.host, port=port, zmq_address=zmq_address)
         yield SchedulerServer(url, zmq_address, store.label, runner)
@@ -121,7 +122,7 @@ async def run_scheduler(
     *,
     stop_within_s: float = STOP_WITHIN_S,
 ) -> None:
-    """Run a scheduler until SIGINT or SIGTERM.
+    """Run a scheduler until SIGINT or SIGTERM, or until it cannot go on.
 
     Args:
         settings: See `serve_scheduler`.
@@ -129,23 +130,16 @@ async def run_scheduler(
         stop_within_s: After the signal; what hangs then is ended with the process.
     """
     with stop_signal(stop_within_s) as stop:
-        await _run_until(stop, settings, announce)
-
-
-async def _run_until(
-    stop: asyncio.Event, settings: SchedulerSettings, announce: Callable[[SchedulerServer], None]
-) -> None:
-    """Run a scheduler until `stop`, or until it cannot go on."""
-    async with serve_scheduler(settings) as server:
-        announce(server)
-        stopped = asyncio.create_task(stop.wait(), name="scheduler-stop")
-        failed = asyncio.create_task(server.runner.failure(), name="scheduler-failure")
-        await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if failed.done():
-            failed.result()
-        failed.cancel()
-        await asyncio.wait({stopped, failed})
+        async with serve_scheduler(settings) as server:
+            announce(server)
+            stopped = asyncio.create_task(stop.wait(), name="scheduler-stop")
+            failed = asyncio.create_task(server.runner.failure(), name="scheduler-failure")
+            await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if failed.done():
+                failed.result()
+            failed.cancel()
+            await asyncio.wait({stopped, failed})
 
 
 def _bind(registration: Registration, settings: SchedulerSettings) -> int:
@@ -176,14 +170,9 @@ def _check_registration(settings: SchedulerSettings) -> None:
 
 def _connector(settings: SchedulerSettings) -> Callable[[str, str], HandlerCaller]:
     """What connects to a handler: with keys where the handler's own is known."""
-    keys = settings.client_keys
-    if settings.server_keys and keys is None:
+    keys, known = settings.client_keys, {}
+    if keys is not None:
+        known = {name: CurveClient(keys, key) for name, key in settings.server_keys.items()}
+    elif settings.server_keys:
         raise ConfigError("--server-keys-file needs --curve-key-file: the scheduler's own pair")
-    curves = {} if keys is None else settings.server_keys
-    known = {name: CurveClient(keys, key) for name, key in curves.items() if keys}
     return lambda handler_id, address: HandlerClient(address, curve=known.get(handler_id))
-
-
-def _bracketed(host: str) -> str:
-    """The host as a URL writes it."""
-    return f"[{host}]" if ":" in host else host

@@ -5,43 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import (
-    JSON,
-    Column,
-    ColumnElement,
-    Connection,
-    CursorResult,
-    Delete,
-    Insert,
-    Text,
-    Update,
-    bindparam,
-    case,
-    delete,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
-from sqlalchemy import cast as sql_cast
+import sqlalchemy as sa
 
 from catalogzero.scheduler.schema import ACTIVE, OPEN, executions, schedules
 from catalogzero.wire.messages import encode_json
 
-Given = Callable[[str], ColumnElement[Any]]
+Given = Callable[[str], sa.ColumnElement[Any]]
 
 
-def _is_open(status: ColumnElement[str]) -> ColumnElement[bool]:
+def _is_open(status: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """Whether a status is that of an open execution, written as the index of these has it.
 
     With parameters instead, a database cannot tell that the index holds all that is asked for,
     and reads every execution that a schedule ever had.
     """
-    return status.in_(bindparam("open", OPEN, expanding=True, literal_execute=True))
+    return status.in_(sa.bindparam("open", OPEN, expanding=True, literal_execute=True))
 
 
-IS_ACTIVE = or_(*(executions.c.status == status for status in ACTIVE))
+IS_ACTIVE = sa.or_(*(executions.c.status == status for status in ACTIVE))
 
 
 class ForEach:
@@ -57,16 +38,16 @@ class ForEach:
 
     def __init__(
         self,
-        values: Mapping[str, ColumnElement[Any]],
-        build: Callable[[Given], Insert | Update | Delete],
+        values: Mapping[str, sa.ColumnElement[Any]],
+        build: Callable[[Given], sa.Insert | sa.Update | sa.Delete],
     ) -> None:
         types = {name: of.type for name, of in values.items()}
-        self._each = build(lambda name: bindparam(name, type_=types[name]))
-        rows = func.json_to_recordset(sql_cast(bindparam("rows", type_=Text), JSON))
-        told = rows.table_valued(*(Column(name, kind) for name, kind in types.items()))
+        self._each = build(lambda name: sa.bindparam(name, type_=types[name]))
+        rows = sa.func.json_to_recordset(sa.cast(sa.bindparam("rows", type_=sa.Text), sa.JSON))
+        told = rows.table_valued(*(sa.Column(name, kind) for name, kind in types.items()))
         self._at_once = build(told.render_derived("given", with_types=True).c.__getitem__)
 
-    def write(self, c: Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+    def write(self, c: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
         """Write the rows; how many of the table's were changed."""
         if not rows:
             return 0
@@ -74,173 +55,146 @@ class ForEach:
             done = c.execute(self._at_once, {"rows": encode_json(rows).decode()})
         else:
             done = c.execute(self._each, rows)
-        return cast("CursorResult[Any]", done).rowcount
+        return cast("sa.CursorResult[Any]", done).rowcount
 
 
-def _new(*names: str) -> dict[str, ColumnElement[Any]]:
-    """Values to write into columns of executions: `new_status` into `status`."""
-    return {f"new_{name}": executions.c[name] for name in names}
+def _changing(
+    table: sa.Table, key: Sequence[str], names: Sequence[str], *conditions: sa.ColumnElement[bool]
+) -> ForEach:
+    """An UPDATE of the rows whose `key` columns have the `old_…` values, to the `new_…` ones."""
+    old = {f"old_{name}": table.c[name] for name in key}
+    new = {f"new_{name}": table.c[name] for name in names}
+    return ForEach(
+        old | new,
+        lambda given: (
+            sa.update(table)
+            .where(*(column == given(name) for name, column in old.items()), *conditions)
+            .values({name: given(f"new_{name}") for name in names})
+        ),
+    )
 
 
-def _written(names: Mapping[str, ColumnElement[Any]], given: Given) -> dict[str, Any]:
-    """What an UPDATE sets."""
-    return {name.removeprefix("new_"): given(name) for name in names}
+LEASED = ("execution_id", "owner", "lease")
+"""What an execution's writer must still have right."""
 
-
-_ITS_ID = {"its_id": executions.c.execution_id}
-_OUTCOME = _new(
+OUTCOME = (
     *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
     *("sent_us", "completed_us", "result", "error"),
 )
-_LEASE = _new("owner", "lease", "lease_until_us")
-_NEXT = {f"new_{name}": schedules.c[name] for name in ("tick_us", "due_us", "runs", "folded")}
-_ITS_SCHEDULE = {"its_id": schedules.c.schedule_id}
+"""What an execution's writer changes."""
+
 _LATER = (
     *("seq", "boot_id", "start_by_s", "retry_safe", "sent_us", "result"),
     *("idempotency_key", "request_digest"),
 )
-_ROW = {column.name: column for column in executions.c if column.name not in _LATER}
+ROW = {column.name: column for column in executions.c if column.name not in _LATER}
 
 INSERT = ForEach(
-    _ROW,
-    lambda given: insert(executions).from_select([*_ROW], select(*(given(name) for name in _ROW))),
+    ROW,
+    lambda given: sa.insert(executions).from_select(
+        [*ROW], sa.select(*(given(name) for name in ROW))
+    ),
 )
 """New executions."""
 
-SAVE = ForEach(
-    {
-        **_ITS_ID,
-        "its_owner": executions.c.owner,
-        "its_lease": executions.c.lease,
-        **_OUTCOME,
-    },
-    lambda given: (
-        update(executions)
-        .where(
-            executions.c.execution_id == given("its_id"),
-            executions.c.owner == given("its_owner"),
-            executions.c.lease == given("its_lease"),
-            IS_ACTIVE,
-        )
-        .values(_written(_OUTCOME, given))
-    ),
-)
+SAVE = _changing(executions, LEASED, OUTCOME, IS_ACTIVE)
 """Writes an outcome, on the condition that the lease is still its owner's."""
 
-SWAP = ForEach(
-    {**_ITS_SCHEDULE, "old_due_us": schedules.c.due_us, **_NEXT},
-    lambda given: (
-        update(schedules)
-        .where(
-            schedules.c.schedule_id == given("its_id"),
-            schedules.c.due_us == given("old_due_us"),
-            schedules.c.paused.is_(False),
-        )
-        .values(_written(_NEXT, given))
-    ),
+SWAP = _changing(
+    schedules,
+    ("schedule_id", "due_us"),
+    ("tick_us", "due_us", "runs", "folded"),
+    schedules.c.paused.is_(False),
 )
 """The compare-and-swap of a schedule's next time."""
 
-TAKE = ForEach(
-    {**_ITS_ID, "old_lease": executions.c.lease, **_LEASE},
-    lambda given: (
-        update(executions)
-        .where(
-            executions.c.execution_id == given("its_id"),
-            executions.c.lease == given("old_lease"),
-            IS_ACTIVE,
-        )
-        .values(_written(_LEASE, given))
-    ),
+TAKE = _changing(
+    executions, ("execution_id", "lease"), ("owner", "lease", "lease_until_us"), IS_ACTIVE
 )
 """Takes over a lease that ended."""
 
+BEGIN = _changing(executions, ("execution_id",), ("status", "started_us"))
+"""A queued execution begins."""
+
 GROW = ForEach(
-    {**_ITS_ID, **_new("last_tick_us"), "more": executions.c.ticks},
+    {
+        "old_execution_id": executions.c.execution_id,
+        "new_last_tick_us": executions.c.last_tick_us,
+        "more": executions.c.ticks,
+    },
     lambda given: (
-        update(executions)
-        .where(executions.c.execution_id == given("its_id"))
+        sa.update(executions)
+        .where(executions.c.execution_id == given("old_execution_id"))
         .values(last_tick_us=given("new_last_tick_us"), ticks=executions.c.ticks + given("more"))
     ),
 )
 """Adds ticks to a missed or skipped row."""
 
-BEGIN = ForEach(
-    {**_ITS_ID, **_new("started_us")},
-    lambda given: (
-        update(executions)
-        .where(executions.c.execution_id == given("its_id"))
-        .values(status="running", started_us=given("new_started_us"))
-    ),
-)
-"""A queued execution begins."""
-
 REMOVE = ForEach(
-    _ITS_SCHEDULE,
-    lambda given: delete(schedules).where(schedules.c.schedule_id == given("its_id")),
+    {"old_schedule_id": schedules.c.schedule_id},
+    lambda given: sa.delete(schedules).where(schedules.c.schedule_id == given("old_schedule_id")),
 )
 """A schedule is over."""
 
-
 DUE = (
-    select(schedules)
-    .where(schedules.c.paused.is_(False), schedules.c.due_us <= bindparam("now_us"))
+    sa.select(schedules)
+    .where(schedules.c.paused.is_(False), schedules.c.due_us <= sa.bindparam("now_us"))
     .order_by(schedules.c.due_us)
-    .limit(bindparam("at_most"))
+    .limit(sa.bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
 """The schedules that are due, locked where the database can."""
 
-NEXT_DUE = select(func.min(schedules.c.due_us)).where(schedules.c.paused.is_(False))
+NEXT_DUE = sa.select(sa.func.min(schedules.c.due_us)).where(schedules.c.paused.is_(False))
 """The next due time of all."""
 
 GOING_ON = (
-    select(
+    sa.select(
         executions.c.schedule_id,
-        func.count().label("open"),
-        func.sum(case((executions.c.status == "queued", 1), else_=0)).label("queued"),
+        sa.func.count().label("open"),
+        sa.func.sum(sa.case((executions.c.status == "queued", 1), else_=0)).label("queued"),
     )
     .where(
         _is_open(executions.c.status),
-        executions.c.schedule_id.in_(bindparam("schedule_ids", expanding=True)),
+        executions.c.schedule_id.in_(sa.bindparam("schedule_ids", expanding=True)),
     )
     .group_by(executions.c.schedule_id)
 )
 """How many executions of some schedules are open, and how many of those wait."""
 
-ANY_QUEUED = select(executions.c.seq).where(executions.c.status == "queued").limit(1)
+ANY_QUEUED = sa.select(executions.c.seq).where(executions.c.status == "queued").limit(1)
 """Whether any execution waits for an earlier one."""
 
 _ahead = executions.alias()
-_before = or_(
+_before = sa.or_(
     _ahead.c.status.in_(ACTIVE),
     (_ahead.c.status == "queued") & (_ahead.c.seq < executions.c.seq),
 )
-_blocked = select(_ahead.c.seq).where(
+_blocked = sa.select(_ahead.c.seq).where(
     _ahead.c.schedule_id == executions.c.schedule_id, _is_open(_ahead.c.status), _before
 )
 
 TURN = (
-    select(executions)
+    sa.select(executions)
     .where(executions.c.status == "queued", ~_blocked.exists())
-    .limit(bindparam("at_most"))
+    .limit(sa.bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
 """The queued executions whose turn has come: nothing of their schedule is going on."""
 
-_mine = (executions.c.owner == bindparam("its_owner"), IS_ACTIVE)
+_mine = (executions.c.owner == sa.bindparam("its_owner"), IS_ACTIVE)
 
-RENEW = update(executions).where(*_mine).values(lease_until_us=bindparam("until_us"))
+RENEW = sa.update(executions).where(*_mine).values(lease_until_us=sa.bindparam("until_us"))
 """The heartbeat of an owner."""
 
-HELD = select(executions.c.execution_id, executions.c.lease).where(*_mine)
+HELD = sa.select(executions.c.execution_id, executions.c.lease).where(*_mine)
 """What an owner holds."""
 
 ENDED_LEASES = (
-    select(executions)
-    .where(IS_ACTIVE, executions.c.lease_until_us < bindparam("now_us"))
+    sa.select(executions)
+    .where(IS_ACTIVE, executions.c.lease_until_us < sa.bindparam("now_us"))
     .order_by(executions.c.seq)
-    .limit(bindparam("at_most"))
+    .limit(sa.bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
 """The executions whose scheduler is gone, or frozen."""

@@ -11,63 +11,24 @@ Methods block; `runner` calls them in threads. Moments are microseconds since 19
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    CursorResult,
-    delete,
-    func,
-    insert,
-    or_,
-    select,
-    text,
-    true,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.errors import RetryLaterError
-from catalogzero.scheduler import schema
-from catalogzero.scheduler.rows import (
-    Execution,
-    Handler,
-    Lease,
-    Writes,
-    execution_of,
-    execution_row,
-    handler_of,
-    outcome_row,
-    schedule_of,
-    schedule_row,
-    to_json,
-)
+from catalogzero.scheduler import schema, statements
+from catalogzero.scheduler.rows import Execution, Handler, Lease, Writes, schedule_of, schedule_row
 from catalogzero.scheduler.schema import executions, handlers, schedules
-from catalogzero.scheduler.statements import (
-    ANY_QUEUED,
-    BEGIN,
-    DUE,
-    ENDED_LEASES,
-    GOING_ON,
-    GROW,
-    HELD,
-    INSERT,
-    IS_ACTIVE,
-    NEXT_DUE,
-    REMOVE,
-    RENEW,
-    SAVE,
-    SWAP,
-    TAKE,
-    TURN,
-)
 from catalogzero.scheduler.ticks import Schedule, fire, from_us, seconds_us, to_us
 from catalogzero.sql.engines import Database
+from catalogzero.wire.messages import encode_json
+
+T = TypeVar("T")
 
 CLAIM_LIMIT = 500
 ANSWER_S = 10.0
@@ -128,45 +89,46 @@ class Store(Database):
         )
         self._clock = SystemClock() if clock is None and self.dialect == "sqlite" else clock
 
-    def now_us(self, c: Connection) -> int:
+    def now_us(self, c: sa.Connection) -> int:
         """The database's clock."""
         if self._clock is not None:
             return to_us(self._clock.now())
-        moment = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        moment = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
         return int(c.execute(moment).scalar_one())
+
+    def all_of(self, query: sa.Select[Any], make: Callable[[sa.RowMapping], T]) -> list[T]:
+        """What a query finds, an object made of each row."""
+        with self.reading() as c:
+            return [make(row) for row in c.execute(query).mappings()]
 
     # --- handlers
 
     def register(self, handler_id: str, address: str, methods: Sequence[str]) -> bool:
         """Remember where a handler is and what it does; true when it was not known."""
-        row = {"address": address, "methods": to_json(list(methods)), "status": "online"}
+        row = {"address": address, "methods": encode_json(methods).decode(), "status": "online"}
         with self.writing() as c:
             row_now = {**row, "seen_us": self.now_us(c)}
             mine = handlers.c.handler_id == handler_id
-            if _count(c.execute(update(handlers).where(mine).values(row_now))):
+            if _count(c.execute(sa.update(handlers).where(mine).values(row_now))):
                 return False
-            c.execute(insert(handlers).values(handler_id=handler_id, **row_now))
+            c.execute(sa.insert(handlers).values(handler_id=handler_id, **row_now))
             return True
 
     def report(self, handler_id: str, status: str) -> bool:
         """Note that a handler is online or offline; false when it is not known."""
         with self.writing() as c:
-            change = update(handlers).where(handlers.c.handler_id == handler_id)
+            change = sa.update(handlers).where(handlers.c.handler_id == handler_id)
             seen = {"status": status, "seen_us": self.now_us(c)}
             return _count(c.execute(change.values(seen))) > 0
 
     def list_handlers(self) -> list[Handler]:
         """Every handler that ever registered, by id."""
-        with self.reading() as c:
-            rows = c.execute(select(handlers).order_by(handlers.c.handler_id)).mappings()
-            return [handler_of(row) for row in rows]
+        return self.all_of(sa.select(handlers).order_by(handlers.c.handler_id), Handler.of)
 
     def find_handler(self, handler_id: str) -> Handler | None:
         """One handler, if it ever registered."""
-        with self.reading() as c:
-            found = c.execute(select(handlers).where(handlers.c.handler_id == handler_id))
-            row = found.mappings().one_or_none()
-            return None if row is None else handler_of(row)
+        mine = sa.select(handlers).where(handlers.c.handler_id == handler_id)
+        return next(iter(self.all_of(mine, Handler.of)), None)
 
     # --- schedules
 
@@ -186,12 +148,12 @@ class Store(Database):
             if first is None:
                 raise ValueError("the trigger never fires")
             new.created_us, new.tick_us, new.due_us = now, first, new.due_of(first)
-            taken = select(schedules.c.job_id).where(schedules.c.job_id == new.job_id)
+            taken = sa.select(schedules.c.job_id).where(schedules.c.job_id == new.job_id)
             if c.execute(taken).first():
                 return None
             try:
                 with c.begin_nested():
-                    c.execute(insert(schedules).values(schedule_row(new)))
+                    c.execute(sa.insert(schedules).values(schedule_row(new)))
             except IntegrityError:
                 return None
             return new
@@ -204,36 +166,33 @@ class Store(Database):
             search: Those that have this in their job_id, handler_id or method.
         """
         order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
-        query = select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
-        with self.reading() as c:
-            return [schedule_of(row) for row in c.execute(query).mappings()]
+        query = sa.select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
+        return self.all_of(query, schedule_of)
 
     def count_schedules(self, search: str = "") -> int:
         """How many schedules there are that have this in their names."""
         with self.reading() as c:
-            found = select(func.count()).select_from(schedules).where(_mentions(search))
+            found = sa.select(sa.func.count()).select_from(schedules).where(_mentions(search))
             return int(c.execute(found).scalar_one())
 
     def find_schedule(self, job_id: str) -> Schedule | None:
         """One schedule."""
-        with self.reading() as c:
-            found = c.execute(select(schedules).where(schedules.c.job_id == job_id)).mappings()
-            row = found.one_or_none()
-            return None if row is None else schedule_of(row)
+        mine = sa.select(schedules).where(schedules.c.job_id == job_id)
+        return next(iter(self.all_of(mine, schedule_of)), None)
 
     def remove_schedule(self, job_id: str) -> bool:
         """Forget a schedule; its queued runs are skipped, one that goes on goes on."""
         with self.writing() as c:
             mine = schedules.c.job_id == job_id
-            found = c.execute(select(schedules.c.schedule_id).where(mine).with_for_update())
+            found = c.execute(sa.select(schedules.c.schedule_id).where(mine).with_for_update())
             schedule_id = found.scalar_one_or_none()
             if schedule_id is None:
                 return False
-            c.execute(delete(schedules).where(mine))
+            c.execute(sa.delete(schedules).where(mine))
             waiting = (executions.c.schedule_id == schedule_id, executions.c.status == "queued")
             reason = "the schedule was removed before this run began"
             given_up = {"status": "skipped", "completed_us": self.now_us(c), "error": reason}
-            c.execute(update(executions).where(*waiting).values(given_up))
+            c.execute(sa.update(executions).where(*waiting).values(given_up))
             return True
 
     def pause_schedule(self, job_id: str, paused: bool) -> Schedule | None:
@@ -242,19 +201,21 @@ class Store(Database):
         It goes on after its last tick at the earliest, wherever the clock was put.
         """
         with self.writing() as c:
-            one = select(schedules).where(schedules.c.job_id == job_id).with_for_update()
+            one = sa.select(schedules).where(schedules.c.job_id == job_id).with_for_update()
             row = c.execute(one).mappings().one_or_none()
             if row is None:
                 return None
             found = schedule_of(row)
             if found.paused and not paused:
                 mine = executions.c.schedule_id == found.schedule_id
-                last_us = c.execute(select(func.max(executions.c.tick_us)).where(mine)).scalar()
+                last_us = c.execute(
+                    sa.select(sa.func.max(executions.c.tick_us)).where(mine)
+                ).scalar()
                 found.tick_us = found.next_tick(max(self.now_us(c), last_us or 0))
                 found.due_us = found.tick_us and found.due_of(found.tick_us)
                 found.folded = None
             found.paused = paused
-            change = update(schedules).where(schedules.c.schedule_id == found.schedule_id)
+            change = sa.update(schedules).where(schedules.c.schedule_id == found.schedule_id)
             c.execute(change.values(schedule_row(found)))
             return found
 
@@ -266,10 +227,10 @@ class Store(Database):
             now = self.now_us(c)
             lease = Lease(owner, now + seconds_us(lease_s))
             started = self._fire(c, now, lease, limit)
-            queued = c.execute(ANY_QUEUED).first() is not None
+            queued = c.execute(statements.ANY_QUEUED).first() is not None
             if queued:
                 started += self._start_queued(c, now, lease)
-            return Claim(now, started, c.execute(NEXT_DUE).scalar(), queued)
+            return Claim(now, started, c.execute(statements.NEXT_DUE).scalar(), queued)
 
     def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
         """Store an execution that no schedule asked for; None, or the earlier one's id.
@@ -285,7 +246,7 @@ class Store(Database):
         """
         with self.writing() as c:
             if key is not None:
-                same = select(executions.c.execution_id, executions.c.request_digest)
+                same = sa.select(executions.c.execution_id, executions.c.request_digest)
                 found = c.execute(same.where(executions.c.idempotency_key == key)).first()
                 if found is not None and found.request_digest != digest:
                     raise ValueError("this Idempotency-Key was used for another request")
@@ -294,8 +255,10 @@ class Store(Database):
             now = self.now_us(c)
             new.created_us = now
             lease = Lease(str(new.owner), now + seconds_us(lease_s))
-            row = execution_row(new, now, lease, None)
-            c.execute(insert(executions).values(**row, idempotency_key=key, request_digest=digest))
+            row = new.row(now, lease, None)
+            c.execute(
+                sa.insert(executions).values(**row, idempotency_key=key, request_digest=digest)
+            )
             return None
 
     def renew(self, owner: str, lease_s: float) -> Leases:
@@ -303,104 +266,100 @@ class Store(Database):
         with self.writing() as c:
             now = self.now_us(c)
             until = now + seconds_us(lease_s)
-            c.execute(RENEW, {"its_owner": owner, "until_us": until})
-            found = c.execute(HELD, {"its_owner": owner})
+            c.execute(statements.RENEW, {"its_owner": owner, "until_us": until})
+            found = c.execute(statements.HELD, {"its_owner": owner})
             held = {(row.execution_id, row.lease) for row in found}
             ended = {"now_us": now, "at_most": CLAIM_LIMIT}
-            rows = c.execute(ENDED_LEASES, ended).mappings().all()
-            taken = [execution_of(row) for row in rows]
+            rows = c.execute(statements.ENDED_LEASES, ended).mappings().all()
+            taken = [Execution.of(row) for row in rows]
             _take(c, taken, Lease(owner, until))
             return Leases(held, taken)
 
     def release(self, owner: str) -> None:
         """End every lease of this owner, so that another scheduler can go on at once."""
         with self.writing() as c:
-            mine = (executions.c.owner == owner, IS_ACTIVE)
-            c.execute(update(executions).where(*mine).values(lease_until_us=0))
+            mine = (executions.c.owner == owner, statements.IS_ACTIVE)
+            c.execute(sa.update(executions).where(*mine).values(lease_until_us=0))
 
     def load(self, owner: str, ids: Iterable[str]) -> list[Execution]:
         """Executions that are this owner's by the store, by their ids."""
-        mine = (executions.c.owner == owner, IS_ACTIVE)
-        with self.reading() as c:
-            found = select(executions).where(executions.c.execution_id.in_(list(ids)), *mine)
-            return [execution_of(row) for row in c.execute(found).mappings()]
+        mine = (executions.c.owner == owner, statements.IS_ACTIVE)
+        found = sa.select(executions).where(executions.c.execution_id.in_(list(ids)), *mine)
+        return self.all_of(found, Execution.of)
 
     def save(self, changed: Sequence[Execution]) -> list[bool]:
         """Write what became of executions; false for each that is no longer its owner's."""
         with self.writing() as c:
             now = self.now_us(c)
-            rows = [outcome_row(one, now) for one in changed]
-            if SAVE.write(c, rows) == len(rows):
+            rows = [one.outcome(now) for one in changed]
+            if statements.SAVE.write(c, rows) == len(rows):
                 return [True] * len(rows)
             ids = [one.execution_id for one in changed]
-            look = select(executions.c.execution_id, executions.c.owner, executions.c.lease)
+            look = sa.select(executions.c.execution_id, executions.c.owner, executions.c.lease)
             found = {
                 r[0]: (r[1], r[2])
                 for r in c.execute(look.where(executions.c.execution_id.in_(ids)))
             }
             return [found.get(one.execution_id) == (one.owner, one.lease) for one in changed]
 
-    def _fire(self, c: Connection, now: int, lease: Lease, limit: int) -> list[Execution]:
+    def _fire(self, c: sa.Connection, now: int, lease: Lease, limit: int) -> list[Execution]:
         """Decide on every schedule that is due, and write it down."""
-        found = c.execute(DUE, {"now_us": now, "at_most": limit}).mappings().all()
+        found = c.execute(statements.DUE, {"now_us": now, "at_most": limit}).mappings().all()
         if not found:
             return []
-        going = _going_on(c, [row["schedule_id"] for row in found])
+        ids = [row["schedule_id"] for row in found]
+        going = {row[0]: row[1:] for row in c.execute(statements.GOING_ON, {"schedule_ids": ids})}
         writes = Writes([], [], [])
         for row in found:
             schedule = schedule_of(row)
-            active, queued = going.get(schedule.schedule_id, (0, 0))
-            writes.add(schedule, fire(schedule, now, active=active, queued=queued))
+            going_on, queued = going.get(schedule.schedule_id, (0, 0))
+            writes.add(schedule, fire(schedule, now, active=going_on - queued, queued=queued))
         _write(c, writes, now, lease)
         return [one for one, _ in writes.inserted if one.status == "running"]
 
-    def _start_queued(self, c: Connection, now: int, lease: Lease) -> list[Execution]:
+    def _start_queued(self, c: sa.Connection, now: int, lease: Lease) -> list[Execution]:
         """Start queued runs whose turn has come: nothing of their schedule is going on."""
-        rows = c.execute(TURN, {"at_most": CLAIM_LIMIT}).mappings()
-        found = [execution_of(row) for row in rows]
-        BEGIN.write(c, [{"its_id": one.execution_id, "new_started_us": now} for one in found])
+        rows = c.execute(statements.TURN, {"at_most": CLAIM_LIMIT}).mappings()
+        found = [Execution.of(row) for row in rows]
+        new = {"new_status": "running", "new_started_us": now}
+        statements.BEGIN.write(c, [{"old_execution_id": one.execution_id, **new} for one in found])
         for one in found:
             one.status = "running"
         _take(c, found, lease)
         return found
 
 
-def _write(c: Connection, writes: Writes, now: int, lease: Lease) -> None:
+def _write(c: sa.Connection, writes: Writes, now: int, lease: Lease) -> None:
     """Insert the executions, let folded rows grow, and swap each schedule's next time."""
-    rows = [execution_row(one, now, lease, span) for one, span in writes.inserted]
+    rows = [one.row(now, lease, span) for one, span in writes.inserted]
     for one, _ in writes.inserted:
         one.owner, one.created_us = lease.owner, now
-    INSERT.write(c, rows)
-    GROW.write(c, writes.grown)
-    if SWAP.write(c, writes.swaps) != len(writes.swaps):
+    statements.INSERT.write(c, rows)
+    statements.GROW.write(c, writes.grown)
+    if statements.SWAP.write(c, writes.swaps) != len(writes.swaps):
         raise LostRaceError("a schedule was claimed by two schedulers at once: nothing is written")
-    over = [{"its_id": swap["its_id"]} for swap in writes.swaps if swap["new_tick_us"] is None]
-    REMOVE.write(c, over)
+    over = [swap["old_schedule_id"] for swap in writes.swaps if swap["new_tick_us"] is None]
+    statements.REMOVE.write(c, [{"old_schedule_id": schedule_id} for schedule_id in over])
 
 
-def _take(c: Connection, taken: Sequence[Execution], lease: Lease) -> None:
+def _take(c: sa.Connection, taken: Sequence[Execution], lease: Lease) -> None:
     """Make executions this owner's, each with the next lease number."""
     rows = []
     for one in taken:
         old_lease, one.owner, one.lease = one.lease, lease.owner, one.lease + 1
         new = {"new_owner": one.owner, "new_lease": one.lease, "new_lease_until_us": lease.until_us}
-        rows.append({"its_id": one.execution_id, "old_lease": old_lease, **new})
-    if TAKE.write(c, rows) != len(rows):
+        rows.append({"old_execution_id": one.execution_id, "old_lease": old_lease, **new})
+    if statements.TAKE.write(c, rows) != len(rows):
         raise LostRaceError("an execution was taken by two schedulers at once: nothing is written")
 
 
-def _going_on(c: Connection, schedule_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """For each schedule that has any, how many of its executions go on, and how many wait."""
-    rows = c.execute(GOING_ON, {"schedule_ids": list(schedule_ids)})
-    return {row[0]: (row[1] - row[2], row[2]) for row in rows}
-
-
-def _mentions(search: str) -> ColumnElement[bool]:
+def _mentions(search: str) -> sa.ColumnElement[bool]:
     """Whether a schedule has a text in one of its names."""
     named = (schedules.c.job_id, schedules.c.handler_id, schedules.c.method)
-    return or_(*(name.icontains(search, autoescape=True) for name in named)) if search else true()
+    found = (name.icontains(search, autoescape=True) for name in named)
+    return sa.or_(*found) if search else sa.true()
 
 
 def _count(result: object) -> int:
     """How many rows a statement changed."""
-    return cast("CursorResult[Any]", result).rowcount
+    return cast("sa.CursorResult[Any]", result).rowcount

@@ -85,9 +85,7 @@ class Schedule:
     def preview(self, now_us: int, count: int) -> Iterator[int]:
         """The next fire times from its next tick on, at most `count`, `max_runs` minded."""
         left = count if self.max_runs is None else min(count, self.max_runs - self.runs)
-        tick = self.tick_us
-        if self.paused:
-            tick = self.next_tick(now_us)
+        tick = self.next_tick(now_us) if self.paused else self.tick_us
         while tick is not None and left > 0:
             yield tick
             tick, left = self.next_tick(tick), left - 1

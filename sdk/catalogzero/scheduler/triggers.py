@@ -21,7 +21,6 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
 from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.date import DateTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from tzlocal import get_localzone_name
 
@@ -56,7 +55,8 @@ class IntervalTicks:
 
     def next_after(self, moment: datetime) -> datetime | None:
         """See `Trigger.next_after`."""
-        return _utc(self.calendar.get_next_fire_time(None, moment + MOMENT))
+        found = self.calendar.get_next_fire_time(None, moment + MOMENT)
+        return found and found.astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ class CronTicks:
     """Wall times of a zone that match cron's fields.
 
     The library searches a calendar without clock changes, which are then put in here: its own
-    search through a zone loses days on which the clock changes.
+    search through a zone loses days on which the clock changes. `every_hour` is true where the
+    hour is left open: it is `*`, or unnamed and more significant than a named field.
     """
 
     zone: ZoneInfo
@@ -174,10 +175,9 @@ def _from_iso(text: str) -> datetime:
 
 def _read_interval(config: dict[str, Any]) -> dict[str, Any]:
     """An interval's stored form."""
-    stored: dict[str, Any] = {}
-    for unit in INTERVAL_UNITS:
-        if unit in config:
-            stored[unit] = _number(config[unit], unit)
+    stored: dict[str, Any] = {
+        unit: _number(config[unit], unit) for unit in INTERVAL_UNITS if unit in config
+    }
     seconds = _length(stored).total_seconds()
     if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
         raise ValueError(f"the interval must be {MIN_INTERVAL_S} s or more, and under a century")
@@ -226,8 +226,7 @@ def _made(stored: bytes) -> Trigger:
     """The trigger of a stored config, made once."""
     config = orjson.loads(stored)
     if config["type"] == "date":
-        date = DateTrigger(datetime.fromisoformat(config["run_date"]), UTC)
-        return DateTicks(date.run_date)
+        return DateTicks(datetime.fromisoformat(config["run_date"]))
     start = config.get("start_time")
     moment = datetime.fromisoformat(start) if start else None
     if config["type"] == "interval":
@@ -237,12 +236,8 @@ def _made(stored: bytes) -> Trigger:
     fields = {name: config[name] for name in CRON_FIELDS if name in config}
     wall_start = moment.astimezone(zone).replace(tzinfo=UTC) if moment else None
     calendar = CronTrigger(**fields, start_date=wall_start, timezone=UTC)
-    return CronTicks(zone, calendar, _every_hour(fields))
-
-
-def _every_hour(fields: Mapping[str, str]) -> bool:
-    """Whether the hour is left open: unnamed and more significant than a named field, or `*`."""
-    return fields.get("hour", "*" if {"minute", "second"} & fields.keys() else "0") == "*"
+    hour = fields.get("hour", "*" if {"minute", "second"} & fields.keys() else "0")
+    return CronTicks(zone, calendar, every_hour=hour == "*")
 
 
 def _moment_of(wall: datetime, zone: ZoneInfo, fold: int) -> datetime:
@@ -336,8 +331,3 @@ def _length(config: Mapping[str, Any]) -> timedelta:
         return timedelta(**{unit: config[unit] for unit in INTERVAL_UNITS if unit in config})
     except OverflowError:
         raise ValueError("the interval is too long") from None
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    """The moment in UTC."""
-    return None if moment is None else moment.astimezone(UTC)

@@ -9,27 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    NullPool,
-    Table,
-    create_engine,
-    event,
-    insert,
-    inspect,
-    make_url,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.engine import URL
+import sqlalchemy as sa
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -46,7 +32,7 @@ from catalogzero.sql.limits import Limits
 from catalogzero.sql.sqlite import PRAGMAS, create_private, explain, refuse_newer
 
 T = TypeVar("T")
-Work: TypeAlias = Callable[[Connection], T]
+Work: TypeAlias = Callable[[sa.Connection], T]
 
 DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 """What a database that is gone, mute, full or busy raises: the same work may be tried again."""
@@ -68,9 +54,9 @@ class Schema:
     append only. `lock_id` is held on PostgreSQL while one process migrates.
     """
 
-    version: Table
-    create: Callable[[Connection], object]
-    upgrades: Sequence[Callable[[Connection], object]] = ()
+    version: sa.Table
+    create: Callable[[sa.Connection], object]
+    upgrades: Sequence[Callable[[sa.Connection], object]] = ()
     lock_id: int
 
     @property
@@ -78,25 +64,25 @@ class Schema:
         """The version that this release writes."""
         return len(self.upgrades) + 1
 
-    def version_in(self, connection: Connection) -> int | None:
+    def version_in(self, connection: sa.Connection) -> int | None:
         """The version of a database; None where there is none yet."""
-        if not inspect(connection).has_table(self.version.name):
+        if not sa.inspect(connection).has_table(self.version.name):
             return None
-        return connection.scalar(select(self.version.c.version))
+        return connection.scalar(sa.select(self.version.c.version))
 
-    def migrate(self, connection: Connection) -> None:
+    def migrate(self, connection: sa.Connection) -> None:
         """Bring a database forward, in the transaction of the connection."""
         if connection.dialect.name == "postgresql":
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({self.lock_id})"))
+            connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({self.lock_id})"))
         found = self.version_in(connection)
         if found is None:
             self.create(connection)
-            connection.execute(insert(self.version).values(version=self.newest))
+            connection.execute(sa.insert(self.version).values(version=self.newest))
             return
         for step in self.upgrades[found - 1 :]:
             step(connection)
         if found < self.newest:
-            connection.execute(update(self.version).values(version=self.newest))
+            connection.execute(sa.update(self.version).values(version=self.newest))
 
 
 class Database:
@@ -144,17 +130,13 @@ class Database:
             self.close()
             raise type(error)(f"{setting}: {error.message}") from None
 
-    @contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self) -> AbstractContextManager[sa.Connection]:
         """One transaction that may write, in the calling thread."""
-        with self._writers.engine.begin() as connection:
-            yield connection
+        return self._writers.engine.begin()
 
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
+    def reading(self) -> AbstractContextManager[sa.Connection]:
         """One transaction that only reads, in the calling thread."""
-        with self._readers.engine.connect() as connection:
-            yield connection
+        return self._readers.engine.connect()
 
     def write_now(self, work: Work[T]) -> T:
         """Run `work` in one transaction; one that lost a deadlock is run again."""
@@ -216,7 +198,7 @@ class Database:
         try:
             with self.writing() as connection:
                 if self.dialect == "postgresql":
-                    connection.execute(text(self._limits.statement(in_transaction=True)))
+                    connection.execute(sa.text(self._limits.statement(in_transaction=True)))
                 schema.migrate(connection)
         finally:
             self._limits.answer_s = everyday_s
@@ -237,7 +219,7 @@ class Database:
 class _Lane:
     """An engine with as many threads as connections, so that no thread waits for one."""
 
-    def __init__(self, url: URL, limits: Limits, size: int, name: str, *, reads: bool) -> None:
+    def __init__(self, url: sa.URL, limits: Limits, size: int, name: str, *, reads: bool) -> None:
         self._limits, self._name = limits, name
         pool = {"pool_size": size, "max_overflow": 0, "pool_timeout": limits.answer_s}
         self.engine = _engine(url, limits, reads=reads, pool_pre_ping=True, **pool)
@@ -269,7 +251,7 @@ class _Lane:
         self.engine.dispose()
 
 
-def parse_url(url: str, setting: str) -> URL:
+def parse_url(url: str, setting: str) -> sa.URL:
     """The parts of a URL, with our driver of PostgreSQL; a path is that of an SQLite file.
 
     Raises:
@@ -277,7 +259,7 @@ def parse_url(url: str, setting: str) -> URL:
     """
     is_path = "://" not in url and not {"/", "."}.isdisjoint(url)
     try:
-        parsed = _with_our_driver(make_url(f"sqlite:///{url}" if is_path else url))
+        parsed = _with_our_driver(sa.make_url(f"sqlite:///{url}" if is_path else url))
     except ArgumentError:
         raise ConfigError(_BAD_URL.format(setting)) from None
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
@@ -287,7 +269,7 @@ def parse_url(url: str, setting: str) -> URL:
     return parsed
 
 
-def _with_our_driver(url: URL) -> URL:
+def _with_our_driver(url: sa.URL) -> sa.URL:
     return url.set(drivername=PSYCOPG) if url.drivername in ("postgresql", "postgres") else url
 
 
@@ -298,7 +280,7 @@ _BAD_URL = (
 
 
 @contextmanager
-def open_source(url: str, answer_s: float) -> Iterator[Connection]:
+def open_source(url: str, answer_s: float) -> Iterator[sa.Connection]:
     """A connection to somebody else's database, of any dialect, for one transaction that reads.
 
     On PostgreSQL it sees one state of the database, and each answer (rows come in parts) has a
@@ -309,8 +291,8 @@ def open_source(url: str, answer_s: float) -> Iterator[Connection]:
         ConfigError: The driver is not installed.
         SQLAlchemyError: What the driver says.
     """
-    parsed, limits = _with_our_driver(make_url(url)), Limits(answer_s)
-    engine = _engine(parsed, limits, reads=True, poolclass=NullPool)
+    parsed, limits = _with_our_driver(sa.make_url(url)), Limits(answer_s)
+    engine = _engine(parsed, limits, reads=True, poolclass=sa.NullPool)
     with engine.connect() as connection:  # closed for good at the end: no pool keeps it
         if engine.dialect.name != "sqlite":
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -320,7 +302,7 @@ def open_source(url: str, answer_s: float) -> Iterator[Connection]:
 
 
 @contextmanager
-def driver_cursor(connection: Connection) -> Iterator[Any]:
+def driver_cursor(connection: sa.Connection) -> Iterator[Any]:
     """A cursor of the driver's own, whose errors are those of SQLAlchemy."""
     try:
         yield connection.connection.cursor()
@@ -331,7 +313,7 @@ def driver_cursor(connection: Connection) -> Iterator[Any]:
         raise DBAPIError.instance(None, None, error, base, hide_parameters=True) from error
 
 
-def _engine(url: URL, limits: Limits, *, reads: bool, **options: Any) -> Engine:
+def _engine(url: sa.URL, limits: Limits, *, reads: bool, **options: Any) -> sa.Engine:
     """An engine whose connections wait no longer than the limits say.
 
     Raises:
@@ -343,7 +325,7 @@ def _engine(url: URL, limits: Limits, *, reads: bool, **options: Any) -> Engine:
     elif url.drivername == PSYCOPG:
         given = {k: v for k, v in limits.parameters().items() if k not in url.query}
     try:
-        engine = create_engine(url, connect_args=given, hide_parameters=True, **options)
+        engine = sa.create_engine(url, connect_args=given, hide_parameters=True, **options)
         if url.drivername == PSYCOPG:
             _bound(engine, limits, session="poolclass" not in options)
     except (ModuleNotFoundError, NoSuchModuleError):
@@ -356,33 +338,33 @@ def _engine(url: URL, limits: Limits, *, reads: bool, **options: Any) -> Engine:
     return engine
 
 
-def _bound(engine: Engine, limits: Limits, *, session: bool) -> None:
+def _bound(engine: sa.Engine, limits: Limits, *, session: bool) -> None:
     """Let connections to PostgreSQL keep the limits; with `session`, the server keeps its own."""
     from catalogzero.sql.postgresql import BoundedConnection
 
-    @event.listens_for(engine, "do_connect")
+    @sa.event.listens_for(engine, "do_connect")
     def _open(_dialect: Any, _record: Any, args: Any, named: Any) -> BoundedConnection:
         return BoundedConnection.open(limits, *args, **named)
 
-    @event.listens_for(engine, "connect")
+    @sa.event.listens_for(engine, "connect")
     def _limit(connection: BoundedConnection, _record: Any) -> None:
         if session:
             connection.execute(limits.statement(in_transaction=False))
             connection.commit()
 
 
-def _tune(engine: Engine, *, reads: bool) -> None:
+def _tune(engine: sa.Engine, *, reads: bool) -> None:
     """SQLite: transactions begin when we say so, one writer at a time, each commit on the disk."""
     pragmas = ("query_only=ON",) if reads else (*PRAGMAS, "synchronous=FULL")
 
-    @event.listens_for(engine, "connect")
+    @sa.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
+    @sa.event.listens_for(engine, "begin")
+    def _on_begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 

@@ -62,7 +62,6 @@ def open_file(
     pragmas: Sequence[str] = ("synchronous=FULL",),
     first_pragmas: Sequence[str] = (),
     writer: str = "release",
-    busy_timeout_s: float | None = None,
     thorough: bool = False,
 ) -> sqlite3.Connection:
     """A connection to a file, made or brought forward to the newest schema, in autocommit mode.
@@ -74,7 +73,6 @@ def open_file(
         pragmas: Settings of the connection besides `PRAGMAS`.
         first_pragmas: Settings of a new file, before its first table.
         writer: What "a newer …" wrote a file that is refused.
-        busy_timeout_s: Longest wait for another process's lock, in seconds; 30 by default.
         thorough: Look through the whole file for damage.
 
     Raises:
@@ -89,9 +87,8 @@ def open_file(
         create_private(path)
     with ExitStack() as undo:
         try:
-            timeout_s = BUSY_TIMEOUT_S if busy_timeout_s is None else busy_timeout_s
             db = sqlite3.connect(
-                path, timeout=timeout_s, isolation_level=None, check_same_thread=False
+                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
             undo.push(closing(db))
             version = _ask(db, "user_version")

@@ -148,9 +148,7 @@ def _is_of_another_site(request: web.Request, *, changes: bool, is_page: bool) -
     return site == "cross-site" and not is_page
 
 
-@lru_cache(maxsize=256)
-def _is_local(name: str) -> bool:
-    return is_loopback(name)
+_is_local = lru_cache(maxsize=256)(is_loopback)
 
 
 def _name_of(host: str) -> str:

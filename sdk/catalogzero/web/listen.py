@@ -152,7 +152,7 @@ class _Connections:
         self._options: dict[str, Any] = {
             "loop": asyncio.get_running_loop(),
             "access_log": None,
-            "logger": _logger(),
+            "logger": LOG,
             "keepalive_timeout": limits.idle_s,
             "max_line_size": limits.head_bytes,
             "max_field_size": limits.head_bytes,
@@ -259,12 +259,10 @@ class _OnlyFaults(logging.Filter):
         return not isinstance(error, http.HttpProcessingError | web.RequestPayloadError)
 
 
-def _logger() -> logging.Logger:
-    """Where aiohttp tells faults that no middleware sees."""
-    logger = logging.getLogger("catalogzero.web")
-    if not logger.filters:
-        logger.addFilter(_OnlyFaults())
-    return logger
+LOG = logging.getLogger("catalogzero.web")
+"""Where aiohttp tells faults that no middleware sees."""
+
+LOG.addFilter(_OnlyFaults())
 
 
 def _reason(error: OSError | UnicodeError) -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from conductorzero.fleet import TIMEOUT, Answer
 from conductorzero.peers import Peer
@@ -23,22 +23,38 @@ EVENTS_KEPT = 200
 ERROR_CHARS = 300
 BEYOND_MEASURE = 1e18
 STATES = ("active", "idle", "sleeping", "draining", "unreachable", "unknown")
-FIGURES = (
-    "cpu_percent",
-    "memory_mb",
-    "worker_memory_mb",
-    "num_threads",
-    "connections",
-    "uptime_seconds",
-    "in_flight",
-    "queued",
-    "runs_total",
-    "failures_total",
-    "idle_s",
-    "wakes_total",
-)
+MB = 1024**2
+
+
+class Figure(NamedTuple):
+    """A figure of `get_metrics` as a metric: its name, help, and scale to the base unit."""
+
+    metric: str
+    help: str
+    scale: float = 1.0
+
+
+FIGURES = {
+    "cpu_percent": Figure("cpu_ratio", "Use of processors, 1 is one core.", 0.01),
+    "memory_mb": Figure("memory_bytes", "Resident memory of the process.", MB),
+    "worker_memory_mb": Figure("worker_memory_bytes", "Resident memory of its worker process.", MB),
+    "num_threads": Figure("threads", "Threads of the process."),
+    "connections": Figure("connections", "Open network connections."),
+    "uptime_seconds": Figure("uptime_seconds", "Time since its start."),
+    "in_flight": Figure("runs_in_flight", "Runs in progress."),
+    "queued": Figure("runs_queued", "Runs that wait for a place."),
+    "runs_total": Figure("runs_total", "Runs since its start."),
+    "failures_total": Figure("run_failures_total", "Failed runs since its start."),
+    "idle_s": Figure("idle_seconds", "Time since its last job."),
+    "wakes_total": Figure("wakes_total", "Times it woke from sleep."),
+}
 NAMES = ("entry", "version", "sdk_version")
-OUTBOX = ("uploads", "bytes", "oldest_age_s", "dead")
+OUTBOX = {
+    "uploads": Figure("outbox_uploads", "Uploads that wait to be sent."),
+    "bytes": Figure("outbox_bytes", "Bytes that wait to be sent."),
+    "oldest_age_s": Figure("outbox_oldest_age_seconds", "Age of the oldest upload."),
+    "dead": Figure("outbox_dead_letters", "Uploads refused for good."),
+}
 AT_WORK = ("active", "idle", "sleeping")
 
 
@@ -61,14 +77,7 @@ class Event:
 
     def as_json(self) -> dict[str, Any]:
         """The event as the API shows it."""
-        return {
-            "seq": self.seq,
-            "at": self.at.isoformat(),
-            "handler_id": self.handler_id,
-            "kind": self.kind,
-            "text": self.text,
-            "state": self.state,
-        }
+        return {**asdict(self), "at": self.at.isoformat()}
 
 
 @dataclass(slots=True)

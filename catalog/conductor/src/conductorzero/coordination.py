@@ -18,8 +18,8 @@ from typing import Any, Literal
 from catalogzero import StartBy
 
 from conductorzero.board import number
-from conductorzero.fleet import Answer, Fleet
-from conductorzero.watch import Methods, Watch
+from conductorzero.fleet import Answer
+from conductorzero.watch import Watch
 
 Action = Literal["sleep", "wake", "drain", "resume"]
 
@@ -71,10 +71,7 @@ async def dispatch(
     timeout_s: float,
 ) -> dict[str, Any]:
     """Run `method` on the least loaded of the handlers that have it; see the module."""
-    named = among is not None
-    attempt = _Dispatch(watch.fleet, watch.methods, method, params, timeout_s, named)
-    ids = watch.fleet.handler_ids if among is None else list(dict.fromkeys(among))
-    return await attempt.run(ids, watch.silent())
+    return await _Dispatch(watch, method, params, among, timeout_s).run()
 
 
 @dataclass(slots=True)
@@ -92,26 +89,27 @@ class _Candidate:
 class _Dispatch:
     """One dispatch: its id, and whom it has tried."""
 
-    fleet: Fleet
-    known: Methods
+    watch: Watch
     method: str
     params: dict[str, Any]
+    among: list[str] | None
     timeout_s: float
-    named: bool
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     tried: list[dict[str, Any]] = field(default_factory=list)
 
-    async def run(self, handler_ids: list[str], silent: set[str]) -> dict[str, Any]:
+    async def run(self) -> dict[str, Any]:
         """Try the candidates, least loaded first, until one has begun.
 
-        Those that were `silent` of late are asked only where nobody else has the method.
+        Those that were silent of late are asked only where nobody else has the method.
         """
-        awake = [one for one in handler_ids if one not in silent]
-        rest = [one for one in handler_ids if one in silent]
-        candidates = await self._candidates(awake)
+        everybody, among = self.watch.fleet.handler_ids, self.among
+        ids = everybody if among is None else list(dict.fromkeys(among))
+        silent = self.watch.silent()
+        rest = [one for one in ids if one in silent]
+        candidates = await self._candidates([one for one in ids if one not in silent])
         if not candidates:
             candidates = await self._candidates(rest)
-        elif self.named:
+        elif among is not None:
             for handler_id in rest:
                 self._note(handler_id, "unreachable")
         lost: Answer | None = None
@@ -129,14 +127,14 @@ class _Dispatch:
     async def _candidates(self, handler_ids: list[str]) -> list[_Candidate]:
         """The handlers that have the method and answer, least loaded first."""
         pongs, metrics = await asyncio.gather(
-            self.fleet.ask_all(handler_ids, "ping", timeout_s=self.timeout_s),
-            self.fleet.ask_all(handler_ids, "get_metrics", timeout_s=self.timeout_s),
+            self.watch.fleet.ask_all(handler_ids, "ping", timeout_s=self.timeout_s),
+            self.watch.fleet.ask_all(handler_ids, "get_metrics", timeout_s=self.timeout_s),
         )
         flags = await self._flags(pongs)
         found = []
         for handler_id, answer in pongs.items():
             if handler_id not in flags:
-                if self.named:
+                if self.among is not None:
                     self._note(handler_id, answer.code or "unknown_method")
                 continue
             figures, pong = metrics[handler_id].result, answer.result
@@ -155,16 +153,16 @@ class _Dispatch:
         """Who has the method, and whether it is retry_safe there; each boot is asked once."""
         boots = {key: boot for key, answer in pongs.items() if (boot := _boot_of(answer))}
         wanted = [key for key, boot in boots.items() if self._known(key, boot) is None]
-        told = await self.fleet.ask_all(wanted, "describe", timeout_s=self.timeout_s)
+        told = await self.watch.fleet.ask_all(wanted, "describe", timeout_s=self.timeout_s)
         for handler_id, answer in told.items():
             if answer.error is None:
-                self.known[handler_id] = boots[handler_id], _methods_of(answer.result)
+                self.watch.methods[handler_id] = boots[handler_id], _methods_of(answer.result)
         methods = {key: self._known(key, boot) or {} for key, boot in boots.items()}
         return {key: one[self.method] for key, one in methods.items() if self.method in one}
 
     def _known(self, handler_id: str, boot_id: str) -> dict[str, bool] | None:
         """The methods that this boot of a handler described; None before it was asked."""
-        boot, methods = self.known.get(handler_id, ("", {}))
+        boot, methods = self.watch.methods.get(handler_id, ("", {}))
         return methods if boot == boot_id else None
 
     async def _call(self, candidate: _Candidate) -> Answer:
@@ -175,7 +173,7 @@ class _Dispatch:
         """
         sent, silences = False, 0
         while silences < SILENCES_ALLOWED:
-            answer = await self.fleet.ask(
+            answer = await self.watch.fleet.ask(
                 candidate.handler_id,
                 self.method,
                 self.params,

@@ -44,8 +44,6 @@ class Answer:
     result: Any = None
     error: str | None = None
     code: str = ""
-    retryable: bool = False
-    details: Any = None
     run_id: str | None = None
     response_time_ms: float | None = None
 
@@ -179,19 +177,12 @@ class Fleet:
             result=reply.result,
             error=None if reply.success else reply.error,
             code=reply.code,
-            retryable=reply.retryable,
-            details=reply.details,
             run_id=reply.run_id,
             response_time_ms=round(took_ms, 3),
         )
 
     async def ask_all(
-        self,
-        handler_ids: Iterable[str],
-        method: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        timeout_s: float,
+        self, handler_ids: Iterable[str], method: str, *, timeout_s: float
     ) -> dict[str, Answer]:
         """Ask these handlers at once; the answers by id, in the order asked.
 
@@ -201,7 +192,7 @@ class Fleet:
 
         async def ask(handler_id: str) -> Answer:
             left_s = max(0.0, ends_s - self._clock.monotonic())
-            return await self.ask(handler_id, method, params, timeout_s=left_s)
+            return await self.ask(handler_id, method, timeout_s=left_s)
 
         answers = await asyncio.gather(*(ask(one) for one in handler_ids))
         return {answer.handler_id: answer for answer in answers}

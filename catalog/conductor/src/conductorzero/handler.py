@@ -202,22 +202,17 @@ class ConductorZero(Handler):
         )
         try:
             await watch.refresh()
-            await self._serve_dashboard(watch)
+            if self.settings.dashboard_port is not None:
+                from conductorzero.dashboard import Dashboard  # HTTP only where it is served
+
+                dashboard = Dashboard(watch, self.clock, self.settings, self.state_dir, self.log)
+                await dashboard.start()
+                self._dashboard = dashboard
+                self.log.info("dashboard_ready", url=dashboard.url)
         except BaseException:
             await self._on_stop()
             raise
         self._watching = asyncio.create_task(watch.run(), name="conductor-watch")
-
-    async def _serve_dashboard(self, watch: Watch) -> None:
-        """Serve the pages, unless the settings say that there are none."""
-        if self.settings.dashboard_port is None:
-            return
-        from conductorzero.dashboard import Dashboard  # HTTP only where it is served
-
-        dashboard = Dashboard(watch, self.clock, self.settings, self.state_dir, self.log)
-        await dashboard.start()
-        self._dashboard = dashboard
-        self.log.info("dashboard_ready", url=dashboard.url)
 
     async def _on_stop(self) -> None:
         """Stop watching, close the dashboard, and write what was seen."""
@@ -244,9 +239,9 @@ class ConductorZero(Handler):
 
     def _new_watch(self) -> Watch:
         """A watch over the handlers that the settings name."""
-        directory = Directory(
-            self._fixed_peers(), self._sources(), leave_out=frozenset({self.handler_id})
-        )
+        registry = self.settings.handler_registry
+        fixed = peers_of_mapping(registry) if isinstance(registry, dict) else []
+        directory = Directory(fixed, self._sources(), leave_out=frozenset({self.handler_id}))
         fleet = Fleet(self.clock, self._curve())
         return Watch(directory, fleet, self.clock, self.log, interval_s=self.settings.interval_s)
 
@@ -260,17 +255,10 @@ class ConductorZero(Handler):
             for handler_id, server_key in self.settings.server_keys.items()
         }
 
-    def _fixed_peers(self) -> list[Any]:
-        """The peers that stand in the settings themselves."""
-        registry = self.settings.handler_registry
-        return peers_of_mapping(registry) if isinstance(registry, dict) else []
-
     def _sources(self) -> list[RegistryFile | SchedulerListing]:
         """The lists that are read again as they change."""
-        sources: list[RegistryFile | SchedulerListing] = []
         path, url = self.settings.registry_file(), self.settings.scheduler_url
-        if path is not None:
-            sources.append(RegistryFile(path))
+        sources: list[RegistryFile | SchedulerListing] = [RegistryFile(path)] if path else []
         if url is not None:
             from catalogzero.web import read_token  # HTTP only where it is used
 

@@ -20,7 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,8 @@ class Bucket:
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Count one set of figures."""
-        memory_mb, cpu_percent = (
-            number(metrics.get("memory_mb")),
-            number(metrics.get("cpu_percent")),
-        )
+        memory_mb = number(metrics.get("memory_mb"))
+        cpu_percent = number(metrics.get("cpu_percent"))
         if memory_mb is not None and cpu_percent is not None:
             self.figures += 1
             self.memory_mb += memory_mb + (number(metrics.get("worker_memory_mb")) or 0)
@@ -214,7 +212,7 @@ class History:
     def rows(self) -> int:
         """How many rows of samples are stored."""
         with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM sample").fetchone()[0])
+            return self._count()
 
     def _open(self) -> None:
         """Open the file, or make a new one."""
@@ -272,19 +270,19 @@ class History:
         self._db.execute(
             "DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?", (EVENTS_KEPT,)
         )
-        if self._excess() > 0:
+        if self._count() > self._max_rows:
             self._merge_minutes(now_s // HOUR_S * HOUR_S)
-        if (excess := self._excess()) > 0:
+        if (excess := self._count() - self._max_rows) > 0:
             self._db.execute(
                 "DELETE FROM sample WHERE (handler, at) IN"
                 " (SELECT handler, at FROM sample ORDER BY step_s DESC, at LIMIT ?)",
                 (excess,),
             )
 
-    def _excess(self) -> int:
-        """How many rows there are above the bound."""
+    def _count(self) -> int:
+        """How many rows of samples there are; for who has the lock."""
         with closing(self._db.execute("SELECT count(*) FROM sample")) as counted:
-            return int(counted.fetchone()[0]) - self._max_rows
+            return int(counted.fetchone()[0])
 
     def _merge_minutes(self, before_s: int) -> None:
         """Merge the oldest minutes before this moment into their hours, some at a time."""
@@ -304,22 +302,15 @@ class History:
             self._add(handler, at_s, HOUR_S, bucket)
 
 
-def _columns(bucket: Bucket) -> tuple[Any, ...]:
+def _columns(bucket: Bucket) -> list[Any]:
     """A bucket as the columns of a row."""
+    row = {one.name: getattr(bucket, one.name) for one in fields(bucket)}
     latency = json.dumps({str(number): count for number, count in sorted(bucket.latency.items())})
-    return (
-        bucket.asked,
-        bucket.alive,
-        latency,
-        bucket.figures,
-        bucket.memory_mb,
-        bucket.cpu_percent,
-        bucket.in_flight_max,
-    )
+    return list({**row, "latency": latency}.values())
 
 
 def _bucket(columns: Any) -> Bucket:
     """The bucket in the columns of a row."""
-    asked, alive, latency, figures, memory_mb, cpu_percent, in_flight_max = columns
+    asked, alive, latency, *figures = columns
     counts = Counter({int(number): count for number, count in json.loads(latency).items()})
-    return Bucket(asked, alive, counts, figures, memory_mb, cpu_percent, in_flight_max)
+    return Bucket(asked, alive, counts, *figures)

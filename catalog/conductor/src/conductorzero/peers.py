@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,6 @@ def address_of(value: Any) -> str:
         ConfigError: None of the three.
     """
     text = str(value).strip()
-    if isinstance(value, bool) or not text:
-        raise ConfigError(f"{value!r} is no port and no address: write 5001 or tcp://host:5001")
     if text.isdigit():
         text = f"tcp://127.0.0.1:{text}"
     if "://" not in text:
@@ -219,6 +217,7 @@ class SchedulerListing:
         return bytes(body)
 
 
+@dataclass(slots=True)
 class Directory:
     """All peers of all sources; an id in several sources is taken from the first that has it.
 
@@ -228,39 +227,31 @@ class Directory:
         leave_out: Ids that are no peers, such as the conductor's own.
     """
 
-    def __init__(
-        self,
-        fixed: list[Peer],
-        sources: list[RegistryFile | SchedulerListing],
-        *,
-        leave_out: frozenset[str] = frozenset(),
-    ) -> None:
-        self._fixed = fixed
-        self._sources = sources
-        self._leave_out = leave_out
-        self._last: dict[int, list[Peer]] = {}
-        self.problems: list[str] = []
-        self.peers: dict[str, Peer] = {peer.handler_id: peer for peer in fixed}
+    fixed: list[Peer]
+    sources: list[RegistryFile | SchedulerListing]
+    leave_out: frozenset[str] = frozenset()
+    problems: list[str] = field(default_factory=list, init=False)
+    _last: dict[int, list[Peer]] = field(default_factory=dict, init=False)
 
     async def refresh(self) -> dict[str, Peer]:
         """Read the sources again and return the peers, by id."""
         problems: list[str] = []
-        for number, source in enumerate(self._sources):
+        for number, source in enumerate(self.sources):
             try:
                 self._last[number] = await source.read()
             except ConfigError as error:
                 problems.append(str(error))
         found = [peer for number in sorted(self._last) for peer in self._last[number]]
-        peers: dict[str, Peer] = {peer.handler_id: peer for peer in self._fixed}
+        peers: dict[str, Peer] = {peer.handler_id: peer for peer in self.fixed}
         for peer in found:
-            if peer.handler_id not in self._leave_out:
+            if peer.handler_id not in self.leave_out:
                 peers.setdefault(peer.handler_id, peer)
-        self.peers, self.problems = peers, problems
+        self.problems = problems
         return peers
 
     async def close(self) -> None:
         """Read no longer."""
-        for source in self._sources:
+        for source in self.sources:
             await source.close()
 
 

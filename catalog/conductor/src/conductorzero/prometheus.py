@@ -10,45 +10,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from conductorzero.board import NAMES, STATES, Row, number, short
+from conductorzero.board import FIGURES, NAMES, OUTBOX, STATES, Figure, Row, number, short
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MB = 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric of a handler: its name, kind, help, and how a row gives its value."""
+    """One metric of a handler: its name, its help, and how a row gives its value."""
 
     name: str
-    kind: str
     help: str
     value: Callable[[Row], float | None]
 
-
-def _metric(name: str, scale: float = 1.0) -> Callable[[Row], float | None]:
-    """A value of `get_metrics`, in the base unit."""
-
-    def read(row: Row) -> float | None:
-        value = number(row.metrics.get(name)) if row.alive else None
-        return None if value is None else value * scale
-
-    return read
+    @property
+    def kind(self) -> str:
+        """Counters are called so."""
+        return "counter" if self.name.endswith("_total") else "gauge"
 
 
-def _outbox(name: str) -> Callable[[Row], float | None]:
-    """A value of the outbox in `get_metrics`; handlers that send nothing have none."""
+def _family(name: str, figure: Figure, where: Callable[[dict[str, Any]], Any]) -> Family:
+    """The metric of a figure that stands `where` in `get_metrics`, of handlers that report it."""
 
     def read(row: Row) -> float | None:
-        outbox = row.metrics.get("outbox") if row.alive else None
-        return number(outbox.get(name)) if isinstance(outbox, dict) else None
+        told = where(row.metrics) if row.alive else None
+        value = number(told.get(name)) if isinstance(told, dict) else None
+        return None if value is None else value * figure.scale
 
-    return read
+    return Family(figure.metric, figure.help, read)
 
 
 def _response_s(row: Row) -> float | None:
@@ -57,33 +52,10 @@ def _response_s(row: Row) -> float | None:
 
 
 FAMILIES = (
-    Family("up", "gauge", "1 if the handler answered its last ping.", lambda row: float(row.alive)),
-    Family("response_seconds", "gauge", "Time from ping to reply.", _response_s),
-    Family("cpu_ratio", "gauge", "Use of processors, 1 is one core.", _metric("cpu_percent", 0.01)),
-    Family("memory_bytes", "gauge", "Resident memory of the process.", _metric("memory_mb", MB)),
-    Family(
-        "worker_memory_bytes",
-        "gauge",
-        "Resident memory of its worker process.",
-        _metric("worker_memory_mb", MB),
-    ),
-    Family("threads", "gauge", "Threads of the process.", _metric("num_threads")),
-    Family("connections", "gauge", "Open network connections.", _metric("connections")),
-    Family("uptime_seconds", "gauge", "Time since its start.", _metric("uptime_seconds")),
-    Family("idle_seconds", "gauge", "Time since its last job.", _metric("idle_s")),
-    Family("runs_in_flight", "gauge", "Runs in progress.", _metric("in_flight")),
-    Family("runs_queued", "gauge", "Runs that wait for a place.", _metric("queued")),
-    Family("runs_total", "counter", "Runs since its start.", _metric("runs_total")),
-    Family(
-        "run_failures_total", "counter", "Failed runs since its start.", _metric("failures_total")
-    ),
-    Family("wakes_total", "counter", "Times it woke from sleep.", _metric("wakes_total")),
-    Family("outbox_uploads", "gauge", "Uploads that wait to be sent.", _outbox("uploads")),
-    Family("outbox_bytes", "gauge", "Bytes that wait to be sent.", _outbox("bytes")),
-    Family(
-        "outbox_oldest_age_seconds", "gauge", "Age of the oldest upload.", _outbox("oldest_age_s")
-    ),
-    Family("outbox_dead_letters", "gauge", "Uploads refused for good.", _outbox("dead")),
+    Family("up", "1 if the handler answered its last ping.", lambda row: float(row.alive)),
+    Family("response_seconds", "Time from ping to reply.", _response_s),
+    *(_family(name, figure, lambda told: told) for name, figure in FIGURES.items()),
+    *(_family(name, figure, lambda told: told.get("outbox")) for name, figure in OUTBOX.items()),
 )
 
 

@@ -15,11 +15,11 @@ GB = 1024**3
 CPU_SAMPLE_S = 1.0
 
 
-def read_system(now: datetime, disk_path: str = "/") -> dict[str, Any]:
+def read_system(now: datetime) -> dict[str, Any]:
     """Processor use over one second, memory and disk; blocks that long: call it in a thread."""
     cpu_percent = psutil.cpu_percent(interval=CPU_SAMPLE_S)
     memory = psutil.virtual_memory()
-    disk = psutil.disk_usage(disk_path)
+    disk = psutil.disk_usage("/")
     return {
         "cpu_percent": cpu_percent,
         "memory": {

@@ -148,9 +148,7 @@ class Watch:
 
     async def series(self, handler_id: str, since_s: int) -> list[tuple[int, Bucket]]:
         """A handler's stored and unwritten samples from `since_s` on, oldest first."""
-        stored: list[tuple[int, Bucket]] = []
-        if self.history is not None:
-            stored = await self._read(self.history.buckets, handler_id, since_s)
+        stored = await self._read(lambda history: history.buckets(handler_id, since_s))
         current = self._buckets.get(handler_id)
         if current is not None:
             stored.append((self._minute or self._this_minute(), current))
@@ -158,9 +156,7 @@ class Watch:
 
     async def events(self, handler_id: str | None, limit: int) -> list[dict[str, Any]]:
         """The last events, newest first, whether they are stored yet or not."""
-        stored: list[dict[str, Any]] = []
-        if self.history is not None:
-            stored = await self._read(self.history.events, handler_id, limit)
+        stored = await self._read(lambda history: history.events(handler_id, limit))
         unwritten = [
             event.as_json()
             for event in reversed(self.unwritten)
@@ -186,10 +182,12 @@ class Watch:
         if self.unstored:
             self._log.warning("history_not_opened", problem=self.unstored)
 
-    async def _read(self, query: Callable[..., list[T]], *arguments: Any) -> list[T]:
-        """What is stored; nothing where it cannot be read."""
+    async def _read(self, query: Callable[[History], list[T]]) -> list[T]:
+        """What is stored; nothing where there is no history, or it cannot be read."""
+        if self.history is None:
+            return []
         try:
-            return await asyncio.to_thread(query, *arguments)
+            return await asyncio.to_thread(query, self.history)
         except sqlite3.Error as error:
             self._log.warning("history_not_read", error=str(error))
             return []
