@@ -731,17 +731,18 @@ def case(what: str, rules: Rules, name: str, breaks: str | None) -> Case:
     return Case(f"{what}, {name}", breaks, Model(rules, SCENARIOS[name]), slow=slow)
 
 
+def silent(name: str) -> Model:
+    """A scenario in which PUT installations answers nothing of use."""
+    return Model(BUILT, SCENARIOS[name], no_answer=True)
+
+
+NO_ANSWER = "PUT installations answers 404"
 CASES = [
     *(case("BUILT", BUILT, name, None) for name in SCENARIOS),
     *(case(what, rules, name, ANY) for what, rules, name in BREAKS),
     *(case(what, rules, name, None) for what, rules, name in HOLDS),
     *(
-        Case(
-            f"no answer asked, {name}",
-            None,
-            Model(BUILT, SCENARIOS[name], no_answer=True),
-            slow=True,
-        )
+        Case(f"{NO_ANSWER}, {name}", None, silent(name), slow=True)
         for name in (LOST, LOST_BACK, TAIL)
     ),
     *(case("TEXT", TEXT, name, ANY if name in TEXT_BREAKS else None) for name in SCENARIOS),
