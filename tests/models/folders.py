@@ -456,13 +456,18 @@ CASES = [
     Case("weaker: superseded is sealed above", ANY, Model(Rules())),
     Case("weaker: superseded is read again, without more", ANY, Model(Rules("reread"))),
     Case("weaker: the same, B's clock behind", ANY, Model(Rules("reread"), skew=(0, -3))),
-    Case("reread, the backend is asked before `unchanged`", None, Model(ASKED, uploads=4)),
+    Case(
+        "reread, the backend is asked before `unchanged`",
+        None,
+        Model(ASKED, uploads=4),
+        slow=True,
+    ),
     Case(
         "F9 out: a duplicate by the own upload_id raises the mark's source_seq",
         ANY,
         Model(ASKED._replace(own_dup="raise"), uploads=4),
     ),
-    Case("asked, v1 v2 v1", None, Model(ASKED, BACK, LOST_ONE, uploads=4)),
+    Case("asked, v1 v2 v1", None, Model(ASKED, BACK, LOST_ONE, uploads=4), slow=True),
     Case(
         "F8 out: asked, source gone, the same bytes above",
         ANY,
@@ -513,7 +518,7 @@ CASES = [
     ),
     Case("restarts of either", None, Model(faults=(1, 0, 0, 1))),
     Case("restarts, the answer to a start is lost", None, Model(faults=(0, 1, 0, 2))),
-    Case("the same, copied folder", None, Model(faults=(0, 1, 0, 1), second="copy")),
+    Case("the same, copied folder", None, Model(faults=(0, 1, 0, 1), second="copy"), slow=True),
     Case(
         "F5 out: the answer to a start is lost, no nonce",
         ANY,
