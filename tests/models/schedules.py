@@ -724,7 +724,7 @@ def whole(title: str, setup: Setup, *, slow: bool = True) -> Case:
     """A case whose every state is visited."""
     kind = "retry-safe" if setup.safe else "not retry-safe"
     name = f"{title} [{kind}, ticks {setup.ticks}, faults {setup.faults}]"
-    breaks = ANY if setup.rules == TEXT else None
+    breaks = ANY if setup.rules in (TEXT, ONCE) else None
     return Case(name, breaks, Model(setup), tuple(LIMITS), slow, LIMIT)
 
 
