@@ -27,6 +27,10 @@ test: lint types ## lint, types and all tests that CI runs (ten to twelve minute
 test-all: lint types ## the same, with the slow and the chaos tests
 	$(PYTEST)
 
+.PHONY: pythons
+pythons: .venv/ready ## the suites of cloud, core, scheduler and backend on every further Python here
+	@.ci/pythons
+
 .PHONY: lint
 lint: .venv/ready ## ruff: rules and format
 	$(BIN)/ruff check .

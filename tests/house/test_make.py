@@ -85,12 +85,42 @@ def test_ci_without_make_says_how_to_install_it(tmp_path: Path) -> None:
     assert_one_sentence(done, "make", "install")
 
 
+@pytest.mark.skipif(not (ROOT / ".venv/ready").exists(), reason="no .venv here")
+def test_a_python_that_is_not_here_is_named_and_no_failure() -> None:
+    done = run(".ci/pythons", PYTHONS="9.8 9.9")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "Further Pythons: passed none; failed none; absent here 9.8 9.9."
+    ]
+
+
+@pytest.mark.skipif(not (ROOT / ".venv/ready").exists(), reason="no .venv here")
+def test_a_python_that_is_here_and_does_not_serve_is_a_failure(tmp_path: Path) -> None:
+    script(tmp_path / "python9.8", 'case "$*" in "-c ") exit 0 ;; *) echo 9.8 ;; esac')
+
+    done = run(".ci/pythons", PYTHONS="9.8", PATH=f"{tmp_path}:{os.environ['PATH']}")
+
+    assert done.returncode != 0
+    assert "catalogzero needs 3.11 to 3.13" in done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="no make here")
 def test_make_alone_lists_its_targets_with_a_line_each() -> None:
     done = run("make")
 
     listed = re.findall(r"^make ([a-z-]+) +\S.*$", done.stdout, re.MULTILINE)
-    assert {"demo", "test", "test-all", "lint", "bench", "chaos", "interop", "docs"} <= set(listed)
+    assert {
+        "demo",
+        "test",
+        "pythons",
+        "test-all",
+        "lint",
+        "bench",
+        "chaos",
+        "interop",
+        "docs",
+    } <= set(listed)
     assert len(listed) == len(done.stdout.splitlines())
 
 

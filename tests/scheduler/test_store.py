@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from contextlib import closing
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -456,7 +457,8 @@ def test_another_kind_of_database_is_refused(url: str) -> None:
 def test_a_file_that_is_no_store_or_cannot_be_written_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"no database" * 1_000)
-    sqlite3.connect(tmp_path / "empty").execute("VACUUM")
+    with closing(sqlite3.connect(tmp_path / "empty")) as empty:
+        empty.execute("VACUUM")
     read_only = f"file:{tmp_path / 'empty'}?mode=ro&uri=true"
 
     for place, why in (

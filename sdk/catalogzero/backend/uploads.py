@@ -30,12 +30,11 @@ from catalogzero.sql.engines import driver_cursor
 
 MAX_MISSING = 10_000
 COPY_ROWS = 5_000
-INSERT_ROWS = 100
-INSERT_ONE = "INSERT INTO records (upload_no, seq, row_index, payload) VALUES (?1, ?2, ?3, ?4)"
-INSERT_MANY = INSERT_ONE + "".join(
-    f", (?1, ?2, ?3 + {index}, ?{index + 4})" for index in range(1, INSERT_ROWS)
+INSERT_RECORDS = (
+    "INSERT INTO records (upload_no, seq, row_index, payload)"
+    " SELECT :upload_no, :seq, key, value FROM json_each(:payloads)"
 )
-"""One statement for many rows takes a quarter less time than one statement for each."""
+"""One statement for all rows of a chunk, on SQLite: less than half the time of one for each."""
 
 
 class Stored(Enum):
@@ -308,17 +307,14 @@ def _compare(connection: Connection, upload_no: int, seq: int, body: Records) ->
 def _insert_records(
     connection: Connection, upload_no: int, seq: int, payloads: Sequence[str]
 ) -> None:
-    """Insert the rows by the driver's fastest way: COPY, or statements of many rows."""
-    with driver_cursor(connection) as cursor:
-        if connection.dialect.name == "postgresql":
+    """Insert the rows by the driver's fastest way: COPY, or one statement."""
+    if connection.dialect.name == "postgresql":
+        with driver_cursor(connection) as cursor:
             _copy(cursor, f"{upload_no}\t{seq}\t", payloads)
-            return
-        whole = len(payloads) - len(payloads) % INSERT_ROWS
-        parts = range(0, whole, INSERT_ROWS)
-        many = ((upload_no, seq, start, *payloads[start : start + INSERT_ROWS]) for start in parts)
-        cursor.executemany(INSERT_MANY, many)
-        rest = ((upload_no, seq, index, payloads[index]) for index in range(whole, len(payloads)))
-        cursor.executemany(INSERT_ONE, rest)
+        return
+    texts = orjson.dumps(payloads).decode()
+    given = {"upload_no": upload_no, "seq": seq, "payloads": texts}
+    connection.exec_driver_sql(INSERT_RECORDS, given)
 
 
 def _copy(cursor: Any, prefix: str, payloads: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import platform
 import zipfile
 from collections import deque
+from contextlib import closing
 from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
@@ -76,10 +77,9 @@ def _state(handler: Handler) -> dict[str, str]:
 
     parts, folder = {}, handler.state_dir
     if (folder / "outbox.sqlite").exists():
-        outbox = Outbox(folder, handler.clock, mend=False)
-        uploads = [upload.as_dict() for upload in outbox.uploads(limit=500)]
-        facts = {"totals": asdict(outbox.totals()), "paused": outbox.fact("paused")}
-        outbox.close()
+        with closing(Outbox(folder, handler.clock, mend=False)) as outbox:
+            uploads = [upload.as_dict() for upload in outbox.uploads(limit=500)]
+            facts = {"totals": asdict(outbox.totals()), "paused": outbox.fact("paused")}
         parts["outbox.json"] = _pretty({**facts, "uploads": uploads})
     if (folder / "audit.jsonl").exists():
         with (folder / "audit.jsonl").open(encoding="utf-8", errors="replace") as file:

@@ -6,6 +6,8 @@ Works beside a running handler: each act is one transaction on the same file.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,9 +39,9 @@ def list_uploads(
 
     Example: catalogzero outbox list acme
     """
-    outbox = _opened(target, registry)
-    uploads = [upload.as_dict() for upload in outbox.uploads(() if every else _OPEN)]
-    paused = outbox.fact("paused")
+    with _opened(target, registry) as outbox:
+        uploads = [upload.as_dict() for upload in outbox.uploads(() if every else _OPEN)]
+        paused = outbox.fact("paused")
     if json:
         print_json({"uploads": uploads, "paused": paused})
         return
@@ -57,7 +59,8 @@ def show(
 
     Example: catalogzero outbox show acme 3f2a
     """
-    upload = _opened(target, registry).upload(upload_id).as_dict()
+    with _opened(target, registry) as outbox:
+        upload = outbox.upload(upload_id).as_dict()
     if json:
         print_json(upload)
     else:
@@ -74,9 +77,9 @@ def retry(
 
     Example: catalogzero outbox retry acme
     """
-    outbox = _opened(target, registry)
-    found = [outbox.upload(upload_id)] if upload_id else outbox.uploads(("dead",))
-    count = sum(outbox.retry(upload.upload_id) for upload in found)
+    with _opened(target, registry) as outbox:
+        found = [outbox.upload(upload_id)] if upload_id else outbox.uploads(("dead",))
+        count = sum(outbox.retry(upload.upload_id) for upload in found)
     typer.echo(f"{count} dead letters wait to be sent again")
     if count:
         typer.echo(f"now, where the handler runs: catalogzero call {target} health_report")
@@ -97,16 +100,16 @@ def export(
     from catalogzero.protocol.codings import decoded
     from catalogzero.wire.messages import encode_json
 
-    outbox = _opened(target, registry)
-    upload = outbox.upload(upload_id)
     suffixes = {content_type: name for name, content_type in CONTENT_TYPES.items()}
-    out.mkdir(parents=True)
-    (out / "upload.json").write_bytes(encode_json(upload.as_dict()))
-    count = 0
-    for chunk in outbox.bodies(upload.upload_id):
-        name = f"{chunk.seq:05}.{suffixes.get(chunk.content_type, 'bin')}"
-        (out / name).write_bytes(decoded(chunk.body, chunk.coding))
-        count += 1
+    with _opened(target, registry) as outbox:
+        upload = outbox.upload(upload_id)
+        out.mkdir(parents=True)
+        (out / "upload.json").write_bytes(encode_json(upload.as_dict()))
+        count = 0
+        for chunk in outbox.bodies(upload.upload_id):
+            name = f"{chunk.seq:05}.{suffixes.get(chunk.content_type, 'bin')}"
+            (out / name).write_bytes(decoded(chunk.body, chunk.coding))
+            count += 1
     typer.echo(f"{count} chunks of {upload.upload_id} are in {out}")
 
 
@@ -121,14 +124,14 @@ def purge(
 
     Example: catalogzero outbox purge acme 3f2a
     """
-    outbox = _opened(target, registry)
-    upload = outbox.upload(upload_id)
-    if upload.state not in {"dead", "sealed", "completing"}:
-        raise ConfigError(f"upload {upload.upload_id} is {upload.state}: nothing to give up")
-    if not yes:
-        question = f"give up {upload.records} records of {upload.source} ({upload.state})?"
-        typer.confirm(question, abort=True)
-    records = outbox.purge(upload.upload_id)
+    with _opened(target, registry) as outbox:
+        upload = outbox.upload(upload_id)
+        if upload.state not in {"dead", "sealed", "completing"}:
+            raise ConfigError(f"upload {upload.upload_id} is {upload.state}: nothing to give up")
+        if not yes:
+            question = f"give up {upload.records} records of {upload.source} ({upload.state})?"
+            typer.confirm(question, abort=True)
+        records = outbox.purge(upload.upload_id)
     typer.echo(
         f"gave up {records} records of {upload.source}; its next run reads what it still has"
     )
@@ -162,7 +165,8 @@ def _folder(target: str, registry: Path | None) -> Path:
     return make_handler(target, registry=registry).state_dir
 
 
-def _opened(target: str, registry: Path | None) -> Outbox:
+@contextmanager
+def _opened(target: str, registry: Path | None) -> Iterator[Outbox]:
     """The handler's outbox, opened beside it."""
     from catalogzero.clock import SystemClock
     from catalogzero.cloud.outbox import Outbox
@@ -170,4 +174,5 @@ def _opened(target: str, registry: Path | None) -> Outbox:
     folder = _folder(target, registry)
     if not (folder / "outbox.sqlite").exists():
         raise ConfigError(f"no outbox in {folder}: the handler has not run there yet")
-    return Outbox(folder, SystemClock(), mend=False)
+    with closing(Outbox(folder, SystemClock(), mend=False)) as outbox:
+        yield outbox

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,10 +84,11 @@ def preview_run(
     from catalogzero.cloud.pipeline import UploadRun, Ways
 
     policy, state = handler.runtime.egress, handler.state_dir
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         key = egress_key(policy, state if (state / "egress.key").exists() else folder)
-        outbox = Outbox(folder, handler.clock, max_bytes=1 << 50)
+        opened = Outbox(folder, handler.clock, max_bytes=1 << 50)
+        outbox = stack.enter_context(closing(opened))
         if (state / "outbox.sqlite").exists():
             outbox.adopt_marks(state / "outbox.sqlite")
         ways = Ways(
@@ -105,9 +107,7 @@ def preview_run(
         chunk_format = str(params.get("format") or "ndjson")
         whole = full or bool(params.get("full"))
         result = UploadRun(ways, data_source, params, chunk_format, full=whole)()
-        requests = list(_requests(handler, ways))
-        outbox.close()
-    return result, requests
+        return result, list(_requests(handler, ways))
 
 
 def _key_is_to_be_made(handler: CloudProcessor) -> bool:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
@@ -157,9 +158,8 @@ def _outbox(folder: Path, clock: Clock) -> Finding:
     """Readable, without dead letters."""
     if not (folder / "outbox.sqlite").exists():
         return Finding("outbox", "pass", "none yet")
-    outbox = Outbox(folder, clock, mend=False)
-    totals, paused = outbox.totals(), outbox.fact("paused")
-    outbox.close()
+    with closing(Outbox(folder, clock, mend=False)) as outbox:
+        totals, paused = outbox.totals(), outbox.fact("paused")
     found = f"{totals.uploads} uploads wait, {totals.dead} were refused"
     if totals.dead or paused:
         mend = "look at `catalogzero outbox list`"

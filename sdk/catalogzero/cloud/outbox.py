@@ -83,12 +83,12 @@ class Outbox(OutboxContents):
                 upload_id,
             ),
         )
-        done = self.execute(
+        changed = self.change(
             "UPDATE uploads SET chunks = chunks + 1, records = records + ?, bytes = bytes + ?"
             " WHERE upload_id = ? AND state = 'building'",
             (chunk.records, size, upload_id),
         )
-        if done.rowcount != 1:
+        if changed != 1:
             raise self._ended_error(upload_id)
 
     @transaction
@@ -106,13 +106,13 @@ class Outbox(OutboxContents):
         Returns:
             The source_seq given to it: above all known ones, and at least the clock.
         """
-        row = self.execute(
+        found = self.execute(
             "SELECT source_key, \"full\" FROM uploads WHERE upload_id = ? AND state = 'building'",
             (upload_id,),
-        ).fetchone()
-        if row is None:
+        )
+        if not found:
             raise self._ended_error(upload_id)
-        key, full = row
+        key, full = found[0]
         seq = self._next_seq(key)
         self.execute(
             "UPDATE uploads SET state = 'sealed', upload_key = ?, source_seq = ?, after = ?,"
@@ -138,13 +138,13 @@ class Outbox(OutboxContents):
             f" (SELECT upload_id FROM uploads WHERE state = 'building'{which})",
             args,
         )
-        done = self.execute(
+        changed = self.change(
             "UPDATE uploads SET state = 'abandoned', ended_at = ?"  # noqa: S608  # the same
             f" WHERE state = 'building'{which}",
             (self._now(), *args),
         )
         self._forget_old()
-        return done.rowcount
+        return changed
 
     @transaction
     def restamp(self, source_key: str, upload_key: str, stamp: Any) -> None:
@@ -171,12 +171,12 @@ class Outbox(OutboxContents):
     @transaction
     def completing(self, upload_id: str) -> bool:
         """Note that `complete` is about to be posted; False when the upload is no longer sealed."""
-        done = self.execute(
+        changed = self.change(
             "UPDATE uploads SET state = 'completing'"
             " WHERE upload_id = ? AND state IN ('sealed', 'completing')",
             (upload_id,),
         )
-        return done.rowcount == 1
+        return changed == 1
 
     @transaction
     def missing(self, upload_id: str, seqs: Sequence[int]) -> None:
@@ -228,15 +228,15 @@ class Outbox(OutboxContents):
         Returns:
             `new_id` when it was sealed again, else None.
         """
-        row = self.execute(
+        found = self.execute(
             'SELECT u.source_key, u.mode, u."full", s.upload_id, s.last_full FROM uploads u'
             " LEFT JOIN sources s USING (source_key)"
             " WHERE u.upload_id = ? AND u.state IN ('sealed', 'completing')",
             (upload_id,),
-        ).fetchone()
-        if row is None:
+        )
+        if not found:
             return None
-        key, mode, full, marked, last_full = row
+        key, mode, full, marked, last_full = found[0]
         if mode == "append" and not full:
             self._end(upload_id, "superseded", answer=answer)
             self.execute(
@@ -262,14 +262,14 @@ class Outbox(OutboxContents):
     @transaction
     def retry(self, upload_id: str) -> bool:
         """Send a dead letter again, from its first chunk; False when it is none."""
-        done = self.execute(
+        changed = self.change(
             "UPDATE uploads SET state = 'sealed', answer = NULL, ended_at = NULL"
             " WHERE upload_id = ? AND state = 'dead' AND seal_order IS NOT NULL",
             (upload_id,),
         )
-        if done.rowcount:
+        if changed:
             self.execute("UPDATE chunks SET acked = 0 WHERE upload_id = ?", (upload_id,))
-        return done.rowcount == 1
+        return changed == 1
 
     @transaction
     def purge(self, upload_id: str) -> int:
@@ -278,14 +278,14 @@ class Outbox(OutboxContents):
         Returns:
             The rows given up; the source's next run reads them again where it still has them.
         """
-        row = self.execute(
+        found = self.execute(
             "SELECT records, source_key, mode, after, until FROM uploads"
             " WHERE upload_id = ? AND state IN ('dead', 'sealed', 'completing')",
             (upload_id,),
-        ).fetchone()
-        if row is None:
+        )
+        if not found:
             return 0
-        records, key, mode, after, until = row
+        records, key, mode, after, until = found[0]
         self._end(upload_id, "abandoned", answer={"purged": True})
         if mode == "append":
             self.execute(
@@ -322,9 +322,9 @@ class Outbox(OutboxContents):
         )
 
     def _next_seq(self, key: str) -> int:
-        row = self.execute("SELECT high FROM sources WHERE source_key = ?", (key,)).fetchone()
+        found = self.execute("SELECT high FROM sources WHERE source_key = ?", (key,))
         clock_ms = int(self._clock.now().timestamp() * 1000)
-        return max((row[0] if row else 0) + 1, clock_ms)
+        return max((found[0][0] if found else 0) + 1, clock_ms)
 
     def _raise_high(self, key: str, high: Any) -> None:
         """Note that a source_seq is taken."""

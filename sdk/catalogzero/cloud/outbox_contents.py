@@ -5,7 +5,6 @@ Reads the file that `outbox_file` keeps; nothing here changes an upload. Never t
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -76,13 +75,12 @@ class OutboxContents(OutboxFile):
 
     def mark(self, source_key: str) -> Mark:
         """What was sealed last of a source."""
-        row = self._read(
+        for row in self.execute(
             "SELECT upload_id, upload_key, stamp, watermark FROM sources WHERE source_key = ?",
             (source_key,),
-        ).fetchone()
-        if row is None:
-            return Mark()
-        return Mark(row[0], row[1], from_text(row[2]), from_text(row[3]))
+        ):
+            return Mark(row[0], row[1], from_text(row[2]), from_text(row[3]))
+        return Mark()
 
     def open_uploads(self, without: Iterable[str] = ()) -> list[Upload]:
         """The first uploads that are not ended, in order; of an appended source, those that may go.
@@ -105,18 +103,18 @@ class OutboxContents(OutboxFile):
         All chunks must be acknowledged (unless `chunks` is false), and where it appends, every
         earlier upload of its source must have ended.
         """
-        row = self._read(
+        [row] = self.execute(
             "SELECT EXISTS (SELECT 1 FROM chunks WHERE upload_id = ? AND NOT acked),"
             " EXISTS (SELECT 1 FROM uploads WHERE source_key = ? AND seal_order < ?"
             " AND state IN ('sealed', 'completing', 'dead'))",
             (upload.upload_id, upload.source_key, upload.seal_order),
-        ).fetchone()
+        )
         held = upload.mode == "append" and row[1]
         return upload.seal_order is not None and not held and not (chunks and row[0])
 
     def unsent(self, upload_id: str, limit: int) -> list[int]:
         """The numbers of the first chunks that the backend has not acknowledged."""
-        rows = self._read(
+        rows = self.execute(
             "SELECT seq FROM chunks WHERE upload_id = ? AND NOT acked ORDER BY seq LIMIT ?",
             (upload_id, limit),
         )
@@ -124,12 +122,12 @@ class OutboxContents(OutboxFile):
 
     def chunk(self, upload_id: str, seq: int) -> Chunk | None:
         """A chunk with its body; None when its upload has ended meanwhile."""
-        row = self._read(
+        rows = self.execute(
             "SELECT seq, records, body, coding, content_type FROM chunks"
             " WHERE upload_id = ? AND seq = ?",
             (upload_id, seq),
-        ).fetchone()
-        return None if row is None else Chunk(*row)
+        )
+        return Chunk(*rows[0]) if rows else None
 
     def uploads(self, states: Sequence[str] = (), limit: int = 1_000) -> list[Upload]:
         """Uploads of some states (all when empty), newest first."""
@@ -152,25 +150,25 @@ class OutboxContents(OutboxFile):
 
     def bodies(self, upload_id: str) -> Iterator[Chunk]:
         """The chunks of an upload, in order."""
-        seqs = self._read("SELECT seq FROM chunks WHERE upload_id = ? ORDER BY seq", (upload_id,))
-        for (seq,) in seqs.fetchall():
+        seqs = self.execute("SELECT seq FROM chunks WHERE upload_id = ? ORDER BY seq", (upload_id,))
+        for (seq,) in seqs:
             chunk = self.chunk(upload_id, seq)
             if chunk is not None:
                 yield chunk
 
     def totals(self) -> Totals:
         """The outbox in figures."""
-        row = self._read(
+        [row] = self.execute(
             "SELECT COUNT(*), COALESCE(SUM(records), 0), COALESCE(SUM(bytes), 0),"
             " COALESCE(SUM(state = 'dead'), 0), MIN(created_at)"
             " FROM uploads WHERE ended_at IS NULL OR state = 'dead'"
-        ).fetchone()
+        )
         return Totals(row[0] - row[3], row[1], row[2], row[3], row[4])
 
     def fact(self, name: str) -> Any:
         """A remembered JSON value, or None."""
-        row = self._read("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else from_text(row[0])
+        rows = self.execute("SELECT value FROM facts WHERE name = ?", (name,))
+        return from_text(rows[0][0]) if rows else None
 
     @transaction
     def remember(self, name: str, value: Any) -> None:
@@ -180,14 +178,9 @@ class OutboxContents(OutboxFile):
         else:
             self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, as_text(value)))
 
-    def _read(self, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
-        with self.lock:
-            return self.execute(sql, args)
-
     def _uploads(self, where: str, args: Sequence[Any]) -> list[Upload]:
         names = ", ".join(f'u."{name}"' for name in Upload.__dataclass_fields__)
-        with self.lock:
-            rows = self.execute(f"SELECT {names} FROM uploads u WHERE {where}", args).fetchall()  # noqa: S608  # only constants
+        rows = self.execute(f"SELECT {names} FROM uploads u WHERE {where}", args)  # noqa: S608  # only constants
         return [_upload(row) for row in rows]
 
     def _now(self) -> str:

@@ -62,9 +62,19 @@ class OutboxFile:
         with self.lock:
             self._db.close()
 
-    def execute(self, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """One statement on the file; hold `lock` while rows are fetched from it."""
-        return self._db.execute(sql, args)
+    def execute(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
+        """Run one statement; its rows, all fetched before another thread may run one.
+
+        Since Python 3.12 threads share a cached statement: a cursor that left the lock would
+        answer what another thread asks.
+        """
+        with self.lock:
+            return self._db.execute(sql, args).fetchall()
+
+    def change(self, sql: str, args: Sequence[Any] = ()) -> int:
+        """Run one statement; how many rows it changed."""
+        with self.lock:
+            return self._db.execute(sql, args).rowcount
 
     def drop_reserve(self) -> bool:
         """Give the reserve's room back to the disk; False when there is none."""
@@ -77,8 +87,8 @@ class OutboxFile:
     def tidy(self) -> None:
         """Give free space back to the disk, and make the reserve again; a full disk is no error."""
         with self.lock, suppress(sqlite3.OperationalError):
-            self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})").fetchall()
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})")
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._keep_reserve()
 
     def _keep_reserve(self) -> None:

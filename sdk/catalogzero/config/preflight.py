@@ -6,6 +6,7 @@ Each check ends within three seconds, and says pass, warn or fail with the mend.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -45,7 +46,7 @@ async def run_checks(checks: Iterable[Check]) -> list[Finding]:
 async def _bounded(check: Check) -> Finding:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            if asyncio.iscoroutinefunction(check.act):
+            if inspect.iscoroutinefunction(check.act):
                 found = await check.act()
             else:
                 found = await _on_a_thread(check.act)

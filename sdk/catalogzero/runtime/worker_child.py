@@ -153,7 +153,7 @@ class Child:
         function = (
             partial(method.function, self._handler) if method else getattr(self._handler, name)
         )
-        if method.is_async if method else asyncio.iscoroutinefunction(function):
+        if method.is_async if method else inspect.iscoroutinefunction(function):
             return await function(**kwargs)
         context = copy_context()
         loop = asyncio.get_running_loop()

@@ -203,7 +203,7 @@ class History:
         names = ("seq", "at", "handler_id", "kind", "text", "state")
         query = (
             "SELECT id, at, handler_id, kind, text, state FROM event"
-            " WHERE ?1 IS NULL OR handler_id = ?1 ORDER BY id DESC LIMIT ?2"
+            " WHERE handler_id = COALESCE(?, handler_id) ORDER BY id DESC LIMIT ?"
         )
         with self._lock:
             rows = self._db.execute(query, (handler_id, limit)).fetchall()

@@ -1,0 +1,21 @@
+"""The cases of all models, by the name of the model."""
+
+from __future__ import annotations
+
+from tests.models import (
+    dead_letters,
+    folders,
+    keyed,
+    parts,
+    replicas,
+    restored,
+    schedules,
+    streams,
+    uploads,
+)
+from tests.models.explore import Case
+
+MODELS = (dead_letters, folders, keyed, parts, replicas, restored, schedules, streams, uploads)
+ALL: list[tuple[str, Case]] = [
+    (module.__name__.rpartition(".")[2], case) for module in MODELS for case in module.CASES
+]
