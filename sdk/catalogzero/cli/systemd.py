@@ -1,4 +1,4 @@
-"""`catalogzero systemd`: a hardened unit for a handler."""
+"""`catalogzero systemd`: a hardened unit for a handler, from `systemd.service` beside this file."""
 
 from __future__ import annotations
 
@@ -18,65 +18,6 @@ from catalogzero.runtime.launch import registry_path
 
 CLOSE_S = 15
 DRAIN_TIMEOUT_S = RuntimeSettings.model_fields["drain_timeout_s"].default
-
-UNIT = """\
-# Its state: /var/lib/catalogzero/{handler_id}. To look at it:
-#   CATALOGZERO_STATE_DIR=/var/lib/catalogzero/{handler_id} catalogzero outbox list {handler_id}
-[Unit]
-Description=catalogzero handler {handler_id}
-After=network-online.target
-Wants=network-online.target
-
-[Service]
-Type=exec
-ExecStart={command} run {handler_id} --registry {registry}
-WorkingDirectory={folder}
-Restart=on-failure
-RestartSec=5
-RestartPreventExitStatus=2 3
-TimeoutStopSec={stop_s}
-KillSignal=SIGTERM
-KillMode=mixed
-
-DynamicUser=yes
-StateDirectory=catalogzero/{handler_id}
-StateDirectoryMode=0700
-{paths}UMask=0077
-Environment=CATALOGZERO_LOG_FORMAT=json
-
-AmbientCapabilities=
-CapabilityBoundingSet=
-DevicePolicy=closed
-IPAddressAllow=any
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-NoNewPrivileges=yes
-PrivateDevices=yes
-PrivateTmp=yes
-PrivateUsers=yes
-ProcSubset=pid
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHome=read-only
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-ProtectSystem=strict
-RemoveIPC=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallErrorNumber=EPERM
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 def systemd(
@@ -102,7 +43,8 @@ def unit_for(handler_id: str, registry: Path) -> str:
     stanza = load_registry(registry).find(handler_id)
     if not re.fullmatch(r"[A-Za-z0-9._-]+", stanza.handler_id):
         raise ConfigError(f"{stanza.where('handler_id')}: letters, digits, `.`, `_`, `-` only")
-    return UNIT.format(
+    unit = Path(__file__).with_name("systemd.service").read_text("utf-8")
+    return unit.format(
         handler_id=handler_id,
         command=_command(),
         registry=_quoted(str(registry)),

@@ -13,21 +13,6 @@ import typer
 
 from catalogzero.errors import ConfigError
 
-TEST_FILE = '''\
-"""The contract suite, run against {target}."""
-
-from catalogzero.runtime.launch import load_class
-from catalogzero.testing import {suite}
-
-
-class TestContract({suite}):
-    """The entry's contract."""
-
-    handler_class = load_class({module!r}, {name!r})
-    exclude = {exclude!r}
-    sample = {sample!r}
-'''
-
 
 def run_contract(
     target: Annotated[str, typer.Argument(help="An installed entry, or module:Class.")],
@@ -54,7 +39,8 @@ def run_contract(
     if cls is None:
         raise ConfigError(f"{target!r} is no installed entry, and not module:Class")
     processor = issubclass(cls, CloudProcessor)
-    text = TEST_FILE.format(
+    template = Path(__file__).with_name("test_contract.py.txt").read_text("utf-8")
+    text = template.format(
         target=target,
         suite="ProcessorContract" if processor else "HandlerContract",
         module=cls.__module__,
