@@ -7,18 +7,16 @@ number, so that the same build gives the same bytes.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from catalogzero.entry.pip import run_tool
-from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, sha256_of
+from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, requirements_here, sha256_of
 from catalogzero.errors import ConfigError
 
 
@@ -67,12 +65,10 @@ def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
     """The wheel and all that it needs, in CycloneDX's words."""
     root = _component(wheel.name, str(wheel.version), wheel.fields.get("License-Expression"))
     root["hashes"] = [{"alg": "SHA-256", "content": wheel.sha256}]
-    needed: dict[str, set[str]] = {}
-    _follow(wheel.name, list(_requirements(wheel.fields.get_all("Requires-Dist"), "")), needed)
-    found = sorted(needed.keys() - {wheel.name})
-    installed = {name: importlib.metadata.distribution(name) for name in found}
+    needed, installed = _closure(wheel)
     components = [
-        _component(name, told.version, _licence(told)) for name, told in installed.items()
+        _component(name, found.version, _licence(found))
+        for name, found in sorted(installed.items())
     ]
     references = {component["name"]: component["bom-ref"] for component in (root, *components)}
     links = [
@@ -89,7 +85,33 @@ def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
     }
 
 
-def _licence(told: importlib.metadata.Distribution) -> str | None:
+def _closure(wheel: Wheel) -> tuple[dict[str, set[str]], dict[str, Distribution]]:
+    """What the wheel needs, and what that needs, by name; what is not installed is left out."""
+    needed: dict[str, set[str]] = {wheel.name: set()}
+    installed: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = {(wheel.name, "")}
+    waiting = [(wheel.name, requirement) for requirement in wheel.needs()]
+    while waiting:
+        parent, requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        try:
+            found = installed.get(name) or distribution(name)
+        except PackageNotFoundError:
+            continue
+        installed[name] = found
+        needed.setdefault(name, set())
+        if name != parent:  # a distribution may require itself, with an extra
+            needed[parent].add(name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                further = requirements_here(found.requires, extra)
+                waiting += [(name, requirement) for requirement in further]
+    installed.pop(wheel.name, None)
+    return needed, installed
+
+
+def _licence(told: Distribution) -> str | None:
     """The SPDX expression of a distribution's licence, where its metadata has one."""
     found = told.metadata.json.get("license_expression")
     return found if isinstance(found, str) else None
@@ -108,43 +130,6 @@ def _component(name: str, version: str, licence: str | None) -> dict[str, Any]:
     if licence:
         component["licenses"] = [{"expression": licence}]
     return component
-
-
-def _follow(name: str, requirements: list[Requirement], needed: dict[str, set[str]]) -> None:
-    """Note what a distribution needs, and what that needs; what is not installed is left out."""
-    known = needed.setdefault(name, set())
-    for requirement in requirements:
-        other = canonicalize_name(requirement.name)
-        try:
-            told = importlib.metadata.distribution(other)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        new = other not in needed
-        known.add(other)
-        if new or requirement.extras:
-            needed.setdefault(other, set())
-            further = [
-                need
-                for extra in ("", *sorted(requirement.extras))
-                for need in _requirements(told.requires, extra)
-                if canonicalize_name(need.name) != other
-            ]
-            _follow_new(other, further, needed)
-
-
-def _follow_new(name: str, requirements: list[Requirement], needed: dict[str, set[str]]) -> None:
-    """Follow what is not noted yet."""
-    fresh = [need for need in requirements if canonicalize_name(need.name) not in needed[name]]
-    if fresh:
-        _follow(name, fresh, needed)
-
-
-def _requirements(texts: list[str] | None, extra: str) -> Iterator[Requirement]:
-    """The requirements that hold here, with one extra or (`""`) none."""
-    for text in texts or ():
-        requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            yield requirement
 
 
 def _wheel_last(path: Path) -> tuple[bool, str]:

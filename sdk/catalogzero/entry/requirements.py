@@ -6,7 +6,7 @@ Owns the walk through `Requires-Dist`. Pure: wheels in, text out.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -40,7 +40,7 @@ def _closure(root: Wheel, wheels: Sequence[Wheel]) -> dict[str, Wheel]:
         by_name[wheel.name].append(wheel)
     chosen = {root.name: root}
     seen: set[tuple[str, str]] = set()
-    waiting = list(_needs(root, ""))
+    waiting = list(root.needs())
     while waiting:
         requirement = waiting.pop()
         fitting = _choose(requirement, by_name, chosen)
@@ -50,16 +50,8 @@ def _closure(root: Wheel, wheels: Sequence[Wheel]) -> dict[str, Wheel]:
         for extra in ("", *requirement.extras):
             if (fitting.name, extra) not in seen:
                 seen.add((fitting.name, extra))
-                waiting += _needs(fitting, extra)
+                waiting += fitting.needs(extra)
     return chosen
-
-
-def _needs(wheel: Wheel, extra: str) -> Iterator[Requirement]:
-    """What a wheel requires with one of its extras, or (`""`) with none."""
-    for text in wheel.fields.get_all("Requires-Dist") or ():
-        requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            yield requirement
 
 
 def _choose(
