@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.cli.output import JsonFlag, print_answer, print_fields, print_json, print_table
 from catalogzero.cli.progress import call_shown
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.config.registry import load_registry
@@ -59,7 +59,8 @@ def ping(
 
     Example: catalogzero ping acme
     """
-    _print(_ask(_peer(target, registry, key_file, server_key), "ping", {}, timeout_s), json=json)
+    told = _ask(_peer(target, registry, key_file, server_key), "ping", {}, timeout_s)
+    print_answer(told, json=json)
 
 
 def metrics(
@@ -74,9 +75,8 @@ def metrics(
 
     Example: catalogzero metrics tcp://127.0.0.1:5001 --json
     """
-    _print(
-        _ask(_peer(target, registry, key_file, server_key), "get_metrics", {}, timeout_s), json=json
-    )
+    told = _ask(_peer(target, registry, key_file, server_key), "get_metrics", {}, timeout_s)
+    print_answer(told, json=json)
 
 
 def describe(
@@ -188,10 +188,3 @@ def _ask(peer: _Peer, method: str, params: dict[str, Any], timeout_s: float) -> 
             return await call_shown(client, method, params, timeout_s)
 
     return asyncio.run(ask())
-
-
-def _print(told: dict[str, Any], *, json: bool) -> None:
-    if json:
-        print_json(told)
-    else:
-        print_fields(told)

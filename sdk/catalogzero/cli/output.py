@@ -43,6 +43,11 @@ def print_fields(fields: dict[str, Any]) -> None:
         typer.echo(f"{name:<{width}}  {shown}")
 
 
+def print_answer(answer: dict[str, Any], *, json: bool) -> None:
+    """One answer, as JSON or as lines."""
+    (print_json if json else print_fields)(answer)
+
+
 def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
