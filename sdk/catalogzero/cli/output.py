@@ -1,9 +1,13 @@
-"""What commands print: tables on a terminal, plain text in a pipe, JSON for scripts."""
+"""What commands share: two parameters, and how they print.
+
+They print tables on a terminal, plain text in a pipe, JSON for scripts.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +15,9 @@ import typer
 from catalogzero.wire.messages import encode_json
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+PackageFolder = Annotated[
+    Path, typer.Argument(help="The package's folder.", exists=True, file_okay=False)
+]
 
 
 def print_json(value: Any) -> None:
