@@ -204,10 +204,15 @@ def run(
     Example: catalogzero schedule run nightly-export
     """
     if method is None:
-        body = _call_of(_ask(context, "GET", "/api/schedules")["schedules"], name)
+        schedules = _ask(context, "GET", "/api/schedules")["schedules"]
+        calls = [one["args"] for one in schedules if one["id"] == name]
+        if not calls:
+            raise FailedError(f"no schedule is called '{name}'; see `catalogzero schedule list`")
+        handler_id, job_method, fields = calls[0][:3]
     else:
         fields = json_object(params, "--params")
-        body = {"handler_id": name, "job_method": method, "job_params": fields}
+        handler_id, job_method = name, method
+    body = {"handler_id": handler_id, "job_method": job_method, "job_params": fields}
     told = _ask(context, "POST", "/api/run_now", body=body)
     print_json(told if json else told["result"])
 
@@ -276,15 +281,6 @@ def _trigger(
     return {"type": "interval", UNITS[match[2]]: float(match[1])}
 
 
-def _call_of(schedules: list[dict[str, Any]], job_id: str) -> dict[str, Any]:
-    """The call that a schedule makes."""
-    for one in schedules:
-        if one["id"] == job_id:
-            handler_id, method, params = one["args"][:3]
-            return {"handler_id": handler_id, "job_method": method, "job_params": params}
-    raise FailedError(f"no schedule is called '{job_id}'; see `catalogzero schedule list`")
-
-
 def _place(job_id: str) -> str:
     """The path of a schedule."""
     return f"/api/schedules/{quote(job_id, safe='')}"
@@ -306,6 +302,7 @@ def _ask(
         FailedError: The API says no; with its own words.
     """
     import httpx
+    import orjson
     from httpx_aiohttp import AiohttpTransport
 
     api: Api = context.obj
@@ -324,23 +321,17 @@ def _ask(
         why = re.sub(r" ssl:default ", " ", str(error))
         mend = "start it (catalogzero scheduler), or name it with --url"
         raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {mend}") from None
-    return _checked(answer.status_code, answer.content, api.url + path)
-
-
-def _checked(status: int, content: bytes, place: str) -> dict[str, Any]:
-    """The answer's JSON object, or the error that it tells."""
-    import orjson
-
     try:
-        told = orjson.loads(content)
+        told = orjson.loads(answer.content)
     except orjson.JSONDecodeError:
         told = None
+    status = answer.status_code
     if status < 400 and isinstance(told, dict):
         return told
-    error = told.get("error") if isinstance(told, dict) else None
-    if isinstance(error, dict):
-        message = str(error.get("message"))
+    explained = told.get("error") if isinstance(told, dict) else None
+    if isinstance(explained, dict):
+        message = str(explained.get("message"))
     else:
         hint = ": this server does not know that request" if status in (404, 405) else ""
-        message = f"HTTP {status} from {place}{hint}"
+        message = f"HTTP {status} from {api.url}{path}{hint}"
     raise (UnauthorizedError if status in (401, 403) else FailedError)(message)
