@@ -12,7 +12,8 @@ import typer
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
 from catalogzero.entry import install as installing
 from catalogzero.entry import stanza as stanzas
-from catalogzero.entry.manifest import Manifest
+from catalogzero.entry.manifest import Manifest, parse_manifest
+from catalogzero.entry.pip import run_tool
 
 CatalogOption = Annotated[
     str,
@@ -165,9 +166,6 @@ _READ_MANIFEST = (
 
 def _installed_manifest(offer: installing.Offer, python: str | None) -> Manifest | None:
     """The manifest of an entry as it is installed; None where it is not."""
-    from catalogzero.entry.manifest import parse_manifest
-    from catalogzero.entry.pip import run_tool
-
     text = run_tool([python or sys.executable, "-c", _READ_MANIFEST, offer.id])
     return parse_manifest(text, offer.id) if text.strip() else None
 
