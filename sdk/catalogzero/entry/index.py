@@ -98,8 +98,8 @@ def build_catalog(
                         cache=cache or closure.default_cache(),
                     )
                 )
-        published = [path for path in sorted(paths) if not replace and path not in ours]
-        _refuse_changes(published, out / "files")
+        if not replace:
+            _refuse_changes(sorted(paths - ours), out / "files")
         (out / "files").mkdir(parents=True, exist_ok=True)
         for path in paths:
             shutil.copyfile(path, out / "files" / path.name)

@@ -37,7 +37,10 @@ def build_package(folder: Path, out: Path) -> list[Path]:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(folder)]
     run_tool(build)
     made = [path for path in out.iterdir() if before.get(path) != path.stat().st_mtime_ns]
-    built = sorted((path for path in made if path.suffix in (".whl", ".gz")), key=_wheel_last)
+    built = sorted(
+        (path for path in made if path.suffix in (".whl", ".gz")),
+        key=lambda path: (path.suffix == ".whl", path.name),
+    )
     try:
         check_entries(read_wheel(built[-1]))
     except ConfigError:
@@ -67,7 +70,7 @@ def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
     root["hashes"] = [{"alg": "SHA-256", "content": wheel.sha256}]
     needed, installed = _closure(wheel)
     components = [
-        _component(name, found.version, _licence(found))
+        _component(name, found.version, found.metadata.json.get("license_expression"))
         for name, found in sorted(installed.items())
     ]
     references = {component["name"]: component["bom-ref"] for component in (root, *components)}
@@ -111,14 +114,8 @@ def _closure(wheel: Wheel) -> tuple[dict[str, set[str]], dict[str, Distribution]
     return needed, installed
 
 
-def _licence(told: Distribution) -> str | None:
-    """The SPDX expression of a distribution's licence, where its metadata has one."""
-    found = told.metadata.json.get("license_expression")
-    return found if isinstance(found, str) else None
-
-
-def _component(name: str, version: str, licence: str | None) -> dict[str, Any]:
-    """One distribution."""
+def _component(name: str, version: str, licence: object) -> dict[str, Any]:
+    """One distribution, with the SPDX expression of its licence where its metadata has one."""
     purl = f"pkg:pypi/{name}@{version}"
     component: dict[str, Any] = {
         "type": "library",
@@ -127,11 +124,6 @@ def _component(name: str, version: str, licence: str | None) -> dict[str, Any]:
         "version": version,
         "purl": purl,
     }
-    if licence:
+    if isinstance(licence, str) and licence:
         component["licenses"] = [{"expression": licence}]
     return component
-
-
-def _wheel_last(path: Path) -> tuple[bool, str]:
-    """Sorts a wheel behind its sdist."""
-    return path.suffix == ".whl", path.name

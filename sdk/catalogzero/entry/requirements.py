@@ -6,9 +6,8 @@ Owns the walk through `Requires-Dist`. Pure: wheels in, text out.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from catalogzero.entry.wheels import Wheel
@@ -19,18 +18,11 @@ def requirements_text(root: Wheel, wheels: Sequence[Wheel]) -> str:
 
     Each line pins one version with the hashes of all its files in the catalog.
     """
-    needed = _closure(root, wheels)
-    hashes: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for wheel in wheels:
-        hashes[wheel.name, str(wheel.version)].append(wheel.sha256)
-    lines = [
-        " \\\n    ".join(
-            [f"{wheel.name}=={wheel.version}"]
-            + [f"--hash=sha256:{digest}" for digest in sorted(hashes[name, str(wheel.version)])]
-        )
-        for name, wheel in sorted(needed.items())
-    ]
-    return "\n".join([*lines, ""])
+    hashes: dict[str, list[str]] = defaultdict(list)
+    for wheel in sorted(wheels, key=lambda wheel: wheel.sha256):
+        hashes[f"{wheel.name}=={wheel.version}"].append(f"--hash=sha256:{wheel.sha256}")
+    pins = [f"{name}=={wheel.version}" for name, wheel in sorted(_closure(root, wheels).items())]
+    return "".join(" \\\n    ".join([pin, *hashes[pin]]) + "\n" for pin in pins)
 
 
 def _closure(root: Wheel, wheels: Sequence[Wheel]) -> dict[str, Wheel]:
@@ -43,7 +35,10 @@ def _closure(root: Wheel, wheels: Sequence[Wheel]) -> dict[str, Wheel]:
     waiting = list(root.needs())
     while waiting:
         requirement = waiting.pop()
-        fitting = _choose(requirement, by_name, chosen)
+        name = canonicalize_name(requirement.name)
+        fitting = chosen.get(name) or next(
+            (w for w in by_name[name] if requirement.specifier.contains(w.version, True)), None
+        )
         if fitting is None:
             continue
         chosen[fitting.name] = fitting
@@ -52,14 +47,3 @@ def _closure(root: Wheel, wheels: Sequence[Wheel]) -> dict[str, Wheel]:
                 seen.add((fitting.name, extra))
                 waiting += fitting.needs(extra)
     return chosen
-
-
-def _choose(
-    requirement: Requirement, by_name: Mapping[str, Iterable[Wheel]], chosen: Mapping[str, Wheel]
-) -> Wheel | None:
-    """The wheel that stands for a requirement: the one chosen before, else the newest that fits."""
-    name = canonicalize_name(requirement.name)
-    if name in chosen:
-        return chosen[name]
-    fitting = (w for w in by_name.get(name, ()) if requirement.specifier.contains(w.version, True))
-    return next(fitting, None)

@@ -24,8 +24,6 @@ from packaging.version import Version
 from catalogzero.entry.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from catalogzero.errors import ConfigError
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-
 
 @dataclass(frozen=True)
 class Wheel:
@@ -200,6 +198,6 @@ def _record_hash(content: bytes) -> str:
 
 def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     """Add a file whose date is always the same."""
-    info = zipfile.ZipInfo(name, _EPOCH)
+    info = zipfile.ZipInfo(name)  # dated 1980, as none is given
     info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o100644 << 16
     archive.writestr(info, content)
