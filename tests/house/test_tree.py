@@ -1,4 +1,4 @@
-"""What may not stand anywhere in the tree."""
+"""What may not stand anywhere in the tree, and what a wheel of it must hold."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).parents[2]
 HOSTS = ["py" + "pi.org", "python" + "hosted", "npm" + "js.", "crates" + ".io", "ana" + "conda.org"]
@@ -60,3 +62,11 @@ def test_lock_files_pin_each_package_by_hash() -> None:
         if name.endswith(".txt"):
             packages = re.findall(r"^[\w.-]+==\S+.*\\\n +--hash=sha256:", text, re.MULTILINE)
             assert len(packages) == len(re.findall(r"^\S", text, re.MULTILINE)), name
+
+
+def test_the_wheel_holds_every_file_of_the_sdk(tmp_path: Path) -> None:
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path))
+
+    names = {name.removeprefix("sdk/") for name, _ in tracked("sdk/catalogzero")}
+    assert "catalogzero/cli/systemd.service" in names
+    assert names - set(ZipFile(wheel).namelist()) == set()

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from catalogzero.cli.output import PackageFolder
+
 
 def build(
-    folder: Annotated[
-        Path, typer.Argument(help="The package's folder.", exists=True, file_okay=False)
-    ] = Path(),
+    folder: PackageFolder = Path(),
     *,
     out: Annotated[Path | None, typer.Option(help="Where to write; default: dist/ of it.")] = None,
 ) -> None:

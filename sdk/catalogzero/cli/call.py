@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -27,6 +28,7 @@ KeyFile = Annotated[
 ServerKey = Annotated[
     str | None, typer.Option(help="The handler's public key; by default its stanza's.")
 ]
+Show = Callable[[dict[str, Any]], None]
 
 
 def call(
@@ -47,54 +49,51 @@ def call(
     print_json(_ask(peer, method, fields, timeout_s))
 
 
-def ping(
-    target: Target,
-    registry: RegistryOption = None,
-    timeout_s: Timeout = 5.0,
-    key_file: KeyFile = None,
-    server_key: ServerKey = None,
-    json: JsonFlag = False,
-) -> None:
+def _question(method: str) -> Callable[[Show], Callable[..., None]]:
+    """A command that asks a handler one thing; the function decorated says what, and shows it."""
+
+    def command_of(show: Show) -> Callable[..., None]:
+        def command(
+            target: Target,
+            registry: RegistryOption = None,
+            timeout_s: Timeout = 5.0,
+            key_file: KeyFile = None,
+            server_key: ServerKey = None,
+            json: JsonFlag = False,
+        ) -> None:
+            told = _ask(_peer(target, registry, key_file, server_key), method, {}, timeout_s)
+            (print_json if json else show)(told)
+
+        command.__doc__ = show.__doc__
+        return command
+
+    return command_of
+
+
+@_question("ping")
+def ping(told: dict[str, Any]) -> None:
     """Whether a handler answers; it is not woken.
 
     Example: catalogzero ping acme
     """
-    _print(_ask(_peer(target, registry, key_file, server_key), "ping", {}, timeout_s), json=json)
+    print_fields(told)
 
 
-def metrics(
-    target: Target,
-    registry: RegistryOption = None,
-    timeout_s: Timeout = 5.0,
-    key_file: KeyFile = None,
-    server_key: ServerKey = None,
-    json: JsonFlag = False,
-) -> None:
+@_question("get_metrics")
+def metrics(told: dict[str, Any]) -> None:
     """Memory, CPU, state and runs of a handler; it is not woken.
 
     Example: catalogzero metrics tcp://127.0.0.1:5001 --json
     """
-    _print(
-        _ask(_peer(target, registry, key_file, server_key), "get_metrics", {}, timeout_s), json=json
-    )
+    print_fields(told)
 
 
-def describe(
-    target: Target,
-    registry: RegistryOption = None,
-    timeout_s: Timeout = 5.0,
-    key_file: KeyFile = None,
-    server_key: ServerKey = None,
-    json: JsonFlag = False,
-) -> None:
+@_question("describe")
+def describe(told: dict[str, Any]) -> None:
     """What a handler is, and which methods it has.
 
     Example: catalogzero describe acme
     """
-    told = _ask(_peer(target, registry, key_file, server_key), "describe", {}, timeout_s)
-    if json:
-        print_json(told)
-        return
     print_fields({name: told[name] for name in ("handler_id", "class", "entry", "version")})
     flags = ("quiet", "retry_safe", "isolate")
     rows = [
@@ -188,10 +187,3 @@ def _ask(peer: _Peer, method: str, params: dict[str, Any], timeout_s: float) -> 
             return await call_shown(client, method, params, timeout_s)
 
     return asyncio.run(ask())
-
-
-def _print(told: dict[str, Any], *, json: bool) -> None:
-    if json:
-        print_json(told)
-    else:
-        print_fields(told)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from catalogzero.cli import catalog_client as client
-from catalogzero.cli.output import JsonFlag, print_json
+from catalogzero.cli.output import JsonFlag, PackageFolder, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Publish a catalog; install from one.")
 
@@ -58,8 +58,7 @@ def build(
         replace=replace,
     )
     if as_json:
-        facts = {"out": str(report.out), "entries": report.entries, "wheels": report.wheels}
-        print_json({**facts, "bytes": report.bytes})
+        print_json(asdict(report))
         return
     for entry_id, version in report.entries.items():
         typer.echo(f"{entry_id} {version}")
@@ -85,9 +84,7 @@ def parse_yank(text: str) -> tuple[str, str]:
 
 @app.command("lint")
 def lint(
-    folder: Annotated[
-        Path, typer.Argument(help="The package's folder.", exists=True, file_okay=False)
-    ] = Path(),
+    folder: PackageFolder = Path(),
     *,
     fix: Annotated[
         bool, typer.Option("--fix", help="Write what the code can tell into the manifest.")

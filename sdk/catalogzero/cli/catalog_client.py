@@ -12,7 +12,8 @@ import typer
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
 from catalogzero.entry import install as installing
 from catalogzero.entry import stanza as stanzas
-from catalogzero.entry.manifest import Manifest
+from catalogzero.entry.manifest import Manifest, parse_manifest
+from catalogzero.entry.pip import run_tool
 
 CatalogOption = Annotated[
     str,
@@ -89,7 +90,7 @@ def install(
         typer.echo(line)
     offer = opened.find(entry_id)
     manifest = _installed_manifest(offer, python) or offer.manifest
-    known = stanzas.stanzas_of(registry, manifest)
+    known = stanzas.stanzas_of(registry, manifest.id)
     if known:
         handler_id = known[0].handler_id
         typer.echo(f"{registry}: handler {handler_id} stands there already")
@@ -124,7 +125,7 @@ def upgrade(
     if before and after:
         for line in stanzas.changed_settings(before.config_schema, after.config_schema):
             typer.echo(line)
-    for stanza in stanzas.stanzas_of(registry, offer.manifest):
+    for stanza in stanzas.stanzas_of(registry, entry_id):
         _check(stanza.handler_id, registry, python)
     typer.echo("Restart the handler: it goes on with the outbox that it finds.")
 
@@ -142,18 +143,9 @@ def remove(
     change = installing.remove(entry_id, python=python)
     for line in change.lines():
         typer.echo(line)
-    if registry.is_file():
-        for line in _stanza_lines(registry, entry_id):
-            typer.echo(f"{line}: still names {entry_id}; take it out")
+    for stanza in stanzas.stanzas_of(registry, entry_id):
+        typer.echo(f"{stanza.where('entry')}: still names {entry_id}; take it out")
     typer.echo("The state folder stays: `catalogzero outbox` shows what was not sent.")
-
-
-def _stanza_lines(registry: Path, entry_id: str) -> list[str]:
-    """Where the registry file names an entry."""
-    from catalogzero.config.registry import load_registry
-
-    found = [stanza for stanza in load_registry(registry).handlers if stanza.entry == entry_id]
-    return [stanza.where("entry") for stanza in found]
 
 
 def _warn_of_yank(offer: installing.Offer, version: str | None) -> None:
@@ -174,9 +166,6 @@ _READ_MANIFEST = (
 
 def _installed_manifest(offer: installing.Offer, python: str | None) -> Manifest | None:
     """The manifest of an entry as it is installed; None where it is not."""
-    from catalogzero.entry.manifest import parse_manifest
-    from catalogzero.entry.pip import run_tool
-
     text = run_tool([python or sys.executable, "-c", _READ_MANIFEST, offer.id])
     return parse_manifest(text, offer.id) if text.strip() else None
 

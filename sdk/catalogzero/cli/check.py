@@ -6,8 +6,8 @@ import asyncio
 import os
 import shlex
 import sys
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -56,14 +56,13 @@ async def check_handler(handler: Handler) -> list[Finding]:
     """Every check of a handler: the runtime's, then those of its class."""
     own = [
         Check("configuration", lambda: "settings are valid"),
-        Check("methods", lambda: _check_methods(handler)),
-        Check("state folder", lambda: _check_state(handler)),
-        Check("address", _address_check(handler)),
-        Check("scheduler", _scheduler_check(handler)),
+        Check("methods", partial(_check_methods, handler)),
+        Check("state folder", partial(_check_state, handler)),
+        Check("address", partial(_check_address, handler)),
+        Check("scheduler", partial(_check_scheduler, handler)),
     ]
-    curve = handler.runtime.curve
-    if curve is not None:
-        own.append(Check("keys", lambda: _check_key_file(curve)))
+    if curve := handler.runtime.curve:
+        own.append(Check("keys", partial(_check_key_file, curve)))
     return await run_checks([*own, *handler._preflight()])
 
 
@@ -101,29 +100,25 @@ def _check_key_file(curve: CurveSettings) -> Finding:
     return Finding("keys", "pass", str(curve.key_file))
 
 
-def _address_check(handler: Handler) -> Callable[[], Awaitable[Finding]]:
+async def _check_address(handler: Handler) -> Finding:
     """Whether the address is allowed and free, and its keys can be read: by binding it."""
     runtime = handler.runtime
     where = f"{runtime.host}:{runtime.port or 'any free port'}"
-
-    async def bind() -> Finding:
-        check_exposure(runtime)
-        server = ZeroMQ(curve_server(runtime)).serve(lambda envelope, frame: None)
-        try:
-            server.bind(runtime.host, runtime.port)
-        except ConfigError:
-            if not await _runs_already(handler):
-                raise
-            mend = "stop it before you start another"
-            return Finding("address", "warn", f"{handler.handler_id} runs at {where}", mend)
-        finally:
-            server.close()
-        if runtime.exposed:
-            mend = "set `curve` unless the network is private"
-            return Finding("address", "warn", f"{where} is served without encryption", mend)
-        return Finding("address", "pass", where)
-
-    return bind
+    check_exposure(runtime)
+    server = ZeroMQ(curve_server(runtime)).serve(lambda envelope, frame: None)
+    try:
+        server.bind(runtime.host, runtime.port)
+    except ConfigError:
+        if not await _runs_already(handler):
+            raise
+        mend = "stop it before you start another"
+        return Finding("address", "warn", f"{handler.handler_id} runs at {where}", mend)
+    finally:
+        server.close()
+    if runtime.exposed:
+        mend = "set `curve` unless the network is private"
+        return Finding("address", "warn", f"{where} is served without encryption", mend)
+    return Finding("address", "pass", where)
 
 
 async def _runs_already(handler: Handler) -> bool:
@@ -137,26 +132,20 @@ async def _runs_already(handler: Handler) -> bool:
     return told.get("handler") == handler.handler_id
 
 
-def _scheduler_check(handler: Handler) -> Callable[[], Awaitable[Finding]]:
+async def _check_scheduler(handler: Handler) -> Finding:
     """Whether a scheduler answers where the handler would register."""
     address = handler.runtime.scheduler
-
-    async def ask() -> Finding:
-        if not handler.runtime.registers:
-            return Finding("scheduler", "pass", "none: it does not register")
-        try:
-            async with HandlerClient(address, curve=curve_to_scheduler(handler.runtime)) as client:
-                await client.request_plain("ping", timeout_s=CHECK_TIMEOUT_S / 2)
-        except (UnreachableError, TimeoutError):
-            mend = (
-                f"start one (`catalogzero scheduler`); the handler registers when {address} is up"
-            )
-            asked_for = address != DEFAULT_SCHEDULER
-            kind = "fail" if asked_for else "warn"
-            return Finding("scheduler", kind, f"nobody answers at {address}", mend)  # type: ignore[arg-type]
-        return Finding("scheduler", "pass", address)
-
-    return ask
+    if not handler.runtime.registers:
+        return Finding("scheduler", "pass", "none: it does not register")
+    try:
+        async with HandlerClient(address, curve=curve_to_scheduler(handler.runtime)) as client:
+            await client.request_plain("ping", timeout_s=CHECK_TIMEOUT_S / 2)
+    except (UnreachableError, TimeoutError):
+        mend = f"start one (`catalogzero scheduler`); the handler registers when {address} is up"
+        asked_for = address != DEFAULT_SCHEDULER
+        kind = "fail" if asked_for else "warn"
+        return Finding("scheduler", kind, f"nobody answers at {address}", mend)  # type: ignore[arg-type]
+    return Finding("scheduler", "pass", address)
 
 
 def _show(findings: list[Finding], next_command: str, *, json: bool) -> None:

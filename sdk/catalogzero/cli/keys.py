@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -29,12 +30,11 @@ def new(
     """
     pair = CurveKeys.new()
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(path, "x", opener=partial(os.open, mode=0o600)) as file:
+            file.write(f"public: {pair.public.decode()}\nsecret: {pair.secret.decode()}\n")
     except FileExistsError:
         raise ConfigError(f"{path} exists: a key is never overwritten, name another file") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(f"public: {pair.public.decode()}\nsecret: {pair.secret.decode()}\n")
     typer.echo(f"{path} holds the pair; give others the public key only:")
     typer.echo(pair.public.decode())

@@ -75,8 +75,13 @@ class CommandTable(TyperGroup):
         command = COMMANDS[cmd_name]
         module, _, attribute = command.place.partition(":")
         found: Any = getattr(importlib.import_module(f"catalogzero.cli.{module}"), attribute)
-        made = _command(cmd_name, found)
-        made.rich_help_panel = command.panel
+        if isinstance(found, typer.Typer):
+            found._add_completion = False
+        else:
+            function, found = found, typer.Typer(add_completion=False, rich_markup_mode="rich")
+            found.command(cmd_name)(function)
+        made: Any = typer.main.get_command(found)
+        made.name, made.rich_help_panel = cmd_name, command.panel
         return made
 
     def invoke(self, ctx: Any) -> Any:
@@ -158,16 +163,3 @@ _EXTRA_OF = {
     "pyarrow": "parquet",
     "psycopg": "postgresql",
 }
-
-
-def _command(name: str, found: Any) -> Any:
-    """A click command from a function or a `typer.Typer`."""
-    if isinstance(found, typer.Typer):
-        found._add_completion = False
-        made = typer.main.get_command(found)
-    else:
-        single = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        single.command(name)(found)
-        made = typer.main.get_command(single)
-    made.name = name
-    return made

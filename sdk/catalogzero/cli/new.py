@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -32,12 +31,14 @@ def new(
 
     template = scaffold.template_folder()
     if answers_help:
-        _print_answers()
+        words, defaults = scaffold.prompts(template), scaffold.complete({}, template)
+        for name, default in defaults.items():
+            typer.echo(f"{name}={default}\n    {words[name]}")
         return
     try:
         parent, answers = parse(arguments or [])
         if not no_input:
-            answers = _ask(answers)
+            answers = _ask(answers, template)
         folder = scaffold.scaffold(answers, parent, template)
     except ConfigError as error:
         typer.echo(f"catalogzero new: nothing was written.\n{error}", err=True)
@@ -68,24 +69,13 @@ def parse(arguments: Iterable[str]) -> tuple[Path, dict[str, str]]:
     return Path(folders[0] if folders else "."), answers
 
 
-def _ask(answers: dict[str, str]) -> dict[str, str]:
+def _ask(answers: dict[str, str], template: Path) -> dict[str, str]:
     """Ask for the three answers that have no good default, as far as they are not given."""
     from catalogzero.entry import scaffold
 
-    template = scaffold.template_folder()
     words = scaffold.prompts(template)
     for name in scaffold.ASKED:
         if name not in answers:
             default = scaffold.complete(answers, template)[name]
             answers[name] = typer.prompt(words[name], default=default, err=True)
     return answers
-
-
-def _print_answers() -> None:
-    """Every answer with its meaning and its default."""
-    from catalogzero.entry import scaffold
-
-    template = scaffold.template_folder()
-    words, defaults = scaffold.prompts(template), scaffold.complete({}, template)
-    for name, default in defaults.items():
-        sys.stdout.write(f"{name}={default}\n    {words[name]}\n")

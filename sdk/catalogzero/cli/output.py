@@ -1,9 +1,13 @@
-"""What commands print: tables on a terminal, plain text in a pipe, JSON for scripts."""
+"""What commands share: two parameters, and how they print.
+
+They print tables on a terminal, plain text in a pipe, JSON for scripts.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +15,9 @@ import typer
 from catalogzero.wire.messages import encode_json
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+PackageFolder = Annotated[
+    Path, typer.Argument(help="The package's folder.", exists=True, file_okay=False)
+]
 
 
 def print_json(value: Any) -> None:
@@ -41,6 +48,11 @@ def print_fields(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         shown = value if isinstance(value, str) else encode_json(value).decode()
         typer.echo(f"{name:<{width}}  {shown}")
+
+
+def print_answer(answer: dict[str, Any], *, json: bool) -> None:
+    """One answer, as JSON or as lines."""
+    (print_json if json else print_fields)(answer)
 
 
 def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -30,38 +30,31 @@ EXIT_INTERRUPTED = 130
 SINGLE_VARIABLES = ("CATALOGZERO_HANDLER_ID", "CATALOGZERO_HOST", "CATALOGZERO_PORT")
 
 
-Target = Annotated[
-    str | None, typer.Argument(help="A handler_id of the registry file, an entry, or module:Class.")
-]
-HandlerId = Annotated[str | None, typer.Option(help="Its name to schedulers.")]
-Host = Annotated[str | None, typer.Option(help="Address to bind; else 127.0.0.1.")]
-Port = Annotated[int | None, typer.Option(help="Port to bind; 0: any free one.")]
-Scheduler = Annotated[
-    str | None, typer.Option(help="Where to register, tcp://host:port; none: nowhere.")
-]
-RuntimeFlags = Annotated[
-    list[str] | None, typer.Option("--set", help="A runtime setting, name=value.")
-]
-ConfigFlags = Annotated[
-    list[str] | None, typer.Option(help="A setting of the entry's own, name=value.")
-]
-Once = Annotated[str | None, typer.Option(metavar="METHOD", help="Run one method here, and end.")]
-Params = Annotated[str, typer.Option(help="JSON object of params, with --once.")]
-All = Annotated[bool, typer.Option("--all", help="Every handler of the file, a process each.")]
-
-
 def run(
-    target: Target = None,
+    target: Annotated[
+        str | None,
+        typer.Argument(help="A handler_id of the registry file, an entry, or module:Class."),
+    ] = None,
     registry: RegistryOption = None,
-    handler_id: HandlerId = None,
-    host: Host = None,
-    port: Port = None,
-    scheduler: Scheduler = None,
-    set_: RuntimeFlags = None,
-    config: ConfigFlags = None,
-    once: Once = None,
-    params: Params = "{}",
-    all_: All = False,
+    handler_id: Annotated[str | None, typer.Option(help="Its name to schedulers.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to bind; else 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind; 0: any free one.")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Where to register, tcp://host:port; none: nowhere.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A runtime setting, name=value.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option(help="A setting of the entry's own, name=value.")
+    ] = None,
+    once: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Run one method here, and end.")
+    ] = None,
+    params: Annotated[str, typer.Option(help="JSON object of params, with --once.")] = "{}",
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every handler of the file, a process each.")
+    ] = False,
 ) -> None:
     """Serve a handler until SIGTERM or Ctrl-C; it then drains and ends.
 
@@ -83,7 +76,10 @@ def run(
     if once:
         _once(handler, once, json_object(params, "--params"))
     else:
-        _serve(handler)
+        from catalogzero.runtime.service import serve_until_signal
+
+        asyncio.run(serve_until_signal(handler))
+        _leave(0)
 
 
 def assignments(pairs: list[str], option: str) -> dict[str, Any]:
@@ -115,13 +111,6 @@ def _value(text: str) -> Any:
         except ValueError:
             return text
     return text
-
-
-def _serve(handler: Handler) -> None:
-    from catalogzero.runtime.service import serve_until_signal
-
-    asyncio.run(serve_until_signal(handler))
-    _leave(0)
 
 
 def _once(handler: Handler, method: str, params: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -13,7 +13,7 @@ from urllib.parse import quote
 import typer
 from typer.core import TyperGroup
 
-from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.cli.output import JsonFlag, print_answer, print_json, print_table
 from catalogzero.cli.run import json_object
 from catalogzero.errors import ConfigError, FailedError, UnauthorizedError, UnreachableError
 
@@ -39,6 +39,11 @@ app = typer.Typer(no_args_is_help=True, cls=AnyOrder)
 CONNECT_TIMEOUT_S = 5.0
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 CRON_ORDER = ("minute", "hour", "day", "month", "day_of_week")
+SCHEDULE_OPTIONS = (
+    *("job_id", "timeout_s", "overlap", "misfire_grace_s", "max_attempts"),
+    *("jitter_s", "max_runs", "end_time"),
+)
+"""The options of `add` that a schedule's body has under the same name."""
 
 JobId = Annotated[str, typer.Argument(help="The schedule's job_id.")]
 Params = Annotated[str, typer.Option(help="JSON object of the method's params.")]
@@ -111,24 +116,14 @@ def add(
     Example: catalogzero schedule add acme process_and_upload --cron '0 2 * * *'
     --params '{"data_source": "/data/exports"}'
     """
-    ours = {
-        "job_id": job_id,
-        "timeout_s": timeout_s,
-        "overlap": overlap,
-        "misfire_grace_s": misfire_grace_s,
-        "max_attempts": max_attempts,
-        "jitter_s": jitter_s,
-        "max_runs": max_runs,
-        "end_time": end_time,
-    }
     body = {
         "handler_id": handler_id,
         "job_method": method,
         "job_params": json_object(params, "--params"),
         "trigger": _trigger(every, cron, at, timezone),
-        **{name: value for name, value in ours.items() if value is not None},
+        **_given(context, SCHEDULE_OPTIONS),
     }
-    _tell(_ask(context, "POST", "/api/schedule", body=body), as_json=json)
+    print_answer(_ask(context, "POST", "/api/schedule", body=body), json=json)
 
 
 @app.command("list")
@@ -175,7 +170,7 @@ def pause(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> None
 
     Example: catalogzero schedule pause nightly-export
     """
-    _tell(_ask(context, "POST", f"{_place(job_id)}/pause"), as_json=json)
+    print_answer(_ask(context, "POST", f"{_place(job_id)}/pause"), json=json)
 
 
 @app.command()
@@ -184,7 +179,7 @@ def resume(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> Non
 
     Example: catalogzero schedule resume nightly-export
     """
-    _tell(_ask(context, "POST", f"{_place(job_id)}/resume"), as_json=json)
+    print_answer(_ask(context, "POST", f"{_place(job_id)}/resume"), json=json)
 
 
 @app.command()
@@ -193,7 +188,7 @@ def remove(context: typer.Context, job_id: JobId, json: JsonFlag = False) -> Non
 
     Example: catalogzero schedule remove nightly-export
     """
-    _tell(_ask(context, "DELETE", _place(job_id)), as_json=json)
+    print_answer(_ask(context, "DELETE", _place(job_id)), json=json)
 
 
 @app.command()
@@ -209,10 +204,15 @@ def run(
     Example: catalogzero schedule run nightly-export
     """
     if method is None:
-        body = _call_of(_ask(context, "GET", "/api/schedules")["schedules"], name)
+        schedules = _ask(context, "GET", "/api/schedules")["schedules"]
+        calls = [one["args"] for one in schedules if one["id"] == name]
+        if not calls:
+            raise FailedError(f"no schedule is called '{name}'; see `catalogzero schedule list`")
+        handler_id, job_method, fields = calls[0][:3]
     else:
         fields = json_object(params, "--params")
-        body = {"handler_id": name, "job_method": method, "job_params": fields}
+        handler_id, job_method = name, method
+    body = {"handler_id": handler_id, "job_method": job_method, "job_params": fields}
     told = _ask(context, "POST", "/api/run_now", body=body)
     print_json(told if json else told["result"])
 
@@ -231,19 +231,18 @@ def executions(
 
     Example: catalogzero schedule executions --status error --limit 10
     """
-    wanted = {
-        "handler_id": handler_id,
-        "job_id": job_id,
-        "method_name": method_name,
-        "status": status,
-    }
-    query = {name: value for name, value in wanted.items() if value is not None}
-    told = _ask(context, "GET", "/api/executions", query={**query, "limit": limit})
+    query = _given(context, ("handler_id", "job_id", "method_name", "status", "limit"))
+    told = _ask(context, "GET", "/api/executions", query=query)
     if json:
         print_json(told)
         return
     columns = ("started (UTC)", "job_id", "handler", "method", "status", "ms", "error")
     print_table(columns, (_row(record) for record in told["records"]))
+
+
+def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
+    """The values of a command's own options by name; those that were left out are not in it."""
+    return {name: context.params[name] for name in names if context.params[name] is not None}
 
 
 def _row(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -282,26 +281,9 @@ def _trigger(
     return {"type": "interval", UNITS[match[2]]: float(match[1])}
 
 
-def _call_of(schedules: list[dict[str, Any]], job_id: str) -> dict[str, Any]:
-    """The call that a schedule makes."""
-    for one in schedules:
-        if one["id"] == job_id:
-            handler_id, method, params = one["args"][:3]
-            return {"handler_id": handler_id, "job_method": method, "job_params": params}
-    raise FailedError(f"no schedule is called '{job_id}'; see `catalogzero schedule list`")
-
-
 def _place(job_id: str) -> str:
     """The path of a schedule."""
     return f"/api/schedules/{quote(job_id, safe='')}"
-
-
-def _tell(told: dict[str, Any], *, as_json: bool) -> None:
-    """A short answer, as lines or as JSON."""
-    if as_json:
-        print_json(told)
-    else:
-        print_fields(told)
 
 
 def _ask(
@@ -319,49 +301,37 @@ def _ask(
         UnauthorizedError: The token is missing or wrong.
         FailedError: The API says no; with its own words.
     """
-    return asyncio.run(_request(context.obj, method, path, body, query))
-
-
-async def _request(
-    api: Api,
-    method: str,
-    path: str,
-    body: Mapping[str, Any] | None,
-    query: Mapping[str, Any] | None,
-) -> dict[str, Any]:
     import httpx
+    import orjson
     from httpx_aiohttp import AiohttpTransport
 
+    api: Api = context.obj
     headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-    async with httpx.AsyncClient(
-        transport=AiohttpTransport(), headers=headers, timeout=timeout
-    ) as client:
-        try:
-            answer = await client.request(method, api.url + path, json=body, params=query)
-        except httpx.TransportError as error:
-            why = re.sub(r" ssl:default ", " ", str(error))
-            mend = "start it (catalogzero scheduler), or name it with --url"
-            raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {mend}") from None
-    return _checked(answer.status_code, answer.content, api.url + path)
 
-
-def _checked(status: int, content: bytes, place: str) -> dict[str, Any]:
-    """The answer's JSON object, or the error that it tells."""
-    import orjson
+    async def request() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=AiohttpTransport(), headers=headers, timeout=timeout
+        ) as client:
+            return await client.request(method, api.url + path, json=body, params=query)
 
     try:
-        told = orjson.loads(content)
+        answer = asyncio.run(request())
+    except httpx.TransportError as error:
+        why = re.sub(r" ssl:default ", " ", str(error))
+        mend = "start it (catalogzero scheduler), or name it with --url"
+        raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {mend}") from None
+    try:
+        told = orjson.loads(answer.content)
     except orjson.JSONDecodeError:
         told = None
+    status = answer.status_code
     if status < 400 and isinstance(told, dict):
         return told
-    error = told.get("error") if isinstance(told, dict) else None
-    message = error.get("message") if isinstance(error, dict) else _unexplained(status, place)
-    raise (UnauthorizedError if status in (401, 403) else FailedError)(str(message))
-
-
-def _unexplained(status: int, place: str) -> str:
-    """What to say of an answer that explains nothing."""
-    hint = ": this server does not know that request" if status in (404, 405) else ""
-    return f"HTTP {status} from {place}{hint}"
+    explained = told.get("error") if isinstance(told, dict) else None
+    if isinstance(explained, dict):
+        message = str(explained.get("message"))
+    else:
+        hint = ": this server does not know that request" if status in (404, 405) else ""
+        message = f"HTTP {status} from {api.url}{path}{hint}"
+    raise (UnauthorizedError if status in (401, 403) else FailedError)(message)

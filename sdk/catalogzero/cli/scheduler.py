@@ -13,7 +13,6 @@ from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
     from catalogzero.scheduler.server import SchedulerServer
-    from catalogzero.wire.zeromq import CurveServer
 
 
 def scheduler(
@@ -72,8 +71,15 @@ def scheduler(
     """
     from catalogzero.scheduler.runner import RunnerSettings
     from catalogzero.scheduler.server import SchedulerSettings, run_scheduler
-    from catalogzero.wire.zeromq import CurveKeys, read_server_keys
+    from catalogzero.wire.zeromq import CurveKeys, CurveServer, read_client_keys, read_server_keys
 
+    keys = CurveKeys.read(curve_key_file) if curve_key_file else None
+    curve = None
+    if curve_clients_file is not None:
+        if keys is None:
+            needed = "--curve-key-file: the scheduler's own pair"
+            raise ConfigError(f"--curve-clients-file needs {needed}")
+        curve = CurveServer(keys, read_client_keys(curve_clients_file))
     settings = SchedulerSettings(
         host=host,
         port=port,
@@ -84,8 +90,8 @@ def scheduler(
         token_file=token_file,
         hosts=tuple(allow_host or ()),
         allow_plaintext=allow_plaintext,
-        curve=_curve(curve_key_file, curve_clients_file),
-        client_keys=CurveKeys.read(curve_key_file) if curve_key_file else None,
+        curve=curve,
+        client_keys=keys,
         server_keys=read_server_keys(server_keys_file) if server_keys_file else {},
         runner=RunnerSettings(lease_s=lease_s, retention_days=retention_days),
     )
@@ -102,14 +108,3 @@ def _announce(server: SchedulerServer, *, as_json: bool) -> None:
             f"scheduler: {server.url} (API and page), handlers register at {server.zmq_address}, "
             f"database {server.database}; Ctrl-C stops it"
         )
-
-
-def _curve(key_file: Path | None, clients_file: Path | None) -> CurveServer | None:
-    """The keys of registration, when both files are named."""
-    from catalogzero.wire.zeromq import CurveKeys, CurveServer, read_client_keys
-
-    if clients_file is None:
-        return None
-    if key_file is None:
-        raise ConfigError("--curve-clients-file needs --curve-key-file: the scheduler's own pair")
-    return CurveServer(CurveKeys.read(key_file), read_client_keys(clients_file))

@@ -1,4 +1,4 @@
-"""`catalogzero systemd`: a hardened unit for a handler."""
+"""`catalogzero systemd`: a hardened unit for a handler, from `systemd.service` beside this file."""
 
 from __future__ import annotations
 
@@ -17,66 +17,7 @@ from catalogzero.errors import ConfigError
 from catalogzero.runtime.launch import registry_path
 
 CLOSE_S = 15
-DRAIN_TIMEOUT_S = RuntimeSettings.model_fields["drain_timeout_s"].default
-
-UNIT = """\
-# Its state: /var/lib/catalogzero/{handler_id}. To look at it:
-#   CATALOGZERO_STATE_DIR=/var/lib/catalogzero/{handler_id} catalogzero outbox list {handler_id}
-[Unit]
-Description=catalogzero handler {handler_id}
-After=network-online.target
-Wants=network-online.target
-
-[Service]
-Type=exec
-ExecStart={command} run {handler_id} --registry {registry}
-WorkingDirectory={folder}
-Restart=on-failure
-RestartSec=5
-RestartPreventExitStatus=2 3
-TimeoutStopSec={stop_s}
-KillSignal=SIGTERM
-KillMode=mixed
-
-DynamicUser=yes
-StateDirectory=catalogzero/{handler_id}
-StateDirectoryMode=0700
-{paths}UMask=0077
-Environment=CATALOGZERO_LOG_FORMAT=json
-
-AmbientCapabilities=
-CapabilityBoundingSet=
-DevicePolicy=closed
-IPAddressAllow=any
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-NoNewPrivileges=yes
-PrivateDevices=yes
-PrivateTmp=yes
-PrivateUsers=yes
-ProcSubset=pid
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHome=read-only
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-ProtectSystem=strict
-RemoveIPC=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallErrorNumber=EPERM
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-
-[Install]
-WantedBy=multi-user.target
-"""
+"""Seconds that closing may take, after draining."""
 
 
 def systemd(
@@ -102,12 +43,16 @@ def unit_for(handler_id: str, registry: Path) -> str:
     stanza = load_registry(registry).find(handler_id)
     if not re.fullmatch(r"[A-Za-z0-9._-]+", stanza.handler_id):
         raise ConfigError(f"{stanza.where('handler_id')}: letters, digits, `.`, `_`, `-` only")
-    return UNIT.format(
+    drain_s = stanza.runtime.get("drain_timeout_s")
+    if not isinstance(drain_s, int | float):
+        drain_s = RuntimeSettings.model_fields["drain_timeout_s"].default
+    unit = Path(__file__).with_name("systemd.service").read_text("utf-8")
+    return unit.format(
         handler_id=handler_id,
         command=_command(),
         registry=_quoted(str(registry)),
         folder=_quoted(str(registry.parent)),
-        stop_s=_stop_s(stanza),
+        stop_s=int(drain_s) + CLOSE_S,
         paths="".join(_paths(stanza)),
     )
 
@@ -116,12 +61,6 @@ def _command() -> str:
     """This installation's own `catalogzero`."""
     beside = Path(sys.executable).with_name("catalogzero")
     return _quoted(str(beside)) if beside.exists() else f"{_quoted(sys.executable)} -m catalogzero"
-
-
-def _stop_s(stanza: Stanza) -> int:
-    """Seconds that a stop may take: draining, and a moment to close."""
-    drain_s = stanza.runtime.get("drain_timeout_s")
-    return int(drain_s if isinstance(drain_s, int | float) else DRAIN_TIMEOUT_S) + CLOSE_S
 
 
 def _paths(stanza: Stanza) -> Iterator[str]:

@@ -13,21 +13,6 @@ import typer
 
 from catalogzero.errors import ConfigError
 
-TEST_FILE = '''\
-"""The contract suite, run against {target}."""
-
-from catalogzero.runtime.launch import load_class
-from catalogzero.testing import {suite}
-
-
-class TestContract({suite}):
-    """The entry's contract."""
-
-    handler_class = load_class({module!r}, {name!r})
-    exclude = {exclude!r}
-    sample = {sample!r}
-'''
-
 
 def run_contract(
     target: Annotated[str, typer.Argument(help="An installed entry, or module:Class.")],
@@ -54,7 +39,8 @@ def run_contract(
     if cls is None:
         raise ConfigError(f"{target!r} is no installed entry, and not module:Class")
     processor = issubclass(cls, CloudProcessor)
-    text = TEST_FILE.format(
+    template = Path(__file__).with_name("test_contract.py.txt").read_text("utf-8")
+    text = template.format(
         target=target,
         suite="ProcessorContract" if processor else "HandlerContract",
         module=cls.__module__,
@@ -62,7 +48,14 @@ def run_contract(
         exclude=dict(_excluded(text) for text in exclude or ()),
         sample=str((sample or Path("sample.csv")).absolute()) if processor else None,
     )
-    raise typer.Exit(_run(text, check))
+    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
+        path = Path(folder) / "test_contract.py"
+        path.write_text(text, "utf-8")
+        options = ["-q", "-rN", "--rootdir", folder, "-c", "/dev/null", "--import-mode=importlib"]
+        chosen = ["-k", check] if check else []
+        command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *chosen]
+        done = subprocess.run([*command, str(path)], check=False)  # noqa: S603 - pytest, our own file
+    raise typer.Exit(min(done.returncode, 1))
 
 
 def _excluded(text: str) -> tuple[str, str]:
@@ -71,15 +64,3 @@ def _excluded(text: str) -> tuple[str, str]:
     if not reason.strip():
         raise ConfigError(f"--exclude {text!r}: write check=reason")
     return name, reason
-
-
-def _run(text: str, check: str | None) -> int:
-    """Run pytest on a test file of ours."""
-    with tempfile.TemporaryDirectory(prefix="contract-") as folder:
-        path = Path(folder) / "test_contract.py"
-        path.write_text(text, "utf-8")
-        options = ["-q", "-rN", "--rootdir", folder, "-c", "/dev/null", "--import-mode=importlib"]
-        chosen = ["-k", check] if check else []
-        command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *chosen]
-        done = subprocess.run([*command, str(path)], check=False)  # noqa: S603 - pytest, our own file
-        return min(done.returncode, 1)

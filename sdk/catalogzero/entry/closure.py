@@ -14,7 +14,8 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import distribution
+from itertools import product
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -51,10 +52,8 @@ class Target:
 
 def targets(pythons: Sequence[str], platforms: Sequence[str]) -> list[Target]:
     """This machine, and every other one that the versions and platforms given make together."""
-    versions: list[str | None] = [*pythons] or [None]
-    machines: list[str | None] = [*platforms] or [None]
-    others = [Target(version, machine) for version in versions for machine in machines]
-    return list(dict.fromkeys([Target(), *others]))
+    others = product((*pythons,) or (None,), (*platforms,) or (None,))
+    return list(dict.fromkeys([Target(), *(Target(*other) for other in others)]))
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,12 @@ def gather(
     Raises:
         CatalogZeroError: pip found no set of wheels; its own words are in the message.
     """
-    folder = cache / _question(wheels, origin, target, extras)
+    needs = sorted([wheel.name, *(wheel.fields.get_all("Requires-Dist") or ())] for wheel in wheels)
+    wanted = {name: sorted(names) for name, names in extras.items()}
+    here = [sys.version_info[:2], sys.platform, os.uname().machine]
+    question = [needs, wanted, origin.pip_options(), target.pip_options(), here]
+    digest = hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+    folder = cache / digest[:24]
     if not (folder / _DONE).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -108,20 +112,6 @@ def gather(
         (folder / _DONE).touch()
     own = {wheel.path.name for wheel in wheels}
     return sorted(path for path in folder.glob("*.whl") if path.name not in own)
-
-
-def _question(
-    wheels: Sequence[Wheel],
-    origin: Origin,
-    target: Target,
-    extras: Mapping[str, Iterable[str]],
-) -> str:
-    """A name for the question that pip is asked: what is needed, from where, for which machine."""
-    needs = sorted([wheel.name, *(wheel.fields.get_all("Requires-Dist") or ())] for wheel in wheels)
-    wanted = {name: sorted(names) for name, names in extras.items()}
-    here = [sys.version_info[:2], sys.platform, os.uname().machine]
-    question = [needs, wanted, origin.pip_options(), target.pip_options(), here]
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _as_pip_names(wheel: Wheel, extras: Mapping[str, Iterable[str]]) -> list[str]:
@@ -156,23 +146,15 @@ def sdk_wheel(folder: Path) -> Path:
         CatalogZeroError: The build failed.
     """
     installed = distribution(SDK)
-    checkout = _checkout(installed)
-    if checkout is None:
+    place = json.loads(installed.read_text("direct_url.json") or "{}")
+    if not place.get("dir_info", {}).get("editable"):
         return repack(installed, folder)
+    checkout = Path(unquote(urlsplit(place["url"]).path))
     with tempfile.TemporaryDirectory() as temporary:
         build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", temporary]
         run_tool(build, cwd=checkout)
         (built,) = Path(temporary).glob("*.whl")
         return Path(shutil.move(built, folder / built.name))
-
-
-def _checkout(installed: Distribution) -> Path | None:
-    """The folder that an editable installation stands for."""
-    text = installed.read_text("direct_url.json")
-    place = json.loads(text) if text else {}
-    if not place.get("dir_info", {}).get("editable"):
-        return None
-    return Path(unquote(urlsplit(place["url"]).path))
 
 
 def read_all(paths: Iterable[Path]) -> list[Wheel]:

@@ -18,7 +18,6 @@ from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_NOISE = ("title",)
 
 
 def methods_of_class(cls: type[Handler]) -> list[dict[str, Any]]:
@@ -29,8 +28,7 @@ def methods_of_class(cls: type[Handler]) -> list[dict[str, Any]]:
 def config_schema_of_class(cls: type[Handler]) -> dict[str, Any]:
     """The JSON Schema of the class's settings, as the manifest writes it."""
     schema = without_noise(cls.settings_model.model_json_schema())
-    schema.pop("description", None)
-    return dict(schema)
+    return {key: value for key, value in schema.items() if key != "description"}
 
 
 def _method(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def without_noise(schema: Any, *, named: bool = False) -> Any:
         named: The keys are the author's names, such as those of properties.
     """
     if isinstance(schema, dict):
-        kept = {k: v for k, v in schema.items() if named or k not in _NOISE}
+        kept = {k: v for k, v in schema.items() if named or k != "title"}
         return {
             key: without_noise(value, named=not named and key in ("properties", "$defs"))
             for key, value in kept.items()
@@ -132,16 +130,12 @@ def differences(manifest: Manifest, cls: type[Handler]) -> Iterator[str]:
             )
             if differing:
                 yield f"method {name!r}: {', '.join(differing)} of code and manifest differ"
-    yield from _config_differences(manifest.config_schema, config_schema_of_class(cls))
-
-
-def _config_differences(said: Mapping[str, Any], told: Mapping[str, Any]) -> Iterator[str]:
-    """Settings that manifest and code describe otherwise."""
-    written, real = said.get("properties", {}), told.get("properties", {})
-    for name in sorted(written.keys() | real.keys()):
-        if written.get(name) != real.get(name):
+    schema = config_schema_of_class(cls)
+    settings, real = manifest.config_schema.get("properties", {}), schema.get("properties", {})
+    for name in sorted(settings.keys() | real.keys()):
+        if settings.get(name) != real.get(name):
             yield f"setting {name!r} is described otherwise by the code"
-    if written == real and dict(said) != dict(told):
+    if settings == real and manifest.config_schema != schema:
         yield "config_schema is described otherwise by the code"
 
 

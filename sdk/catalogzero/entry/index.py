@@ -9,13 +9,13 @@ never imported. What was published before stays, unless it is given again with o
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ class Release:
     wheel: Wheel
     yanked: str | None = None
     """Why it should not be installed any more; None where it may."""
+
+    @property
+    def requirements(self) -> str:
+        """Its whole closure with hashes, for `pip install --require-hashes -r`: a file's name."""
+        return f"requirements/{self.manifest.id}-{self.wheel.version}.txt"
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,11 @@ def build_catalog(
                         cache=cache or closure.default_cache(),
                     )
                 )
-        published = [path for path in sorted(paths) if not replace and path not in ours]
-        _refuse_changes(published, out / "files")
-        _copy(sorted(paths), out / "files")
+        if not replace:
+            _refuse_changes(sorted(paths - ours), out / "files")
+        (out / "files").mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            shutil.copyfile(path, out / "files" / path.name)
     return publish(out, yank or {})
 
 
@@ -108,9 +115,11 @@ def publish(out: Path, yank: Mapping[str, str]) -> CatalogReport:
     wheels = closure.read_all((out / "files").glob("*.whl"))
     releases = _releases(wheels, {**_published_yanks(out), **yank})
     withdrawn = {release.wheel.path.name: release.yanked for release in releases if release.yanked}
-    _write_files(out, wheels)
+    for wheel in wheels:
+        _write(out / "files" / f"{wheel.path.name}.metadata", wheel.metadata)
     _write_simple(out, wheels, withdrawn)
-    _write_requirements(out, wheels, releases)
+    for release in releases:
+        _write(out / release.requirements, requirements_text(release.wheel, wheels))
     document = _catalog_document(releases, wheels)
     _write(out / "catalog.json", _json(document))
     pages.write_pages(out, document)
@@ -164,13 +173,6 @@ def _refuse_changes(paths: Iterable[Path], files: Path) -> None:
             )
 
 
-def _copy(paths: Iterable[Path], files: Path) -> None:
-    """Copy wheels into the site."""
-    files.mkdir(parents=True, exist_ok=True)
-    for path in paths:
-        shutil.copyfile(path, files / path.name)
-
-
 def _published_yanks(out: Path) -> dict[str, str]:
     """What was yanked when the site was last written: `id==version` → reason."""
     try:
@@ -199,33 +201,21 @@ def _releases(wheels: Iterable[Wheel], yanks: Mapping[str, str]) -> list[Release
     return sorted(found, key=lambda release: release.manifest.id)
 
 
-def _write_files(out: Path, wheels: Iterable[Wheel]) -> None:
-    """Each wheel's metadata beside it (PEP 658)."""
-    for wheel in wheels:
-        _write(out / "files" / f"{wheel.path.name}.metadata", wheel.metadata)
-
-
-def _write_simple(out: Path, wheels: Iterable[Wheel], withdrawn: Mapping[str, str]) -> None:
+def _write_simple(out: Path, wheels: Sequence[Wheel], withdrawn: Mapping[str, str]) -> None:
     """The simple index, as pages and as JSON."""
-    projects: dict[str, list[Wheel]] = defaultdict(list)
-    for wheel in wheels:
-        projects[wheel.name].append(wheel)
-    names = sorted(projects)
-    _write_simple_page(out / "simple", "Simple index", [(f"{n}/", {}, n) for n in names])
-    root = {"meta": {"api-version": _JSON_API}, "projects": [{"name": name} for name in names]}
-    _write(out / "simple" / "index.json", _json(root))
-    for name, files in projects.items():
+    meta = {"api-version": _JSON_API}
+    names = sorted({wheel.name for wheel in wheels})
+    documents: dict[str, dict[str, Any]] = {
+        "": {"meta": meta, "projects": [{"name": name} for name in names]}
+    }
+    for name in names:
+        files = [wheel for wheel in wheels if wheel.name == name]
+        versions = [str(version) for version in sorted({wheel.version for wheel in files})]
         rows = [_file_row(wheel, withdrawn) for wheel in files]
-        links = [_file_link(row) for row in rows]
-        _write_simple_page(out / "simple" / name, f"Links for {name}", links)
-        versions = sorted({wheel.version for wheel in files})
-        document = {
-            "meta": {"api-version": _JSON_API},
-            "name": name,
-            "versions": [str(version) for version in versions],
-            "files": rows,
-        }
+        documents[name] = {"meta": meta, "name": name, "versions": versions, "files": rows}
+    for name, document in documents.items():
         _write(out / "simple" / name / "index.json", _json(document))
+        pages.write_links(out / "simple" / name, document)
 
 
 def _file_row(wheel: Wheel, withdrawn: Mapping[str, str]) -> dict[str, Any]:
@@ -245,48 +235,10 @@ def _file_row(wheel: Wheel, withdrawn: Mapping[str, str]) -> dict[str, Any]:
     return row
 
 
-def _file_link(row: Mapping[str, Any]) -> tuple[str, dict[str, str], str]:
-    """The same row as a link of PEP 503: address, attributes, text."""
-    metadata = f"sha256={row['core-metadata']['sha256']}"
-    attributes = {"data-core-metadata": metadata, "data-dist-info-metadata": metadata}
-    if "requires-python" in row:
-        attributes["data-requires-python"] = row["requires-python"]
-    if row["yanked"]:
-        attributes["data-yanked"] = row["yanked"]
-    return f"{row['url']}#sha256={row['hashes']['sha256']}", attributes, row["filename"]
-
-
-def _write_simple_page(
-    folder: Path, title: str, links: Iterable[tuple[str, dict[str, str], str]]
-) -> None:
-    """One page of links."""
-    lines = [
-        f'<a href="{html.escape(address)}"'
-        + "".join(f' {name}="{html.escape(value)}"' for name, value in attributes.items())
-        + f">{html.escape(text)}</a><br>"
-        for address, attributes, text in links
-    ]
-    head = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="pypi:repository-version" content="{_JSON_API}">'
-        f"<title>{html.escape(title)}</title></head><body>"
-    )
-    _write(folder / "index.html", "\n".join([head, *lines, "</body></html>", ""]))
-
-
-def _write_requirements(out: Path, wheels: Sequence[Wheel], releases: Iterable[Release]) -> None:
-    """Each release's whole closure with hashes, for `pip install --require-hashes -r`."""
-    for release in releases:
-        name = f"{release.manifest.id}-{release.wheel.version}.txt"
-        _write(out / "requirements" / name, requirements_text(release.wheel, wheels))
-
-
 def _catalog_document(releases: Iterable[Release], wheels: Sequence[Wheel]) -> dict[str, Any]:
     """What the catalog offers, for programs: `catalog.json`."""
-    by_entry: dict[str, list[Release]] = defaultdict(list)
-    for release in releases:
-        by_entry[release.manifest.id].append(release)
-    entries = [_entry_document(entry_releases) for entry_releases in by_entry.values()]
+    by_entry = groupby(releases, key=lambda release: release.manifest.id)
+    entries = [_entry_document(list(of_entry)) for _, of_entry in by_entry]
     hashes = {wheel.path.name: wheel.sha256 for wheel in wheels}
     return {"catalog_version": CATALOG_VERSION, "entries": entries, "files": hashes}
 
@@ -302,7 +254,7 @@ def _entry_document(releases: Sequence[Release]) -> dict[str, Any]:
             "file": release.wheel.path.name,
             "sha256": release.wheel.sha256,
             "requires_python": release.wheel.requires_python,
-            "requirements": f"requirements/{release.manifest.id}-{release.wheel.version}.txt",
+            "requirements": release.requirements,
             "yanked": release.yanked,
         }
         for release in releases

@@ -207,14 +207,10 @@ def _read(place: str, name: str) -> str:
         if not path.is_file():
             raise ConfigError(f"{place} is no catalog: it has no {name}")
         return path.read_text("utf-8")
-    return _fetch(f"{_url(place)}/{name}")
-
-
-def _fetch(url: str) -> str:
-    """The text behind a URL; redirects are not followed."""
     import httpx
 
-    try:
+    url = f"{_url(place)}/{name}"
+    try:  # redirects are not followed
         answer = httpx.get(url, timeout=FETCH_TIMEOUT_S)
     except httpx.HTTPError as error:
         raise UnreachableError(f"{url} does not answer: {error}") from error

@@ -10,6 +10,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -67,11 +68,16 @@ RULES: dict[str, Rule] = {}
 _LOOKS: list[tuple[Rule, Look]] = []
 
 
-def rule(code: str, demand: str, mend: str, severity: Severity = "error") -> Callable[[Look], Look]:
-    """Register a rule: the function yields (path, what is wrong) for each place."""
+def rule(code: str, severity: Severity = "error") -> Callable[[Look], Look]:
+    """Register a rule: the function yields (path, what is wrong) for each place.
+
+    Its docstring is the rule's text: the first paragraph demands, the second says what to do.
+    """
 
     def register(look: Look) -> Look:
-        RULES[code] = Rule(code, demand, mend, severity)
+        demand, _, mend = cleandoc(look.__doc__ or "").partition("\n\n")
+        demand = demand[:1].lower() + demand[1:].removesuffix(".")
+        RULES[code] = Rule(code, demand, " ".join(mend.split()), severity)
         _LOOKS.append((RULES[code], look))
         return look
 
@@ -127,24 +133,24 @@ def _shown(subject: Subject, path: Path) -> str:
     return path.relative_to(subject.folder).as_posix()
 
 
-@rule(
-    "CZ101",
-    "the package provides an entry and a handler by entry points",
-    "Add the groups catalogzero.entries (id = package) and catalogzero.handlers (name = "
-    "module:Class) to pyproject.toml.",
-)
+@rule("CZ101")
 def _has_entry_points(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The package provides an entry and a handler by entry points.
+
+    Add the groups catalogzero.entries (id = package) and catalogzero.handlers (name =
+    module:Class) to pyproject.toml.
+    """
     for group, points in (("entries", subject.entries), ("handlers", subject.handlers)):
         if not points:
             yield "pyproject.toml", f"no entry point in the group catalogzero.{group}"
 
 
-@rule(
-    "CZ102",
-    "each entry's package has a manifest of the right form",
-    "Mend the keys named; docs/reference/manifest.md lists them all.",
-)
+@rule("CZ102")
 def _has_manifest(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Each entry's package has a manifest of the right form.
+
+    Mend the keys named; docs/reference/manifest.md lists them all.
+    """
     for entry_id in subject.entries:
         try:
             subject.manifest(entry_id)
@@ -152,26 +158,34 @@ def _has_manifest(subject: Subject) -> Iterator[tuple[str, str]]:
             yield _shown(subject, subject.manifest_path(entry_id)), str(error)
 
 
-@rule("CZ103", "the manifest's id is the entry point's name", "Make the two the same.")
+@rule("CZ103")
 def _id_matches(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The manifest's id is the entry point's name.
+
+    Make the two the same.
+    """
     for entry_id, path, manifest in _manifests(subject):
         if manifest.id != entry_id:
             yield path, f"id is {manifest.id!r}, the entry point {entry_id!r}"
 
 
-@rule(
-    "CZ104",
-    "manifest and package have one version",
-    "Make them the same, or let pyproject.toml read the manifest's (tool.hatch.version).",
-)
+@rule("CZ104")
 def _version_matches(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Manifest and package have one version.
+
+    Make them the same, or let pyproject.toml read the manifest's (tool.hatch.version).
+    """
     for _, path, manifest in _manifests(subject):
         if subject.project.get("version", manifest.version) != manifest.version:
             yield path, f"version is {manifest.version}, the package's {subject.project['version']}"
 
 
-@rule("CZ105", "each handler can be imported", "Mend the entry point, or the module.")
+@rule("CZ105")
 def _handlers_import(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Each handler can be imported.
+
+    Mend the entry point, or the module.
+    """
     for name in subject.handlers:
         try:
             with handler_class(subject, name):
@@ -180,24 +194,24 @@ def _handlers_import(subject: Subject) -> Iterator[tuple[str, str]]:
             yield "pyproject.toml", str(error)
 
 
-@rule(
-    "CZ106",
-    "the manifest says of methods and settings what the code says",
-    "Run catalogzero catalog lint --fix.",
-)
+@rule("CZ106")
 def _no_drift(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The manifest says of methods and settings what the code says.
+
+    Run catalogzero catalog lint --fix.
+    """
     for _, path, manifest in _manifests(subject):
         for _, cls in _classes(subject):
             for difference in drift.differences(manifest, cls):
                 yield path, difference
 
 
-@rule(
-    "CZ107",
-    "the hosts that the entry talks to are named",
-    "Name the endpoint's host in allowed_hosts: clients open their firewalls by it.",
-)
+@rule("CZ107")
 def _hosts_named(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The hosts that the entry talks to are named.
+
+    Name the endpoint's host in allowed_hosts: clients open their firewalls by it.
+    """
     for _, path, manifest in _manifests(subject):
         for _, cls in _classes(subject):
             field = cls.settings_model.model_fields.get("endpoint")
@@ -206,23 +220,23 @@ def _hosts_named(subject: Subject) -> Iterator[tuple[str, str]]:
                 yield path, f"the endpoint's host {host} is not in allowed_hosts"
 
 
-@rule(
-    "CZ108",
-    "a processor says what data leaves",
-    "Say in data_collected which data leaves the client's machine, an item a line.",
-)
+@rule("CZ108")
 def _data_named(subject: Subject) -> Iterator[tuple[str, str]]:
+    """A processor says what data leaves.
+
+    Say in data_collected which data leaves the client's machine, an item a line.
+    """
     for _, path, manifest in _manifests(subject):
         if manifest.kind == "processor" and not manifest.data_collected:
             yield path, "data_collected is empty"
 
 
-@rule(
-    "CZ109",
-    "proposed schedules name methods that exist, with parameters that they take",
-    "Mend the schedule's method and params.",
-)
+@rule("CZ109")
 def _schedules_fit(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Proposed schedules name methods that exist, with parameters that they take.
+
+    Mend the schedule's method and params.
+    """
     for _, path, manifest in _manifests(subject):
         methods = {method.name: method for method in manifest.methods}
         for schedule in manifest.default_schedules:
@@ -245,12 +259,12 @@ def _param_faults(schema: dict[str, Any], params: dict[str, Any]) -> Iterator[st
         yield f"leaves out {', '.join(missing)}"
 
 
-@rule(
-    "CZ110",
-    "proposed schedules have triggers that a scheduler takes",
-    "Use type interval, cron or date, with the keys of docs/reference/manifest.md.",
-)
+@rule("CZ110")
 def _triggers_fit(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Proposed schedules have triggers that a scheduler takes.
+
+    Use type interval, cron or date, with the keys of docs/reference/manifest.md.
+    """
     for _, path, manifest in _manifests(subject):
         for schedule in manifest.default_schedules:
             kind = schedule.trigger.get("type")
@@ -262,12 +276,12 @@ def _triggers_fit(subject: Subject) -> Iterator[tuple[str, str]]:
                 yield path, f"the {kind} trigger of {schedule.method!r} says {words}"
 
 
-@rule(
-    "CZ111",
-    "secrets are SecretStr",
-    "Annotate the setting as SecretStr, so that it never shows in a log or an error.",
-)
+@rule("CZ111")
 def _secrets_are_secret(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Secrets are SecretStr.
+
+    Annotate the setting as SecretStr, so that it never shows in a log or an error.
+    """
     for reference, cls in _classes(subject):
         for name, field in cls.settings_model.model_fields.items():
             plain = field.annotation in (str, str | None)
@@ -275,36 +289,36 @@ def _secrets_are_secret(subject: Subject) -> Iterator[tuple[str, str]]:
                 yield reference, f"the setting {name!r} is plain text"
 
 
-@rule(
-    "CZ112",
-    "the settings have the vendor's own prefix in the environment",
-    "Set model_config = SettingsConfigDict(env_prefix='ACME_') in the settings class.",
-)
+@rule("CZ112")
 def _has_prefix(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The settings have the vendor's own prefix in the environment.
+
+    Set model_config = SettingsConfigDict(env_prefix='ACME_') in the settings class.
+    """
     for reference, cls in _classes(subject):
         prefix = cls.settings_model.model_config.get("env_prefix", "")
         if not prefix or prefix.upper().startswith("CATALOGZERO_"):
             yield reference, f"the settings' environment prefix is {prefix!r}"
 
 
-@rule(
-    "CZ113",
-    "every method says what it does",
-    "Write a docstring: its first paragraph stands in the catalog.",
-)
+@rule("CZ113")
 def _methods_documented(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Every method says what it does.
+
+    Write a docstring: its first paragraph stands in the catalog.
+    """
     for reference, cls in _classes(subject):
         for name, method in cls.callable_methods().items():
             if not method.describe()["doc"]:
                 yield reference, f"method {name!r} has no docstring"
 
 
-@rule(
-    "CZ114",
-    "the package depends on catalogzero, within a range",
-    "Write a range such as catalogzero>=0.1,<1 into dependencies.",
-)
+@rule("CZ114")
 def _depends_on_sdk(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The package depends on catalogzero, within a range.
+
+    Write a range such as catalogzero>=0.1,<1 into dependencies.
+    """
     needed = [Requirement(text) for text in subject.project.get("dependencies", [])]
     sdk = [need for need in needed if canonicalize_name(need.name) == "catalogzero"]
     if not sdk:
@@ -313,12 +327,12 @@ def _depends_on_sdk(subject: Subject) -> Iterator[tuple[str, str]]:
         yield "pyproject.toml", f"the dependency {sdk[0]} has no upper bound"
 
 
-@rule(
-    "CZ115",
-    "only catalogzero's public names are used",
-    "Import from catalogzero, or its testing, compat, backend, web or sql.",
-)
+@rule("CZ115")
 def _public_names(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Only catalogzero's public names are used.
+
+    Import from catalogzero, or its testing, compat, backend, web or sql.
+    """
     for path in subject.modules():
         for node in ast.walk(_tree(path)):
             for module in _imported_modules(node):
@@ -326,12 +340,12 @@ def _public_names(subject: Subject) -> Iterator[tuple[str, str]]:
                     yield _shown(subject, path), f"{module} is private"
 
 
-@rule(
-    "CZ116",
-    "no async method blocks the event loop by sleeping",
-    "Use await self.clock.sleep(…), or a plain method, which runs in a thread.",
-)
+@rule("CZ116")
 def _no_blocking_sleep(subject: Subject) -> Iterator[tuple[str, str]]:
+    """No async method blocks the event loop by sleeping.
+
+    Use await self.clock.sleep(…), or a plain method, which runs in a thread.
+    """
     for path in subject.modules():
         for function in ast.walk(_tree(path)):
             if isinstance(function, ast.AsyncFunctionDef):
@@ -341,25 +355,23 @@ def _no_blocking_sleep(subject: Subject) -> Iterator[tuple[str, str]]:
                         yield where, f"time.sleep in the async method {function.name!r}"
 
 
-@rule(
-    "CZ117",
-    "the package has a README and a licence",
-    "Write README.md for the client's operator and LICENSE, and name them in pyproject.toml.",
-    "warning",
-)
+@rule("CZ117", "warning")
 def _has_papers(subject: Subject) -> Iterator[tuple[str, str]]:
+    """The package has a README and a licence.
+
+    Write README.md for the client's operator and LICENSE, and name them in pyproject.toml.
+    """
     for name in ("readme", "license"):
         if not subject.project.get(name):
             yield "pyproject.toml", f"{name} is not set"
 
 
-@rule(
-    "CZ118",
-    "a client can reach the vendor",
-    "Set support_email or url under [vendor].",
-    "warning",
-)
+@rule("CZ118", "warning")
 def _vendor_reachable(subject: Subject) -> Iterator[tuple[str, str]]:
+    """A client can reach the vendor.
+
+    Set support_email or url under [vendor].
+    """
     for _, path, manifest in _manifests(subject):
         if not (manifest.vendor.support_email or manifest.vendor.url):
             yield path, "the vendor has neither support_email nor url"

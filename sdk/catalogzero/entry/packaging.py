@@ -7,18 +7,16 @@ number, so that the same build gives the same bytes.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
-from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from catalogzero.entry.pip import run_tool
-from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, sha256_of
+from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, requirements_here, sha256_of
 from catalogzero.errors import ConfigError
 
 
@@ -39,7 +37,10 @@ def build_package(folder: Path, out: Path) -> list[Path]:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(folder)]
     run_tool(build)
     made = [path for path in out.iterdir() if before.get(path) != path.stat().st_mtime_ns]
-    built = sorted((path for path in made if path.suffix in (".whl", ".gz")), key=_wheel_last)
+    built = sorted(
+        (path for path in made if path.suffix in (".whl", ".gz")),
+        key=lambda path: (path.suffix == ".whl", path.name),
+    )
     try:
         check_entries(read_wheel(built[-1]))
     except ConfigError:
@@ -67,12 +68,10 @@ def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
     """The wheel and all that it needs, in CycloneDX's words."""
     root = _component(wheel.name, str(wheel.version), wheel.fields.get("License-Expression"))
     root["hashes"] = [{"alg": "SHA-256", "content": wheel.sha256}]
-    needed: dict[str, set[str]] = {}
-    _follow(wheel.name, list(_requirements(wheel.fields.get_all("Requires-Dist"), "")), needed)
-    found = sorted(needed.keys() - {wheel.name})
-    installed = {name: importlib.metadata.distribution(name) for name in found}
+    needed, installed = _closure(wheel)
     components = [
-        _component(name, told.version, _licence(told)) for name, told in installed.items()
+        _component(name, found.version, found.metadata.json.get("license_expression"))
+        for name, found in sorted(installed.items())
     ]
     references = {component["name"]: component["bom-ref"] for component in (root, *components)}
     links = [
@@ -89,14 +88,34 @@ def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
     }
 
 
-def _licence(told: importlib.metadata.Distribution) -> str | None:
-    """The SPDX expression of a distribution's licence, where its metadata has one."""
-    found = told.metadata.json.get("license_expression")
-    return found if isinstance(found, str) else None
+def _closure(wheel: Wheel) -> tuple[dict[str, set[str]], dict[str, Distribution]]:
+    """What the wheel needs, and what that needs, by name; what is not installed is left out."""
+    needed: dict[str, set[str]] = {wheel.name: set()}
+    installed: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = {(wheel.name, "")}
+    waiting = [(wheel.name, requirement) for requirement in wheel.needs()]
+    while waiting:
+        parent, requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        try:
+            found = installed.get(name) or distribution(name)
+        except PackageNotFoundError:
+            continue
+        installed[name] = found
+        needed.setdefault(name, set())
+        if name != parent:  # a distribution may require itself, with an extra
+            needed[parent].add(name)
+        for extra in ("", *requirement.extras):
+            if (name, extra) not in seen:
+                seen.add((name, extra))
+                further = requirements_here(found.requires, extra)
+                waiting += [(name, requirement) for requirement in further]
+    installed.pop(wheel.name, None)
+    return needed, installed
 
 
-def _component(name: str, version: str, licence: str | None) -> dict[str, Any]:
-    """One distribution."""
+def _component(name: str, version: str, licence: object) -> dict[str, Any]:
+    """One distribution, with the SPDX expression of its licence where its metadata has one."""
     purl = f"pkg:pypi/{name}@{version}"
     component: dict[str, Any] = {
         "type": "library",
@@ -105,48 +124,6 @@ def _component(name: str, version: str, licence: str | None) -> dict[str, Any]:
         "version": version,
         "purl": purl,
     }
-    if licence:
+    if isinstance(licence, str) and licence:
         component["licenses"] = [{"expression": licence}]
     return component
-
-
-def _follow(name: str, requirements: list[Requirement], needed: dict[str, set[str]]) -> None:
-    """Note what a distribution needs, and what that needs; what is not installed is left out."""
-    known = needed.setdefault(name, set())
-    for requirement in requirements:
-        other = canonicalize_name(requirement.name)
-        try:
-            told = importlib.metadata.distribution(other)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        new = other not in needed
-        known.add(other)
-        if new or requirement.extras:
-            needed.setdefault(other, set())
-            further = [
-                need
-                for extra in ("", *sorted(requirement.extras))
-                for need in _requirements(told.requires, extra)
-                if canonicalize_name(need.name) != other
-            ]
-            _follow_new(other, further, needed)
-
-
-def _follow_new(name: str, requirements: list[Requirement], needed: dict[str, set[str]]) -> None:
-    """Follow what is not noted yet."""
-    fresh = [need for need in requirements if canonicalize_name(need.name) not in needed[name]]
-    if fresh:
-        _follow(name, fresh, needed)
-
-
-def _requirements(texts: list[str] | None, extra: str) -> Iterator[Requirement]:
-    """The requirements that hold here, with one extra or (`""`) none."""
-    for text in texts or ():
-        requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            yield requirement
-
-
-def _wheel_last(path: Path) -> tuple[bool, str]:
-    """Sorts a wheel behind its sdist."""
-    return path.suffix == ".whl", path.name

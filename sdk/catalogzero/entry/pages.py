@@ -1,6 +1,6 @@
-"""The catalog's pages for people: a list of entries, and a page for each.
+"""The catalog's pages: a list of entries and a page for each, for people; links, for pip.
 
-Owns the HTML; it is written from `catalog.json`'s document alone. No script, no font and no
+Owns the HTML; it is written from the JSON documents beside it alone. No script, no font and no
 picture from elsewhere: the pages work at a client without internet.
 """
 
@@ -26,6 +26,12 @@ def write_pages(out: Path, document: Mapping[str, Any]) -> None:
         _write(page, "entry.html", entry=entry, root="../..")
     style = Path(__file__).parent / "page_templates" / "style.css"
     (out / "style.css").write_bytes(style.read_bytes())
+
+
+def write_links(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write a document of the JSON index (PEP 691) as a page of links (PEP 503)."""
+    parts = {"name": "", "projects": (), "files": (), **document}
+    _write(folder / "index.html", "simple.html", **parts)
 
 
 def _write(path: Path, template: str, **values: Any) -> None:

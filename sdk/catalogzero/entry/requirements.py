@@ -6,9 +6,8 @@ Owns the walk through `Requires-Dist`. Pure: wheels in, text out.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
-from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from catalogzero.entry.wheels import Wheel
@@ -19,18 +18,11 @@ def requirements_text(root: Wheel, wheels: Sequence[Wheel]) -> str:
 
     Each line pins one version with the hashes of all its files in the catalog.
     """
-    needed = _closure(root, wheels)
-    hashes: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for wheel in wheels:
-        hashes[wheel.name, str(wheel.version)].append(wheel.sha256)
-    lines = [
-        " \\\n    ".join(
-            [f"{wheel.name}=={wheel.version}"]
-            + [f"--hash=sha256:{digest}" for digest in sorted(hashes[name, str(wheel.version)])]
-        )
-        for name, wheel in sorted(needed.items())
-    ]
-    return "\n".join([*lines, ""])
+    hashes: dict[str, list[str]] = defaultdict(list)
+    for wheel in sorted(wheels, key=lambda wheel: wheel.sha256):
+        hashes[f"{wheel.name}=={wheel.version}"].append(f"--hash=sha256:{wheel.sha256}")
+    pins = [f"{name}=={wheel.version}" for name, wheel in sorted(_closure(root, wheels).items())]
+    return "".join(" \\\n    ".join([pin, *hashes[pin]]) + "\n" for pin in pins)
 
 
 def _closure(root: Wheel, wheels: Sequence[Wheel]) -> dict[str, Wheel]:
@@ -40,34 +32,18 @@ def _closure(root: Wheel, wheels: Sequence[Wheel]) -> dict[str, Wheel]:
         by_name[wheel.name].append(wheel)
     chosen = {root.name: root}
     seen: set[tuple[str, str]] = set()
-    waiting = list(_needs(root, ""))
+    waiting = list(root.needs())
     while waiting:
         requirement = waiting.pop()
-        fitting = _choose(requirement, by_name, chosen)
+        name = canonicalize_name(requirement.name)
+        fitting = chosen.get(name) or next(
+            (w for w in by_name[name] if requirement.specifier.contains(w.version, True)), None
+        )
         if fitting is None:
             continue
         chosen[fitting.name] = fitting
         for extra in ("", *requirement.extras):
             if (fitting.name, extra) not in seen:
                 seen.add((fitting.name, extra))
-                waiting += _needs(fitting, extra)
+                waiting += fitting.needs(extra)
     return chosen
-
-
-def _needs(wheel: Wheel, extra: str) -> Iterator[Requirement]:
-    """What a wheel requires with one of its extras, or (`""`) with none."""
-    for text in wheel.fields.get_all("Requires-Dist") or ():
-        requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            yield requirement
-
-
-def _choose(
-    requirement: Requirement, by_name: Mapping[str, Iterable[Wheel]], chosen: Mapping[str, Wheel]
-) -> Wheel | None:
-    """The wheel that stands for a requirement: the one chosen before, else the newest that fits."""
-    name = canonicalize_name(requirement.name)
-    if name in chosen:
-        return chosen[name]
-    fitting = (w for w in by_name.get(name, ()) if requirement.specifier.contains(w.version, True))
-    return next(fitting, None)

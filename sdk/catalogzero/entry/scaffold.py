@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -100,7 +100,11 @@ def _context(answers: Mapping[str, str], template: Path) -> dict[str, Any]:
     if unknown := [name for name in answers if name not in names]:
         raise ConfigError(f"no such answer: {', '.join(unknown)}; there are: {', '.join(names)}")
     with template_rules(template) as rules:
-        _refuse(_choice_faults(answers, rules.CHOICES))
+        _refuse(
+            f"{name} is {answers[name]!r}; choose one of: {', '.join(words)}."
+            for name, words in rules.CHOICES.items()
+            if answers.get(name, words[0]) not in words  # cookiecutter would end in a traceback
+        )
         given = {name: _literal(text) for name, text in answers.items()}
         document = generate_context(str(template / "cookiecutter.json"), extra_context=given)
         full = dict(prompt_for_config(document, no_input=True))
@@ -109,16 +113,7 @@ def _context(answers: Mapping[str, str], template: Path) -> dict[str, Any]:
     return {**full, **places, "_output_dir": "", "_checkout": None}
 
 
-def _choice_faults(
-    answers: Mapping[str, str], choices: Mapping[str, tuple[str, ...]]
-) -> Iterator[str]:
-    """The choices that are none of their words: cookiecutter would end in a traceback."""
-    for name, words in choices.items():
-        if answers.get(name, words[0]) not in words:
-            yield f"{name} is {answers[name]!r}; choose one of: {', '.join(words)}."
-
-
-def _refuse(sentences: Iterator[str] | list[str]) -> None:
+def _refuse(sentences: Iterable[str]) -> None:
     """Raise the faults, if there are any, as one error."""
     if found := list(sentences):
         raise ConfigError("\n".join(found))

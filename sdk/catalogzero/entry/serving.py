@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from catalogzero.errors import ConfigError
 
 
-class CatalogServer:
+class CatalogServer(ThreadingHTTPServer):
     """A web server of one folder, files only; a context manager that closes its socket.
 
     Args:
@@ -26,34 +26,20 @@ class CatalogServer:
     def __init__(self, site: Path, host: str = "127.0.0.1", port: int = 0) -> None:
         if not (site / "catalog.json").is_file():
             raise ConfigError(f"{site} is no catalog: write one with `catalogzero catalog build`")
-        handler = functools.partial(_QuietHandler, directory=str(site))
         try:
-            self._server = ThreadingHTTPServer((host, port), handler)
+            super().__init__((host, port), functools.partial(_QuietHandler, directory=str(site)))
         except OSError as error:
             raise ConfigError(f"{host}:{port} cannot be bound: {error}; choose --port") from error
-        self.url = f"http://{host}:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.server_close()
+        self.url = f"http://{host}:{self.server_port}"
 
     def serve_until_interrupted(self) -> None:
         """Answer requests until Ctrl-C, or until `stop` is called from another thread."""
-        try:
-            self._server.serve_forever()
-        except KeyboardInterrupt:
-            return
+        with suppress(KeyboardInterrupt):
+            self.serve_forever()
 
     def stop(self) -> None:
         """End `serve_until_interrupted` in another thread."""
-        self._server.shutdown()
+        self.shutdown()
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):

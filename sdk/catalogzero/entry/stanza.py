@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ FIRST_PORT = 5001
 _ITEM = re.compile(r"^(\s*)- ", re.MULTILINE)
 
 
-def stanzas_of(path: Path, manifest: Manifest) -> list[Stanza]:
+def stanzas_of(path: Path, entry_id: str) -> list[Stanza]:
     """The stanzas that name an entry; none where there is no file."""
     if not path.is_file():
         return []
-    return [stanza for stanza in load_registry(path).handlers if stanza.entry == manifest.id]
+    return [stanza for stanza in load_registry(path).handlers if stanza.entry == entry_id]
 
 
 def add_stanza(path: Path, manifest: Manifest) -> str:
@@ -32,10 +33,13 @@ def add_stanza(path: Path, manifest: Manifest) -> str:
     Raises:
         ConfigError: The file is wrong, or a stanza cannot be added to its form; it is as before.
     """
-    before = path.read_text("utf-8") if path.is_file() else "handlers:\n"
-    known = load_registry(path).handlers if path.is_file() else []
+    existed = path.is_file()
+    before = path.read_text("utf-8") if existed else "handlers:\n"
+    known = load_registry(path).handlers if existed else []
     names = {stanza.handler_id for stanza in known}
-    handler_id = _free(manifest.id.replace("-", "_"), names)
+    name = manifest.id.replace("-", "_")
+    numbered = (f"{name}_{number}" for number in count(2))
+    handler_id = next(free for free in chain([name], numbered) if free not in names)
     ports = {port for stanza in known if isinstance(port := stanza.runtime.get("port"), int)}
     port = next(number for number in range(FIRST_PORT, 65_536) if number not in ports)
     indent = (_ITEM.findall(before) or ["  "])[-1]
@@ -44,7 +48,10 @@ def add_stanza(path: Path, manifest: Manifest) -> str:
     try:
         load_registry(path).find(handler_id)
     except ConfigError as error:
-        _restore(path, before, existed=bool(known) or before != "handlers:\n")
+        if existed:
+            path.write_text(before, "utf-8")
+        else:
+            path.unlink()
         raise ConfigError(f"{path}: add this to its `handlers` by hand:\n{text}") from error
     return handler_id
 
@@ -88,23 +95,6 @@ def _kind(schema: Mapping[str, Any]) -> str:
         return " or ".join(parts)
     kind = {"password": "secret", "path": "path"}.get(str(schema.get("format")))
     return kind or str(schema.get("type", "any"))
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """A handler_id that is not taken."""
-    number = 2
-    free = name
-    while free in taken:
-        free, number = f"{name}_{number}", number + 1
-    return free
-
-
-def _restore(path: Path, before: str, *, existed: bool) -> None:
-    """Leave the file as it was."""
-    if existed:
-        path.write_text(before, "utf-8")
-    else:
-        path.unlink()
 
 
 def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

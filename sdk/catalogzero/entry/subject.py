@@ -32,12 +32,12 @@ class Subject:
     @property
     def entries(self) -> dict[str, str]:
         """Entry id → package."""
-        return dict(self._points("catalogzero.entries"))
+        return self._points("catalogzero.entries")
 
     @property
     def handlers(self) -> dict[str, str]:
         """Handler name → `module:Class`."""
-        return dict(self._points("catalogzero.handlers"))
+        return self._points("catalogzero.handlers")
 
     @property
     def source_root(self) -> Path:
@@ -66,10 +66,9 @@ class Subject:
         roots = {self.package_folder(package) for package in self.entries.values()}
         return sorted(path for root in roots for path in root.rglob("*.py"))
 
-    def _points(self, group: str) -> Mapping[str, str]:
+    def _points(self, group: str) -> dict[str, str]:
         """The entry points of a group."""
-        points: Mapping[str, str] = self.project.get("entry-points", {}).get(group, {})
-        return points
+        return dict(self.project.get("entry-points", {}).get(group, {}))
 
 
 def read_subject(folder: Path) -> Subject:
@@ -101,7 +100,11 @@ def handler_class(subject: Subject, name: str) -> Iterator[type[Handler]]:
     known, path = set(sys.modules), list(sys.path)
     sys.path.insert(0, os.fspath(subject.source_root))
     try:
-        found = getattr(_imported(module), attribute, None)
+        try:
+            found = getattr(importlib.import_module(module), attribute, None)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"module {module!r} cannot be imported: {told}") from error
         if not (isinstance(found, type) and issubclass(found, Handler)):
             raise ConfigError(f"{module}:{attribute} is no handler class: mend the entry point")
         yield found
@@ -110,12 +113,3 @@ def handler_class(subject: Subject, name: str) -> Iterator[type[Handler]]:
         for added in set(sys.modules) - known:
             if added.split(".")[0] == module.split(".")[0]:
                 del sys.modules[added]
-
-
-def _imported(module: str) -> Any:
-    """A module, whatever goes wrong in it told in one sentence."""
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"module {module!r} cannot be imported: {told}") from error

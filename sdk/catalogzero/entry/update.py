@@ -20,7 +20,7 @@ from typing import Any
 
 from catalogzero.entry.pip import run_tool
 from catalogzero.entry.scaffold import answer_names, scaffold, template_folder
-from catalogzero.errors import ConfigError
+from catalogzero.errors import CatalogZeroError, ConfigError
 
 RECORD = ".catalogzero"
 _AS_CATALOGZERO = (
@@ -71,7 +71,13 @@ def update(
         CatalogZeroError: git failed.
     """
     _recorded_answers(folder)
-    prefix = _prefix_of_clean_tree(folder)
+    try:
+        prefix = _git(folder, "rev-parse", "--show-prefix").strip()
+        dirty = _git(folder, "status", "--porcelain", "--", ".").strip()
+    except CatalogZeroError as error:
+        raise ConfigError(f"{folder} is in no git work tree: git init, and commit first") from error
+    if dirty:
+        raise ConfigError(f"{folder} has changes that are not committed: commit them first")
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         found, baked = _compare(folder, place, changes or {}, template or template_folder())
@@ -83,7 +89,7 @@ def update(
         where = [f"--directory={prefix}"] if prefix else []
         applied = subprocess.run(  # noqa: S603 - git, with a patch of our own
             ["git", "apply", "--3way", *where, str(patch)],  # noqa: S607 - the git in use
-            cwd=_top(folder),
+            cwd=_git(folder, "rev-parse", "--show-toplevel").strip(),
             capture_output=True,
             text=True,
             check=False,
@@ -130,27 +136,6 @@ def _recorded_answers(folder: Path) -> dict[str, str]:
         ) from None
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{path} cannot be read: take it back from git's history") from error
-
-
-def _prefix_of_clean_tree(folder: Path) -> str:
-    """The folder's place in its git work tree.
-
-    Raises:
-        ConfigError: It is in none, or something there is not committed.
-    """
-    try:
-        prefix = _git(folder, "rev-parse", "--show-prefix").strip()
-        dirty = _git(folder, "status", "--porcelain", "--", ".").strip()
-    except Exception as error:
-        raise ConfigError(f"{folder} is in no git work tree: git init, and commit first") from error
-    if dirty:
-        raise ConfigError(f"{folder} has changes that are not committed: commit them first")
-    return prefix
-
-
-def _top(folder: Path) -> Path:
-    """The top of a git work tree."""
-    return Path(_git(folder, "rev-parse", "--show-toplevel").strip())
 
 
 def _commit(folder: Path, message: str) -> None:

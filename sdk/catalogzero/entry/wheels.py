@@ -11,19 +11,18 @@ import configparser
 import email.parser
 import hashlib
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import Distribution, PackagePath
 from pathlib import Path
 
+from packaging.requirements import Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from catalogzero.entry.manifest import MANIFEST_NAME, Manifest, parse_manifest
 from catalogzero.errors import ConfigError
-
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,10 @@ class Wheel:
         """The catalog entries that it provides: id → package."""
         return self.entry_points.get("catalogzero.entries", {})
 
+    def needs(self, extra: str = "") -> Iterator[Requirement]:
+        """What it requires here with one of its extras, or (`""`) with none."""
+        return requirements_here(self.fields.get_all("Requires-Dist"), extra)
+
     def manifest(self, entry_id: str) -> Manifest:
         """The manifest of one of its entries.
 
@@ -64,7 +67,8 @@ class Wheel:
         name = f"{self.entries[entry_id].replace('.', '/')}/{MANIFEST_NAME}"
         origin = f"{self.path.name}: {name}"
         try:
-            text = _member(self.path, name).decode("utf-8")
+            with zipfile.ZipFile(self.path) as archive:
+                text = archive.read(name).decode("utf-8")
         except (KeyError, UnicodeDecodeError) as error:
             raise ConfigError(f"{origin} is missing from the wheel, or no UTF-8 text") from error
         return parse_manifest(text, origin)
@@ -96,24 +100,21 @@ def check_entries(wheel: Wheel) -> None:
             Python.
     """
     for entry_id in wheel.entries:
-        _check_identity(wheel, wheel.manifest(entry_id), entry_id)
+        manifest = wheel.manifest(entry_id)
+        if manifest.id != entry_id:
+            raise ConfigError(
+                f"{wheel.path.name}: its manifest says id {manifest.id!r}, its entry "
+                f"point {entry_id!r}; make them the same"
+            )
+        if Version(manifest.version) != wheel.version:
+            raise ConfigError(
+                f"{wheel.path.name}: its manifest says version {manifest.version}; "
+                "make them the same"
+            )
     with zipfile.ZipFile(wheel.path) as archive:
         for name in archive.namelist() if wheel.entries else ():
             if name.endswith(".py"):
                 _compile(archive.read(name), f"{wheel.path.name}: {name}")
-
-
-def _check_identity(wheel: Wheel, manifest: Manifest, entry_id: str) -> None:
-    """An entry's manifest must be of that entry and of that wheel's version."""
-    if manifest.id != entry_id:
-        raise ConfigError(
-            f"{wheel.path.name}: its manifest says id {manifest.id!r}, its entry "
-            f"point {entry_id!r}; make them the same"
-        )
-    if Version(manifest.version) != wheel.version:
-        raise ConfigError(
-            f"{wheel.path.name}: its manifest says version {manifest.version}; make them the same"
-        )
 
 
 def _compile(source: bytes, origin: str) -> None:
@@ -127,13 +128,17 @@ def _compile(source: bytes, origin: str) -> None:
         raise ConfigError(f"{origin}: {error}; mend it, and build again") from error
 
 
+def requirements_here(texts: Iterable[str] | None, extra: str) -> Iterator[Requirement]:
+    """The requirements whose markers hold on this machine, with one extra or (`""`) none."""
+    for requirement in map(Requirement, texts or ()):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            yield requirement
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_entry_points(text: str) -> dict[str, dict[str, str]]:
@@ -151,12 +156,6 @@ def _dist_info(archive: zipfile.ZipFile, path: Path) -> str:
     if len(found) != 1:
         raise ConfigError(f"{path} is no wheel: it has {len(found)} .dist-info folders")
     return found[0]
-
-
-def _member(path: Path, name: str) -> bytes:
-    """The bytes of one file of an archive."""
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(name)
 
 
 def repack(distribution: Distribution, folder: Path) -> Path:
@@ -199,6 +198,6 @@ def _record_hash(content: bytes) -> str:
 
 def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     """Add a file whose date is always the same."""
-    info = zipfile.ZipInfo(name, _EPOCH)
+    info = zipfile.ZipInfo(name)  # dated 1980, as none is given
     info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o100644 << 16
     archive.writestr(info, content)
