@@ -14,7 +14,7 @@ from catalogzero.sql.engines import (
     DATABASE_AWAY,
     Database,
     Schema,
-    driver_cursor,
+    driver_errors,
     open_source,
 )
 from sqlalchemy.exc import OperationalError
@@ -87,7 +87,8 @@ def test_a_copy_that_gets_no_answer_is_an_error_like_any_other(
     database: Database, proxy: TcpProxy
 ) -> None:
     def silent(connection: sa.Connection) -> None:
-        with driver_cursor(connection) as cursor, cursor.copy("COPY notes FROM STDIN") as copy:
+        cursor: Any = connection.connection.cursor()
+        with driver_errors(connection), cursor.copy("COPY notes FROM STDIN") as copy:
             copy.write("one\n")
             proxy.mute()
 

@@ -26,7 +26,7 @@ from catalogzero.backend.store import insert_new
 from catalogzero.protocol.bodies import Complete
 from catalogzero.protocol.judging import Claim, Judgement, Standing, State, judge
 from catalogzero.protocol.problems import Kind, ProblemError
-from catalogzero.sql.engines import driver_cursor
+from catalogzero.sql.engines import driver_errors
 
 MAX_MISSING = 10_000
 COPY_ROWS = 5_000
@@ -309,8 +309,8 @@ def _insert_records(
 ) -> None:
     """Insert the rows by the driver's fastest way: COPY, or one statement."""
     if connection.dialect.name == "postgresql":
-        with driver_cursor(connection) as cursor:
-            _copy(cursor, f"{upload_no}\t{seq}\t", payloads)
+        with driver_errors(connection):
+            _copy(connection.connection.cursor(), f"{upload_no}\t{seq}\t", payloads)
         return
     texts = orjson.dumps(payloads).decode()
     given = {"upload_no": upload_no, "seq": seq, "payloads": texts}

@@ -302,10 +302,10 @@ def open_source(url: str, answer_s: float) -> Iterator[sa.Connection]:
 
 
 @contextmanager
-def driver_cursor(connection: sa.Connection) -> Iterator[Any]:
-    """A cursor of the driver's own, whose errors are those of SQLAlchemy."""
+def driver_errors(connection: sa.Connection) -> Iterator[None]:
+    """What a cursor of the driver's own raises, as SQLAlchemy's errors."""
     try:
-        yield connection.connection.cursor()
+        yield
     except connection.dialect.loaded_dbapi.Error as error:
         if connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None):
             connection.invalidate(error)
