@@ -525,7 +525,7 @@ CASES = [
         Model(FENCE._replace(nonce=False), faults=(0, 1, 0, 2)),
     ),
     Case("adopt", None, Model(faults=(1, 0, 1, 0))),
-    Case("adopt, v1 v2 v1", None, Model(script=BACK, faults=ADOPTED)),
+    Case("adopt, v1 v2 v1", None, Model(script=BACK, faults=ADOPTED), slow=True),
     Case("adopt, source gone", None, Model(script=GONE, faults=ADOPTED)),
     Case(
         "F8 out: adopt, source gone, bytes not kept",
@@ -539,7 +539,7 @@ CASES = [
         Model(FENCE._replace(adopt="plain"), BACK, (0, 0, 1, 1)),
     ),
     Case("backend restored", None, Model(faults=LATE_RESTORED)),
-    Case("backend restored, v1 v2 v1", None, Model(script=BACK, faults=RESTORED)),
+    Case("backend restored, v1 v2 v1", None, Model(script=BACK, faults=RESTORED), slow=True),
     Case("backend restored, copied folder", None, Model(faults=RESTORED, second="copy")),
     Case(
         "F1 out: backend restored, a higher epoch is refused",

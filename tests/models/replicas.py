@@ -312,7 +312,7 @@ CASES = [
     as_far("own marks, reread, asked, with base", Model(BASED)),
     as_far("the same, v1 v2 v1, skewed clock", Model(BASED, BACK, BEHIND)),
     as_far("the same, a host lost for good", Model(BASED, faults=ONE_LOST)),
-    Case("shared marks, own outboxes, no swap", None, Model(Rules(marks="shared"))),
+    Case("shared marks, own outboxes, no swap", None, Model(Rules(marks="shared")), slow=True),
     Case("shared marks, swap", None, Model(MARKS)),
     Case("shared marks, swap, v1 v2 v1, skew", None, Model(MARKS, BACK, BEHIND)),
     Case("F10 out: the same, a host lost with its bytes", ANY, Model(MARKS, faults=ONE_LOST)),
