@@ -192,6 +192,9 @@ class Site:
         try:
             return dict(await call)
         except (CatalogZeroError, asyncio.CancelledError) as error:
+            details = getattr(error, "details", None)
+            if isinstance(details, dict) and details.get("status") == "rejected":
+                return details
             return {"error": str(error) or "the handler died"}
         finally:
             call.cancel()

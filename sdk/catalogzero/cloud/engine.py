@@ -14,15 +14,17 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.egress import AuditLog, egress_key
+from catalogzero.cloud.authors import Author
+from catalogzero.cloud.egress import AuditLog, egress_key, policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.health import HealthPost, host_facts, outbox_figures
 from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.pipeline import Author, UploadRun, Ways
+from catalogzero.cloud.pipeline import UploadRun, Ways
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff, Sender
 from catalogzero.cloud.settings import CloudSettings, Params
 from catalogzero.config.settings import RuntimeSettings
+from catalogzero.errors import CatalogZeroError
 from catalogzero.protocol.bodies import AS_JSON
 from catalogzero.protocol.deciding import Asked, Verdict, decide
 from catalogzero.protocol.identities import Identity
@@ -68,9 +70,16 @@ class Engine:
         self._audit = AuditLog(folder, clock, self._outbox.drop_reserve)
         self._pusher = Pusher(settings, runtime.egress, identity, self._audit, clock)
         self._sender = Sender(
-            self._outbox, self._pusher, settings, identity, clock, log, self._changed
+            self._outbox,
+            self._pusher,
+            settings,
+            identity,
+            clock,
+            log,
+            self._changed,
+            sealed_only=runtime.egress.strict,
         )
-        self._health = HealthPost(self._outbox, self._pusher, identity, self._audit, clock)
+        self._health = HealthPost(self._outbox, self._pusher, identity, self._audit, clock, log)
         self._runs = 0
         self._told: dict[str, Any] = {}
 
@@ -112,22 +121,40 @@ class Engine:
         self._runs += 1
         try:
             result = UploadRun(ways, data_source, params, chunk_format, full=full)()
+            self._log_run(result)
             if result["status"] in {"uploaded", "unchanged"}:
                 self._outbox.remember("last_success_at", result["timestamp"])
             return result
+        except CatalogZeroError as error:
+            self._log_run(error.details if isinstance(error.details, dict) else {})
+            raise
         finally:
             self._runs -= 1
             self._sender.wake()
+
+    def _log_run(self, result: Mapping[str, Any]) -> None:
+        """Log what somebody should look at; keep for `check` what the egress policy met."""
+        for failure in result.get("failures", ()):
+            self._log.warning("item failed", **failure)
+        if unmatched := result.get("unmatched_rules"):
+            self._log.warning("egress rules matched no column", rules=unmatched)
+        if "unmatched" in result:
+            self._outbox.remember("egress_unmatched", unmatched)
+        policy = policy_digest(self._runtime.egress)
+        if self._outbox.fact("egress_policy") not in {None, policy}:
+            sources = result.get("sources_under_other_policy", 0)
+            self._log.warning("the egress policy changed", sources_under_other_policy=sources)
+        self._outbox.remember("egress_policy", policy)
 
     async def report_health(
         self, metrics: Mapping[str, Any], about: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Push a health report made of the handler's metrics and what is known here."""
-        extra = [f"the backend cannot be reached: {self._sender.last_fault}"]
-        extra = extra if self._sender.last_fault and not self._sender.paused else []
+        extra = [f"the backend cannot be reached: {self._sender.fault_code}"]
+        extra = extra if self._sender.fault_code and not self._sender.paused else []
         if self._outbox.set_aside is not None:
-            extra.append(f"the outbox was damaged and set aside as {self._outbox.set_aside.name}")
-        sent = await self._health.report(metrics, about, self._sender.paused, extra)
+            extra.append("the outbox was damaged and set aside")
+        sent = await self._health.report(metrics, about, self._sender.paused_code, extra)
         self._changed()
         return {"sent": sent, "next_interval_s": self._health.next_interval_s}
 
@@ -151,6 +178,7 @@ class Engine:
             decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
             if decision.verdict is not Verdict.RETRY:
                 break
+            self._log.warning("registration not taken", reason=decision.reason)
             backoff.failed(self._clock.monotonic(), decision.retry_after_s)
             await self._clock.sleep(max(backoff.not_before - self._clock.monotonic(), 0.0))
         sources = outcome.members.get("sources")

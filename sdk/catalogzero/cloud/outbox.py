@@ -10,7 +10,8 @@ States: building → sealed → completing → done, or superseded, dead, abando
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,18 @@ class Outbox(OutboxContents):
     ) -> None:
         super().__init__(folder, clock, mend=mend)
         self._max_bytes = max_bytes
+        self._kept_from: int | None = None
 
     # What a run does
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """While it is open, the rows of uploads that were begun in it stay, however many."""
+        self._kept_from = self.newest() + 1
+        try:
+            yield
+        finally:
+            self._kept_from = None
 
     def refuse_when_full(self) -> None:
         """Raise `FailedError` when the outbox holds `outbox_max_bytes` or more."""
@@ -100,8 +111,17 @@ class Outbox(OutboxContents):
         stamp: Any = None,
         after: Any = None,
         until: Any = None,
+        policy: str | None = None,
     ) -> int:
         """Seal an upload and advance its source's mark, in one transaction.
+
+        Args:
+            upload_id: An upload that is building.
+            upload_key: The identity of its content.
+            stamp: What stays equal while its source is unchanged.
+            after: The watermark that its range begins at.
+            until: The watermark that its range ends at.
+            policy: The digest of the egress policy that its records left by.
 
         Returns:
             The source_seq given to it: above all known ones, and at least the clock.
@@ -121,7 +141,7 @@ class Outbox(OutboxContents):
             (upload_key, seq, as_text(after), as_text(until), upload_id),
         )
         marked = (upload_id, upload_key, as_text(stamp), as_text(until))
-        self._advance(key, *marked, upload_id if full else None, seq)
+        self._advance(key, *marked, upload_id if full else None, seq, policy)
         return seq
 
     @transaction
@@ -304,7 +324,9 @@ class Outbox(OutboxContents):
     def adopt_marks(self, other: Path) -> None:
         """Take over the marks of another outbox's file, for a preview of what is new."""
         self.execute("ATTACH ? AS other", (str(other),))
-        self.execute("INSERT INTO sources SELECT * FROM other.sources")
+        found = self.execute("SELECT name FROM pragma_table_info('sources', 'other')")
+        columns = ", ".join(name for (name,) in found)  # those of an earlier schema, maybe
+        self.execute(f"INSERT INTO sources ({columns}) SELECT {columns} FROM other.sources")  # noqa: S608  # names of columns
         self.execute("DETACH other")
 
     # Inside
@@ -313,10 +335,10 @@ class Outbox(OutboxContents):
         """Set a source's mark; inside the transaction that seals."""
         self.execute(
             "INSERT INTO sources (source_key, upload_id, upload_key, stamp, watermark,"
-            " last_full, high) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " last_full, high, policy) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT (source_key) DO UPDATE SET upload_id = excluded.upload_id,"
             " upload_key = excluded.upload_key, stamp = excluded.stamp,"
-            " watermark = excluded.watermark, high = excluded.high,"
+            " watermark = excluded.watermark, high = excluded.high, policy = excluded.policy,"
             " last_full = COALESCE(excluded.last_full, last_full)",
             (key, *mark),
         )
@@ -376,8 +398,8 @@ class Outbox(OutboxContents):
         """Drop the oldest ended uploads' rows."""
         self.execute(
             "DELETE FROM uploads WHERE state IN ('done', 'superseded', 'abandoned') AND number <="
-            " (SELECT MAX(number) FROM uploads) - ?",
-            (KEPT_ENDED,),
+            " MIN((SELECT MAX(number) FROM uploads) - ?, ?)",
+            (KEPT_ENDED, (self._kept_from or 1 << 62) - 1),
         )
 
     def _ended_error(self, upload_id: str) -> UploadEndedError:

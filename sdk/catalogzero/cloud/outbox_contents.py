@@ -5,7 +5,7 @@ Reads the file that `outbox_file` keeps; nothing here changes an upload. Never t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,15 @@ from catalogzero.cloud.outbox_file import OutboxFile, transaction
 from catalogzero.errors import UnknownRunError
 
 OPEN_AT_ONCE = 200
+_FINAL = (
+    "WITH RECURSIVE own (upload_id, again) AS ("
+    " SELECT u.upload_id, json_extract(u.answer, '$.sealed_again_as')"
+    " FROM json_each(?) JOIN uploads u ON u.upload_id = value"
+    " UNION ALL SELECT u.upload_id, json_extract(u.answer, '$.sealed_again_as')"
+    " FROM own JOIN uploads u ON u.upload_id = own.again),"
+    " final AS (SELECT u.* FROM own JOIN uploads u USING (upload_id) WHERE again IS NULL) "
+)
+"""The uploads of a JSON list of ids, each as what it was sealed again as at last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +77,18 @@ class Totals:
     bytes: int
     dead: int
     oldest_at: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of some uploads; `upload_ids` and `refusals` (their answers) are the first."""
+
+    states: Mapping[str, int]
+    records: int
+    bytes_sent: int
+    job_id: str | None
+    upload_ids: list[str]
+    refusals: list[Any]
 
 
 class OutboxContents(OutboxFile):
@@ -141,12 +162,58 @@ class OutboxContents(OutboxFile):
         Raises:
             UnknownRunError: None, or several.
         """
-        found = self._uploads("substr(upload_id, 1, ?) = ? LIMIT 2", (len(upload_id), upload_id))
+        found = self._uploads("upload_id = ?", (upload_id,)) or self._uploads(
+            "substr(upload_id, 1, ?) = ? LIMIT 2", (len(upload_id), upload_id)
+        )
         if len(found) != 1:
             raise UnknownRunError(
                 f"{'several uploads' if found else 'no upload'} in the outbox: {upload_id}"
             )
         return found[0]
+
+    def newest(self) -> int:
+        """The number of the newest upload; 0 where there is none."""
+        return int(self.execute("SELECT COALESCE(MAX(number), 0) FROM uploads")[0][0])
+
+    def is_open(self, upload_id: str) -> bool:
+        """Whether an upload, or what it was sealed again as, has not ended."""
+        return bool(self._final("SELECT 1 FROM final WHERE ended_at IS NULL", [upload_id]))
+
+    def summary(self, upload_ids: Sequence[str], listed: int) -> Summary:
+        """What became of uploads, each as what it was sealed again as; `listed` ids and answers."""
+        states = self._final(
+            "SELECT state, COUNT(*), SUM(records), SUM(bytes_sent), job_id,"
+            " MAX(CASE WHEN job_id IS NOT NULL THEN number END) FROM final GROUP BY state",
+            upload_ids,
+        )
+        ids = self._final("SELECT upload_id FROM final ORDER BY number LIMIT ?", upload_ids, listed)
+        refusals = self._final(
+            "SELECT answer FROM final WHERE state = 'dead' ORDER BY number LIMIT ?",
+            upload_ids,
+            listed,
+        )
+        return Summary(
+            {row[0]: row[1] for row in states},
+            sum(row[2] for row in states),
+            sum(row[3] for row in states),
+            next((row[4] for row in states if row[4] is not None), None),
+            [row[0] for row in ids],
+            [from_text(row[0]) for row in refusals],
+        )
+
+    def refusal(self, source_key: str, mark: Mark) -> Upload | None:
+        """The dead letter because of which a source's mark is not at the backend."""
+        found = self._uploads(
+            "state = 'dead' AND source_key = ? AND (upload_id = ? OR mode = 'append')"
+            " ORDER BY number LIMIT 1",
+            (source_key, mark.upload_id),
+        )
+        return found[0] if found else None
+
+    def under_other_policy(self, policy: str) -> int:
+        """How many sources were last sent under another egress policy than this one."""
+        sql = "SELECT COUNT(*) FROM sources WHERE upload_id IS NOT NULL AND policy <> ?"
+        return int(self.execute(sql, (policy,))[0][0])
 
     def bodies(self, upload_id: str) -> Iterator[Chunk]:
         """The chunks of an upload, in order."""
@@ -177,6 +244,9 @@ class OutboxContents(OutboxFile):
             self.execute("DELETE FROM facts WHERE name = ?", (name,))
         else:
             self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, as_text(value)))
+
+    def _final(self, select: str, upload_ids: Sequence[str], *args: Any) -> list[Any]:
+        return self.execute(_FINAL + select, (as_text(upload_ids), *args))
 
     def _uploads(self, where: str, args: Sequence[Any]) -> list[Upload]:
         names = ", ".join(f'u."{name}"' for name in Upload.__dataclass_fields__)

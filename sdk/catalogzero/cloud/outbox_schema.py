@@ -51,5 +51,5 @@ CREATE TABLE sources (
 );
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-MIGRATIONS = (_SCHEMA,)
+MIGRATIONS = (_SCHEMA, "ALTER TABLE sources ADD COLUMN policy TEXT")
 """What brings a file from each schema version to the next, from an empty file on; append only."""
