@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -104,7 +103,7 @@ def dies_at_commits(order: Path) -> None:
 
     plain = OutboxFile.execute
 
-    def execute(self: OutboxFile, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def execute(self: OutboxFile, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         if sql != "COMMIT":
             return plain(self, sql, args)
         method = sys._getframe(1).f_locals["method"].__name__

@@ -17,13 +17,14 @@ from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
     from catalogzero.cloud.outbox import Outbox
+    from catalogzero.runtime.handler import Handler
 
 app = typer.Typer(no_args_is_help=True, help="What waits to be sent, dead letters, the audit log.")
 
 Target = Annotated[str, typer.Argument(help="A handler_id, an entry, or module:Class.")]
 UploadId = Annotated[str, typer.Argument(help="An upload_id, or the start of one.")]
 _COLUMNS = ("upload_id", "state", "source", "records", "chunks", "bytes", "created_at", "reason")
-_OPEN = ("building", "sealed", "completing", "dead")
+_OPEN = ("building", "sealed", "completing", "held", "dead")
 
 
 @app.command("list")
@@ -37,7 +38,7 @@ def list_uploads(
 
     Example: catalogzero outbox list acme
     """
-    outbox = _opened(target, registry)
+    _, outbox = opened(target, registry)
     uploads = [upload.as_dict() for upload in outbox.uploads(() if every else _OPEN)]
     paused = outbox.fact("paused")
     if json:
@@ -57,7 +58,7 @@ def show(
 
     Example: catalogzero outbox show acme 3f2a
     """
-    upload = _opened(target, registry).upload(upload_id).as_dict()
+    upload = opened(target, registry)[1].upload(upload_id).as_dict()
     if json:
         print_json(upload)
     else:
@@ -74,7 +75,7 @@ def retry(
 
     Example: catalogzero outbox retry acme
     """
-    outbox = _opened(target, registry)
+    _, outbox = opened(target, registry)
     found = [outbox.upload(upload_id)] if upload_id else outbox.uploads(("dead",))
     count = sum(outbox.retry(upload.upload_id) for upload in found)
     typer.echo(f"{count} dead letters wait to be sent again")
@@ -97,7 +98,7 @@ def export(
     from catalogzero.protocol.codings import decoded
     from catalogzero.wire.messages import encode_json
 
-    outbox = _opened(target, registry)
+    _, outbox = opened(target, registry)
     upload = outbox.upload(upload_id)
     suffixes = {content_type: name for name, content_type in CONTENT_TYPES.items()}
     out.mkdir(parents=True)
@@ -115,19 +116,30 @@ def purge(
     target: Target,
     upload_id: UploadId,
     registry: RegistryOption = None,
+    skip: Annotated[
+        bool,
+        typer.Option("--skip", help="Mode append: go on behind a refused range, without its rows."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give up an upload: its rows are not sent; its source counts as not read.
 
+    With --skip its source counts as read: what comes after the refused range is sent.
+
     Example: catalogzero outbox purge acme 3f2a
     """
-    outbox = _opened(target, registry)
+    _, outbox = opened(target, registry)
     upload = outbox.upload(upload_id)
-    if upload.state not in {"dead", "sealed", "completing"}:
+    if upload.state not in {"dead", "held", "sealed", "completing"}:
         raise ConfigError(f"upload {upload.upload_id} is {upload.state}: nothing to give up")
     if not yes:
         question = f"give up {upload.records} records of {upload.source} ({upload.state})?"
         typer.confirm(question, abort=True)
+    if skip:
+        records = outbox.skip(upload.upload_id)
+        between = f"above {upload.after!r} up to {upload.until!r}"
+        typer.echo(f"gave up {records} records of {upload.source} {between}, for good")
+        return
     records = outbox.purge(upload.upload_id)
     typer.echo(
         f"gave up {records} records of {upload.source}; its next run reads what it still has"
@@ -162,12 +174,14 @@ def _folder(target: str, registry: Path | None) -> Path:
     return make_handler(target, registry=registry).state_dir
 
 
-def _opened(target: str, registry: Path | None) -> Outbox:
-    """The handler's outbox, opened beside it."""
+def opened(target: str, registry: Path | None) -> tuple[Handler, Outbox]:
+    """A handler as it is configured, and its outbox, opened beside it."""
     from catalogzero.clock import SystemClock
     from catalogzero.cloud.outbox import Outbox
+    from catalogzero.runtime.launch import make_handler
 
-    folder = _folder(target, registry)
+    handler = make_handler(target, registry=registry)
+    folder = handler.state_dir
     if not (folder / "outbox.sqlite").exists():
         raise ConfigError(f"no outbox in {folder}: the handler has not run there yet")
-    return Outbox(folder, SystemClock(), mend=False)
+    return handler, Outbox(folder, SystemClock(), mend=False)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from catalogzero.clock import Clock
+from catalogzero.cloud.outbox_rescue import Rescue, rescue
 from catalogzero.cloud.outbox_schema import MIGRATIONS
 from catalogzero.errors import ConfigError
 from catalogzero.sql import DamagedFileError, create_private, open_file, set_aside
@@ -34,7 +35,8 @@ class OutboxFile:
     Args:
         folder: The handler's state folder.
         clock: Names a damaged file that is set aside.
-        mend: Set a damaged file aside and begin another; else damage is an error.
+        mend: Set a damaged file aside, and take over what can be read of it; else damage is an
+            error.
 
     Raises:
         ConfigError: The file was written by a newer release, or is damaged; it is left untouched.
@@ -45,6 +47,7 @@ class OutboxFile:
         self._reserve = folder / "outbox.reserve"
         self.lock = threading.RLock()
         self.set_aside: Path | None = None
+        self.rescue: Rescue | None = None
         try:
             self._db = _opened(self.path)
         except DamagedFileError:
@@ -54,6 +57,7 @@ class OutboxFile:
             self.set_aside = folder / f"outbox.damaged-{stamp}.sqlite"
             set_aside(self.path, self.set_aside)
             self._db = _opened(self.path)
+            self.rescue = rescue(self.set_aside, self._db)
         self._clock = clock
         self._keep_reserve()
 
@@ -62,9 +66,19 @@ class OutboxFile:
         with self.lock:
             self._db.close()
 
-    def execute(self, sql: str, args: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """One statement on the file; hold `lock` while rows are fetched from it."""
-        return self._db.execute(sql, args)
+    def execute(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
+        """Run one statement; its rows, all fetched before another thread may run one.
+
+        Since Python 3.12 threads share a cached statement: a cursor that left the lock would
+        answer what another thread asks.
+        """
+        with self.lock:
+            return self._db.execute(sql, args).fetchall()
+
+    def change(self, sql: str, args: Sequence[Any] = ()) -> int:
+        """Run one statement; how many rows it changed."""
+        with self.lock:
+            return self._db.execute(sql, args).rowcount
 
     def drop_reserve(self) -> bool:
         """Give the reserve's room back to the disk; False when there is none."""
@@ -77,8 +91,8 @@ class OutboxFile:
     def tidy(self) -> None:
         """Give free space back to the disk, and make the reserve again; a full disk is no error."""
         with self.lock, suppress(sqlite3.OperationalError):
-            self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})").fetchall()
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})")
+            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._keep_reserve()
 
     def _keep_reserve(self) -> None:
