@@ -58,6 +58,7 @@ class FaultProxy:
     Attributes:
         hits: What the dice did, by name.
         answers: What the backend answered, by kind of request.
+        under_way: Requests that the backend has now.
         meddling: A scene's own hand, where there is one.
     """
 
@@ -67,8 +68,10 @@ class FaultProxy:
         self.hits: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self.meddling: Meddling | None = None
+        self.under_way = 0
         self._storm_until = 0.0
         self._late: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> FaultProxy:
@@ -78,9 +81,10 @@ class FaultProxy:
     async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.close()
-        for task in list(self._late):
+        left = [*self._late, *self._serving]
+        for task in left:
             task.cancel()
-        await asyncio.gather(*self._late, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def calm(self) -> None:
         """No more faults; what is late arrives now."""
@@ -89,14 +93,20 @@ class FaultProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request a connection."""
-        with suppress(OSError, asyncio.IncompleteReadError, ValueError):
-            request = Request(await _one_request(reader))
-            answer = await self.meddling(request) if self.meddling else None
-            answer = await self._meet(request) if answer is None else answer
-            if answer:
-                writer.write(answer)
-                await writer.drain()
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        try:
+            with suppress(OSError, asyncio.IncompleteReadError, ValueError):
+                request = Request(await _one_request(reader))
+                answer = await self.meddling(request) if self.meddling else None
+                answer = await self._meet(request) if answer is None else answer
+                if answer:
+                    writer.write(answer)
+                    await writer.drain()
+        finally:
+            writer.close()
 
     async def _meet(self, request: Request) -> bytes:
         """The answer to a request; empty where the connection is to be cut."""
@@ -146,6 +156,7 @@ class FaultProxy:
     async def pass_on(self, request: Request) -> bytes:
         """The backend's answer to a request; nothing where it is not there."""
         answer = b""
+        self.under_way += 1
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._backend_port)
             try:
@@ -154,6 +165,7 @@ class FaultProxy:
                 answer = await reader.read()
             finally:
                 writer.close()
+        self.under_way -= 1
         self._note(request, answer)
         return answer
 
