@@ -7,8 +7,13 @@ import gzip
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
-from catalogzero.web import Limits
+import structlog
+from aiohttp import web
+from catalogzero import UnreachableError
+from catalogzero.web import Limits, edge_application, json_response, listening
+from structlog.testing import LogCapture
 
 from tests.web.services import NAMES, TOKEN, Request, Service, read_answer, served
 
@@ -433,3 +438,61 @@ async def test_odd_methods_are_counted_as_one(tmp_path: Path) -> None:
         counted = (await backend.ask(backend.reading)).body.decode()
 
     assert 'answers_total{method="other",route="other",status="405"} 1.0\n' in counted
+
+
+# --- faults of the service
+
+
+@pytest.fixture
+async def faulty() -> AsyncIterator[tuple[str, LogCapture]]:
+    """A service of one route, which raises the error that the path names; and its log."""
+    capture = LogCapture()
+    log = structlog.wrap_logger(None, processors=[capture])
+    app = edge_application(lambda error: json_response({}, error.status), log)
+
+    async def fail(request: web.Request) -> web.Response:
+        await request.read()
+        raise FAULTS[request.match_info["fault"]]
+
+    app.add_routes([web.post("/{fault}", fail)])
+    async with listening(app, "127.0.0.1", 0) as url:
+        yield url, capture
+
+
+FAULTS: dict[str, Exception] = {
+    "value": ValueError("a fault"),
+    "refused": ConnectionRefusedError("a peer of the service is away"),
+    "unreachable": UnreachableError("no handler there"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_fault_is_answered_and_logged_even_one_of_another_connection(
+    fault: str, faulty: tuple[str, LogCapture]
+) -> None:
+    url, capture = faulty
+
+    async with aiohttp.ClientSession() as client, client.post(f"{url}/{fault}") as answer:
+        status = answer.status
+
+    assert status == 500
+    assert [(line["event"], line["path"]) for line in capture.entries] == [
+        ("request_failed", f"/{fault}")
+    ]
+
+
+async def test_a_client_that_goes_away_in_mid_body_is_no_fault(
+    faulty: tuple[str, LogCapture],
+) -> None:
+    url, capture = faulty
+    port = int(url.rpartition(":")[2])
+    _reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /value HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+    async with aiohttp.ClientSession() as client, client.post(f"{url}/value") as answer:
+        assert answer.status == 500
+
+    assert len(capture.entries) == 1

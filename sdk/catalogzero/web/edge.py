@@ -123,15 +123,20 @@ def _error_middleware(shape: Shape, log: FilteringBoundLogger, meaning: Meaning)
             found = HttpError(error.status, error.reason, headers=allow)
         except web.RequestPayloadError:
             found = HttpError(400, "The body breaks off, or does not decode as it is declared.")
-        except ConnectionError:
-            raise  # the client went away in mid-body: nobody is there to answer
-        except Exception as error:  # noqa: BLE001 - the outermost frame of a request
+        except Exception as error:  # the outermost frame of a request
+            if isinstance(error, ConnectionError) and _is_gone(request):
+                raise  # in mid-body: nobody is there to answer
             found = meaning(error) or _fault(request, log)
         if request.get(BEGUN):
             raise ConnectionResetError("the answer had begun: only its end can show the fault")
         return found if isinstance(found, web.Response) else shape(found)
 
     return answer
+
+
+def _is_gone(request: web.Request) -> bool:
+    """Whether the client has closed the connection; else it was another one that failed."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _fault(request: web.Request, log: FilteringBoundLogger) -> HttpError:
