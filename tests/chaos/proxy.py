@@ -11,8 +11,8 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ class FaultProxy:
         self.meddling: Meddling | None = None
         self._storm_until = 0.0
         self._late: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> FaultProxy:
@@ -78,9 +79,10 @@ class FaultProxy:
     async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.close()
-        for task in list(self._late):
+        owned = [*self._late, *self._serving]
+        for task in owned:
             task.cancel()
-        await asyncio.gather(*self._late, return_exceptions=True)
+        await asyncio.gather(*owned, return_exceptions=True)
 
     async def calm(self) -> None:
         """No more faults; what is late arrives now."""
@@ -89,14 +91,18 @@ class FaultProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request a connection."""
-        with suppress(OSError, asyncio.IncompleteReadError, ValueError):
-            request = Request(await _one_request(reader))
-            answer = await self.meddling(request) if self.meddling else None
-            answer = await self._meet(request) if answer is None else answer
-            if answer:
-                writer.write(answer)
-                await writer.drain()
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        async with _closing(writer):
+            with suppress(OSError, asyncio.IncompleteReadError, ValueError):
+                request = Request(await _one_request(reader))
+                answer = await self.meddling(request) if self.meddling else None
+                answer = await self._meet(request) if answer is None else answer
+                if answer:
+                    writer.write(answer)
+                    await writer.drain()
 
     async def _meet(self, request: Request) -> bytes:
         """The answer to a request; empty where the connection is to be cut."""
@@ -148,12 +154,10 @@ class FaultProxy:
         answer = b""
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._backend_port)
-            try:
+            async with _closing(writer):
                 writer.write(request.raw)
                 await writer.drain()
                 answer = await reader.read()
-            finally:
-                writer.close()
         self._note(request, answer)
         return answer
 
@@ -161,9 +165,9 @@ class FaultProxy:
         """A part of a request, and no more."""
         with suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", self._backend_port)
-            writer.write(raw[: self._dice.randrange(len(raw))])
-            await writer.drain()
-            writer.close()
+            async with _closing(writer):
+                writer.write(raw[: self._dice.randrange(len(raw))])
+                await writer.drain()
 
     def _note(self, request: Request, answer: bytes) -> None:
         """Count what a request came to."""
@@ -173,6 +177,17 @@ class FaultProxy:
         words += [answer[9:12].decode() or "no answer"]
         words += [word for word in ("superseded", "duplicate") if f'"{word}"'.encode() in answer]
         self.answers[" ".join(words)] += 1
+
+
+@asynccontextmanager
+async def _closing(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Close a connection at the end of a block, and wait until its socket is closed."""
+    try:
+        yield
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def _one_request(reader: asyncio.StreamReader) -> bytes:
