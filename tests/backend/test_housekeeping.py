@@ -91,7 +91,8 @@ async def test_rows_that_were_replaced_go_and_what_they_were_is_remembered(
 
     assert world.rows() == 1
     assert world.peer.visible() == [{"a": 2}]
-    assert again.json == {**first.json, "duplicate": True}
+    known = {"duplicate": True, "by": "upload_id", "source_seq": 2}
+    assert again.json == {**first.json, **known}
 
 
 async def test_rows_of_a_superseded_upload_go(world: World) -> None:

@@ -88,6 +88,8 @@ class Oracle:
         if self.is_late(claim):
             self.history.append(Event("superseded", upload, claim))
             return self.superseded(source)
+        if self.visible(source) and not claim["full"] and claim["mode"] != self.mode(source):
+            return ("mode changed",)
         stored = {seq: content for (u, seq), content in self.chunks.items() if u == upload}
         missing = [seq for seq in range(claim["chunks"]) if seq not in stored]
         if missing:
@@ -131,6 +133,10 @@ class Oracle:
         for event in reversed(self.of(source, "accepted")):
             return event.claim["until"] if event.claim["mode"] == "append" else None
         return None
+
+    def mode(self, source: str) -> str:
+        """How the newest visible upload of a source came."""
+        return str(self.visible(source)[-1].claim["mode"])
 
     def visible(self, source: str) -> list[Event]:
         """The uploads of a source that can be seen."""
@@ -218,6 +224,8 @@ class Completion(RuleBasedStateMachine):
                 return ("duplicate", self.jobs[str(outcome.job_id)])
             case Judgement.MISSING:
                 return ("missing", outcome.missing)
+            case Judgement.MODE_CHANGED:
+                return ("mode changed",)
             case _:
                 return ("superseded", outcome.source_seq, outcome.watermark)
 

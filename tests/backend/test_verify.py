@@ -9,14 +9,19 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
+from catalogzero.backend import installations, uploads
 from catalogzero.backend.conformance.suite import Report, verify
 from catalogzero.backend.server import serving
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
+from catalogzero.protocol.bodies import Installation
+from catalogzero.protocol.judging import Claim, Judgement, Standing, judge
+from sqlalchemy import Connection
 
-from tests.backend.peer import Peer
+from tests.backend.peer import Peer, serve_peer
 from tests.backend.test_command import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "own_backend"
@@ -106,6 +111,67 @@ async def test_a_rule_that_is_taken_out_is_found(
         report = await verify(endpoint, KEY, only=found)
 
     assert any(name.startswith(found) for name in failures(report))
+
+
+def admits_all(*_: Any) -> None:
+    """The fence taken out."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("complete is not fenced", "an older folder is refused"),
+        ("no nonce is kept", "a start whose answer was lost"),
+        ("full_seq is not told", "a start is told"),
+        ("two generations", "every answer names the generation"),
+        ("duplicates by key say upload_id", "a duplicate says how"),
+    ],
+)
+async def test_a_rule_of_identity_that_is_taken_out_is_found(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, rule: str, found: str
+) -> None:
+    if rule == "complete is not fenced":
+        monkeypatch.setattr(installations, "admit", admits_all)
+    elif rule == "no nonce is kept":
+        register = installations.register
+
+        def forgetful(
+            connection: Connection, tenant: int, name: str, body: Installation, at: str
+        ) -> Any:
+            return register(connection, tenant, name, body.model_copy(update={"nonce": ""}), at)
+
+        monkeypatch.setattr(installations, "register", forgetful)
+    elif rule == "full_seq is not told":
+        page_of = installations.page_of
+
+        def lossy(*args: Any) -> installations.Page:
+            page = page_of(*args)
+            for state in page.states.values():
+                state["full_seq"] = 0
+            return page
+
+        monkeypatch.setattr(installations, "page_of", lossy)
+    elif rule == "two generations":
+        monkeypatch.setattr(installations, "store_reports", lambda *_: "another")
+    else:
+
+        def same(claim: Claim, standing: Standing) -> Judgement:
+            verdict = judge(claim, standing)
+            return Judgement.DUPLICATE if verdict is Judgement.SAME_KEY else verdict
+
+        monkeypatch.setattr(uploads, "judge", same)
+    async with serve_peer(peer.database) as mutant:
+        report = await verify(mutant.url + "/v1", mutant.key, only=found)
+
+    assert any(name.startswith(found) for name in failures(report))
+
+
+async def test_a_backend_without_epochs_passes_with_warnings(tmp_path: Path) -> None:
+    with own_backend("chunked.py", tmp_path / "own.db") as endpoint:
+        report = await verify(endpoint, KEY, only="folder")
+
+    assert [result.outcome for result in report.results] == ["warn"]
+    assert "no epochs" in report.results[0].details[0]
 
 
 async def test_an_array_that_is_stored_twice_is_found(tmp_path: Path) -> None:

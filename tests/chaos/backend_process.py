@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from catalogzero.backend import housekeeping, installations, store, uploads
+from catalogzero.backend.schema import sources
 from catalogzero.backend.schema import uploads as table
 from catalogzero.cli.main import main
 from catalogzero.protocol.judging import Claim, Judgement, Standing, State
@@ -75,13 +76,18 @@ def deduplicates_by_chunk_alone() -> None:
 
 
 def completes_in_two_steps(order: Path) -> None:
-    """The fault that a `complete` must not have: finished in one transaction, shown in another."""
+    """The fault that a `complete` must not have: finished in one transaction, shown in another.
+
+    The first one raises the source's number, else the compare of the next start heals it.
+    """
     end = uploads._end
 
     def in_two_steps(connection: sa.Connection, upload_no: int, *more: Any, **named: Any) -> None:
         if named.get("job_id"):
             one = sa.update(table).where(table.c.upload_no == upload_no)
             connection.execute(one.values(state="complete", job_id=named["job_id"]))
+            source = sa.update(sources).where(sources.c.source_id == more[0]["source_id"])
+            connection.execute(source.values(highest_seq=more[0]["source_seq"]))
             connection.exec_driver_sql("COMMIT")
             die_at(order, "complete_first:after")
             connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -58,6 +58,7 @@ class FaultProxy:
     Attributes:
         hits: What the dice did, by name.
         answers: What the backend answered, by kind of request.
+        under_way: Requests that the backend has now.
         meddling: A scene's own hand, where there is one.
     """
 
@@ -67,6 +68,7 @@ class FaultProxy:
         self.hits: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self.meddling: Meddling | None = None
+        self.under_way = 0
         self._storm_until = 0.0
         self._late: set[asyncio.Task[None]] = set()
         self._serving: set[asyncio.Task[Any]] = set()
@@ -152,12 +154,14 @@ class FaultProxy:
     async def pass_on(self, request: Request) -> bytes:
         """The backend's answer to a request; nothing where it is not there."""
         answer = b""
+        self.under_way += 1
         with suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._backend_port)
             async with _closing(writer):
                 writer.write(request.raw)
                 await writer.drain()
                 answer = await reader.read()
+        self.under_way -= 1
         self._note(request, answer)
         return answer
 

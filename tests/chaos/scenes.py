@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from catalogzero.cloud.outbox_identity import EPOCH
 
 from tests.chaos.proxy import Request
 from tests.chaos.site import until
@@ -186,13 +189,12 @@ async def refused_and_purged(storm: Storm) -> None:
     storm.proxy.meddling = None
     storm.sources.renew(name)
     storm.sources.add_orders()
-    dead = storm.dead_letters()
     for source in (storm.exports, ORDERS):
         async with storm.held_run(source):
-            for upload_id in dead[:1]:
-                await storm.site.outbox("purge", upload_id, "--yes")
-                storm.happened("dead letter purged in a later run")
-            dead = dead[1:]
+            for upload_id, its_source in storm.dead_letters().items():
+                if (its_source == ORDERS) == (source == ORDERS):
+                    await storm.site.outbox("purge", upload_id, "--yes")
+                    storm.happened("dead letter purged in a later run")
     await storm.run_all()
 
 
@@ -217,6 +219,90 @@ async def full_disks(storm: Storm) -> None:
     await storm.run_all()
 
 
+async def old_host_back(storm: Storm) -> None:
+    """Another machine with an empty folder takes over; then the old one comes back."""
+    await storm.run_all()
+    old = storm.site.copy_state_folder()
+    storm.site.lose_state_folder()
+    await new_rows(storm)
+    await back_again(storm, old, "old host was refused")
+
+
+async def snapshot_put_back(storm: Storm) -> None:
+    """The state folder is put back from a snapshot."""
+    await storm.run_all()
+    snapshot = storm.site.copy_state_folder()
+    await new_rows(storm)
+    await back_again(storm, snapshot, "snapshot was refused")
+
+
+async def cloned_machine(storm: Storm) -> None:
+    """A clone goes on as if it were the machine, and then so does the machine."""
+    await storm.run_all()
+    clone = storm.site.copy_state_folder()
+    machine = storm.site.put_state_folder(clone)
+    await new_rows(storm)
+    await back_again(storm, machine, "cloned machine was refused")
+
+
+async def back_again(storm: Storm, folder: Path, event: str) -> None:
+    """An older folder comes back: it sends nothing until it is adopted.
+
+    One that was copied amid a start that was not answered may be taken for the one that asked.
+    """
+    await storm.all_sent()
+    storm.sources.renew(storm.sources.some())
+    storm.site.put_state_folder(folder)
+    before = storm.fact(EPOCH)
+    await until(
+        lambda: storm.is_moved() or storm.fact(EPOCH) not in (None, before), "an answered start"
+    )
+    if storm.is_moved():
+        await storm.site.installation("adopt")
+        storm.happened(event)
+    await storm.run_all()
+
+
+async def backend_restored_twice(storm: Storm) -> None:
+    """The backend is put back to an earlier day, twice, in the middle of runs."""
+    await storm.run_all()
+    await storm.all_sent()
+    backup = await asyncio.to_thread(storm.site.back_up_backend)
+    for _ in range(2):
+        await new_rows(storm)
+        storm.sources.renew(storm.sources.some())
+        storm.sources.add_orders()
+        runs = asyncio.create_task(storm.run_all())
+        await storm.loaded(runs)
+        await asyncio.to_thread(storm.site.restore_backend, backup)
+        await runs
+    await storm.run_all()
+    storm.happened("backend restored twice")
+
+
+async def start_unanswered(storm: Storm) -> None:
+    """The answer to a start is lost, and who asked is killed before it asks again."""
+    lost: list[Request] = []
+
+    async def swallow(request: Request) -> bytes | None:
+        if request.kind != "register" or lost:
+            return None
+        answer = await storm.proxy.pass_on(request)
+        if b" 20" in answer[:13]:
+            lost.append(request)
+            storm.site.kill("worker")
+        return b""
+
+    storm.proxy.meddling = swallow
+    storm.site.kill("worker")
+    await new_rows(storm)
+    await until(lambda: lost, "a start whose answer was lost")
+    storm.proxy.meddling = None
+    await new_rows(storm)
+    if not storm.is_moved():
+        storm.happened("answer to a start lost")
+
+
 SCENES: dict[str, Scene] = {
     scene.__name__: scene
     for scene in (
@@ -232,6 +318,11 @@ SCENES: dict[str, Scene] = {
         long_outage,
         refused_and_purged,
         full_disks,
+        old_host_back,
+        snapshot_put_back,
+        cloned_machine,
+        backend_restored_twice,
+        start_unanswered,
     )
 }
 
@@ -247,6 +338,11 @@ EVENTS: dict[str, set[str]] = {
     "long_outage": {"outage longer than chunks are kept"},
     "refused_and_purged": {"dead letter purged in a later run"},
     "full_disks": {"full disk at the client"},
+    "old_host_back": {"old host was refused"},
+    "snapshot_put_back": {"snapshot was refused"},
+    "cloned_machine": {"cloned machine was refused"},
+    "backend_restored_twice": {"backend restored twice"},
+    "start_unanswered": {"answer to a start lost"},
 }
 """What each scene must have seen to happen, once at least in a storm."""
 
@@ -263,7 +359,8 @@ POINTS: dict[str, str] = {
     "outbox abandon": "folder_lost_at_rest",
     "outbox remember": "folder_lost_at_rest",
     "backend register": "folder_lost_at_rest",
-    "outbox learn_highest": "folder_lost_at_rest",
+    "outbox start": "folder_lost_at_rest",
+    "outbox started": "folder_lost_at_rest",
     "outbox restamp": "same_content_again",
     "outbox superseded": "late_older_version",
     "backend expire_chunk": "long_outage",

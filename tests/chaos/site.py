@@ -12,19 +12,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import psutil
+import sqlalchemy as sa
 import yaml
 from catalogzero import CatalogZeroError, HandlerClient
 
 LOOK_S = 0.02
 PATIENCE_S = 120.0
 FEW_BYTES = 1 << 13
+REFUSED = "the backend refused"
 UNLIMITED = resource.RLIM_INFINITY
 
 
@@ -51,6 +54,7 @@ class Site:
         self._registry = folder / "handler_registry.yaml"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._backend_settings: dict[str, str] = {}
+        self._down: set[str] = set()
         self._logs = 0
         self._write_registry(table_url, chunk_bytes)
 
@@ -96,10 +100,10 @@ class Site:
 
     def start(self) -> None:
         """Start what does not run."""
-        if not self._runs("backend"):
+        if "backend" not in self._down and not self._runs("backend"):
             serve = ("backend", "serve", "--port", str(self.backend_port), *self._db())
             self._start("backend", "tests.chaos.backend_process", *serve)
-        if not self._runs("handler"):
+        if "handler" not in self._down and not self._runs("handler"):
             named = ("h", "--registry", str(self._registry))
             self._start("handler", "catalogzero", "run", *named)
 
@@ -138,11 +142,79 @@ class Site:
 
     def lose_state_folder(self) -> None:
         """Kill the handler, and remove what it kept before it is back."""
-        worker = self.pid("worker")
-        self.kill("handler")
-        while worker is not None and psutil.pid_exists(worker):
-            time.sleep(LOOK_S)  # nothing else runs here meanwhile, and nothing is started again
-        shutil.rmtree(self.state / "h", ignore_errors=True)
+        with self.stopped("handler"):
+            shutil.rmtree(self.state / "h", ignore_errors=True)
+
+    @contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """While it is open the handler with its worker, or the backend, is killed and stays so."""
+        self._down.add(name)
+        try:
+            worker = self.pid("worker") if name == "handler" else None
+            self.kill(name)
+            while worker is not None and psutil.pid_exists(worker):
+                time.sleep(LOOK_S)  # nothing else runs here meanwhile
+            yield
+        finally:
+            self._down.discard(name)
+
+    def copy_state_folder(self) -> Path:
+        """What a snapshot, or a clone of the machine, has of the state folder now."""
+        copy = self._folder / f"copy-{uuid.uuid4().hex[:8]}"
+        with self.stopped("handler"):
+            shutil.copytree(self.state / "h", copy)
+        return copy
+
+    def put_state_folder(self, folder: Path) -> Path:
+        """The handler goes on with another folder, as on another machine; the one it had."""
+        aside = self._folder / f"aside-{uuid.uuid4().hex[:8]}"
+        with self.stopped("handler"):
+            (self.state / "h").rename(aside)
+            folder.rename(self.state / "h")
+        return aside
+
+    async def installation(self, verb: str) -> None:
+        """What `catalogzero installation` does, beside the handler."""
+        command = ("installation", verb, "h", "--registry", str(self._registry))
+        await asyncio.to_thread(self._command, *command)
+
+    def back_up_backend(self) -> str:
+        """A backup of the backend's database: its name."""
+        name = f"backup_{uuid.uuid4().hex[:8]}"
+        with self.stopped("backend"):
+            self._copy_database(self._database_name, name)
+        return name
+
+    def restore_backend(self, backup: str) -> None:
+        """Put a backup in the place of the backend's database, and say so as its operator does."""
+        with self.stopped("backend"):
+            self._copy_database(backup, self._database_name)
+            self._command("backend", "restored", *self._db())
+
+    @property
+    def _database_name(self) -> str:
+        return str(sa.engine.make_url(self._database).database)
+
+    def _copy_database(self, source: str, target: str) -> None:
+        """Make a database as another one, or in its place; nobody may be connected to it."""
+        url = sa.engine.make_url(self._database)
+        if url.get_backend_name() == "sqlite":
+            paths = [
+                Path(name) if "/" in name else self._folder / name for name in (source, target)
+            ]
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{paths[1]}{suffix}").unlink(missing_ok=True)
+                if Path(f"{paths[0]}{suffix}").exists():
+                    shutil.copy(f"{paths[0]}{suffix}", f"{paths[1]}{suffix}")
+            return
+        admin = sa.create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+        with admin.connect() as db:
+            for name in (source, target):
+                ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :n"
+                db.execute(sa.text(ended), {"n": name})
+            db.execute(sa.text(f"DROP DATABASE IF EXISTS {target} WITH (FORCE)"))
+            db.execute(sa.text(f"CREATE DATABASE {target} TEMPLATE {source}"))
+        admin.dispose()
 
     def no_room(self, victim: str) -> bool:
         """From now on no file of the process may grow much: to it, the disk is full."""
@@ -179,7 +251,7 @@ class Site:
         return False
 
     async def run(self, data_source: str, *, full: bool = False) -> dict[str, Any]:
-        """One run; empty where it failed, or where somebody died of it."""
+        """One run; without a status where it failed, or where somebody died of it."""
         body = {"data_source": data_source, "params": {"full": full}}
         call = asyncio.create_task(
             self.client.call("process_and_upload", body, timeout_s=PATIENCE_S)
@@ -192,7 +264,8 @@ class Site:
         try:
             return dict(await call)
         except (CatalogZeroError, asyncio.CancelledError) as error:
-            return {"error": str(error) or "the handler died"}
+            said = {"error": str(error) or "the handler died"}
+            return {**said, "status": "rejected"} if REFUSED in said["error"] else said
         finally:
             call.cancel()
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import sqlite3
 import sys
 import tempfile
 import time
@@ -22,10 +23,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from catalogzero import CatalogZeroError
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox_identity import MOVED
 
 from tests.chaos.proxy import FaultProxy
 from tests.chaos.scenes import EVENTS, ORDERS, POINTS, SCENES
@@ -230,9 +233,27 @@ class Storm:
         """Wait until nothing is left to send."""
         await until(lambda: not self._outbox_figures()[0], "an empty outbox")
 
-    def dead_letters(self) -> list[str]:
-        """The upload_ids of dead letters, as the outbox's file says."""
+    def dead_letters(self) -> dict[str, str]:
+        """The sources of dead letters by upload_id, as the outbox's file says."""
         return self._outbox_figures()[1]
+
+    def is_moved(self) -> bool:
+        """Whether the folder knows that another one took its installation over."""
+        return self.fact(MOVED) is not None
+
+    def fact(self, name: str) -> Any:
+        """What the outbox remembers; None where it cannot be read now."""
+        with suppress(CatalogZeroError, sqlite3.Error):
+            outbox = Outbox(self.site.outbox_path().parent, SystemClock(), mend=False)
+            try:
+                return outbox.fact(name)
+            finally:
+                outbox.close()
+        return None
+
+    async def loaded(self, runs: asyncio.Task[None]) -> None:
+        """Wait until the backend has requests of these runs, or they are through."""
+        await until(lambda: self.proxy.under_way or runs.done(), "requests under way")
 
     def refusals(self) -> int:
         """How often the backend answered with a fault of its own."""
@@ -242,19 +263,19 @@ class Storm:
         """Note that a scene's event came to be."""
         self.report.events[event] += 1
 
-    def _outbox_figures(self) -> tuple[int, list[str]]:
-        """How many uploads wait, and the dead letters."""
+    def _outbox_figures(self) -> tuple[int, dict[str, str], int]:
+        """How many uploads wait, the dead letters, and how many sources are to be read again."""
         path = self.site.outbox_path()
         if not path.exists():
-            return 1, []
+            return 1, {}, 0
         with suppress(CatalogZeroError):
             outbox = Outbox(path.parent, SystemClock(), mend=False)
             try:
-                dead = [upload.upload_id for upload in outbox.uploads(["dead"])]
-                return outbox.totals().uploads, dead
+                dead = {one.upload_id: one.source for one in outbox.uploads(["dead"])}
+                return outbox.totals().uploads, dead, outbox.totals().missing
             finally:
                 outbox.close()
-        return 1, []
+        return 1, {}, 0
 
     async def _rest(self) -> None:
         """No more faults: a restart, then runs until all is sent."""
@@ -264,10 +285,12 @@ class Storm:
         async with asyncio.timeout(REST_S):
             while True:
                 results = [await self.site.run_to_end(s) for s in (self.exports, ORDERS)]
-                waiting, dead = self._outbox_figures()
+                waiting, dead, missing = self._outbox_figures()
                 if dead:
                     await self.site.outbox("retry")
-                if {r["status"] for r in results} == {"unchanged"} and not waiting and not dead:
+                if {r["status"] for r in results} == {"unchanged"} and not (
+                    waiting or dead or missing
+                ):
                     return
                 await asyncio.sleep(LOOK_S * 10)
 

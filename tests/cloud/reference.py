@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from aiohttp import web
 from catalogzero.protocol.codings import decoded
 
 Row = dict[str, Any]
+MOVED: Row = {"type": "urn:catalogzero:problem:installation-moved", "since": "2026-01-01"}
 Fault = Callable[[web.Request], web.StreamResponse | None]
 
 
@@ -37,6 +39,52 @@ class Rules:
         self.high: dict[str, int] = {}
         self.watermark: dict[str, Any] = {}
         self.visible: dict[str, list[str]] = defaultdict(list)
+        self.full: dict[str, int] = {}
+        self.mode: dict[str, str] = {}
+        self.epoch, self.generation = 0, "g1"
+        self.nonces: list[str] = []
+        self.page = 1_000
+
+    def start(self, about: Row, clock_ms: int = 0) -> tuple[int, Row]:
+        """The answer to a folder's start: the next epoch, and what is known of its sources."""
+        if "epoch" not in about:
+            return 200, {"sources": self.high}
+        newest = self.nonces[-1:]
+        known = bool({about["nonce"], about.get("last_nonce")} & set(newest) - {""})
+        replayed = about["nonce"] in self.nonces and about["nonce"] != ""
+        if not known and (replayed or 0 < about["epoch"] < self.epoch):
+            return 409, MOVED
+        self.epoch = max(self.epoch + 1, about["epoch"] + 1, clock_ms)
+        self.nonces = [*self.nonces, about["nonce"]]
+        return 200, self.told(0)
+
+    def told(self, begin: int) -> Row:
+        """A page of what is known of the sources."""
+        keys = sorted(self.high)[begin : begin + self.page]
+        page: Row = {"generation": self.generation, "epoch": self.epoch, "sources": self.high}
+        page["states"] = {
+            key: {
+                "source_seq": self.high[key],
+                "watermark": self.watermark.get(key),
+                "full_seq": self.full.get(key, 0),
+                "mode": self.mode.get(key),
+            }
+            for key in keys
+        }
+        end = begin + self.page
+        return page if end >= len(self.high) else {**page, "next": str(end)}
+
+    def restore(self, snapshot: Row) -> None:
+        """Put back what was there then, and begin another generation."""
+        generation = self.generation
+        for name, value in deepcopy(snapshot).items():
+            setattr(self, name, value)
+        self.generation = generation + "+"
+
+    def snapshot(self) -> Row:
+        """What a backup holds."""
+        names = ("uploads", "high", "watermark", "visible", "full", "mode", "epoch", "nonces")
+        return deepcopy({name: getattr(self, name) for name in names})
 
     def rows(self, source: str | None = None) -> list[dict[str, Any]]:
         """All rows that are visible."""
@@ -60,26 +108,36 @@ class Rules:
 
     def complete(self, upload_id: str, body: Row) -> tuple[int, Row]:
         """The answer to `complete`."""
+        if body.get("installation_epoch", 0) < self.epoch:
+            return 409, MOVED
+        self.epoch = max(self.epoch, body.get("installation_epoch", 0))
         upload, key, seq = self.uploads[upload_id], body["source_key"], body["source_seq"]
         high, watermark = self.high.get(key, 0), self.watermark.get(key)
         hides = body["full"] or body["mode"] == "replace"
         if upload.status == "done":
-            return 200, {"job_id": upload.job_id, "duplicate": True}
+            duplicate = {"job_id": upload.job_id, "duplicate": True}
+            return 200, {**duplicate, "by": "upload_id", "source_seq": high}
         superseded = {"superseded": True, "source_seq": high, "watermark": watermark}
         if upload.status == "superseded":
             return 200, superseded
         for other in self.visible[key] if body["mode"] == "replace" and not body["full"] else ():
             if self.uploads[other].body["upload_key"] == body["upload_key"]:
                 self.high[key] = max(high, seq)
-                return 200, {"job_id": self.uploads[other].job_id, "duplicate": True}
+                duplicate = {"job_id": self.uploads[other].job_id, "duplicate": True}
+                return 200, {**duplicate, "by": "upload_key", "source_seq": self.high[key]}
         if seq <= high if hides else body["after"] != watermark:
             upload.status = "superseded"
             return 200, superseded
+        if not body["full"] and self.mode.get(key, body["mode"]) != body["mode"]:
+            return 409, {"type": "urn:catalogzero:problem:mode-changed"}
         missing = [n for n in range(body["chunks"]) if n not in upload.chunks]
         if missing:
             return 409, {"missing": missing}
         self.visible[key] = [upload_id] if hides else [*self.visible[key], upload_id]
         self.high[key], self.watermark[key] = max(high, seq), body.get("until")
+        self.mode[key] = body["mode"]
+        if body["full"]:
+            self.full[key] = seq
         upload.status, upload.body, upload.job_id = "done", body, f"job-{upload_id[:8]}"
         return 201, {"job_id": upload.job_id}
 
@@ -98,6 +156,7 @@ class ReferenceBackend(Rules):
         self.fault: Fault = lambda request: None
         self.codings: tuple[str, ...] = ("zstd", "gzip", "")
         self.chunked = True
+        self.epochs = True
         self.url = ""
         self._runner: web.AppRunner | None = None
         self._port = 0
@@ -118,6 +177,12 @@ class ReferenceBackend(Rules):
             await self._runner.cleanup()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
+        answer = await self._answer(request)
+        if self.epochs:
+            answer.headers["Catalogzero-Generation"] = self.generation
+        return answer
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.headers.append(dict(request.headers))
         body = await request.read()
         self.bodies.append((request.method, request.path, body))
@@ -136,8 +201,14 @@ class ReferenceBackend(Rules):
                 return web.json_response({})
             case "PUT", ["installations", name]:
                 self.installations[name] = orjson.loads(body)
-                return web.json_response({"sources": self.high})
+                about = self.installations[name] if self.epochs else {}
+                status, answer = self.start(about)
+                return web.json_response(answer, status=status)
+            case "GET", ["installations", _]:
+                return web.json_response(self.told(int(request.query["next"])))
             case "POST", [""]:
+                if int(request.headers.get("Catalogzero-Epoch", 0)) < self.epoch:
+                    return web.json_response(MOVED, status=409)
                 self.simple.setdefault(request.headers["Idempotency-Key"], orjson.loads(body))
                 return web.json_response({"job_id": f"simple-{len(self.simple)}"})
         return web.json_response({"title": "no such route"}, status=404)

@@ -6,6 +6,7 @@ delays, repeats and reorders what hypothesis says. At rest, what is visible must
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_contents import Upload
 from catalogzero.cloud.sender import complete_body, new_upload_id, note_answer
+from catalogzero.protocol.bodies import GENERATION, Known
 from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity, upload_key
 from hypothesis import settings
@@ -86,6 +88,7 @@ class Uploading(RuleBasedStateMachine):
         if work is None:
             return
         upload_id = new_upload_id()
+        full = full or self.outbox.mark(KEY).owed
         self.outbox.begin(upload_id, KEY, "src", self.mode, full=full, params={})
         for seq, rows in enumerate(self.chunks_of(work)):
             body = b"".join(orjson.dumps(row) + b"\n" for row in rows)
@@ -271,14 +274,21 @@ class Appending(Uploading):
         self.content += rows
 
     def due(self, full: bool) -> tuple[int | None, int] | None:
-        after = None if full else self.outbox.mark(KEY).watermark
+        mark = self.outbox.mark(KEY)
+        full = full or mark.owed
+        after = None if full else mark.value
+        if mark.dead and not full:
+            return None
         return None if (after or 0) >= self.content and not full else (after, self.content)
 
     def chunks_of(self, work: tuple[int | None, int]) -> list[list[dict[str, Any]]]:
         return [[{"row": n}] for n in range((work[0] or 0) + 1, work[1] + 1)]
 
     def seal(self, upload_id: str, work: tuple[int | None, int], full: bool) -> None:
-        after, until = work
+        after, until = (None if full else self.outbox.mark(KEY).watermark), work[1]
+        if not full and self.outbox.mark(KEY).value != work[0]:  # a compare came between
+            self.outbox.abandon(upload_id)
+            return
         self.outbox.seal(upload_id, upload_key(KEY, [after, until], 1), after=after, until=until)
 
     def check_rest(self) -> None:
@@ -286,8 +296,131 @@ class Appending(Uploading):
         assert seen == list(range(1, self.content + 1)), (seen, self.content)
 
 
+class Moving(Uploading):
+    """What copies of the folder and restores of the backend add, for both modes."""
+
+    snapshot: Path | None = None
+    backup: dict[str, Any] | None = None
+    epoch: int | None = None
+    older = False
+
+    @initialize()
+    def begin(self) -> None:
+        super().begin()
+        self.starts: list[dict[str, Any]] = []
+        self.start()
+
+    def start(self) -> None:
+        """A start is answered; a folder that was refused is adopted at once."""
+        said = self.outbox.start()
+        self.starts.append(said)
+        status, answer = self.backend.start(said)
+        if status == 409:
+            assert self.older, "the only folder was refused"
+            self.outbox.adopt()
+            status, answer = self.backend.start(self.outbox.start())
+        known = Known.model_validate(answer)
+        self.outbox.started(known, "site")
+        self.epoch = known.epoch
+        if self.building and self.outbox.upload(self.building[0]).state != "building":
+            self.building = None
+
+    @rule(number=st.integers(0, 5))
+    def a_start_arrives_late(self, number: int) -> None:
+        for said in self.starts[::-1][number : number + 1]:
+            self.backend.start(said)
+
+    @rule()
+    def start_whose_answer_is_lost(self) -> None:
+        self.backend.start(self.outbox.start())
+        self.worker_is_killed()
+
+    @rule()
+    def worker_is_killed(self) -> None:
+        super().worker_is_killed()
+        self.start()
+
+    @rule(minutes=st.integers(-100, 0))
+    def state_folder_is_lost(self, minutes: int) -> None:
+        super().state_folder_is_lost(minutes)
+        self.start()
+
+    @rule()
+    def folder_is_copied(self) -> None:
+        self.outbox.close()
+        self.snapshot = Path(self.folder.name) / f"copy-{self.folders}-{self.clock.at:%H%M%S%f}"
+        shutil.copytree(Path(self.folder.name) / f"state-{self.folders}", self.snapshot)
+        self.outbox = self._open()
+        self.outbox.abandon()
+        self.building = None
+        self.start()
+
+    @rule()
+    @precondition(lambda self: self.snapshot is not None)
+    def an_older_folder_goes_on(self) -> None:
+        assert self.snapshot is not None
+        self.outbox.close()
+        self.folders += 1
+        self.older = True
+        self.snapshot.rename(Path(self.folder.name) / f"state-{self.folders}")
+        self.snapshot, self.building = None, None
+        self.outbox = self._open()
+        self.outbox.abandon()
+        self.start()
+
+    @rule()
+    def backend_is_backed_up(self) -> None:
+        self.backup = self.backend.snapshot()
+
+    @rule()
+    @precondition(lambda self: self.backup is not None)
+    def backend_is_restored(self) -> None:
+        assert self.backup is not None
+        self.backend.restore(self.backup)
+
+    def next_message(self, upload: Upload) -> Message | None:
+        found = super().next_message(upload)
+        if found is None or found[1] is not Asked.COMPLETE:
+            return found
+        return (*found[:3], {**found[3], "installation_epoch": self.epoch})
+
+    def deliver(self, message: Message) -> Outcome:
+        outcome = super().deliver(message)
+        headers = {GENERATION: self.backend.generation}
+        return Outcome(status=outcome.status, body=outcome.body, headers=headers)
+
+    def take(self, message: Message, outcome: Outcome) -> None:
+        upload_id, asked, seq, body = message
+        verdict = decide(asked, outcome, NOW).verdict
+        if asked is Asked.CHUNK or verdict is Verdict.DEAD:
+            super().take(message, outcome)
+        elif verdict is Verdict.MOVED:
+            if body["installation_epoch"] == self.epoch:
+                self.start()
+        elif not note_answer(
+            self.outbox, upload_id, verdict, outcome.body, seq, generation=outcome.generation
+        ):
+            self.start()
+
+    def settle(self) -> None:
+        self.start()
+        super().settle()
+
+
+class MovingReplacing(Moving, Replacing):
+    """A file, its folder copied, its backend restored."""
+
+
+class MovingAppending(Moving, Appending):
+    """A table, its folder copied, its backend restored."""
+
+
 RUNS = settings(max_examples=50, stateful_step_count=30, deadline=None)
 TestReplacing = Replacing.TestCase
 TestReplacing.settings = RUNS
 TestAppending = Appending.TestCase
 TestAppending.settings = RUNS
+TestMovingReplacing = MovingReplacing.TestCase
+TestMovingReplacing.settings = RUNS
+TestMovingAppending = MovingAppending.TestCase
+TestMovingAppending.settings = RUNS

@@ -17,6 +17,7 @@ BODIES: tuple[object, ...] = (
     {"superseded": True},
     {"job_id": "j"},
     {"missing": [1]},
+    {"type": "urn:catalogzero:problem:installation-moved"},
 )
 
 

@@ -11,7 +11,9 @@ import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
@@ -28,8 +30,13 @@ from catalogzero.backend.tenants import KEY_PATTERN, KeyRing, Tenant
 from catalogzero.backend.uploads import Outcome, Stored
 from catalogzero.clock import Clock
 from catalogzero.protocol.bodies import (
+    EPOCH,
+    GENERATION,
+    INSTALLATION,
     JSON,
+    MAX_EPOCH,
     MAX_KEY_CHARS,
+    MAX_PLACE_DIGITS,
     MAX_SEQ,
     UPLOAD_ID,
     Complete,
@@ -75,7 +82,7 @@ class UploadApi:
         self._held_bytes = 0
         self._rate = RateLimit(settings.max_requests_per_s)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
-        self.reports = GroupCommit[Report](
+        self.reports = GroupCommit[Report, str](
             database, installations.store_reports, clock, settings.health_commit_window_s
         )
 
@@ -92,6 +99,7 @@ class UploadApi:
             web.post(base + "/health", self.post_health),
             web.get(base + "/openapi.json", self.openapi, allow_head=False),
             web.put(base + "/installations/{installation_id}", self.put_installation),
+            web.get(base + "/installations/{installation_id}", self.more_sources, allow_head=False),
         ]
 
     def close(self) -> None:
@@ -149,17 +157,25 @@ class UploadApi:
         if request.content_type != JSON:
             raise ProblemError(Kind.UNSUPPORTED, "the simple form is application/json")
         key = header_text(request, "Idempotency-Key", max_chars=MAX_KEY_CHARS)
+        sender = _sender(request)
         async with self._records(request, None) as records:
             at = self._now()
             outcome = await self._database.write(
                 lambda connection: uploads.store_simple(
-                    connection, tenant.tenant_id, key, records, at, with_hook=self._has_hook
+                    connection,
+                    tenant.tenant_id,
+                    key,
+                    records,
+                    at,
+                    sender=sender,
+                    with_hook=self._has_hook,
                 )
             )
         if outcome.verdict is Judgement.DUPLICATE:
-            return json_response({"job_id": outcome.job_id, "duplicate": True}, 200)
+            answer = {"job_id": outcome.job_id, "duplicate": True}
+            return _json(200, answer, outcome.generation)
         self._announce(outcome)
-        return json_response({"job_id": outcome.job_id}, 201)
+        return _json(201, {"job_id": outcome.job_id}, outcome.generation)
 
     async def post_health(self, request: web.Request) -> web.Response:
         """`POST health`: one health report; answered once it is on the disk."""
@@ -171,26 +187,41 @@ class UploadApi:
                 Kind.INVALID_REQUEST, "client_id is the installation's id, never its key"
             )
         at = self._now()
-        await self.reports.add(Report(tenant.tenant_id, report.client_id, at, body.decode()))
+        stored = Report(tenant.tenant_id, report.client_id, at, body.decode())
+        generation = await self.reports.add(stored)
         answer: dict[str, Any] = {"server_time": at}
         if self._settings.health_interval_s is not None:
             answer["next_interval_s"] = self._settings.health_interval_s
-        return json_response(answer, 200)
+        return _json(200, answer, generation)
 
     async def put_installation(self, request: web.Request) -> web.Response:
-        """`PUT installations/{installation_id}`: an installation says what it is."""
+        """`PUT installations/{installation_id}`: it says what it is, and takes the next epoch."""
         tenant = await self._tenant(request)
-        installation_id = request.match_info["installation_id"]
-        if not 0 < len(installation_id) <= 200 or "\0" in installation_id:
-            raise ProblemError(Kind.INVALID_REQUEST, "an installation id has 1 to 200 characters")
+        installation_id = _installation_id(request.match_info["installation_id"])
         body = read_model(Installation, await self._json_body(request))
         at = self._now()
-        is_new, sources = await self._database.write(
+        is_new, page = await self._database.write(
             lambda connection: installations.register(
                 connection, tenant.tenant_id, installation_id, body, at
             )
         )
-        return json_response({"sources": sources}, 201 if is_new else 200)
+        if body.epoch is None:
+            return _json(201 if is_new else 200, {"sources": page.sources}, page.generation)
+        return _page(201 if is_new else 200, page)
+
+    async def more_sources(self, request: web.Request) -> web.Response:
+        """`GET installations/{installation_id}?next=…`: a further page of its sources."""
+        tenant = await self._tenant(request)
+        installation_id = _installation_id(request.match_info["installation_id"])
+        place = request.query.get("next", "0")
+        if not (place.isascii() and place.isdigit() and len(place) <= MAX_PLACE_DIGITS):
+            raise ProblemError(Kind.INVALID_REQUEST, "next is what the page before it gave")
+        page = await self._database.read(
+            lambda connection: installations.page_of(
+                connection, tenant.tenant_id, installation_id, int(place)
+            )
+        )
+        return _page(200, page)
 
     async def openapi(self, _: web.Request) -> web.Response:
         """`GET openapi.json`: this protocol, for machines."""
@@ -305,20 +336,61 @@ def _completed(outcome: Outcome, body: Complete) -> web.Response:
     """The answer to a `complete`."""
     match outcome.verdict:
         case Judgement.ACCEPTED:
-            return json_response({"job_id": outcome.job_id}, 201)
+            return _json(201, {"job_id": outcome.job_id}, outcome.generation)
         case Judgement.DUPLICATE | Judgement.SAME_KEY:
-            return json_response({"job_id": outcome.job_id, "duplicate": True}, 200)
+            by = "upload_id" if outcome.verdict is Judgement.DUPLICATE else "upload_key"
+            known = {"duplicate": True, "by": by, "source_seq": outcome.source_seq}
+            return _json(200, {"job_id": outcome.job_id, **known}, outcome.generation)
         case Judgement.MISSING:
             raise ProblemError(
                 Kind.CHUNKS_MISSING,
                 "send these chunks, then complete again",
+                headers={GENERATION: outcome.generation},
                 missing=outcome.missing,
+            )
+        case Judgement.MODE_CHANGED:
+            raise ProblemError(
+                Kind.MODE_CHANGED,
+                "the source is shown in another mode, or its watermark was of another column or "
+                "database: call it once with full: true",
+                headers={GENERATION: outcome.generation},
             )
         case _:
             answer = {"superseded": True, "source_seq": outcome.source_seq}
             if body.mode == "append":
                 answer["watermark"] = outcome.watermark
-            return json_response(answer, 200)
+            return _json(200, answer, outcome.generation)
+
+
+def _page(status: int, page: installations.Page) -> web.Response:
+    """The answer that tells of an installation's sources."""
+    body = {name: value for name, value in asdict(page).items() if value is not None}
+    return _json(status, body, page.generation)
+
+
+def _json(status: int, body: Any, generation: str) -> web.Response:
+    """A JSON answer that names the generation of what it tells."""
+    return json_response(body, status, {GENERATION: generation})
+
+
+def _installation_id(text: str) -> str:
+    """An installation's id in the path or a header."""
+    if not 0 < len(text) <= 200 or "\0" in text:
+        raise ProblemError(Kind.INVALID_REQUEST, "an installation id has 1 to 200 characters")
+    return text
+
+
+def _sender(request: web.Request) -> tuple[str, int | None] | None:
+    """The installation that an array comes from and its epoch; None where it names none."""
+    if INSTALLATION not in request.headers:
+        return None
+    epoch = request.headers.get(EPOCH)
+    if epoch is not None and not (
+        epoch.isascii() and epoch.isdigit() and len(epoch) <= 20 and int(epoch) <= MAX_EPOCH
+    ):
+        raise ProblemError(Kind.INVALID_REQUEST, f"{EPOCH} is a number")
+    installation_id = _installation_id(unquote(request.headers[INSTALLATION]))
+    return installation_id, None if epoch is None else int(epoch)
 
 
 def _encoding(request: web.Request) -> str:

@@ -16,13 +16,14 @@ from catalogzero.clock import Clock
 from catalogzero.protocol.problems import Kind, ProblemError
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_WAITING = 10_000
 MAX_BATCH = 1_000
 
 
-class GroupCommit(Generic[T]):
-    """Writes items in batches; `add` returns when the item's batch is committed.
+class GroupCommit(Generic[T, R]):
+    """Writes items in batches; `add` gives what `store` did, once the batch is committed.
 
     Args:
         database: Where `store` writes.
@@ -34,17 +35,17 @@ class GroupCommit(Generic[T]):
     def __init__(
         self,
         database: Database,
-        store: Callable[[Connection, Sequence[T]], None],
+        store: Callable[[Connection, Sequence[T]], R],
         clock: Clock,
         window_s: float,
     ) -> None:
         self._database, self._store, self._clock = database, store, clock
         self._window_s = window_s
-        self._waiting: list[tuple[T, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._arrived = asyncio.Event()
         self._since_s = 0.0
 
-    async def add(self, item: T) -> None:
+    async def add(self, item: T) -> R:
         """Write one item, together with whatever else comes within the window.
 
         Raises:
@@ -54,12 +55,12 @@ class GroupCommit(Generic[T]):
             raise ProblemError(
                 Kind.UNAVAILABLE, "too many reports wait for the database", headers=RETRY_SOON
             )
-        done = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         if not self._waiting:
             self._since_s = self._clock.monotonic()
         self._waiting.append((item, done))
         self._arrived.set()
-        await done
+        return await done
 
     async def run(self) -> None:
         """Commit batch after batch until cancelled."""
@@ -79,12 +80,12 @@ class GroupCommit(Generic[T]):
         items = [item for item, _ in batch]
         fault: BaseException | None = None
         try:
-            await self._database.write(lambda connection: self._store(connection, items))
+            result = await self._database.write(lambda connection: self._store(connection, items))
         except BaseException as error:  # noqa: BLE001 - every waiting request is told of it
             fault = error
         for _, done in batch:
             if not done.done():
-                done.set_exception(fault) if fault else done.set_result(None)
+                done.set_exception(fault) if fault else done.set_result(result)
         if fault is not None and not isinstance(fault, Exception):
             raise fault
 

@@ -7,17 +7,23 @@ running transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Row, and_, insert, select, update
+from sqlalchemy.sql import ColumnElement
 
+from catalogzero.backend import generations
 from catalogzero.backend.schema import health_reports, installations, sources
-from catalogzero.backend.store import upsert
+from catalogzero.backend.store import insert_new, upsert
 from catalogzero.protocol.bodies import Installation
+from catalogzero.protocol.problems import Kind, ProblemError
 
 KEY = ("tenant_id", "installation_id")
+PAGE_SOURCES, PAGE_BYTES = 1_000, 1 << 19
+KEPT_NONCES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,17 @@ class Report:
     installation_id: str
     received_at: str
     report: str
+
+
+@dataclass(slots=True)
+class Page:
+    """A part of what is known of an installation: its answer's body."""
+
+    generation: str
+    epoch: int
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)
+    next: str | None = None
 
 
 def seen(
@@ -41,17 +58,18 @@ def seen(
 
 def register(
     connection: Connection, tenant_id: int, installation_id: str, body: Installation, at: str
-) -> tuple[bool, dict[str, int]]:
-    """Store what an installation says of itself.
+) -> tuple[bool, Page]:
+    """Store what an installation says of itself; a client that knows epochs takes the next one.
 
     Returns:
-        Whether it registers for the first time, and the highest source_seq of its sources.
+        Whether it registers for the first time, and the first page of its sources; all of them in
+        `sources` for a client that asks for no further page.
+
+    Raises:
+        ProblemError: Another folder took a later epoch.
     """
-    one = (installations.c.tenant_id == tenant_id) & (
-        installations.c.installation_id == installation_id
-    )
-    before = connection.scalar(select(installations.c.registered_at).where(one))
-    columns = {
+    row = _locked(connection, tenant_id, installation_id, at)
+    columns: dict[str, Any] = {
         "registered_at": at,
         "entry": body.entry,
         "version": body.version,
@@ -59,24 +77,131 @@ def register(
         "host": orjson.dumps(body.host).decode(),
         "methods": orjson.dumps(body.methods).decode(),
     }
+    if body.epoch is not None:
+        taken = orjson.loads(row.epoch_nonces)
+        if _is_older(body, row.epoch, taken):
+            raise _moved(row)
+        now_ms = int(datetime.fromisoformat(at).timestamp() * 1000)
+        columns["epoch"] = max(row.epoch + 1, body.epoch + 1, now_ms)
+        nonces = [body.nonce, *taken][:KEPT_NONCES]
+        columns |= {"epoch_at": at, "epoch_nonces": orjson.dumps(nonces).decode()}
     seen(connection, tenant_id, installation_id, at, **columns)
-    return before is None, highest_of(connection, tenant_id, installation_id)
+    page = page_of(connection, tenant_id, installation_id)
+    if body.epoch is None:
+        page.sources = highest_of(connection, tenant_id, installation_id)
+    return row.registered_at is None, page
+
+
+def admit(
+    connection: Connection, tenant_id: int, installation_id: str, epoch: int | None, at: str
+) -> None:
+    """Let an upload of the folder with this epoch pass, and hold off whoever would take the next.
+
+    Raises:
+        ProblemError: Another folder took a later epoch.
+    """
+    row = _locked(connection, tenant_id, installation_id, at)
+    if (epoch or 0) < row.epoch:
+        raise _moved(row)
+    if epoch is not None and epoch > row.epoch:
+        one = _one(tenant_id, installation_id)
+        connection.execute(update(installations).where(one).values(epoch=epoch, epoch_at=at))
+
+
+def page_of(connection: Connection, tenant_id: int, installation_id: str, above: int = 0) -> Page:
+    """What is known of an installation's sources, from a place in their order on.
+
+    Raises:
+        ProblemError: There is no such installation.
+    """
+    epoch = select(installations.c.epoch).where(_one(tenant_id, installation_id))
+    found = connection.execute(epoch).one_or_none()
+    if found is None:
+        raise ProblemError(Kind.NOT_FOUND, "no installation of that id is known")
+    page, size = Page(generations.current(connection), found.epoch), 0
+    rows = connection.execute(
+        select(sources)
+        .where(_known(tenant_id, installation_id), sources.c.source_id > above)
+        .order_by(sources.c.source_id)
+        .limit(PAGE_SOURCES + 1)
+    ).all()
+    for row in rows:
+        size += len(row.source_key) + len(row.watermark)
+        if len(page.states) == PAGE_SOURCES or (page.states and size > PAGE_BYTES):
+            page.next = str(above)
+            return page
+        page.states[row.source_key] = {
+            "source_seq": row.highest_seq,
+            "watermark": orjson.loads(row.watermark),
+            "full_seq": row.full_seq,
+            "mode": row.mode,
+        }
+        page.sources[row.source_key], above = row.highest_seq, row.source_id
+    return page
 
 
 def highest_of(connection: Connection, tenant_id: int, installation_id: str) -> dict[str, int]:
     """The highest source_seq of each source of an installation."""
     found = connection.execute(
         select(sources.c.source_key, sources.c.highest_seq).where(
-            sources.c.tenant_id == tenant_id,
-            sources.c.installation_id == installation_id,
-            sources.c.highest_seq > 0,
+            _known(tenant_id, installation_id)
         )
     )
     return {row.source_key: row.highest_seq for row in found}
 
 
-def store_reports(connection: Connection, reports: Sequence[Report]) -> None:
-    """Store health reports, all in the running transaction; the last of each is its health."""
+def _one(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
+    return and_(
+        installations.c.tenant_id == tenant_id, installations.c.installation_id == installation_id
+    )
+
+
+def _known(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
+    """The installation's sources of which something was completed."""
+    return and_(
+        sources.c.tenant_id == tenant_id,
+        sources.c.installation_id == installation_id,
+        sources.c.highest_seq > 0,
+    )
+
+
+def _locked(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
+    """The installation's row, made where there is none, and locked to the transaction's end."""
+    key = {"tenant_id": tenant_id, "installation_id": installation_id}
+    insert_new(connection, installations, {**key, "first_seen_at": at, "last_seen_at": at})
+    statement = select(installations).where(_one(tenant_id, installation_id)).with_for_update()
+    return connection.execute(statement).one()
+
+
+def _is_older(body: Installation, epoch: int, taken: list[str]) -> bool:
+    """Whether a start comes from a folder whose place was taken, or is an old request come late.
+
+    `taken` are the nonces of the last starts, the newest first. Who made the newest is no other
+    folder, by the nonce of this start or of the last one: a start that was repeated on its way.
+    """
+    newest = taken[0] if taken else ""
+    if newest and newest in (body.nonce, body.last_nonce):
+        return False
+    if body.nonce and body.nonce in taken:
+        return True
+    return 0 < (body.epoch or 0) < epoch
+
+
+def _moved(row: Row[Any]) -> ProblemError:
+    return ProblemError(
+        Kind.INSTALLATION_MOVED,
+        "another folder took this installation over: catalogzero installation adopt takes it "
+        "back, catalogzero installation new makes this folder one of its own",
+        since=row.epoch_at,
+    )
+
+
+def store_reports(connection: Connection, reports: Sequence[Report]) -> str:
+    """Store health reports, all in the running transaction; the last of each is its health.
+
+    Returns:
+        The backend's generation.
+    """
     connection.execute(
         insert(health_reports),
         [
@@ -102,3 +227,4 @@ def store_reports(connection: Connection, reports: Sequence[Report]) -> None:
         for _, report in sorted(latest.items())
     ]
     upsert(connection, installations, rows, KEY, ("last_seen_at", "health_at", "health_report"))
+    return generations.current(connection)

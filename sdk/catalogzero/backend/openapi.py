@@ -10,7 +10,9 @@ from typing import Any
 
 from catalogzero.protocol.bodies import (
     CSV,
+    MAX_EPOCH,
     MAX_KEY_CHARS,
+    MAX_PLACE_DIGITS,
     MAX_SEQ,
     NDJSON,
     PARQUET,
@@ -18,7 +20,10 @@ from catalogzero.protocol.bodies import (
     Complete,
     HealthReport,
     Installation,
+    Known,
 )
+from catalogzero.protocol.bodies import EPOCH as EPOCH_HEADER
+from catalogzero.protocol.bodies import INSTALLATION as INSTALLATION_HEADER
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE, Kind
 from catalogzero.web import Operation, model_schema, object_schema, openapi_document, parameter
 
@@ -32,11 +37,21 @@ MEANINGS = {
 }
 TEXT, WHOLE = {"type": "string"}, {"type": "integer"}
 WHOLES = {"type": "array", "items": WHOLE}
-JOB = {"type": "object", "properties": {"job_id": TEXT, "duplicate": {"type": "boolean"}}}
+JOB = {
+    "type": "object",
+    "properties": {
+        "job_id": TEXT,
+        "duplicate": {"type": "boolean"},
+        "by": {"enum": ["upload_id", "upload_key"]},
+        "source_seq": WHOLE,
+    },
+}
 RECORDS = {"type": "array", "items": {"type": "object"}}
 SUPERSEDED = object_schema(superseded={"const": True}, source_seq=WHOLE)
 CHUNK = object_schema(seq=WHOLE, records=WHOLE)
-KNOWN = object_schema(sources={"type": "object", "additionalProperties": WHOLE})
+KNOWN = model_schema(Known)
+KNOWN["properties"]["sources"] = {"type": "object", "additionalProperties": WHOLE}
+NUMBERS = object_schema(sources=KNOWN["properties"]["sources"])
 STORED = object_schema(chunks=WHOLES, state={"enum": ["open", "complete", "superseded"]})
 STORED["properties"]["job_id"] = TEXT
 SEEN = object_schema(server_time=TEXT)
@@ -47,11 +62,14 @@ PROBLEM = object_schema(
     status=WHOLE,
     detail=TEXT,
 )
-PROBLEM["properties"].update(missing=WHOLES, errors=RECORDS)
+PROBLEM["properties"].update(missing=WHOLES, errors=RECORDS, since=TEXT)
 UPLOAD = parameter("upload_id", "path", **TEXT, pattern=f"^{UPLOAD_ID}$")
 SEQ = parameter("seq", "path", **WHOLE, minimum=0, maximum=MAX_SEQ)
 INSTALLATION = parameter("installation_id", "path", **TEXT, minLength=1, maxLength=200)
 KEY = parameter("Idempotency-Key", "header", **TEXT, minLength=1, maxLength=MAX_KEY_CHARS)
+NEXT = parameter("next", "query", **TEXT, pattern=f"^[0-9]{{1,{MAX_PLACE_DIGITS}}}$")
+FROM = parameter(INSTALLATION_HEADER, "header", **TEXT, pattern="^[A-Za-z0-9._~%-]{1,600}$")
+AT_EPOCH = parameter(EPOCH_HEADER, "header", **WHOLE, minimum=0, maximum=MAX_EPOCH)
 OPERATIONS = {
     "PUT /uploads/{upload_id}/chunks/{seq}": Operation(
         "putChunk",
@@ -75,11 +93,18 @@ OPERATIONS = {
     ),
     "PUT /installations/{installation_id}": Operation(
         "putInstallation",
-        "An installation says what it is, and learns its sources' numbers",
-        {201: KNOWN, 200: KNOWN},
-        (404,),
+        "An installation says what it is, takes the next epoch, and learns its sources",
+        {status: {"anyOf": [KNOWN, NUMBERS]} for status in (201, 200)},
+        (404, 409),
         [INSTALLATION],
         model_schema(Installation),
+    ),
+    "GET /installations/{installation_id}": Operation(
+        "showSources",
+        "A further page of an installation's sources",
+        {200: KNOWN},
+        (404,),
+        [INSTALLATION, NEXT],
     ),
     "POST /health": Operation(
         "postHealth", "A health report", {200: SEEN}, body=model_schema(HealthReport)
@@ -88,8 +113,8 @@ OPERATIONS = {
         "postRecords",
         "The simple form: one array of records",
         {201: JOB, 200: JOB},
-        (422,),
-        [KEY],
+        (409, 422),
+        [KEY, FROM, AT_EPOCH],
         RECORDS,
     ),
 }

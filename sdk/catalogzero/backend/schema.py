@@ -6,6 +6,8 @@ ISO 8601 text in UTC (they sort as text); opaque values are JSON text.
 
 from __future__ import annotations
 
+import uuid
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    insert,
     text,
 )
 
@@ -29,6 +32,10 @@ metadata = MetaData()
 _Key = BigInteger().with_variant(Integer, "sqlite")
 
 versions = Table("backend_schema", metadata, Column("version", Integer, nullable=False))
+
+generations = Table(
+    "backend_generation", metadata, Column("generation", String(32), nullable=False)
+)
 
 tenants = Table(
     "tenants",
@@ -63,6 +70,9 @@ installations = Table(
     Column("last_upload_at", String(40)),
     Column("health_at", String(40)),
     Column("health_report", Text),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("epoch_at", String(40)),
+    Column("epoch_nonces", Text, nullable=False, server_default=text("'[]'")),
     sqlite_with_rowid=False,
 )
 
@@ -76,6 +86,9 @@ sources = Table(
     Column("key_digest", String(64), nullable=False),
     Column("highest_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("watermark", Text, nullable=False, server_default=text("'null'")),
+    Column("full_seq", BigInteger, nullable=False, server_default=text("0")),
+    Column("mode", String(8)),
+    Column("watermark_of", Text, nullable=False, server_default=text("''")),
     UniqueConstraint("tenant_id", "installation_id", "key_digest"),
 )
 
@@ -147,8 +160,8 @@ Index("health_by_time", health_reports.c.received_at)
 
 VISIBLE_RECORDS = """
 CREATE VIEW visible_records AS
-SELECT t.name AS tenant, u.installation_id, u.stream, u.source, u.upload_id, u.source_seq,
-       r.seq, r.row_index, r.payload
+SELECT t.name AS tenant, u.installation_id, u.stream, u.source, u.params, u.upload_id,
+       u.source_seq, r.seq, r.row_index, r.payload
 FROM uploads u
 JOIN tenants t ON t.tenant_id = u.tenant_id
 JOIN records r ON r.upload_no = u.upload_no
@@ -160,6 +173,36 @@ def _create(connection: Connection) -> None:
     """Make the tables and the view of an empty database."""
     metadata.create_all(connection)
     connection.execute(text(VISIBLE_RECORDS))
+    _begin_generation(connection)
 
 
-SCHEMA = Schema(version=versions, create=_create, lock_id=0x63617A30)
+_EPOCHS_AND_KINDS = (
+    "ALTER TABLE installations ADD COLUMN epoch BIGINT DEFAULT 0 NOT NULL",
+    "ALTER TABLE installations ADD COLUMN epoch_at VARCHAR(40)",
+    "ALTER TABLE installations ADD COLUMN epoch_nonces TEXT DEFAULT '[]' NOT NULL",
+    "ALTER TABLE sources ADD COLUMN full_seq BIGINT DEFAULT 0 NOT NULL",
+    "ALTER TABLE sources ADD COLUMN mode VARCHAR(8)",
+    "ALTER TABLE sources ADD COLUMN watermark_of TEXT DEFAULT '' NOT NULL",
+    # No full upload was numbered: the highest number is not below its, nor above a later one.
+    "UPDATE sources SET full_seq = highest_seq, mode = (SELECT u.mode FROM uploads u"
+    " WHERE u.source_id = sources.source_id AND u.visible ORDER BY u.upload_no DESC LIMIT 1)",
+    "DROP VIEW visible_records",
+    VISIBLE_RECORDS,
+)
+
+
+def _know_epochs_and_kinds(connection: Connection) -> None:
+    """Version 2: epochs, the generation, each source's kind, and params in the view."""
+    for statement in _EPOCHS_AND_KINDS:
+        connection.execute(text(statement))
+    generations.create(connection)
+    _begin_generation(connection)
+
+
+def _begin_generation(connection: Connection) -> None:
+    connection.execute(insert(generations).values(generation=uuid.uuid4().hex))
+
+
+SCHEMA = Schema(
+    version=versions, create=_create, upgrades=(_know_epochs_and_kinds,), lock_id=0x63617A30
+)

@@ -19,7 +19,7 @@ import orjson
 from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.sql import Select
 
-from catalogzero.backend import installations
+from catalogzero.backend import generations, installations
 from catalogzero.backend.bodies import Records, same_records
 from catalogzero.backend.schema import chunks, records, sources, uploads
 from catalogzero.backend.store import insert_new
@@ -57,6 +57,7 @@ class Outcome:
     job_id: str | None
     source_seq: int
     watermark: Any
+    generation: str
     missing: tuple[int, ...] = ()
 
 
@@ -96,15 +97,40 @@ def complete(
     """Judge one `complete`, and carry the verdict out; accepted `with_hook`, it waits for that.
 
     Raises:
-        ProblemError: The chunks are there, but their totals are not those of the body.
+        ProblemError: It comes from a folder that another one took the place of, chunks are
+            missing, or their totals are not those of the body.
     """
+    with generations.named(connection) as generation:
+        installations.admit(
+            connection, tenant_id, body.installation_id, body.installation_epoch, at
+        )
+        return _judged(connection, tenant_id, upload_id, body, at, generation, with_hook=with_hook)
+
+
+def _judged(
+    connection: Connection,
+    tenant_id: int,
+    upload_id: str,
+    body: Complete,
+    at: str,
+    generation: str,
+    *,
+    with_hook: bool,
+) -> Outcome:
+    """The outcome of one `complete` that was let in."""
     upload = _upload(connection, tenant_id, upload_id, at, share=False)
     source = _source(connection, tenant_id, upload, body)
     twin = _visible_twin(connection, source, body)
     missing = _missing(connection, upload.upload_no, body.chunks)
-    claim = Claim(body.mode, body.full, body.source_seq, opaque_text(body.after))
+    claim = Claim(body.mode, body.full, body.source_seq, opaque_text(body.after), body.watermark_of)
     standing = Standing(
-        State(upload.state), twin is not None, source.highest_seq, source.watermark, bool(missing)
+        State(upload.state),
+        twin is not None,
+        source.highest_seq,
+        source.watermark,
+        bool(missing),
+        source.mode,
+        source.watermark_of,
     )
     verdict = judge(claim, standing)
     job_id = twin if verdict is Judgement.SAME_KEY else upload.job_id
@@ -118,7 +144,8 @@ def complete(
     elif verdict is Judgement.SUPERSEDED:
         _end(connection, upload.upload_no, _said(body, source), at)
     highest = _advance(connection, source, body, verdict)
-    return Outcome(verdict, job_id, highest, orjson.loads(source.watermark), missing)
+    watermark = orjson.loads(source.watermark)
+    return Outcome(verdict, job_id, highest, watermark, generation, missing)
 
 
 def store_simple(
@@ -128,6 +155,7 @@ def store_simple(
     body: Records,
     at: str,
     *,
+    sender: tuple[str, int | None] | None = None,
     with_hook: bool = False,
 ) -> Outcome:
     """Store the one array of the simple form as an upload of its own, visible at once.
@@ -135,22 +163,43 @@ def store_simple(
     The same key with the same records answers the first job_id; without a key nothing is known
     twice. Its upload_id holds a colon, so that no chunked upload can have it.
 
+    Args:
+        sender: The installation that sends and its epoch, where the request names them.
+
     Raises:
-        ProblemError: The key came with other records before.
+        ProblemError: The key came with other records before, or another folder took the sender's
+            place.
     """
+    with generations.named(connection) as generation:
+        if sender is not None:
+            installations.admit(connection, tenant_id, *sender, at)
+        return _store_array(connection, tenant_id, key, body, at, generation, with_hook=with_hook)
+
+
+def _store_array(
+    connection: Connection,
+    tenant_id: int,
+    key: str | None,
+    body: Records,
+    at: str,
+    generation: str,
+    *,
+    with_hook: bool,
+) -> Outcome:
+    """The outcome of one array that was let in."""
     upload_id = f"simple:{uuid.uuid4().hex if key is None else _digest(key)[:48]}"
     upload = _upload(connection, tenant_id, upload_id, at, share=False)
     if upload.state == State.COMPLETE.value:
         if _compare(connection, upload.upload_no, 0, body) is not Stored.SAME:
             raise ProblemError(Kind.KEY_REUSED, "this Idempotency-Key came with other records")
-        return Outcome(Judgement.DUPLICATE, upload.job_id, 0, None)
+        return Outcome(Judgement.DUPLICATE, upload.job_id, 0, None, generation)
     row = {"upload_no": upload.upload_no, "seq": 0, "digest": body.digest}
     insert_new(connection, chunks, row | {"records": len(body.payloads), "stored_at": at})
     _insert_records(connection, upload.upload_no, 0, body.payloads)
     job_id = uuid.uuid4().hex
     said = {"chunks": 1, "records": len(body.payloads), "upload_key": key, "mode": "append"}
     _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
-    return Outcome(Judgement.ACCEPTED, job_id, 0, None)
+    return Outcome(Judgement.ACCEPTED, job_id, 0, None, generation)
 
 
 def progress(connection: Connection, tenant_id: int, upload_id: str) -> Progress | None:
@@ -286,6 +335,9 @@ def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: 
     values: dict[str, Any] = {"highest_seq": highest}
     if verdict is Judgement.ACCEPTED:
         values["watermark"] = opaque_text(body.until if body.mode == "append" else None)
+        values |= {"mode": body.mode, "watermark_of": body.watermark_of}
+        if body.full:
+            values["full_seq"] = body.source_seq
     one = sources.c.source_id == source.source_id
     connection.execute(update(sources).where(one).values(**values))
     return highest

@@ -132,6 +132,23 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command()
+def restored(database: Database = None, as_json: JsonFlag = False) -> None:
+    """Say that the database was put back from a backup: clients send what it lacks now.
+
+    Run it after each restore, before the backend is started again.
+
+    Example: catalogzero backend restored --database /var/lib/acme/backend.sqlite
+    """
+    from catalogzero.backend.generations import renew
+
+    generation = _write(database, renew)
+    if as_json:
+        print_json({"generation": generation})
+    else:
+        typer.echo(f"generation {generation}: each client compares, and sends what is missing here")
+
+
 @tenants.command("add")
 def add(
     name: Name, database: Database = None, key_file: KeyFile = None, as_json: JsonFlag = False

@@ -47,6 +47,7 @@ COMMANDS = {
     "check": Command(CLIENT, "check:check"),
     "preview": Command(CLIENT, "preview:preview"),
     "outbox": Command(CLIENT, "outbox:app"),
+    "installation": Command(CLIENT, "installation:app"),
     "bundle": Command(CLIENT, "bundle:bundle"),
     "keys": Command(CLIENT, "keys:app"),
     "systemd": Command(CLIENT, "systemd:systemd"),

@@ -25,7 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="What waits to be sent, dead letter
 Target = Annotated[str, typer.Argument(help="A handler_id, an entry, or module:Class.")]
 UploadId = Annotated[str, typer.Argument(help="An upload_id, or the start of one.")]
 _COLUMNS = ("upload_id", "state", "source", "records", "chunks", "bytes", "created_at", "reason")
-_OPEN = ("building", "sealed", "completing", "dead")
+_OPEN = ("building", "sealed", "completing", "held", "dead")
 
 
 @app.command("list")
@@ -39,7 +39,7 @@ def list_uploads(
 
     Example: catalogzero outbox list acme
     """
-    with _opened(target, registry) as outbox:
+    with opened(target, registry) as outbox:
         uploads = [upload.as_dict() for upload in outbox.uploads(() if every else _OPEN)]
         paused = outbox.fact("paused")
     if json:
@@ -59,7 +59,7 @@ def show(
 
     Example: catalogzero outbox show acme 3f2a
     """
-    with _opened(target, registry) as outbox:
+    with opened(target, registry) as outbox:
         upload = outbox.upload(upload_id).as_dict()
     if json:
         print_json(upload)
@@ -77,7 +77,7 @@ def retry(
 
     Example: catalogzero outbox retry acme
     """
-    with _opened(target, registry) as outbox:
+    with opened(target, registry) as outbox:
         found = [outbox.upload(upload_id)] if upload_id else outbox.uploads(("dead",))
         count = sum(outbox.retry(upload.upload_id) for upload in found)
     typer.echo(f"{count} dead letters wait to be sent again")
@@ -101,7 +101,7 @@ def export(
     from catalogzero.wire.messages import encode_json
 
     suffixes = {content_type: name for name, content_type in CONTENT_TYPES.items()}
-    with _opened(target, registry) as outbox:
+    with opened(target, registry) as outbox:
         upload = outbox.upload(upload_id)
         out.mkdir(parents=True)
         (out / "upload.json").write_bytes(encode_json(upload.as_dict()))
@@ -118,23 +118,32 @@ def purge(
     target: Target,
     upload_id: UploadId,
     registry: RegistryOption = None,
+    skip: Annotated[
+        bool,
+        typer.Option("--skip", help="Mode append: go on behind a refused range, without its rows."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give up an upload: its rows are not sent; its source counts as not read.
 
+    With --skip its source counts as read: what comes after the refused range is sent.
+
     Example: catalogzero outbox purge acme 3f2a
     """
-    with _opened(target, registry) as outbox:
+    with opened(target, registry) as outbox:
         upload = outbox.upload(upload_id)
-        if upload.state not in {"dead", "sealed", "completing"}:
+        if upload.state not in {"dead", "held", "sealed", "completing"}:
             raise ConfigError(f"upload {upload.upload_id} is {upload.state}: nothing to give up")
         if not yes:
             question = f"give up {upload.records} records of {upload.source} ({upload.state})?"
             typer.confirm(question, abort=True)
-        records = outbox.purge(upload.upload_id)
-    typer.echo(
-        f"gave up {records} records of {upload.source}; its next run reads what it still has"
-    )
+        give_up = outbox.skip if skip else outbox.purge
+        records = give_up(upload.upload_id)
+    what = f"gave up {records} records of {upload.source}"
+    if skip:
+        typer.echo(f"{what} above {upload.after!r} up to {upload.until!r}, for good")
+    else:
+        typer.echo(f"{what}; its next run reads what it still has")
 
 
 @app.command()
@@ -166,7 +175,7 @@ def _folder(target: str, registry: Path | None) -> Path:
 
 
 @contextmanager
-def _opened(target: str, registry: Path | None) -> Iterator[Outbox]:
+def opened(target: str, registry: Path | None) -> Iterator[Outbox]:
     """The handler's outbox, opened beside it."""
     from catalogzero.clock import SystemClock
     from catalogzero.cloud.outbox import Outbox

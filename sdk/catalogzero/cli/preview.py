@@ -20,6 +20,8 @@ from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, place_of, registry_path
 
 SHOWN_LINES = 20
+NEXT_EPOCH = 0
+"""Stands for the epoch that the next start is given."""
 _PLACEHOLDERS = {"api_key": "not-set", "endpoint": "https://endpoint.invalid"}
 
 
@@ -139,14 +141,14 @@ def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
     for upload in reversed(ways.outbox.uploads(("sealed",))):
         chunks = list(ways.outbox.bodies(upload.upload_id))
         if handler.settings.upload_form == "simple":
-            body, headers = whole_request(upload, chunks)
+            body, headers = whole_request(upload, chunks, ways.identity, NEXT_EPOCH)
             yield Request("POST", base, {**common, **headers}, body, body)
             continue
         for chunk in chunks:
             path, headers = chunk_request(upload.upload_id, chunk, chunk.body, chunk.coding)
             plain = decoded(chunk.body, chunk.coding)
             yield Request("PUT", url_under(base, *path), {**common, **headers}, chunk.body, plain)
-        body = encode_json(complete_body(upload, ways.identity))
+        body = encode_json(complete_body(upload, ways.identity, NEXT_EPOCH))
         url = url_under(base, "uploads", upload.upload_id, "complete")
         yield Request("POST", url, {**common, **AS_JSON}, body, body)
 

@@ -27,8 +27,10 @@ from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.identities import url_under
+from catalogzero.sql import DamagedFileError
 
 LOW_DISK_BYTES = 1 << 30
+SHOWN_LOST = 20
 
 
 def preflight(
@@ -54,6 +56,8 @@ def preflight(
         Check("disk", lambda: _disk(state_dir)),
         Check("outbox", lambda: _outbox(state_dir, clock)),
     ]
+    if (policy.hash or policy.hash_sources) and policy.hash_key_file is None:
+        checks.append(Check("hash key", lambda: _hash_key(state_dir)))
     checks = [Check(check.name, _as_coroutine(check.act)) for check in checks[:3]] + checks[3:]
     if settings.data_roots:
         checks.append(Check("data roots", lambda: _roots(settings)))
@@ -154,12 +158,31 @@ def _disk(folder: Path) -> Finding:
     return Finding("disk", "pass", found)
 
 
+def _hash_key(folder: Path) -> Finding:
+    """Kept where a lost state folder does not take it along."""
+    found = (
+        f"the key of the hashes lies in the state folder ({folder / 'egress.key'}): if that is "
+        "lost, each hash is another one, and every source is sent again beside what it sent before"
+    )
+    return Finding("hash key", "warn", found, "set egress.hash_key_file, and back that file up")
+
+
 def _outbox(folder: Path, clock: Clock) -> Finding:
     """Readable, without dead letters."""
     if not (folder / "outbox.sqlite").exists():
         return Finding("outbox", "pass", "none yet")
-    with closing(Outbox(folder, clock, mend=False)) as outbox:
-        totals, paused = outbox.totals(), outbox.fact("paused")
+    try:
+        with closing(Outbox(folder, clock, mend=False)) as outbox:
+            totals, paused, damage = outbox.totals(), outbox.fact("paused"), outbox.damage()
+    except DamagedFileError as error:
+        mend = "start the handler: it takes over what can be read, and names what cannot"
+        return Finding("outbox", "fail", error.message, mend)
+    if damage is not None:
+        named = [f"{one['source'] or 'a source'} ({one['upload_id']})" for one in damage["lost"]]
+        shown = ", ".join(named[:SHOWN_LOST]) or "none"
+        found = f"the file was damaged; {len(named)} uploads cannot be read: {shown}"
+        mend = f"call their sources again, then remove {damage['file']} from {folder}"
+        return Finding("outbox", "warn", found, mend)
     found = f"{totals.uploads} uploads wait, {totals.dead} were refused"
     if totals.dead or paused:
         mend = "look at `catalogzero outbox list`"

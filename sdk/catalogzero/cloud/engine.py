@@ -8,27 +8,41 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.egress import AuditLog, egress_key
 from catalogzero.cloud.encoding import ColumnFilter
-from catalogzero.cloud.health import HealthPost, host_facts, outbox_figures
+from catalogzero.cloud.health import (
+    HealthPost,
+    damage_text,
+    host_facts,
+    missing_text,
+    outbox_figures,
+)
 from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox_identity import MOVED, is_moved, moved_text
 from catalogzero.cloud.pipeline import Author, UploadRun, Ways
 from catalogzero.cloud.push import Pusher
-from catalogzero.cloud.sender import Backoff, Sender
+from catalogzero.cloud.sender import Sender
 from catalogzero.cloud.settings import CloudSettings, Params
 from catalogzero.config.settings import RuntimeSettings
-from catalogzero.protocol.bodies import AS_JSON
-from catalogzero.protocol.deciding import Asked, Verdict, decide
+from catalogzero.errors import FailedError
+from catalogzero.protocol.bodies import AS_JSON, Known
+from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
 
 _RETRY_LOOK_S = 1.0
+_REFUSED = frozenset({301, 302, 303, 307, 308, 401, 407})
+"""Answers to a start that say nothing of epochs: the key, the proxy or the address is at fault."""
+_SHOWN = 20
 
 
 class Engine:
@@ -64,13 +78,25 @@ class Engine:
         self._clock, self._log, self._report_status = clock, log, report_status
         self._outbox = Outbox(folder, clock, max_bytes=runtime.outbox_max_bytes)
         self._outbox.abandon()
+        if self._outbox.rescue is not None:
+            log.error("the outbox was damaged", **self._outbox.rescue)
         self._key = egress_key(runtime.egress, folder)
         self._audit = AuditLog(folder, clock, self._outbox.drop_reserve)
         self._pusher = Pusher(settings, runtime.egress, identity, self._audit, clock)
+        self._start_due = asyncio.Event()
         self._sender = Sender(
-            self._outbox, self._pusher, settings, identity, clock, log, self._changed
+            self._outbox,
+            self._pusher,
+            settings,
+            identity,
+            clock,
+            log,
+            self._changed,
+            on_start_due=self._start_again,
         )
-        self._health = HealthPost(self._outbox, self._pusher, identity, self._audit, clock)
+        self._health = HealthPost(
+            self._outbox, self._pusher, identity, self._audit, clock, self._start_again
+        )
         self._runs = 0
         self._told: dict[str, Any] = {}
 
@@ -78,7 +104,7 @@ class Engine:
         """Register, send, and push what waits, until cancelled."""
         async with self._pusher, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sender.run(), name="sender")
-            tasks.create_task(self._register(), name="register")
+            tasks.create_task(self._keep_started(), name="start")
             tasks.create_task(self._push_health(), name="health")
 
     def close(self) -> None:
@@ -109,6 +135,9 @@ class Engine:
             clock=self._clock,
             progress=progress,
         )
+        moved = self._outbox.fact(MOVED)
+        if is_moved(moved, self._identity.installation_id):
+            raise FailedError(moved_text(moved))
         self._runs += 1
         try:
             result = UploadRun(ways, data_source, params, chunk_format, full=full)()
@@ -125,8 +154,8 @@ class Engine:
         """Push a health report made of the handler's metrics and what is known here."""
         extra = [f"the backend cannot be reached: {self._sender.last_fault}"]
         extra = extra if self._sender.last_fault and not self._sender.paused else []
-        if self._outbox.set_aside is not None:
-            extra.append(f"the outbox was damaged and set aside as {self._outbox.set_aside.name}")
+        extra += damage_text(await asyncio.to_thread(self._outbox.damage))
+        extra += await asyncio.to_thread(missing_text, self._outbox)
         sent = await self._health.report(metrics, about, self._sender.paused, extra)
         self._changed()
         return {"sent": sent, "next_interval_s": self._health.next_interval_s}
@@ -140,22 +169,95 @@ class Engine:
                 self._changed()
             await self._clock.sleep(_RETRY_LOOK_S)
 
-    async def _register(self) -> None:
-        """`PUT installations`, until the backend has taken it or has no such thing."""
-        backoff, body = Backoff(), self._installation()
+    async def _keep_started(self) -> None:
+        """Take an epoch and compare: at first, and whenever something says that it is due."""
         while True:
-            path = ("installations", self._identity.installation_id)
-            outcome = await self._pusher.push(
-                Asked.INSTALLATION, "PUT", path, encode_json(body), AS_JSON
-            )
-            decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
-            if decision.verdict is not Verdict.RETRY:
-                break
-            backoff.failed(self._clock.monotonic(), decision.retry_after_s)
-            await self._clock.sleep(max(backoff.not_before - self._clock.monotonic(), 0.0))
-        sources = outcome.members.get("sources")
-        if decision.verdict is Verdict.DONE and isinstance(sources, dict):
-            await asyncio.to_thread(self._outbox.learn_highest, sources)
+            moved = await asyncio.to_thread(self._outbox.fact, MOVED)
+            if is_moved(moved, self._identity.installation_id):
+                self._sender.hold()
+                await self._sender.pause(moved_text(moved))
+                self._changed()
+                await self._clock.sleep(_RETRY_LOOK_S)
+            elif await self._start():
+                self._changed()
+                await self._start_due.wait()
+                self._start_due.clear()
+                self._sender.hold()
+
+    async def _start(self) -> bool:
+        """One try to take the next epoch; False where another is to come."""
+        said = await asyncio.to_thread(self._outbox.start)
+        outcome = await self._ask("PUT", encode_json({**self._installation(), **said}))
+        decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
+        answer = outcome.members
+        if decision.verdict is Verdict.MOVED:
+            await self._move(outcome)
+            return False
+        if decision.verdict is Verdict.DONE and "epoch" in answer:
+            known = await self._whole(answer)
+            if known is not None:
+                await self._compare(known)
+                return True
+            decision = Decision(Verdict.RETRY, "the backend's answer to the start is not whole")
+        fenced = outcome.status in _REFUSED or (
+            said["epoch"] and outcome.status == HTTPStatus.FORBIDDEN
+        )
+        if decision.verdict is Verdict.RETRY or (decision.verdict is Verdict.IGNORE and fenced):
+            if decision.verdict is Verdict.IGNORE or outcome.blocked:
+                await self._sender.pause(decision.reason)
+            else:
+                self._sender.failed_start(decision.reason, decision.retry_after_s)
+            self._changed()
+            await self._sender.rest()
+            return False
+        if decision.verdict is Verdict.DONE and isinstance(answer.get("sources"), dict):
+            await asyncio.to_thread(self._outbox.learn_highest, answer["sources"])
+        await self._sender.go(said["epoch"] or None)
+        return True
+
+    async def _whole(self, answer: dict[str, Any]) -> Known | None:
+        """The answer with its further pages; None where they are not of one generation."""
+        try:
+            known = page = Known.model_validate(answer)
+            while page.next is not None:
+                outcome = await self._ask("GET", b"", next=page.next)
+                page = Known.model_validate(outcome.body if outcome.status == HTTPStatus.OK else {})
+                if (page.generation, page.epoch) != (known.generation, known.epoch):
+                    return None
+                known.states.update(page.states)
+        except ValidationError:
+            return None
+        return known
+
+    async def _compare(self, known: Known) -> None:
+        """Keep the answer of a start and compare what is here with it; then send."""
+        cleared = await asyncio.to_thread(
+            self._outbox.started, known, self._identity.installation_id
+        )
+        if cleared:
+            shown = cleared[:_SHOWN]
+            self._log.warning("sources are read again", count=len(cleared), source_keys=shown)
+        await self._sender.go(known.epoch)
+
+    async def _move(self, outcome: Outcome) -> None:
+        """Another folder took the installation over: nothing is read or sent until adopt or new."""
+        since = outcome.body.get("since") if isinstance(outcome.body, dict) else None
+        moved = {"installation_id": self._identity.installation_id, "since": since}
+        await asyncio.to_thread(self._outbox.remember, MOVED, moved)
+        self._log.error("installation moved", since=since)
+
+    def _start_again(self) -> None:
+        """A start is due: another generation was seen, or another folder's epoch."""
+        self._sender.hold()
+        self._start_due.set()
+
+    async def _ask(self, method: str, body: bytes, **query: str) -> Outcome:
+        """One request about this installation."""
+        path = ("installations", quote(self._identity.installation_id, safe=""))
+        headers = AS_JSON if body else {}
+        return await self._pusher.push(
+            Asked.INSTALLATION, method, path, body, headers, query=query or None
+        )
 
     def _installation(self) -> dict[str, Any]:
         """What the backend is told of this installation."""

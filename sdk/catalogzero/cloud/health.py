@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.egress import AuditLog
 from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox_rescue import Rescue
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff
 from catalogzero.protocol.bodies import AS_JSON, HEALTH_SCHEMA
@@ -42,8 +43,28 @@ def outbox_figures(outbox: Outbox, clock: Clock, paused: str) -> dict[str, Any]:
         "bytes": totals.bytes,
         "oldest_age_s": round(max(age_s, 0.0), 3),
         "dead": totals.dead,
+        "missing": totals.missing,
         "paused": paused or None,
     }
+
+
+def missing_text(outbox: Outbox) -> list[str]:
+    """The reason of a report that names what the backend does not have and nobody read again."""
+    keys = outbox.missing_sources()
+    if not keys:
+        return []
+    return [f"not at the backend until they are read again, by source_key: {', '.join(keys)}"]
+
+
+def damage_text(damage: Rescue | None) -> list[str]:
+    """The reason of a report that says what a damaged file cost; ends with the file set aside."""
+    if damage is None:
+        return []
+    lost = len(damage["lost"])
+    return [
+        f"the outbox was damaged: {lost} uploads in it cannot be read "
+        f"(catalogzero check names them); it was set aside as {damage['file']}"
+    ]
 
 
 def judge(
@@ -80,10 +101,16 @@ class HealthPost:
     """Makes and pushes health reports; one that did not arrive waits, until a newer one comes."""
 
     def __init__(
-        self, outbox: Outbox, pusher: Pusher, identity: Identity, audit: AuditLog, clock: Clock
+        self,
+        outbox: Outbox,
+        pusher: Pusher,
+        identity: Identity,
+        audit: AuditLog,
+        clock: Clock,
+        on_generation: Callable[[], None] = lambda: None,
     ) -> None:
         self._outbox, self._pusher, self._identity = outbox, pusher, identity
-        self._audit, self._clock = audit, clock
+        self._audit, self._clock, self._on_generation = audit, clock, on_generation
         self._backoff = Backoff()
         self._turn = asyncio.Lock()
         self.waiting = outbox.fact(_FACT_REPORT) is not None
@@ -126,6 +153,8 @@ class HealthPost:
             await asyncio.to_thread(self._forget, body)
             if decision.verdict is Verdict.DONE:
                 await self._learn(outcome)
+                if await asyncio.to_thread(self._outbox.is_other, outcome.generation):
+                    self._on_generation()
             return decision.verdict is Verdict.DONE
 
     def _forget(self, body: Mapping[str, Any]) -> None:

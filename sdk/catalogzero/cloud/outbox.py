@@ -5,29 +5,31 @@ so that a seal and its mark are one transaction. Every public method is one tran
 and may be called from any thread, beside other processes; what only reads is in
 `outbox_contents`. Never talks to a backend.
 
-States: building → sealed → completing → done, or superseded, dead, abandoned.
+States: building → sealed → completing → done, or superseded, held, dead, overtaken, abandoned.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox_contents import OutboxContents, as_text
+from catalogzero.cloud.outbox_contents import DAMAGED, FIRST_SEQ, as_text, from_text
 from catalogzero.cloud.outbox_file import transaction, transaction_without_reserve
-from catalogzero.errors import FailedError
-
-KEPT_ENDED = 1_000
+from catalogzero.cloud.outbox_identity import OutboxIdentity
+from catalogzero.errors import ConfigError, FailedError, SourceChangedError
+from catalogzero.protocol.identities import digest_of
 
 
 class UploadEndedError(FailedError):
     """The upload that a run was building has ended under it; `details` is the backend's answer."""
 
 
-class Outbox(OutboxContents):
+class Outbox(OutboxIdentity):
     """The store of uploads in one state folder.
 
     Args:
@@ -42,6 +44,8 @@ class Outbox(OutboxContents):
     ) -> None:
         super().__init__(folder, clock, mend=mend)
         self._max_bytes = max_bytes
+        if self.rescue is not None:
+            self.remember(DAMAGED, self.rescue)
 
     # What a run does
 
@@ -61,8 +65,9 @@ class Outbox(OutboxContents):
         """Open an upload in state building."""
         self.execute(
             'INSERT INTO uploads (upload_id, state, source_key, source, mode, "full", params,'
-            " created_at) VALUES (?, 'building', ?, ?, ?, ?, ?, ?)",
-            (upload_id, source_key, source, mode, full, as_text(params), self._now()),
+            " created_at, base) VALUES (?, 'building', ?, ?, ?, ?, ?, ?,"
+            " COALESCE((SELECT base FROM sources WHERE source_key = ?), 0))",
+            (upload_id, source_key, source, mode, full, as_text(params), self._now(), source_key),
         )
 
     @transaction_without_reserve
@@ -70,8 +75,8 @@ class Outbox(OutboxContents):
         """Store a chunk of an upload that is building."""
         size = len(chunk.body)
         self.execute(
-            "INSERT INTO chunks (upload_id, seq, records, content_type, coding, bytes, body)"
-            " SELECT upload_id, ?, ?, ?, ?, ?, ? FROM uploads"
+            "INSERT INTO chunks (upload_id, seq, records, content_type, coding, bytes, crc, body)"
+            " SELECT upload_id, ?, ?, ?, ?, ?, ?, ? FROM uploads"
             " WHERE upload_id = ? AND state = 'building'",
             (
                 chunk.seq,
@@ -79,6 +84,7 @@ class Outbox(OutboxContents):
                 chunk.content_type,
                 chunk.coding,
                 size,
+                crc32(chunk.body),
                 chunk.body,
                 upload_id,
             ),
@@ -100,28 +106,71 @@ class Outbox(OutboxContents):
         stamp: Any = None,
         after: Any = None,
         until: Any = None,
+        bound: dict[str, str] | None = None,
+        watermark_of: str = "",
+        found_by: str | None = None,
     ) -> int:
         """Seal an upload and advance its source's mark, in one transaction.
 
+        Args:
+            upload_id: The upload that is building.
+            upload_key: The identity of its content; in append it is made the range's own.
+            stamp: See `Item.stamp`.
+            after: In append the watermark that the range begins at, as `mark` gave it.
+            until: In append the value that it ends at.
+            bound: What the watermark's values are of.
+            watermark_of: The same, as the backend compares it.
+            found_by: The call that found the source, to know when it is gone.
+
         Returns:
             The source_seq given to it: above all known ones, and at least the clock.
+
+        Raises:
+            SourceChangedError: The source's position is no longer where the range began.
         """
         found = self.execute(
-            "SELECT source_key, \"full\" FROM uploads WHERE upload_id = ? AND state = 'building'",
+            'SELECT u.source_key, u."full", u.mode, u.source, u.params, s.watermark'
+            " FROM uploads u LEFT JOIN sources s USING (source_key)"
+            " WHERE u.upload_id = ? AND state = 'building'",
             (upload_id,),
         )
         if not found:
             raise self._ended_error(upload_id)
-        key, full = found[0]
+        key, full, mode, source, params, position = found[0]
         seq = self._next_seq(key)
+        if mode == "append":
+            if not full and from_text(position) != after:
+                raise SourceChangedError(f"{source}: its position moved while it was read")
+            until, upload_key = [until, seq], digest_of([upload_key, seq])
+            after = None if full else after
         self.execute(
             "UPDATE uploads SET state = 'sealed', upload_key = ?, source_seq = ?, after = ?,"
-            " until = ?, seal_order = (SELECT COALESCE(MAX(seal_order), 0) + 1 FROM uploads)"
+            " until = ?, watermark_of = ?,"
+            " seal_order = (SELECT COALESCE(MAX(seal_order), 0) + 1 FROM uploads)"
             " WHERE upload_id = ?",
-            (upload_key, seq, as_text(after), as_text(until), upload_id),
+            (upload_key, seq, as_text(after), as_text(until), watermark_of, upload_id),
         )
-        marked = (upload_id, upload_key, as_text(stamp), as_text(until))
-        self._advance(key, *marked, upload_id if full else None, seq)
+        for (held,) in self.execute(
+            "SELECT upload_id FROM uploads WHERE source_key = ? AND state = 'held'", (key,)
+        ):
+            self._end(held, "superseded", answer={"read_again_as": upload_id})
+        self._advance(
+            source_key=key,
+            upload_id=upload_id,
+            upload_key=upload_key,
+            stamp=as_text(stamp),
+            watermark=as_text(until),
+            high=seq,
+            source_seq=seq,
+            base=seq,
+            source=source,
+            params=params,
+            mode=mode,
+            bound=as_text(bound),
+            found_by=found_by,
+            missing=0,
+            **({"last_full": upload_id, "full_seq": seq, "owed": 0} if full else {}),
+        )
         return seq
 
     @transaction
@@ -191,20 +240,53 @@ class Outbox(OutboxContents):
         )
 
     @transaction
-    def done(self, upload_id: str, job_id: str | None, size: int = 0) -> None:
-        """The backend has completed the upload: its chunks go, its row stays for a while."""
+    def done(
+        self,
+        upload_id: str,
+        job_id: str | None,
+        size: int = 0,
+        *,
+        same_key_seq: int | None = None,
+        generation: str = "",
+    ) -> bool:
+        """The backend has completed the upload: its chunks go, its row stays for a while.
+
+        Args:
+            upload_id: The upload.
+            job_id: The backend's.
+            size: Bytes that were sent for it.
+            same_key_seq: The source's number there, where the content was visible already under
+                another upload_id.
+            generation: The backend's; an answer of another than the known one is none.
+
+        Returns:
+            False where the answer is none.
+        """
+        if self.is_other(generation):
+            return False
+        if same_key_seq is not None:
+            self.execute(
+                "UPDATE sources SET source_seq = MAX(source_seq, ?) WHERE upload_id = ?",
+                (same_key_seq, upload_id),
+            )
+        self._end_overtaken(upload_id)
         self._end(upload_id, "done", job_id=job_id)
         self.execute(
             "UPDATE uploads SET bytes_sent = bytes_sent + ? WHERE upload_id = ?",
             (size, upload_id),
         )
+        return True
 
     @transaction
-    def die(self, upload_id: str, answer: Any) -> None:
+    def die(self, upload_id: str, answer: Any, generation: str = "") -> bool:
         """The backend refused the upload for good: a dead letter, kept with the answer.
 
-        One that is still building is abandoned: its source's mark never advanced.
+        One that is still building is abandoned: its source's mark never advanced. False where the
+        answer is of another generation than the known one: then it is none.
         """
+        if self.is_other(generation):
+            return False
+        self._end_overtaken(upload_id)
         self.execute(
             "UPDATE uploads SET answer = ?, ended_at = ?,"
             " state = CASE state WHEN 'building' THEN 'abandoned' ELSE 'dead' END"
@@ -216,18 +298,19 @@ class Outbox(OutboxContents):
             " WHERE upload_id = ? AND state = 'abandoned')",
             (upload_id,),
         )
+        return True
 
     @transaction
-    def superseded(self, upload_id: str, answer: dict[str, Any], new_id: str) -> str | None:
-        """The backend holds a newer state of the source.
+    def superseded(self, upload_id: str, answer: dict[str, Any], generation: str = "") -> bool:
+        """The backend holds a newer state of the source; False where that is another generation's.
 
-        While the source's mark (in append: its newest full upload) is still this one, the same
-        bytes are sealed again under `new_id`, above the number that was answered. An upload of a
-        range sets the source's watermark to the backend's: the next run reads on from there.
-
-        Returns:
-            `new_id` when it was sealed again, else None.
+        While the source's mark is still this upload, the mark is cleared, and the bytes are kept
+        unsent until a run has read the source again, or found it gone. An upload of a range sets
+        the source's watermark to the backend's: the next run reads on from there. A `full` append
+        is owed: the next run is one.
         """
+        if self.is_other(generation):
+            return False
         found = self.execute(
             'SELECT u.source_key, u.mode, u."full", s.upload_id, s.last_full FROM uploads u'
             " LEFT JOIN sources s USING (source_key)"
@@ -235,21 +318,24 @@ class Outbox(OutboxContents):
             (upload_id,),
         )
         if not found:
-            return None
+            return True
         key, mode, full, marked, last_full = found[0]
-        if mode == "append" and not full:
-            self._end(upload_id, "superseded", answer=answer)
+        self._raise_high(key, answer.get("source_seq"))
+        own = mode == "replace" and upload_id == marked
+        self._put_off(upload_id, own=own, answer=answer)
+        if own:
+            self._clear(key)
+        elif mode == "append" and not full:
             self.execute(
                 "UPDATE sources SET watermark = ?, upload_id = NULL WHERE source_key = ?",
                 (as_text(answer.get("watermark")), key),
             )
-            return None
-        if upload_id != (last_full if mode == "append" else marked):
-            self._end(upload_id, "superseded", answer=answer)
-            return None
-        self._raise_high(key, answer.get("source_seq"))
-        self._seal_again(upload_id, key, new_id)
-        return new_id
+        elif mode == "append" and upload_id == last_full:
+            self.execute("UPDATE sources SET owed = 1 WHERE source_key = ?", (key,))
+        self.execute(
+            "UPDATE sources SET base = ? WHERE source_key = ?", (answer.get("source_seq", 0), key)
+        )
+        return True
 
     @transaction
     def learn_highest(self, sources: dict[str, Any]) -> None:
@@ -261,37 +347,53 @@ class Outbox(OutboxContents):
 
     @transaction
     def retry(self, upload_id: str) -> bool:
-        """Send a dead letter again, from its first chunk; False when it is none."""
-        changed = self.change(
-            "UPDATE uploads SET state = 'sealed', answer = NULL, ended_at = NULL"
+        """Send a dead letter again, from its first chunk; False when it is none.
+
+        It keeps its source_seq, but one that was superseded is sealed above what the backend has.
+        """
+        found = self.execute(
+            "SELECT source_key, answer FROM uploads"
             " WHERE upload_id = ? AND state = 'dead' AND seal_order IS NOT NULL",
             (upload_id,),
         )
-        if changed:
-            self.execute("UPDATE chunks SET acked = 0 WHERE upload_id = ?", (upload_id,))
-        return changed == 1
+        if not found:
+            return False
+        key, answer = found[0]
+        if (from_text(answer) or {}).get("superseded"):
+            self._seal_again(upload_id, key, uuid.uuid4().hex)
+            return True
+        self.execute(
+            "UPDATE uploads SET state = 'sealed', answer = NULL, ended_at = NULL"
+            " WHERE upload_id = ?",
+            (upload_id,),
+        )
+        self.execute("UPDATE chunks SET acked = 0 WHERE upload_id = ?", (upload_id,))
+        return True
 
     @transaction
     def purge(self, upload_id: str) -> int:
-        """Give up a dead letter or a sealed upload, and take its mark back if it is still its own.
+        """Give up an upload that is not sent, and take its mark back if it is still its own.
+
+        In append the source's position goes back to where the range began.
 
         Returns:
             The rows given up; the source's next run reads them again where it still has them.
         """
         found = self.execute(
-            "SELECT records, source_key, mode, after, until FROM uploads"
-            " WHERE upload_id = ? AND state IN ('dead', 'sealed', 'completing')",
+            'SELECT records, source_key, mode, after, "full", source_seq, base FROM uploads'
+            " WHERE upload_id = ? AND state IN ('dead', 'held', 'sealed', 'completing')",
             (upload_id,),
         )
         if not found:
             return 0
-        records, key, mode, after, until = found[0]
+        records, key, mode, after, full, seq, base = found[0]
         self._end(upload_id, "abandoned", answer={"purged": True})
         if mode == "append":
             self.execute(
-                "UPDATE sources SET watermark = ?, upload_id = NULL"
-                " WHERE source_key = ? AND watermark = ?",
-                (after, key, until),
+                "UPDATE sources SET watermark = ?, upload_id = NULL,"
+                " full_seq = CASE WHEN ? THEN 0 ELSE full_seq END"
+                " WHERE source_key = ? AND source_seq >= ? AND full_seq <= ?",
+                (after, full, key, seq, seq),
             )
         else:
             self.execute(
@@ -299,85 +401,115 @@ class Outbox(OutboxContents):
                 " WHERE source_key = ? AND upload_id = ?",
                 (key, upload_id),
             )
+        for table in ("uploads", "sources"):  # what was sealed on it stands on what was before
+            self.execute(
+                f"UPDATE {table} SET base = ? WHERE source_key = ? AND base = ?",  # noqa: S608  # a table's name
+                (base or 0, key, seq),
+            )
+        return int(records)
+
+    @transaction
+    def skip(self, upload_id: str) -> int:
+        """Put an empty upload in the place of a refused range, so that those after it can go.
+
+        Returns:
+            The rows given up: no run reads them again.
+
+        Raises:
+            ConfigError: It is no dead letter of mode append.
+        """
+        found = self.execute(
+            "SELECT records, source_key FROM uploads"
+            " WHERE upload_id = ? AND state = 'dead' AND mode = 'append'",
+            (upload_id,),
+        )
+        if not found:
+            raise ConfigError(
+                f"upload {upload_id} is no refused range: --skip is for dead letters of mode "
+                "append, plain purge for all others"
+            )
+        records, key = found[0]
+        new = uuid.uuid4().hex
+        self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
+        self._renew(upload_id, new)
+        self.execute(
+            "UPDATE uploads SET chunks = 0, records = 0, bytes = 0 WHERE upload_id = ?", (new,)
+        )
+        self.execute(
+            "UPDATE sources SET upload_id = ? WHERE source_key = ? AND upload_id = ?",
+            (new, key, upload_id),
+        )
+        self._end(upload_id, "abandoned", answer={"skipped": records, "sealed_again_as": new})
         return int(records)
 
     def adopt_marks(self, other: Path) -> None:
         """Take over the marks of another outbox's file, for a preview of what is new."""
         self.execute("ATTACH ? AS other", (str(other),))
-        self.execute("INSERT INTO sources SELECT * FROM other.sources")
+        columns = [row[1] for row in self.execute("PRAGMA other.table_info(sources)")]
+        names = ", ".join(columns)  # those of the version that wrote it
+        self.execute(f"INSERT INTO sources ({names}) SELECT {names} FROM other.sources")  # noqa: S608  # our own columns
         self.execute("DETACH other")
 
     # Inside
 
-    def _advance(self, key: str, *mark: Any) -> None:
-        """Set a source's mark; inside the transaction that seals."""
+    def _advance(self, **mark: Any) -> None:
+        """Set columns of a source's mark; inside the transaction that seals."""
+        names = ", ".join(mark)
+        places = ", ".join("?" * len(mark))
+        changes = ", ".join(f"{name} = excluded.{name}" for name in mark)
         self.execute(
-            "INSERT INTO sources (source_key, upload_id, upload_key, stamp, watermark,"
-            " last_full, high) VALUES (?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT (source_key) DO UPDATE SET upload_id = excluded.upload_id,"
-            " upload_key = excluded.upload_key, stamp = excluded.stamp,"
-            " watermark = excluded.watermark, high = excluded.high,"
-            " last_full = COALESCE(excluded.last_full, last_full)",
-            (key, *mark),
+            f"INSERT INTO sources ({names}) VALUES ({places})"  # noqa: S608  # our own columns
+            f" ON CONFLICT (source_key) DO UPDATE SET {changes}",
+            list(mark.values()),
         )
+
+    def _end_overtaken(self, upload_id: str) -> None:
+        """A later content of the source was answered: its older dead letters end, their bytes go.
+
+        The lines stay; in append each range stands for itself.
+        """
+        for dead, answer in self.execute(
+            "SELECT d.upload_id, d.answer FROM uploads u JOIN uploads d USING (source_key)"
+            " WHERE u.upload_id = ? AND u.mode = 'replace' AND d.mode = 'replace'"
+            " AND u.ended_at IS NULL AND d.state = 'dead' AND d.source_seq < u.source_seq",
+            (upload_id,),
+        ):
+            self._end(dead, "overtaken", answer={**(from_text(answer) or {}), "overtaken": True})
 
     def _next_seq(self, key: str) -> int:
         found = self.execute("SELECT high FROM sources WHERE source_key = ?", (key,))
         clock_ms = int(self._clock.now().timestamp() * 1000)
-        return max((found[0][0] if found else 0) + 1, clock_ms)
-
-    def _raise_high(self, key: str, high: Any) -> None:
-        """Note that a source_seq is taken."""
-        if isinstance(high, int) and 0 <= high < 1 << 62:
-            self.execute(
-                "INSERT INTO sources (source_key, high) VALUES (?, ?) ON CONFLICT (source_key)"
-                " DO UPDATE SET high = MAX(high, excluded.high)",
-                (key, high),
-            )
+        return max((found[0][0] if found else 0) + 1, clock_ms, FIRST_SEQ)
 
     def _seal_again(self, old: str, key: str, new: str) -> None:
-        """The same bytes under a new upload_id and a higher source_seq."""
+        """The same bytes under a new upload_id, above all that is known of the source."""
         seq = self._next_seq(key)
+        self._renew(old, new)
         self.execute(
-            'INSERT INTO uploads (upload_id, state, source_key, source, mode, "full", params,'
-            " upload_key, source_seq, after, until, chunks, records, bytes, seal_order, created_at)"
-            " SELECT ?, 'sealed', source_key, source, mode, \"full\", params, upload_key, ?, after,"
-            " until, chunks, records, bytes, seal_order, created_at"
-            " FROM uploads WHERE upload_id = ?",
-            (new, seq, old),
+            "UPDATE uploads SET source_seq = ?, seal_order = (SELECT MAX(seal_order) + 1"
+            " FROM uploads), base = (SELECT base FROM sources WHERE source_key = ?)"
+            " WHERE upload_id = ?",
+            (seq, key, new),
         )
         self.execute("UPDATE chunks SET upload_id = ?, acked = 0 WHERE upload_id = ?", (new, old))
         self.execute(
-            "UPDATE sources SET high = ?,"
-            " upload_id = CASE WHEN upload_id = ? THEN ? ELSE upload_id END,"
-            " last_full = CASE WHEN last_full = ? THEN ? ELSE last_full END WHERE source_key = ?",
-            (seq, old, new, old, new, key),
+            "UPDATE sources SET high = ?, base = ?, source_seq = ?, upload_id = ?, missing = 0,"
+            " upload_key = (SELECT upload_key FROM uploads WHERE upload_id = ?)"
+            " WHERE source_key = ?",
+            (seq, seq, seq, new, new, key),
         )
         self._end(old, "superseded", answer={"sealed_again_as": new})
 
-    def _end(
-        self,
-        upload_id: str,
-        state: str,
-        *,
-        job_id: str | None = None,
-        answer: Any = None,
-    ) -> None:
-        """End an upload and drop its chunks."""
+    def _renew(self, old: str, new: str) -> None:
+        """Another upload like one, sealed in its place under an upload_id of its own."""
         self.execute(
-            "UPDATE uploads SET state = ?, job_id = ?, answer = ?, ended_at = ?"
-            " WHERE upload_id = ? AND (ended_at IS NULL OR state = 'dead')",
-            (state, job_id, as_text(answer), self._now(), upload_id),
-        )
-        self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
-        self._forget_old()
-
-    def _forget_old(self) -> None:
-        """Drop the oldest ended uploads' rows."""
-        self.execute(
-            "DELETE FROM uploads WHERE state IN ('done', 'superseded', 'abandoned') AND number <="
-            " (SELECT MAX(number) FROM uploads) - ?",
-            (KEPT_ENDED,),
+            'INSERT INTO uploads (upload_id, state, source_key, source, mode, "full", params,'
+            " upload_key, source_seq, after, until, chunks, records, bytes, seal_order,"
+            " created_at, base, watermark_of)"
+            " SELECT ?, 'sealed', source_key, source, mode, \"full\", params, upload_key,"
+            " source_seq, after, until, chunks, records, bytes, seal_order, created_at, base,"
+            " watermark_of FROM uploads WHERE upload_id = ?",
+            (new, old),
         )
 
     def _ended_error(self, upload_id: str) -> UploadEndedError:

@@ -5,17 +5,37 @@ Reads the file that `outbox_file` keeps; nothing here changes an upload. Never t
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from zlib import crc32
 
 import orjson
 
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox_file import OutboxFile, transaction
+from catalogzero.cloud.outbox_rescue import Rescue
 from catalogzero.errors import UnknownRunError
+from catalogzero.sql import is_damage
 
 OPEN_AT_ONCE = 200
+DAMAGED = "damaged"
+"""The fact that says what could not be read of a damaged file, and where that is."""
+FIRST_SEQ = 10**12
+"""No source_seq that is sealed here is below: a watermark of version 1 is not taken for a pair."""
+_BEHIND_A_DEAD_LETTER = (
+    "EXISTS (SELECT 1 FROM uploads e JOIN sources s USING (source_key)"
+    " WHERE e.source_key = u.source_key AND e.seal_order < u.seal_order AND e.state = 'dead'"
+    " AND (e.source_seq >= s.full_seq OR u.source_seq < s.full_seq))"
+)
+
+
+class DamagedChunkError(Exception):
+    """A chunk whose bytes cannot be read, or are not those that were stored."""
+
+    def __init__(self, seq: int, why: str) -> None:
+        super().__init__(f"chunk {seq} cannot be read from the outbox's file: {why}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +63,7 @@ class Upload:
     ended_at: str | None
     job_id: str | None
     answer: Any
+    watermark_of: str
 
     def as_dict(self) -> dict[str, Any]:
         """All fields."""
@@ -51,23 +72,40 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What was sealed last of a source: the upload, its key, the item's stamp or watermark."""
+    """What was sealed last of a source: the upload, its key, the item's stamp or watermark.
+
+    `bound` says what the watermark's values are of, `owed` that the next run must be `full`, `dead`
+    which refused upload stands between the source and what is visible.
+    """
 
     upload_id: str | None = None
     upload_key: str | None = None
     stamp: Any = None
     watermark: Any = None
+    mode: str | None = None
+    bound: dict[str, str] | None = None
+    owed: bool = False
+    dead: str | None = None
+
+    @property
+    def value(self) -> Any:
+        """The watermark's value: what the last rows had in its column."""
+        return value_in(self.watermark)
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The outbox in figures; `oldest_at` is when its oldest unfinished upload was made."""
+    """The outbox in figures; `oldest_at` is when its oldest unfinished upload was made.
+
+    `missing` are sources whose last upload the backend does not have, or no longer.
+    """
 
     uploads: int
     records: int
     bytes: int
     dead: int
     oldest_at: str | None
+    missing: int = 0
 
 
 class OutboxContents(OutboxFile):
@@ -76,10 +114,15 @@ class OutboxContents(OutboxFile):
     def mark(self, source_key: str) -> Mark:
         """What was sealed last of a source."""
         for row in self.execute(
-            "SELECT upload_id, upload_key, stamp, watermark FROM sources WHERE source_key = ?",
+            "SELECT upload_id, upload_key, stamp, watermark, mode, bound, owed,"
+            " (SELECT d.upload_id FROM uploads d WHERE d.source_key = s.source_key"
+            " AND d.state = 'dead' AND (d.upload_id = s.upload_id"
+            " OR d.mode = 'append' AND d.source_seq >= s.full_seq) LIMIT 1)"
+            " FROM sources s WHERE source_key = ?",
             (source_key,),
         ):
-            return Mark(row[0], row[1], from_text(row[2]), from_text(row[3]))
+            stamp, watermark, bound = (from_text(row[index]) for index in (2, 3, 5))
+            return Mark(row[0], row[1], stamp, watermark, row[4], bound, bool(row[6]), row[7])
         return Mark()
 
     def open_uploads(self, without: Iterable[str] = ()) -> list[Upload]:
@@ -89,10 +132,8 @@ class OutboxContents(OutboxFile):
             without: Ids of uploads that are not asked for.
         """
         return self._uploads(
-            "ended_at IS NULL AND upload_id NOT IN (SELECT value FROM json_each(?))"
-            " AND NOT (mode = 'append' AND state <> 'building' AND EXISTS ("
-            " SELECT 1 FROM uploads e WHERE e.source_key = u.source_key"
-            " AND e.seal_order < u.seal_order AND e.state = 'dead'))"
+            "ended_at IS NULL AND upload_id NOT IN (SELECT value FROM json_each(?))"  # noqa: S608  # only constants
+            f" AND NOT (mode = 'append' AND state <> 'building' AND {_BEHIND_A_DEAD_LETTER})"
             " ORDER BY COALESCE(seal_order, 9e18), number LIMIT ?",
             (orjson.dumps(list(without)).decode(), OPEN_AT_ONCE),
         )
@@ -101,16 +142,17 @@ class OutboxContents(OutboxFile):
         """Whether a sealed upload may be completed now.
 
         All chunks must be acknowledged (unless `chunks` is false), and where it appends, every
-        earlier upload of its source must have ended.
+        earlier upload of its source must have ended; a `full` one waits for no dead letter.
         """
-        [row] = self.execute(
-            "SELECT EXISTS (SELECT 1 FROM chunks WHERE upload_id = ? AND NOT acked),"
-            " EXISTS (SELECT 1 FROM uploads WHERE source_key = ? AND seal_order < ?"
-            " AND state IN ('sealed', 'completing', 'dead'))",
-            (upload.upload_id, upload.source_key, upload.seal_order),
+        rows = self.execute(
+            "SELECT EXISTS (SELECT 1 FROM chunks WHERE upload_id = ? AND NOT acked),"  # noqa: S608  # only constants
+            " u.mode = 'append' AND (EXISTS (SELECT 1 FROM uploads e"
+            " WHERE e.source_key = u.source_key AND e.seal_order < u.seal_order"
+            f" AND e.state IN ('sealed', 'completing')) OR {_BEHIND_A_DEAD_LETTER})"
+            " FROM uploads u WHERE upload_id = ? AND seal_order IS NOT NULL",
+            (upload.upload_id, upload.upload_id),
         )
-        held = upload.mode == "append" and row[1]
-        return upload.seal_order is not None and not held and not (chunks and row[0])
+        return bool(rows) and not rows[0][1] and not (chunks and rows[0][0])
 
     def unsent(self, upload_id: str, limit: int) -> list[int]:
         """The numbers of the first chunks that the backend has not acknowledged."""
@@ -121,13 +163,25 @@ class OutboxContents(OutboxFile):
         return [row[0] for row in rows]
 
     def chunk(self, upload_id: str, seq: int) -> Chunk | None:
-        """A chunk with its body; None when its upload has ended meanwhile."""
-        rows = self.execute(
-            "SELECT seq, records, body, coding, content_type FROM chunks"
-            " WHERE upload_id = ? AND seq = ?",
-            (upload_id, seq),
-        )
-        return Chunk(*rows[0]) if rows else None
+        """A chunk with its body; None when its upload has ended meanwhile.
+
+        Raises:
+            DamagedChunkError: Its bytes are not those that were stored.
+        """
+        try:
+            rows = self.execute(
+                "SELECT crc, seq, records, body, coding, content_type FROM chunks"
+                " WHERE upload_id = ? AND seq = ?",
+                (upload_id, seq),
+            )
+        except sqlite3.DatabaseError as error:
+            raise DamagedChunkError(seq, str(error)) if is_damage(error) else error from error
+        if not rows:
+            return None
+        crc, chunk = rows[0][0], Chunk(*rows[0][1:])
+        if crc is not None and crc != crc32(chunk.body):
+            raise DamagedChunkError(seq, "its checksum differs")
+        return chunk
 
     def uploads(self, states: Sequence[str] = (), limit: int = 1_000) -> list[Upload]:
         """Uploads of some states (all when empty), newest first."""
@@ -159,11 +213,46 @@ class OutboxContents(OutboxFile):
     def totals(self) -> Totals:
         """The outbox in figures."""
         [row] = self.execute(
-            "SELECT COUNT(*), COALESCE(SUM(records), 0), COALESCE(SUM(bytes), 0),"
-            " COALESCE(SUM(state = 'dead'), 0), MIN(created_at)"
-            " FROM uploads WHERE ended_at IS NULL OR state = 'dead'"
+            "SELECT COALESCE(SUM(ended_at IS NULL), 0), COALESCE(SUM(records), 0),"
+            " COALESCE(SUM(bytes), 0), COALESCE(SUM(state = 'dead'), 0),"
+            " MIN(CASE state WHEN 'held' THEN NULL ELSE created_at END),"
+            " (SELECT COUNT(*) FROM sources WHERE missing)"
+            " FROM uploads WHERE ended_at IS NULL OR state IN ('dead', 'held')"
         )
-        return Totals(row[0] - row[3], row[1], row[2], row[3], row[4])
+        return Totals(*row)
+
+    def held(self, upload_ids: Iterable[str]) -> list[str]:
+        """Those of some uploads whose sources are to be read again before anything is sent."""
+        rows = self.execute(
+            "SELECT upload_id FROM uploads WHERE state = 'held'"
+            " AND upload_id IN (SELECT value FROM json_each(?)) ORDER BY number",
+            (orjson.dumps(list(upload_ids)).decode(),),
+        )
+        return [row[0] for row in rows]
+
+    def missing_sources(self, limit: int = 20) -> list[str]:
+        """The source_keys of sources whose last upload the backend does not have."""
+        rows = self.execute(
+            "SELECT source_key FROM sources WHERE missing ORDER BY source_key LIMIT ?", (limit,)
+        )
+        return [row[0] for row in rows]
+
+    def also_under(self, found_by: str, params: Any, limit: int) -> list[dict[str, Any]]:
+        """The sources of a call that are stored under other params as well, each with those."""
+        rows = self.execute(
+            "SELECT o.source, o.params FROM sources s JOIN sources o USING (source)"
+            " WHERE s.found_by = ? AND s.params = ? AND o.params <> s.params"
+            " AND COALESCE(o.upload_id, o.upload_key) IS NOT NULL ORDER BY 1, 2 LIMIT ?",
+            (found_by, as_text(params), limit),
+        )
+        return [{"source": source, "params": from_text(others)} for source, others in rows]
+
+    def damage(self) -> Rescue | None:
+        """What a damaged file held that is lost; None where there is none, or no longer."""
+        found: Rescue | None = self.fact(DAMAGED)
+        if found is None or not self.path.with_name(found["file"]).exists():
+            return None
+        return found
 
     def fact(self, name: str) -> Any:
         """A remembered JSON value, or None."""
@@ -173,6 +262,9 @@ class OutboxContents(OutboxFile):
     @transaction
     def remember(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name; None forgets it."""
+        self._remember(name, value)
+
+    def _remember(self, name: str, value: Any) -> None:
         if value is None:
             self.execute("DELETE FROM facts WHERE name = ?", (name,))
         else:
@@ -193,6 +285,15 @@ def _upload(row: Sequence[Any]) -> Upload:
     for name in ("params", "after", "until", "answer"):
         fields[name] = from_text(fields[name])
     return Upload(**{**fields, "full": bool(fields["full"])})
+
+
+def value_in(watermark: Any) -> Any:
+    """The value of a watermark, `[value, source_seq]`; one of version 1 is the value itself."""
+    if isinstance(watermark, list) and len(watermark) == 2:
+        value, seq = watermark
+        if type(seq) is int and seq >= FIRST_SEQ:
+            return value
+    return watermark
 
 
 def as_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from catalogzero.clock import Clock
+from catalogzero.cloud.outbox_rescue import Rescue, rescue
 from catalogzero.cloud.outbox_schema import MIGRATIONS
 from catalogzero.errors import ConfigError
 from catalogzero.sql import DamagedFileError, create_private, open_file, set_aside
@@ -34,7 +35,8 @@ class OutboxFile:
     Args:
         folder: The handler's state folder.
         clock: Names a damaged file that is set aside.
-        mend: Set a damaged file aside and begin another; else damage is an error.
+        mend: Set a damaged file aside, and take over what can be read of it; else damage is an
+            error.
 
     Raises:
         ConfigError: The file was written by a newer release, or is damaged; it is left untouched.
@@ -45,6 +47,7 @@ class OutboxFile:
         self._reserve = folder / "outbox.reserve"
         self.lock = threading.RLock()
         self.set_aside: Path | None = None
+        self.rescue: Rescue | None = None
         try:
             self._db = _opened(self.path)
         except DamagedFileError:
@@ -54,6 +57,7 @@ class OutboxFile:
             self.set_aside = folder / f"outbox.damaged-{stamp}.sqlite"
             set_aside(self.path, self.set_aside)
             self._db = _opened(self.path)
+            self.rescue = rescue(self.set_aside, self._db)
         self._clock = clock
         self._keep_reserve()
 

@@ -51,5 +51,38 @@ CREATE TABLE sources (
 );
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-MIGRATIONS = (_SCHEMA,)
+_IDENTITY = """
+ALTER TABLE chunks ADD COLUMN crc INTEGER;
+ALTER TABLE uploads ADD COLUMN base INTEGER;
+ALTER TABLE uploads ADD COLUMN watermark_of TEXT NOT NULL DEFAULT '';
+ALTER TABLE sources ADD COLUMN source TEXT;
+ALTER TABLE sources ADD COLUMN params TEXT;
+ALTER TABLE sources ADD COLUMN found_by TEXT;
+ALTER TABLE sources ADD COLUMN mode TEXT;
+ALTER TABLE sources ADD COLUMN bound TEXT;
+ALTER TABLE sources ADD COLUMN source_seq INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sources ADD COLUMN base INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sources ADD COLUMN full_seq INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sources ADD COLUMN owed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sources ADD COLUMN missing INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX sources_by_name ON sources (source);
+CREATE INDEX sources_by_call ON sources (found_by, params);
+UPDATE sources SET base = high,
+    source_seq = COALESCE((SELECT u.source_seq FROM uploads u
+        WHERE u.upload_id = sources.upload_id), high),
+    full_seq = COALESCE((SELECT u.source_seq FROM uploads u
+        WHERE u.upload_id = sources.last_full), 0),
+    source = (SELECT u.source FROM uploads u
+        WHERE u.source_key = sources.source_key ORDER BY u.number DESC LIMIT 1),
+    params = (SELECT u.params FROM uploads u
+        WHERE u.source_key = sources.source_key ORDER BY u.number DESC LIMIT 1),
+    mode = CASE WHEN watermark <> 'null' THEN 'append'
+        WHEN upload_key IS NOT NULL THEN 'replace' END;
+"""
+"""Version 2: what a mark was sealed on (`base`), as what, found by which call, and what is owed.
+
+`base` is the source_seq that was known of the source as its content was read; NULL in uploads of
+version 1. `missing` is a mark that the backend did not have, `owed` a `full` that it lost.
+"""
+MIGRATIONS = (_SCHEMA, _IDENTITY)
 """What brings a file from each schema version to the next, from an empty file on; append only."""

@@ -28,11 +28,13 @@ from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
 from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import BadParamsError, CatalogZeroError, FailedError, SourceChangedError
-from catalogzero.protocol.identities import Identity, Mode, source_key, upload_key
+from catalogzero.protocol.identities import Identity, Mode, digest_of, source_key, upload_key
 
 ATTEMPTS = 3
 _WORST_FIRST = ("rejected", "queued", "uploaded", "unchanged")
 _TOLD_FAILURES = 5
+LISTED = 20
+WATERMARK_OF_CHARS = 32
 
 
 class Author(Protocol):
@@ -86,7 +88,7 @@ class Ways:
 class Tally:
     """What a run has done so far."""
 
-    uploads: list[str] = field(default_factory=list)
+    uploads: dict[str, Item] = field(default_factory=dict)
     skipped: int = 0
     bad_records: int = 0
     rows_read: int = 0
@@ -95,6 +97,8 @@ class Tally:
     bytes_total: int = 0
     bytes_before: int = 0
     refused: list[str] = field(default_factory=list)
+    waiting: set[str] = field(default_factory=set)
+    changed_queries: list[str] = field(default_factory=list)
     failures: list[CatalogZeroError] = field(default_factory=list)
 
 
@@ -119,6 +123,7 @@ class UploadRun:
             SourceChangedError: A source changed in each of three attempts.
         """
         self._ways.outbox.refuse_when_full()
+        self._tally.waiting = self._ways.outbox.waiting(self._source, self._params)
         items = self._items()
         self._tally.bytes_total = sum(map(_size_of, items))
         self._tell(items=len(items))
@@ -127,10 +132,24 @@ class UploadRun:
             self._tally.items_done += 1
             self._tally.bytes_before += _size_of(item)
             self._tell()
+        self._ways.outbox.gone(self._tally.waiting)
         if self._tally.failures:
             raise self._failure(len(items))
-        self._ways.sender.wait_ended(self._tally.uploads, self._ways.runtime.upload_wait_s)
+        self._wait()
+        if self._tally.failures:
+            raise self._failure(len(items))
         return self._result()
+
+    def _wait(self) -> None:
+        """Wait a while for the backend; what came too late there is read and sealed again."""
+        tally, ways = self._tally, self._ways
+        for _ in range(ATTEMPTS):
+            ways.sender.wait_ended(list(tally.uploads), ways.runtime.upload_wait_s)
+            late = ways.outbox.held(tally.uploads)
+            if not late:
+                return
+            for upload_id in late:
+                self._take(tally.uploads.pop(upload_id))
 
     def _items(self) -> list[Item]:
         """What is to be read."""
@@ -147,8 +166,18 @@ class UploadRun:
 
             items = [query_item(settings, self._source, options)]
         else:
-            items = list(Roots(settings.data_roots).items(self._source, options))
+            items = self._files(options)
         return [Group(self._source, items)] if author.unit == "run" else items
+
+    def _files(self, options: ReadOptions) -> list[Item]:
+        """The files of a path, a folder or a pattern; one that is gone is noted as such."""
+        roots = self._ways.settings.data_roots
+        try:
+            return list(Roots(roots).items(self._source, options))
+        except BadParamsError:
+            if any(root.is_dir() for root in roots):
+                self._ways.outbox.gone(self._tally.waiting)
+            raise
 
     def _take(self, item: Item) -> None:
         """Read and seal one item; one that cannot be read does not stop the others."""
@@ -158,6 +187,9 @@ class UploadRun:
                     return self._attempt(item)
                 except SourceChangedError:
                     if attempt == ATTEMPTS:
+                        raise
+                except UploadEndedError as error:
+                    if attempt == ATTEMPTS or not (error.details or {}).get("compared"):
                         raise
         except UploadEndedError as error:
             self._tally.refused.append(error.message)
@@ -180,21 +212,24 @@ class UploadRun:
             self._params,
             ways.names_key,
         )
+        if not (isinstance(item, FileItem) and item.is_gone()):
+            self._tally.waiting.discard(key)
         self._settle(item)
         mark = ways.outbox.mark(key)
-        if self._is_unchanged(item, key, mark):
+        full = self._full or mark.owed or mark.mode not in (None, item.mode)
+        if not full and self._stands_still(item, mark):
+            return
+        if not full and self._is_unchanged(item, key, mark):
             self._tally.skipped += 1
             return
         upload_id = new_upload_id()
         name = ways.columns.hash_of(item.name) if ways.names_key else item.name
-        ways.outbox.begin(
-            upload_id, key, str(name), item.mode, full=self._full, params=self._params
-        )
+        ways.outbox.begin(upload_id, key, str(name), item.mode, full=full, params=self._params)
         bad = BadRecords(
             ways.settings.on_bad_record, ways.folder / "bad_records" / f"{upload_id}.jsonl"
         )
         try:
-            sealed = self._fill(upload_id, item, key, mark, bad)
+            sealed = self._fill(upload_id, item, key, mark, bad, full=full)
         except BaseException:
             ways.outbox.abandon(upload_id)
             bad.restart()
@@ -202,30 +237,74 @@ class UploadRun:
         if not sealed:
             return bad.restart()
         self._tally.bad_records += bad.count
-        self._tally.uploads.append(upload_id)
+        self._tally.uploads[upload_id] = item
         ways.sender.wake()
 
-    def _fill(self, upload_id: str, item: Item, key: str, mark: Mark, bad: BadRecords) -> bool:
+    def _stands_still(self, item: Item, mark: Mark) -> bool:
+        """Whether an appended source is not read on, as a refused range is in its way.
+
+        Raises:
+            BadParamsError: Its watermark is of another column or database now.
+        """
+        if item.mode != "append":
+            return False
+        if mark.dead is not None:
+            self._tally.refused.append(
+                f"{item.name} is not read on: upload {mark.dead} was refused; see `catalogzero "
+                "outbox show`, then retry it, purge it (with --skip where its rows are given "
+                "up), or call with full: true"
+            )
+            return True
+        bound, before = item.bound, mark.bound
+        if bound is not None and before is not None:
+            if any(bound[name] != before[name] for name in ("column", "database")):
+                message = (
+                    f"{item.name}: its watermark was of column {before['column']} in "
+                    f"{before['database']}, and is of {bound['column']} in {bound['database']} "
+                    "now: rows would be missing or twice; call it once with full: true"
+                )
+                raise BadParamsError(message, details=[{"field": "full", "message": message}])
+            if bound["query"] != before["query"]:
+                self._tally.changed_queries.append(item.name)
+        return False
+
+    def _fill(
+        self, upload_id: str, item: Item, key: str, mark: Mark, bad: BadRecords, *, full: bool
+    ) -> bool:
         """Produce an upload's chunks and seal it; False when nothing new was there."""
-        ways, stamp = self._ways, self._stamp(item)
-        with item.open(None if self._full else mark.watermark, bad) as reading:
+        ways, stamp, before = self._ways, self._stamp(item), self._tally.rows_read
+        with item.open(None if full else mark.value, bad) as reading:
             self._produce(upload_id, reading)
             content = reading.content()
             reading.check()
             after, until = reading.after, reading.until
         if item.mode == "append":
+            rows = self._tally.rows_read - before
+            refuse_no_progress(item.name, after, until, rows)
+            after = None if full else mark.watermark
             content_key = upload_key(key, [after, until], ways.author.output_version)
-            unchanged = after == until
+            unchanged = rows == 0 and until == reading.after
         else:
             content_key = upload_key(key, content, ways.author.output_version)
             unchanged = content_key == mark.upload_key
-        if unchanged and not self._full:
+        if unchanged and not full:
             ways.outbox.abandon(upload_id)
             if item.mode == "replace":
                 ways.outbox.restamp(key, content_key, stamp)
             self._tally.skipped += 1
             return False
-        ways.outbox.seal(upload_id, content_key, stamp=stamp, after=after, until=until)
+        bound = item.bound
+        of = digest_of([bound["column"], bound["database"]], ways.names_key) if bound else ""
+        ways.outbox.seal(
+            upload_id,
+            content_key,
+            stamp=stamp,
+            after=after,
+            until=until,
+            bound=bound,
+            watermark_of=of[:WATERMARK_OF_CHARS],
+            found_by=self._source,
+        )
         return True
 
     def _produce(self, upload_id: str, reading: Reading) -> None:
@@ -337,6 +416,11 @@ class UploadRun:
             "upload_ids": [upload.upload_id for upload in uploads],
             "timestamp": self._ways.clock.now().isoformat(),
         }
+        elsewhere = self._ways.outbox.also_under(self._source, self._params, LISTED)
+        if elsewhere:
+            result["other_params"] = elsewhere
+        if self._tally.changed_queries:
+            result["changed_queries"] = self._tally.changed_queries[:LISTED]
         if status == "rejected":
             dead = [str((u.answer or {}).get("reason")) for u in uploads if u.state == "dead"]
             reasons = "; ".join([*self._tally.refused, *dead])
@@ -360,9 +444,29 @@ def _size_of(item: Item) -> int:
     return 0
 
 
+def refuse_no_progress(name: str, after: Any, until: Any, rows: int) -> None:
+    """Refuse a range that would be added without an end of its own.
+
+    Raises:
+        FailedError: It ends at no value, or holds rows and ends where the last one did.
+    """
+    if until is None and (rows or after is not None):
+        raise FailedError(
+            f"{name}: the watermark is null after {rows} rows: return the value up to which rows "
+            "were read, the last one where there is nothing new"
+        )
+    if rows and until == after:
+        raise FailedError(
+            f"{name}: {rows} rows were read, and the watermark is still {until!r}: rows behind the "
+            "last value would be missing or twice; return a higher one, or call with full: true"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class OwnItem:
     """A data_source that the author's `read` reads."""
+
+    bound: ClassVar[None] = None
 
     author: Author
     name: str
@@ -431,4 +535,5 @@ def _status(upload: Upload) -> str:
     """What an upload's state means for the run."""
     if upload.state in {"done", "superseded"}:
         return "uploaded"
-    return "queued" if upload.state in {"building", "sealed", "completing"} else "rejected"
+    waits = {"building", "sealed", "completing", "held"}
+    return "queued" if upload.state in waits else "rejected"

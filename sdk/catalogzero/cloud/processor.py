@@ -91,7 +91,8 @@ class CloudProcessor(Handler):
             data_source: As called; it names the source.
             params: As for `process`.
             after: With `mode = "append"`, the watermark up to which rows were read before, None
-                at first; such a `read` ends with `return` of the new one (any JSON value).
+                at first; such a `read` ends with `return` of the new one (any JSON value but
+                null), and of the last one where there is nothing new.
         """
         raise NotImplementedError(f"{type(self).__name__} has no `read` of its own")
 
@@ -268,9 +269,14 @@ def kept_installation_id(folder: Path) -> str:
     path = folder / "installation_id"
     with suppress(FileNotFoundError):
         return path.read_text("ascii").strip()
+    return make_installation_id(folder)
+
+
+def make_installation_id(folder: Path) -> str:
+    """Another id for the installation of a state folder; the file is there whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = str(uuid.uuid4())
-    part = path.with_suffix(".part")
+    part = folder / "installation_id.part"
     part.write_text(f"{made}\n", "ascii")
-    part.rename(path)
+    part.rename(folder / "installation_id")
     return made

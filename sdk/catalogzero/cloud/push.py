@@ -108,6 +108,8 @@ class Pusher:
         path: tuple[str, ...],
         body: bytes,
         headers: Mapping[str, str],
+        *,
+        query: Mapping[str, str] | None = None,
         **about: Any,
     ) -> Outcome:
         """Send one request, and say what came of it; a failed connection is an outcome.
@@ -118,9 +120,12 @@ class Pusher:
             path: Path segments below the endpoint.
             body: The bytes that leave.
             headers: Headers beside those that every request carries.
+            query: What the URL asks for besides.
             about: What else the audit entry says: upload_id, seq, records.
         """
         url = url_under(self._settings.endpoint, *path)
+        if query:
+            url = str(httpx.URL(url).copy_merge_params(dict(query)))
         try:
             sent = {**self._headers(), **headers}
             check_host(self._policy, url)

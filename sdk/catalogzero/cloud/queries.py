@@ -15,13 +15,13 @@ from decimal import Decimal
 from typing import Any, Self
 
 import orjson
-from sqlalchemy import column, func, select, text
+from sqlalchemy import column, func, make_url, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from catalogzero.cloud.records import BadRecords, ReadOptions
 from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
-from catalogzero.protocol.identities import Mode
+from catalogzero.protocol.identities import Mode, digest_of
 from catalogzero.sql.engines import open_source
 
 PREFIX = "sql:"
@@ -54,6 +54,20 @@ class QueryItem:
     def mode(self) -> Mode:
         """A query with a watermark appends."""
         return "replace" if self.query.watermark is None else "append"
+
+    @property
+    def bound(self) -> dict[str, str] | None:
+        """The watermark's column, its database without user and password, and the query's text."""
+        if self.query.watermark is None:
+            return None
+        url = make_url(database_url(self.query))
+        place = [url.get_backend_name(), url.host, url.port, url.database]
+        text = " ".join(self.query.query.split()).rstrip("; ")
+        return {
+            "column": self.query.watermark,
+            "database": ":".join(str(part or "") for part in place),
+            "query": digest_of(text),
+        }
 
     def stamp(self) -> None:
         """There is none: a query is asked each time."""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 from structlog.typing import FilteringBoundLogger
@@ -21,10 +22,10 @@ from tenacity import RetryCallState, Retrying, wait_random_exponential
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk, json_array
 from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.outbox_contents import Upload
+from catalogzero.cloud.outbox_contents import DamagedChunkError, Upload
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.settings import CloudSettings
-from catalogzero.protocol.bodies import AS_JSON, CONTENT_TYPES, content_digest
+from catalogzero.protocol.bodies import AS_JSON, CONTENT_TYPES, EPOCH, INSTALLATION, content_digest
 from catalogzero.protocol.codings import CODINGS, recode
 from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
@@ -68,6 +69,14 @@ class Sender:
         clock: For every wait.
         log: Where pauses, dead letters and faults are told.
         on_change: Called on the loop after each change that the outside may want to know of.
+        on_start_due: Called where the backend is another one than the known (it was restored), or
+            knows a later start than this folder's: the next start says what to do.
+
+    Attributes:
+        epoch: The folder's epoch, once a start was answered; None where the backend has none.
+        holds: Whether nothing may be sent, as no start was answered.
+        paused: Why sending is paused, until it goes on.
+        last_fault: What the last try failed of.
     """
 
     def __init__(
@@ -79,9 +88,14 @@ class Sender:
         clock: Clock,
         log: FilteringBoundLogger,
         on_change: Callable[[], None] = lambda: None,
+        *,
+        on_start_due: Callable[[], None],
     ) -> None:
         self._outbox, self._pusher, self._settings = outbox, pusher, settings
         self._identity, self._clock, self._log, self._on_change = identity, clock, log, on_change
+        self._on_start_due = on_start_due
+        self.epoch: int | None = None
+        self.holds = True
         self.paused = ""
         self.last_fault = ""
         self._form = self._known_form()
@@ -123,6 +137,31 @@ class Sender:
         waits = [max(self._all.not_before, each.not_before) for each in self._each.values()]
         due = min(waits, default=self._all.not_before)
         return max(due - self._clock.monotonic(), 0.0)
+
+    # The start
+
+    def hold(self) -> None:
+        """Begin no request until `go`."""
+        self.holds = True
+
+    async def go(self, epoch: int | None) -> None:
+        """A start was answered: send, with the folder's epoch where the backend knows epochs."""
+        self.epoch, self.holds = epoch, False
+        self._all.succeeded()
+        self.last_fault = ""
+        await self._unpause()
+        self.wake()
+
+    def failed_start(self, reason: str, retry_after_s: float | None) -> None:
+        """A start was not answered: nothing is sent before the next try."""
+        self._failed_all(reason, retry_after_s)
+
+    async def rest(self) -> None:
+        """Wait until a start may be tried again: after the backoff, or with another key."""
+        while (left := self._all.not_before - self._clock.monotonic()) > 0:
+            await self._clock.sleep(min(left, KEY_LOOK_S))
+            if self.paused and self._pusher.key.changed():
+                self._all.succeeded()
 
     # The loop
 
@@ -167,6 +206,8 @@ class Sender:
             kept = resting.union(upload.upload_id for upload in uploads)
             self._each = {key: own for key, own in self._each.items() if key in kept}
             self._waiting_work = bool(resting) or any(self._has_work(one) for one in uploads)
+            if self.holds:
+                return
             for upload in uploads:
                 if self._free_slots() <= 0:
                     return
@@ -223,6 +264,9 @@ class Sender:
         """One request; a fault of this side, such as a full disk, is met as one of that side."""
         try:
             await work
+        except DamagedChunkError as error:
+            await asyncio.to_thread(self._outbox.die, key, {"reason": str(error)})
+            self._log.error("upload damaged", upload_id=key, reason=str(error))
         except Exception as error:  # noqa: BLE001  # the sender outlives every fault
             self._log.warning("sending failed", upload_id=key, error=str(error), exc_info=True)
             self._failed(key, f"{type(error).__name__}: {error}", None)
@@ -235,7 +279,8 @@ class Sender:
             return
         body, coding = await self._as_accepted(chunk)
         path, headers = chunk_request(upload.upload_id, chunk, body, coding)
-        about = {"upload_id": upload.upload_id, "seq": seq, "records": chunk.records}
+        about: dict[str, Any] = {"upload_id": upload.upload_id, "seq": seq}
+        about["records"] = chunk.records
         outcome = await self._pusher.push(Asked.CHUNK, "PUT", path, body, headers, **about)
         probing = self._form == "unknown"
         decision = decide(Asked.CHUNK, outcome, self._clock.now(), probing=probing, coding=coding)
@@ -254,7 +299,7 @@ class Sender:
     async def _complete(self, upload: Upload) -> None:
         if not await asyncio.to_thread(self._outbox.completing, upload.upload_id):
             return
-        body = encode_json(complete_body(upload, self._identity))
+        body = encode_json(complete_body(upload, self._identity, self.epoch))
         path = ("uploads", upload.upload_id, "complete")
         outcome = await self._pusher.push(
             Asked.COMPLETE, "POST", path, body, AS_JSON, upload_id=upload.upload_id
@@ -269,8 +314,8 @@ class Sender:
             await self._dead(upload, refusal, Outcome())
             return
         bodies = await asyncio.to_thread(lambda: list(self._outbox.bodies(upload.upload_id)))
-        body, headers = whole_request(upload, bodies)
-        about = {"upload_id": upload.upload_id, "records": upload.records}
+        body, headers = whole_request(upload, bodies, self._identity, self.epoch)
+        about: dict[str, Any] = {"upload_id": upload.upload_id, "records": upload.records}
         outcome = await self._pusher.push(Asked.SIMPLE, "POST", (), body, headers, **about)
         if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
             self._learn_form("unknown")
@@ -295,22 +340,37 @@ class Sender:
         key, verdict = upload.upload_id, decision.verdict
         if verdict is Verdict.RETRY:
             self._failed(key, decision.reason, decision.retry_after_s, outcome.status)
+        elif verdict is Verdict.MOVED:
+            self._on_start_due()
         elif verdict is Verdict.PAUSE:
-            await self._pause(decision.reason)
+            await self.pause(decision.reason)
         elif verdict is Verdict.DEAD:
             await self._dead(upload, decision.reason, outcome)
         elif verdict is Verdict.OTHER_FORM:
             self._learn_form("simple")
         else:
             await self._went_well(key, chunked=seq is not None)
-            said = outcome.members
-            await asyncio.to_thread(note_answer, self._outbox, key, verdict, said, seq, size)
-            if verdict is Verdict.SEND_MISSING:
+            noted = await asyncio.to_thread(
+                note_answer,
+                self._outbox,
+                key,
+                verdict,
+                outcome.members,
+                seq,
+                size,
+                generation=outcome.generation,
+            )
+            if not noted:
+                self._on_start_due()
+            elif verdict is Verdict.SEND_MISSING:
                 self._each.setdefault(key, Backoff()).failed(self._clock.monotonic())
 
     async def _dead(self, upload: Upload, reason: str, outcome: Outcome) -> None:
         answer = {"reason": reason, "status": outcome.status, "body": outcome.body}
-        await asyncio.to_thread(self._outbox.die, upload.upload_id, answer)
+        generation = outcome.generation
+        if not await asyncio.to_thread(self._outbox.die, upload.upload_id, answer, generation):
+            self._on_start_due()
+            return
         self._log.error("upload refused", upload_id=upload.upload_id, reason=reason)
 
     def _failed(
@@ -327,7 +387,7 @@ class Sender:
         self._all.failed(self._clock.monotonic(), retry_after_s)
         self.last_fault = reason
 
-    async def _pause(self, reason: str) -> None:
+    async def pause(self, reason: str) -> None:
         """Stop sending, but for a try now and then or when the key changes."""
         if self.paused != reason:
             self._log.error("sending is paused", reason=reason)
@@ -343,6 +403,9 @@ class Sender:
         self.last_fault = ""
         if chunked and self._form == "unknown":
             self._learn_form("chunked")
+        await self._unpause()
+
+    async def _unpause(self) -> None:
         if self.paused:
             self._log.info("sending goes on")
             self.paused = ""
@@ -376,8 +439,14 @@ def note_answer(
     body: dict[str, Any],
     seq: int | None = None,
     size: int = 0,
-) -> None:
-    """Write into the outbox what an answer means; `seq` is that of a chunk, `size` what left."""
+    *,
+    generation: str = "",
+) -> bool:
+    """Write into the outbox what an answer means; `seq` is that of a chunk, `size` what left.
+
+    Returns:
+        False where the answer is of another `generation` than the known one: it ends nothing.
+    """
     if verdict is Verdict.STORED:
         outbox.acknowledge(upload_id, seq, size)
     elif verdict is Verdict.COMPLETE_NOW:
@@ -385,10 +454,12 @@ def note_answer(
     elif verdict is Verdict.SEND_MISSING:
         outbox.missing(upload_id, body["missing"])
     elif verdict is Verdict.SUPERSEDED:
-        outbox.superseded(upload_id, body, new_upload_id())
+        return outbox.superseded(upload_id, body, generation)
     elif verdict is Verdict.DONE:
-        job_id = body.get("job_id")
-        outbox.done(upload_id, None if job_id is None else str(job_id), size)
+        job_id = None if body.get("job_id") is None else str(body["job_id"])
+        seq = body.get("source_seq") if body.get("by") == "upload_key" else None
+        return outbox.done(upload_id, job_id, size, same_key_seq=seq, generation=generation)
+    return True
 
 
 def chunk_request(
@@ -401,14 +472,19 @@ def chunk_request(
     return ("uploads", upload_id, "chunks", str(chunk.seq)), headers
 
 
-def whole_request(upload: Upload, chunks: Sequence[Chunk]) -> tuple[bytes, dict[str, str]]:
+def whole_request(
+    upload: Upload, chunks: Sequence[Chunk], identity: Identity, epoch: int | None = None
+) -> tuple[bytes, dict[str, str]]:
     """Body and headers of the simple form's POST."""
     body = json_array([recode(chunk.body, chunk.coding, "identity") for chunk in chunks])
-    return body, {**AS_JSON, "Idempotency-Key": f"{upload.upload_key}-{upload.source_seq}"}
+    headers = {**AS_JSON, "Idempotency-Key": f"{upload.upload_key}-{upload.source_seq}"}
+    if epoch is not None:
+        headers |= {INSTALLATION: quote(identity.installation_id, safe=""), EPOCH: str(epoch)}
+    return body, headers
 
 
-def complete_body(upload: Upload, identity: Identity) -> dict[str, Any]:
-    """What `complete` says of a sealed upload."""
+def complete_body(upload: Upload, identity: Identity, epoch: int | None = None) -> dict[str, Any]:
+    """What `complete` says of a sealed upload, from a folder of this epoch."""
     body = {
         "upload_key": upload.upload_key,
         "source_key": upload.source_key,
@@ -426,6 +502,10 @@ def complete_body(upload: Upload, identity: Identity) -> dict[str, Any]:
     }
     if upload.mode == "append":
         body.update(after=upload.after, until=upload.until)
+        if upload.watermark_of:
+            body["watermark_of"] = upload.watermark_of
+    if epoch is not None:
+        body["installation_epoch"] = epoch
     return body
 
 

@@ -69,6 +69,10 @@ class Item(Protocol):
     def mode(self) -> Mode:
         """Whether an upload replaces what the source had, or appends to it."""
 
+    @property
+    def bound(self) -> dict[str, str] | None:
+        """What its watermark's values are of: `column`, `database`, `query`; None without."""
+
     def stamp(self) -> Any:
         """JSON that stays equal while the item is unchanged, got without reading it; or None."""
 
@@ -139,6 +143,7 @@ class FileItem:
     name: str
     options: ReadOptions
     mode: ClassVar[Mode] = "replace"
+    bound: ClassVar[None] = None
 
     def stamp(self) -> list[int]:
         """Size, modification time and inode."""
@@ -146,6 +151,12 @@ class FileItem:
             return identity(os.stat(os.path.join(self.root, self.relative), follow_symlinks=False))
         except OSError as error:
             raise _bad_source(self.name, f"cannot be read: {error.strerror}") from error
+
+    def is_gone(self) -> bool:
+        """Whether no file of that name is there, in a data root that is."""
+        return os.path.isdir(self.root) and not os.path.lexists(
+            os.path.join(self.root, self.relative)
+        )
 
     def digest(self) -> str:
         """The digest of its bytes as they are now."""
@@ -219,6 +230,7 @@ class Group:
     name: str
     items: Sequence[Item]
     mode: ClassVar[Mode] = "replace"
+    bound: ClassVar[None] = None
 
     def stamp(self) -> Any:
         """The stamps of all, where each has one."""

@@ -30,6 +30,12 @@ MAX_KEY_CHARS = 2_000
 MAX_INT = 2**63 - 1
 MAX_OPAQUE_CHARS = 4_096
 MAX_NESTED_BYTES = 65_536
+MAX_EPOCH = 2**62
+MAX_PLACE_DIGITS = 18
+GENERATION = "Catalogzero-Generation"
+"""The header of an answer that names the backend's generation."""
+EPOCH, INSTALLATION = "Catalogzero-Epoch", "Catalogzero-Installation"
+"""The headers by which the simple form says whose array comes, the id percent-encoded."""
 UPLOAD_ID = r"[A-Za-z0-9._~-]{1,128}"
 
 
@@ -51,6 +57,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_stora
 Text = Annotated[str, Field(max_length=2_000), AfterValidator(_storable)]
 Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARS), AfterValidator(_storable)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT, strict=True)]
+Epoch = Annotated[int, Field(ge=0, le=MAX_EPOCH, strict=True)]
 Nested = Annotated[JsonValue, AfterValidator(lambda value: _within(value, MAX_NESTED_BYTES))]
 Opaque = Annotated[JsonValue, AfterValidator(lambda value: _within(value, MAX_OPAQUE_CHARS))]
 """A watermark."""
@@ -78,16 +85,47 @@ class Complete(_Body):
     entry: Text = ""
     version: Text = ""
     installation_id: Name
+    installation_epoch: Epoch | None = None
+    watermark_of: Text = ""
 
 
 class Installation(_Body):
-    """The body of `PUT installations/{installation_id}`."""
+    """The body of `PUT installations/{installation_id}`.
 
+    `epoch` is the folder's, 0 where it has none; `nonce` is known again when the answer was lost;
+    `last_nonce` is that of the folder's last start that was answered.
+    """
+
+    epoch: Epoch | None = None
+    nonce: Text = ""
+    last_nonce: Text = ""
     entry: Text = ""
     version: Text = ""
     handler: Text = ""
     host: Nested = None
     methods: Nested = None
+
+
+class Told(_Body):
+    """What a backend says of a source: what it knows beyond the rows themselves.
+
+    `source_seq` is the highest one, `full_seq` that of the newest `full` upload, `mode` that of the
+    visible uploads; a source of which it knows nothing is told as this class without arguments.
+    """
+
+    source_seq: Count = 0
+    watermark: Opaque = None
+    full_seq: Count = 0
+    mode: Mode | None = None
+
+
+class Known(_Body):
+    """The answer to `PUT installations/{installation_id}`, or a further page of it."""
+
+    generation: Name
+    epoch: Epoch
+    states: dict[str, Told]
+    next: Text | None = None
 
 
 class HealthReport(_Body):

@@ -13,7 +13,11 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from catalogzero.protocol.bodies import GENERATION
+from catalogzero.protocol.problems import Kind
+
 MAX_RETRY_AFTER_S = 3_600.0
+_MOVED = Kind.INSTALLATION_MOVED.uri
 
 
 class Asked(StrEnum):
@@ -47,6 +51,12 @@ class Outcome:
         return str(next(filter(None, map(self.body.get, ("detail", "title", "type"))), ""))
 
     @property
+    def generation(self) -> str:
+        """The backend's generation, empty where it names none."""
+        named = {name.lower(): text for name, text in self.headers.items()}
+        return named.get(GENERATION.lower(), "")
+
+    @property
     def members(self) -> dict[str, Any]:
         """The members of the answer's JSON object; empty where it is none."""
         return self.body if isinstance(self.body, dict) else {}
@@ -65,6 +75,7 @@ class Verdict(StrEnum):
     OTHER_FORM = "other_form"
     OTHER_CODING = "other_coding"
     DEAD = "dead"
+    MOVED = "moved"
     IGNORE = "ignore"
 
 
@@ -98,6 +109,8 @@ class Rule(NamedTuple):
 RULES = (
     Rule("chunk, complete, simple", "none", Verdict.PAUSE, "nothing could be sent"),
     Rule("any", "none", Verdict.RETRY),
+    Rule("chunk, complete, simple, installation", "409", Verdict.MOVED, "`installation-moved`"),
+    Rule("installation", "404, 405, 501", Verdict.IGNORE),
     Rule("chunk", "404, 405, 501", Verdict.OTHER_FORM, "`auto`, and no chunk was taken yet"),
     Rule("complete", "2xx", Verdict.SUPERSEDED, "`superseded`"),
     Rule("complete", "200, 201", Verdict.DONE, "a `job_id`"),
@@ -117,8 +130,8 @@ RULES = (
 DOES = {
     Verdict.STORED: "counts the chunk as stored",
     Verdict.DONE: "is done with it",
-    Verdict.SUPERSEDED: "ends the upload; or, while the source's mark is still its own, seals the "
-    "same bytes again above the number that was answered",
+    Verdict.SUPERSEDED: "ends the upload; while the source's mark is still its own, the source is "
+    "read again, and the bytes are kept until then",
     Verdict.SEND_MISSING: "sends what is missing",
     Verdict.COMPLETE_NOW: "posts `complete`, and believes its answer",
     Verdict.RETRY: "tries again for ever, with jittered exponential backoff; `Retry-After` is "
@@ -129,6 +142,8 @@ DOES = {
     Verdict.OTHER_CODING: "sends it as gzip, then plain",
     Verdict.DEAD: "keeps the upload as a dead letter, with the answer, until `catalogzero outbox "
     "retry` or `purge`",
+    Verdict.MOVED: "starts once more; where that is answered so too, pauses the whole outbox and "
+    "the runs, until `catalogzero installation adopt` or `new`",
     Verdict.IGNORE: "does without it; uploads go on",
 }
 
@@ -140,6 +155,7 @@ CONDITIONS: dict[str, Callable[[Outcome, bool, str], bool]] = {
     "`superseded`": lambda outcome, *_: outcome.members.get("superseded") is True,
     "a `job_id`": lambda outcome, *_: outcome.members.get("job_id") is not None,
     "`missing`": lambda outcome, *_: _is_numbers(outcome.members.get("missing")),
+    "`installation-moved`": lambda outcome, *_: outcome.members.get("type") == _MOVED,
     "it was packed": lambda _, __, coding: coding != "identity",
 }
 

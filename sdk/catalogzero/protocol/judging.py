@@ -34,18 +34,24 @@ class Judgement(Enum):
     """This upload_id was superseded already: nothing changes."""
     SUPERSEDED = "superseded"
     """It comes too late: it is finished without ever being seen."""
+    MODE_CHANGED = "mode_changed"
+    """What is visible has another mode or watermark: nothing changes, `full` replaces it."""
     MISSING = "missing"
     """Chunks are missing: nothing changes, the client sends them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a `complete` asks for; `after` is JSON text, `null` at the start."""
+    """What a `complete` asks for; `after` is JSON text, `null` at the start.
+
+    `watermark_of` names what the watermark's values are of, in the client's own words.
+    """
 
     mode: Mode
     full: bool
     source_seq: int
     after: str = "null"
+    watermark_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,7 @@ class Standing:
 
     `key_visible`: a visible upload of this source carries the claim's upload_key.
     `highest` is the source's highest source_seq, 0 where it has none; `watermark` is JSON text.
+    `mode` and `watermark_of` are those of what is visible; `mode` is None where nothing ever was.
     """
 
     state: State
@@ -61,6 +68,8 @@ class Standing:
     highest: int
     watermark: str
     missing: bool
+    mode: str | None = None
+    watermark_of: str = ""
 
 
 def judge(claim: Claim, standing: Standing) -> Judgement:
@@ -73,6 +82,8 @@ def judge(claim: Claim, standing: Standing) -> Judgement:
         return Judgement.SAME_KEY
     if _is_late(claim, standing):
         return Judgement.SUPERSEDED
+    if _is_of_another_kind(claim, standing):
+        return Judgement.MODE_CHANGED
     return Judgement.MISSING if standing.missing else Judgement.ACCEPTED
 
 
@@ -81,3 +92,11 @@ def _is_late(claim: Claim, standing: Standing) -> bool:
     if claim.mode == "replace" or claim.full:
         return claim.source_seq <= standing.highest
     return claim.after != standing.watermark
+
+
+def _is_of_another_kind(claim: Claim, standing: Standing) -> bool:
+    """Whether its rows would stand beside rows that were counted in another way."""
+    if claim.full or standing.mode is None:
+        return False
+    named = {claim.watermark_of, standing.watermark_of} - {""}
+    return claim.mode != standing.mode or len(named) > 1

@@ -26,6 +26,8 @@ class Kind(Enum):
     METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "Not this method")
     CHUNKS_MISSING = ("chunks-missing", 409, "The upload is not whole yet")
     CHUNK_DIFFERS = ("chunk-differs", 409, "Other records are stored under that number")
+    MODE_CHANGED = ("mode-changed", 409, "The source is shown in another mode")
+    INSTALLATION_MOVED = ("installation-moved", 409, "Another folder took the installation over")
     UPLOAD_FINISHED = ("upload-finished", 410, "The upload is complete or superseded")
     TOO_LARGE = ("too-large", 413, "Over a limit of this backend")
     UNSUPPORTED = ("unsupported-media-type", 415, "Not a format or encoding of this backend")

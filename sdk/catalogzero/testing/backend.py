@@ -7,6 +7,7 @@ It checks no tenant and stores nothing on disk: it is not a backend to deploy.
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -14,11 +15,15 @@ from typing import Any, Literal, Self
 import orjson
 from aiohttp import web
 
+from catalogzero.protocol.bodies import EPOCH, GENERATION
 from catalogzero.protocol.codings import decoded
 from catalogzero.protocol.judging import Claim, Judgement, Standing, State, judge
+from catalogzero.protocol.problems import Kind, ProblemError
 
 Fault = Literal["ok", "500", "503", "429", "cut", "lost_reply", "422", "401"]
 """What happens to a request: served, refused, its connection cut, or served with no reply."""
+
+_NOTHING: dict[str, Any] = {"source_seq": 0, "watermark": None, "full_seq": 0, "mode": None}
 
 API_KEY = "contract-key-7f3a91c05b"
 """The one key that the backend takes: a canary that must never show anywhere else."""
@@ -45,6 +50,7 @@ class FaultyBackend:
         bodies: Every body that arrived, decoded.
         reports: Health reports.
         installations: What installations said of themselves, by id.
+        generation: Named in every answer, until `restored`.
     """
 
     def __init__(self, plan: Iterable[Fault] = (), *, always: Fault | None = None) -> None:
@@ -57,8 +63,10 @@ class FaultyBackend:
         self.installations: dict[str, dict[str, Any]] = {}
         self._uploads: dict[str, Received] = {}
         self._visible: dict[str, list[Received]] = {}
-        self._high: dict[str, int] = {}
-        self._watermark: dict[str, Any] = {}
+        self._told: dict[str, dict[str, Any]] = {}
+        self._epoch = 0
+        self._nonces: list[str] = []
+        self.generation = uuid.uuid4().hex
         self._simple: dict[str, tuple[str, list[dict[str, Any]]]] = {}
         self._jobs = itertools.count(1)
         self._runner: web.AppRunner | None = None
@@ -103,6 +111,7 @@ class FaultyBackend:
         if request.headers.get("Authorization") != f"Bearer {API_KEY}":
             return web.json_response({"title": "no such key"}, status=401)
         answer = self._answer(request.method, path, body, request.headers)
+        answer.headers[GENERATION] = self.generation
         return _cut(request) if fault == "lost_reply" else answer
 
     def _next_fault(self) -> Fault:
@@ -125,13 +134,34 @@ class FaultyBackend:
                 return self._stored(upload_id)
             case "PUT", ["installations", installation_id]:
                 self.installations[installation_id] = orjson.loads(body)
-                return web.json_response({"sources": self._high})
+                return self._start(self.installations[installation_id])
             case "POST", ["health"]:
                 self.reports.append(orjson.loads(body))
                 return web.json_response({})
+            case "POST", [""] if int(headers.get(EPOCH, 0)) < self._epoch:
+                return _moved()
             case "POST", [""]:
                 return self._take_simple(headers.get("Idempotency-Key", ""), body)
         return web.json_response({"title": "no such resource"}, status=404)
+
+    def restored(self) -> None:
+        """Begin another generation, as a backend does that was put back from a backup."""
+        self.generation = uuid.uuid4().hex
+
+    def _start(self, about: Mapping[str, Any]) -> web.Response:
+        """Give the next epoch and what is known of the sources; refuse an older folder."""
+        sources = {key: told["source_seq"] for key, told in self._told.items()}
+        if "epoch" not in about:
+            return web.json_response({"sources": sources})
+        newest = set(self._nonces[-1:]) - {""}
+        if newest.isdisjoint((about["nonce"], about.get("last_nonce", ""))) and (
+            about["nonce"] in self._nonces or 0 < about["epoch"] < self._epoch
+        ):
+            return _moved()
+        self._epoch = max(self._epoch, about["epoch"]) + 1
+        self._nonces.append(about["nonce"])
+        known = {"generation": self.generation, "epoch": self._epoch, "states": self._told}
+        return web.json_response({**known, "sources": sources})
 
     def _put(self, upload: Received, seq: int, body: bytes) -> web.Response:
         """Store a chunk."""
@@ -159,32 +189,60 @@ class FaultyBackend:
 
     def _complete(self, upload: Received, body: dict[str, Any]) -> web.Response:
         """Make an upload visible, or say why not."""
-        source, highest = body["source_key"], self._high.get(body["source_key"], 0)
+        if body.get("installation_epoch", 0) < self._epoch:
+            return _moved()
+        self._epoch = max(self._epoch, body.get("installation_epoch", 0))
+        told = self._told.get(body["source_key"], _NOTHING)
+        highest, watermark, source = told["source_seq"], told["watermark"], body["source_key"]
         visible = self._visible.setdefault(source, [])
         twin = next((one for one in visible if one.body["upload_key"] == body["upload_key"]), None)
         missing = [number for number in range(body["chunks"]) if number not in upload.chunks]
-        watermark = self._watermark.get(source)
         claim = Claim(body["mode"], body["full"], body["source_seq"], _text(body.get("after")))
         standing = Standing(
-            upload.state, twin is not None, highest, _text(watermark), bool(missing)
+            upload.state,
+            twin is not None,
+            highest,
+            _text(watermark),
+            bool(missing),
+            told["mode"],
         )
         judgement = judge(claim, standing)
         if judgement in (Judgement.SUPERSEDED, Judgement.WAS_SUPERSEDED):
             upload.state = State.SUPERSEDED
             standing_at = {"source_seq": highest, "watermark": watermark}
             return web.json_response({"superseded": True, **standing_at})
+        if judgement is Judgement.MODE_CHANGED:
+            return _problem(Kind.MODE_CHANGED)
         if judgement is Judgement.MISSING:
             return web.json_response({"missing": missing}, status=409)
         if judgement is Judgement.DUPLICATE:
-            return web.json_response({"job_id": upload.job_id, "duplicate": True})
-        self._high[source] = max(highest, body["source_seq"])
+            return _duplicate(upload.job_id, "upload_id", highest)
+        highest = max(highest, body["source_seq"])
+        self._told[source] = {**told, "source_seq": highest}
         if judgement is Judgement.SAME_KEY and twin is not None:
-            return web.json_response({"job_id": twin.job_id, "duplicate": True})
+            return _duplicate(twin.job_id, "upload_key", highest)
         hides = body["full"] or body["mode"] == "replace"
         self._visible[source] = [upload] if hides else [*visible, upload]
-        self._watermark[source] = body.get("until")
+        self._told[source] |= {"watermark": body.get("until"), "mode": body["mode"]}
+        if body["full"]:
+            self._told[source]["full_seq"] = body["source_seq"]
         upload.state, upload.body, upload.job_id = State.COMPLETE, body, f"job-{next(self._jobs)}"
         return web.json_response({"job_id": upload.job_id}, status=201)
+
+
+def _duplicate(job_id: str, by: str, source_seq: int) -> web.Response:
+    known = {"duplicate": True, "by": by, "source_seq": source_seq}
+    return web.json_response({"job_id": job_id, **known})
+
+
+def _moved() -> web.Response:
+    return _problem(Kind.INSTALLATION_MOVED, since="2026-01-01T00:00:00+00:00")
+
+
+def _problem(kind: Kind, **members: Any) -> web.Response:
+    """A refusal as the protocol has it."""
+    document = ProblemError(kind, "as the protocol says", **members).document()
+    return web.json_response(document, status=kind.status)
 
 
 def _text(watermark: Any) -> str:

@@ -89,6 +89,7 @@ class Probe:
         content: bytes | None = None,
         json: Any = None,
         headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
         key: str | None = None,
     ) -> httpx.Response:
         """Send one request with the test key, or with `key` (empty: none)."""
@@ -99,7 +100,7 @@ class Probe:
         if json is not None:
             content = orjson.dumps(json)
             sent = {**AS_JSON, **sent}
-        url = url_under(self.endpoint, *path)
+        url = httpx.URL(url_under(self.endpoint, *path)).copy_merge_params(dict(query or {}))
         return await self._client.request(method, url, content=content, headers=sent)
 
     async def put(

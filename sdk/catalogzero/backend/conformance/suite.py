@@ -1,7 +1,7 @@
 """Runs the checks against one backend, and reports.
 
 Owns the order, the choice of the form, and the report; what is checked stands in `chunked`,
-`simple` and `health`.
+`identity`, `simple` and `health`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from catalogzero.backend.conformance import chunked, health, simple
+from catalogzero.backend.conformance import chunked, health, identity, simple
 from catalogzero.backend.conformance.probe import Check, Ledger, NotConformingError, Probe
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
 
@@ -103,7 +103,7 @@ async def verify(
 
 def _checks(form: str, only: str) -> list[Check]:
     """The checks of a form, those of one name where one is given."""
-    of_form = chunked.CHECKS if form == "chunked" else simple.CHECKS
+    of_form = [*chunked.CHECKS, *identity.CHECKS] if form == "chunked" else simple.CHECKS
     chosen = [check for check in (*of_form, *health.CHECKS) if only in _title(check)]
     if not chosen:
         raise ConfigError(f"no check of the {form} form is called {only!r}")

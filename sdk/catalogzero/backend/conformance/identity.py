@@ -1,0 +1,163 @@
+"""The checks of identity: epochs, what a start is told, the generation, modes.
+
+Owns the list `CHECKS`. A backend that has none of it passes with a warning: its clients work as
+before. One that has a part of it must have it right, as clients then rely on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from catalogzero.backend.conformance.probe import (
+    Check,
+    NotConformingError,
+    Probe,
+    expect,
+    expect_fields,
+    expect_job,
+    expect_refused,
+)
+from catalogzero.protocol.bodies import GENERATION
+from catalogzero.protocol.problems import Kind
+
+A, B = {"row": "a"}, {"row": "b"}
+NO_EPOCHS = "no epochs: a folder that was copied or put back says unchanged over newer content"
+NO_GENERATION = "no generation: after a restore each client must be called with full: true"
+
+
+async def an_older_folder_is_refused(probe: Probe) -> None:
+    """A host that was replaced, and comes back, would put its old content over the new."""
+    site = f"verify-{probe.run}-epochs"
+    first = (await _start(probe, site)).get("epoch")
+    if first is None:
+        probe.doubt(NO_EPOCHS)
+        return
+    expect_job(await probe.deliver("u1", [A], installation_id=site, installation_epoch=first), 201)
+    second = (await _start(probe, site)).get("epoch")
+    if not (isinstance(second, int) and second > first):
+        raise NotConformingError(f"a second start got epoch {second!r} after {first!r}")
+    newer: dict[str, Any] = {"upload_key": "k2", "source_seq": 2_000, "installation_id": site}
+    expect(await probe.put(probe.upload("u2"), 0, [B]), 201)
+    for epoch in ({"installation_epoch": first}, {}):
+        _expect_moved(await probe.complete(probe.upload("u2"), **newer, **epoch))
+    _expect_moved(await _ask_start(probe, site, epoch=first))
+    again = await probe.complete(probe.upload("u2"), **newer, installation_epoch=second)
+    expect_job(again, 201)
+
+
+async def a_start_whose_answer_was_lost_is_known_again(probe: Probe) -> None:
+    """A host that was killed in its start would be refused its own installation."""
+    site = f"verify-{probe.run}-nonces"
+    first = (await _start(probe, site)).get("epoch")
+    if first is None:
+        probe.doubt(NO_EPOCHS)
+        return
+    lost = (await _start(probe, site, epoch=first, nonce="n1")).get("epoch", 0)
+    known = (await _start(probe, site, epoch=first, nonce="n1")).get("epoch", 0)
+    if not first < lost < known:
+        raise NotConformingError(f"three starts got epochs {first}, {lost}, {known}")
+    _expect_moved(await _ask_start(probe, site, epoch=first, nonce="n2"))
+    higher = (await _start(probe, site, epoch=known + 10**9)).get("epoch", 0)
+    if higher <= known + 10**9:
+        raise NotConformingError(f"epoch {known + 10**9} of before a restore got {higher} next")
+
+
+async def a_start_is_told_what_is_known(probe: Probe) -> None:
+    """A client could not see that its backend was restored, or that another host sent."""
+    site = f"verify-{probe.run}-states"
+    epoch = (await _start(probe, site)).get("epoch")
+    if epoch is None:
+        probe.doubt(NO_EPOCHS)
+        return
+    append = {"mode": "append", "installation_id": site, "installation_epoch": epoch}
+    one = {"upload_key": "0-5", "until": ["5", 2_000], "source_seq": 2_000, "full": True}
+    two = {"upload_key": "5-9", "after": ["5", 2_000], "until": ["9", 3_000], "source_seq": 3_000}
+    expect_job(await probe.deliver("u1", [A], **append, **one), 201)
+    expect_job(await probe.deliver("u2", [B], **append, **two), 201)
+    page = await _start(probe, site, epoch=epoch)
+    states = dict(page.get("states") or {})
+    while page.get("next") is not None:
+        answer = await probe.ask("GET", "installations", site, query={"next": str(page["next"])})
+        page = expect(answer, 200)
+        states.update(page.get("states") or {})
+    wanted = {"source_seq": 3_000, "watermark": ["9", 3_000], "full_seq": 2_000, "mode": "append"}
+    if states.get(probe.source) != wanted:
+        raise NotConformingError(f"a start is told {states.get(probe.source)}, expected {wanted}")
+
+
+async def every_answer_names_the_generation(probe: Probe) -> None:
+    """A client would take an answer of before a restore for one of after it."""
+    site = f"verify-{probe.run}"
+    report = {"client_id": site, "metrics": {}, "timestamp": "2026-01-01T00:00:00+00:00"}
+    answers = [
+        await probe.deliver("u1", [A]),
+        await probe.complete(probe.upload("u1")),
+        await probe.complete(probe.upload("u2"), upload_key="k2", source_seq=2_000),
+        await probe.ask("POST", "health", json=report),
+        await _ask_start(probe, f"{site}-generation"),
+    ]
+    named = [answer.headers.get(GENERATION) for answer in answers]
+    if not any(named):
+        probe.doubt(NO_GENERATION)
+    elif len(set(named)) != 1:
+        raise NotConformingError(f"the header {GENERATION} of five answers was {named}")
+
+
+async def another_mode_needs_full(probe: Probe) -> None:
+    """Adding a watermark to a query that was sent without one would double every row."""
+    append = {"mode": "append", "upload_key": "0-5", "source_seq": 2_000, "until": ["5", 2_000]}
+    expect_job(await probe.deliver("u1", [A]), 201)
+    answer = await probe.deliver("u2", [B], **append)
+    if answer.is_success:
+        probe.doubt("another mode is accepted without full: rows may be there twice")
+        return
+    expect_refused(answer, Kind.MODE_CHANGED.status)
+    expect_job(await probe.complete(probe.upload("u2"), **append, full=True), 201)
+
+
+async def a_duplicate_says_how(probe: Probe) -> None:
+    """A client could not tell content that another host sent from an answer that was lost."""
+    expect_job(await probe.deliver("u1", [A]), 201)
+    answer = expect(await probe.complete(probe.upload("u1")), 200)
+    if "by" not in answer:
+        probe.doubt("duplicate does not say by what: upload_id or upload_key")
+        return
+    expect_fields(await probe.complete(probe.upload("u1")), by="upload_id", source_seq=1_000)
+    same = await probe.deliver("u2", [A], source_seq=1_500)
+    expect_fields(same, by="upload_key", source_seq=1_500)
+
+
+async def _ask_start(probe: Probe, site: str, epoch: int = 0, nonce: str = "") -> httpx.Response:
+    about = {"entry": "verify", "version": "1", "handler": "verify", "epoch": epoch, "nonce": nonce}
+    return await probe.ask("PUT", "installations", site, json=about)
+
+
+async def _start(probe: Probe, site: str, epoch: int = 0, nonce: str = "") -> dict[str, Any]:
+    """What a folder's start is answered; nothing where the backend knows no installations."""
+    answer = await _ask_start(probe, site, epoch, nonce)
+    if answer.status_code in (404, 405):
+        return {}
+    return expect(answer, 200, 201)
+
+
+def _expect_moved(answer: httpx.Response) -> None:
+    """The refusal that makes a client stop until an operator has looked."""
+    expect_refused(answer, Kind.INSTALLATION_MOVED.status)
+    document = answer.json() if answer.content else {}
+    if document.get("type") != Kind.INSTALLATION_MOVED.uri or "since" not in document:
+        raise NotConformingError(
+            f"an older folder is refused with {document!r}, expected type "
+            f"{Kind.INSTALLATION_MOVED.uri} and since"
+        )
+
+
+CHECKS: list[Check] = [
+    an_older_folder_is_refused,
+    a_start_whose_answer_was_lost_is_known_again,
+    a_start_is_told_what_is_known,
+    every_answer_names_the_generation,
+    another_mode_needs_full,
+    a_duplicate_says_how,
+]

@@ -1,0 +1,246 @@
+"""Whose outbox this is, and whether what it believes is what the backend has.
+
+Owns the folder's epoch and the generation it knows, and the one transaction that compares its marks
+and unsent uploads with what the backend told. Knows neither requests nor runs.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from catalogzero.cloud.outbox_contents import OutboxContents, as_text, from_text
+from catalogzero.cloud.outbox_file import transaction
+from catalogzero.protocol.bodies import Known, Told
+
+EPOCH, GENERATION, NONCE, MOVED = "epoch", "generation", "nonce", "moved"
+INSTALLATION, LAST_NONCE = "installation_id", "last_nonce"
+"""The names of facts. `moved` says whose installation another folder took over, and since when."""
+GONE = "the backend has a newer state of the source, and the source is gone"
+KEPT_ENDED = 1_000
+
+
+class OutboxIdentity(OutboxContents):
+    """The outbox as one of possibly several folders of an installation."""
+
+    @transaction
+    def start(self) -> dict[str, Any]:
+        """What a start says of this folder: its epoch, and a nonce that lasts until an answer.
+
+        The nonce of the last answered start goes along: where the backend's newest start was that
+        one, come again on its way, nobody else took the folder's place.
+        """
+        nonce = self.fact(NONCE)
+        if nonce is None:
+            nonce = uuid.uuid4().hex
+            self._remember(NONCE, nonce)
+        last = self.fact(LAST_NONCE) or ""
+        return {"epoch": self.fact(EPOCH) or 0, "nonce": nonce, "last_nonce": last}
+
+    @transaction
+    def started(self, known: Known, installation_id: str) -> list[str]:
+        """Keep what a start was answered, and compare what is here with it, in one transaction.
+
+        Returns:
+            The source_keys whose marks were cleared: their sources are read again.
+        """
+        self._remember(EPOCH, known.epoch)
+        self._remember(GENERATION, known.generation)
+        self._remember(INSTALLATION, installation_id)
+        self._remember(LAST_NONCE, self.fact(NONCE))
+        self._remember(NONCE, None)
+        here = self.execute(
+            "SELECT source_key FROM sources UNION SELECT source_key FROM uploads"
+            " WHERE ended_at IS NULL"
+        )
+        keys = [row[0] for row in here]
+        for key in known.states.keys() - set(keys):
+            self._adopt(key, known.states[key])
+        return [key for key in keys if self._compare(key, known.states.get(key) or Told())]
+
+    @transaction
+    def adopt(self) -> None:
+        """Take the installation over at the next start, as an empty folder would."""
+        for name in (MOVED, EPOCH, NONCE):
+            self._remember(name, None)
+
+    @transaction
+    def forget_all(self, installation_id: str) -> None:
+        """Drop every upload and mark; a handler that runs as that installation stays paused."""
+        self._remember(MOVED, {"installation_id": installation_id, "since": self._now()})
+        for table in ("chunks", "uploads", "sources"):
+            self.execute(f"DELETE FROM {table}")  # noqa: S608  # a table's name
+        for name in (EPOCH, GENERATION, NONCE, LAST_NONCE):
+            self._remember(name, None)
+
+    def waiting(self, found_by: str, params: Any) -> set[str]:
+        """The source_keys of a call's sources whose content waits for them to be read again."""
+        rows = self.execute(
+            "SELECT u.source_key FROM uploads u JOIN sources s USING (source_key)"
+            " WHERE u.state = 'held' AND s.found_by = ? AND s.params = ?",
+            (found_by, as_text(params)),
+        )
+        return {row[0] for row in rows}
+
+    @transaction
+    def gone(self, source_keys: Collection[str]) -> None:
+        """A run did not come by these sources: the content that waits is a dead letter each."""
+        for key in source_keys:
+            for upload_id, answer in self.execute(
+                "SELECT upload_id, answer FROM uploads WHERE state = 'held' AND source_key = ?",
+                (key,),
+            ):
+                said = {**(from_text(answer) or {}), "reason": f"superseded: {GONE}"}
+                self.execute(
+                    "UPDATE uploads SET state = 'dead', answer = ? WHERE upload_id = ?",
+                    (as_text({**said, "superseded": True}), upload_id),
+                )
+
+    def is_other(self, generation: str) -> bool:
+        """Whether an answer is of another life of the backend than the one that is known."""
+        return bool(generation) and self.fact(GENERATION) not in (None, generation)
+
+    # Inside: each in the transaction of its caller
+
+    def _adopt(self, key: str, told: Told) -> None:
+        """A source that is known there alone: another folder's, or one that was lost."""
+        watermark = as_text(told.watermark)
+        numbers = (told.source_seq, told.source_seq, told.full_seq)
+        self.execute(
+            "INSERT INTO sources (source_key, watermark, mode, high, base, full_seq)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (key, watermark, told.mode, *numbers),
+        )
+
+    def _compare(self, key: str, told: Told) -> bool:
+        """Compare one source; whether its mark was cleared."""
+        self.execute("INSERT OR IGNORE INTO sources (source_key) VALUES (?)", (key,))
+        [row] = self.execute(
+            "SELECT upload_id, source_seq, watermark, mode, full_seq,"
+            " COALESCE(upload_id, upload_key) IS NOT NULL FROM sources WHERE source_key = ?",
+            (key,),
+        )
+        marked, seq, watermark, mode, full_seq, has_mark = row
+        uploads = self.execute(
+            "SELECT upload_id, mode, \"full\", source_seq, base, after, until, state = 'dead'"
+            " FROM uploads WHERE source_key = ? AND (state IN ('sealed', 'completing')"
+            " OR state = 'dead' AND json_extract(answer, '$.superseded') IS NULL)"
+            " ORDER BY seal_order",
+            (key,),
+        )
+        other_mode = None not in (told.mode, mode) and told.mode != mode
+        lost_full = full_seq > told.full_seq and not any(one[2] for one in uploads)
+        chains = not lost_full and told.mode != "replace"
+        at, position, mine = told.source_seq, told.watermark, seq == told.source_seq
+        for upload_id, its_mode, full, its_seq, base, after, until, dead in uploads:
+            if its_mode == "append":
+                stays = full or (from_text(after) == position and chains)
+            else:
+                stays = base is None or at in (base, its_seq)
+            if stays:
+                at, position = its_seq, from_text(until)
+                mine = mine or upload_id == marked
+            elif not dead:
+                self._put_off(upload_id, own=its_mode == "replace" and upload_id == marked)
+        cleared = False
+        if (mode or told.mode) == "append":
+            changed = lost_full or position != from_text(watermark)
+            cleared = bool(changed and has_mark and told.source_seq < seq)
+            self.execute(
+                "UPDATE sources SET watermark = ?, full_seq = ?, mode = ?,"
+                " upload_id = CASE WHEN ? THEN NULL ELSE upload_id END WHERE source_key = ?",
+                (
+                    as_text(position),
+                    told.full_seq if lost_full or mode is None else full_seq,
+                    mode or told.mode,
+                    changed,
+                    key,
+                ),
+            )
+        elif has_mark and not mine:
+            cleared = True
+            self._clear(key)
+        self.execute(
+            "UPDATE sources SET base = ?, high = MAX(high, ?), owed = owed OR ?,"
+            " missing = missing OR ? WHERE source_key = ?",
+            (at, told.source_seq, other_mode or lost_full, cleared, key),
+        )
+        self._end_attempts(key, {told.source_seq, at})
+        return cleared
+
+    def _end_attempts(self, key: str, standing: set[int]) -> None:
+        """End the attempts that began on another standing of the source: they are made again."""
+        attempts = self.execute(
+            "SELECT upload_id, base FROM uploads WHERE source_key = ? AND state = 'building'",
+            (key,),
+        )
+        for upload_id, base in attempts:
+            if base not in standing:
+                self._end(upload_id, "abandoned", answer={"compared": True})
+
+    def _put_off(self, upload_id: str, *, own: bool, answer: Any = None) -> None:
+        """End an upload that came too late; the newest content of its source is kept, unsent."""
+        if not own:
+            self._end(upload_id, "superseded", answer=answer)
+            return
+        self.execute(
+            "UPDATE uploads SET state = 'held', answer = ?, ended_at = ? WHERE upload_id = ?",
+            (as_text(answer), self._now(), upload_id),
+        )
+
+    def _clear(self, key: str) -> None:
+        """Take a mark back: the next run reads the source, whatever it reads."""
+        self.execute(
+            "UPDATE sources SET upload_id = NULL, upload_key = NULL, stamp = NULL, missing = 1"
+            " WHERE source_key = ?",
+            (key,),
+        )
+
+    def _raise_high(self, key: str, high: Any) -> None:
+        """Note that a source_seq is taken."""
+        if isinstance(high, int) and 0 <= high < 1 << 62:
+            self.execute(
+                "INSERT INTO sources (source_key, high) VALUES (?, ?) ON CONFLICT (source_key)"
+                " DO UPDATE SET high = MAX(high, excluded.high)",
+                (key, high),
+            )
+
+    def _end(
+        self,
+        upload_id: str,
+        state: str,
+        *,
+        job_id: str | None = None,
+        answer: Any = None,
+    ) -> None:
+        """End an upload and drop its chunks."""
+        self.execute(
+            "UPDATE uploads SET state = ?, job_id = ?, answer = ?, ended_at = ?"
+            " WHERE upload_id = ? AND (ended_at IS NULL OR state IN ('dead', 'held'))",
+            (state, job_id, as_text(answer), self._now(), upload_id),
+        )
+        self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        """Drop the oldest ended uploads' rows."""
+        self.execute(
+            "DELETE FROM uploads WHERE state IN ('done', 'superseded', 'abandoned', 'overtaken')"
+            " AND number <= (SELECT MAX(number) FROM uploads) - ?",
+            (KEPT_ENDED,),
+        )
+
+
+def is_moved(moved: Mapping[str, Any] | None, installation_id: str) -> bool:
+    """Whether another folder took this installation over, by the fact that says so."""
+    return moved is not None and moved.get("installation_id") == installation_id
+
+
+def moved_text(moved: Mapping[str, Any]) -> str:
+    """What an operator is to know and do."""
+    return (
+        f"another state folder took this installation over ({moved.get('since') or 'no date'}): "
+        "`catalogzero installation adopt` takes it back, `catalogzero installation new` makes "
+        "this folder one of its own"
+    )
