@@ -2,6 +2,7 @@
 
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
+from catalogzero.cloud.streams import Stream
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import (
     BadCallError,
@@ -59,6 +60,7 @@ __all__ = [
     "RunError",
     "SourceChangedError",
     "StartBy",
+    "Stream",
     "TooLargeError",
     "UnauthorizedError",
     "UnknownMethodError",

@@ -26,6 +26,9 @@
 
 from __future__ import annotations
 
+import importlib
+import traceback
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -44,6 +47,8 @@ class CatalogZeroError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details
+        self.cause_type = ""
+        """The type of an author's exception that this stands for."""
 
 
 class ConfigError(CatalogZeroError, ValueError):
@@ -196,6 +201,23 @@ def text_of(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         text = "; ".join((text, *map(text_of, error.exceptions)))
     return f"{kind}: {text}" if text else kind
+
+
+def type_of(error: BaseException) -> str:
+    """The name of an exception's type; of the author's own where this one stands for it."""
+    return getattr(error, "cause_type", "") or type(error).__name__
+
+
+def place_of(error: BaseException) -> str:
+    """`, at file:line` of the code that raised, outside this package; empty where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    known = (str(Path(__file__).parent), "<frozen", importlib.__path__[0])
+    others = [
+        frame
+        for frame in frames
+        if Path(frame.filename).is_absolute() and not frame.filename.startswith(known)
+    ]
+    return f", at {others[-1].filename}:{others[-1].lineno}" if others else ""
 
 
 def error_for_code(code: str, message: str, details: Any = None) -> CatalogZeroError:

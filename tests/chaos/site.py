@@ -27,7 +27,6 @@ from catalogzero import CatalogZeroError, HandlerClient
 LOOK_S = 0.02
 PATIENCE_S = 120.0
 FEW_BYTES = 1 << 13
-REFUSED = "the backend refused"
 UNLIMITED = resource.RLIM_INFINITY
 
 
@@ -264,8 +263,10 @@ class Site:
         try:
             return dict(await call)
         except (CatalogZeroError, asyncio.CancelledError) as error:
-            said = {"error": str(error) or "the handler died"}
-            return {**said, "status": "rejected"} if REFUSED in said["error"] else said
+            details = getattr(error, "details", None)
+            if isinstance(details, dict) and details.get("status") == "rejected":
+                return details
+            return {"error": str(error) or "the handler died"}
         finally:
             call.cancel()
 

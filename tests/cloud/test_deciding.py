@@ -7,6 +7,7 @@ from email.utils import format_datetime
 
 import pytest
 from catalogzero.protocol.deciding import (
+    MAX_RESENT,
     MAX_RETRY_AFTER_S,
     Asked,
     Outcome,
@@ -18,6 +19,7 @@ from catalogzero.protocol.identities import url_under
 from hypothesis import given
 from hypothesis import strategies as st
 
+OURS = "urn:catalogzero:problem:"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -94,6 +96,11 @@ def test_neither_health_nor_registration_pauses_uploads(asked: Asked, outcome: O
         (Asked.CHUNK, 410, None, "zstd", Verdict.COMPLETE_NOW),
         (Asked.CHUNK, 415, None, "zstd", Verdict.OTHER_CODING),
         (Asked.CHUNK, 415, None, "identity", Verdict.DEAD),
+        (Asked.CHUNK, 400, {"title": "what is this?"}, "zstd", Verdict.OTHER_CODING),
+        (Asked.CHUNK, 400, None, "zstd", Verdict.OTHER_CODING),
+        (Asked.CHUNK, 400, None, "gzip", Verdict.DEAD),
+        (Asked.CHUNK, 400, None, "identity", Verdict.DEAD),
+        (Asked.CHUNK, 400, {"type": OURS + "undecodable-body"}, "zstd", Verdict.DEAD),
         (Asked.COMPLETE, 409, {"missing": [1]}, "zstd", Verdict.SEND_MISSING),
         (Asked.COMPLETE, 409, None, "zstd", Verdict.DEAD),
         (Asked.COMPLETE, 201, {"job_id": "j"}, "zstd", Verdict.DONE),
@@ -109,6 +116,45 @@ def test_the_table_of_answers(
     outcome = Outcome(status=status, body=body)
 
     assert decide(asked, outcome, NOW, coding=coding).verdict is verdict
+
+
+@pytest.mark.parametrize("asked", [Asked.CHUNK, Asked.COMPLETE, Asked.SIMPLE])
+def test_a_body_that_did_not_arrive_as_it_left_is_sent_again_a_few_times(asked: Asked) -> None:
+    outcome = Outcome(status=400, body={"type": OURS + "digest-mismatch"})
+
+    verdicts = [decide(asked, outcome, NOW, resent=n).verdict for n in range(MAX_RESENT + 2)]
+
+    assert verdicts == [Verdict.RETRY] * MAX_RESENT + [Verdict.DEAD] * 2
+
+
+PAGE = {"content-type": "text/html; charset=utf-8"}
+PLAIN = {"Content-Type": "text/plain"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "text", "taken"),
+    [
+        (PAGE, "", True),
+        (PAGE, '{"job_id": 7}', True),
+        (PLAIN, "OK", True),
+        (PLAIN, "x" * 1024, True),
+        (PLAIN, "x" * 1025, False),
+        (PLAIN, " <!doctype html>", False),
+        (PAGE, "OK", False),
+        (PAGE, "<html>sign in</html>", False),
+        ({"Content-Type": "application/xml"}, "<ok/>", False),
+        ({}, "OK", False),
+    ],
+)
+def test_a_2xx_of_the_simple_form_is_empty_json_or_a_short_plain_text(
+    headers: dict[str, str], text: str, taken: bool
+) -> None:
+    body = {"job_id": 7} if text.startswith("{") else None
+    outcome = Outcome(status=200, headers=headers, body=body, text=text)
+
+    verdicts = [decide(asked, outcome, NOW).verdict for asked in (Asked.SIMPLE, Asked.HEALTH)]
+
+    assert verdicts == ([Verdict.DONE] * 2 if taken else [Verdict.PAUSE, Verdict.RETRY])
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])

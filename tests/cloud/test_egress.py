@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pytest
+from aiohttp import web
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.egress import AuditLog, Pace, check_host, egress_key, verify_audit
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.config.settings import EgressPolicy
-from catalogzero.errors import ConfigError
+from catalogzero.errors import BadParamsError, ConfigError, FailedError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,6 +61,158 @@ async def test_only_kept_columns_leave_and_source_names_can_be_hashed(
     assert backend.rows() == [{"n": "1"}, {"n": "2"}]
     assert b"ward-7" not in sent
     assert second["status"] == "unchanged"
+
+
+LOOKS_LIKE_EMAIL = [
+    "email",
+    " EMail\t",
+    "\ufeffemail",
+    "\uff45\uff4d\uff41\uff49\uff4c",
+    "e\u200bmail",
+    "EMAIL\u00a0",
+]
+
+
+class Column(str, Enum):  # noqa: UP042  # the other kind: its text is another than its value
+    """A name that prints as another."""
+
+    EMAIL = "email"
+
+
+@pytest.mark.parametrize("kind", ["rows", "table"])
+@pytest.mark.parametrize("name", [*LOOKS_LIKE_EMAIL, Column.EMAIL])
+@pytest.mark.parametrize("rule", ["drop", "hash"])
+def test_what_looks_like_the_column_is_the_column(name: str, rule: str, kind: str) -> None:
+    columns = ColumnFilter(EgressPolicy.model_validate({rule: ["Email"]}), b"k" * 16)
+    rows = [{name: "a@b.example", "n": 1}]
+    batch = rows if kind == "rows" else pa.table({str(name): ["a@b.example"], "n": [1]})
+    if kind == "table" and isinstance(name, Column):
+        batch = pa.table({name.value: ["a@b.example"], "n": [1]})
+
+    left = columns(batch)
+    left = left if kind == "rows" else left.to_pylist()
+
+    assert "a@b.example" not in str(left)
+    assert len(left[0]) == (1 if rule == "drop" else 2)
+    assert columns.matched() == [f"{rule}: Email"]
+
+
+def test_a_key_that_is_no_text_is_matched_by_the_name_it_leaves_under() -> None:
+    columns = ColumnFilter(EgressPolicy(drop=["7"], keep=["7", "true"]), b"")
+
+    assert columns([{7: "no", True: "yes", None: "no"}]) == [{"true": "yes"}]
+
+
+def test_keep_is_exact_and_what_is_hashed_is_kept() -> None:
+    columns = ColumnFilter(EgressPolicy(keep=["n"], hash=["email"]), b"k" * 16)
+
+    [row] = columns([{"n": 1, "N": 2, " n": 3, "EMAIL": "x", "other": 4}])
+
+    assert (set(row), row["n"]) == ({"n", "EMAIL"}, 1)
+
+
+def test_metadata_of_a_table_does_not_leave() -> None:
+    field = pa.field("n", pa.int64(), metadata={"note": "secret"})
+    table = pa.table({"n": [1]}, schema=pa.schema([field], metadata={"pandas": "secret"}))
+
+    left = ColumnFilter(EgressPolicy(drop=["email"]), b"")(table)
+
+    assert "secret" not in left.schema.to_string(show_field_metadata=True)
+
+
+async def test_a_keep_that_leaves_nothing_of_a_file_refuses_it(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    async with Site(backend.url, tmp_path, runtime={"egress": {"keep": ["N"]}}) as site:
+        site.write("a.csv", CSV)
+        with pytest.raises(FailedError, match=r"exports/a\.csv: egress\.keep leaves no column"):
+            await site.run()
+        site.write("b.csv", "N\n5\n")
+        with pytest.raises(FailedError, match="1 of 2"):
+            await site.run()
+
+    assert backend.rows() == [{"N": "5"}]
+
+
+async def test_a_rule_that_matches_nothing_is_reported_and_strict_refuses_it_before_all(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    rules = {"drop": ["emial", "name"], "hash": ["phone"]}
+    async with Site(backend.url, tmp_path, runtime={"egress": rules}) as site:
+        site.write("a.csv", CSV)
+        loose = await site.run()
+        fact = site.outbox.fact("egress_unmatched")
+        await site.run()
+        assert site.outbox.fact("egress_unmatched") == fact
+    sent = len(backend.bodies)
+    strict = {"egress": {**rules, "strict": True}, "chunk_bytes": 1024}
+    async with Site(backend.url, tmp_path, runtime=strict) as site:
+        site.write("b.csv", "n,name,email\n" + "1,x,a@b.example\n" * 1000)
+        with pytest.raises(FailedError, match="no column of this run matched drop: emial, hash: p"):
+            await site.run(full=True)
+        assert site.outbox.totals().uploads == 0
+        await until(lambda: backend.installations)
+    assert not [path for _, path, _ in backend.bodies[sent:] if "/uploads/" in path]
+    right = {**strict, "egress": {"drop": ["email", "name"], "strict": True}}
+    async with Site(backend.url, tmp_path, runtime=right) as site:
+        site.write("c.csv", "name\nx\n")
+        first = await site.run()
+        site.write("c.csv", "name\ny\n")
+        second = await site.run()
+
+    assert loose["unmatched_rules"] == fact == ["drop: emial", "hash: phone"]
+    assert loose["unmatched"] == 2
+    assert (first["status"], first["unmatched"]) == ("uploaded", 0)
+    assert (second["status"], second["skipped"]) == ("uploaded", 2)
+
+
+async def test_strict_sends_nothing_before_the_run_is_through(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    states: set[str] = set()
+
+    def note(request: web.Request) -> None:
+        if "/uploads/" in request.path:
+            states.add(site.outbox.upload(request.path.split("/")[3]).state)
+
+    backend.fault = note
+    runtime = {"egress": {"drop": ["email"], "strict": True}, "chunk_bytes": 1024}
+    async with Site(backend.url, tmp_path, runtime=runtime, upload_form="chunked") as site:
+        site.write("a.csv", "n,email\n" + "1,a@b.example\n" * 10_000)
+        result = await site.run()
+
+    assert result["status"] == "uploaded"
+    assert states == {"sealed", "completing"}
+
+
+async def test_sources_sent_under_another_policy_are_counted_until_they_are_sent_again(
+    backend: ReferenceBackend, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    results = []
+    for policy in ({}, {"drop": ["email"]}):
+        async with Site(backend.url, tmp_path, runtime={"egress": policy}) as site:
+            for name in ("a.csv", "b.csv", "c.csv"):
+                site.write(name, CSV)
+            results += [await site.run(), await site.run(site.data / "a.csv", full=True)]
+    async with Site(backend.url, tmp_path, runtime={"egress": {"drop": ["EMAIL "]}}) as site:
+        results.append(await site.run(full=True))
+
+    counts = [result.get("sources_under_other_policy", 0) for result in results]
+    assert counts == [0, 0, 3, 2, 0]
+    assert capfd.readouterr().out.count("the egress policy changed") == 1
+
+
+@pytest.mark.parametrize("rule", [{"drop": ["N"]}, {"hash": ["n"]}, {"keep": ["x"]}])
+async def test_a_watermark_that_may_not_leave_is_refused(
+    backend: ReferenceBackend, tmp_path: Path, rule: dict[str, list[str]]
+) -> None:
+    url = f"sqlite:///{tmp_path}/shop.sqlite"
+    query = {"url": url, "query": "SELECT 1 AS n, 2 AS x", "watermark": "n"}
+    async with Site(
+        backend.url, tmp_path, runtime={"egress": rule}, sources={"orders": query}
+    ) as site:
+        with pytest.raises(BadParamsError, match="keeps back its watermark 'n'"):
+            await site.run("sql:orders")
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("abcd"), st.none() | st.integers() | st.text())))

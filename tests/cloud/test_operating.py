@@ -160,6 +160,59 @@ async def test_a_terminal_shows_how_far_a_run_is_and_a_pipe_does_not(
     assert "%" not in err.decode()
 
 
+async def test_a_run_that_fails_in_one_file_sends_the_others_prints_what_it_did_and_exits_1(
+    backend: ReferenceBackend, registry: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "exports"
+    (data / "bad.csv").write_text("n,name\n1\n")
+    params = json.dumps({"data_source": str(data)})
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "catalogzero", "run", "site", "--registry", str(registry)),
+        *("--once", "process_and_upload", "--params", params),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+
+    told = json.loads(out)
+    assert process.returncode == 1
+    assert "1 of 2 items failed (1 are stored and sent): exports/bad.csv, line 2" in err.decode()
+    assert (told["status"], told["success"]) == ("failed", False)
+    assert (told["failed"], told["items"], told["records"]) == (1, 2, 2)
+    assert told["failures"][0]["source"] == "exports/bad.csv"
+    assert backend.rows() == [{"n": "1", "name": "one"}, {"n": "2", "name": "two"}]
+
+
+async def test_preview_and_check_name_rules_that_matched_nothing_and_another_policy(
+    backend: ReferenceBackend, registry: Path, tmp_path: Path
+) -> None:
+    def told(egress: dict[str, Any], *more: str) -> tuple[str, dict[str, Any]]:
+        stanza = yaml.safe_load(registry.read_text())
+        stanza["handlers"][0]["egress"] = egress
+        registry.write_text(yaml.safe_dump(stanza))
+        source = tmp_path / "exports" / "a.csv"
+        shown = invoke("preview", "site", source, "--registry", registry, *more).output
+        found = invoke("check", "site", "--registry", registry, "--json").output
+        [finding] = [f for f in json.loads(found)["findings"] if f["name"] == "egress"]
+        return shown, finding
+
+    typo = {"drop": ["nmae"]}
+    before = await asyncio.to_thread(told, typo, "--full")
+    async with site_of(backend, tmp_path, runtime={"egress": typo}) as site:
+        await site.run()
+    after = await asyncio.to_thread(told, typo)
+    async with site_of(backend, tmp_path, runtime={"egress": {"drop": ["name"]}}) as site:
+        await site.run(site.write("b.csv", CSV))
+    changed = await asyncio.to_thread(told, {"drop": ["NAME"]})
+
+    assert "egress.drop: nmae matched no column" in before[0]
+    assert (before[1]["status"], after[1]["status"]) == ("pass", "warn")
+    assert "drop: nmae" in after[1]["found"]
+    assert "matched no column" not in changed[0]
+    assert "1 sources were sent by another egress policy" in changed[0]
+    assert changed[1]["found"] == "1 sources were sent by another policy"
+
+
 async def test_a_dead_letter_can_be_listed_shown_exported_retried_and_purged(
     backend: ReferenceBackend, registry: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +304,29 @@ async def test_check_looks_at_backend_key_clock_disk_and_outbox(
     assert {fine[name] for name in ("backend", "api key", "clock", "data roots")} == {"pass"}
     assert refused["api key"] == "fail"
     assert (away["backend"], away["api key"]) == ("fail", "warn")
+
+
+async def test_check_and_preview_say_how_files_are_read_and_what_would_be_refused(
+    backend: ReferenceBackend, registry: Path, tmp_path: Path
+) -> None:
+    def checked() -> dict[str, str]:
+        found = invoke("check", "site", "--registry", registry, "--json").output
+        [files] = [f for f in json.loads(found)["findings"] if f["name"] == "files"]
+        return dict(files)
+
+    fine = await asyncio.to_thread(checked)
+    old = tmp_path / "exports" / "old.csv"
+    old.write_bytes("n,name\n1,Caf\u00e9\n".encode("cp1252"))
+    warned = await asyncio.to_thread(checked)
+    refused = invoke("preview", "site", old, "--registry", registry)
+    shown = invoke("preview", "site", tmp_path / "exports" / "a.csv", "--registry", registry)
+
+    assert (fine["status"], fine["found"]) == ("pass", "1 looked at: csv utf-8 ,")
+    assert warned["status"] == "warn"
+    assert "1 of 2 would be refused: exports/old.csv, line 2" in warned["found"]
+    assert "`encoding: cp1252`" in warned["found"]
+    assert refused.exit_code != 0
+    assert "exports/a.csv: csv, utf-8, ','; 2 rows of 2 columns" in shown.output
 
 
 def test_check_tells_a_missing_key_once_and_a_forbidden_host_by_name(tmp_path: Path) -> None:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from catalogzero import BadParamsError, Batch, FailedError, Params, SourceChangedError
+from catalogzero import (
+    BadParamsError,
+    Batch,
+    CloudProcessor,
+    FailedError,
+    Params,
+    SourceChangedError,
+)
+from catalogzero.testing import serving
 
 from tests.cloud.processors import ArrowPlain, Plain, Total
 from tests.cloud.reference import ReferenceBackend
@@ -99,6 +110,185 @@ async def test_one_malformed_file_does_not_hold_back_the_others(
     assert len(backend.rows()) == 4
 
 
+class Prices(CloudProcessor):
+    """Fails in the way that a price says."""
+
+    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+        for batch in batches:
+            yield [{"price": self.price(row["price"])} for row in batch]
+
+    def price(self, text: str) -> float:
+        if text == "huge":
+            raise MemoryError
+        if text == "stop":
+            raise KeyboardInterrupt
+        return float(text)
+
+
+class PricesOfAll(Prices):
+    """All files as one."""
+
+    unit = "run"
+
+
+@pytest.mark.parametrize(("bad", "kind"), [("n/a", "ValueError"), ("huge", "MemoryError")])
+async def test_what_process_raises_over_one_file_fails_that_file_alone_by_its_row(
+    backend: ReferenceBackend, tmp_path: Path, bad: str, kind: str
+) -> None:
+    async with Site(backend.url, tmp_path, author=Prices) as site:
+        for number in range(25):
+            price = "1" if number in {0, 24} else bad
+            site.write(f"{number:02}.csv", f"price\n1\n{price}\n1\n")
+        with pytest.raises(FailedError) as caught:
+            await site.run()
+
+    details = caught.value.details
+    assert "23 of 25 items failed" in caught.value.message
+    assert f"exports/01.csv, row 2: {kind}" in caught.value.message
+    assert (details["failed"], len(details["failures"])) == (23, 20)
+    first = details["failures"][0]
+    assert (first["source"], first["row"], first["type"]) == ("exports/01.csv", 2, kind)
+    assert "Traceback" not in str(details)
+    assert (details["records"], details["uploads"], len(details["upload_ids"])) == (6, 2, 2)
+    assert details["bytes_sent"] > 0
+    assert len(backend.rows()) == 6
+    assert (caught.value.code, caught.value.retryable) == ("failed", False)
+
+
+async def test_an_interrupt_is_no_item_s_failure(backend: ReferenceBackend, tmp_path: Path) -> None:
+    async with Site(backend.url, tmp_path, author=Prices) as site:
+        site.write("a.csv", "price\nstop\n")
+        with pytest.raises(KeyboardInterrupt):
+            site.engine.run(str(site.data), {}, "ndjson", full=False, progress=lambda **_: None)
+        [upload] = site.outbox.uploads()
+
+    assert upload.state == "abandoned"
+
+
+async def test_one_bad_item_fails_a_run_that_is_one_upload_and_is_named(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    async with Site(backend.url, tmp_path, author=PricesOfAll) as site:
+        site.write("a.csv", "price\n1\n2\n")
+        site.write("b.csv", "price\n1\nn/a\n")
+        with pytest.raises(FailedError, match=r"^exports/b\.csv, row 2: ValueError"):
+            await site.run()
+
+    assert backend.rows() == []
+
+
+async def test_what_a_folder_holds_and_may_not_be_read_fails_alone(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    (tmp_path / "outside.csv").write_text(CSV)
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        (site.data / "link.csv").symlink_to(tmp_path / "outside.csv")
+        (site.data / "gone.csv").symlink_to(site.data / "nowhere.csv")
+        site.write(os.fsdecode(b"caf\xe9.csv"), CSV)
+        with pytest.raises(FailedError, match=r"3 of 4 items failed") as caught:
+            await site.run()
+
+    told = caught.value.message
+    assert "link.csv" in told
+    assert "outside data_roots" in told
+    assert r"exports/caf\udce9.csv: the file's name is not UTF-8: rename it" in told
+    assert len(backend.rows()) == 2
+
+
+async def test_a_result_of_many_uploads_lists_the_first_and_counts_all(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    data = tmp_path / "exports"
+    data.mkdir()
+    for number in range(60):
+        (data / f"{number}.csv").write_text(f"n\n{number}\n")
+    processor = Plain(endpoint=backend.url, api_key="test-key", data_roots=[data])
+    runtime: dict[str, Any] = {"state_dir": tmp_path / "state", "settle_s": 0, "upload_wait_s": 300}
+    async with serving(processor, **runtime, max_message_bytes=2048) as service:
+        result = await service.client.call(
+            "process_and_upload", {"data_source": str(data)}, timeout_s=300
+        )
+
+    assert (result["status"], result["records"]) == ("uploaded", 60)
+    assert (result["uploads"], len(result["upload_ids"])) == (60, 20)
+    assert len(backend.rows()) == 60
+
+
+async def test_a_run_knows_its_uploads_however_many_ended_meanwhile(
+    backend: ReferenceBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalogzero.cloud.outbox.KEPT_ENDED", 5)
+    async with Site(backend.url, tmp_path, runtime={"upload_wait_s": 300}) as site:
+        for number in range(25):
+            site.write(f"{number}.csv", f"n\n{number}\n")
+        result = await site.run()
+        site.write("last.csv", CSV)
+        await site.run()
+        kept = len(site.outbox.uploads())
+
+    assert (result["status"], result["records"], result["uploads"]) == ("uploaded", 25, 25)
+    assert kept <= 7
+
+
+class Choosy(CloudProcessor):
+    """Sets rows aside whose `n` is not a number."""
+
+    swallows = False
+
+    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+        for batch in batches:
+            kept = []
+            for row in batch:
+                if row["n"].isdigit():
+                    kept.append(row)
+                    continue
+                try:
+                    self.reject(row, "n is no number")
+                except FailedError:
+                    if not self.swallows:
+                        raise
+            yield kept
+
+
+class Careless(Choosy):
+    """The same, and goes on whatever `reject` says."""
+
+    swallows = True
+
+
+@pytest.mark.parametrize("rule", ["skip", "set_aside"])
+async def test_process_sets_rows_aside_itself(
+    backend: ReferenceBackend, tmp_path: Path, rule: str
+) -> None:
+    async with Site(backend.url, tmp_path, author=Choosy, on_bad_record=rule) as site:
+        site.write("a.csv", "n,name\n1,one\nx,two\n3,three\n")
+        result = await site.run()
+        aside = list((site.author.state_dir / "bad_records").glob("*"))
+
+    assert (result["status"], result["records"], result["bad_records"]) == ("uploaded", 2, 1)
+    assert [row["n"] for row in backend.rows()] == ["1", "3"]
+    if rule == "set_aside":
+        [entry] = [json.loads(line) for line in aside[0].read_text().splitlines()]
+        assert entry["source"] == "exports/a.csv, row 2"
+        assert json.loads(entry["record"]) == {"n": "x", "name": "two"}
+
+
+@pytest.mark.parametrize("author", [Choosy, Careless])
+async def test_a_rejected_row_fails_its_file_where_the_rule_is_to_fail(
+    backend: ReferenceBackend, tmp_path: Path, author: type[Choosy]
+) -> None:
+    async with Site(backend.url, tmp_path, author=author) as site:
+        site.write("a.csv", "n,name\n1,one\nx,two\n")
+        site.write("b.csv", CSV)
+        with pytest.raises(FailedError, match=r"exports/a\.csv, row 2: n is no number; mend"):
+            await site.run()
+
+    assert len(backend.rows()) == 2
+    with pytest.raises(FailedError, match="outside of a run: no good"):
+        site.author.reject({}, "no good")
+
+
 @pytest.mark.parametrize("rule", ["skip", "set_aside"])
 async def test_malformed_rows_are_counted_in_the_result(
     backend: ReferenceBackend, tmp_path: Path, rule: str
@@ -159,3 +349,40 @@ async def test_an_unknown_format_is_refused_before_anything_is_read(
     async with Site(backend.url, tmp_path) as site:
         with pytest.raises(BadParamsError, match="xlsx"):
             await site.run(chunk_format="xlsx")
+
+
+async def test_the_result_says_what_each_file_was_read_as_and_what_was_left_out(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    async with Site(backend.url, tmp_path) as site:
+        for number in range(25):
+            site.write(f"{number:02}.csv", "n;m\n1;2\n3;4\n")
+        site.write("notes.md", "no data")
+        result = await site.run()
+
+    assert result["files"][0] == {
+        "source": "exports/00.csv",
+        "kind": "csv",
+        "encoding": "utf-8",
+        "delimiter": ";",
+        "columns": 2,
+        "rows": 2,
+    }
+    assert (len(result["files"]), result["files_read"]) == (20, 25)
+    assert (result["left_out"], result["left_out_files"]) == (1, ["notes.md"])
+
+
+async def test_an_empty_file_leaves_what_is_visible_unless_that_is_allowed(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    async with Site(backend.url, tmp_path) as site:
+        path = site.write("a.csv", CSV)
+        await site.run()
+        path.write_bytes(b"")
+        with pytest.raises(FailedError, match=r"exports/a\.csv is empty"):
+            await site.run()
+    assert len(backend.rows()) == 2
+    async with Site(backend.url, tmp_path, allow_empty=True) as site:
+        result = await site.run()
+
+    assert (result["status"], backend.rows()) == ("uploaded", [])

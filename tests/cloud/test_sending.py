@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from aiohttp import web
+from catalogzero.clock import SystemClock
 from catalogzero.cloud.outbox_contents import OPEN_AT_ONCE
 from catalogzero.cloud.sender import Backoff
+from catalogzero.protocol.deciding import MAX_RESENT
 
+from tests.cloud.processors import Counter
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site, until
 
 CSV = "n,name\n1,one\n2,two\n"
+
+
+class Hasty(SystemClock):
+    """A clock on which an hour passes in a second, so that waits between tries are short."""
+
+    def monotonic(self) -> float:
+        return 3_600 * super().monotonic()
 
 
 @pytest.fixture
@@ -22,15 +34,31 @@ async def backend() -> AsyncIterator[ReferenceBackend]:
         yield reference
 
 
+@asynccontextmanager
+async def nudged(site: Site) -> AsyncIterator[None]:
+    """The sender looks again all the time, as its waits are those of a hasty clock."""
+
+    async def nudge() -> None:
+        while True:
+            site.engine._sender.wake()
+            await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(nudge())
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+
+
 def once(status: int, path: str, **headers: str) -> Callable[[web.Request], web.Response | None]:
-    """A fault that answers the first request whose path ends so."""
+    """A fault that answers the first request whose path ends so, with a problem type of ours."""
     left = [1]
+    problem = {"type": "urn:catalogzero:problem:invalid-request", "title": "not now"}
 
     def fault(request: web.Request) -> web.Response | None:
         if not request.path.endswith(path) or not left:
             return None
         left.pop()
-        return web.json_response({"title": "not now"}, status=status, headers=headers)
+        return web.json_response(problem, status=status, headers=headers)
 
     return fault
 
@@ -97,6 +125,36 @@ async def test_a_refused_chunk_rejects_the_run_and_the_next_one_tries_again(
     assert (second["status"], len(backend.rows())) == ("uploaded", 2)
 
 
+async def test_a_chunk_damaged_on_the_way_is_sent_again_and_a_path_that_damages_all_ends(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    def damage(times: int) -> Callable[[web.Request], web.Response | None]:
+        left = [times]
+
+        def fault(request: web.Request) -> web.Response | None:
+            if not request.path.endswith("/chunks/0") or not left[0]:
+                return None
+            left[0] -= 1
+            kind = "urn:catalogzero:problem:digest-mismatch"
+            return web.json_response({"type": kind}, status=400)
+
+        return fault
+
+    patient = {"upload_wait_s": 1e6}
+    async with Site(backend.url, tmp_path, clock=Hasty(), runtime=patient) as site, nudged(site):
+        site.write("a.csv", CSV)
+        backend.fault = damage(2)
+        once_damaged = await site.run()
+        before = len(backend.bodies)
+        backend.fault = damage(1000)
+        always = await site.run(full=True)
+        sent = [path for _, path, _ in backend.bodies[before:] if path.endswith("/chunks/0")]
+
+    assert once_damaged["status"] == "uploaded"
+    assert always["status"] == "rejected"
+    assert len(sent) == 1 + MAX_RESENT
+
+
 async def test_a_dead_letter_is_kept_with_its_answer_and_sent_again_on_retry(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:
@@ -110,6 +168,69 @@ async def test_a_dead_letter_is_kept_with_its_answer_and_sent_again_on_retry(
         await until(backend.rows)
 
     assert len(backend.rows()) == 2
+
+
+async def test_a_source_whose_last_upload_was_refused_is_rejected_until_it_is_sent_or_purged(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    backend.fault = lambda request: (
+        web.Response(status=422, text="no column `id`\nsecond line")
+        if request.path.endswith("/complete")
+        else None
+    )
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        site.write("b.csv", CSV)
+        runs = [await site.run(site.data / "a.csv") for _ in range(2)]
+        [dead] = site.outbox.uploads(["dead"])
+        backend.fault = lambda request: None
+        runs += [await site.run(), await site.run(site.data / "b.csv")]
+        site.outbox.retry(dead.upload_id)
+        site.engine._sender.wake()
+        await until(lambda: len(backend.rows()) == 4)
+        await until(lambda: site.outbox.upload(dead.upload_id).state == "done")
+        runs.append(await site.run())
+
+    statuses = [run["status"] for run in runs]
+    assert statuses == ["rejected", "rejected", "rejected", "unchanged", "unchanged"]
+    assert [run.get("success", True) for run in runs] == [False, False, False, True, True]
+    assert "422 no column `id`" in runs[1]["error"]
+    assert "second line" not in runs[1]["error"]
+    assert (runs[2]["records"], runs[2]["skipped"]) == (2, 0)
+
+
+async def test_an_append_behind_a_dead_letter_is_rejected_too(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    backend.fault = once(422, "/complete")
+    async with Site(backend.url, tmp_path, author=Counter, runtime={"upload_wait_s": 0.2}) as site:
+        runs = []
+        for until_row in ("2", "3", "3"):
+            source = site.write("count", until_row)
+            runs.append((await site.run(source))["status"])
+            await until(lambda: site.outbox.uploads(["dead"]))
+
+    assert runs[1:] == ["queued", "rejected"]
+
+
+async def test_a_superseded_upload_never_says_uploaded(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    def overtake(request: web.Request) -> None:
+        if request.path.endswith("/complete"):
+            [upload] = site.outbox.open_uploads()
+            backend.watermark[upload.source_key] = 7
+
+    async with Site(backend.url, tmp_path, author=Counter) as site:
+        source = site.write("count", "2")
+        backend.fault = overtake
+        result = await site.run(source)
+        fact = site.outbox.fact("last_success_at")
+
+    assert result["status"] == "superseded"
+    assert "success" not in result
+    assert fact is None
+    assert backend.rows() == []
 
 
 async def test_chunks_that_the_backend_lost_are_sent_again(
@@ -142,6 +263,35 @@ async def test_a_backend_that_takes_only_plain_bodies_gets_them(
     assert len(backend.rows()) == 2
 
 
+@pytest.mark.parametrize("status", [400, 415])
+async def test_a_backend_that_answers_zstd_with_an_error_page_gets_gzip_once(
+    backend: ReferenceBackend, tmp_path: Path, status: int
+) -> None:
+    codings: list[str] = []
+
+    def no_zstd(request: web.Request) -> web.Response | None:
+        if not request.path.endswith("/chunks/0"):
+            return None
+        codings.append(request.headers.get("Content-Encoding", ""))
+        page = "bad body\nat line 1" if codings[-1] == "zstd" or hopeless else ""
+        return web.Response(text=page, status=status) if page else None
+
+    hopeless: list[bool] = []
+    backend.fault = no_zstd
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        first = await site.run()
+        hopeless.append(True)
+        second = await site.run(full=True)
+        [dead] = site.outbox.uploads(["dead"])
+
+    assert (first["status"], second["status"]) == ("uploaded", "rejected")
+    assert codings[:2] == ["zstd", "gzip"]
+    assert codings[2:] == (["gzip"] if status == 400 else ["gzip", ""])
+    assert dead.answer["reason"] == f"{status} bad body"
+    assert f"{status} bad body" in second["error"]
+
+
 async def test_a_page_that_answers_200_to_everything_ends_no_upload(tmp_path: Path) -> None:
     async with ReferenceBackend() as backend:
         backend.fault = lambda request: web.Response(text="<html>sign in</html>")
@@ -151,6 +301,44 @@ async def test_a_page_that_answers_200_to_everything_ends_no_upload(tmp_path: Pa
 
             assert result["status"] == "queued"
             assert site.outbox.totals().uploads == 1
+
+
+@pytest.mark.parametrize("kind", ["text/html", "text/plain", "application/pdf"])
+async def test_a_page_that_answers_200_to_the_simple_form_pauses_and_loses_nothing(
+    backend: ReferenceBackend, tmp_path: Path, kind: str
+) -> None:
+    backend.fault = lambda request: web.Response(text="<p>sign in</p>", content_type=kind)
+    async with Site(backend.url, tmp_path, upload_form="simple") as site:
+        site.write("a.csv", CSV)
+        result = await site.run()
+        paused = site.outbox.fact("paused")
+        backend.fault = lambda request: None
+        site.engine._sender._all.succeeded()
+        site.engine._sender.wake()
+        await until(lambda: backend.simple)
+
+    assert result["status"] == "queued"
+    assert "200 <p>sign in</p>" in paused
+    assert len(next(iter(backend.simple.values()))) == 2
+
+
+async def test_health_and_registration_take_a_page_for_no_success_and_try_again(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def page(request: web.Request) -> web.Response | None:
+        seen.append(request.path)
+        first = seen.count(request.path) == 1
+        return web.Response(text="<html/>", content_type="text/html") if first else None
+
+    backend.fault = page
+    async with Site(backend.url, tmp_path) as site:
+        answer = await site.engine.report_health({}, {})
+        await until(lambda: backend.reports and backend.installations)
+
+    assert answer["sent"] is False
+    assert seen.count("/v1/health") == seen.count("/v1/installations/site") == 2
 
 
 async def test_auto_takes_the_simple_form_where_there_is_no_other(

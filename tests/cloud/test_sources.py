@@ -93,11 +93,12 @@ def test_encodings_are_found_by_their_marks(
     assert read(root, "a.csv", options)[0] == [{"name": "Jos\u00e9"}]
 
 
-def test_an_older_encoding_is_guessed_or_set(root: Path) -> None:
+def test_an_older_encoding_is_set_and_never_guessed(root: Path) -> None:
     text = "name;city\n" + "J\u00fcrgen;M\u00fcnchen\n" * 50
     (root / "a.csv").write_bytes(text.encode("cp1252"))
 
-    assert read(root, "a.csv")[0][0] == {"name": "J\u00fcrgen", "city": "M\u00fcnchen"}
+    with pytest.raises(FailedError, match=r"a\.csv, line 2: .*cp1252 'J\u00fcrgen;M\u00fcnchen'"):
+        read(root, "a.csv", rule="skip")
     set_by_hand = ReadOptions(encoding="cp1252", delimiter=";")
     assert read(root, "a.csv", set_by_hand)[0][0]["city"] == "M\u00fcnchen"
 
@@ -144,10 +145,22 @@ def test_columns_that_cannot_be_told_apart_are_refused(root: Path, header: str) 
         read(root, "a.csv", rule="skip")
 
 
+@pytest.mark.parametrize("arrow", [False, True])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize("text", ["", "\n", "\ufeff", "\r\n\n"])
+def test_a_file_without_a_line_is_an_export_only_where_that_is_allowed(
+    root: Path, text: str, name: str, arrow: bool
+) -> None:
+    (root / name).write_text(text)
+
+    with pytest.raises(FailedError, match=f"exports/{name} is empty .*allow_empty: true"):
+        read(root, name, ReadOptions(arrow=arrow), rule="skip")
+    assert read(root, name, ReadOptions(arrow=arrow, allow_empty=True))[0] == []
+
+
 @pytest.mark.parametrize("options", [ReadOptions(), ARROW])
-@pytest.mark.parametrize("text", ["", "n,name\n"])
-def test_a_file_without_records_has_none(root: Path, text: str, options: ReadOptions) -> None:
-    (root / "a.csv").write_text(text)
+def test_a_header_alone_is_an_empty_export(root: Path, options: ReadOptions) -> None:
+    (root / "a.csv").write_text("n,name\n")
 
     assert read(root, "a.csv", options)[0] == []
 

@@ -36,7 +36,7 @@ def blocks(page: str, kind: str) -> list[str]:
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
-PROCESSOR, AGGREGATE, OWN_READ = blocks("tutorial/write-a-processor.md", "python")
+PROCESSOR, REJECTING, AGGREGATE, OWN_READ = blocks("tutorial/write-a-processor.md", "python")
 REGISTRY, QUERIES = blocks("tutorial/write-a-processor.md", "yaml")
 PREVIEW, SERVICE = blocks("tutorial/write-a-processor.md", "sh")
 
@@ -83,6 +83,18 @@ async def test_the_stanza_makes_a_handler_that_uploads(acme: Path) -> None:
 
     assert (done["status"], done["records"]) == ("uploaded", 2)
     assert backend.rows() == [{"id": "2", "price": "10"}, {"id": "3", "price": "40"}]
+
+
+def test_a_row_that_is_no_good_is_set_aside() -> None:
+    space: dict[str, Any] = {}
+    exec(f"class Careful:\n{REJECTING}", space)  # noqa: S102 - the page's own example
+    careful, rejected = space["Careful"](), list[tuple[Any, str]]()
+    careful.reject = lambda row, why: rejected.append((row, why))
+
+    kept = list(careful.process([[{"price": "1"}, {"price": "n/a"}]], {}))
+
+    assert kept == [[{"price": 1.0}]]
+    assert rejected == [({"price": "n/a"}, "price is no number")]
 
 
 def test_an_aggregate_is_one_row() -> None:

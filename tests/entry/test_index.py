@@ -269,6 +269,32 @@ def test_a_manifest_of_another_version_is_refused(
         publish(renamed, out=tmp_path / "site", shelf=shelf)
 
 
+STREAMS = """
+[[streams]]
+name = "orders"
+[streams.schema]
+required = ["id"]
+[streams.schema.properties]
+id = { type = "integer", description = "Its <number>." }
+note = { anyOf = [{ type = "string" }, { type = "null" }] }
+"""
+
+
+def test_the_declared_columns_stand_in_the_catalog_and_on_the_entry_s_page(
+    shelf: Path, tmp_path: Path, make_entry: MakeWheel
+) -> None:
+    entry = make_entry(tmp_path / "new", version="1.3.0", more=STREAMS)
+
+    publish(entry, out=tmp_path / "site", shelf=shelf)
+
+    [described] = json.loads((tmp_path / "site" / "catalog.json").read_text())["entries"]
+    page = (tmp_path / "site" / "entries" / "acme-processor" / "index.html").read_text()
+    assert list(described["streams"][0]["schema"]["properties"]) == ["id", "note"]
+    assert "Columns of <code>orders</code>" in page
+    assert "<code>id</code></th><td>whole number, required</td><td>Its &lt;number&gt;.</td>" in page
+    assert "<code>note</code></th><td>text</td>" in page
+
+
 def test_a_dependency_that_is_nowhere_is_told_in_pip_s_words(shelf: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(shelf, tmp_path / "shelf")
     (alone / "acme_helper-2.0-py3-none-any.whl").unlink()

@@ -103,6 +103,29 @@ def test_fix_writes_what_the_code_tells_and_keeps_what_the_vendor_wrote(package:
     assert lint.lint(read_subject(package)) == []
 
 
+def test_a_declared_schema_that_the_manifest_lacks_is_drift_and_fix_writes_it(
+    package: Path,
+) -> None:
+    handler = package / SRC / "handler.py"
+    text = handler.read_text()
+    model = "class Row(BaseModel):\n    id: int\n    note: str | None = None\n\n\n"
+    text = text.replace("    def process(", "    schema = Row\n\n    def process(", 1)
+    handler.write_text(
+        text.replace("class Acme", f"from pydantic import BaseModel\n\n\n{model}class Acme", 1)
+    )
+
+    [found] = [
+        finding for finding in lint.lint(read_subject(package)) if finding.rule.code == "CZ106"
+    ]
+    lint.fix(read_subject(package))
+
+    [stream] = read_subject(package).manifest("acme-processor").streams
+    assert "output schema" in found.message
+    assert list(stream.row_schema["properties"]) == ["id", "note"]
+    assert stream.row_schema["required"] == ["id"]
+    assert [f for f in lint.lint(read_subject(package)) if f.rule.code == "CZ106"] == []
+
+
 def test_the_command_prints_findings_and_ends_with_1(package: Path) -> None:
     broken(package, "CZ107")
 

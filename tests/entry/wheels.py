@@ -55,7 +55,9 @@ def write_wheel(
     return path
 
 
-def write_entry(folder: Path, name: str = "acme-processor", version: str = "1.0.0") -> Path:
+def write_entry(
+    folder: Path, name: str = "acme-processor", version: str = "1.0.0", more: str = ""
+) -> Path:
     """Write the wheel of an entry whose module would fail if it were imported."""
     stem = name.replace("-", "_")
     return write_wheel(
@@ -65,7 +67,7 @@ def write_entry(folder: Path, name: str = "acme-processor", version: str = "1.0.
         requires=("catalogzero>=0.1", "acme-helper"),
         files={
             f"{stem}/__init__.py": "raise SystemExit('an entry was imported')",
-            f"{stem}/catalogzero.toml": MANIFEST.format(name=name, version=version),
+            f"{stem}/catalogzero.toml": MANIFEST.format(name=name, version=version) + more,
         },
         entry_points=f"[catalogzero.entries]\n{name} = {stem}\n",
     )

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 from catalogzero.protocol.deciding import CONDITIONS, DOES, RULES, Asked, Outcome, Verdict, decide
+from catalogzero.protocol.problems import Kind
 
 PAGE = Path(__file__).parents[2] / "docs/reference/delivery-guarantee.md"
 HEAD = "| request | answer | what it means | what the sender does |"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-STATUSES = (None, 100, 200, 201, 204, 302, 401, 404, 408, 409, 410, 415, 422, 500, 501)
+STATUSES = (None, 100, 200, 201, 204, 302, 400, 401, 404, 408, 409, 410, 415, 422, 500, 501)
 BODIES: tuple[object, ...] = (
     None,
     {"superseded": True},
     {"job_id": "j"},
     {"missing": [1]},
     {"type": "urn:catalogzero:problem:installation-moved"},
+    {"type": Kind.DIGEST_MISMATCH.uri},
 )
 
 
@@ -58,10 +60,11 @@ def test_no_row_is_hidden_by_those_above_it(row: int, monkeypatch: pytest.Monkey
             for blocked in (False, True)
             for probing in (False, True)
             for coding in ("zstd", "identity")
+            for text in ("", "<html>")
             for decision in [
                 decide(
                     asked,
-                    Outcome(status=status, body=body, blocked=blocked),
+                    Outcome(status=status, body=body, text=text, blocked=blocked),
                     NOW,
                     probing=probing,
                     coding=coding,

@@ -52,7 +52,7 @@ def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag =
     offer = installing.open_catalog(catalog).find(entry_id)
     manifest = offer.manifest
     if as_json:
-        print_json(manifest.model_dump(mode="json"))
+        print_json(manifest.model_dump(mode="json", by_alias=True))
         return
     print_fields(
         {

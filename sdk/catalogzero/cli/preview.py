@@ -15,9 +15,9 @@ from catalogzero.cli.output import JsonFlag, print_json
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.config.registry import load_registry
-from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
+from catalogzero.errors import CatalogZeroError, ConfigError, FailedError, place_of
 from catalogzero.runtime.handler import Handler
-from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, place_of, registry_path
+from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, registry_path
 
 SHOWN_LINES = 20
 NEXT_EPOCH = 0
@@ -70,8 +70,17 @@ def preview(
         return
     for request in requests:
         _print(request, lines)
+    for file in result["files"]:
+        typer.echo(_read_as(file))
+    if result["left_out"]:
+        names = ", ".join(result["left_out_files"])
+        typer.echo(f"left out, as their names say: {result['left_out']} files ({names})")
     records, skipped = result["records"], result["skipped"]
     typer.echo(f"nothing was sent: {records} records, {skipped} items unchanged")
+    for rule in result.get("unmatched_rules", ()):
+        typer.echo(f"egress.{rule} matched no column")
+    if older := result.get("sources_under_other_policy"):
+        typer.echo(f"{older} sources were sent by another egress policy: full: true replaces them")
     if _key_is_to_be_made(handler):
         typer.echo("the key of hashes is made at the first start: hashes will be others then")
 
@@ -192,6 +201,14 @@ def _processor(handler: Handler) -> CloudProcessor:
     if not isinstance(handler, CloudProcessor):
         raise ConfigError(f"{type(handler).__name__} is no CloudProcessor: it uploads nothing")
     return handler
+
+
+def _read_as(file: dict[str, Any]) -> str:
+    """What a file was read as, in a line."""
+    known = [file["kind"], file["encoding"], file["delimiter"] and repr(file["delimiter"])]
+    told = ", ".join(part for part in known if part)
+    columns = "" if file["columns"] is None else f" of {file['columns']} columns"
+    return f"{file['source']}: {told}; {file['rows']} rows{columns}"
 
 
 def _head(request: Request) -> dict[str, Any]:

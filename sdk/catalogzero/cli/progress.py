@@ -11,7 +11,8 @@ from typing import Any
 
 import typer
 
-from catalogzero.errors import CatalogZeroError
+from catalogzero.cli.output import print_json
+from catalogzero.errors import CatalogZeroError, RunError
 from catalogzero.wire.client import HandlerClient
 
 LOOK_S = 0.5
@@ -22,7 +23,22 @@ _SHOWN = ("rows_read", "records")
 async def call_shown(
     client: HandlerClient, method: str, params: Mapping[str, Any], timeout_s: float
 ) -> Any:
-    """As `HandlerClient.call`; what `get_run` tells meanwhile stands on standard error."""
+    """As `HandlerClient.call`; what `get_run` reports meanwhile stands on standard error.
+
+    What a failed run did all the same, its `details`, is printed as a result is.
+    """
+    try:
+        return await _called(client, method, params, timeout_s)
+    except RunError as error:
+        if isinstance(error.details, dict) and "status" in error.details:
+            print_json(error.details)
+        raise
+
+
+async def _called(
+    client: HandlerClient, method: str, params: Mapping[str, Any], timeout_s: float
+) -> Any:
+    """The call, with a bar on a terminal."""
     if not sys.stderr.isatty():
         return await client.call(method, params, timeout_s=timeout_s)
     request_id = str(uuid.uuid4())

@@ -1,104 +1,118 @@
 """Arrow: files as pyarrow tables, the fast way (extra `parquet`).
 
-Loaded only in the worker, and only where Arrow or Parquet is asked for.
+A CSV file is cut into blocks at the borders of its records. What pyarrow reads as the csv module
+does, it gets as whole blocks; the rest is read row by row. Loaded only in the worker, and only
+where Arrow or Parquet is asked for.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
+import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from catalogzero.cloud.records import BadRecords, Dialect, ReadOptions, column_names, detect
+from catalogzero.cloud.csv_rows import CELL_CHARS, CsvFile
+from catalogzero.cloud.records import Found, ReadOptions, refuse_names
 from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.tables import rows_in, table_of, table_of_rows
+from catalogzero.cloud.text import line_ends
 from catalogzero.errors import FailedError
 
-_BLOCK_BYTES = 1 << 19
+_BLOCKS = 4
 
 
-def csv_tables(
-    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
-) -> Iterator[Batch]:
+def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
     """The tables of a CSV file; every column is text, as in dict batches."""
-    dialect = detect(content, name, options)
-    head = content.peek(1 << 16)  # type: ignore[attr-defined]  # a BufferedReader or a GzipFile
-    if not head:
-        return
-    lines = io.StringIO(head.decode(dialect.encoding, "replace"), newline="")
-    columns = column_names(next(csv.reader(lines, delimiter=dialect.delimiter), []), name)
-    failed: list[FailedError] = []
-    try:
-        for batch in _csv_reader(content, dialect, columns, _rule(name, bad, failed)):
-            yield pa.Table.from_batches([batch])
-    except pa.ArrowInvalid as error:
-        if failed:
-            raise failed[0] from error
-        if "straddling" in str(error):
-            raise FailedError(
-                f"{name}: a row is longer than {_BLOCK_BYTES} bytes, the most that Arrow batches "
-                'take: use batch_type = "dict"'
-            ) from error
-        if "Empty CSV file" not in str(error):
-            raise FailedError(f"{name}: {error}") from error
+    text, mark = file.text, re.escape(file.delimiter.encode())
+    regular = re.compile(
+        rb'(?:[^"]*+(?<![^%b\r\n])"[^"]*+"(?:"[^"]*+")*+(?=[%b\r\n]))*+[^"]*+' % (mark, mark)
+    )
+    parse = _parser(file)
+    for block in iter(partial(text.block, _BLOCKS * options.block_bytes), b""):
+        border = _border(block, regular)
+        table = parse(block[:border]) if border else None
+        if table is None:
+            columns = list(zip(*file.rows(block), strict=True)) or [()] * len(file.columns)
+            arrays = [pa.array(column, pa.string()) for column in columns]
+            table = pa.table(arrays, names=file.columns)
+        else:
+            text.line += line_ends(block[:border])
+            if border < len(block):
+                text.put_back(block[border:])
+        for start in range(0, table.num_rows, options.batch_rows):
+            yield table.slice(start, options.batch_rows)
 
 
-def _csv_reader(
-    content: io.BufferedIOBase, dialect: Dialect, columns: list[str], rule: Callable[[Any], str]
-) -> Iterable[Any]:
-    """pyarrow's streaming reader; it reads some 32 blocks ahead."""
-    return pc.open_csv(  # type: ignore[no-any-return]  # pyarrow has no types
-        content,
-        pc.ReadOptions(
-            use_threads=False,
-            block_size=_BLOCK_BYTES,
-            encoding=dialect.encoding.removesuffix("-sig"),
-            column_names=columns,
-            skip_rows=1,
-        ),
-        pc.ParseOptions(
-            delimiter=dialect.delimiter, newlines_in_values=True, invalid_row_handler=rule
-        ),
-        pc.ConvertOptions(
-            column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
-        ),
+def _border(block: bytes, regular: re.Pattern[bytes]) -> int:
+    """How far a block holds whole records, each of whose quotes opens a cell or closes it."""
+    if b'"' not in block:
+        return len(block)
+    end = at = regular.match(block).end()  # type: ignore[union-attr]  # it matches nothing, too
+    if end == len(block):
+        return end
+    line_end, quotes = (b"\n" if b"\n" in block else b"\r"), 0
+    while (found := block.rfind(line_end, 0, at)) >= 0:
+        quotes += block.count(b'"', found, at)
+        if quotes % 2 == 0:  # up to `end` all are regular, so this line end is in none of them
+            return found + 1
+        at = found
+    return 0
+
+
+def _parser(file: CsvFile) -> Callable[[bytes], pa.Table | None]:
+    """What makes a table of regular lines; None where pyarrow refuses or reads otherwise."""
+    columns, delimiter = file.columns, file.delimiter
+    convert = pc.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
     )
 
-
-def _rule(name: str, bad: BadRecords, failed: list[FailedError]) -> Callable[[Any], str]:
-    """What pyarrow asks about a malformed row; an error it would swallow goes to `failed`."""
-
-    def malformed(row: Any) -> str:
-        why = f"{row.actual_columns} fields, and the header has {row.expected_columns}"
+    def parse(lines: bytes) -> pa.Table | None:
+        if len(lines) > CELL_CHARS or not delimiter.isascii() or lines.startswith(codecs.BOM_UTF8):
+            return None
+        read = pc.ReadOptions(column_names=columns, block_size=len(lines) + 1)
+        form = pc.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=len(columns) > 1
+        )
         try:
-            bad.take(name, row.number, why, row.text)
-        except FailedError as error:
-            failed.append(error)
-            return "error"
-        return "skip"
+            return pc.read_csv(pa.BufferReader(lines), read, form, convert)
+        except pa.ArrowInvalid:
+            return None
 
-    return malformed
+    return parse
 
 
-def parquet_batches(content: io.BufferedIOBase, name: str, options: ReadOptions) -> Iterator[Batch]:
+def parquet_batches(content: Any, found: Found, options: ReadOptions) -> Iterator[Batch]:
     """The batches of a Parquet file: tables, or lists of dicts."""
-    whole = getattr(getattr(content, "raw", None), "whole", None)
+    name, whole = found.source, getattr(getattr(content, "raw", None), "whole", None)
     if whole is None:
         raise FailedError(f"{name}: a Parquet file packs itself: take the .gz or .zst off")
     try:
-        file = pq.ParquetFile(whole())
+        file = pq.ParquetFile(whole(), coerce_int96_timestamp_unit="us")
+        found.columns = len(file.schema_arrow)
+        _refuse_twice(pa.struct(file.schema_arrow), name)
         for batch in file.iter_batches(batch_size=options.batch_rows):
-            yield pa.Table.from_batches([batch]) if options.arrow else batch.to_pylist()
+            table = table_of(batch, name)
+            yield table if options.arrow else [row for rows in rows_in(table) for row in rows]
     except (pa.ArrowInvalid, OSError) as error:
-        raise FailedError(f"{name} is no readable Parquet file: {error}") from error
+        raise FailedError(f"{name} is not a readable Parquet file: {error}") from error
 
 
-def tables_of(batches: Iterable[list[dict[str, Any]]]) -> Iterator[Batch]:
-    """Tables of dict batches; each has the columns of its own rows."""
+def _refuse_twice(kind: pa.DataType, where: str) -> None:
+    """Refuse two fields of one name, at any depth."""
+    fields = [kind.field(number) for number in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        refuse_names([field.name for field in fields], where)
+    for field in fields:
+        _refuse_twice(field.type, f"{where}, in {field.name!r}")
+
+
+def tables_of(batches: Iterable[list[dict[str, Any]]], source: str = "a batch") -> Iterator[Batch]:
+    """Tables of dict batches; each has the columns and types of its own rows."""
     for batch in batches:
-        columns = dict.fromkeys(name for row in batch for name in row)
-        yield pa.table({name: [row.get(name) for row in batch] for name in columns})
+        yield table_of_rows(batch)

@@ -10,27 +10,31 @@ import os
 import re
 import shutil
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from pathlib import Path
 
 import httpx
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.egress import check_host
+from catalogzero.cloud.egress import check_host, policy_digest
+from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.health import SKEW_S
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.push import ApiKey, http_client
-from catalogzero.cloud.records import require_extra
+from catalogzero.cloud.records import Found, ReadOptions, require_extra
 from catalogzero.cloud.settings import CloudSettings
+from catalogzero.cloud.sources import Roots
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import EgressPolicy
-from catalogzero.errors import ConfigError
+from catalogzero.errors import BadParamsError, CatalogZeroError, ConfigError
 from catalogzero.protocol.identities import url_under
 from catalogzero.sql import DamagedFileError
 
 LOW_DISK_BYTES = 1 << 30
 SHOWN_LOST = 20
+LOOKED_AT_FILES = 50
 
 
 def preflight(
@@ -55,12 +59,14 @@ def preflight(
         Check("clock", lambda: _clock(answer, clock)),
         Check("disk", lambda: _disk(state_dir)),
         Check("outbox", lambda: _outbox(state_dir, clock)),
+        Check("egress", lambda: _egress(settings, policy, state_dir, clock)),
     ]
     if (policy.hash or policy.hash_sources) and policy.hash_key_file is None:
         checks.append(Check("hash key", lambda: _hash_key(state_dir)))
     checks = [Check(check.name, _as_coroutine(check.act)) for check in checks[:3]] + checks[3:]
     if settings.data_roots:
         checks.append(Check("data roots", lambda: _roots(settings)))
+        checks.append(Check("files", lambda: _files(settings)))
     if settings.sources:
         checks.append(Check("queries", lambda: _queries(settings)))
     return checks
@@ -190,6 +196,28 @@ def _outbox(folder: Path, clock: Clock) -> Finding:
     return Finding("outbox", "pass", found)
 
 
+def _egress(settings: CloudSettings, policy: EgressPolicy, folder: Path, clock: Clock) -> Finding:
+    """Rules that hold, and no source that left by other ones."""
+    columns = ColumnFilter(policy, b"")
+    for name, query in settings.sources.items():
+        if query.watermark is not None and not columns.in_clear(query.watermark):
+            found = f"sources.{name}: its watermark {query.watermark!r} may not leave"
+            return Finding("egress", "fail", found, "let the column leave, or drop `watermark`")
+    if not (folder / "outbox.sqlite").exists():
+        return Finding("egress", "pass", "nothing left yet")
+    outbox = Outbox(folder, clock, mend=False)
+    unmatched = outbox.fact("egress_unmatched") or []
+    older = outbox.under_other_policy(policy_digest(policy))
+    outbox.close()
+    if unmatched:
+        found = f"in the last run no column matched {', '.join(unmatched)}"
+        return Finding("egress", "warn", found, "write the names as the sources have them")
+    if older:
+        mend = "call with full: true, to replace what they sent by what may leave now"
+        return Finding("egress", "warn", f"{older} sources were sent by another policy", mend)
+    return Finding("egress", "pass", "each rule matches, and every source left by this policy")
+
+
 def _roots(settings: CloudSettings) -> Finding:
     """There, and readable."""
     for root in settings.data_roots:
@@ -197,6 +225,28 @@ def _roots(settings: CloudSettings) -> Finding:
             mend = "create it, or let this user read it"
             return Finding("data roots", "fail", f"{root} is no folder that can be read", mend)
     return Finding("data roots", "pass", ", ".join(map(str, settings.data_roots)))
+
+
+def _files(settings: CloudSettings) -> Finding:
+    """The first 64 KiB of the first files can be read by the rules."""
+    options = ReadOptions(
+        encoding=settings.encoding,
+        delimiter=settings.delimiter,
+        allow_empty=settings.allow_empty,
+    )
+    found, refusals = list[Found](), list[str]()
+    for root in settings.data_roots:
+        with suppress(BadParamsError):  # no file yet, or no folder, as another check says
+            for item in islice(Roots([root]).items(str(root), options), LOOKED_AT_FILES):
+                try:
+                    found.append(item.look())
+                except CatalogZeroError as error:
+                    refusals.append(error.message)
+    if refusals:
+        said = f"{len(refusals)} of {len(found) + len(refusals)} would be refused: {refusals[0]}"
+        return Finding("files", "warn", said, "set what it names, or move the file away")
+    forms = {f"{f.kind} {f.encoding or ''} {f.delimiter or ''}".strip() for f in found}
+    return Finding("files", "pass", f"{len(found)} looked at: {', '.join(sorted(forms))}")
 
 
 def _queries(settings: CloudSettings) -> Finding:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +25,13 @@ import orjson
 from catalogzero.clock import Clock
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
+from catalogzero.protocol.identities import digest_of
 
 GENESIS = "0" * 64
 KEY_BYTES = 32
 _TAIL_BYTES = 1 << 16
+_UNSEEN = frozenset({"Cc", "Cf"})
+_PATH = re.compile(r"\s*(?:file:|~\w*|[A-Za-z]:)?[/\\]", re.IGNORECASE)
 
 
 def check_host(policy: EgressPolicy, url: str) -> None:
@@ -38,6 +43,41 @@ def check_host(policy: EgressPolicy, url: str) -> None:
         raise ConfigError(
             f"egress.hosts does not allow {parts.netloc}: add it to the list, or mend the endpoint"
         )
+
+
+def loose(name: str) -> str:
+    """What a column looks like: NFKC, case-folded, trimmed, without marks that do not show."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    shown = (char for char in folded if unicodedata.category(char) not in _UNSEEN)
+    return "".join(shown).strip()
+
+
+def policy_digest(policy: EgressPolicy) -> str:
+    """What of a policy decides in which form a source leaves; equal while that is the same."""
+    looks = [sorted(set(map(loose, names))) for names in (policy.drop, policy.hash)]
+    keep = None if policy.keep is None else sorted(set(policy.keep))
+    return digest_of([*looks, keep, policy.hash_sources])
+
+
+def name_below(text: str, roots: Sequence[Path]) -> str:
+    """A path by its name below its data root, any other path by its last part; else the text."""
+    for root in roots:
+        for start in (str(root), os.path.realpath(root)):
+            if text == start or text.startswith(f"{start}/"):
+                return os.path.normpath(f"{root.name}/{os.path.relpath(text, start)}")
+    return re.split(r"[/\\]", text.rstrip("/\\"))[-1] if _PATH.match(text) else text
+
+
+def shown_params(value: Any, shown: Callable[[str], str]) -> Any:
+    """A call's params as they may leave: each text in it, names too, as `shown` gives it."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, Mapping):
+        return {
+            shown(name) if _PATH.match(name) else name: shown_params(one, shown)
+            for name, one in value.items()
+        }
+    return [shown_params(one, shown) for one in value] if isinstance(value, list) else value
 
 
 def egress_key(policy: EgressPolicy, folder: Path) -> bytes:

@@ -1,29 +1,38 @@
 """Encoding: records to chunks, and what of them may leave.
 
 A chunk holds whole records, at least one, and closes at `chunk_bytes` of encoded text before
-compression, so that a backend can bound what it unpacks. The client's egress policy is applied to
-each batch just before. Never reads a source, never sends.
+compression, so that a backend can bound what it unpacks. What one value becomes stands in `values`.
+The client's egress policy is applied to each batch just before. Never reads a source, never sends.
 """
 
 from __future__ import annotations
 
-import base64
-import csv
 import hashlib
 import hmac
-import io
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import UUID
 
 import orjson
 
+from catalogzero.cloud.batches import (
+    is_frame,
+    lists_of,
+    parts_of,
+    rows_of,
+    whole_table,
+)
+from catalogzero.cloud.egress import loose
 from catalogzero.cloud.records import require_extra
 from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.values import (
+    Refuse,
+    UnfitError,
+    csv_header,
+    csv_lines,
+    fail,
+    json_lines,
+)
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, FailedError
 from catalogzero.protocol.bodies import CONTENT_TYPES
@@ -32,8 +41,11 @@ from catalogzero.protocol.codings import CODINGS, encoded
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SLICE_ROWS = 8_192
-_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE
+_PLANS, _NAMED = 1_000, 20
+HOW_TO_DECLARE = (
+    "the columns are those of the first record; declare them in the class: "
+    "`schema = …`, a pyarrow schema or a pydantic model"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +62,39 @@ class Chunk:
 class ChunkEncoder(Protocol):
     """Turns batches into chunks."""
 
-    def add(self, batch: Batch) -> Iterator[Chunk]:
-        """Take a batch; yield the chunks that it completes."""
+    def add(self, batch: Batch, start: int | None = None) -> Iterator[Chunk]:
+        """Take a batch; yield the chunks that it completes.
+
+        Args:
+            batch: Of any kind.
+            start: The number of its first row; one above the last where it is None.
+        """
 
     def finish(self) -> Iterator[Chunk]:
         """Yield what is left; nothing when there is no record."""
 
 
-def encoder_for(chunk_format: str, chunk_bytes: int) -> ChunkEncoder:
+def encoder_for(
+    chunk_format: str,
+    chunk_bytes: int,
+    refuse: Refuse = fail,
+) -> ChunkEncoder:
     """The encoder of a chunk format.
+
+    Args:
+        chunk_format: ndjson, json (the same), csv or parquet.
+        chunk_bytes: When a chunk closes.
+        refuse: Takes each record that the format cannot hold.
 
     Raises:
         BadParamsError: No such format.
     """
     if chunk_format == "parquet":
-        return ParquetEncoder(chunk_bytes)
+        return ParquetEncoder(chunk_bytes, refuse)
     if chunk_format == "csv":
-        return TextEncoder(chunk_bytes, CsvLines(), "csv")
+        return TextEncoder(chunk_bytes, CsvLines(), "csv", refuse)
     if chunk_format in {"ndjson", "json"}:
-        return TextEncoder(chunk_bytes, JsonLines(), "ndjson")
+        return TextEncoder(chunk_bytes, JsonLines(), "ndjson", refuse)
     raise BadParamsError(
         f"format {chunk_format!r} is not one of ndjson, json, csv, parquet",
         details=[{"field": "format", "message": "one of ndjson, json, csv, parquet"}],
@@ -81,21 +107,20 @@ class Lines(Protocol):
     def header(self) -> bytes:
         """What each chunk begins with."""
 
-    def lines(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-        """One encoded record each."""
+    def lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
+        """One encoded record each; raises `UnfitError` where one of the rows cannot be."""
 
 
 class JsonLines:
-    """JSON Lines: UTF-8, decimals with all their digits, NaN as null, bytes as base64."""
+    """JSON Lines: UTF-8, every digit of a number, bytes as base64."""
 
     def header(self) -> bytes:
         """JSON Lines have none."""
         return b""
 
-    def lines(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    def lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
         """See `Lines.lines`."""
-        for row in rows:
-            yield orjson.dumps(row, default=_json_value, option=_OPTIONS)
+        return json_lines(rows)
 
 
 class CsvLines:
@@ -103,58 +128,80 @@ class CsvLines:
 
     def __init__(self) -> None:
         self._columns: list[str] | None = None
-        self._text = io.StringIO()
-        self._writer = csv.writer(self._text, lineterminator="\n")
 
     def header(self) -> bytes:
         """The line of column names."""
-        return self._line(self._columns or [])
+        return csv_header(self._columns or [])
 
-    def lines(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
-        """See `Lines.lines`; raises `FailedError` for a record with other columns."""
+    def lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
+        """See `Lines.lines`."""
+        if self._columns is None:
+            self._columns = list(rows[0])
+        known = set(self._columns)
         for row in rows:
-            if self._columns is None:
-                self._columns = list(row)
-            if row.keys() - set(self._columns):
-                extra = ", ".join(sorted(row.keys() - set(self._columns)))
-                raise FailedError(
-                    f"a CSV upload has the columns of its first record, and {extra} came later: "
-                    "give every record the same keys, or use format ndjson"
-                )
-            yield self._line([_csv_value(row.get(name)) for name in self._columns])
-
-    def _line(self, cells: Sequence[Any]) -> bytes:
-        self._text.seek(0)
-        self._text.truncate()
-        self._writer.writerow(cells)
-        return self._text.getvalue().encode()
+            if not row.keys() <= known:
+                extra = sorted(map(str, row.keys() - known))
+                raise UnfitError(f"the upload has no such column: {HOW_TO_DECLARE}", extra[0])
+        return csv_lines(self._columns, rows)
 
 
 class TextEncoder:
     """Chunks of lines, compressed with zstd as they grow."""
 
-    def __init__(self, chunk_bytes: int, lines: Lines, chunk_format: str) -> None:
+    def __init__(
+        self,
+        chunk_bytes: int,
+        lines: Lines,
+        chunk_format: str,
+        refuse: Refuse = fail,
+    ) -> None:
         self._limit, self._lines, self._type = chunk_bytes, lines, CONTENT_TYPES[chunk_format]
+        self._refuse = refuse
         self._parts: list[bytes] = []
         self._size = self._seq = 0
+        self._next = 1
 
-    def add(self, batch: Batch) -> Iterator[Chunk]:
+    def add(self, batch: Batch, start: int | None = None) -> Iterator[Chunk]:
         """See `ChunkEncoder.add`."""
-        parts, size, limit = self._parts, self._size, self._limit
-        for line in self._lines.lines(rows_of(batch)):
-            parts.append(line)
-            size += len(line)
-            if size >= limit:
-                self._parts = parts
-                yield self._chunk()
-                parts, size = [], 0
-        self._parts, self._size = parts, size
+        self._next = self._next if start is None else start
+        for rows in lists_of(batch, texts=True):
+            first, self._next = self._next, self._next + len(rows)
+            yield from self._take(self._lines_of(rows, first))
 
     def finish(self) -> Iterator[Chunk]:
         """See `ChunkEncoder.finish`."""
         if self._parts:
             yield self._chunk()
             self._parts = []
+
+    def _lines_of(self, rows: list[dict[str, Any]], start: int) -> list[bytes]:
+        """The lines of some rows; where they cannot all be written, row by row."""
+        try:
+            return self._lines.lines(rows)
+        except UnfitError:
+            return [line for n, row in enumerate(rows) for line in self._line_of(row, start + n)]
+
+    def _line_of(self, row: dict[str, Any], number: int) -> list[bytes]:
+        """The line of one row; none where it is refused."""
+        try:
+            return self._lines.lines([row])
+        except UnfitError as error:
+            self._refuse(number, error, row)
+            return []
+
+    def _take(self, lines: list[bytes]) -> Iterator[Chunk]:
+        """Gather lines; yield each chunk that they complete."""
+        total = sum(map(len, lines))
+        if self._size + total < self._limit:
+            self._parts += lines
+            self._size += total
+            return
+        for line in lines:
+            self._parts.append(line)
+            self._size += len(line)
+            if self._size >= self._limit:
+                yield self._chunk()
+                self._parts, self._size = [], 0
 
     def _chunk(self) -> Chunk:
         """The chunk of the lines gathered so far."""
@@ -166,52 +213,42 @@ class TextEncoder:
 
 
 class ParquetEncoder:
-    """Chunks that are Parquet files of their own; the first batch's schema is the upload's."""
+    """Chunks that are Parquet files of their own, all of one schema (see `tables.Tables`)."""
 
-    def __init__(self, chunk_bytes: int) -> None:
+    def __init__(self, chunk_bytes: int, refuse: Refuse = fail) -> None:
         require_extra("parquet")
+        from catalogzero.cloud.tables import Tables
+
         self._limit = chunk_bytes
-        self._schema: pa.Schema | None = None
+        self._fitting = Tables(None, refuse, chunk_bytes)
         self._tables: list[pa.Table] = []
         self._size = self._seq = 0
+        self._next = 1
 
-    def add(self, batch: Batch) -> Iterator[Chunk]:
+    def add(self, batch: Batch, start: int | None = None) -> Iterator[Chunk]:
         """See `ChunkEncoder.add`."""
-        for part in self._slices(batch):
+        self._next = self._next if start is None else start
+        for part in parts_of(batch):
+            first, self._next = self._next, self._next + len(part)
+            for _, table in self._fitting.add(part, first):
+                yield from self._take(table)
+
+    def finish(self) -> Iterator[Chunk]:
+        """See `ChunkEncoder.finish`."""
+        for _, table in self._fitting.finish():
+            yield from self._take(table)
+        if self._tables:
+            yield self._chunk()
+
+    def _take(self, table: pa.Table) -> Iterator[Chunk]:
+        """Gather a table, in slices that are none far above the limit."""
+        rows = max(1, int(table.num_rows * self._limit / max(table.nbytes, 1)))
+        for start in range(0, table.num_rows, rows):
+            part = table.slice(start, rows)
             self._tables.append(part)
             self._size += part.nbytes
             if self._size >= self._limit:
                 yield self._chunk()
-
-    def finish(self) -> Iterator[Chunk]:
-        """See `ChunkEncoder.finish`."""
-        if self._tables:
-            yield self._chunk()
-
-    def _slices(self, batch: Batch) -> Iterator[pa.Table]:
-        """The batch as tables of the upload's schema, none far above the limit."""
-        import pyarrow as pa
-
-        table = batch if isinstance(batch, pa.Table) else self._table_of(list(rows_of(batch)))
-        if table.num_rows == 0:
-            return
-        if self._schema is None:
-            self._schema = table.schema
-        try:
-            table = table.cast(self._schema) if table.schema != self._schema else table
-        except (pa.ArrowInvalid, ValueError) as error:
-            raise FailedError(
-                f"a Parquet upload has the columns and types of its first batch: {error}"
-            ) from error
-        rows = max(1, int(table.num_rows * self._limit / max(table.nbytes, 1)))
-        for start in range(0, table.num_rows, rows):
-            yield table.slice(start, rows)
-
-    def _table_of(self, rows: list[dict[str, Any]]) -> pa.Table:
-        """The table of some rows."""
-        import pyarrow as pa
-
-        return pa.Table.from_pylist(rows, schema=self._schema)
 
     def _chunk(self) -> Chunk:
         """The Parquet file of the tables gathered so far."""
@@ -231,26 +268,6 @@ class ParquetEncoder:
         return chunk
 
 
-def rows_of(batch: Batch) -> Iterator[dict[str, Any]]:
-    """The rows of a batch as dicts.
-
-    Raises:
-        FailedError: `process` yielded neither a list of dicts nor an Arrow table.
-    """
-    if hasattr(batch, "to_batches"):
-        for part in batch.to_batches(max_chunksize=_SLICE_ROWS):
-            yield from part.to_pylist()
-        return
-    if isinstance(batch, Mapping | str | bytes) or not isinstance(batch, Iterable):
-        raise FailedError(
-            f"process yields batches, lists of dicts, and this is a {type(batch).__name__}"
-        )
-    for row in batch:
-        if not isinstance(row, Mapping):
-            raise FailedError(f"a record is a dict, and this is a {type(row).__name__}")
-        yield row if isinstance(row, dict) else dict(row)
-
-
 def json_array(bodies: Iterable[bytes]) -> bytes:
     """One JSON array of chunks of JSON Lines: the body of the simple form."""
     lines = [line for body in bodies for line in body.split(b"\n") if line]
@@ -260,27 +277,65 @@ def json_array(bodies: Iterable[bytes]) -> bytes:
 class ColumnFilter:
     """Drops, keeps and hashes columns as the client's egress policy says.
 
-    A hash is HMAC-SHA256 in hex of the value's text, keyed with the client's own key, so that equal
-    values stay equal and cannot be looked up by the vendor; null stays null.
+    Rules name top-level columns. `drop` and `hash` match whatever looks like the name (see
+    `loose`), `keep` the exact name; what is hashed is kept. A hash is HMAC-SHA256 in hex of the
+    value's text, keyed with the client's own key, so that equal values stay equal and cannot be
+    looked up by the vendor; null stays null.
     """
 
     def __init__(self, policy: EgressPolicy, key: bytes) -> None:
-        self._policy, self._key = policy, key
-        self._hashed, self._dropped = set(policy.hash), set(policy.drop)
-        self._kept = None if policy.keep is None else set(policy.keep) | self._hashed
-        self.active = bool(self._hashed or self._dropped or self._kept is not None)
+        self._key, self._keep = key, None if policy.keep is None else set(policy.keep)
+        self._drop, self._hash = set(map(loose, policy.drop)), set(map(loose, policy.hash))
+        self._plans: dict[tuple[Any, ...], list[tuple[Any, str, bool]]] = {}
+        self._found: dict[str, set[str]] = {"drop": set(), "keep": set(), "hash": set()}
+        self._names = set[str]()
+        self._any_row = self._any_column = False
+        self.rules = [
+            *(("drop", name) for name in policy.drop),
+            *(("keep", name) for name in policy.keep or ()),
+            *(("hash", name) for name in policy.hash),
+        ]
+        self.active = bool(self._hash or self._drop or self._keep is not None)
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch as it may leave."""
         if not self.active:
             return batch
-        if hasattr(batch, "to_batches"):
-            return self._table(batch)
+        if is_frame(batch):
+            return self._table(whole_table(batch))
         return [self._row(row) for row in rows_of(batch)]
 
-    def allows(self, column: str) -> bool:
-        """Whether a column may leave, hashed or not."""
-        return column not in self._dropped and (self._kept is None or column in self._kept)
+    @property
+    def any_seen(self) -> bool:
+        """Whether any column was seen."""
+        return bool(self._names)
+
+    def begin(self) -> None:
+        """Forget which columns the last item had; what the rules matched is remembered."""
+        self._plans.clear()
+        self._any_row = self._any_column = False
+
+    def refuse_empty(self, name: str) -> None:
+        """Raise `FailedError` when an item had records, and `keep` left none of their columns."""
+        if self._keep is not None and self._any_row and not self._any_column:
+            raise FailedError(
+                f"{name}: egress.keep leaves no column of it: write the names exactly as they are "
+                f"({', '.join(sorted(self._names)[:_NAMED])})"
+            )
+
+    def matched(self) -> list[str]:
+        """The rules that matched a column so far, as `drop: email`."""
+        return [
+            f"{kind}: {name}"
+            for kind, name in self.rules
+            if (name if kind == "keep" else loose(name)) in self._found[kind]
+        ]
+
+    def in_clear(self, column: str) -> bool:
+        """Whether a column may leave as it is."""
+        name = loose(column)
+        kept = self._keep is None or column in self._keep
+        return kept and name not in self._drop and name not in self._hash
 
     def hash_of(self, value: Any) -> str | None:
         """The keyed hash of one value."""
@@ -289,47 +344,57 @@ class ColumnFilter:
         text = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
         return hmac.new(self._key, text, hashlib.sha256).hexdigest()
 
-    def _row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _plan(self, keys: tuple[Any, ...]) -> list[tuple[Any, str, bool]]:
+        """What leaves of records with these keys: key, name, whether it is hashed."""
+        plan = self._plans.get(keys)
+        if plan is None:
+            plan = [
+                (place, name, loose(name) in self._hash)
+                for place, name in enumerate(map(_key_text, keys))
+                if loose(name) not in self._drop
+                and (self._keep is None or name in self._keep or loose(name) in self._hash)
+            ]
+            if len(self._plans) == _PLANS:
+                self._plans.clear()
+            self._plans[keys] = plan
+            self._note(set(map(_key_text, keys)))
+            self._any_row, self._any_column = True, self._any_column or bool(plan)
+        return plan
+
+    def _note(self, names: set[str]) -> None:
+        """Note which rules these names match, and some of the names for an error."""
+        self._found["keep"] |= names & (self._keep or set())
+        looks = set(map(loose, names))
+        self._found["drop"] |= looks & self._drop
+        self._found["hash"] |= looks & self._hash
+        if len(self._names) < _NAMED:
+            self._names |= names
+
+    def _row(self, row: Mapping[Any, Any]) -> dict[str, Any]:
+        keys = tuple(row)
         return {
-            name: self.hash_of(value) if name in self._hashed else value
-            for name, value in row.items()
-            if self.allows(name)
+            name: self.hash_of(row[keys[place]]) if hashed else row[keys[place]]
+            for place, name, hashed in self._plan(keys)
         }
 
     def _table(self, table: pa.Table) -> pa.Table:
+        """A table of the columns alone: metadata may hold anything, and does not leave."""
         import pyarrow as pa
 
-        table = table.select([name for name in table.column_names if self.allows(name)])
-        for name in self._hashed & set(table.column_names):
-            values = [self.hash_of(value) for value in table.column(name).to_pylist()]
-            index = table.column_names.index(name)
-            table = table.set_column(index, name, pa.array(values, pa.string()))
-        return table
+        arrays, fields = [], []
+        for place, name, hashed in self._plan(tuple(table.column_names)):
+            array, field = table.column(place), table.schema.field(place)
+            if hashed:
+                texts = [self.hash_of(row[name]) for row in rows_of(pa.table({name: array}))]
+                array = pa.array(texts, pa.string())
+                field = pa.field(name, pa.string())
+            arrays.append(array)
+            fields.append(field.remove_metadata())
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def _json_value(value: Any) -> Any:
-    """JSON's own kind for a value of a record that orjson does not know."""
-    if isinstance(value, Decimal):
-        return orjson.Fragment(str(value)) if value.is_finite() else None
-    if isinstance(value, bytes | bytearray | memoryview):
-        return base64.b64encode(bytes(value)).decode("ascii")
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, set | frozenset | tuple):
-        return list(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"a {type(value).__name__} has no JSON form: convert it in `process`")
-
-
-def _csv_value(value: Any) -> Any:
-    """The text of a cell: ISO 8601 for times, nothing for null and NaN, JSON for what nests."""
-    if isinstance(value, str | int | Decimal | UUID) or value is None:
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    return orjson.dumps(value, default=_json_value, option=orjson.OPT_NON_STR_KEYS).decode()
+def _key_text(key: Any) -> str:
+    """The name under which a key of a record leaves."""
+    if type(key) is str:
+        return key
+    return str(next(iter(orjson.loads(orjson.dumps({key: None}, option=orjson.OPT_NON_STR_KEYS)))))

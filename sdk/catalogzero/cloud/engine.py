@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.egress import AuditLog, egress_key
+from catalogzero.cloud.authors import Author
+from catalogzero.cloud.egress import AuditLog, egress_key, policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.health import (
     HealthPost,
@@ -28,12 +29,12 @@ from catalogzero.cloud.health import (
 )
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_identity import MOVED, is_moved, moved_text
-from catalogzero.cloud.pipeline import Author, UploadRun, Ways
+from catalogzero.cloud.pipeline import UploadRun, Ways
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Sender
 from catalogzero.cloud.settings import CloudSettings, Params
 from catalogzero.config.settings import RuntimeSettings
-from catalogzero.errors import FailedError
+from catalogzero.errors import CatalogZeroError, FailedError
 from catalogzero.protocol.bodies import AS_JSON, Known
 from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
@@ -93,9 +94,10 @@ class Engine:
             log,
             self._changed,
             on_start_due=self._start_again,
+            sealed_only=runtime.egress.strict,
         )
         self._health = HealthPost(
-            self._outbox, self._pusher, identity, self._audit, clock, self._start_again
+            self._outbox, self._pusher, identity, self._audit, clock, log, self._start_again
         )
         self._runs = 0
         self._told: dict[str, Any] = {}
@@ -141,22 +143,40 @@ class Engine:
         self._runs += 1
         try:
             result = UploadRun(ways, data_source, params, chunk_format, full=full)()
+            self._log_run(result)
             if result["status"] in {"uploaded", "unchanged"}:
                 self._outbox.remember("last_success_at", result["timestamp"])
             return result
+        except CatalogZeroError as error:
+            self._log_run(error.details if isinstance(error.details, dict) else {})
+            raise
         finally:
             self._runs -= 1
             self._sender.wake()
+
+    def _log_run(self, result: Mapping[str, Any]) -> None:
+        """Log what somebody should look at; keep for `check` what the egress policy met."""
+        for failure in result.get("failures", ()):
+            self._log.warning("item failed", **failure)
+        if unmatched := result.get("unmatched_rules"):
+            self._log.warning("egress rules matched no column", rules=unmatched)
+        if "unmatched" in result:
+            self._outbox.remember("egress_unmatched", unmatched)
+        policy = policy_digest(self._runtime.egress)
+        if self._outbox.fact("egress_policy") not in {None, policy}:
+            sources = result.get("sources_under_other_policy", 0)
+            self._log.warning("the egress policy changed", sources_under_other_policy=sources)
+        self._outbox.remember("egress_policy", policy)
 
     async def report_health(
         self, metrics: Mapping[str, Any], about: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Push a health report made of the handler's metrics and what is known here."""
-        extra = [f"the backend cannot be reached: {self._sender.last_fault}"]
-        extra = extra if self._sender.last_fault and not self._sender.paused else []
+        extra = [f"the backend cannot be reached: {self._sender.fault_code}"]
+        extra = extra if self._sender.fault_code and not self._sender.paused else []
         extra += damage_text(await asyncio.to_thread(self._outbox.damage))
         extra += await asyncio.to_thread(missing_text, self._outbox)
-        sent = await self._health.report(metrics, about, self._sender.paused, extra)
+        sent = await self._health.report(metrics, about, self._sender.paused_code, extra)
         self._changed()
         return {"sent": sent, "next_interval_s": self._health.next_interval_s}
 
@@ -175,7 +195,7 @@ class Engine:
             moved = await asyncio.to_thread(self._outbox.fact, MOVED)
             if is_moved(moved, self._identity.installation_id):
                 self._sender.hold()
-                await self._sender.pause(moved_text(moved))
+                await self._sender.pause(moved_text(moved), "installation moved")
                 self._changed()
                 await self._clock.sleep(_RETRY_LOOK_S)
             elif await self._start():
@@ -204,9 +224,10 @@ class Engine:
         )
         if decision.verdict is Verdict.RETRY or (decision.verdict is Verdict.IGNORE and fenced):
             if decision.verdict is Verdict.IGNORE or outcome.blocked:
-                await self._sender.pause(decision.reason)
+                await self._sender.pause(decision.reason, outcome.code)
             else:
-                self._sender.failed_start(decision.reason, decision.retry_after_s)
+                self._log.warning("start not answered", reason=decision.reason)
+                self._sender.failed_start(outcome.code, decision.retry_after_s)
             self._changed()
             await self._sender.rest()
             return False

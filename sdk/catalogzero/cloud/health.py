@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
+
+from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.egress import AuditLog
@@ -23,9 +26,11 @@ from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 OLD_BACKLOG_S = 3_600.0
 SKEW_S = 300.0
-_FACT_REPORT = "health_report"
+_FACT_REPORT = "health_report_2"
+"""Not the name of earlier releases, whose waiting report may hold a message of an exception."""
 _FACT_SEQ = "health_seq"
 _FACT_SKEW = "clock_skew_s"
 _FACT_SUCCESS = "last_success_at"
@@ -69,7 +74,7 @@ def damage_text(damage: Rescue | None) -> list[str]:
 
 def judge(
     outbox: Mapping[str, Any],
-    metrics: Mapping[str, Any],
+    failure: Mapping[str, Any] | None,
     clock_skew_s: float | None,
     extra: list[str],
 ) -> tuple[str, list[str]]:
@@ -77,7 +82,7 @@ def judge(
 
     Args:
         outbox: What `outbox_figures` gives.
-        metrics: The handler's metrics: `last_error`, `wake_error`, `failures_total`.
+        failure: What failed last in the handler: code, exception type, method, run_id, counts.
         clock_skew_s: This machine's clock against the backend's.
         extra: Reasons that only the worker knows, each making it degraded at least.
     """
@@ -86,9 +91,8 @@ def judge(
         failing.append(f"sending is paused: {outbox['paused']}")
     if outbox["dead"]:
         failing.append(f"{outbox['dead']} uploads were refused (catalogzero outbox list)")
-    last_error = metrics.get("last_error")
-    if last_error:
-        failing.append(f"the last run failed: {_error_text(last_error)}")
+    if failure:
+        failing.append(f"the last run failed: {_failure_text(failure)}")
     degraded = list(extra)
     if outbox["oldest_age_s"] > OLD_BACKLOG_S:
         degraded.append(f"the oldest upload waits for {outbox['oldest_age_s']:.0f} s")
@@ -107,12 +111,15 @@ class HealthPost:
         identity: Identity,
         audit: AuditLog,
         clock: Clock,
+        log: FilteringBoundLogger,
         on_generation: Callable[[], None] = lambda: None,
     ) -> None:
         self._outbox, self._pusher, self._identity = outbox, pusher, identity
-        self._audit, self._clock, self._on_generation = audit, clock, on_generation
+        self._audit, self._clock, self._log = audit, clock, log
+        self._on_generation = on_generation
         self._backoff = Backoff()
         self._turn = asyncio.Lock()
+        outbox.remember("health_report", None)
         self.waiting = outbox.fact(_FACT_REPORT) is not None
         self.next_interval_s: float | None = None
 
@@ -147,6 +154,8 @@ class HealthPost:
                 Asked.HEALTH, "POST", ("health",), encode_json(body), AS_JSON
             )
             decision = decide(Asked.HEALTH, outcome, self._clock.now())
+            if decision.verdict is not Verdict.DONE:
+                self._log.warning("health report not taken", reason=decision.reason)
             if decision.verdict is Verdict.RETRY:
                 self._backoff.failed(self._clock.monotonic(), decision.retry_after_s)
                 return False
@@ -184,23 +193,28 @@ class HealthPost:
         """The whole report."""
         figures = outbox_figures(self._outbox, self._clock, paused)
         skew = self._outbox.fact(_FACT_SKEW)
-        status, reasons = judge(figures, metrics, skew, extra)
+        failure, state = about.get("failure"), about.get("state", "active")
+        status, reasons = judge(figures, failure, skew, extra)
         seq = (self._outbox.fact(_FACT_SEQ) or 0) + 1
         self._outbox.remember(_FACT_SEQ, seq)
         failed = metrics.get("failures_total", 0)
-        return {
-            "schema": HEALTH_SCHEMA,
-            "client_id": self._identity.installation_id,
-            "metrics": dict(metrics),
-            "timestamp": self._clock.now().isoformat(),
-            "seq": seq,
-            "interval_s": about.get("interval_s"),
+        known = {
             "handler_id": self._identity.handler_id,
             "entry": self._identity.entry,
             "version": self._identity.version,
             "sdk_version": self._identity.sdk_version,
+            "timestamp": self._clock.now().isoformat(),
+            "status": state,
+        }
+        return {
+            "schema": HEALTH_SCHEMA,
+            "client_id": self._identity.installation_id,
+            "metrics": {**_numbers(metrics), **known, "outbox": figures, "last_error": failure},
+            "seq": seq,
+            "interval_s": about.get("interval_s"),
+            **known,
             "host": host_facts(),
-            "state": about.get("state", "active"),
+            "state": state,
             "status": status,
             "reasons": [*reasons, *about.get("notes", ())],
             "last_success_at": self._outbox.fact(_FACT_SUCCESS),
@@ -233,6 +247,18 @@ def skew_s(server_time: Any, now: datetime) -> float | None:
         return None
 
 
-def _error_text(error: Any) -> str:
-    """The sentence of a `last_error`."""
-    return str(error.get("error", error)) if isinstance(error, Mapping) else str(error)
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics that may leave: figures by plain names, as any text may hold a record's."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if _NAME.fullmatch(name) and (value is None or isinstance(value, int | float))
+    }
+
+
+def _failure_text(failure: Mapping[str, Any]) -> str:
+    """What failed in a few words, none of them an exception's."""
+    words = f"{failure['code']} ({failure['type'] or 'no exception'}) in {failure['method']}"
+    words += f", run {failure['run_id']}" if "run_id" in failure else ""
+    counted = {"failed", "items"} <= failure.keys()
+    return words + (f", {failure['failed']} of {failure['items']} items" if counted else "")

@@ -11,7 +11,8 @@ States: building → sealed → completing → done, or superseded, held, dead, 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -48,6 +49,15 @@ class Outbox(OutboxIdentity):
             self.remember(DAMAGED, self.rescue)
 
     # What a run does
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """While it is open, the rows of uploads that were begun in it stay, however many."""
+        self._kept_from = self.newest() + 1
+        try:
+            yield
+        finally:
+            self._kept_from = None
 
     def refuse_when_full(self) -> None:
         """Raise `FailedError` when the outbox holds `outbox_max_bytes` or more."""
@@ -109,6 +119,7 @@ class Outbox(OutboxIdentity):
         bound: dict[str, str] | None = None,
         watermark_of: str = "",
         found_by: str | None = None,
+        policy: str | None = None,
     ) -> int:
         """Seal an upload and advance its source's mark, in one transaction.
 
@@ -121,6 +132,7 @@ class Outbox(OutboxIdentity):
             bound: What the watermark's values are of.
             watermark_of: The same, as the backend compares it.
             found_by: The call that found the source, to know when it is gone.
+            policy: The digest of the egress policy that its records left by.
 
         Returns:
             The source_seq given to it: above all known ones, and at least the clock.
@@ -168,6 +180,7 @@ class Outbox(OutboxIdentity):
             mode=mode,
             bound=as_text(bound),
             found_by=found_by,
+            policy=policy,
             missing=0,
             **({"last_full": upload_id, "full_seq": seq, "owed": 0} if full else {}),
         )
@@ -445,9 +458,9 @@ class Outbox(OutboxIdentity):
     def adopt_marks(self, other: Path) -> None:
         """Take over the marks of another outbox's file, for a preview of what is new."""
         self.execute("ATTACH ? AS other", (str(other),))
-        columns = [row[1] for row in self.execute("PRAGMA other.table_info(sources)")]
-        names = ", ".join(columns)  # those of the version that wrote it
-        self.execute(f"INSERT INTO sources ({names}) SELECT {names} FROM other.sources")  # noqa: S608  # our own columns
+        found = self.execute("SELECT name FROM pragma_table_info('sources', 'other')")
+        columns = ", ".join(name for (name,) in found)  # those of the version that wrote it
+        self.execute(f"INSERT INTO sources ({columns}) SELECT {columns} FROM other.sources")  # noqa: S608  # our own columns
         self.execute("DETACH other")
 
     # Inside

@@ -6,7 +6,7 @@ Reads the file that `outbox_file` keeps; nothing here changes an upload. Never t
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from zlib import crc32
@@ -29,6 +29,15 @@ _BEHIND_A_DEAD_LETTER = (
     " WHERE e.source_key = u.source_key AND e.seal_order < u.seal_order AND e.state = 'dead'"
     " AND (e.source_seq >= s.full_seq OR u.source_seq < s.full_seq))"
 )
+_FINAL = (
+    "WITH RECURSIVE own (upload_id, again) AS ("
+    " SELECT u.upload_id, json_extract(u.answer, '$.sealed_again_as')"
+    " FROM json_each(?) JOIN uploads u ON u.upload_id = value"
+    " UNION ALL SELECT u.upload_id, json_extract(u.answer, '$.sealed_again_as')"
+    " FROM own JOIN uploads u ON u.upload_id = own.again),"
+    " final AS (SELECT u.* FROM own JOIN uploads u USING (upload_id) WHERE again IS NULL) "
+)
+"""The uploads of a JSON list of ids, each as what it was sealed again as at last."""
 
 
 class DamagedChunkError(Exception):
@@ -106,6 +115,18 @@ class Totals:
     dead: int
     oldest_at: str | None
     missing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What became of some uploads; `upload_ids` and `refusals` (their answers) are the first."""
+
+    states: Mapping[str, int]
+    records: int
+    bytes_sent: int
+    job_id: str | None
+    upload_ids: list[str]
+    refusals: list[Any]
 
 
 class OutboxContents(OutboxFile):
@@ -195,12 +216,49 @@ class OutboxContents(OutboxFile):
         Raises:
             UnknownRunError: None, or several.
         """
-        found = self._uploads("substr(upload_id, 1, ?) = ? LIMIT 2", (len(upload_id), upload_id))
+        found = self._uploads("upload_id = ?", (upload_id,)) or self._uploads(
+            "substr(upload_id, 1, ?) = ? LIMIT 2", (len(upload_id), upload_id)
+        )
         if len(found) != 1:
             raise UnknownRunError(
                 f"{'several uploads' if found else 'no upload'} in the outbox: {upload_id}"
             )
         return found[0]
+
+    def newest(self) -> int:
+        """The number of the newest upload; 0 where there is none."""
+        return int(self.execute("SELECT COALESCE(MAX(number), 0) FROM uploads")[0][0])
+
+    def is_open(self, upload_id: str) -> bool:
+        """Whether an upload, or what it was sealed again as, has not ended."""
+        return bool(self._final("SELECT 1 FROM final WHERE ended_at IS NULL", [upload_id]))
+
+    def summary(self, upload_ids: Sequence[str], listed: int) -> Summary:
+        """What became of uploads, each as what it was sealed again as; `listed` ids and answers."""
+        states = self._final(
+            "SELECT state, COUNT(*), SUM(records), SUM(bytes_sent), job_id,"
+            " MAX(CASE WHEN job_id IS NOT NULL THEN number END) FROM final GROUP BY state",
+            upload_ids,
+        )
+        ids = self._final("SELECT upload_id FROM final ORDER BY number LIMIT ?", upload_ids, listed)
+        refusals = self._final(
+            "SELECT answer FROM final WHERE state = 'dead' ORDER BY number LIMIT ?",
+            upload_ids,
+            listed,
+        )
+        return Summary(
+            {row[0]: row[1] for row in states},
+            sum(row[2] for row in states),
+            sum(row[3] for row in states),
+            next((row[4] for row in states if row[4] is not None), None),
+            [row[0] for row in ids],
+            [from_text(row[0]) for row in refusals],
+        )
+
+    def under_other_policy(self, policy: str) -> int:
+        """How many sources were last sent under another egress policy than this one."""
+        sql = "SELECT COUNT(*) FROM sources WHERE upload_id IS NOT NULL AND policy <> ?"
+        return int(self.execute(sql, (policy,))[0][0])
 
     def bodies(self, upload_id: str) -> Iterator[Chunk]:
         """The chunks of an upload, in order."""
@@ -221,14 +279,15 @@ class OutboxContents(OutboxFile):
         )
         return Totals(*row)
 
-    def held(self, upload_ids: Iterable[str]) -> list[str]:
-        """Those of some uploads whose sources are to be read again before anything is sent."""
-        rows = self.execute(
-            "SELECT upload_id FROM uploads WHERE state = 'held'"
-            " AND upload_id IN (SELECT value FROM json_each(?)) ORDER BY number",
-            (orjson.dumps(list(upload_ids)).decode(),),
+    def held(self, upload_ids: Iterable[str]) -> dict[str, str]:
+        """Those of some uploads whose sources are to be read again, each with its source_key."""
+        return dict(
+            self.execute(
+                "SELECT upload_id, source_key FROM uploads WHERE state = 'held'"
+                " AND upload_id IN (SELECT value FROM json_each(?)) ORDER BY number",
+                (as_text(list(upload_ids)),),
+            )
         )
-        return [row[0] for row in rows]
 
     def missing_sources(self, limit: int = 20) -> list[str]:
         """The source_keys of sources whose last upload the backend does not have."""
@@ -269,6 +328,9 @@ class OutboxContents(OutboxFile):
             self.execute("DELETE FROM facts WHERE name = ?", (name,))
         else:
             self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, as_text(value)))
+
+    def _final(self, select: str, upload_ids: Sequence[str], *args: Any) -> list[Any]:
+        return self.execute(_FINAL + select, (as_text(upload_ids), *args))
 
     def _uploads(self, where: str, args: Sequence[Any]) -> list[Upload]:
         names = ", ".join(f'u."{name}"' for name in Upload.__dataclass_fields__)

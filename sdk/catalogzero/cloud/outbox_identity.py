@@ -24,6 +24,9 @@ KEPT_ENDED = 1_000
 class OutboxIdentity(OutboxContents):
     """The outbox as one of possibly several folders of an installation."""
 
+    _kept_from: int | None = None
+    """The number of the first upload of the run that is under way: its rows stay."""
+
     @transaction
     def start(self) -> dict[str, Any]:
         """What a start says of this folder: its epoch, and a nonce that lasts until an answer.
@@ -227,8 +230,8 @@ class OutboxIdentity(OutboxContents):
         """Drop the oldest ended uploads' rows."""
         self.execute(
             "DELETE FROM uploads WHERE state IN ('done', 'superseded', 'abandoned', 'overtaken')"
-            " AND number <= (SELECT MAX(number) FROM uploads) - ?",
-            (KEPT_ENDED,),
+            " AND number <= MIN((SELECT MAX(number) FROM uploads) - ?, ?)",
+            (KEPT_ENDED, (self._kept_from or 1 << 62) - 1),
         )
 
 

@@ -65,6 +65,7 @@ ALTER TABLE sources ADD COLUMN base INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE sources ADD COLUMN full_seq INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE sources ADD COLUMN owed INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE sources ADD COLUMN missing INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sources ADD COLUMN policy TEXT;
 CREATE INDEX sources_by_name ON sources (source);
 CREATE INDEX sources_by_call ON sources (found_by, params);
 UPDATE sources SET base = high,
@@ -82,7 +83,8 @@ UPDATE sources SET base = high,
 """Version 2: what a mark was sealed on (`base`), as what, found by which call, and what is owed.
 
 `base` is the source_seq that was known of the source as its content was read; NULL in uploads of
-version 1. `missing` is a mark that the backend did not have, `owed` a `full` that it lost.
+version 1. `missing` is a mark that the backend did not have, `owed` a `full` that it lost, `policy`
+the digest of the egress policy that a source's records left by.
 """
 MIGRATIONS = (_SCHEMA, _IDENTITY)
 """What brings a file from each schema version to the next, from an empty file on; append only."""

@@ -6,55 +6,47 @@ sender takes them from there meanwhile. Never talks to a backend.
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol
 
 import orjson
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.encoding import ColumnFilter, encoder_for, rows_of
+from catalogzero.cloud.authors import Author, OwnItem, refuse_no_progress
+from catalogzero.cloud.egress import name_below, policy_digest, shown_params
+from catalogzero.cloud.encoding import ColumnFilter, encoder_for
 from catalogzero.cloud.outbox import Outbox, UploadEndedError
-from catalogzero.cloud.outbox_contents import Mark, Upload
+from catalogzero.cloud.outbox_contents import Mark
 from catalogzero.cloud.outbox_file import is_disk_full
 from catalogzero.cloud.records import BadRecords, ReadOptions, require_extra
 from catalogzero.cloud.sender import new_upload_id
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
-from catalogzero.cloud.sources import FileItem, Group, Item, Reading, Roots
+from catalogzero.cloud.sources import FileItem, Files, Group, Item, Reading, Roots
+from catalogzero.cloud.streams import RowCheck, streams_of
+from catalogzero.cloud.tally import LISTED, Place, Rows, Tally
+from catalogzero.cloud.values import UnfitError, where
 from catalogzero.config.settings import RuntimeSettings
-from catalogzero.errors import BadParamsError, CatalogZeroError, FailedError, SourceChangedError
-from catalogzero.protocol.identities import Identity, Mode, digest_of, source_key, upload_key
+from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
+from catalogzero.protocol.identities import Identity, digest_of, source_key, upload_key
+from catalogzero.wire.messages import utf8
 
 ATTEMPTS = 3
-_WORST_FIRST = ("rejected", "queued", "uploaded", "unchanged")
-_TOLD_FAILURES = 5
-LISTED = 20
 WATERMARK_OF_CHARS = 32
-
-
-class Author(Protocol):
-    """What a run needs of a `CloudProcessor`."""
-
-    unit: ClassVar[Any]
-    batch_type: ClassVar[Any]
-    batch_rows: ClassVar[int]
-    mode: ClassVar[Any]
-    output_version: ClassVar[int]
-
-    def process(self, batches: Iterator[Batch], params: Params) -> Iterator[Batch]:
-        """The author's work."""
-
-    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
-        """The author's own source."""
-
-    @property
-    def reads_itself(self) -> bool:
-        """Whether `read` is the author's."""
+_WORST_FIRST = ("rejected", "queued", "superseded", "uploaded", "unchanged")
+_ANY = orjson.OPT_NON_STR_KEYS
+_FACT_MATCHED = "egress_matched"
+_STATUS = {
+    "done": "uploaded",
+    "superseded": "superseded",
+    **dict.fromkeys(("building", "sealed", "completing", "held"), "queued"),
+}
+"""What an upload's state means for its run; any other is `rejected`."""
 
 
 class Sending(Protocol):
@@ -84,24 +76,6 @@ class Ways:
     progress: Callable[..., None]
 
 
-@dataclass(slots=True)
-class Tally:
-    """What a run has done so far."""
-
-    uploads: dict[str, Item] = field(default_factory=dict)
-    skipped: int = 0
-    bad_records: int = 0
-    rows_read: int = 0
-    records: int = 0
-    items_done: int = 0
-    bytes_total: int = 0
-    bytes_before: int = 0
-    refused: list[str] = field(default_factory=list)
-    waiting: set[str] = field(default_factory=set)
-    changed_queries: list[str] = field(default_factory=list)
-    failures: list[CatalogZeroError] = field(default_factory=list)
-
-
 class UploadRun:
     """One run over one data_source."""
 
@@ -112,6 +86,9 @@ class UploadRun:
         self._params = {k: v for k, v in params.items() if k not in {"format", "full"}}
         self._format = "ndjson" if chunk_format == "json" else chunk_format
         self._tally = Tally()
+        self._unsealed: list[tuple[str, Callable[[], int]]] = []
+        self._policy = policy_digest(ways.runtime.egress)
+        self._files: Files | None = None
         encoder_for(self._format, ways.runtime.chunk_bytes)
 
     def __call__(self) -> dict[str, Any]:
@@ -119,126 +96,208 @@ class UploadRun:
 
         Raises:
             BadParamsError: The data_source may not or cannot be read.
-            FailedError: The outbox is full, `process` raised, or a source is malformed.
-            SourceChangedError: A source changed in each of three attempts.
+            FailedError: The outbox is full, or an item failed; `details` is the result of the
+                others, with `failed` (how many) and `failures` (the first 20).
+            SourceChangedError: Sources changed in each of three attempts, and nothing else failed.
         """
-        self._ways.outbox.refuse_when_full()
-        self._tally.waiting = self._ways.outbox.waiting(self._source, self._params)
+        ways = self._ways
+        ways.outbox.refuse_when_full()
+        self._tally.waiting = ways.outbox.waiting(self._source, self._params)
         items = self._items()
         self._tally.bytes_total = sum(map(_size_of, items))
         self._tell(items=len(items))
-        for item in items:
-            self._take(item)
-            self._tally.items_done += 1
-            self._tally.bytes_before += _size_of(item)
-            self._tell()
-        self._ways.outbox.gone(self._tally.waiting)
-        if self._tally.failures:
-            raise self._failure(len(items))
-        self._wait()
-        if self._tally.failures:
-            raise self._failure(len(items))
-        return self._result()
+        try:
+            with ways.outbox.keeping():
+                for item in items:
+                    self._take(item)
+                    self._tally.items_done += 1
+                    self._tally.bytes_before += _size_of(item)
+                    self._tell()
+                self._seal_all()
+                ways.outbox.gone(self._tally.waiting)
+                self._wait(items)
+                result = self._result()
+        finally:
+            for upload_id, _ in self._unsealed:
+                ways.outbox.abandon(upload_id)
+        if self._tally.failed:
+            raise self._tally.failure(len(items), result)
+        return result
 
-    def _wait(self) -> None:
+    def _wait(self, items: Collection[Item]) -> None:
         """Wait a while for the backend; what came too late there is read and sealed again."""
         tally, ways = self._tally, self._ways
         for _ in range(ATTEMPTS):
-            ways.sender.wait_ended(list(tally.uploads), ways.runtime.upload_wait_s)
+            ways.sender.wait_ended(tally.uploads, ways.runtime.upload_wait_s)
             late = ways.outbox.held(tally.uploads)
             if not late:
                 return
-            for upload_id in late:
-                self._take(tally.uploads.pop(upload_id))
+            tally.uploads = [one for one in tally.uploads if one not in late]
+            keys = set(late.values())
+            for item in items:
+                if self._key(item) in keys:
+                    self._take(item)
+            self._seal_all()
 
-    def _items(self) -> list[Item]:
+    def _items(self) -> Collection[Item]:
         """What is to be read."""
         author, settings = self._ways.author, self._ways.settings
         options = ReadOptions(
-            author.batch_rows, author.batch_type == "arrow", settings.encoding, settings.delimiter
+            author.batch_rows,
+            author.batch_type == "arrow",
+            settings.encoding,
+            settings.delimiter,
+            settings.allow_empty,
         )
-        items: list[Item]
+        items: Collection[Item]
         if author.reads_itself:
             items = [OwnItem(author, self._source, self._params)]
         elif self._source.startswith("sql:"):
             require_extra("sql")
             from catalogzero.cloud.queries import query_item
 
-            items = [query_item(settings, self._source, options)]
+            query = query_item(settings, self._source, options)
+            mark = query.query.watermark
+            if mark is not None and not self._ways.columns.in_clear(mark):
+                raise BadParamsError(
+                    f"{query.name}: the egress policy keeps back its watermark {mark!r}, whose "
+                    "values leave with each upload: let it leave, or take `watermark` out"
+                )
+            items = [query]
         else:
-            items = self._files(options)
+            items = self._listed(options)
         return [Group(self._source, items)] if author.unit == "run" else items
 
-    def _files(self, options: ReadOptions) -> list[Item]:
+    def _listed(self, options: ReadOptions) -> Files:
         """The files of a path, a folder or a pattern; one that is gone is noted as such."""
         roots = self._ways.settings.data_roots
         try:
-            return list(Roots(roots).items(self._source, options))
+            self._files = Roots(roots).items(self._source, options)
         except BadParamsError:
             if any(root.is_dir() for root in roots):
                 self._ways.outbox.gone(self._tally.waiting)
             raise
+        return self._files
 
     def _take(self, item: Item) -> None:
-        """Read and seal one item; one that cannot be read does not stop the others."""
-        try:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    return self._attempt(item)
-                except SourceChangedError:
-                    if attempt == ATTEMPTS:
-                        raise
-                except UploadEndedError as error:
-                    if attempt == ATTEMPTS or not (error.details or {}).get("compared"):
-                        raise
-        except UploadEndedError as error:
-            self._tally.refused.append(error.message)
-        except CatalogZeroError as error:
-            self._tally.failures.append(error)
-        except sqlite3.OperationalError as error:
-            if not is_disk_full(error):
-                raise
-            where = self._ways.folder
-            told = f"the disk is full at {where}: make room, or set another state_dir"
-            self._tally.failures.append(FailedError(told))
+        """Read and seal one item; whatever it raises, the others go on."""
+        for attempt in range(1, ATTEMPTS + 1):
+            place = Place(item)
+            try:
+                return self._attempt(item, place)
+            except UploadEndedError as error:
+                if attempt == ATTEMPTS or not (error.details or {}).get("compared"):
+                    return self._tally.refuse(error.message)
+            except SourceChangedError as error:
+                if attempt == ATTEMPTS:
+                    self._tally.fail(place, error)
+            except Exception as error:  # noqa: BLE001  # an author's, a reader's: this item's alone
+                full = isinstance(error, sqlite3.OperationalError) and is_disk_full(error)
+                told = (
+                    f"the disk is full at {self._ways.folder}: make room, or set another state_dir"
+                )
+                return self._tally.fail(place, FailedError(told) if full else error)
 
-    def _attempt(self, item: Item) -> None:
+    def _seal_all(self) -> None:
+        """With `strict`: seal what the run made, unless a rule of the policy matched nothing.
+
+        Raises:
+            FailedError: One did; nothing of the run was sent.
+        """
+        if self._unsealed and (unmatched := self._unmatched()):
+            raise FailedError(
+                f"egress.strict: no column of this run matched {', '.join(unmatched[:LISTED])}: "
+                "correct the rule, or take it out; nothing was sent"
+            )
+        for upload_id, seal in self._unsealed:
+            self._seal(upload_id, seal)
+        self._unsealed.clear()
+
+    def _seal(self, upload_id: str, seal: Callable[[], int]) -> None:
+        seal()
+        self._tally.uploads.append(upload_id)
+        self._ways.sender.wake()
+
+    def _unmatched(self) -> list[str]:
+        """The policy's rules that matched no column of what this run read.
+
+        Where sources were unchanged, what an earlier run matched under this policy counts too.
+        """
+        columns, outbox = self._ways.columns, self._ways.outbox
+        matched = set(columns.matched())
+        known = outbox.fact(_FACT_MATCHED) or {}
+        if known.get("policy") == self._policy:
+            before = set(known["rules"])
+            if before - matched or matched - before:
+                outbox.remember(_FACT_MATCHED, {**known, "rules": sorted(before | matched)})
+            matched |= before if self._tally.skipped else set()
+        elif matched:
+            outbox.remember(_FACT_MATCHED, {"policy": self._policy, "rules": sorted(matched)})
+        rules = [f"{kind}: {name}" for kind, name in columns.rules]
+        return [rule for rule in rules if rule not in matched]
+
+    def _attempt(self, item: Item, place: Place) -> None:
         """One pass over an item, to its sealed upload, or to the finding that it is unchanged."""
         ways = self._ways
-        key = source_key(
-            ways.identity.installation_id,
-            ways.identity.stream,
-            item.name,
-            self._params,
-            ways.names_key,
-        )
+        for name in [one.name for one in item.items] if isinstance(item, Group) else [item.name]:
+            if name != utf8(name):
+                raise FailedError(f"{utf8(name)}: the file's name is not UTF-8: rename it")
+        key = self._key(item)
         if not (isinstance(item, FileItem) and item.is_gone()):
             self._tally.waiting.discard(key)
         self._settle(item)
         mark = ways.outbox.mark(key)
         full = self._full or mark.owed or mark.mode not in (None, item.mode)
-        if not full and self._stands_still(item, mark):
-            return
-        if not full and self._is_unchanged(item, key, mark):
-            self._tally.skipped += 1
-            return
+        if not full and (self._stands_still(item, mark) or self._is_unchanged(item, key, mark)):
+            return self._skip(item, mark)
         upload_id = new_upload_id()
-        name = ways.columns.hash_of(item.name) if ways.names_key else item.name
-        ways.outbox.begin(upload_id, key, str(name), item.mode, full=full, params=self._params)
+        ways.outbox.begin(
+            upload_id,
+            key,
+            self._shown(item.name),
+            item.mode,
+            full=full,
+            params=shown_params(self._params, self._shown),
+        )
         bad = BadRecords(
             ways.settings.on_bad_record, ways.folder / "bad_records" / f"{upload_id}.jsonl"
         )
         try:
-            sealed = self._fill(upload_id, item, key, mark, bad, full=full)
+            seal = self._fill(upload_id, item, key, mark, bad, place, full=full)
+            if seal is None:
+                bad.restart()
+                return self._skip(item, mark)
+            self._tally.bad_records += bad.count
+            if ways.runtime.egress.strict:
+                self._unsealed.append((upload_id, seal))
+            else:
+                self._seal(upload_id, seal)
         except BaseException:
             ways.outbox.abandon(upload_id)
             bad.restart()
             raise
-        if not sealed:
-            return bad.restart()
-        self._tally.bad_records += bad.count
-        self._tally.uploads[upload_id] = item
-        ways.sender.wake()
+
+    def _key(self, item: Item) -> str:
+        """The item's source_key."""
+        identity = self._ways.identity
+        return source_key(
+            identity.installation_id, identity.stream, item.name, self._params, self._ways.names_key
+        )
+
+    def _skip(self, item: Item, mark: Mark) -> None:
+        """An item without anything new; while what it had was refused, it is not `unchanged`."""
+        if mark.dead is None:
+            self._tally.skipped += 1
+            return
+        refused = self._ways.outbox.upload(mark.dead)
+        why = (refused.answer or {}).get("reason")
+        what = "retry or purge it"
+        if item.mode == "append":
+            what = "until then the source is not read on; retry it, purge it (with --skip where "
+            what += "its rows are given up), or call with full: true"
+        self._tally.refuse(
+            f"{item.name}: {why} (upload {mark.dead}, see catalogzero outbox show: {what})"
+        )
 
     def _stands_still(self, item: Item, mark: Mark) -> bool:
         """Whether an appended source is not read on, as a refused range is in its way.
@@ -246,15 +305,8 @@ class UploadRun:
         Raises:
             BadParamsError: Its watermark is of another column or database now.
         """
-        if item.mode != "append":
-            return False
-        if mark.dead is not None:
-            self._tally.refused.append(
-                f"{item.name} is not read on: upload {mark.dead} was refused; see `catalogzero "
-                "outbox show`, then retry it, purge it (with --skip where its rows are given "
-                "up), or call with full: true"
-            )
-            return True
+        if item.mode != "append" or mark.dead is not None:
+            return item.mode == "append"
         bound, before = item.bound, mark.bound
         if bound is not None and before is not None:
             if any(bound[name] != before[name] for name in ("column", "database")):
@@ -268,22 +320,45 @@ class UploadRun:
                 self._tally.changed_queries.append(item.name)
         return False
 
+    def _shown(self, text: str) -> str:
+        """A source's name, or a text of the call's params, as it leaves."""
+        ways = self._ways
+        if ways.names_key:
+            return ways.columns.hash_of(text) or ""
+        return name_below(text, ways.settings.data_roots)
+
     def _fill(
-        self, upload_id: str, item: Item, key: str, mark: Mark, bad: BadRecords, *, full: bool
-    ) -> bool:
-        """Produce an upload's chunks and seal it; False when nothing new was there."""
+        self,
+        upload_id: str,
+        item: Item,
+        key: str,
+        mark: Mark,
+        bad: BadRecords,
+        place: Place,
+        *,
+        full: bool,
+    ) -> Callable[[], int] | None:
+        """Produce an upload's chunks; what seals it, or None when nothing new was there."""
         ways, stamp, before = self._ways, self._stamp(item), self._tally.rows_read
         with item.open(None if full else mark.value, bad) as reading:
-            self._produce(upload_id, reading)
+            place.reading = reading
+            try:
+                self._produce(upload_id, reading, bad, place)
+            except Exception:
+                reading.check()  # a source that changed meanwhile explains any other fault
+                raise
             content = reading.content()
             reading.check()
             after, until = reading.after, reading.until
+            found = reading.found()
+        self._tally.files_read += len(found)
+        self._tally.found += found[: LISTED - len(self._tally.found)]
         if item.mode == "append":
             rows = self._tally.rows_read - before
             refuse_no_progress(item.name, after, until, rows)
+            unchanged = rows == 0 and until == after
             after = None if full else mark.watermark
             content_key = upload_key(key, [after, until], ways.author.output_version)
-            unchanged = rows == 0 and until == reading.after
         else:
             content_key = upload_key(key, content, ways.author.output_version)
             unchanged = content_key == mark.upload_key
@@ -291,11 +366,11 @@ class UploadRun:
             ways.outbox.abandon(upload_id)
             if item.mode == "replace":
                 ways.outbox.restamp(key, content_key, stamp)
-            self._tally.skipped += 1
-            return False
+            return None
         bound = item.bound
         of = digest_of([bound["column"], bound["database"]], ways.names_key) if bound else ""
-        ways.outbox.seal(
+        return partial(
+            ways.outbox.seal,
             upload_id,
             content_key,
             stamp=stamp,
@@ -304,13 +379,19 @@ class UploadRun:
             bound=bound,
             watermark_of=of[:WATERMARK_OF_CHARS],
             found_by=self._source,
+            policy=self._policy,
         )
-        return True
 
-    def _produce(self, upload_id: str, reading: Reading) -> None:
+    def _produce(self, upload_id: str, reading: Reading, bad: BadRecords, place: Place) -> None:
         """Run `process` over the batches, and store what it yields."""
         ways = self._ways
-        encoder = encoder_for(self._format, ways.runtime.chunk_bytes)
+
+        def refuse(row: int, error: UnfitError, record: Any) -> None:
+            bad.take(place.name, None, where(row, error), repr(record))
+
+        encoder = encoder_for(self._format, ways.runtime.chunk_bytes, refuse)
+        schema = next((stream.schema for stream in streams_of(type(ways.author))), None)
+        check = RowCheck(schema, refuse, as_tables=self._format == "parquet")
 
         def store(chunks: Iterator[Any]) -> None:
             for chunk in chunks:
@@ -319,18 +400,32 @@ class UploadRun:
                 ways.sender.wake()
                 self._tell(reading)
 
-        batches = self._counted(reading.batches())
-        for batch in ways.author.process(batches, self._params):
-            store(encoder.add(ways.columns(batch)))
-        store(encoder.finish())
-        for _ in batches:  # what `process` left unread belongs to the content all the same
-            pass
+        def reject(row: Any, why: str) -> None:
+            bad.take(str(place), None, why, orjson.dumps(row, default=str, option=_ANY).decode())
 
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, counted for the progress."""
+        batches = self._counted(reading.batches(), place)
+        ways.columns.begin()
+        ways.author._rejects = reject
+        try:
+            for batch in ways.author.process(batches, self._params):
+                for start, part in check(batch):
+                    store(encoder.add(ways.columns(part), start))
+            store(encoder.finish())
+            for _ in batches:  # what `process` left unread belongs to the content all the same
+                pass
+        finally:
+            ways.author._rejects = None
+        if bad.failure is not None:  # which the author's code may have caught
+            raise bad.failure
+        ways.columns.refuse_empty(place.name)
+
+    def _counted(self, batches: Iterator[Batch], place: Place) -> Iterator[Batch]:
+        """The batches, counted for the progress, each noted as the one that `process` has."""
         for batch in batches:
-            self._tally.rows_read += batch.num_rows if hasattr(batch, "num_rows") else len(batch)
-            yield batch
+            place.given(Rows(batch) if isinstance(batch, list) else batch)
+            self._tally.rows_read += place.count
+            yield place.batch
+            place.batch = None
 
     def _is_unchanged(self, item: Item, key: str, mark: Mark) -> bool:
         """Whether the item's content is the last sealed one: by its stamp, else by a first read.
@@ -384,55 +479,43 @@ class UploadRun:
             **fields,
         )
 
-    def _failure(self, items: int) -> CatalogZeroError:
-        """The error of a run in which items failed."""
-        failures = self._tally.failures
-        if len(failures) == 1 and items == 1:
-            return failures[0]
-        told = "; ".join(error.message for error in failures[:_TOLD_FAILURES])
-        sealed = len(self._tally.uploads)
-        text = f"{len(failures)} of {items} items failed ({sealed} are stored and sent): {told}"
-        if all(isinstance(error, SourceChangedError) for error in failures):
-            return SourceChangedError(text)
-        if all(isinstance(error, BadParamsError) for error in failures):
-            return BadParamsError(text, details=failures[0].details)
-        return FailedError(text, details=[error.message for error in failures])
-
     def _result(self) -> dict[str, Any]:
         """The sum over the run's uploads."""
-        uploads = [self._final(upload_id) for upload_id in self._tally.uploads]
-        states = {_status(upload) for upload in uploads}
-        states |= {"rejected"} if self._tally.refused else set()
+        tally, outbox = self._tally, self._ways.outbox
+        found = outbox.summary(tally.uploads, LISTED)
+        states = {_STATUS.get(state, "rejected") for state in found.states}
+        states |= {"rejected"} if tally.refused else set()
         states |= set() if states else {"unchanged"}
         status = next(word for word in _WORST_FIRST if word in states)
-        job_ids = [upload.job_id for upload in uploads if upload.job_id]
-        result = {
+        result: dict[str, Any] = {
             "status": status,
-            "records": sum(upload.records for upload in uploads),
-            "skipped": self._tally.skipped,
-            "bad_records": self._tally.bad_records,
-            "bytes_sent": sum(upload.bytes_sent for upload in uploads),
-            "cloud_job_id": job_ids[-1] if job_ids else None,
-            "upload_ids": [upload.upload_id for upload in uploads],
+            "records": found.records,
+            "skipped": tally.skipped,
+            "bad_records": tally.bad_records,
+            "files": [asdict(file) for file in tally.found],
+            "files_read": tally.files_read,
+            "left_out": self._files.left_out if self._files else 0,
+            "left_out_files": self._files.left_out_names if self._files else [],
+            "bytes_sent": found.bytes_sent,
+            "cloud_job_id": found.job_id,
+            "uploads": len(tally.uploads),
+            "upload_ids": found.upload_ids,
             "timestamp": self._ways.clock.now().isoformat(),
         }
-        elsewhere = self._ways.outbox.also_under(self._source, self._params, LISTED)
-        if elsewhere:
+        if self._ways.columns.any_seen:
+            unmatched = self._unmatched()
+            result |= {"unmatched": len(unmatched), "unmatched_rules": unmatched[:LISTED]}
+        if elsewhere := outbox.also_under(self._source, self._params, LISTED):
             result["other_params"] = elsewhere
-        if self._tally.changed_queries:
-            result["changed_queries"] = self._tally.changed_queries[:LISTED]
+        if tally.changed_queries:
+            result["changed_queries"] = tally.changed_queries[:LISTED]
+        if older := outbox.under_other_policy(self._policy):
+            result["sources_under_other_policy"] = older
         if status == "rejected":
-            dead = [str((u.answer or {}).get("reason")) for u in uploads if u.state == "dead"]
-            reasons = "; ".join([*self._tally.refused, *dead])
+            dead = [str((answer or {}).get("reason")) for answer in found.refusals]
+            reasons = "; ".join([*tally.refused, *dead][:LISTED])
             result |= {"success": False, "error": f"the backend refused: {reasons}"}
         return result
-
-    def _final(self, upload_id: str) -> Upload:
-        """An upload, or what it was sealed again as."""
-        upload = self._ways.outbox.upload(upload_id)
-        while isinstance(upload.answer, Mapping) and "sealed_again_as" in upload.answer:
-            upload = self._ways.outbox.upload(upload.answer["sealed_again_as"])
-        return upload
 
 
 def _size_of(item: Item) -> int:
@@ -442,98 +525,3 @@ def _size_of(item: Item) -> int:
     with suppress(BadParamsError):
         return item.stamp()[0] if isinstance(item, FileItem) else 0
     return 0
-
-
-def refuse_no_progress(name: str, after: Any, until: Any, rows: int) -> None:
-    """Refuse a range that would be added without an end of its own.
-
-    Raises:
-        FailedError: It ends at no value, or holds rows and ends where the last one did.
-    """
-    if until is None and (rows or after is not None):
-        raise FailedError(
-            f"{name}: the watermark is null after {rows} rows: return the value up to which rows "
-            "were read, the last one where there is nothing new"
-        )
-    if rows and until == after:
-        raise FailedError(
-            f"{name}: {rows} rows were read, and the watermark is still {until!r}: rows behind the "
-            "last value would be missing or twice; return a higher one, or call with full: true"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class OwnItem:
-    """A data_source that the author's `read` reads."""
-
-    bound: ClassVar[None] = None
-
-    author: Author
-    name: str
-    params: Params
-
-    @property
-    def mode(self) -> Mode:
-        """What the class says."""
-        mode: Mode = self.author.mode
-        return mode
-
-    def stamp(self) -> None:
-        """There is none: it is read each time."""
-
-    def open(self, after: Any, bad: BadRecords) -> OwnReading:
-        """See `Item.open`."""
-        return OwnReading(self, after)
-
-
-class OwnReading:
-    """One pass of the author's `read`; in append mode it returns the new watermark."""
-
-    def __init__(self, item: OwnItem, after: Any) -> None:
-        self._item, self.after, self.until = item, after, after
-        self._sha = hashlib.sha256()
-        self._batches: Iterator[Batch] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
-
-    def batches(self) -> Iterator[Batch]:
-        """See `Reading.batches`."""
-        item = self._item
-        append = item.mode == "append"
-        extra = (self.after,) if append else ()
-        self._batches = iter(item.author.read(item.name, item.params, *extra))
-        while True:
-            try:
-                batch = next(self._batches)
-            except StopIteration as end:
-                if append:
-                    self.until = end.value
-                return
-            for row in () if append else rows_of(batch):
-                self._sha.update(orjson.dumps(row, default=str, option=orjson.OPT_NON_STR_KEYS))
-            yield batch
-
-    def content(self) -> str | None:
-        """See `Reading.content`."""
-        return None if self._item.mode == "append" else self._sha.hexdigest()
-
-    def bytes_read(self) -> int:
-        """See `Reading.bytes_read`."""
-        return 0
-
-    def check(self) -> None:
-        """An own source has no other identity than what was read."""
-
-
-def _status(upload: Upload) -> str:
-    """What an upload's state means for the run."""
-    if upload.state in {"done", "superseded"}:
-        return "uploaded"
-    waits = {"building", "sealed", "completing", "held"}
-    return "queued" if upload.state in waits else "rejected"

@@ -10,19 +10,20 @@ import asyncio
 import importlib.metadata
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from catalogzero.cloud.outbox_schema import MIGRATIONS
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
+from catalogzero.cloud.streams import Stream, streams_of
 from catalogzero.config.preflight import Check
 from catalogzero.config.settings import HandlerSettings
-from catalogzero.errors import CatalogZeroError, ConfigError
+from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
 from catalogzero.protocol.identities import Identity, Mode
 from catalogzero.runtime.handler import Handler, entry_of
-from catalogzero.runtime.methods import job
+from catalogzero.runtime.methods import internal, job
 from catalogzero.sql import refuse_newer, version_in
 from catalogzero.version import __version__
 
@@ -46,6 +47,9 @@ class CloudProcessor(Handler):
         batch_type: `dict`: a batch is a list of dicts; `arrow`: a pyarrow Table.
         batch_rows: Rows in a batch, at most.
         mode: Of an own `read`: `replace` what the source had, or `append` to it.
+        schema: The columns of the results, a pyarrow schema or a pydantic model of one row: see
+            `Stream`. Without it they are those that come first.
+        streams: The same with a name: one `Stream`, instead of `stream` and `schema`.
 
     Raises:
         ConfigError: A setting is at fault, or there is nothing that may be read.
@@ -62,6 +66,13 @@ class CloudProcessor(Handler):
     batch_type: ClassVar[Literal["dict", "arrow"]] = "dict"
     batch_rows: ClassVar[int] = 10_000
     mode: ClassVar[Mode] = "replace"
+    schema: ClassVar[Any] = None
+    streams: ClassVar[tuple[Stream, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse a class whose streams are at fault."""
+        super().__init_subclass__(**kwargs)
+        streams_of(cls)
 
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
@@ -96,10 +107,33 @@ class CloudProcessor(Handler):
         """
         raise NotImplementedError(f"{type(self).__name__} has no `read` of its own")
 
+    @internal
+    def reject(self, row: Any, why: str) -> None:
+        """In `process`: set a row aside, which is then not to be yielded.
+
+        It is counted in `bad_records`, and `on_bad_record` decides: `fail` fails the item by this
+        reason, `skip` goes on, `set_aside` keeps the row in the state folder.
+
+        Args:
+            row: The row; it stays on this machine.
+            why: What is wrong with it; shown with the source and the row's number.
+
+        Raises:
+            FailedError: `on_bad_record` is `fail`, or no run is under way.
+        """
+        if self._rejects is None:
+            raise FailedError(f"a row was rejected outside of a run: {why}")
+        self._rejects(row, why)
+
     @property
     def reads_itself(self) -> bool:
         """Whether the class has a `read` of its own."""
         return type(self).read is not CloudProcessor.read
+
+    async def describe(self) -> dict[str, Any]:
+        """See `Handler.describe`; with the streams that the class declares."""
+        streams = [stream.describe() for stream in streams_of(type(self))]
+        return {**await super().describe(), "streams": streams}
 
     @job(isolate=True, retry_safe=True)
     def process_and_upload(
@@ -118,8 +152,10 @@ class CloudProcessor(Handler):
             full: Send all again, also what is unchanged.
 
         Returns:
-            status (uploaded, queued, unchanged, rejected), records, skipped, bad_records,
-            bytes_sent, cloud_job_id, upload_ids, timestamp.
+            status (uploaded, unchanged, superseded, queued, rejected), records, skipped,
+            bad_records, files (what the first 20 were read as), files_read, left_out (files that
+            the listing of a folder passes over), left_out_files (the first 20), bytes_sent,
+            cloud_job_id, uploads (how many), upload_ids (the first 20), timestamp.
         """
         given = params or {}
         chunk_format = str(format or given.get("format") or "ndjson")
@@ -192,9 +228,10 @@ class CloudProcessor(Handler):
     async def _report_health(self, state: str | None) -> dict[str, Any]:
         metrics = await self._metrics_to_report()
         about = {
-            "state": state or metrics.get("status", "active"),
+            "state": state or self._vitals().get("status", "active"),
             "interval_s": self.runtime.health_interval_s,
             "notes": [SERVED_IN_PLAIN] if self.runtime.exposed else [],
+            "failure": self._last_failure(),
         }
         answer = await self.worker.call("_push_health", metrics=metrics, about=about)
         return {"status": "reported" if answer["sent"] else "queued", "metrics": metrics}
@@ -231,6 +268,7 @@ class CloudProcessor(Handler):
                 )
             return self._made_engine
 
+    _rejects: Callable[[Any, str], None] | None = None
     _made_engine: Engine | None = None
     _reports: asyncio.Task[None] | None = None
 
@@ -242,9 +280,14 @@ class CloudProcessor(Handler):
             handler_id=self.handler_id,
             entry=entry or type(self).__name__,
             version=version or "0",
-            stream=self.stream or handler_name(type(self)),
+            stream=self._stream_name(),
             sdk_version=__version__,
         )
+
+    def _stream_name(self) -> str:
+        """The name of the results at the backend."""
+        declared = next((stream.name for stream in self.streams), None)
+        return declared or self.stream or handler_name(type(self))
 
     def _installation_id(self) -> str:
         """The id that the registry file sets, else one made at first start and kept."""

@@ -26,7 +26,7 @@ from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.bodies import JSON
-from catalogzero.protocol.deciding import Asked, Outcome
+from catalogzero.protocol.deciding import MAX_PLAIN_BYTES, Asked, Outcome
 from catalogzero.protocol.identities import Identity, url_under
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE
 
@@ -170,11 +170,12 @@ class Pusher:
                 asyncio.timeout(self._settings.upload_timeout_s + 2 * len(body) / rate),
                 self._client.stream(method, url, content=content, headers=headers) as answer,
             ):
-                text = await _bounded(answer)
+                body = (await _bounded(answer)).replace(secret, MASKED)
                 return Outcome(
                     status=answer.status_code,
                     headers=dict(answer.headers),
-                    body=_json(text.replace(secret, MASKED)),
+                    body=_json(body),
+                    text=body[: 2 * MAX_PLAIN_BYTES].decode("utf-8", "replace"),
                 )
         except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError) as error:
             return _fault(error)

@@ -7,24 +7,28 @@ transaction, so that a row written meanwhile belongs to the next run. Needs the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
-import orjson
-from sqlalchemy import column, func, make_url, select, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, column, func, make_url, select, text
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.cloud.records import BadRecords, Found, ReadOptions
 from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
+from catalogzero.cloud.values import UnfitError, fingerprint, refuse_twice, where
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
 from catalogzero.protocol.identities import Mode, digest_of
 from catalogzero.sql.engines import open_source
 
+if TYPE_CHECKING:
+    from catalogzero.cloud.tables import Tables
+
 PREFIX = "sql:"
+_NAMED = 20
 
 
 def query_item(settings: CloudSettings, data_source: str, options: ReadOptions) -> QueryItem:
@@ -74,21 +78,24 @@ class QueryItem:
 
     def open(self, after: Any, bad: BadRecords) -> QueryReading:
         """See `Item.open`."""
-        return QueryReading(self, after)
+        return QueryReading(self, after, bad)
 
 
 class QueryReading:
     """One pass over a query's rows, streamed, in one transaction."""
 
-    def __init__(self, item: QueryItem, after: Any) -> None:
-        self._item, self.after, self.until = item, after, after
+    def __init__(self, item: QueryItem, after: Any, bad: BadRecords) -> None:
+        self._item, self.after, self.until, self._bad = item, after, after, bad
         self._sha, self._stack = hashlib.sha256(), ExitStack()
+        self._tables: Tables | None = None
+        self._rows = 0
 
     def __enter__(self) -> Self:
         query = self._item.query
         try:
             source = open_source(database_url(query), query.answer_timeout_s)
             self._connection = self._stack.enter_context(source)
+            _load_dates(self._connection)
         except SQLAlchemyError as error:
             raise query_error(self._item.name, error) from error
         return self
@@ -104,13 +111,47 @@ class QueryReading:
             rows = self._connection.execution_options(
                 stream_results=True, max_row_buffer=options.batch_rows
             ).execute(statement, values)
-            for part in rows.mappings().partitions(options.batch_rows):
-                batch = [dict(row) for row in part]
+            names = list(rows.keys())
+            refuse_twice(names, self._item.name)
+            for part in self._parts(rows.partitions(options.batch_rows), names):
+                batch = [dict(zip(names, row, strict=True)) for row in part]
                 if self._item.mode == "replace":
-                    self._sha.update(orjson.dumps(batch, default=str))
-                yield _table(batch) if options.arrow else batch
+                    self._sha.update(fingerprint(batch))
+                yield batch if not options.arrow else self._table(batch)
         except SQLAlchemyError as error:
             raise query_error(self._item.name, error) from error
+
+    def _parts(self, parts: Iterator[Any], names: list[str]) -> Iterator[Any]:
+        """The rows as the driver gives them.
+
+        Raises:
+            FailedError: The driver has no value for one; its columns are named.
+        """
+        count = 0
+        while True:
+            try:
+                part = next(parts, None)
+            except (DataError, ValueError, ArithmeticError) as error:
+                why = getattr(error, "orig", error)
+                raise FailedError(
+                    f"{self._item.name}, after row {count}: {why}; cast to text in the query which "
+                    f"of these has no form in Python: {', '.join(names[:_NAMED])}"
+                ) from error
+            if part is None:
+                return
+            count += len(part)
+            yield part
+
+    def _table(self, batch: list[dict[str, Any]]) -> Batch:
+        """The Arrow table of some rows, the first batch's columns and types in all of them."""
+        from catalogzero.cloud.tables import Tables
+
+        def refuse(row: int, error: UnfitError, record: Any) -> None:
+            self._bad.take(self._item.name, None, where(row, error), repr(record))
+
+        self._tables = self._tables or Tables(None, refuse, 0)
+        start, self._rows = self._rows + 1, self._rows + len(batch)
+        return self._tables.whole(batch, start)
 
     def content(self) -> str | None:
         """See `Reading.content`: of the rows read, in their order."""
@@ -123,10 +164,14 @@ class QueryReading:
     def check(self) -> None:
         """One transaction reads one state of the database."""
 
+    def found(self) -> Sequence[Found]:
+        """A query has no files."""
+        return []
+
     def _statement(self) -> tuple[Any, dict[str, Any]]:
         """The query, or the part of it above the watermark."""
         query = self._item.query
-        sql = query.query.strip().rstrip(";")
+        sql = query.query.strip().rstrip(";").replace(":", r"\:")  # it takes no parameters
         if query.watermark is None:
             return text(sql), {}
         rows = text(sql).columns(column(query.watermark)).subquery("source")
@@ -135,7 +180,7 @@ class QueryReading:
         if until is not None:
             self.until = _json(until)
         bounds = {"until": until, "after": self.after}
-        whole = "SELECT * FROM (" + sql + ") AS source WHERE "  # noqa: S608  # the client's own config
+        whole = "SELECT * FROM (" + sql + "\n) AS source WHERE "  # noqa: S608  # the client's own config
         name = self._connection.dialect.identifier_preparer.quote(query.watermark)
         low = "" if self.after is None else f"{name} > :after AND "
         return text(f"{whole}{low}{name} <= :until ORDER BY {name}"), bounds
@@ -155,18 +200,19 @@ def database_url(query: QuerySource) -> str:
         raise ConfigError(f"url_file {query.url_file} cannot be read: {error.strerror}") from error
 
 
+def _load_dates(connection: Connection) -> None:
+    """Have psycopg read dates that Python cannot hold as text."""
+    if connection.dialect.driver == "psycopg":
+        from catalogzero.cloud.dates import load_as_text
+
+        load_as_text(cast("Any", connection.connection.driver_connection))
+
+
 def _json(value: Any) -> Any:
     """A watermark as JSON; the database reads its text back."""
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     return str(value) if isinstance(value, Decimal) else value
-
-
-def _table(batch: list[dict[str, Any]]) -> Batch:
-    """The Arrow table of some rows."""
-    import pyarrow as pa
-
-    return pa.Table.from_pylist(batch)
 
 
 def query_error(name: str, error: SQLAlchemyError) -> FailedError:

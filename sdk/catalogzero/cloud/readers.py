@@ -1,160 +1,220 @@
-"""Readers: how the bytes of a CSV, JSON Lines or Parquet file become batches.
+"""Readers: how the content of a CSV, JSON Lines or Parquet file becomes batches.
 
-A value of a CSV file is text, as it stands there. Never opens a file.
+The rules are those of docs/reference/sources.md, the same for both kinds of batches. A value of a
+CSV file is text, as it stands there. Never opens a file.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import io
+import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from decimal import Decimal
+from itertools import chain, islice
 from typing import Any
 
 import orjson
 
-from catalogzero.cloud.records import (
-    SAMPLE_BYTES,
-    BadRecords,
-    ReadOptions,
-    column_names,
-    detect,
-    kind_of,
-    require_extra,
-)
+from catalogzero.cloud.csv_rows import CsvFile
+from catalogzero.cloud.records import BadRecords, Found, ReadOptions, empty, require_extra
 from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.text import SAMPLE_BYTES, Text
 from catalogzero.errors import FailedError
 
-_MAX_FIELD_CHARS = 1 << 24
-_MAX_LINE_BYTES = 1 << 26
+_DIGITS = bytes.maketrans(b"123456789.E", b"000000000" + b"0e")
+_LONG = (b"0" * 16, b"e000", b"e+000", b"e-000")
+_LONG_NUMBER = re.compile(rb"[0-9.]{16}|[eE][-+]?[0-9]{3}")
+_INT_DIGITS = 4_000
 
 
 def read_records(
-    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
+    content: io.BufferedIOBase, found: Found, options: ReadOptions, bad: BadRecords
 ) -> Iterator[Batch]:
-    """The batches of a file's content.
+    """The batches of a file's content; `found` has its name and kind, and gets the rest.
 
     Raises:
         FailedError: Malformed as a whole, or in one record where the rule is to fail.
     """
-    kind = kind_of(name)
-    if options.arrow or kind == "parquet":
+    if options.arrow or found.kind == "parquet":
         require_extra("parquet")
-    if kind == "csv" and options.arrow:
-        from catalogzero.cloud.arrow import csv_tables
-
-        return csv_tables(content, name, options, bad)
-    if kind == "parquet":
+    if found.kind == "parquet":
         from catalogzero.cloud.arrow import parquet_batches
 
-        return parquet_batches(content, name, options)
-    rows = _csv_rows if kind == "csv" else _json_rows
-    batches = _batched(rows(content, name, options, bad), options.batch_rows)
-    if not options.arrow:
-        return batches
-    from catalogzero.cloud.arrow import tables_of
+        return parquet_batches(content, found, options)
+    opened = _opened(content, found, options, bad)
+    if options.arrow:
+        from catalogzero.cloud.arrow import csv_tables, tables_of
 
-    return tables_of(batches)
+        if isinstance(opened, CsvFile):
+            return csv_tables(opened, options)
+        return tables_of(_json_batches(opened, bad, options.batch_rows), found.source)
+    if isinstance(opened, CsvFile):
+        return _csv_batches(opened, options.batch_rows)
+    return _json_batches(opened, bad, options.batch_rows)
 
 
-def _batched(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    """Lists of at most `size` rows."""
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def look(content: io.BufferedIOBase, found: Found, options: ReadOptions) -> None:
+    """Look at the first 64 KiB of a text, as a reader does first; `found` gets what it is.
+
+    Raises:
+        FailedError: What a reader would refuse there, and the setting to write.
+    """
+    if found.kind != "parquet":
+        _opened(content, found, replace(options, block_bytes=SAMPLE_BYTES), BadRecords("skip"))
+
+
+def _opened(
+    content: io.BufferedIOBase, found: Found, options: ReadOptions, bad: BadRecords
+) -> CsvFile | Text:
+    """A text, looked at: a CSV file behind its header, or JSON Lines from their first line on."""
+    if found.kind == "csv":
+        text = Text(content, found.source, options, b"\r\n")
+        file = CsvFile(text, options, bad)
+        found.encoding, found.delimiter = text.encoding, file.delimiter
+        found.columns = len(file.columns)
+        return file
+    text = Text(content, found.source, options)
+    found.encoding = text.encoding
+    head = text.block(SAMPLE_BYTES)
+    lines = [line for line in text.decoded(head)[0].split("\n") if line.strip()]
+    if not (lines or options.allow_empty) and text.ended:
+        raise empty(found.source, "it has no line")
+    first = lines[0].lstrip()[0] if lines else ""
+    if first == "[" or (first == "{" and lines[1:] and not any(map(_is_object, lines[:2]))):
+        raise FailedError(
+            f"{found.source}, line 1: an array, or an object over several lines; JSON Lines are "
+            "read, one object a line: write it so, as `jq -c '.[]'` does with an array"
+        )
+    text.put_back(head)
+    return text
+
+
+def _csv_batches(file: CsvFile, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of at most `size` rows as dicts, all values text."""
+    columns = file.columns
+    rows = chain.from_iterable(map(file.rows, iter(file.text.block, b"")))
+    while batch := [dict(zip(columns, row, strict=True)) for row in islice(rows, size)]:
         yield batch
 
 
-def _json_rows(
-    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
-) -> Iterator[dict[str, Any]]:
-    """One object a line; empty lines are passed over."""
-    number = 0
-    while line := content.readline(_MAX_LINE_BYTES):
-        number += 1
-        text = line.removeprefix(codecs.BOM_UTF8).strip() if number == 1 else line.strip()
-        if not text:
-            continue
-        try:
-            row = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            bad.take(name, number, f"no JSON: {error}", text.decode("utf-8", "replace"))
-            continue
-        if isinstance(row, dict):
-            yield row
-        else:
-            bad.take(name, number, "no JSON object", text.decode("utf-8", "replace"))
+def _json_batches(text: Text, bad: BadRecords, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of at most `size` objects, one a line; empty lines are passed over."""
+    rows = chain.from_iterable(_json_rows(text, bad, block) for block in iter(text.block, b""))
+    while batch := list(islice(rows, size)):
+        yield batch
 
 
-def _csv_rows(
-    content: io.BufferedIOBase, name: str, options: ReadOptions, bad: BadRecords
-) -> Iterator[dict[str, Any]]:
-    """One dict a row, all values text, named by the first line."""
-    dialect = detect(content, name, options)
-    checked = _Checked(content, dialect.encoding)
-    text = io.TextIOWrapper(
-        io.BufferedReader(checked, SAMPLE_BYTES),
-        encoding=dialect.encoding,
-        errors="surrogateescape",
-        newline="",
-    )
-    csv.field_size_limit(_MAX_FIELD_CHARS)
-    reader = csv.reader(text, delimiter=dialect.delimiter, strict=True)
+def _json_rows(text: Text, bad: BadRecords, block: bytes) -> Iterable[dict[str, Any]]:
+    """The rows of a block: all of them at once, and one by one where that is not enough."""
+    lines = block.split(b"\n")
+    rows = _rows_at_once(block, lines)
+    if rows is None:
+        text.decoded(block)
+        return _rows_one_by_one(text, bad, lines)
+    text.line += len(lines) - 1
+    return rows
+
+
+def _rows_at_once(block: bytes, lines: list[bytes]) -> list[dict[str, Any]] | None:
+    """The rows of lines in which orjson loses nothing; None where it may.
+
+    It loses digits of long numbers, and of two equal keys the first: with it goes a colon.
+    """
+    digits = block.translate(_DIGITS)
+    if b"\\u003" in block or any(long in digits for long in _LONG):
+        return None
     try:
-        columns = column_names(next(reader, []), name)
-    except csv.Error as error:
-        raise FailedError(f"{name}, line 1: {error}") from error
-    width = len(columns)
-    while True:
-        try:
-            for row in reader:
-                if len(row) == width and (checked.valid or _is_text(row)):
-                    yield dict(zip(columns, row, strict=True))
-                elif row:
-                    bad.take(name, reader.line_num, _fault(row, width, dialect.encoding), repr(row))
-        except csv.Error as error:
-            bad.take(name, reader.line_num, str(error), "")
-            continue
-        return
+        rows = [orjson.loads(line) for line in lines if line and not line.isspace()]
+    except orjson.JSONDecodeError:
+        return None
+    whole = orjson.dumps(rows).count(b":") == block.count(b":")
+    return rows if whole and {*map(type, rows)} <= {dict} else None
 
 
-class _Checked(io.RawIOBase):
-    """Passes bytes on, and notices the first that are not valid in their encoding."""
-
-    def __init__(self, content: io.BufferedIOBase, encoding: str) -> None:
-        self._content, self.valid = content, True
-        self._decoder = codecs.getincrementaldecoder(encoding)()
-
-    def readable(self) -> bool:
-        """It can be read."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Read, and look."""
-        count = self._content.readinto1(buffer)
-        if self.valid:
+def _rows_one_by_one(text: Text, bad: BadRecords, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """The rows of lines, each with all its digits; what is malformed is a bad record."""
+    for line in lines[:-1]:
+        if line and not line.isspace():
             try:
-                self._decoder.decode(bytes(memoryview(buffer)[:count]), final=not count)
+                yield _json_row(line)
             except UnicodeDecodeError:
-                self.valid = False
-        return count
+                why = f"bytes that are not {text.encoding}"
+                bad.take(text.name, text.line, why, line.decode("utf-8", "surrogateescape"))
+            except (ValueError, ArithmeticError, RecursionError) as error:
+                bad.take(text.name, text.line, f"not a JSON object: {error}", line.decode())
+        text.line += 1
 
 
-def _is_text(row: list[str]) -> bool:
-    """Whether each cell is text in the file's encoding, without escaped bytes."""
+def _json_row(line: bytes) -> dict[str, Any]:
+    """The object of a line.
+
+    Raises:
+        ValueError: It is none, a key stands twice in it, or it cannot be sent.
+    """
+    written, special = line.decode(), _LONG_NUMBER.search(line) or b"\\u003" in line
     try:
-        "".join(row).encode()
-    except UnicodeEncodeError:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        if not special:
+            raise
+    else:
+        again = orjson.dumps(row)
+        if again.count(b":") == line.count(b":") and (not special or _as_written(again, line)):
+            return _object(row)
+    row = json.loads(
+        written,
+        parse_int=_whole_number,
+        parse_float=_decimal,
+        parse_constant=_no_number,
+        object_pairs_hook=_unique,
+    )
+    json.dumps(row, ensure_ascii=False, default=str).encode()  # no half of a surrogate pair
+    return _object(row)
+
+
+def _as_written(again: bytes, line: bytes) -> bool:
+    """Whether JSON is the same but for blanks behind commas and colons."""
+    packed = [text.replace(b", ", b",").replace(b": ", b":") for text in (again, line.strip())]
+    return packed[0] == packed[1]
+
+
+def _object(row: Any) -> dict[str, Any]:
+    """A row that is an object."""
+    if not isinstance(row, dict):
+        raise ValueError(f"it is a {type(row).__name__}")
+    return row
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object by itself."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
         return False
-    return True
 
 
-def _fault(row: list[str], width: int, encoding: str) -> str:
-    """Why a row is malformed."""
-    if len(row) != width:
-        return f"{len(row)} fields, and the header has {width}"
-    return f"bytes that are not {encoding}"
+def _whole_number(digits: str) -> int | Decimal:
+    """A whole number; Python's int reads no more than some thousand digits."""
+    return int(digits) if len(digits) <= _INT_DIGITS else Decimal(digits)
+
+
+def _decimal(digits: str) -> float | Decimal:
+    """A float where it holds every digit."""
+    exact, near = Decimal(digits), float(digits)
+    return near if Decimal(repr(near)) == exact else exact
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object in which each key stands once."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = sorted({key for key, count in Counter(k for k, _ in pairs).items() if count > 1})
+        raise ValueError(f"{', '.join(map(repr, twice[:3]))} stands twice")
+    return made

@@ -5,10 +5,8 @@ A malformed record is met as `on_bad_record` says, by file and line. `readers` m
 
 from __future__ import annotations
 
-import codecs
-import io
-from collections.abc import Callable
-from contextlib import suppress
+import os
+from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,18 +26,34 @@ _SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-_DELIMITERS = (",", ";", "\t", "|")
-SAMPLE_BYTES = 1 << 16
+SHOWN_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How records are read; `encoding` and `delimiter` are detected when None."""
+    """How records are read; `encoding` and `delimiter` None: by the rules of docs/reference.
+
+    `block_bytes` of text are read at a time, and a multiple of them for Arrow batches.
+    """
 
     batch_rows: int = 10_000
     arrow: bool = False
     encoding: str | None = None
     delimiter: str | None = None
+    allow_empty: bool = False
+    block_bytes: int = 1 << 20
+
+
+@dataclass(slots=True)
+class Found:
+    """What a file was read as; what its kind has not is None."""
+
+    source: str
+    kind: str = ""
+    encoding: str | None = None
+    delimiter: str | None = None
+    columns: int | None = None
+    rows: int = 0
 
 
 class BadRecords:
@@ -50,20 +64,25 @@ class BadRecords:
         aside: The file for records that are set aside, JSON Lines; made with the first of them.
     """
 
-    def __init__(self, rule: Literal["fail", "skip", "set_aside"], aside: Path) -> None:
+    def __init__(
+        self, rule: Literal["fail", "skip", "set_aside"], aside: Path = Path(os.devnull)
+    ) -> None:
         self._rule, self._aside = rule, aside
         self.count = 0
+        self.failure: FailedError | None = None
 
     def take(self, name: str, line: int | None, why: str, text: str) -> None:
         """Meet one malformed record; raises `FailedError` where the rule is to fail."""
         self.count += 1
         where = name if line is None else f"{name}, line {line}"
         if self._rule == "fail":
-            raise FailedError(
-                f"{where}: {why}; mend the file, or set on_bad_record to skip or set_aside"
+            self.failure = FailedError(
+                f"{where}: {why}; fix the file, or set on_bad_record to skip or set_aside"
             )
+            raise self.failure
         if self._rule == "set_aside":
-            entry = {"source": name, "line": line, "reason": why, "record": text}
+            record = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            entry = {"source": name, "line": line, "reason": why, "record": record}
             self._aside.parent.mkdir(parents=True, exist_ok=True)
             with self._aside.open("ab") as file:
                 file.write(orjson.dumps(entry) + b"\n")
@@ -74,20 +93,29 @@ class BadRecords:
         self._aside.unlink(missing_ok=True)
 
 
+def bare_name(name: str) -> str:
+    """A file's name in small letters, without `.gz` and `.zst`."""
+    return name.lower().removesuffix(".gz").removesuffix(".zst")
+
+
 def kind_of(name: str) -> str:
-    """csv, jsonl or parquet, by a file's name without `.gz` and `.zst`.
+    """csv, jsonl or parquet, by a file's name.
 
     Raises:
         BadParamsError: The name ends in nothing that is known.
     """
-    bare = name.removesuffix(".gz").removesuffix(".zst")
-    kind = _SUFFIXES.get(Path(bare).suffix.lower())
+    kind = _SUFFIXES.get(Path(bare_name(name)).suffix)
     if kind is None:
         why = f"is no data file: its name ends in none of {', '.join(_SUFFIXES)} (.gz, .zst)"
         raise BadParamsError(
             f"data_source {name!r} {why}", details=[{"field": "data_source", "message": why}]
         )
     return kind
+
+
+def is_data(name: str) -> bool:
+    """Whether a file's name is that of a data file."""
+    return Path(bare_name(name)).suffix in _SUFFIXES
 
 
 def require_extra(extra: Literal["parquet", "sql"]) -> None:
@@ -100,64 +128,27 @@ def require_extra(extra: Literal["parquet", "sql"]) -> None:
         raise FailedError(f"the extra `{extra}` is missing: pip install 'catalogzero[{extra}]'")
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """How a CSV file is written."""
-
-    encoding: str
-    delimiter: str
-
-
-def detect(content: io.BufferedIOBase, name: str, options: ReadOptions) -> Dialect:
-    """Encoding and delimiter, as set or by a look at the file's first 64 KiB."""
-    sample = _peek(content)
-    encoding = options.encoding or _encoding_of(sample)
-    try:
-        head = sample.decode(encoding, "replace").lstrip("\ufeff").split("\n", 1)[0]
-    except LookupError as error:
-        raise FailedError(f"{name}: {error}; set `encoding` to one that Python knows") from error
-    if options.delimiter:
-        return Dialect(encoding, options.delimiter)
-    if ".tsv" in name:
-        return Dialect(encoding, "\t")
-    return Dialect(encoding, max(_DELIMITERS, key=_outside_quotes(head).count))
-
-
-def column_names(header: list[str], name: str) -> list[str]:
-    """The names of a header line.
+def refuse_names(names: list[str], where: str) -> None:
+    """Refuse column names by which rows cannot be told apart.
 
     Raises:
-        FailedError: A name is missing or stands twice, so that rows cannot be told apart.
+        FailedError: A name is missing, stands twice, or holds NUL.
     """
-    names = [column.strip() for column in header]
-    twice = sorted({column for column in names if names.count(column) > 1})
-    if "" in names or twice:
-        fault = f"{', '.join(twice)} stands twice" if any(twice) else "a column has no name"
-        raise FailedError(f"{name}, line 1: {fault}; each column needs a name of its own")
-    return names
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    fault = ""
+    if "" in names:
+        fault = f"column {names.index('') + 1} has no name"
+    elif twice:
+        fault = f"{', '.join(map(repr, sorted(twice)[:SHOWN_NAMES]))} stands twice"
+    elif any("\0" in name for name in names):
+        raise FailedError(f"{where}: NUL in a column's name: is it UTF-16? Set `encoding`")
+    if fault:
+        raise FailedError(f"{where}: {fault}; each column needs a name of its own")
 
 
-def _peek(content: io.BufferedIOBase) -> bytes:
-    """The first bytes, left in place."""
-    peek: Callable[[int], bytes] = getattr(content, "peek")  # noqa: B009  # not in the base class
-    return peek(SAMPLE_BYTES)[:SAMPLE_BYTES]
-
-
-def _encoding_of(sample: bytes) -> str:
-    """The encoding of a text by its mark, else UTF-8 where it fits, else the likeliest."""
-    if sample.startswith(codecs.BOM_UTF8):
-        return "utf-8-sig"
-    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    with suppress(UnicodeDecodeError):
-        codecs.getincrementaldecoder("utf-8")().decode(sample)
-        return "utf-8"
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(sample).best()
-    return best.encoding if best else "cp1252"
-
-
-def _outside_quotes(line: str) -> str:
-    """A line without its quoted parts."""
-    return "".join(line.split('"')[::2])
+def empty(name: str, why: str) -> FailedError:
+    """The error of a file in which there is nothing."""
+    return FailedError(
+        f"{name} is empty ({why}), and replaces nothing: see what wrote it, or set "
+        "`allow_empty: true` in the handler's config"
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from catalogzero.protocol.bodies import AS_JSON, CONTENT_TYPES, EPOCH, INSTALLAT
 from catalogzero.protocol.codings import CODINGS, recode
 from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
+from catalogzero.protocol.problems import Kind
 from catalogzero.wire.messages import encode_json
 
 PAUSED_PROBE_S = 300.0
@@ -71,12 +73,14 @@ class Sender:
         on_change: Called on the loop after each change that the outside may want to know of.
         on_start_due: Called where the backend is another one than the known (it was restored), or
             knows a later start than this folder's: the next start says what to do.
+        sealed_only: Send nothing of an upload before it is sealed.
 
     Attributes:
         epoch: The folder's epoch, once a start was answered; None where the backend has none.
         holds: Whether nothing may be sent, as no start was answered.
-        paused: Why sending is paused, until it goes on.
-        last_fault: What the last try failed of.
+        paused: Why sending is paused, for people on this machine; empty while it goes on.
+        paused_code: The same as it may be reported to a vendor, without any text.
+        fault_code: What failed last on the way, in the same form; empty after a success.
     """
 
     def __init__(
@@ -90,18 +94,19 @@ class Sender:
         on_change: Callable[[], None] = lambda: None,
         *,
         on_start_due: Callable[[], None],
+        sealed_only: bool = False,
     ) -> None:
         self._outbox, self._pusher, self._settings = outbox, pusher, settings
         self._identity, self._clock, self._log, self._on_change = identity, clock, log, on_change
-        self._on_start_due = on_start_due
+        self._on_start_due, self._sealed_only = on_start_due, sealed_only
         self.epoch: int | None = None
         self.holds = True
-        self.paused = ""
-        self.last_fault = ""
+        self.paused = self.paused_code = self.fault_code = ""
         self._form = self._known_form()
         self._coding = CODINGS[0]
         self._all = Backoff()
         self._each: dict[str, Backoff] = {}
+        self._resent: Counter[tuple[str, int]] = Counter()
         self._flying: dict[tuple[str, int | None], asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -118,8 +123,12 @@ class Sender:
     def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
         """Wait, in a thread, until the uploads have ended, a pause begins, or the time is up."""
         deadline = self._clock.monotonic() + timeout_s
+        waited_for = deque(upload_ids)
         with self._changed:
-            while not self.paused and any(self._is_open(upload_id) for upload_id in upload_ids):
+            while waited_for and not self.paused:
+                if not self._outbox.is_open(waited_for[0]):
+                    waited_for.popleft()
+                    continue
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     return
@@ -148,13 +157,13 @@ class Sender:
         """A start was answered: send, with the folder's epoch where the backend knows epochs."""
         self.epoch, self.holds = epoch, False
         self._all.succeeded()
-        self.last_fault = ""
+        self.fault_code = ""
         await self._unpause()
         self.wake()
 
-    def failed_start(self, reason: str, retry_after_s: float | None) -> None:
+    def failed_start(self, code: str, retry_after_s: float | None) -> None:
         """A start was not answered: nothing is sent before the next try."""
-        self._failed_all(reason, retry_after_s)
+        self._failed_all(code, retry_after_s)
 
     async def rest(self) -> None:
         """Wait until a start may be tried again: after the backoff, or with another key."""
@@ -214,11 +223,13 @@ class Sender:
                 if self._may_try(upload) and self._has_work(upload):
                     await self._start(upload)
         except sqlite3.Error as error:
-            self._failed_all(f"the outbox cannot be read: {error}")
+            self._log.warning("the outbox cannot be read", error=str(error))
+            self._failed_all("the outbox cannot be read")
 
     def _has_work(self, upload: Upload) -> bool:
         """Whether something of an upload can be sent: a simple one is sent whole, once sealed."""
-        return upload.state != "building" or (self._form != "simple" and upload.chunks > 0)
+        whole = self._sealed_only or self._form == "simple"
+        return upload.state != "building" or (not whole and upload.chunks > 0)
 
     def _free_slots(self) -> int:
         """How many more requests may start: one at a time until it is known that they succeed."""
@@ -269,7 +280,7 @@ class Sender:
             self._log.error("upload damaged", upload_id=key, reason=str(error))
         except Exception as error:  # noqa: BLE001  # the sender outlives every fault
             self._log.warning("sending failed", upload_id=key, error=str(error), exc_info=True)
-            self._failed(key, f"{type(error).__name__}: {error}", None)
+            self._failed(key, Outcome(fault=type(error).__name__))
 
     # The requests
 
@@ -282,10 +293,22 @@ class Sender:
         about: dict[str, Any] = {"upload_id": upload.upload_id, "seq": seq}
         about["records"] = chunk.records
         outcome = await self._pusher.push(Asked.CHUNK, "PUT", path, body, headers, **about)
-        probing = self._form == "unknown"
-        decision = decide(Asked.CHUNK, outcome, self._clock.now(), probing=probing, coding=coding)
+        body_key = upload.upload_id, seq
+        decision = decide(
+            Asked.CHUNK,
+            outcome,
+            self._clock.now(),
+            probing=self._form == "unknown",
+            coding=coding,
+            resent=self._resent[body_key],
+        )
+        if decision.verdict is Verdict.RETRY and outcome.type == Kind.DIGEST_MISMATCH.uri:
+            self._resent[body_key] += 1
+        else:
+            self._resent.pop(body_key, None)
         if decision.verdict is Verdict.OTHER_CODING:
             self._coding = CODINGS[CODINGS.index(coding) + 1]
+            self._log.warning("coding refused", coding=coding, reason=decision.reason)
             return
         await self._act(upload, decision, outcome, seq=seq, size=len(body))
 
@@ -339,11 +362,11 @@ class Sender:
         """Do what a decision says."""
         key, verdict = upload.upload_id, decision.verdict
         if verdict is Verdict.RETRY:
-            self._failed(key, decision.reason, decision.retry_after_s, outcome.status)
+            self._failed(key, outcome, decision.retry_after_s)
         elif verdict is Verdict.MOVED:
             self._on_start_due()
         elif verdict is Verdict.PAUSE:
-            await self.pause(decision.reason)
+            await self.pause(decision.reason, outcome.code)
         elif verdict is Verdict.DEAD:
             await self._dead(upload, decision.reason, outcome)
         elif verdict is Verdict.OTHER_FORM:
@@ -373,25 +396,23 @@ class Sender:
             return
         self._log.error("upload refused", upload_id=upload.upload_id, reason=reason)
 
-    def _failed(
-        self, key: str, reason: str, retry_after_s: float | None, status: int | None = None
-    ) -> None:
+    def _failed(self, key: str, outcome: Outcome, retry_after_s: float | None = None) -> None:
         """Put an upload off; and all of them, where the fault is not its own."""
         now = self._clock.monotonic()
         self._each.setdefault(key, Backoff()).failed(now, retry_after_s)
-        if status is None or status in {429, 503} or retry_after_s:
-            self._failed_all(reason, retry_after_s)
-        self.last_fault = reason
+        if outcome.status is None or outcome.status in {429, 503} or retry_after_s:
+            self._failed_all(outcome.code, retry_after_s)
+        self.fault_code = outcome.code
 
-    def _failed_all(self, reason: str, retry_after_s: float | None = None) -> None:
+    def _failed_all(self, code: str, retry_after_s: float | None = None) -> None:
         self._all.failed(self._clock.monotonic(), retry_after_s)
-        self.last_fault = reason
+        self.fault_code = code
 
-    async def pause(self, reason: str) -> None:
+    async def pause(self, reason: str, code: str) -> None:
         """Stop sending, but for a try now and then or when the key changes."""
         if self.paused != reason:
             self._log.error("sending is paused", reason=reason)
-            self.paused = reason
+            self.paused, self.paused_code = reason, code
             await asyncio.to_thread(self._outbox.remember, "paused", reason)
         self._all.attempts += 1
         self._all.not_before = self._clock.monotonic() + PAUSED_PROBE_S
@@ -400,7 +421,7 @@ class Sender:
         """The backend took something: no pause, no waits, and its form is known."""
         self._all.succeeded()
         self._each.pop(key, None)
-        self.last_fault = ""
+        self.fault_code = ""
         if chunked and self._form == "unknown":
             self._learn_form("chunked")
         await self._unpause()
@@ -408,7 +429,7 @@ class Sender:
     async def _unpause(self) -> None:
         if self.paused:
             self._log.info("sending goes on")
-            self.paused = ""
+            self.paused = self.paused_code = ""
             await asyncio.to_thread(self._outbox.remember, "paused", None)
 
     def _known_form(self) -> str:
@@ -421,15 +442,6 @@ class Sender:
     def _learn_form(self, form: str) -> None:
         self._form = form
         self._outbox.remember("form", {self._settings.endpoint: form})
-
-    def _is_open(self, upload_id: str) -> bool:
-        """Whether an upload, or what it was sealed again as, has not ended."""
-        while True:
-            upload = self._outbox.upload(upload_id)
-            again = (upload.answer or {}).get("sealed_again_as") if upload.answer else None
-            if again is None:
-                return upload.state in {"building", "sealed", "completing"}
-            upload_id = again
 
 
 def note_answer(

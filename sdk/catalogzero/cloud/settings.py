@@ -51,7 +51,7 @@ class CloudSettings(HandlerSettings):
     """The settings of a `CloudProcessor`: where to send, as whom, and what may be read.
 
     `endpoint` is the backend's base URL; plain http is allowed to loopback alone. Times are in
-    seconds, `delimiter` and `encoding` are detected when they are not set.
+    seconds. How files are read is in docs/reference/sources.md.
     """
 
     endpoint: str = Field(description="The backend's URL, to which results go.")
@@ -79,14 +79,18 @@ class CloudSettings(HandlerSettings):
     on_bad_record: Literal["fail", "skip", "set_aside"] = Field(
         default="fail", description="What a malformed row does to its run."
     )
+    allow_empty: bool = Field(
+        default=False,
+        description="Whether a file without a line, or without a header, is an empty export.",
+    )
     encoding: str | None = Field(
-        default=None, description="Of text files, such as utf-8; found out where it is not set."
+        default=None,
+        description="Of text files, such as cp1252; not set: by their mark, else utf-8.",
     )
     delimiter: str | None = Field(
         default=None,
-        min_length=1,
-        max_length=1,
-        description="Of CSV files, one character; found out where it is not set.",
+        pattern='^[^"\\r\\n\\x00]$',
+        description="Of CSV files, one character; not set: the one that fits the first rows.",
     )
     proxy: SecretStr | None = Field(
         default=None, description="URL of an HTTP proxy, with its user where it has one."

@@ -13,14 +13,22 @@ import hashlib
 import io
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-from catalogzero.cloud.readers import read_records
-from catalogzero.cloud.records import BadRecords, ReadOptions, kind_of
+from catalogzero.cloud.readers import look, read_records
+from catalogzero.cloud.records import (
+    SHOWN_NAMES,
+    BadRecords,
+    Found,
+    ReadOptions,
+    is_data,
+    kind_of,
+)
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.codings import MAX_RATIO, Bounds, OverBoundsError, UnpackError, unpack
@@ -31,6 +39,8 @@ _PACKED_BYTES = 1 << 16
 _MAGIC = frozenset("*?[")
 FILE_BOUNDS = Bounds(max_frames=10_000_000, max_ratio=MAX_RATIO)
 """Of packed files: as long as they like, a window as `zstd` itself takes it (128 MiB)."""
+_PARQUET = b"PAR1"
+_PACKED = {b"\x1f\x8b\x08": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 
 
 class Reading(Protocol):
@@ -56,6 +66,9 @@ class Reading(Protocol):
 
     def check(self) -> None:
         """Raise `SourceChangedError` when the source is no longer what was opened."""
+
+    def found(self) -> Sequence[Found]:
+        """What its files were read as, as far as they were read."""
 
 
 class Item(Protocol):
@@ -86,36 +99,60 @@ class Roots:
     def __init__(self, roots: Sequence[Path]) -> None:
         self._roots = {os.path.realpath(root): root.name for root in roots}
 
-    def items(self, data_source: str, options: ReadOptions) -> list[FileItem]:
-        """The files of a path, a folder (with all below it) or a pattern; sorted by name.
+    def items(self, data_source: str, options: ReadOptions) -> Files:
+        """The files of a path, a folder (with all below it) or a pattern.
+
+        What lies there and may not or cannot be read is an item that fails.
 
         Raises:
             BadParamsError: Nothing there, not a data file, or outside the data roots.
         """
         if "\0" in data_source or not os.path.isabs(data_source):
-            raise _bad_source(data_source, "is no absolute path")
-        self._resolved(data_source)
+            raise _bad_source(data_source, "is not an absolute path")
+        root, real = self._resolved(data_source)
         if os.path.isdir(data_source):
-            found = list(self._below(data_source))
-        elif _MAGIC & set(data_source) and not os.path.exists(data_source):
-            found = [p for p in glob.glob(data_source, recursive=True) if not os.path.isdir(p)]
-        else:
-            kind_of(data_source)
-            found = [data_source]
-        items = {item.name: item for item in (self._item(path, options) for path in found)}
-        if not items:
-            raise _bad_source(data_source, "matches no data file")
-        return [items[name] for name in sorted(items)]
+            return Files(data_source, partial(self._in_folder, root, real, options))
+        if _MAGIC & set(data_source) and not os.path.exists(data_source):
+            return Files(data_source, partial(self._matching, data_source, options))
+        kind_of(data_source)
+        return Files(data_source, lambda _: iter([self._item(data_source, options)]))
 
-    def _below(self, folder: str) -> Iterator[str]:
-        """The data files below a folder; hidden and unfinished ones are left out."""
-        for where, folders, names in os.walk(folder, onerror=_raise):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                with suppress(BadParamsError):
-                    kind_of(name)
-                    if not name.startswith((".", "_", "~")):
-                        yield os.path.join(where, name)
+    def _in_folder(
+        self, root: str, folder: str, options: ReadOptions, leave_out: Callable[[str], None]
+    ) -> Iterator[FileItem]:
+        """The data files below a folder; one that only links lead to comes once, by the first."""
+        linked = set()
+        for path, error in _below(folder):
+            if error is not None:
+                yield Refused("", "", path, options, error)
+            elif not is_data(path):
+                leave_out(path)
+            elif not os.path.islink(path):
+                relative = path[len(root) + 1 :]
+                yield FileItem(root, relative, f"{self._roots[root]}/{relative}", options)
+            else:
+                item = self._item_or_refused(path, options)
+                real = f"{item.root}/{item.relative}"
+                inside = real.startswith(f"{folder}/") and _is_shown(real[len(folder) + 1 :])
+                if item.name not in linked and not (inside and is_data(real)):
+                    linked.add(item.name)
+                    yield item
+
+    def _matching(
+        self, pattern: str, options: ReadOptions, leave_out: Callable[[str], None]
+    ) -> Iterator[FileItem]:
+        """The data files that a pattern matches, each once."""
+        seen = set()
+        for path in sorted(glob.iglob(pattern, recursive=True)):
+            if os.path.isdir(path):
+                continue
+            if not is_data(path):
+                leave_out(path)
+                continue
+            item = self._item_or_refused(path, options)
+            if item.name not in seen:
+                seen.add(item.name)
+                yield item
 
     def _resolved(self, path: str) -> tuple[str, str]:
         """The data root that a path lies under, links resolved, and the resolved path."""
@@ -128,10 +165,55 @@ class Roots:
                 return root, real
         raise _bad_source(path, "lies outside data_roots, or a link in it leads out of them")
 
+    def _item_or_refused(self, path: str, options: ReadOptions) -> FileItem:
+        """The item of a listed file; one that fails where a link leads out of the roots."""
+        try:
+            return self._item(path, options)
+        except BadParamsError as error:
+            return Refused("", "", path, options, error)
+
     def _item(self, path: str, options: ReadOptions) -> FileItem:
         root, real = self._resolved(path)
         relative = os.path.relpath(real, root)
         return FileItem(root, relative, f"{self._roots[root]}/{relative}", options)
+
+
+class Files(Collection["FileItem"]):
+    """The files that a data_source names, sorted; each pass lists them again, folder by folder.
+
+    Attributes:
+        left_out: How many files of a folder or pattern are not read, as their names say; known
+            once `len` has counted those that are.
+        left_out_names: The first 20 of them.
+
+    Raises:
+        BadParamsError: There is none.
+    """
+
+    def __init__(
+        self, data_source: str, listed: Callable[[Callable[[str], None]], Iterator[FileItem]]
+    ) -> None:
+        self._listed = listed
+        self.left_out, self.left_out_names = 0, list[str]()
+        self._count: int | None = None
+        if next(iter(self), None) is None:
+            raise _bad_source(data_source, "matches no data file")
+
+    def __len__(self) -> int:
+        if self._count is None:
+            self._count = sum(1 for _ in self._listed(self._leave_out))
+        return self._count
+
+    def __iter__(self) -> Iterator[FileItem]:
+        return self._listed(lambda path: None)
+
+    def __contains__(self, item: object) -> bool:
+        return any(item == one for one in self)
+
+    def _leave_out(self, path: str) -> None:
+        self.left_out += 1
+        if self.left_out <= SHOWN_NAMES:
+            self.left_out_names.append(os.path.basename(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +256,26 @@ class FileItem:
         """See `Item.open`; a file has no watermark."""
         return FileReading(self, bad)
 
+    def look(self) -> Found:
+        """What its first 64 KiB are read as; raises as `FileReading.batches` does."""
+        with self.open(None, BadRecords("fail")) as reading:
+            return reading.look()
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(FileItem):
+    """What a folder or a pattern holds, and may not or cannot be read: it fails alone."""
+
+    error: BadParamsError
+
+    def stamp(self) -> list[int]:
+        """Raises why it is not read."""
+        raise self.error
+
+    def open(self, after: Any, bad: BadRecords) -> FileReading:
+        """Raises why it is not read."""
+        raise self.error
+
 
 class FileReading:
     """One pass over a file: its bytes are hashed as they are read."""
@@ -181,7 +283,7 @@ class FileReading:
     after = until = None
 
     def __init__(self, item: FileItem, bad: BadRecords) -> None:
-        self._item, self._bad = item, bad
+        self._item, self._bad, self._found = item, bad, Found(item.name)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -196,18 +298,47 @@ class FileReading:
 
     def batches(self) -> Iterator[Batch]:
         """See `Reading.batches`; raises `FailedError` that names the file, and the line."""
-        item = self._item
+        with self._whole():
+            content, found = self._opened(), self._found
+            for batch in read_records(content, found, self._item.options, self._bad):
+                found.rows += len(batch)
+                yield batch
+
+    def look(self) -> Found:
+        """See `FileItem.look`."""
+        with self._whole():
+            look(self._opened(), self._found, self._item.options)
+        return self._found
+
+    def found(self) -> Sequence[Found]:
+        """See `Reading.found`."""
+        return [self._found] if self._found.kind else []
+
+    def _opened(self) -> io.BufferedIOBase:
+        """The content, as its first bytes say what it is, else its name."""
+        name, (start, end) = self._item.relative.lower(), self._raw.ends()
+        self._found.kind = kind_of(name)
+        if start == end == _PARQUET:
+            self._found.kind, name = "parquet", ""
+        elif name.endswith(tuple(_PACKED.values())):
+            if not start:
+                raise EOFError("it has not one byte")
+            name = next((end for magic, end in _PACKED.items() if start.startswith(magic)), name)
+        return unpacked(self._raw, name)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Name the file where what packs it is at fault."""
         try:
-            content = unpacked(self._raw, item.relative)
-            yield from read_records(content, item.name, item.options, self._bad)
+            yield
         except OverBoundsError as error:
             raise FailedError(
-                f"{item.name} is over a bound of packed files: {error}; if it is as it should be, "
-                "unpack it before it is read"
+                f"{self._item.name} is over a bound of packed files: {error}; if it is as it "
+                "should be, unpack it before it is read"
             ) from error
-        except UnpackError as error:
+        except (EOFError, UnpackError) as error:
             self.check()
-            raise FailedError(f"{item.name} is damaged or cut short: {error}") from error
+            raise FailedError(f"{self._item.name} is damaged or cut short: {error}") from error
 
     def content(self) -> str:
         """See `Reading.content`: of the file's own bytes, packed as they are."""
@@ -219,7 +350,11 @@ class FileReading:
 
     def check(self) -> None:
         """See `Reading.check`."""
-        if self._identity != self._item.stamp():
+        try:
+            same = self._identity == self._item.stamp()
+        except BadParamsError:  # renamed, or taken away
+            same = False
+        if not same:
             raise SourceChangedError(f"{self._item.name} changed while it was read")
 
 
@@ -228,7 +363,7 @@ class Group:
     """All items of a run as one: `unit = "run"`."""
 
     name: str
-    items: Sequence[Item]
+    items: Collection[Item]
     mode: ClassVar[Mode] = "replace"
     bound: ClassVar[None] = None
 
@@ -258,6 +393,11 @@ class GroupReading:
     def __exit__(self, *_: object) -> None:
         """Each pass closes itself as it ends."""
 
+    @property
+    def name(self) -> str:
+        """The name of the item that is read now."""
+        return self.readings[max(self._opened - 1, 0)][0]
+
     def batches(self) -> Iterator[Batch]:
         """See `Reading.batches`."""
         for name, reading in self.readings:
@@ -276,8 +416,12 @@ class GroupReading:
 
     def check(self) -> None:
         """See `Reading.check`."""
-        for _, reading in self.readings:
+        for _, reading in self.readings[: self._opened]:
             reading.check()
+
+    def found(self) -> Sequence[Found]:
+        """See `Reading.found`."""
+        return [found for _, reading in self.readings for found in reading.found()]
 
 
 class HashingFile(io.RawIOBase):
@@ -307,6 +451,12 @@ class HashingFile(io.RawIOBase):
         while self.read(_READ_BYTES):
             pass
         return self._sha.hexdigest()
+
+    def ends(self) -> tuple[bytes, bytes]:
+        """The first four bytes and the last four; nothing is hashed, and none is passed over."""
+        number = self._file.fileno()
+        size = os.fstat(number).st_size
+        return os.pread(number, 4, 0), os.pread(number, 4, max(size - 4, 0))
 
     def whole(self) -> io.FileIO:
         """The file itself, hashed to its end and back at its start: for formats that seek."""
@@ -402,6 +552,29 @@ def _bad_source(data_source: str, why: str) -> BadParamsError:
     return BadParamsError(message, details=[{"field": "data_source", "message": why}])
 
 
-def _raise(error: OSError) -> None:
-    """A folder that cannot be listed is an error, not an empty folder."""
-    raise _bad_source(str(error.filename), f"cannot be listed: {error.strerror}") from error
+def _below(folder: str) -> Iterator[tuple[str, BadParamsError | None]]:
+    """The files below a folder, in the order of their paths; the names of one folder are held.
+
+    A folder that cannot be listed comes in their place, with its error.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(
+                f"{entry.name}/" if entry.is_dir() else entry.name
+                for entry in entries
+                if not (entry.is_dir() and entry.is_symlink())
+            )
+    except OSError as error:
+        yield folder, _bad_source(folder, f"cannot be listed: {error.strerror}")
+        return
+    for name in names:
+        if name.endswith("/") and not name.startswith("."):
+            yield from _below(f"{folder}/{name[:-1]}")
+        elif not name.endswith("/") and _is_shown(name):
+            yield f"{folder}/{name}", None
+
+
+def _is_shown(path: str) -> bool:
+    """Whether it is neither hidden, nor in a hidden folder, nor unfinished."""
+    parts = path.split("/")
+    return not (parts[-1].startswith(("_", "~")) or any(part.startswith(".") for part in parts))

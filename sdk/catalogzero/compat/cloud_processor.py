@@ -18,7 +18,7 @@ from catalogzero.compat.base import ZMQHandlerBase
 from catalogzero.compat.stand_in import StandIn, awaited
 from catalogzero.errors import FailedError
 
-FORWARDED = ("stream", "output_version", "unit", "batch_rows")
+FORWARDED = ("stream", "output_version", "unit", "batch_rows", "schema", "streams")
 
 _beside: ContextVar[Mapping[str, Any]] = ContextVar("_beside")
 """Settings of a stanza's `config` that the author's constructor does not take."""
@@ -65,7 +65,7 @@ class CloudStandIn(StandIn, CloudProcessor):
 
     def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
         """The author's `_process` over all records of one file or query at once."""
-        from catalogzero.cloud.encoding import rows_of  # only here, in the worker: it is heavy
+        from catalogzero.cloud.batches import rows_of  # only here, in the worker: it is heavy
 
         if self.reads_itself:
             yield from batches
@@ -81,8 +81,10 @@ class CloudStandIn(StandIn, CloudProcessor):
         await super()._worker_main()
 
     def _processed(self, data: Any, params: Params) -> Iterator[Batch]:
+        from catalogzero.cloud.batches import is_frame
+
         result = self._result_of(self.author._process(data, dict(params)))
-        if hasattr(result, "to_batches"):
+        if is_frame(result):
             yield result
             return
         records = _records(result)

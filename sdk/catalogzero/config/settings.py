@@ -55,6 +55,7 @@ class EgressPolicy(BaseModel):
     drop: list[str] = Field([], description="Columns that never leave.")
     keep: list[str] | None = Field(None, description="The only columns that leave.")
     hash: list[str] = Field([], description="Columns that leave as a keyed hash.")
+    strict: bool = Field(False, description="Refuse a run in which a rule matched no column.")
     hash_key_file: Path | None = Field(None, description="Key of the hashes; made when absent.")
     hash_sources: bool = Field(False, description="Source names leave as a keyed hash.")
     bytes_per_s: float | None = Field(None, gt=0, description="Limit of the upload's bandwidth.")

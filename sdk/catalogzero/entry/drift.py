@@ -1,4 +1,4 @@
-"""What an entry's code can tell of its manifest: methods and configuration, as TOML.
+"""What an entry's code can tell of its manifest: methods, streams, configuration, as TOML.
 
 Owns the part of `catalogzero.toml` below the generated mark, and the comparison with the code.
 The handler class is imported by the caller; nothing here imports an entry.
@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from catalogzero.cloud.streams import streams_of
 from catalogzero.entry.manifest import GENERATED_MARK, MANIFEST_NAME, Manifest
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
@@ -23,6 +24,11 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 def methods_of_class(cls: type[Handler]) -> list[dict[str, Any]]:
     """The methods that a scheduler may call, as the manifest writes them."""
     return [_method(told.describe()) for _, told in sorted(cls.callable_methods().items())]
+
+
+def streams_of_class(cls: type[Handler]) -> list[dict[str, Any]]:
+    """What the class declares of its results, as the manifest writes it."""
+    return [without_noise(stream.describe()) for stream in streams_of(cls)]
 
 
 def config_schema_of_class(cls: type[Handler]) -> dict[str, Any]:
@@ -66,6 +72,8 @@ def generated_text(cls: type[Handler]) -> str:
     lines = [GENERATED_MARK]
     for method in methods_of_class(cls):
         lines += ["", "[[methods]]", *(f"{key} = {inline(value)}" for key, value in method.items())]
+    for stream in streams_of_class(cls):
+        lines += ["", "[[streams]]", *(f"{key} = {inline(value)}" for key, value in stream.items())]
     lines += ["", *_config_lines(config_schema_of_class(cls)), ""]
     return "\n".join(lines)
 
@@ -130,6 +138,9 @@ def differences(manifest: Manifest, cls: type[Handler]) -> Iterator[str]:
             )
             if differing:
                 yield f"method {name!r}: {', '.join(differing)} of code and manifest differ"
+    outputs = [one.model_dump(exclude_unset=True, by_alias=True) for one in manifest.streams]
+    if outputs != streams_of_class(cls):
+        yield f"the output schema of {cls.__name__} is described otherwise by the code"
     schema = config_schema_of_class(cls)
     settings, real = manifest.config_schema.get("properties", {}), schema.get("properties", {})
     for name in sorted(settings.keys() | real.keys()):

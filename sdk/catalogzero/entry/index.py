@@ -246,7 +246,7 @@ def _catalog_document(releases: Iterable[Release], wheels: Sequence[Wheel]) -> d
 def _entry_document(releases: Sequence[Release]) -> dict[str, Any]:
     """One entry: its newest manifest that is not yanked, and all its releases."""
     newest = next((release for release in releases if not release.yanked), releases[0])
-    document = newest.manifest.model_dump(mode="json")
+    document = newest.manifest.model_dump(mode="json", by_alias=True)
     document["distribution"] = newest.wheel.name
     document["releases"] = [
         {

@@ -44,6 +44,13 @@ class Method(_Part):
     timeout_s: float | None = Field(default=None, gt=0)
 
 
+class Output(_Part):
+    """What a processor declares of its results: their name, and the JSON Schema of a row."""
+
+    name: str = ""
+    row_schema: dict[str, Any] = Field(default_factory=dict, alias="schema")
+
+
 class Schedule(_Part):
     """A schedule that the vendor proposes; the client decides."""
 
@@ -72,6 +79,7 @@ class Manifest(_Part):
     license: str = ""
     documentation: str | None = None
     methods: list[Method] = Field(default_factory=list)
+    streams: list[Output] = Field(default_factory=list)
     config_schema: dict[str, Any] = Field(default_factory=dict)
     allowed_hosts: list[str] = Field(default_factory=list)
     data_collected: list[str] = Field(default_factory=list)

@@ -14,10 +14,13 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from catalogzero.protocol.bodies import GENERATION
-from catalogzero.protocol.problems import Kind
+from catalogzero.protocol.problems import TYPE_PREFIX, Kind
 
 MAX_RETRY_AFTER_S = 3_600.0
-_MOVED = Kind.INSTALLATION_MOVED.uri
+MAX_PLAIN_BYTES = 1_024
+MAX_SAID_CHARS = 300
+MAX_RESENT = 5
+"""Times that a body is sent again which did not arrive as it left."""
 
 
 class Asked(StrEnum):
@@ -34,27 +37,57 @@ class Asked(StrEnum):
 class Outcome:
     """What came of a request: an answer, or a fault (then `status` is None).
 
+    `body` is the answer's JSON, None where it is none; `text` the start of the answer as it came.
     `blocked` is a fault on this side, such as a key file that cannot be read: nothing was sent.
     """
 
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
+    text: str = ""
     fault: str = ""
     blocked: bool = False
 
     @property
     def problem(self) -> str:
-        """The problem document's `type`, title or detail, or the fault: for people."""
-        if not isinstance(self.body, dict):
-            return self.fault
-        return str(next(filter(None, map(self.body.get, ("detail", "title", "type"))), ""))
+        """The problem document's detail, title or `type`, else the first line that came.
+
+        For people on this machine: it may hold anything, and is never sent.
+        """
+        named = self.members
+        said = named.get("detail") or named.get("title") or named.get("type")
+        lines = str(said or self.fault or self.text).strip().splitlines()
+        return lines[0][:MAX_SAID_CHARS] if lines else ""
+
+    @property
+    def type(self) -> str:
+        """The problem document's `type`; empty where it has none."""
+        return str(self.members.get("type") or "")
+
+    @property
+    def code(self) -> str:
+        """The status, or the kind of fault: what may be reported to a vendor, without any text."""
+        if self.status is not None:
+            return f"HTTP {self.status}"
+        return "blocked by a setting" if self.blocked else self.fault.partition(":")[0]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a 2xx is one that a backend gives: empty, JSON, or a short line of plain text.
+
+        A sign-in page, or any other page on the way, is none.
+        """
+        text = self.text.strip()
+        if self.body is not None or text in {"", "null"}:
+            return True
+        kind = _header(self.headers, "content-type").partition(";")[0].strip().lower()
+        short = len(self.text.encode("utf-8", "replace")) <= MAX_PLAIN_BYTES
+        return kind == "text/plain" and short and not text.startswith("<")
 
     @property
     def generation(self) -> str:
         """The backend's generation, empty where it names none."""
-        named = {name.lower(): text for name, text in self.headers.items()}
-        return named.get(GENERATION.lower(), "")
+        return _header(self.headers, GENERATION.lower())
 
     @property
     def members(self) -> dict[str, Any]:
@@ -106,6 +139,8 @@ class Rule(NamedTuple):
     why: str = ""
 
 
+_NO_ANSWER = "no answer of an upload backend (not JSON, no short text)"
+
 RULES = (
     Rule("chunk, complete, simple", "none", Verdict.PAUSE, "nothing could be sent"),
     Rule("any", "none", Verdict.RETRY),
@@ -116,13 +151,17 @@ RULES = (
     Rule("complete", "200, 201", Verdict.DONE, "a `job_id`"),
     Rule("complete", "2xx", Verdict.PAUSE, why="no answer of an upload backend (no job_id)"),
     Rule("chunk", "2xx", Verdict.STORED),
-    Rule("any", "2xx", Verdict.DONE),
+    Rule("any", "2xx", Verdict.DONE, "JSON, nothing, or short plain text"),
+    Rule("simple", "2xx", Verdict.PAUSE, why=_NO_ANSWER),
+    Rule("any", "2xx", Verdict.RETRY, why=_NO_ANSWER),
     Rule("any", "408, 425, 429, 5xx", Verdict.RETRY),
     Rule("health, installation", "any", Verdict.IGNORE),
     Rule("any", "401, 403, 404, 405, 407, 1xx, 3xx", Verdict.PAUSE),
     Rule("complete", "409", Verdict.SEND_MISSING, "`missing`"),
     Rule("chunk", "410", Verdict.COMPLETE_NOW),
     Rule("chunk", "415", Verdict.OTHER_CODING, "it was packed"),
+    Rule("chunk", "400", Verdict.OTHER_CODING, "zstd, and no problem `type` of the protocol"),
+    Rule("any", "400", Verdict.RETRY, "`digest-mismatch`, up to five times"),
     Rule("any", "any", Verdict.DEAD),
 )
 """The first that fits counts."""
@@ -148,34 +187,57 @@ DOES = {
 }
 
 
-CONDITIONS: dict[str, Callable[[Outcome, bool, str], bool]] = {
-    "": lambda *_: True,
-    "nothing could be sent": lambda outcome, *_: outcome.blocked,
-    "`auto`, and no chunk was taken yet": lambda _, probing, __: probing,
-    "`superseded`": lambda outcome, *_: outcome.members.get("superseded") is True,
-    "a `job_id`": lambda outcome, *_: outcome.members.get("job_id") is not None,
-    "`missing`": lambda outcome, *_: _is_numbers(outcome.members.get("missing")),
-    "`installation-moved`": lambda outcome, *_: outcome.members.get("type") == _MOVED,
-    "it was packed": lambda _, __, coding: coding != "identity",
+class _Sent(NamedTuple):
+    """What the conditions look at."""
+
+    outcome: Outcome
+    probing: bool
+    coding: str
+    resent: int
+
+
+CONDITIONS: dict[str, Callable[[_Sent], bool]] = {
+    "": lambda sent: True,
+    "nothing could be sent": lambda sent: sent.outcome.blocked,
+    "`auto`, and no chunk was taken yet": lambda sent: sent.probing,
+    "`superseded`": lambda sent: sent.outcome.members.get("superseded") is True,
+    "a `job_id`": lambda sent: sent.outcome.members.get("job_id") is not None,
+    "`missing`": lambda sent: _is_numbers(sent.outcome.members.get("missing")),
+    "`installation-moved`": lambda sent: sent.outcome.type == Kind.INSTALLATION_MOVED.uri,
+    "JSON, nothing, or short plain text": lambda sent: sent.outcome.is_plain,
+    "it was packed": lambda sent: sent.coding != "identity",
+    "zstd, and no problem `type` of the protocol": lambda sent: (
+        sent.coding == "zstd" and not sent.outcome.type.startswith(TYPE_PREFIX)
+    ),
+    "`digest-mismatch`, up to five times": lambda sent: (
+        sent.outcome.type == Kind.DIGEST_MISMATCH.uri and sent.resent < MAX_RESENT
+    ),
 }
 
 
 def decide(
-    asked: Asked, outcome: Outcome, now: datetime, *, probing: bool = False, coding: str = "zstd"
+    asked: Asked,
+    outcome: Outcome,
+    now: datetime,
+    *,
+    probing: bool = False,
+    coding: str = "zstd",
+    resent: int = 0,
 ) -> Decision:
     """What an outcome means, by the first of `RULES` that fits.
 
     `probing` is true while `upload_form: auto` does not know the backend's form; `coding` is the
-    content coding of the body that was sent.
+    content coding of the body that was sent; `resent` counts how often this body was sent again
+    because its digest did not match.
     """
-    status = outcome.status
+    status, sent = outcome.status, _Sent(outcome, probing, coding, resent)
     names = {"none"} if status is None else {str(status), f"{min(status // 100, 5)}xx"}
     rule = next(
         rule
         for rule in RULES
         if _among(rule.requests, {asked.value})
         and _among(rule.answers, names)
-        and CONDITIONS[rule.given](outcome, probing, coding)
+        and CONDITIONS[rule.given](sent)
     )
     answer = outcome.fault or "cut off" if status is None else f"{status} {outcome.problem}".strip()
     reason = f"{answer}: {rule.why}" if rule.why else answer
@@ -195,7 +257,7 @@ def _is_numbers(value: Any) -> bool:
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """Seconds to wait by `Retry-After` (seconds or a date, RFC 9110 10.2.3); at most one hour."""
-    value = {name.lower(): text for name, text in headers.items()}.get("retry-after", "").strip()
+    value = _header(headers, "retry-after").strip()
     if not value:
         return None
     if value.isascii() and value.isdigit():
@@ -206,3 +268,8 @@ def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
         return None
     date = date.replace(tzinfo=UTC) if date.tzinfo is None else date
     return min(max((date - now).total_seconds(), 0.0), MAX_RETRY_AFTER_S)
+
+
+def _header(headers: Mapping[str, str], name: str) -> str:
+    """A header's value; empty where there is none."""
+    return {key.lower(): text for key, text in headers.items()}.get(name, "")

@@ -67,6 +67,7 @@ class Handler:
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
     _resources: Resources
     _vitals: Callable[[], dict[str, Any]]
+    _last_failure: Callable[[], dict[str, Any] | None]
     _is_registered: Callable[[], bool]
     _report: Callable[[dict[str, Any]], None]
     _progress: Callable[[dict[str, Any]], None]
@@ -86,6 +87,7 @@ class Handler:
         self.in_worker = False
         self._resources = Resources()
         self._vitals = dict
+        self._last_failure = lambda: None
         self._is_registered = bool
         self._report = lambda status: None
         self._progress = _note_progress

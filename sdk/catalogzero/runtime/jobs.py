@@ -28,6 +28,7 @@ from catalogzero.errors import (
     TooLargeError,
     UnknownMethodError,
     text_of,
+    type_of,
 )
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.methods import Method, call_plain
@@ -40,6 +41,7 @@ from catalogzero.wire.transport import Envelope
 
 CLOSE_GRACE_S = 5.0
 MAX_ERROR_CHARS = 10_000
+_COUNTS = ("failed", "items")
 
 Send = Callable[[Envelope, bytes], None]
 
@@ -59,6 +61,8 @@ class Tally:
     runs_total: int = 0
     failures_total: int = 0
     last_error: str | None = None
+    last_failure: dict[str, Any] | None = None
+    """The same without any text: code, type, method, run_id, and the counts of items."""
 
 
 @dataclass(slots=True)
@@ -289,6 +293,7 @@ class Jobs:
 
     def _failure(self, run: Run, error: BaseException) -> Reply:
         """The reply to a run that raised; only errors about the run keep their code."""
+        run.error_type = type_of(error)
         known = isinstance(error, RunError) or (
             isinstance(error, CatalogZeroError) and run.state is RunState.WAKING
         )
@@ -343,6 +348,14 @@ class Jobs:
         if not reply.success:
             self.tally.failures_total += 1
             self.tally.last_error = reply.error
+            details = reply.details if isinstance(reply.details, dict) else {}
+            self.tally.last_failure = {
+                "code": reply.code,
+                "type": run.error_type,
+                "method": run.method.name,
+                "run_id": run.run_id,
+                **{name: details[name] for name in _COUNTS if type(details.get(name)) is int},
+            }
         self._handler.log.debug("run_ended", status=run.state, run_id=run.run_id)
 
     def _leave(self, run: Run) -> None:

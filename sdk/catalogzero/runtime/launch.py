@@ -6,7 +6,6 @@ import importlib
 import importlib.metadata
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +17,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from catalogzero.config.registry import DEFAULT_NAME, Registry, Stanza, load_registry
 from catalogzero.config.settings import RuntimeSettings, merged_settings, problems_of
-from catalogzero.errors import ConfigError, text_of
+from catalogzero.errors import ConfigError, place_of, text_of
 from catalogzero.runtime.handler import Handler, handler_class
 
 ENTRY_GROUP = "catalogzero.handlers"
@@ -130,14 +129,6 @@ def load_class(module: str, name: str) -> type[Handler]:
     if cls is None:
         raise ConfigError(f"{module}:{name} is no handler class")
     return cls
-
-
-def place_of(error: BaseException) -> str:
-    """`, at file:line` of the code that raised, outside this package; empty where there is none."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own, frozen = str(Path(__file__).parent), "<frozen"
-    others = [f for f in frames if not f.filename.startswith((own, frozen, importlib.__path__[0]))]
-    return f", at {others[-1].filename}:{others[-1].lineno}" if others else ""
 
 
 def class_of_entry(entry: str) -> type[Handler] | None:

@@ -81,6 +81,7 @@ class Run:
     """The reply as it went over the wire; empty once only the outcome is kept."""
 
     error: str = ""
+    error_type: str | None = None
     code: str = ""
     params_digest: bytes = b""
     """Stands for the params once only the outcome is kept."""

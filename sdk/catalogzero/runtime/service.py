@@ -97,6 +97,7 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._registration: Registration | None = None
         handler._vitals = self._vitals
+        handler._last_failure = self._last_failure
         handler._is_registered = self._is_registered
 
     async def __aenter__(self) -> Self:
@@ -312,6 +313,10 @@ class Service:
         if self._jobs.draining:
             return "draining"
         return SHOWN_STATE.get(self._sleeper.state, str(self._sleeper.state))
+
+    def _last_failure(self) -> dict[str, Any] | None:
+        """What failed last, without any text."""
+        return self._jobs.tally.last_failure or self._sleeper.hook_failure
 
     def _vitals(self) -> dict[str, Any]:
         """What metrics tell beside the process's own figures."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from catalogzero.clock import Timer
-from catalogzero.errors import BusyError, DrainingError, WakeFailedError, text_of
+from catalogzero.errors import BusyError, DrainingError, WakeFailedError, text_of, type_of
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.idle import IdleWatch, State
 from catalogzero.runtime.resources import told_to_stop
@@ -33,6 +33,7 @@ class Sleeper:
     Attributes:
         wakes_total: How often it woke.
         hook_error: What the last failing hook raised; empty when the last ones went well.
+        hook_failure: The same without any text: code, exception type, hook.
     """
 
     def __init__(self, handler: Handler, on_asleep: Callable[[], None]) -> None:
@@ -49,6 +50,7 @@ class Sleeper:
         self._closed = False
         self.wakes_total = 0
         self.hook_error = ""
+        self.hook_failure: dict[str, Any] | None = None
 
     @property
     def state(self) -> State:
@@ -157,7 +159,7 @@ class Sleeper:
     async def _fall(self) -> None:
         handler = self._handler
         self._watch.fall()
-        self.hook_error = ""
+        self.hook_error, self.hook_failure = "", None
         await self._hook("_release_resources", handler._release_resources)
         await self._hook("close", handler._resources.close)
         handler.worker.rest()
@@ -176,14 +178,20 @@ class Sleeper:
             self._watch.asleep()
             if told_to_stop(error):
                 raise
-            self.hook_error = handler.mask(f"wake: {text_of(error)}")
+            self._note("wake", error)
             handler.log.error("wake_failed", error=self.hook_error)
-            raise WakeFailedError(f"cannot wake: {self.hook_error}") from error
+            failed = WakeFailedError(f"cannot wake: {self.hook_error}")
+            failed.cause_type = type_of(error)
+            raise failed from error
         handler.worker.work()
-        self.hook_error = ""
+        self.hook_error, self.hook_failure = "", None
         self.wakes_total += 1
         self._watch.awake(self._clock.monotonic())
         handler.log.info("awake")
+
+    def _note(self, hook: str, error: BaseException) -> None:
+        self.hook_error = self._handler.mask(f"{hook}: {text_of(error)}")
+        self.hook_failure = {"code": "hook_failed", "type": type_of(error), "method": hook}
 
     async def _hook(self, name: str, hook: Callable[[], Any]) -> None:
         """Run a hook of falling asleep: a fault is logged and told, and sleep goes on."""
@@ -192,7 +200,7 @@ class Sleeper:
         except BaseException as error:
             if told_to_stop(error):
                 raise
-            self.hook_error = self._handler.mask(f"{name}: {text_of(error)}")
+            self._note(name, error)
             self._handler.log.error("sleep_hook_failed", hook=name, error=self.hook_error)
 
 

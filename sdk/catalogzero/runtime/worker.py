@@ -5,8 +5,8 @@ class from the same settings. The handler starts it on demand, keeps it while it
 ends it when asleep; it never outlives its handler, even one killed with -9.
 
 Lines to the child: the spec first, then `{"id", "method", "params", "run": {…}?}`.
-Lines from it: `{"id", "result"}`, `{"id", "error", "code", "details"}`, `{"id", "progress"}`,
-`{"status"}`.
+Lines from it: `{"id", "result"}`, `{"id", "error", "code", "details", "type"}`,
+`{"id", "progress"}`, `{"status"}`.
 """
 
 from __future__ import annotations
@@ -260,6 +260,7 @@ class WorkerPort:
                 reply.set_result(line["result"])
             else:
                 error = error_for_code(line["code"], line["error"], line["details"])
+                error.cause_type = line["type"]
                 reply.set_exception(error)
 
     def _gone(self, status: int) -> None:

@@ -33,6 +33,7 @@ from catalogzero.errors import (
     RunError,
     TooLargeError,
     text_of,
+    type_of,
 )
 from catalogzero.runtime.handler import Handler, handler_class
 from catalogzero.runtime.methods import call_plain
@@ -224,10 +225,10 @@ def _told(handler: Handler, error: BaseException) -> dict[str, Any]:
         encode_json(details)
     except TypeError:
         details = None
+    told = {"details": details, "type": type_of(error)}
     if isinstance(error, RunError | BadCallError):
-        return {"error": utf8(handler.mask(error.message)), "code": error.code, "details": details}
-    text = utf8(handler.mask(text_of(error)))
-    return {"error": text, "code": FailedError.code, "details": details}
+        return {**told, "error": utf8(handler.mask(error.message)), "code": error.code}
+    return {**told, "error": utf8(handler.mask(text_of(error))), "code": FailedError.code}
 
 
 def _die_with(parent_pid: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from catalogzero.runtime.launch import place_of
+from catalogzero.errors import place_of
 from catalogzero.testing.lab import BrokenError, Lab
 
 Examine = Callable[[Lab], None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any, Protocol, cast
 
 import orjson
 
-from catalogzero.cloud.encoding import JsonLines, rows_of
+from catalogzero.cloud.batches import lists_of, rows_of
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.records import BadRecords, ReadOptions
 from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.values import json_lines
 from catalogzero.testing.backend import FaultyBackend
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import Lab, demand, output_to, shown
@@ -63,7 +64,7 @@ def _batches_of_source(made: CloudProcessor, source: str) -> Iterator[Batch]:
     if source.startswith("sql:"):
         from catalogzero.cloud.queries import query_item
 
-        items: Sequence[Any] = [query_item(made.settings, source, options)]
+        items: Collection[Any] = [query_item(made.settings, source, options)]
     else:
         from catalogzero.cloud.sources import Roots
 
@@ -92,7 +93,7 @@ def processed(made: CloudProcessor, rows: Sequence[Row], size: int = 10_000) -> 
 
 def arrived(batch: Batch) -> list[Row]:
     """A batch's rows after their way through JSON."""
-    return [orjson.loads(line) for line in JsonLines().lines(rows_of(batch))]
+    return [orjson.loads(line) for rows in lists_of(batch, texts=True) for line in json_lines(rows)]
 
 
 def sorted_rows(rows: Iterable[Mapping[str, Any]]) -> list[bytes]:

@@ -1,0 +1,136 @@
+"""What a run needs of an author's class, and the author's own source as an item of a run.
+
+Owns no data: `read` is the author's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+from catalogzero.cloud.batches import lists_of, parts_of
+from catalogzero.cloud.records import BadRecords, Found
+from catalogzero.cloud.settings import Batch, Params
+from catalogzero.cloud.values import fingerprint
+from catalogzero.errors import FailedError
+from catalogzero.protocol.identities import Mode
+
+Rejects = Callable[[Any, str], None]
+
+
+class Author(Protocol):
+    """What a run needs of a `CloudProcessor`."""
+
+    unit: ClassVar[Any]
+    batch_type: ClassVar[Any]
+    batch_rows: ClassVar[int]
+    mode: ClassVar[Any]
+    output_version: ClassVar[int]
+
+    def process(self, batches: Iterator[Batch], params: Params) -> Iterator[Batch]:
+        """The author's work."""
+
+    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
+        """The author's own source."""
+
+    @property
+    def reads_itself(self) -> bool:
+        """Whether `read` is the author's."""
+
+    _rejects: Rejects | None
+    """What `reject` calls, while a run is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnItem:
+    """A data_source that the author's `read` reads."""
+
+    bound: ClassVar[None] = None
+
+    author: Author
+    name: str
+    params: Params
+
+    @property
+    def mode(self) -> Mode:
+        """What the class says."""
+        mode: Mode = self.author.mode
+        return mode
+
+    def stamp(self) -> None:
+        """There is none: it is read each time."""
+
+    def open(self, after: Any, bad: BadRecords) -> OwnReading:
+        """See `Item.open`."""
+        return OwnReading(self, after)
+
+
+class OwnReading:
+    """One pass of the author's `read`; in append mode it returns the new watermark."""
+
+    def __init__(self, item: OwnItem, after: Any) -> None:
+        self._item, self.after, self.until = item, after, after
+        self._sha = hashlib.sha256()
+        self._batches: Iterator[Batch] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Reading.batches`."""
+        item = self._item
+        append = item.mode == "append"
+        extra = (self.after,) if append else ()
+        self._batches = iter(item.author.read(item.name, item.params, *extra))
+        while True:
+            try:
+                batch = next(self._batches)
+            except StopIteration as end:
+                if append:
+                    self.until = end.value
+                return
+            once = hasattr(batch, "read_next_batch")  # a stream can be read a single time
+            for part in parts_of(batch) if once else (batch,):
+                for rows in () if append else lists_of(part):
+                    self._sha.update(fingerprint(rows))
+                yield part
+
+    def content(self) -> str | None:
+        """See `Reading.content`."""
+        return None if self._item.mode == "append" else self._sha.hexdigest()
+
+    def bytes_read(self) -> int:
+        """See `Reading.bytes_read`."""
+        return 0
+
+    def check(self) -> None:
+        """An own source has no other identity than what was read."""
+
+    def found(self) -> Sequence[Found]:
+        """An own source has no files that are known here."""
+        return []
+
+
+def refuse_no_progress(name: str, after: Any, until: Any, rows: int) -> None:
+    """Refuse a range that would be added without an end of its own.
+
+    Raises:
+        FailedError: It ends at no value, or holds rows and ends where the last one did.
+    """
+    if until is None and (rows or after is not None):
+        raise FailedError(
+            f"{name}: the watermark is null after {rows} rows: return the value up to which rows "
+            "were read, the last one where there is nothing new"
+        )
+    if rows and until == after:
+        raise FailedError(
+            f"{name}: {rows} rows were read, and the watermark is still {until!r}: rows behind the "
+            "last value would be missing or twice; return a higher one, or call with full: true"
+        )

@@ -1,0 +1,370 @@
+"""Arrow types: which one values share, and how a value goes into one without loss.
+
+Needs the extra `parquet`; see `tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, cast
+from uuid import UUID
+
+import pyarrow as pa
+
+from catalogzero.cloud.values import UnfitError, is_interval, nanosecond_of, plain, text_of
+
+_US, _UTC = timedelta(microseconds=1), UTC
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """A type without dictionaries, views and large offsets, at every depth."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if types.is_large_string(kind) or types.is_string_view(kind):
+        return pa.string()
+    if (
+        types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+        or types.is_fixed_size_binary(kind)
+    ):
+        return pa.binary()
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(plain_type(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if is_list(kind):
+        return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)))
+    return kind
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether it is a list of any layout."""
+    types = pa.types
+    looks = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    views = (types.is_list_view, types.is_large_list_view)
+    return any(look(kind) for look in (*looks, *views))
+
+
+def offset_text(seconds: int) -> str:
+    """A zone's offset as ISO 8601 writes it."""
+    minutes, rest = divmod(abs(seconds), 60)
+    text = f"{'-' if seconds < 0 else '+'}{minutes // 60:02}:{minutes % 60:02}"
+    return f"{text}:{rest:02}" if rest else text
+
+
+_KINDS = {
+    type(None): pa.null(),
+    bool: pa.bool_(),
+    float: pa.float64(),
+    str: pa.string(),
+    UUID: pa.string(),
+    bytes: pa.binary(),
+    date: pa.date32(),
+    timedelta: pa.duration("us"),
+}
+
+
+def kind_of(values: Sequence[Any]) -> pa.DataType:
+    """The type that values share; the type of the first of them where they share none."""
+    found = pa.null()
+    kinds = set(map(type, values))
+    if len(kinds - {type(None)}) < 2:
+        for kind in kinds:
+            found = joined(found, _kind_of_alike(kind, values)) or found
+        return found
+    for value in values:
+        found = joined(found, _KINDS.get(type(value)) or _kind_of_value(value)) or found
+    return found
+
+
+def _kind_of_alike(kind: type, values: Sequence[Any]) -> pa.DataType:
+    """The type of values that are all of one kind, or null."""
+    if kind in _KINDS:
+        return _KINDS[kind]
+    real = [value for value in values if value is not None]
+    if kind is int:
+        few = [min(real), max(real)]
+    elif kind is datetime:
+        few = list({value.tzinfo: value for value in real}.values())
+    elif kind is Decimal:
+        few = [value for value in real if value.is_finite()]
+        few = [max(few, key=abs), min(few, key=_exponent)] if few else real[:1]
+    else:
+        few = real
+    found = pa.null()
+    for value in few:
+        found = joined(found, _kind_of_value(value)) or found
+    return found
+
+
+def _exponent(value: Decimal) -> int:
+    """The exponent of a finite decimal."""
+    return int(value.as_tuple().exponent)
+
+
+def _kind_of_value(value: Any) -> pa.DataType:
+    """The type of one value.
+
+    Raises:
+        UnfitError: Arrow has none for it.
+    """
+    value = plain(value)
+    if type(value) in _KINDS:
+        return _KINDS[type(value)]
+    if isinstance(value, int):
+        small = -(1 << 63) <= value < 1 << 63
+        return pa.int64() if small else _decimal(Decimal(value))
+    if isinstance(value, Decimal):
+        return _decimal(value) if value.is_finite() else pa.decimal128(1, 0)
+    unit = "us" if nanosecond_of(value) is None else "ns"
+    if isinstance(value, datetime):
+        return pa.timestamp(unit, None if value.tzinfo is None else _zone(value))
+    if isinstance(value, time):
+        return pa.time64(unit) if value.tzinfo is None else pa.string()
+    if isinstance(value, timedelta):
+        return pa.duration(unit)
+    if isinstance(value, bytearray | memoryview):
+        return pa.binary()
+    if isinstance(value, str) or is_interval(value):
+        return pa.string()
+    if isinstance(value, Mapping):
+        return pa.struct([(str(name), _kind_of_value(part)) for name, part in value.items()])
+    if isinstance(value, list | tuple | set | frozenset):
+        return pa.list_(kind_of(list(value)))
+    return pa.null()
+
+
+def _decimal(value: Decimal) -> pa.DataType:
+    """The type that holds a decimal's digits."""
+    return _decimal_of(max(value.adjusted() + 1, 1), max(0, -_exponent(value)))
+
+
+def _decimal_of(whole: int, scale: int) -> pa.DataType:
+    """The type of so many digits before and after the point, with room for more before it."""
+    if whole + scale <= 38:
+        return pa.decimal128(38, scale)
+    return pa.decimal256(76, min(scale, 76))
+
+
+def _zone(value: datetime) -> str:
+    """The zone's name, or its offset."""
+    name = getattr(value.tzinfo, "key", None)
+    if name:
+        return str(name)
+    seconds = round(cast("timedelta", value.utcoffset()).total_seconds())
+    return "UTC" if seconds == 0 else offset_text(seconds)
+
+
+def joined(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type that holds the values of both as they are; None where there is none.
+
+    Dates and times beside texts (`infinity`) make a column of texts.
+    """
+    types = pa.types
+    if one == other or types.is_null(other):
+        return one
+    if types.is_null(one):
+        return other
+    if types.is_integer(one) and types.is_integer(other):
+        return (
+            max(one, other, key=lambda kind: kind.bit_width)
+            if _same_sign(one, other)
+            else pa.int64()
+        )
+    if is_number(one) and is_number(other):
+        return _joined_numbers(one, other)
+    if types.is_timestamp(one) and types.is_timestamp(other) and bool(one.tz) == bool(other.tz):
+        unit = max(one.unit, other.unit, key=("s", "ms", "us", "ns").index)
+        return pa.timestamp(unit, one.tz if one.tz == other.tz else "UTC")
+    if types.is_duration(one) and types.is_duration(other):
+        return pa.duration("ns" if "ns" in (one.unit, other.unit) else "us")
+    if types.is_time(one) and types.is_time(other):
+        return pa.time64("ns" if "ns" in (one.unit, other.unit) else "us")
+    if types.is_list(one) and types.is_list(other):
+        inner = joined(one.value_type, other.value_type)
+        return inner and pa.list_(inner)
+    if types.is_struct(one) and types.is_struct(other):
+        return _joined_structs(one, other)
+    if {types.is_string(one), types.is_string(other)} == {True, False}:
+        time_like = other if types.is_string(one) else one
+        return pa.string() if types.is_temporal(time_like) else None
+    return None
+
+
+def _same_sign(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether both are signed, or neither."""
+    return bool(pa.types.is_signed_integer(one) == pa.types.is_signed_integer(other))
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether it is a number of any kind."""
+    types = pa.types
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
+
+
+def _joined_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The type of both kinds of numbers: a float for floats, a decimal for decimals."""
+    types = pa.types
+    decimals = [kind for kind in (one, other) if types.is_decimal(kind)]
+    floats = [kind for kind in (one, other) if types.is_floating(kind)]
+    if decimals and floats:
+        return None
+    if floats:
+        return max(floats, key=lambda kind: kind.bit_width) if len(floats) == 2 else pa.float64()
+    wholes = [k.precision - k.scale for k in decimals] + [19] * (2 - len(decimals))
+    return _decimal_of(max(wholes), max(kind.scale for kind in decimals))
+
+
+def _joined_structs(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """The struct of both structs' fields."""
+    fields = {field.name: field.type for field in one}
+    for field in other:
+        kind = joined(fields.get(field.name, pa.null()), field.type)
+        if kind is None:
+            return None
+        fields[field.name] = kind
+    return pa.struct(list(fields.items()))
+
+
+def only_finer(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether two types differ in their unit or zone alone; the cast checks that nothing is cut."""
+    types = pa.types
+    if types.is_timestamp(one) and types.is_timestamp(other):
+        return bool(one.tz) == bool(other.tz)
+    alike = (types.is_time, types.is_duration, types.is_date, types.is_list, types.is_struct)
+    return any(look(one) and look(other) for look in (*alike, types.is_map))
+
+
+_DIRECT: tuple[tuple[Callable[[Any], bool], frozenset[type]], ...] = (
+    (pa.types.is_integer, frozenset((int,))),
+    (pa.types.is_floating, frozenset((float, int))),
+    (pa.types.is_string, frozenset((str,))),
+    (pa.types.is_boolean, frozenset((bool,))),
+    (pa.types.is_date, frozenset((date,))),
+    (pa.types.is_binary, frozenset((bytes,))),
+    (pa.types.is_decimal, frozenset((Decimal, int))),
+)
+"""The kinds of values that pyarrow takes into a type as they are, or refuses."""
+
+
+def array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """The array of some values.
+
+    Raises:
+        UnfitError: One is of another kind; others of `_UNFIT` likewise.
+    """
+    kinds = set(map(type, values)) - {type(None)}
+    for look, direct in _DIRECT:
+        if look(kind):
+            if not kinds <= direct:
+                values = [_fitted(value, kind) for value in values]
+            return pa.array(values, kind)
+    if kinds == {datetime} and pa.types.is_timestamp(kind) and kind.unit in ("us", "ns"):
+        zoned = {value.tzinfo is not None for value in values if value is not None}
+        if zoned == {kind.tz is not None}:
+            return pa.array(values, kind)
+    return pa.array([_fitted(value, kind) for value in values], kind)
+
+
+def _fitted(value: Any, kind: pa.DataType) -> Any:
+    """A value as pyarrow takes it into a type without loss.
+
+    Raises:
+        UnfitError: It is of another kind.
+    """
+    if value is None:
+        return None
+    value, types = plain(value), pa.types
+    if value is None:
+        return None
+    if types.is_string(kind):
+        text = value if isinstance(value, str) else _text_in_column(value)
+        if text is not None:
+            return text
+    elif types.is_timestamp(kind):
+        if isinstance(value, datetime) and (value.tzinfo is None) == (kind.tz is None):
+            return _count(value, kind)
+    elif types.is_time(kind):
+        if isinstance(value, time) and value.tzinfo is None:
+            since = datetime.combine(date.min, value) - datetime.min  # noqa: DTZ901  # a span
+            return _whole_units(since, nanosecond_of(value), kind)
+    elif types.is_duration(kind):
+        if isinstance(value, timedelta):
+            return _whole_units(value, nanosecond_of(value), kind)
+    elif types.is_struct(kind):
+        if isinstance(value, Mapping):
+            return _struct(value, kind)
+    elif types.is_map(kind):
+        pairs = value.items() if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping | list):
+            return [(_fitted(k, kind.key_type), _fitted(v, kind.item_type)) for k, v in pairs]
+    elif is_list(kind):
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_fitted(part, kind.value_type) for part in value]
+    elif _is_scalar(value, kind):
+        return value
+    raise UnfitError(f"it is {_name_of(value)}, and the column is {kind}")
+
+
+def _text_in_column(value: Any) -> str | None:
+    """The text of what goes into a column of texts beside texts: times, UUIDs, intervals."""
+    wanted = isinstance(value, date | time | timedelta | UUID) or is_interval(value)
+    return text_of(value) if wanted else None
+
+
+def _name_of(value: Any) -> str:
+    """What kind of value it is."""
+    zone = getattr(value, "tzinfo", None)
+    if isinstance(value, datetime | time):
+        return f"a {type(value).__name__} {'without' if zone is None else 'with'} a zone"
+    return f"a {type(value).__name__}"
+
+
+def _is_scalar(value: Any, kind: pa.DataType) -> bool:
+    """Whether a value that is no text, time or nest is of a type's kind."""
+    types = pa.types
+    if types.is_boolean(kind):
+        return isinstance(value, bool)
+    if isinstance(value, bool):
+        return False
+    if types.is_integer(kind):
+        return isinstance(value, int)
+    if types.is_floating(kind):
+        return isinstance(value, int | float)
+    if types.is_decimal(kind):
+        return isinstance(value, int) or (isinstance(value, Decimal) and value.is_finite())
+    if types.is_date(kind):
+        return isinstance(value, date) and not isinstance(value, datetime)
+    if types.is_binary(kind):
+        return isinstance(value, bytes | bytearray | memoryview)
+    return False
+
+
+def _struct(value: Mapping[str, Any], kind: pa.DataType) -> dict[str, Any]:
+    """A mapping as a struct, none of its keys left out."""
+    fields = {field.name: field.type for field in kind}
+    if extra := sorted(str(name) for name in value.keys() - fields.keys()):
+        raise UnfitError(f"the schema has no key {extra[0]} in it")
+    return {name: _fitted(value.get(name), part) for name, part in fields.items()}
+
+
+def _count(value: datetime, kind: pa.DataType) -> int:
+    """A moment as a timestamp's number."""
+    zero = datetime(1970, 1, 1, tzinfo=None if value.tzinfo is None else _UTC)
+    return _whole_units(datetime.__sub__(value, zero), nanosecond_of(value), kind)
+
+
+def _whole_units(since: timedelta, nanoseconds: int | None, kind: pa.DataType) -> int:
+    """A span in a type's unit.
+
+    Raises:
+        UnfitError: The unit is too coarse for it.
+    """
+    count = (since // _US) * 1000 + (nanoseconds or 0)
+    units, rest = divmod(count, {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}[kind.unit])
+    if rest:
+        raise UnfitError(f"it has more digits than {kind}")
+    return units

@@ -1,0 +1,292 @@
+"""Streams: what a class declares of its output, and the check of each row against it.
+
+A schema is a pyarrow one or a pydantic model; the latter needs no pyarrow but for Parquet.
+"""
+
+from __future__ import annotations
+
+import enum
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, NaiveDatetime, ValidationError
+from pydantic.fields import FieldInfo
+
+from catalogzero.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from catalogzero.cloud.settings import Batch
+    from catalogzero.cloud.tables import Part
+    from catalogzero.cloud.values import Refuse
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What a processor declares of its results.
+
+    Attributes:
+        name: Names the results at the backend; the entry's handler name where it is empty.
+        schema: Their columns: a `pyarrow.Schema`, or a pydantic model of one row. Every chunk has
+            these columns in this order; a row that does not fit is a bad record.
+    """
+
+    name: str
+    schema: Any = None
+
+    def __post_init__(self) -> None:
+        """Refuse a schema of another kind, or with a name twice."""
+        if self.schema is None or _is_model(self.schema):
+            return
+        names = getattr(self.schema, "names", None)
+        if not isinstance(names, list) or not hasattr(self.schema, "field"):
+            raise TypeError(
+                f"stream {self.name!r}: `schema` is a pyarrow.Schema or a pydantic model, and this "
+                f"is a {type(self.schema).__name__}"
+            )
+        if len(set(names)) < len(names):
+            raise TypeError(f"stream {self.name!r}: a column of the schema stands twice")
+
+    def describe(self) -> dict[str, Any]:
+        """Its name and the JSON Schema of a row."""
+        named = {"name": self.name} if self.name else {}
+        if self.schema is None:
+            return named
+        model = _is_model(self.schema)
+        schema = self.schema.model_json_schema() if model else _object_schema(self.schema)
+        return {**named, "schema": schema}
+
+
+def streams_of(cls: type) -> tuple[Stream, ...]:
+    """What a class declares by `streams`, or by `schema` alone; empty where it declares nothing.
+
+    Raises:
+        TypeError: More than one stream, or two that say different things.
+    """
+    streams = tuple(getattr(cls, "streams", ()))
+    schema, name = getattr(cls, "schema", None), getattr(cls, "stream", None)
+    if not all(isinstance(stream, Stream) for stream in streams):
+        raise TypeError(f"{cls.__qualname__}.streams is a tuple of `Stream` objects")
+    if len(streams) > 1:
+        raise TypeError(
+            f"{cls.__qualname__}.streams has {len(streams)} streams, and a class has one for now: "
+            "write a class for each"
+        )
+    if streams and (schema is not None or name not in (None, streams[0].name)):
+        raise TypeError(
+            f"{cls.__qualname__} says twice what it sends: leave `schema` and `stream` out where "
+            "`streams` stands"
+        )
+    if streams or schema is None:
+        return streams
+    return (Stream(name or "", schema),)
+
+
+class RowCheck:
+    """Numbers the rows of batches, and checks them against what the class declares.
+
+    Args:
+        schema: What a `Stream` declares; None for nothing.
+        refuse: Takes each row that does not fit.
+        as_tables: Whether the chunks need the types of Arrow, as Parquet does.
+    """
+
+    def __init__(self, schema: Any, refuse: Refuse, *, as_tables: bool = False) -> None:
+        self._model: type[BaseModel] | None = schema if _is_model(schema) else None
+        self._keys = _input_keys(self._model)
+        self._refuse, self._rows, self._tables = refuse, 0, None
+        arrow = schema if self._model is None else arrow_schema(schema) if as_tables else None
+        if arrow is not None:
+            from catalogzero.cloud.tables import Tables
+
+            self._tables = Tables(arrow, refuse, 0)
+
+    def __call__(self, batch: Batch) -> Iterator[tuple[int, Part]]:
+        """The parts of a batch that fit, each with the number of its first row."""
+        from catalogzero.cloud.batches import parts_of
+
+        for part in parts_of(batch):
+            start, self._rows = self._rows + 1, self._rows + len(part)
+            checked = [(start, part)] if self._model is None else self._runs(part, start)
+            for first, rows in checked:
+                if self._tables is None:
+                    yield first, rows
+                else:
+                    yield from self._tables.add(rows, first)
+
+    def _runs(self, part: Part, start: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """What the model takes, cut where a row is refused."""
+        from catalogzero.cloud.batches import rows_of
+
+        run: list[dict[str, Any]] = []
+        number = start
+        for row in rows_of(part):
+            made = self._checked(row, number)
+            number += 1
+            if made is not None:
+                run.append(made)
+            elif run:
+                yield number - 1 - len(run), run
+                run = []
+        if run:
+            yield number - len(run), run
+
+    def _checked(self, row: Mapping[str, Any], number: int) -> dict[str, Any] | None:
+        """A row as the model has it; None where it is refused."""
+        from catalogzero.cloud.values import UnfitError
+
+        model = typing.cast("type[BaseModel]", self._model)
+        if extra := sorted(map(str, row.keys() - self._keys.keys())):
+            self._refuse(number, UnfitError("the schema has no such column", extra[0]), row)
+            return None
+        given = {self._keys[name]: value for name, value in row.items()}
+        for name, field in model.model_fields.items():
+            if field.is_required():
+                given.setdefault(self._keys[name], None)
+        try:
+            return model.model_validate(given, strict=True).model_dump()
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+            column = ".".join(map(str, first["loc"])) or None
+            self._refuse(number, UnfitError(first["msg"], column), row)
+            return None
+
+
+def _is_model(schema: Any) -> bool:
+    """Whether it is a pydantic model."""
+    return isinstance(schema, type) and issubclass(schema, BaseModel)
+
+
+def _input_keys(model: type[BaseModel] | None) -> dict[str, str]:
+    """The key under which a model takes each of its fields."""
+    fields = {} if model is None else model.model_fields
+    aliases = {name: field.validation_alias for name, field in fields.items()}
+    return {name: key if isinstance(key, str) else name for name, key in aliases.items()}
+
+
+def arrow_schema(model: type[BaseModel]) -> pa.Schema:
+    """The Arrow schema of a pydantic model.
+
+    Raises:
+        ConfigError: A field's type has no Arrow type; it names the field.
+    """
+    import pyarrow as pa
+
+    return pa.schema([_arrow_field(name, field) for name, field in model.model_fields.items()])
+
+
+def _arrow_field(name: str, field: FieldInfo) -> pa.Field:
+    import pyarrow as pa
+
+    try:
+        kind = _arrow_type(field.annotation, field.metadata)
+    except TypeError as error:
+        raise ConfigError(
+            f"field {name}: {error}; use another type, or a pyarrow schema"
+        ) from error
+    return pa.field(name, kind, nullable=type(None) in typing.get_args(field.annotation))
+
+
+def _arrow_type(annotation: Any, metadata: list[Any]) -> pa.DataType:
+    """The Arrow type of an annotation.
+
+    Raises:
+        TypeError: There is none.
+    """
+    import pyarrow as pa
+
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _arrow_type(args[0], [*metadata, *args[1:]])
+    if origin in (typing.Union, types.UnionType):
+        kinds = {_arrow_type(arg, metadata) for arg in args if arg is not type(None)}
+        if len(kinds) == 1:
+            return kinds.pop()
+    elif origin in (list, set, frozenset):
+        return pa.list_(_arrow_type(args[0], []))
+    elif origin is dict:
+        return pa.map_(_arrow_type(args[0], []), _arrow_type(args[1], []))
+    elif origin is Literal:
+        return _arrow_type(type(args[0]), [])
+    elif annotation is Decimal:
+        digits = [getattr(part, "max_digits", None) for part in metadata]
+        places = [getattr(part, "decimal_places", None) for part in metadata]
+        if any(digits) and any(p is not None for p in places):
+            precision = next(filter(None, digits))
+            make = pa.decimal128 if precision <= 38 else pa.decimal256
+            return make(precision, next(p for p in places if p is not None))
+        raise TypeError("a Decimal needs Field(max_digits=…, decimal_places=…) for Parquet")
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return pa.struct(list(arrow_schema(annotation)))
+    elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return _arrow_type(type(next(iter(annotation)).value), [])
+    elif annotation in _plain_types():
+        return _plain_types()[annotation]
+    raise TypeError(f"{annotation} has no Arrow type")
+
+
+def _plain_types() -> dict[Any, pa.DataType]:
+    """Python's types that have one Arrow type each."""
+    import pyarrow as pa
+
+    moment = pa.timestamp("us")
+    return {
+        **{str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()},
+        **{bytes: pa.binary(), UUID: pa.string(), date: pa.date32(), time: pa.time64("us")},
+        **{datetime: moment, NaiveDatetime: moment, AwareDatetime: pa.timestamp("us", "UTC")},
+        timedelta: pa.duration("us"),
+    }
+
+
+def _object_schema(fields: Any) -> dict[str, Any]:
+    """The JSON Schema of rows, or of a struct."""
+    return {
+        "type": "object",
+        "properties": {field.name: _field_schema(field) for field in fields},
+        "required": [field.name for field in fields if not field.nullable],
+        "additionalProperties": False,
+    }
+
+
+def _field_schema(field: Any) -> dict[str, Any]:
+    """The JSON Schema of a column, with its Arrow type."""
+    schema = _type_schema(field.type)
+    schema = {"anyOf": [schema, {"type": "null"}]} if field.nullable else schema
+    about = (field.metadata or {}).get(b"description")
+    described = {"description": about.decode()} if about else {}
+    return {**schema, **described, "x-arrow-type": str(field.type)}
+
+
+def _type_schema(kind: Any) -> dict[str, Any]:
+    """The JSON Schema of an Arrow type, as NDJSON writes it."""
+    import pyarrow as pa
+
+    is_a = pa.types
+    looks: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (is_a.is_boolean, {"type": "boolean"}),
+        (is_a.is_integer, {"type": "integer"}),
+        (is_a.is_floating, {"type": "number"}),
+        (is_a.is_decimal, {"type": "number"}),
+        (is_a.is_timestamp, {"type": "string", "format": "date-time"}),
+        (is_a.is_date, {"type": "string", "format": "date"}),
+        (is_a.is_time, {"type": "string", "format": "time"}),
+        (is_a.is_duration, {"type": "string", "format": "duration"}),
+        (is_a.is_binary, {"type": "string", "contentEncoding": "base64"}),
+    )
+    for look, schema in looks:
+        if look(kind):
+            return schema
+    if is_a.is_struct(kind):
+        return _object_schema(kind)
+    if is_a.is_list(kind) or is_a.is_large_list(kind):
+        return {"type": "array", "items": _type_schema(kind.value_type)}
+    if is_a.is_map(kind):
+        return {"type": "object", "additionalProperties": _type_schema(kind.item_type)}
+    return {"type": "string"}

@@ -1,0 +1,140 @@
+"""What a run has done so far, and where it stands: counts, refusals, failures with their place.
+
+Owns how a failure is worded to people on this machine; nothing of it leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from catalogzero.cloud.batches import row_count
+from catalogzero.cloud.records import Found
+from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.sources import GroupReading, Item, Reading
+from catalogzero.errors import (
+    BadParamsError,
+    CatalogZeroError,
+    FailedError,
+    SourceChangedError,
+    place_of,
+    text_of,
+    type_of,
+)
+from catalogzero.wire.messages import utf8
+
+LISTED = 20
+"""The most that a list in a result holds; its count stands beside it."""
+_TOLD_FAILURES = 5
+_MAX_FAILURE_CHARS = 1_000
+
+
+class Rows(list[Any]):
+    """A batch of dicts as `process` gets it; it knows which row was taken last."""
+
+    __slots__ = ("at",)
+    at: int | None
+
+    def __iter__(self) -> Iterator[Any]:
+        for self.at, row in enumerate(super().__iter__()):
+            yield row
+        self.at = None
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a pass over an item stands: what `process` was given last, for errors."""
+
+    item: Item
+    reading: Reading | None = None
+    batch: Batch = None
+    count: int = 0
+    before: int = 0
+    _last: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file or query that is read."""
+        return self.reading.name if isinstance(self.reading, GroupReading) else self.item.name
+
+    @property
+    def row(self) -> int | None:
+        """The number of the row at hand, from 1; None where it cannot be known."""
+        at = 0 if self.count == 1 else getattr(self.batch, "at", None)
+        return None if self.batch is None or at is None else self.before + at + 1
+
+    def given(self, batch: Batch) -> None:
+        """Note what `process` is given now."""
+        self.before = self.before + self.count if self._last == self.name else 0
+        self.count = row_count(batch)
+        self.batch, self._last = batch, self.name
+
+    def __str__(self) -> str:
+        if self.row is not None:
+            return f"{self.name}, row {self.row}"
+        first, last = self.before + 1, self.before + self.count
+        return self.name if self.batch is None else f"{self.name}, rows {first} to {last}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far; of refusals and failures, the first."""
+
+    uploads: list[str] = field(default_factory=list)
+    skipped: int = 0
+    bad_records: int = 0
+    rows_read: int = 0
+    records: int = 0
+    items_done: int = 0
+    found: list[Found] = field(default_factory=list)
+    files_read: int = 0
+    bytes_total: int = 0
+    bytes_before: int = 0
+    refused: list[str] = field(default_factory=list)
+    waiting: set[str] = field(default_factory=set)
+    changed_queries: list[str] = field(default_factory=list)
+    failed: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    kinds: set[type[CatalogZeroError]] = field(default_factory=set)
+
+    def refuse(self, why: str) -> None:
+        """Note that the backend refused what an item had."""
+        self.refused += [why] if len(self.refused) < LISTED else []
+
+    def fail(self, place: Place, error: Exception) -> None:
+        """Note that an item failed, where, and by what; the error itself may hold much memory."""
+        message = f"{text_of(error)}{place_of(error)}"
+        if isinstance(error, CatalogZeroError):
+            message = error.message
+        self.failed += 1
+        self.kinds.add(type(error) if isinstance(error, CatalogZeroError) else FailedError)
+        if len(self.failures) < LISTED:
+            source, message = utf8(place.name), utf8(message)
+            message = message if source in message else f"{utf8(str(place))}: {message}"
+            told = message[:_MAX_FAILURE_CHARS]
+            self.failures.append(
+                {"source": source, "row": place.row, "type": type_of(error), "error": told}
+            )
+
+    def failure(self, items: int, result: dict[str, Any]) -> CatalogZeroError:
+        """The error of a run in which items failed; `result` is that of the others.
+
+        Its `details` is that result with the status `failed`, and the failures.
+        """
+        told = [failure["error"] for failure in self.failures]
+        text = told[0]
+        if items > 1:
+            more = self.failed - _TOLD_FAILURES
+            named = "; ".join([*told[:_TOLD_FAILURES], *([f"and {more} more"] if more > 0 else [])])
+            sent = f"{result['uploads']} are stored and sent"
+            text = f"{self.failed} of {items} items failed ({sent}): {named}"
+        kind = next(iter(self.kinds)) if len(self.kinds) == 1 else FailedError
+        kind = kind if kind in {SourceChangedError, BadParamsError} else FailedError
+        text += f"; {result['error']}" if "error" in result else ""
+        counts = {"items": items, "failed": self.failed, "failures": self.failures}
+        ended = {"status": "failed", "success": False, "error": text}
+        error = kind(text, details={**result, **ended, **counts})
+        types = {failure["type"] for failure in self.failures}
+        error.cause_type = types.pop() if len(types) == 1 else ""
+        return error

@@ -1,0 +1,473 @@
+"""What one value of a record becomes in text: JSON in NDJSON, a cell in CSV.
+
+A kind of value has one form, whatever its value is (docs/reference/values.md). What a format cannot
+hold raises `UnfitError`. Needs neither pyarrow nor numpy, and takes the values of both.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from itertools import repeat
+from operator import countOf, methodcaller
+from typing import Any, TypeAlias
+from uuid import UUID
+
+import orjson
+
+from catalogzero.errors import FailedError
+
+_LINE = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
+_VALUES = methodcaller("values")
+_INTS = range(-(1 << 63), 1 << 64)
+_MOST_ZEROS = 1_000
+_US = timedelta(microseconds=1)
+_WHOLE = frozenset(
+    (type(None), str, bool, int, bytes, datetime, date, time, timedelta, Decimal, UUID)
+)
+_QUOTED = re.compile(r'[",\r\n]')
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+NOT_UTF8 = "the text holds half of a surrogate pair, which is not UTF-8"
+NO_JSON = "NaN and infinities have no form in JSON"
+
+
+class UnfitError(ValueError):
+    """A value that a format or a schema cannot hold; the text says why, without the value.
+
+    Attributes:
+        column: The column that it stands in, where that is known.
+    """
+
+    def __init__(self, why: str, column: str | None = None) -> None:
+        super().__init__(why)
+        self.column = column
+
+
+Refuse: TypeAlias = Callable[[int, UnfitError, Any], None]
+"""Takes a bad record: its number from 1, why, and the record itself."""
+
+
+def fail(row: int, error: UnfitError, record: Any) -> None:
+    """Refuse a bad record by an error.
+
+    Raises:
+        FailedError: Always; it names row and column.
+    """
+    raise FailedError(where(row, error))
+
+
+def where(row: int, error: UnfitError) -> str:
+    """Row and column of a bad record, and why it is one."""
+    column = "" if error.column is None else f", column {error.column}"
+    return f"row {row}{column}: {error}"
+
+
+def refuse_twice(names: Sequence[str], source: str) -> None:
+    """Refuse columns of which two have one name, which rows cannot hold apart.
+
+    Raises:
+        FailedError: It names them, and the source.
+    """
+    if len(set(names)) < len(names):
+        twice = ", ".join(dict.fromkeys(name for name in names if names.count(name) > 1))
+        raise FailedError(f"{source}: {twice} stands twice; each column needs a name of its own")
+
+
+class NanoDatetime(datetime):
+    """A datetime of a column that counts nanoseconds."""
+
+    nanosecond = 0
+    """What datetime has no room for, 0 to 999."""
+
+    def __str__(self) -> str:
+        return moment_text(self)
+
+
+class NanoTime(time):
+    """A time of a column that counts nanoseconds; see `NanoDatetime`."""
+
+    nanosecond = 0
+
+    def __str__(self) -> str:
+        return moment_text(self)
+
+
+class NanoTimedelta(timedelta):
+    """A duration of a column that counts nanoseconds; see `NanoDatetime`."""
+
+    nanosecond = 0
+
+    def __str__(self) -> str:
+        return duration_text(self)
+
+
+def nanosecond_of(value: Any) -> int | None:
+    """The nanoseconds below a microsecond, 0 to 999; None of a value that counts microseconds."""
+    found: int | None = getattr(value, "nanosecond", None)
+    return getattr(value, "nanoseconds", None) if found is None else found
+
+
+def moment_text(value: datetime | time) -> str:
+    """ISO 8601 with six digits of the second, nine where it counts nanoseconds."""
+    text = value.isoformat("T", "microseconds") if isinstance(value, datetime) else _time(value)
+    if (extra := nanosecond_of(value)) is None:
+        return text
+    end = 26 if isinstance(value, datetime) else 15
+    if isinstance(value, datetime):
+        text = datetime.isoformat(value, "T", "microseconds")
+    return f"{text[:end]}{extra:03}{text[end:]}"
+
+
+def _time(value: time) -> str:
+    """A time with six digits of the second."""
+    return value.isoformat("microseconds")
+
+
+def duration_text(value: timedelta) -> str:
+    """ISO 8601 in seconds, with six digits of them, nine where it counts nanoseconds."""
+    whole, extra = value // _US, nanosecond_of(value)
+    return seconds_text(whole, 6) if extra is None else seconds_text(whole * 1000 + extra, 9)
+
+
+def seconds_text(count: int, digits: int) -> str:
+    """An ISO 8601 duration of so many 10^-digits seconds."""
+    seconds, part = divmod(abs(count), 10**digits)
+    return f"{'-' if count < 0 else ''}PT{seconds}.{part:0{digits}}S"
+
+
+def interval_text(months: int, days: int, count: int, digits: int) -> str:
+    """An ISO 8601 duration of months, days and so many 10^-digits seconds, each with its sign."""
+    seconds = seconds_text(abs(count), digits).removeprefix("PT")
+    return f"P{months}M{days}DT{'-' if count < 0 else ''}{seconds}"
+
+
+def decimal_text(value: Decimal) -> str:
+    """Every digit, without an exponent unless it would be a thousand zeros or more."""
+    text = str(value)
+    if "E" in text and abs(value.adjusted()) < _MOST_ZEROS:
+        return format(value, "f")
+    return text
+
+
+def digits_of(value: int) -> str:
+    """Every digit of a whole number of any length."""
+    return str(value) if value in _INTS else format(Decimal(value), "f")
+
+
+def plain(value: Any) -> Any:
+    """A value of numpy, an enum or a dataclass as what it holds; any other as it is."""
+    if isinstance(value, Enum):
+        return plain(value.value)
+    if hasattr(value, "dtype"):
+        return _of_numpy(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, datetime | timedelta) and value != value:  # pandas' NaT
+        return None
+    return value
+
+
+def _of_numpy(value: Any) -> Any:
+    """A numpy scalar or array in Python's own kinds."""
+    if getattr(value, "ndim", 0):
+        return [plain(part) for part in value] if value.dtype.kind in "mM" else value.tolist()
+    if value.dtype.kind not in "mM":
+        found = value.item()
+        return found if type(found) is not type(value) else float(found)
+    if value != value:  # NaT
+        return None
+    kind, unit = value.dtype.kind, str(value.dtype)[-4:]
+    if unit == "[ns]":
+        return nano(int(value.astype("i8")), NanoTimedelta if kind == "m" else NanoDatetime)
+    value = value if unit == "8[D]" else value.astype(f"{kind}8[us]")
+    found = value.item()
+    return found if isinstance(found, date | timedelta) else str(value)
+
+
+def nano(count: int, kind: type[Any]) -> Any:
+    """The value of so many nanoseconds, since 1970 or midnight where it is no duration."""
+    span = timedelta(microseconds=count // 1000)
+    made: Any
+    if kind is NanoTimedelta:
+        made = NanoTimedelta(span.days, span.seconds, span.microseconds)
+    elif kind is NanoTime:
+        made = NanoTime.fromisoformat((datetime.fromtimestamp(0, UTC) + span).time().isoformat())
+    else:
+        made = NanoDatetime(1970, 1, 1) + span
+    made.nanosecond = count % 1000
+    return made
+
+
+def is_interval(value: Any) -> bool:
+    """Whether it counts months, days and nanoseconds, as Arrow's interval does."""
+    return hasattr(value, "months") and hasattr(value, "nanoseconds")
+
+
+def text_of(value: Any) -> str | None:
+    """The text of a value that JSON and CSV write alike; None of any other."""
+    if isinstance(value, datetime | time):
+        return moment_text(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return duration_text(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, UUID):
+        return str(value)
+    if is_interval(value):
+        return interval_text(value.months, value.days, value.nanoseconds, 9)
+    return None
+
+
+def json_value(value: Any) -> Any:
+    """JSON's own kind for a value that orjson does not know, or writes in several forms.
+
+    Raises:
+        UnfitError: JSON has no form for it.
+    """
+    if type(value) is datetime:
+        return value.isoformat("T", "microseconds")
+    if isinstance(value, Decimal):
+        number = str(value)
+        if "E" in number or "N" in number or "y" in number:
+            if not value.is_finite():
+                raise UnfitError(NO_JSON)
+            number = decimal_text(value)
+        return orjson.Fragment(number)
+    found = plain(value)
+    if found is None or found is not value:
+        return _exact(found)
+    text = text_of(value)
+    return _exact(value) if text is None else text
+
+
+def _exact(value: Any) -> Any:
+    """A value, at every depth, as what orjson writes whole.
+
+    Raises:
+        UnfitError: JSON has no form for a part of it.
+    """
+    if value is None or isinstance(value, bool | orjson.Fragment):
+        return value
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return _valid(value)
+    if isinstance(value, int) and not isinstance(value, Enum):
+        return int(value) if value in _INTS else orjson.Fragment(digits_of(value))
+    if isinstance(value, float) and not isinstance(value, Enum):
+        if not math.isfinite(value):
+            raise UnfitError(NO_JSON)
+        return float(value)
+    if isinstance(value, Mapping):
+        return _exact_mapping(value)
+    if isinstance(value, list | tuple | set | frozenset) and not is_interval(value):
+        return [_exact(part) for part in value]
+    if isinstance(value, UnfitError):
+        raise value
+    if isinstance(value, Decimal) or text_of(value) is not None or plain(value) is not value:
+        return json_value(value)
+    raise UnfitError(f"a {type(value).__name__} has no form in JSON: convert it in `process`")
+
+
+def _exact_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
+    """A mapping whose names are texts, each once."""
+    made = {_name(name): _exact(part) for name, part in value.items()}
+    if len(made) < len(value):
+        raise UnfitError("two of its names are the same text")
+    return made
+
+
+def _name(name: Any) -> str:
+    """The text of a name."""
+    if isinstance(name, str):
+        return _valid(name)
+    exact = _exact(name)
+    return exact if isinstance(exact, str) else orjson.dumps(exact).decode()
+
+
+def _valid(text: str) -> str:
+    """A text that UTF-8 can hold."""
+    if not _is_valid(text):
+        raise UnfitError(NOT_UTF8)
+    return str(text)
+
+
+def _is_valid(text: Any) -> bool:
+    """Whether UTF-8 can hold a text."""
+    try:
+        str(text).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _may_hold_nan(values: Iterable[Any]) -> bool:
+    """Whether NaN or an infinity, which orjson writes as null, may be among them."""
+    for value in values:
+        kind = type(value)
+        if kind is float:
+            if value - value != 0.0:
+                return True
+        elif kind is dict:
+            if _may_hold_nan(value.values()):
+                return True
+        elif kind is list:
+            if _may_hold_nan(value):
+                return True
+        elif kind not in _WHOLE:
+            return True
+    return False
+
+
+def json_lines(rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """One line of JSON for each row.
+
+    Raises:
+        UnfitError: Of a row that JSON cannot hold; which one is found by asking for each alone.
+    """
+    dumps, value = orjson.dumps, json_value
+    try:
+        lines = [dumps(row, value, _LINE) for row in rows]
+    except TypeError:
+        whole = len(rows) == 1
+        return [_json_line(row) if whole else json_lines([row])[0] for row in rows]
+    nulls = b"".join(lines).count(b"null")
+    if nulls and nulls != _nones(rows):  # more than there are None: one may have been a NaN
+        for number, line in enumerate(lines):
+            if b"null" in line and _may_hold_nan(rows[number].values()):
+                lines[number] = _json_line(rows[number])
+    return lines
+
+
+def _nones(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many values of some rows are None; -1 where one does not compare, as arrays do not."""
+    try:
+        return sum(map(countOf, map(_VALUES, rows), repeat(None)))
+    except (TypeError, ValueError):
+        return -1
+
+
+def _json_line(row: Mapping[str, Any]) -> bytes:
+    """The line of a row, value by value."""
+    cells: dict[str, Any] = {}
+    for name, value in row.items():
+        text = str(name)
+        try:
+            text = _name(name)
+            if text in cells:
+                raise UnfitError("two columns have this name")
+            cells[text] = _exact(value)
+        except (RecursionError, TypeError, ValueError) as error:
+            why = "it nests too deep" if isinstance(error, RecursionError) else str(error)
+            raise UnfitError(why, text) from error
+    try:
+        return orjson.dumps(cells, option=_LINE)
+    except TypeError as error:
+        raise UnfitError("it nests too deep") from error
+
+
+def csv_cell(value: Any) -> Any:
+    """The text of a cell; None for null.
+
+    Raises:
+        UnfitError: It nests a value that JSON has no form for.
+    """
+    kind = type(value)
+    if kind is bool:
+        return "true" if value else "false"
+    if kind is datetime:
+        return value.isoformat("T", "microseconds")
+    value = value if kind is str or kind is int or kind is float else plain(value)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return digits_of(value)
+    if isinstance(value, float):
+        return repr(float(value)) if math.isfinite(value) else _NOT_FINITE[str(float(value))]
+    if isinstance(value, Decimal):
+        return "NaN" if value.is_nan() else decimal_text(value)
+    if (text := text_of(value)) is not None:
+        return text
+    return orjson.dumps(_exact(value)).decode()
+
+
+class _Echo:
+    """A file for `csv.writer` that gives each line back."""
+
+    def write(self, text: str) -> str:
+        """Give it back."""
+        return text
+
+
+_WRITE = csv.writer(_Echo()).writerow
+
+
+def csv_lines(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """One line of CSV for each row: null is an empty cell, an empty text is a quoted one.
+
+    Raises:
+        UnfitError: Of a row that cannot be written; see `json_lines`.
+    """
+    columns = [_cells(name, [row.get(name) for row in rows]) for name in names]
+    if any("" in column for column in columns):
+        return [_csv_line(names, cells) for cells in zip(*columns, strict=True)]
+    try:
+        return [f"{_WRITE(cells)[:-2]}\n".encode() for cells in zip(*columns, strict=True)]
+    except ValueError:  # half of a surrogate pair
+        return [_csv_line(names, cells) for cells in zip(*columns, strict=True)]
+
+
+def _cells(name: str, values: list[Any]) -> list[Any]:
+    """A column's cells: texts, None, and numbers that the writer writes as we do."""
+    kinds = set(map(type, values)) - {type(None), str}
+    if not kinds or (kinds == {int} and max(map(abs, filter(None, values)), default=0) in _INTS):
+        return values
+    if kinds == {float} and math.isfinite(sum(filter(None, values))):
+        return values
+    try:
+        return [value if value is None else csv_cell(value) for value in values]
+    except UnfitError as error:
+        raise UnfitError(str(error), name) from error
+
+
+def csv_header(names: Sequence[str]) -> bytes:
+    """The line of column names."""
+    return _csv_line(names, list(names))
+
+
+def _csv_line(names: Sequence[str], cells: Sequence[Any]) -> bytes:
+    """The line of some cells, an empty text among them in quotes."""
+    if len(cells) == 1 and cells[0] is None:
+        return b'""\n'  # an empty line is no record to most readers
+    try:
+        return (",".join(map(_quoted, cells)) + "\n").encode()
+    except UnicodeEncodeError as error:
+        broken = [name for name, cell in zip(names, cells, strict=True) if not _is_valid(cell)]
+        raise UnfitError(NOT_UTF8, broken[0]) from error
+
+
+def _quoted(cell: Any) -> str:
+    """A cell in quotes where it must be, and where it is an empty text."""
+    if cell is None:
+        return ""
+    text = str(cell)
+    if text and not _QUOTED.search(text):
+        return text
+    return '"' + text.replace('"', '""') + '"'
+
+
+def fingerprint(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Bytes that differ where the rows differ, whatever they hold."""
+    try:
+        return b"".join(json_lines(rows))
+    except UnfitError:
+        return repr(rows).encode("utf-8", "surrogatepass")
