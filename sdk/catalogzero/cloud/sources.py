@@ -40,7 +40,8 @@ _MAGIC = frozenset("*?[")
 FILE_BOUNDS = Bounds(max_frames=10_000_000, max_ratio=MAX_RATIO)
 """Of packed files: as long as they like, a window as `zstd` itself takes it (128 MiB)."""
 _PARQUET = b"PAR1"
-_PACKED = {b"\x1f\x8b\x08": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+_PACKED = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 
 
 class Reading(Protocol):
@@ -318,13 +319,14 @@ class FileReading:
         """The content, as its first bytes say what it is, else its name."""
         name, (start, end) = self._item.relative.lower(), self._raw.ends()
         self._found.kind = kind_of(name)
+        coding = _SUFFIXES.get(os.path.splitext(name)[1])
         if start == end == _PARQUET:
-            self._found.kind, name = "parquet", ""
-        elif name.endswith(tuple(_PACKED.values())):
+            self._found.kind, coding = "parquet", None
+        elif coding:
             if not start:
                 raise EOFError("it has not one byte")
-            name = next((end for magic, end in _PACKED.items() if start.startswith(magic)), name)
-        return unpacked(self._raw, name)
+            coding = next((of for magic, of in _PACKED.items() if start.startswith(magic)), coding)
+        return io.BufferedReader(_Unpacked(self._raw, coding) if coding else self._raw, _READ_BYTES)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -496,12 +498,6 @@ class _Unpacked(io.RawIOBase):
         """Unpack a piece, if there is one."""
         self._left = memoryview(next(self._pieces, b""))
         return bool(self._left)
-
-
-def unpacked(raw: HashingFile, name: str) -> io.BufferedReader:
-    """The content of a file: gzip and zstd taken off by its suffix, buffered."""
-    coding = {".gz": "gzip", ".zst": "zstd"}.get(os.path.splitext(name)[1])
-    return io.BufferedReader(_Unpacked(raw, coding) if coding else raw, _READ_BYTES)
 
 
 def identity(found: os.stat_result) -> list[int]:
