@@ -179,7 +179,7 @@ async def test_the_old_host_that_comes_back_is_paused_until_adopted(
         assert (await site.run())["status"] == "uploaded"
 
     assert visible == [{"n": "3"}]
-    assert "took this installation over" in backend.reports[-1]["outbox"]["paused"]
+    assert backend.reports[-1]["outbox"]["paused"] == "installation moved"
     assert backend.rows() == [{"n": "1"}, {"n": "2"}]
 
 

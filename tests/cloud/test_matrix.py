@@ -283,5 +283,5 @@ def test_a_column_that_stands_twice_is_refused_in_parquet_and_sql(
     sources = {"all": {"url": url, "query": "SELECT 1 AS id, 2 AS id"}}
 
     for source in (str(folder), "sql:all"):
-        with pytest.raises(FailedError, match="id stands twice"):
+        with pytest.raises(FailedError, match="'id' stands twice"):
             plain_bodies(tmp_path, author, source, "ndjson", sources=sources)

@@ -75,7 +75,7 @@ def test_a_wide_header_of_a_packed_file_is_seen_whole(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.csv.zst", zstd_bomb(1_024), "more than 2000 times its size"),
+        ("a.csv.zst", pack(b"n\n", "zstd") + zstd_bomb(1_024), "more than 2000 times its size"),
         ("a.jsonl.zst", zstd_bomb(1_024), "more than 2000 times its size"),
         ("a.csv.zst", zstd_bomb(9, 28), "a window of more than 128 MiB"),
         ("a.csv.zst", pack(b"", "zstd") * 1_001, "more than 1000 zstd frames"),
@@ -100,8 +100,8 @@ def test_a_file_over_a_bound_fails_with_its_name_and_the_fix(
         ("a.csv.zst", zstd_bomb(8_192), 160),
         ("a.jsonl.zst", zstd_bomb(8_192), 160),
         ("a.csv.zst", zstd_bomb(8_192, 27), 160 + 128),
-        ("a.csv.zst", pack(b"", "zstd") * 100_000, 48),
-        ("a.csv.gz", pack(b"", "gzip") * 50_000, 48),
+        ("a.csv.zst", pack(b"n\n", "zstd") + pack(b"", "zstd") * 100_000, 64),
+        ("a.csv.gz", pack(b"n\n", "gzip") + pack(b"", "gzip") * 50_000, 64),
     ],
 )
 @pytest.mark.parametrize("batches", ["dict", "arrow"])

@@ -205,7 +205,7 @@ async def test_a_result_of_many_uploads_lists_the_first_and_counts_all(
         (data / f"{number}.csv").write_text(f"n\n{number}\n")
     processor = Plain(endpoint=backend.url, api_key="test-key", data_roots=[data])
     runtime: dict[str, Any] = {"state_dir": tmp_path / "state", "settle_s": 0, "upload_wait_s": 300}
-    async with serving(processor, **runtime, max_message_bytes=2048) as service:
+    async with serving(processor, **runtime, max_message_bytes=4096) as service:
         result = await service.client.call(
             "process_and_upload", {"data_source": str(data)}, timeout_s=300
         )
@@ -218,7 +218,7 @@ async def test_a_result_of_many_uploads_lists_the_first_and_counts_all(
 async def test_a_run_knows_its_uploads_however_many_ended_meanwhile(
     backend: ReferenceBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("catalogzero.cloud.outbox.KEPT_ENDED", 5)
+    monkeypatch.setattr("catalogzero.cloud.outbox_identity.KEPT_ENDED", 5)
     async with Site(backend.url, tmp_path, runtime={"upload_wait_s": 300}) as site:
         for number in range(25):
             site.write(f"{number}.csv", f"n\n{number}\n")
@@ -281,7 +281,7 @@ async def test_a_rejected_row_fails_its_file_where_the_rule_is_to_fail(
     async with Site(backend.url, tmp_path, author=author) as site:
         site.write("a.csv", "n,name\n1,one\nx,two\n")
         site.write("b.csv", CSV)
-        with pytest.raises(FailedError, match=r"exports/a\.csv, row 2: n is no number; mend"):
+        with pytest.raises(FailedError, match=r"exports/a\.csv, row 2: n is no number; fix"):
             await site.run()
 
     assert len(backend.rows()) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import tracemalloc
 from datetime import datetime
 from decimal import Decimal
@@ -16,6 +17,7 @@ import pytest
 import zstandard
 from catalogzero.cloud.records import BadRecords, ReadOptions
 from catalogzero.cloud.sources import Roots
+from catalogzero.cloud.values import json_lines
 from catalogzero.errors import FailedError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -369,7 +371,8 @@ def test_times_of_a_parquet_file_keep_their_nine_digits_also_where_they_nest(roo
     pq.write_table(table, root.parent / "p")
     text = "2023-11-14T22:13:20.123456789"
 
-    assert read(root, (root.parent / "p").read_bytes(), "a.parquet")[0] == [
+    rows = read(root, (root.parent / "p").read_bytes(), "a.parquet")[0]
+    assert [json.loads(line) for line in json_lines(rows)] == [
         {
             "t": text,
             "z": "2023-11-14T23:13:20.123456789+01:00",
@@ -426,17 +429,23 @@ def test_a_folder_is_listed_in_order_and_says_what_it_leaves_out(root: Path) -> 
     assert (files.left_out, files.left_out_names) == (1, ["n.md"])
 
 
-def test_a_folder_is_not_held_while_it_is_read(root: Path) -> None:
+def test_a_folder_is_listed_as_it_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(3_000):
         folder = root / f"{number // 100:02}"
         folder.mkdir(exist_ok=True)
         (folder / f"{number}.csv").touch()
-    files = Roots([root]).items(str(root), ReadOptions())
+    listed, scandir = [], os.scandir
 
-    tracemalloc.start()
-    names = sum(1 for _ in files)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    def noted(path: str) -> Any:
+        listed.append(path)
+        return scandir(path)
 
-    assert names == len(files) == 3_000
-    assert peak < 150_000
+    monkeypatch.setattr(os, "scandir", noted)
+    files = iter(Roots([root]).items(str(root), ReadOptions()))
+
+    first = next(files)
+    at_first = len(listed)
+
+    assert first.name.endswith("/00/0.csv")
+    assert at_first <= 4  # of 31 folders
+    assert sum(1 for _ in files) == 2_999

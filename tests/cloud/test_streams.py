@@ -305,7 +305,7 @@ def test_nested_rows_of_a_large_table_are_those_of_pyarrow() -> None:
 
 
 def test_a_frame_with_a_column_twice_is_refused() -> None:
-    with pytest.raises(FailedError, match="a stands twice"):
+    with pytest.raises(FailedError, match="'a' stands twice"):
         list(encoder_for("ndjson", 1000).add(pa.table([[1], [2]], names=["a", "a"])))
 
 

@@ -6,7 +6,6 @@ A malformed record is met as `on_bad_record` says, by file and line. `readers` m
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Literal
 
 import orjson
 
+from catalogzero.cloud.values import refuse_twice
 from catalogzero.errors import BadParamsError, FailedError
 
 _SUFFIXES = {
@@ -26,7 +26,6 @@ _SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-SHOWN_NAMES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +133,12 @@ def refuse_names(names: list[str], where: str) -> None:
     Raises:
         FailedError: A name is missing, stands twice, or holds NUL.
     """
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    fault = ""
     if "" in names:
-        fault = f"column {names.index('') + 1} has no name"
-    elif twice:
-        fault = f"{', '.join(map(repr, sorted(twice)[:SHOWN_NAMES]))} stands twice"
-    elif any("\0" in name for name in names):
+        number = names.index("") + 1
+        raise FailedError(f"{where}: column {number} has no name; each column needs one")
+    refuse_twice(names, where)
+    if any("\0" in name for name in names):
         raise FailedError(f"{where}: NUL in a column's name: is it UTF-16? Set `encoding`")
-    if fault:
-        raise FailedError(f"{where}: {fault}; each column needs a name of its own")
 
 
 def empty(name: str, why: str) -> FailedError:

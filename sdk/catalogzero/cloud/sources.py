@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Protocol, Self
 
 from catalogzero.cloud.readers import look, read_records
 from catalogzero.cloud.records import (
-    SHOWN_NAMES,
     BadRecords,
     Found,
     ReadOptions,
@@ -30,6 +29,7 @@ from catalogzero.cloud.records import (
     kind_of,
 )
 from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.values import SHOWN_NAMES
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.codings import MAX_RATIO, Bounds, OverBoundsError, UnpackError, unpack
 from catalogzero.protocol.identities import Mode, digest_of
@@ -135,7 +135,8 @@ class Roots:
                 item = self._item_or_refused(path, options)
                 real = f"{item.root}/{item.relative}"
                 inside = real.startswith(f"{folder}/") and _is_shown(real[len(folder) + 1 :])
-                if item.name not in linked and not (inside and is_data(real)):
+                comes_itself = inside and is_data(real) and os.path.exists(real)
+                if item.name not in linked and not comes_itself:
                     linked.add(item.name)
                     yield item
 

@@ -10,6 +10,7 @@ import base64
 import csv
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -36,6 +37,8 @@ _QUOTED = re.compile(r'[",\r\n]')
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 NOT_UTF8 = "the text holds half of a surrogate pair, which is not UTF-8"
 NO_JSON = "NaN and infinities have no form in JSON"
+SHOWN_NAMES = 20
+"""The most names that a message or a list shows."""
 
 
 class UnfitError(ValueError):
@@ -75,9 +78,10 @@ def refuse_twice(names: Sequence[str], source: str) -> None:
     Raises:
         FailedError: It names them, and the source.
     """
-    if len(set(names)) < len(names):
-        twice = ", ".join(dict.fromkeys(name for name in names if names.count(name) > 1))
-        raise FailedError(f"{source}: {twice} stands twice; each column needs a name of its own")
+    twice = [repr(name) for name, count in Counter(names).items() if count > 1]
+    if twice:
+        shown = ", ".join(twice[:SHOWN_NAMES])
+        raise FailedError(f"{source}: {shown} stands twice; each column needs a name of its own")
 
 
 class NanoDatetime(datetime):
