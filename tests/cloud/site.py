@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +98,18 @@ async def until(condition: Callable[[], object]) -> None:
         while not condition():
             with suppress(TimeoutError):
                 await asyncio.wait_for(never.wait(), 0.01)
+
+
+@asynccontextmanager
+async def nudged(site: Site) -> AsyncIterator[None]:
+    """The sender looks again all the time, as its waits are those of a hasty clock."""
+
+    async def nudge() -> None:
+        while True:
+            site.engine._sender.wake()
+            await asyncio.sleep(0.01)
+
+    task = asyncio.create_task(nudge())
+    yield
+    task.cancel()
+    await asyncio.wait([task])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from catalogzero.protocol.deciding import MAX_RESENT
 
 from tests.cloud.processors import Counter
 from tests.cloud.reference import ReferenceBackend
-from tests.cloud.site import Site, until
+from tests.cloud.site import Site, nudged, until
 
 CSV = "n,name\n1,one\n2,two\n"
 
@@ -33,21 +31,6 @@ class Hasty(SystemClock):
 async def backend() -> AsyncIterator[ReferenceBackend]:
     async with ReferenceBackend() as reference:
         yield reference
-
-
-@asynccontextmanager
-async def nudged(site: Site) -> AsyncIterator[None]:
-    """The sender looks again all the time, as its waits are those of a hasty clock."""
-
-    async def nudge() -> None:
-        while True:
-            site.engine._sender.wake()
-            await asyncio.sleep(0.01)
-
-    task = asyncio.create_task(nudge())
-    yield
-    task.cancel()
-    await asyncio.wait([task])
 
 
 def once(status: int, path: str, **headers: str) -> Callable[[web.Request], web.Response | None]:

@@ -69,7 +69,8 @@ def _files_add_step(module: Any, name: str, table: str) -> Callable[[pytest.Monk
 def _schema_add_step(module: Any, table: str) -> Callable[[pytest.MonkeyPatch], None]:
     def add(patch: pytest.MonkeyPatch) -> None:
         step = sa.text(f"ALTER TABLE {table} ADD COLUMN note VARCHAR(9) DEFAULT 'new'")
-        newer = replace(module.SCHEMA, upgrades=(lambda connection: connection.execute(step),))
+        known = module.SCHEMA.upgrades
+        newer = replace(module.SCHEMA, upgrades=(*known, lambda at: at.execute(step)))
         patch.setattr(module, "SCHEMA", newer)
 
     return add

@@ -43,7 +43,9 @@ def test_a_newer_schema_is_refused_and_untouched(store: Store) -> None:
     rows = f"SELECT count(*) FROM {store.table}"  # noqa: S608 - a constant
     before = store.file.read_bytes() if store.file else store.execute(rows)
 
-    with pytest.raises(NewerSchemaError, match=r"newer .*\(schema 99, this one knows 1\): install"):
+    with pytest.raises(
+        NewerSchemaError, match=r"newer .*\(schema 99, this one knows \d\): install"
+    ):
         store.open()
 
     assert before == (store.file.read_bytes() if store.file else store.execute(rows))
