@@ -31,8 +31,8 @@ CATALOGZERO = Path(sys.executable).parent / "catalogzero"
 NEWER_SDK = {
     "pyproject.toml": ('version = "0.1.0"', 'version = "0.2.0"'),
     "sdk/catalogzero/cloud/outbox_schema.py": (
-        "MIGRATIONS = (_SCHEMA,)",
-        'MIGRATIONS = (_SCHEMA, "ALTER TABLE uploads ADD COLUMN told TEXT")',
+        "MIGRATIONS = (_SCHEMA, _IDENTITY)",
+        'MIGRATIONS = (_SCHEMA, _IDENTITY, "ALTER TABLE uploads ADD COLUMN told TEXT")',
     ),
 }
 VERSION = ('version = "0.1.0"', 'version = "0.2.0"')
@@ -165,19 +165,19 @@ def test_upgrade_and_rollback_lose_nothing_that_waits_in_the_outbox(
 
     client.change("install", "--version", "0.1.0")
     assert status(client.upload("one.csv", 1, 2)) == "queued"
-    assert client.schema() == 1
+    older = client.schema()
 
     told = client.change("upgrade")
     assert "catalogzero 0.1.0 -> 0.2.0" in told
     assert "file-processor 0.1.0 -> 0.2.0" in told
     assert status(client.upload("two.csv", 3)) == "queued"
-    assert client.schema() == 2
+    assert client.schema() == older + 1
 
     client.change("upgrade", "--version", "0.1.0")
     before = hashlib.sha256(client.outbox.read_bytes()).hexdigest()
     refused = client.upload("three.csv", 4)
     assert refused.returncode == 3, refused.stdout
-    assert "written by a newer release (schema 2, this one knows 1)" in refused.stderr
+    assert f"newer release (schema {older + 1}, this one knows {older})" in refused.stderr
     assert "install that release again" in refused.stderr
     assert hashlib.sha256(client.outbox.read_bytes()).hexdigest() == before
 
