@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 IDS = ("front", "back")
 JSON_LOG = {"CATALOGZERO_LOG_FORMAT": "json"}
 DESK = '''
-import asyncio, logging, threading, time
+import asyncio, logging, multiprocessing, threading, time
 from catalogzero import Handler, HandlerSettings, job
 from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
@@ -67,6 +67,14 @@ class Desk(Handler):
     @job(isolate=True)
     def apart(self) -> None:
         self.log.info("apart")
+
+    def fork(self) -> int | None:
+        child = multiprocessing.get_context("fork").Process(target=int)
+        child.start()
+        child.join()
+        return child.exitcode
+
+    fork_apart = job(isolate=True)(fork)
 
     async def fails(self) -> None:
         raise ValueError("no luck")
@@ -144,6 +152,13 @@ async def test_what_outlasts_the_drain_is_cancelled_and_the_exit_is_still_0(
             process.terminate()
             assert (await call).code == "cancelled"
         assert await asyncio.to_thread(process.wait, 20) == 0
+
+
+@pytest.mark.parametrize("method", ["fork", "fork_apart"])
+async def test_a_process_that_a_method_forks_ends_well(desk: Path, method: str) -> None:
+    with running("run", "front", cwd=desk) as process:
+        async with HandlerClient(served_address(process)) as client:
+            assert await client.call(method) == 0
 
 
 async def test_a_second_ctrl_c_does_not_wait(desk: Path) -> None:

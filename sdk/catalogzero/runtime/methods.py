@@ -7,9 +7,11 @@ the SDK marks with `@job`; nothing else, however it is spelled on the wire.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping
+from concurrent.futures import thread as executors
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
@@ -215,6 +217,11 @@ def documented_args(doc: str) -> dict[str, str]:
     section = _ARGS.search(doc)
     found = _ARG.findall(section[0]) if section else []
     return {name: " ".join(meaning.split()) for name, meaning in found}
+
+
+# A process that a method forks must not join the threads of its parent's executors as it ends: it
+# finds itself among them, and exits with 1 (python/cpython#88110).
+os.register_at_fork(after_in_child=lambda: getattr(executors, "_threads_queues", {}).clear())
 
 
 def call_plain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
