@@ -158,6 +158,6 @@ def _check_target(raw: str) -> None:
     try:
         text = unquote_to_bytes(raw).decode()
     except UnicodeError:
-        raise HttpError(400, "The path or query is no UTF-8 once unescaped.") from None
+        raise HttpError(400, "The path or query is not valid UTF-8 once unescaped.") from None
     if "\0" in text:
         raise HttpError(400, "The path or query has a NUL character.")

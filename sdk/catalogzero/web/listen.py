@@ -28,7 +28,6 @@ from catalogzero.errors import ConfigError
 from catalogzero.web.bodies import BODY_S, BODY_TIMEOUT_S
 from catalogzero.web.edge import HEADERS, SHAPE, HttpError, Shape
 
-FORCED_END = 1
 TAKEN = "cannot listen on {host}:{port}: {reason}; name another --port"
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n"
@@ -96,8 +95,8 @@ async def listening(
         try:
             listener = await loop.create_server(connect, host, port, ssl=tls, backlog=128)
         except (OSError, UnicodeError) as error:
-            told = taken.format(host=host, port=port, reason=_reason(error))
-            raise ConfigError(told) from None
+            message = taken.format(host=host, port=port, reason=_reason(error))
+            raise ConfigError(message) from None
         try:
             shown = f"[{host}]" if ":" in host else host
             bound = listener.sockets[0].getsockname()[1]
@@ -138,7 +137,7 @@ def _end_now(within_s: float) -> None:
     """End a process that does not end by itself."""
     sys.stderr.write(f"catalogzero: not ended {within_s:g} s after the signal: ended now\n")
     sys.stderr.flush()
-    os._exit(FORCED_END)
+    os._exit(1)
 
 
 class _Connections:
@@ -242,8 +241,8 @@ def _below(status: int, error: BaseException | None) -> HttpError:
     if isinstance(error, http_exceptions.LineTooLong):
         return HttpError(431, "The request line or a header is too long.")
     if isinstance(error, http_exceptions.ContentEncodingError):
-        return HttpError(415, "The Content-Encoding is none that is read here.")
-    return HttpError(400, "This is no HTTP request that can be read.")
+        return HttpError(415, "This Content-Encoding is not supported.")
+    return HttpError(400, "The HTTP request is malformed.")
 
 
 def _plain(error: HttpError) -> web.Response:
