@@ -15,8 +15,8 @@ import os
 import select
 import socket as sockets
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -34,8 +34,6 @@ HANDSHAKE_TIMEOUT_MS = 5_000
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 2_000
 HEARTBEAT_MS = 15_000
-SEND = int(zmq.NOBLOCK)
-SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_DOMAIN = b"catalogzero"
 
@@ -47,7 +45,7 @@ class CurveKeys:
     """A CURVE key pair, each key 40 characters of z85 (RFC 32)."""
 
     public: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
 
     @classmethod
     def new(cls) -> Self:
@@ -67,10 +65,6 @@ class CurveKeys:
             return cls(_key(pairs["public"]), _key(pairs["secret"]))
         except (OSError, KeyError, ValueError) as error:
             raise ConfigError(f"{path}: no key pair ({error}); `catalogzero keys new`") from None
-
-    def __repr__(self) -> str:
-        """The public half only."""
-        return f"CurveKeys(public={self.public!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +102,11 @@ def read_client_keys(path: Path) -> frozenset[bytes]:
         ConfigError: No such file, or a line that is no key; names the line.
     """
     keys = set()
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: the allowed client keys cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if text := line.split(" #")[0].strip().removeprefix("public: "):
-            if text.startswith("#"):
-                continue
-            try:
-                keys.add(_key(text))
-            except ValueError:
-                raise ConfigError(f"{path}:{number}: not a public key of 40 characters") from None
+    for place, text in _key_lines(path, "the allowed client keys"):
+        try:
+            keys.add(_key(text.removeprefix("public: ")))
+        except ValueError:
+            raise ConfigError(f"{place}: not a public key of 40 characters") from None
     return frozenset(keys)
 
 
@@ -130,21 +117,26 @@ def read_server_keys(path: Path) -> dict[str, bytes]:
         ConfigError: No such file, or a line that is not of that form; names the line.
     """
     keys = {}
+    for place, text in _key_lines(path, "the handlers' keys"):
+        handler_id, _, key = text.partition(": ")
+        try:
+            keys[handler_id] = _key(key)
+        except ValueError:
+            message = f"{place}: not `handler_id: public key of 40 characters`"
+            raise ConfigError(message) from None
+    return keys
+
+
+def _key_lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
+    """Each line of a file of keys that is not a comment: where it is, and its text."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
-        raise ConfigError(f"{path}: the handlers' keys cannot be read ({error})") from None
+        raise ConfigError(f"{path}: {what} cannot be read ({error})") from None
     for number, line in enumerate(lines, 1):
         text = line.split(" #")[0].strip()
         if text and not text.startswith("#"):
-            handler_id, _, key = text.partition(": ")
-            try:
-                keys[handler_id] = _key(key.strip())
-            except ValueError:
-                raise ConfigError(
-                    f"{path}:{number}: not `handler_id: public key of 40 characters`"
-                ) from None
-    return keys
+            yield f"{path}:{number}", text
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +158,7 @@ class ZeroMQ:
         on_refused: Callable[[str], None] = lambda key: None,
     ) -> RouterServer:
         """See `Transport.serve`; made and used on one event loop."""
-        return RouterServer(
-            on_message,
-            max_message_bytes=max_message_bytes,
-            curve=self.server_keys,
-            on_refused=on_refused,
-        )
+        return RouterServer(on_message, max_message_bytes, self.server_keys, on_refused)
 
     def connect(
         self, address: str, on_reply: Callable[[bytes], None], on_writable: Callable[[], None]
@@ -194,7 +181,6 @@ class RouterServer:
     def __init__(
         self,
         on_message: Callable[[Envelope, bytes], None],
-        *,
         max_message_bytes: int = 1 << 20,
         curve: CurveServer | None = None,
         on_refused: Callable[[str], None] = lambda key: None,
@@ -233,9 +219,7 @@ class RouterServer:
         if self._watch is None or self._socket.closed:
             return
         try:
-            for part in envelope:
-                self._socket.send(part, SEND_MORE)
-            self._socket.send(payload, SEND)
+            self._socket.send_multipart((*envelope, payload), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -285,11 +269,10 @@ class DealerPeer:
         on_writable: Callable[[], None],
         *,
         curve: CurveClient | None = None,
-        max_message_bytes: int = -1,
     ) -> None:
         self._on_reply, self._on_writable = on_reply, on_writable
         self._socket = _context().socket(zmq.DEALER)
-        _configure(self._socket, max_message_bytes)
+        _configure(self._socket, max_message_bytes=-1)
         _configure_client(self._socket)
         if curve:
             self._use(curve)
@@ -421,11 +404,10 @@ class _Gate:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        allowed: Iterable[bytes],
+        allowed: frozenset[bytes],
         on_refused: Callable[[str], None],
     ) -> None:
-        self._allowed = frozenset(allowed)
-        self._on_refused = on_refused
+        self._allowed, self._on_refused = allowed, on_refused
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(ZAP_ENDPOINT)
