@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import re
-import threading
 from collections.abc import Callable
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -70,8 +70,6 @@ class Handler:
     _is_registered: Callable[[], bool]
     _report: Callable[[dict[str, Any]], None]
     _progress: Callable[[dict[str, Any]], None]
-    _meter: ProcessMeter | None
-    _meter_turn: threading.Lock
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that would hide a control method."""
@@ -83,17 +81,14 @@ class Handler:
         self = super().__new__(cls)
         self._made_with = args, kwargs
         self.mask = Mask()
+        self.clock = SystemClock()
         self.in_worker = False
-        self._resources = Resources()
         self._vitals = dict
         self._is_registered = bool
+        self._resources = Resources()
         self._report = lambda status: None
         self._progress = _note_progress
-        self._meter = None
-        self._meter_turn = threading.Lock()
-        self._attach(
-            runtime=RuntimeSettings.model_construct(), handler_id=None, clock=SystemClock()
-        )
+        self._attach(runtime=RuntimeSettings.model_construct(), handler_id=None)
         return self
 
     def __init__(self, **config: Any) -> None:
@@ -109,18 +104,10 @@ class Handler:
     ) -> None:
         """Take the runtime's settings, name and clock; the service does this before it serves."""
         self.runtime = runtime
-        self.clock = clock or getattr(self, "clock", None) or SystemClock()
+        self.clock = clock or self.clock
         self.handler_id = handler_id or runtime.handler_id or _snake_case(type(self).__name__)
         logger = make_logger(mask=self.mask, log_format=runtime.log_format, level=runtime.log_level)
         self.log = logger.bind(handler_id=self.handler_id)
-
-    def _attach_worker_channel(
-        self,
-        progress: Callable[[dict[str, Any]], None],
-        report: Callable[[dict[str, Any]], None],
-    ) -> None:
-        """Make this the worker's instance: what it reports goes to the parent."""
-        self.in_worker, self._progress, self._report = True, progress, report
 
     @property
     def state_dir(self) -> Path:
@@ -157,7 +144,7 @@ class Handler:
 
     async def get_metrics(self) -> dict[str, Any]:
         """The answer to `get_metrics`: process, state, runs, outbox (wire protocol, §4)."""
-        measured = await asyncio.to_thread(self._measure)
+        measured = await asyncio.to_thread(self._meter.read)
         entry, version = entry_of(type(self))
         return {
             "handler_id": self.handler_id,
@@ -225,11 +212,9 @@ class Handler:
         """The names that it registers with a scheduler."""
         return sorted(self.callable_methods())
 
-    def _measure(self) -> dict[str, Any]:
-        """Off the loop: what the system knows of this process."""
-        with self._meter_turn:
-            self._meter = self._meter or ProcessMeter(self.clock)
-        return self._meter.read()
+    @cached_property
+    def _meter(self) -> ProcessMeter:
+        return ProcessMeter(self.clock)
 
 
 class Hosted(Protocol):
@@ -254,18 +239,17 @@ def handler_class(found: Any) -> type[Handler] | None:
 
 def entry_of(cls: type) -> tuple[str | None, str | None]:
     """The catalog entry (distribution name and version) that provides a handler class."""
-    if cls not in _ENTRIES:
-        wanted = f"{cls.__module__}:{cls.__qualname__}"
-        short = f"{cls.__module__.partition('.')[0]}:{cls.__qualname__}"
-        found: tuple[str | None, str | None] = None, None
-        for point in importlib.metadata.entry_points(group="catalogzero.handlers"):
-            if point.value in (wanted, short) and point.dist is not None:
-                found = point.dist.name, point.dist.version
-        _ENTRIES[cls] = found
-    return _ENTRIES[cls]
+    return _entry_at(cls.__module__, cls.__qualname__)
 
 
-_ENTRIES: dict[type, tuple[str | None, str | None]] = {}
+@cache
+def _entry_at(module: str, qualname: str) -> tuple[str | None, str | None]:
+    places = (f"{module}:{qualname}", f"{module.partition('.')[0]}:{qualname}")
+    found: tuple[str | None, str | None] = None, None
+    for point in importlib.metadata.entry_points(group="catalogzero.handlers"):
+        if point.value in places and point.dist is not None:
+            found = point.dist.name, point.dist.version
+    return found
 
 
 def _note_progress(fields: dict[str, Any]) -> None:
@@ -277,7 +261,7 @@ def _note_progress(fields: dict[str, Any]) -> None:
     encode_json(fields)
     run = current_run.get()
     if run is not None:
-        run.progress = {**run.progress, **fields}
+        run.note_progress(fields)
 
 
 def _snake_case(name: str) -> str:

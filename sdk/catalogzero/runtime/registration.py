@@ -55,19 +55,17 @@ class Registration:
         self._clock = clock
         self._log = log
         self._quiet = quiet
-        self._curve = curve
-        self._client: HandlerClient | None = None
+        self._client = HandlerClient(scheduler, curve=curve, clock=clock)
         self._task: asyncio.Task[None] | None = None
         self.registered = asyncio.Event()
 
     def start(self) -> None:
         """Begin to register."""
-        self._client = HandlerClient(self._scheduler, curve=self._curve, clock=self._clock)
         self._task = asyncio.create_task(self._keep(), name="registration")
 
     async def close(self) -> None:
         """Tell the scheduler that the handler goes offline, once, and stop."""
-        if self._task is None or self._client is None:
+        if self._task is None:
             return
         task, self._task = self._task, None
         task.cancel()
@@ -109,7 +107,6 @@ class Registration:
         log("scheduler_away", scheduler=self._scheduler, error=str(error))
 
     async def _register(self) -> None:
-        assert self._client is not None  # noqa: S101 - set by start
         reply = await self._client.request_plain(
             "register", self._params, timeout_s=REPLY_TIMEOUT_S
         )
@@ -121,7 +118,6 @@ class Registration:
         return await self._report("online", timeout_s=REPLY_TIMEOUT_S)
 
     async def _report(self, status: str, *, timeout_s: float) -> bool:
-        assert self._client is not None  # noqa: S101 - set by start
         params = {"handler_id": self._params["handler_id"], "status": status}
         reply = await self._client.request_plain("report_status", params, timeout_s=timeout_s)
         return reply.success

@@ -94,6 +94,10 @@ class Run:
         """What a log line of this run carries."""
         return {"run_id": self.run_id, "request_id": self.call.request_id}
 
+    def note_progress(self, fields: Mapping[str, Any]) -> None:
+        """Take in what the method reports; later fields win."""
+        self.progress = {**self.progress, **fields}
+
     def describe(self) -> dict[str, Any]:
         """What `list_runs` tells."""
         told: dict[str, Any] = {
@@ -166,7 +170,8 @@ class Runs:
         run = self._by_request.get(call.request_id or "")
         if run is None or self._is_past(run):
             return None
-        if run.call.method != call.method or not _same_params(run, call):
+        params_digest = run.params_digest or _digest(decode_call(run.call_frame))
+        if run.call.method != call.method or params_digest != _digest(call):
             raise BadRequestError(
                 f"request_id {call.request_id!r} was used for another call: use a new one"
             )
@@ -227,16 +232,14 @@ class Runs:
         """Forget what is past the window, or over the bounds of number and bytes."""
         while self._outcomes and self._is_past(self._outcomes[0]):
             self._forget(self._outcomes.popleft())
-        while self._full and (self._is_past(self._full[0]) or self._is_over()):
+        while self._full and (
+            self._is_past(self._full[0]) or len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES
+        ):
             self._shrink(self._full.popleft())
 
     def _is_past(self, run: Run) -> bool:
         """Whether a run ended before the window."""
         return run.ended_s is not None and self._clock.monotonic() - run.ended_s >= self._window_s
-
-    def _is_over(self) -> bool:
-        """Whether more is kept than the bounds allow."""
-        return len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES
 
     def _shrink(self, run: Run) -> None:
         """Keep no more than the outcome, and that only for a call with `start_by`."""
@@ -269,21 +272,12 @@ def outcome_frame(run: Run) -> bytes:
     return encode_reply(kept)
 
 
-def _canonical(call: Call) -> bytes:
+def _digest(call: Call) -> bytes:
     try:
-        return encode_json(call.params, sort_keys=True)
+        params = encode_json(call.params, sort_keys=True)
     except TypeError as error:
         raise BadRequestError(f"params: {error}") from None
-
-
-def _same_params(run: Run, call: Call) -> bool:
-    if run.params_digest:
-        return run.params_digest == _digest(call)
-    return _canonical(decode_call(run.call_frame)) == _canonical(call)
-
-
-def _digest(call: Call) -> bytes:
-    return hashlib.sha256(_canonical(call)).digest()
+    return hashlib.sha256(params).digest()
 
 
 def _weight(run: Run) -> int:

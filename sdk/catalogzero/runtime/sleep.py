@@ -65,10 +65,6 @@ class Sleeper:
         """Seconds since the last job ended."""
         return self._watch.idle_s(self._clock.monotonic())
 
-    def start(self) -> None:
-        """Arm the timer."""
-        self._arm()
-
     def job_came(self) -> None:
         """A job that counts as activity was accepted."""
         self._watch.job_came()
@@ -77,7 +73,7 @@ class Sleeper:
         """Such a job is over."""
         self._watch.job_ended(self._clock.monotonic())
         if self._timer is None:
-            self._arm()
+            self.arm()
 
     async def wake(self) -> None:
         """Be awake: wait out a falling asleep, then run the hooks.
@@ -102,7 +98,7 @@ class Sleeper:
     async def close(self) -> None:
         """Stop watching; a transition under way, and closing, have `CLOSE_GRACE_S` each."""
         self._closed = True
-        self._arm()
+        self.arm()
         if self._transition is not None:
             await asyncio.wait([self._transition], timeout=CLOSE_GRACE_S)
         if self._transition is not None:
@@ -133,9 +129,10 @@ class Sleeper:
             self._transition = None
         if not task.cancelled():
             task.exception()  # those who waited were told
-        self._arm()
+        self.arm()
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
+        """Set the timer to the next moment at which something can be due."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -152,7 +149,7 @@ class Sleeper:
         if fall and self._transition is None:
             self._transition = self._start(self._fall())
         else:
-            self._arm()
+            self.arm()
 
     async def _fall(self) -> None:
         handler = self._handler
