@@ -171,12 +171,8 @@ def _full(reply: Reply) -> dict[str, Any]:
         body["run_id"] = reply.run_id
     body["duration_ms"] = reply.duration_ms
     if reply.success:
-        body["result"] = reply.result
-        return body
-    body.update(error=reply.error, code=reply.code, retryable=reply.retryable)
-    if reply.details is not None:
-        body["details"] = reply.details
-    return body
+        return {**body, "result": reply.result}
+    return {**body, **_error_fields(reply, reply.error)}
 
 
 def _flat(reply: Reply) -> dict[str, Any]:
@@ -185,13 +181,13 @@ def _flat(reply: Reply) -> dict[str, Any]:
         if isinstance(reply.result, dict):
             return {"success": True, **reply.result}
         return {"success": True, "result": reply.result}
-    body = {
-        "success": False,
-        "error": one_line_ascii(reply.error),
-        "code": reply.code,
-        "retryable": reply.retryable,
-    }
-    return body if reply.details is None else {**body, "details": reply.details}
+    return {"success": False, **_error_fields(reply, one_line_ascii(reply.error))}
+
+
+def _error_fields(reply: Reply, error: str) -> dict[str, Any]:
+    """What both forms of a reply say of an error."""
+    fields = {"error": error, "code": reply.code, "retryable": reply.retryable}
+    return fields if reply.details is None else {**fields, "details": reply.details}
 
 
 def _check_depth(frame: bytes, body: dict[str, Any]) -> None:

@@ -292,9 +292,8 @@ class DealerPeer:
             self._socket.curve_serverkey = curve.server
         except (zmq.ZMQError, ValueError) as error:
             self._socket.close(linger=0)
-            raise ConfigError(
-                "the handler's public key is none: the `public` line of its key file is"
-            ) from error
+            message = "the handler's public key is invalid: take the `public` line of its key file"
+            raise ConfigError(message) from error
 
     def try_send(self, payload: bytes) -> bool:
         """Send now; false when the peer is not connected or does not read."""
