@@ -17,7 +17,7 @@ import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, cast
@@ -97,12 +97,10 @@ async def listening(
         except (OSError, UnicodeError) as error:
             message = taken.format(host=host, port=port, reason=_reason(error))
             raise ConfigError(message) from None
-        try:
+        with closing(listener):
             shown = f"[{host}]" if ":" in host else host
             bound = listener.sockets[0].getsockname()[1]
             yield f"{'https' if tls else 'http'}://{shown}:{bound}"
-        finally:
-            listener.close()
     finally:
         await runner.cleanup()
 
