@@ -62,14 +62,6 @@ class Handler:
     clock: Clock
     log: Logger
     worker: WorkerPort
-    in_worker: bool
-    mask: Mask
-    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
-    _resources: Resources
-    _vitals: Callable[[], dict[str, Any]]
-    _is_registered: Callable[[], bool]
-    _report: Callable[[dict[str, Any]], None]
-    _progress: Callable[[dict[str, Any]], None]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that would hide a control method."""
@@ -79,16 +71,7 @@ class Handler:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Set up what the runtime needs, so that an author's `__init__` may have any form."""
         self = super().__new__(cls)
-        self._made_with = args, kwargs
-        self.mask = Mask()
-        self.clock = SystemClock()
-        self.in_worker = False
-        self._vitals = dict
-        self._is_registered = bool
-        self._resources = Resources()
-        self._report = lambda status: None
-        self._progress = _note_progress
-        self._attach(runtime=RuntimeSettings.model_construct(), handler_id=None)
+        self._set_up_runtime(args, kwargs)
         return self
 
     def __init__(self, **config: Any) -> None:
@@ -98,6 +81,19 @@ class Handler:
             where = f"settings of {type(self).__name__}"
             raise config_error(error, where=where, known=self.settings_model.model_fields) from None
         self.mask.learn(self.settings)
+
+    def _set_up_runtime(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the runtime needs of an instance, with what its class was called with."""
+        self._made_with = args, kwargs
+        self.mask = Mask()
+        self.clock = SystemClock()
+        self.in_worker = False
+        self._resources = Resources()
+        self._vitals: Callable[[], dict[str, Any]] = dict
+        self._is_registered: Callable[[], bool] = bool
+        self._report: Callable[[dict[str, Any]], None] = lambda status: None
+        self._progress: Callable[[dict[str, Any]], None] = _note_progress
+        self._attach(runtime=RuntimeSettings.model_construct(), handler_id=None)
 
     def _attach(
         self, *, runtime: RuntimeSettings, handler_id: str | None, clock: Clock | None = None

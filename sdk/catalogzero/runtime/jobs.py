@@ -189,10 +189,9 @@ class Jobs:
     def _check_start_by(self, call: Call) -> None:
         if call.start_by is None:
             return
-        uptime_s = self._clock.monotonic() - self._boot.started_s
         if call.start_by.boot_id != self._boot.boot_id:
             raise ExpiredError("the handler was restarted since this call was made")
-        if uptime_s > call.start_by.uptime_s:
+        if self._clock.monotonic() - self._boot.started_s > call.start_by.uptime_s:
             raise ExpiredError("this call came past its start_by")
 
     def _check_room(self, run: Run) -> None:
@@ -226,7 +225,7 @@ class Jobs:
         token, ids_token = current_run.set(run), run_ids.set(run.ids())
         thread: asyncio.Future[Any] | None = None
         options = run.method.options
-        timer = None
+        limit_s, timer = options.timeout_s, None
         try:
             if run.cancelled_by:
                 raise asyncio.CancelledError
@@ -234,10 +233,8 @@ class Jobs:
                 run.state = RunState.WAKING
                 await self._sleeper.wake()
             run.state, run.started_s = RunState.RUNNING, self._clock.monotonic()
-            if options.timeout_s is not None:
-                timer = self._clock.call_later(
-                    options.timeout_s, lambda: self.cancel(run, by="timeout_s")
-                )
+            if limit_s is not None:
+                timer = self._clock.call_later(limit_s, lambda: self.cancel(run, by="timeout_s"))
             if options.isolate:
                 result = await self._isolated(run)
             elif run.method.is_async:
@@ -267,9 +264,7 @@ class Jobs:
     def _threaded(self, run: Run) -> asyncio.Future[Any]:
         """A plain method in a thread, with the run's context."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(
-                self._runtime.max_concurrent_jobs, thread_name_prefix="job"
-            )
+            self._threads = ThreadPoolExecutor(self._runtime.max_concurrent_jobs, "job")
         work = partial(call_plain, run.method.function, self._handler, **run.kwargs)
         context = contextvars.copy_context()
         return asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)

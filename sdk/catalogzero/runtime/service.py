@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from catalogzero.clock import Clock
 from catalogzero.config.logs import forward_logging
-from catalogzero.config.settings import DEFAULT_SCHEDULER, RuntimeSettings, config_error
+from catalogzero.config.settings import RuntimeSettings, config_error
 from catalogzero.config.state_folder import locked
 from catalogzero.errors import (
     BadRequestError,
@@ -96,9 +96,7 @@ class Service:
             undo.push_async_callback(self._stop_controls)
             self.port = self._server.bind(runtime.host, runtime.port)
             self.address = _address(runtime, self.port)
-            handler.worker = WorkerPort(
-                lambda: spec_of(handler), clock=self._clock, log=handler.log
-            )
+            handler.worker = WorkerPort(lambda: spec_of(handler), self._clock, handler.log)
             undo.push_async_callback(handler.worker.close)
             if handler._worker_wanted():
                 await handler.worker.start()
@@ -107,7 +105,11 @@ class Service:
             undo.push_async_callback(self._jobs.close)
             await handler._on_start()
             self._sleeper.arm()
-            self._register(undo)
+            if runtime.registers:
+                curve = curve_to_scheduler(runtime)
+                self._registration = Registration(handler, self.address, curve)
+                undo.push_async_callback(self._registration.close)
+                self._registration.start()
             self._undo = undo.pop_all()
         if runtime.exposed:
             mend = "set `curve` unless the network is private"
@@ -154,23 +156,6 @@ class Service:
         if self.farewell_s:
             await asyncio.sleep(self.farewell_s)
         self._server.close()
-
-    def _register(self, undo: AsyncExitStack) -> None:
-        runtime = self.handler.runtime
-        if not runtime.registers:
-            return
-        self._registration = Registration(
-            runtime.scheduler,
-            handler_id=self.handler.handler_id,
-            address=self.address,
-            methods=self.handler._offered_methods(),
-            clock=self._clock,
-            log=self.handler.log,
-            quiet=runtime.scheduler == DEFAULT_SCHEDULER,
-            curve=curve_to_scheduler(runtime),
-        )
-        undo.push_async_callback(self._registration.close)
-        self._registration.start()
 
     # --- dispatch -----------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ class WorkerPort:
         status: The child's last report, kept after the child has gone.
     """
 
-    def __init__(self, spec: Callable[[], dict[str, Any]], *, clock: Clock, log: Logger) -> None:
+    def __init__(self, spec: Callable[[], dict[str, Any]], clock: Clock, log: Logger) -> None:
         self.status: dict[str, Any] = {}
         self._spec = spec
         self._clock = clock
@@ -134,7 +134,7 @@ class WorkerPort:
 
         It does not do the class's own work (`_worker_main`): that belongs to the first child.
         """
-        own = WorkerPort(lambda: {**self._spec(), "apart": True}, clock=self._clock, log=self._log)
+        own = WorkerPort(lambda: {**self._spec(), "apart": True}, self._clock, self._log)
         try:
             yield own
         finally:

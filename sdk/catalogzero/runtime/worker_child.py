@@ -144,11 +144,10 @@ class Child:
             self._channel.send({"id": call["id"], **_told(self._handler, error)})
 
     async def _run(self, name: str, params: dict[str, Any]) -> Any:
-        method = type(self._handler).callable_methods().get(name)
+        handler = self._handler
+        method = handler.callable_methods().get(name)
         kwargs = method.bind(params) if method else params
-        function = (
-            partial(method.function, self._handler) if method else getattr(self._handler, name)
-        )
+        function = partial(method.function, handler) if method else getattr(handler, name)
         if method.is_async if method else inspect.iscoroutinefunction(function):
             return await function(**kwargs)
         result = await asyncio.to_thread(call_plain, function, **kwargs)
