@@ -13,6 +13,7 @@ from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_tab
 from catalogzero.cli.progress import call_shown
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.config.registry import load_registry
+from catalogzero.config.settings import host_port
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.launch import registry_path
 from catalogzero.wire.client import HandlerClient
@@ -137,7 +138,7 @@ def address_of(target: str, registry: Path | None) -> str:
     if not port:
         raise ConfigError(f"{stanza.where('port')}: no port: name tcp://host:port instead")
     host = stanza.runtime.get("advertise_host") or stanza.runtime.get("host", "127.0.0.1")
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+    return f"tcp://{host_port(host, port)}"
 
 
 class _Peer(NamedTuple):

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from catalogzero.clock import Clock
 from catalogzero.config.logs import forward_logging
-from catalogzero.config.settings import RuntimeSettings, config_error
+from catalogzero.config.settings import RuntimeSettings, config_error, host_port
 from catalogzero.config.state_folder import locked
 from catalogzero.errors import (
     BadRequestError,
@@ -95,7 +95,7 @@ class Service:
             undo.push_async_callback(self._close_server)
             undo.push_async_callback(self._stop_controls)
             self.port = self._server.bind(runtime.host, runtime.port)
-            self.address = _address(runtime, self.port)
+            self.address = f"tcp://{host_port(runtime.advertise_host or runtime.host, self.port)}"
             handler.worker = WorkerPort(lambda: spec_of(handler), self._clock, handler.log)
             undo.push_async_callback(handler.worker.close)
             if handler._worker_wanted():
@@ -164,7 +164,7 @@ class Service:
         call: Call | None = None
         try:
             call = decode_call(frame)
-            if call.method in CONTROL_METHODS and call.method in self._controls:
+            if call.method in self._controls:
                 self._control(call, envelope)
             else:
                 self._jobs.accept(call, envelope, frame)
@@ -211,7 +211,7 @@ class Service:
             timer = self._clock.call_later(wait_s, wait_over)
         try:
             result = await work
-            if call.method in ("ping", "describe") and isinstance(result, dict):
+            if call.method in ("ping", "describe") and isinstance(result, dict):  # an author's own
                 result = {**result, **self._identity()}
             reply = Reply(True, result)
         except CatalogZeroError as error:
@@ -431,8 +431,3 @@ def curve_to_scheduler(runtime: RuntimeSettings) -> CurveClient | None:
         return None
     server = public_key(runtime.curve.scheduler_key)
     return CurveClient(CurveKeys.read(runtime.curve.key_file), server)
-
-
-def _address(runtime: RuntimeSettings, port: int) -> str:
-    host = runtime.advertise_host or runtime.host
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

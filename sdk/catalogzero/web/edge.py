@@ -94,9 +94,7 @@ def json_response(
     Raises:
         TypeError: The value is no JSON, or is nested more than 254 deep.
     """
-    return web.Response(
-        body=orjson.dumps(value), status=status, content_type="application/json", headers=headers
-    )
+    return web.json_bytes_response(value, dumps=orjson.dumps, status=status, headers=headers)
 
 
 async def _add_headers(request: web.Request, answer: web.StreamResponse) -> None:

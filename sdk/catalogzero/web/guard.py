@@ -14,12 +14,11 @@ import binascii
 import hmac
 from collections.abc import Collection, Iterable
 from functools import lru_cache
-from ipaddress import ip_address
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from catalogzero.config.settings import is_loopback
+from catalogzero.config.settings import is_loopback, parse_ip
 from catalogzero.web.edge import HttpError
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
@@ -100,8 +99,9 @@ class Guard:
     def _check_address(self, request: web.Request, *, is_page: bool) -> None:
         """Refuse a request without a token that may not come from where it says."""
         names = {_name_of(host) for host in (request.headers.get(hdrs.HOST, ""), request.host)}
-        for name in names:  # an address cannot be rebound: who asks under it did go there
-            is_own = name in self._hosts or (self._by_address and _is_address(name))
+        for name in names:
+            # an address cannot be rebound: whoever asks under it did go there
+            is_own = name in self._hosts or (self._by_address and parse_ip(name) is not None)
             if not is_own and not _is_local(name):
                 raise HttpError(
                     self._host_status, f"{name!r} is neither loopback nor a host that is allowed."
@@ -150,11 +150,3 @@ def _name_of(host: str) -> str:
     if host.startswith("[") and is_closed:
         return inside.lower()
     return host.partition(":")[0].lower()
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True

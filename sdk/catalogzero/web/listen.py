@@ -24,6 +24,7 @@ from typing import Any, cast
 
 from aiohttp import http, http_exceptions, web
 
+from catalogzero.config.settings import host_port
 from catalogzero.errors import ConfigError
 from catalogzero.web.bodies import BODY_S, BODY_TIMEOUT_S
 from catalogzero.web.edge import HEADERS, SHAPE, HttpError, Shape
@@ -98,9 +99,8 @@ async def listening(
             message = taken.format(host=host, port=port, reason=_reason(error))
             raise ConfigError(message) from None
         with closing(listener):
-            shown = f"[{host}]" if ":" in host else host
             bound = listener.sockets[0].getsockname()[1]
-            yield f"{'https' if tls else 'http'}://{shown}:{bound}"
+            yield f"{'https' if tls else 'http'}://{host_port(host, bound)}"
     finally:
         await runner.cleanup()
 

@@ -100,8 +100,8 @@ def decode_call(frame: bytes) -> Call:
 
 def encode_call(call: Call) -> bytes:
     """The JSON text frame of a call; absent fields are left out."""
-    fields = ((field, getattr(call, field)) for field in ("request_id", "timeout_s", "start_by"))
-    given = {field: value for field, value in fields if value is not None}
+    fields = ((name, getattr(call, name)) for name in ("request_id", "timeout_s", "start_by"))
+    given = {name: value for name, value in fields if value is not None}
     return encode_json({"method": call.method, "params": call.params, **given})
 
 

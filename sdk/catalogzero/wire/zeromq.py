@@ -23,6 +23,7 @@ from typing import Self
 import zmq
 from zmq.utils import z85
 
+from catalogzero.config.settings import host_port
 from catalogzero.errors import ConfigError
 from catalogzero.wire.transport import Envelope
 
@@ -34,7 +35,6 @@ HANDSHAKE_TIMEOUT_MS = 5_000
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 2_000
 HEARTBEAT_MS = 15_000
-ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_DOMAIN = b"catalogzero"
 
 _shared: tuple[int, zmq.Context[zmq.Socket[bytes]]] | None = None
@@ -207,7 +207,8 @@ class RouterServer:
         """
         try:
             self._socket.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
-            self._socket.bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+            name = "127.0.0.1" if host == "localhost" else host  # a socket binds no names
+            self._socket.bind(f"tcp://{host_port(name, port or '*')}")
         except zmq.ZMQError as error:
             raise ConfigError(_bind_fault(host, port, error)) from None
         self._watch = _Watch(self._socket, self._drain)
@@ -273,7 +274,12 @@ class DealerPeer:
         self._on_reply, self._on_writable = on_reply, on_writable
         self._socket = _context().socket(zmq.DEALER)
         _configure(self._socket, max_message_bytes=-1)
-        _configure_client(self._socket)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # only a finished connection has a queue
+        self._socket.setsockopt(zmq.IPV6, 1)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)  # a dead connection is noticed
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * HEARTBEAT_MS)
         if curve:
             self._use(curve)
         try:
@@ -409,7 +415,7 @@ class _Gate:
         self._allowed, self._on_refused = allowed, on_refused
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(ZAP_ENDPOINT)
+        self._socket.bind("inproc://zeromq.zap.01")
         self._watch = _Watch(self._socket, self._drain)
 
     def close(self) -> None:
@@ -452,16 +458,6 @@ def _configure(socket: zmq.Socket[bytes], max_message_bytes: int) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
 
 
-def _configure_client(socket: zmq.Socket[bytes]) -> None:
-    """A client queues for a finished connection only, and notices a dead one."""
-    socket.setsockopt(zmq.IMMEDIATE, 1)
-    socket.setsockopt(zmq.IPV6, 1)
-    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * HEARTBEAT_MS)
-
-
 def _key(text: str) -> bytes:
     """A z85 key of 40 characters."""
     key = text.strip().encode("ascii")
@@ -469,12 +465,6 @@ def _key(text: str) -> bytes:
         raise ValueError("a key has 40 characters")
     z85.decode(key)
     return key
-
-
-def _bracketed(host: str) -> str:
-    """The host as an endpoint writes it; a socket binds no names, so localhost is resolved."""
-    host = "127.0.0.1" if host == "localhost" else host
-    return f"[{host}]" if ":" in host else host
 
 
 def _bind_fault(host: str, port: int, error: zmq.ZMQError) -> str:
