@@ -42,6 +42,7 @@ from catalogzero.wire.transport import Envelope
 
 CLOSE_GRACE_S = 5.0
 MAX_ERROR_CHARS = 10_000
+FAILURES = {"cancelled": RunState.CANCELLED, "wake_failed": RunState.REFUSED}
 
 Send = Callable[[Envelope, bytes], None]
 
@@ -115,11 +116,10 @@ class Jobs:
             known_methods = ", ".join(sorted(self._methods)) or "none"
             name = call.method[:100]
             raise UnknownMethodError(f"no method {name!r} here; job methods: {known_methods}")
-        if call.request_id is not None:
-            known = self._runs.known(call)
-            if known is not None:
-                self._join(known, call, envelope)
-                return
+        known = self._runs.known(call)
+        if known is not None:
+            self._join(known, call, envelope)
+            return
         self._check_start_by(call)
         run = Run(
             run_id=self._runs.new_id(self._boot.boot_id),
@@ -300,11 +300,7 @@ class Jobs:
     def _end(self, run: Run, reply: Reply) -> None:
         """Note the outcome and answer everybody who waits."""
         reply, frame = self._encode(run, reply)
-        state = RunState.SUCCESS if reply.success else RunState.ERROR
-        if reply.code == RunCancelledError.code:
-            state = RunState.CANCELLED
-        elif reply.code == "wake_failed":
-            state = RunState.REFUSED
+        state = RunState.SUCCESS if reply.success else FAILURES.get(reply.code, RunState.ERROR)
         self._runs.end(run, state, reply, frame)
         self.runs_total += 1
         if not reply.success:
@@ -392,12 +388,11 @@ class Jobs:
 
 def _success(run: Run, result: Any, duration_ms: float) -> Reply:
     """The reply to a run that returned; `success: false` in its dict is a failure."""
-    reply = Reply(True, result)
+    reply = Reply(True, result, duration_ms=duration_ms, **run.ids())
     if isinstance(result, dict) and result.get("success") is False:
-        error = str(result.get("error") or f"{run.method.name} reported a failure")
-        reply = Reply(False, error=error, code="failed", details=result)
-    reply.request_id, reply.run_id = run.call.request_id, run.run_id
-    reply.duration_ms = duration_ms
+        reply.success, reply.result, reply.details = False, None, result
+        reply.error = str(result.get("error") or f"{run.method.name} reported a failure")
+        reply.code = "failed"
     return reply
 
 

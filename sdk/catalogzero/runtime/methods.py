@@ -45,7 +45,7 @@ class JobOptions:
             process of its own.
         quiet: Never wakes the handler, never keeps it awake, works with resources closed.
         retry_safe: May be run again after a failure or a lost run.
-        concurrency: At most so many runs of this method at once.
+        concurrency: How many runs of this method there may be at once.
     """
 
     timeout_s: float | None = None

@@ -232,14 +232,16 @@ class Runs:
         """Forget what is past the window, or over the bounds of number and bytes."""
         while self._outcomes and self._is_past(self._outcomes[0]):
             self._forget(self._outcomes.popleft())
-        while self._full and (
-            self._is_past(self._full[0]) or len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES
-        ):
+        while self._full and (self._is_past(self._full[0]) or self._is_over()):
             self._shrink(self._full.popleft())
 
     def _is_past(self, run: Run) -> bool:
         """Whether a run ended before the window."""
         return run.ended_s is not None and self._clock.monotonic() - run.ended_s >= self._window_s
+
+    def _is_over(self) -> bool:
+        """Whether more is kept than the bounds allow."""
+        return len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES
 
     def _shrink(self, run: Run) -> None:
         """Keep no more than the outcome, and that only for a call with `start_by`."""
