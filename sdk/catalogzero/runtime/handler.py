@@ -9,7 +9,7 @@ import asyncio
 import importlib.metadata
 import re
 from collections.abc import Callable
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -235,17 +235,18 @@ def handler_class(found: Any) -> type[Handler] | None:
 
 def entry_of(cls: type) -> tuple[str | None, str | None]:
     """The catalog entry (distribution name and version) that provides a handler class."""
-    return _entry_at(cls.__module__, cls.__qualname__)
+    if cls not in _ENTRIES:
+        wanted = f"{cls.__module__}:{cls.__qualname__}"
+        short = f"{cls.__module__.partition('.')[0]}:{cls.__qualname__}"
+        found: tuple[str | None, str | None] = None, None
+        for point in importlib.metadata.entry_points(group="catalogzero.handlers"):
+            if point.value in (wanted, short) and point.dist is not None:
+                found = point.dist.name, point.dist.version
+        _ENTRIES[cls] = found
+    return _ENTRIES[cls]
 
 
-@cache
-def _entry_at(module: str, qualname: str) -> tuple[str | None, str | None]:
-    places = (f"{module}:{qualname}", f"{module.partition('.')[0]}:{qualname}")
-    found: tuple[str | None, str | None] = None, None
-    for point in importlib.metadata.entry_points(group="catalogzero.handlers"):
-        if point.value in places and point.dist is not None:
-            found = point.dist.name, point.dist.version
-    return found
+_ENTRIES: dict[type, tuple[str | None, str | None]] = {}
 
 
 def _note_progress(fields: dict[str, Any]) -> None:
