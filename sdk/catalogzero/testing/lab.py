@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import psutil
 
@@ -86,22 +86,21 @@ class Lab:
         """
         if owner not in self._recordings and owner not in self._failures:
             try:
-                self._recordings[owner] = asyncio.run(_bounded(record(self)))
+                self._recordings[owner] = asyncio.run(bounded(record(self)))
             except Exception as error:  # noqa: BLE001 - told by the check that owns it
                 self._failures[owner] = error
         if owner in self._failures:
             if mine:
                 raise self._failures[owner]
             raise UnfinishedError(owner)
-        made: T = self._recordings[owner]
-        return made
+        return cast("T", self._recordings[owner])
 
     def new_folder(self, name: str) -> Path:
         """A fresh folder of that name."""
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
 
 
-async def _bounded(work: Awaitable[T]) -> T:
+async def bounded(work: Awaitable[T]) -> T:
     """A run that ends in time, or fails."""
     async with asyncio.timeout(RECORDING_TIMEOUT_S):
         return await work
@@ -172,10 +171,10 @@ def output_to(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def shown(value: object, longest: int = 300) -> str:
-    """A value for a message, shortened."""
+def shown(value: object) -> str:
+    """A value for a message, cut after 300 characters."""
     text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest]}…"
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def demand(holds: object, what: str) -> None:

@@ -21,6 +21,7 @@ from catalogzero.testing.processor_lab import (
     sample_rows,
     sorted_rows,
     source_of,
+    uploaded_once,
     uploading,
 )
 
@@ -146,8 +147,7 @@ async def _deliver(lab: Lab) -> Uploaded:
             seen.replies[method] = await client.request(method, timeout_s=20.0)
         seen.reports = list(seen.backend.reports)
     seen.longest_block_s = heartbeat.longest_s
-    recorded: Uploaded = seen
-    return recorded
+    return seen
 
 
 def _delivered(lab: Lab, *, mine: bool = False) -> Uploaded:
@@ -263,15 +263,6 @@ def _files(folder: Path) -> Iterator[bytes]:
             yield path.read_bytes()
 
 
-async def _deliver_through_faults(lab: Lab) -> Uploaded:
-    """Upload while the backend refuses, cuts and forgets to answer."""
-    plan = FaultyBackend(["cut", "503", "429", "ok", "lost_reply", "500", "lost_reply"])
-    async with uploading(lab, plan, upload_wait_s=40) as (seen, client):
-        await seen.upload(client, "faults", source_of(lab))
-    recorded: Uploaded = seen
-    return recorded
-
-
 @_on_processor(
     "Networks fail: a row must arrive once, whatever happens on the way.",
     "Leave sending to the SDK: yield from process, send nothing yourself.",
@@ -279,21 +270,14 @@ async def _deliver_through_faults(lab: Lab) -> Uploaded:
 def survives_a_faulty_network(lab: Lab) -> None:
     """With refusals, cut connections and lost replies the same rows arrive, each once."""
     expected = _delivered(lab).rows["first"]
-    seen = lab.recording("survives_a_faulty_network", _deliver_through_faults, mine=True)
-    seen.result("faults")
-    arrived = seen.rows["faults"]
+    backend = FaultyBackend(["cut", "503", "429", "ok", "lost_reply", "500", "lost_reply"])
+    seen = uploaded_once(lab, backend, upload_wait_s=40)
+    seen.result("upload")
+    arrived = seen.rows["upload"]
     demand(
         sorted_rows(arrived) == sorted_rows(expected),
         f"{len(arrived)} rows arrived instead of {len(expected)}",
     )
-
-
-async def _meet_no_backend(lab: Lab) -> Uploaded:
-    """Upload while the backend does nothing but refuse for now."""
-    async with uploading(lab, FaultyBackend(always="503"), upload_wait_s=0) as (seen, client):
-        await seen.upload(client, "away", source_of(lab))
-    recorded: Uploaded = seen
-    return recorded
 
 
 @_on_processor(
@@ -302,17 +286,9 @@ async def _meet_no_backend(lab: Lab) -> Uploaded:
 )
 def a_backend_that_is_away_gives_queued(lab: Lab) -> None:
     """Without a backend the run succeeds, and says `queued`."""
-    seen = lab.recording("a_backend_that_is_away_gives_queued", _meet_no_backend, mine=True)
-    status = seen.result("away").get("status")
+    seen = uploaded_once(lab, FaultyBackend(always="503"), upload_wait_s=0)
+    status = seen.result("upload").get("status")
     demand(status == "queued", f"the status is {status!r}")
-
-
-async def _meet_a_refusal(lab: Lab) -> Uploaded:
-    """Upload to a backend that refuses the rows for good."""
-    async with uploading(lab, FaultyBackend(always="422"), upload_wait_s=20) as (seen, client):
-        await seen.upload(client, "refused", source_of(lab))
-    recorded: Uploaded = seen
-    return recorded
 
 
 @_on_processor(
@@ -321,19 +297,8 @@ async def _meet_a_refusal(lab: Lab) -> Uploaded:
 )
 def a_refusal_is_a_failure(lab: Lab) -> None:
     """Rows that the backend refuses for good fail the run."""
-    seen = lab.recording("a_refusal_is_a_failure", _meet_a_refusal, mine=True)
-    demand(not seen.replies["refused"].success, "a refused upload was answered with success")
-
-
-async def _deliver_less(lab: Lab) -> tuple[Uploaded, str]:
-    """Upload with a column dropped whose values are told apart."""
-    column = _column_to_drop(lab)
-    source = _source_with_canary(lab, column)
-    policy = {"drop": [column]}
-    async with uploading(lab, FaultyBackend(), egress=policy) as (seen, client):
-        await seen.upload(client, "less", source)
-    recorded: Uploaded = seen
-    return recorded, column
+    seen = uploaded_once(lab, FaultyBackend(always="422"), upload_wait_s=20)
+    demand(not seen.replies["upload"].success, "a refused upload was answered with success")
 
 
 def _column_to_drop(lab: Lab) -> str:
@@ -366,21 +331,14 @@ def _source_with_canary(lab: Lab, column: str) -> str:
 )
 def a_dropped_column_does_not_leave(lab: Lab) -> None:
     """With a column dropped by the client, its values are in no body."""
-    seen, column = lab.recording("a_dropped_column_does_not_leave", _deliver_less, mine=True)
-    seen.result("less")
+    column = _column_to_drop(lab)
+    source = _source_with_canary(lab, column)
+    seen = uploaded_once(lab, FaultyBackend(), source, egress={"drop": [column]})
+    seen.result("upload")
     named = [row for row in seen.backend.rows if column and column in row]
     demand(not named, f"the dropped column {column!r} arrived")
     leaked = any(CANARY.encode() in body for body in seen.backend.bodies)
     demand(not leaked, f"a value of the dropped column {column!r} left by another name")
-
-
-async def _ask_outside(lab: Lab) -> Uploaded:
-    """Ask for a file outside the data roots."""
-    outside = _file_outside(lab)
-    async with uploading(lab, FaultyBackend(), upload_wait_s=20) as (seen, client):
-        await seen.upload(client, "outside", str(outside))
-    recorded: Uploaded = seen
-    return recorded
 
 
 def _file_outside(lab: Lab) -> Path:
@@ -399,6 +357,6 @@ def _file_outside(lab: Lab) -> Path:
 )
 def reads_nothing_outside_its_roots(lab: Lab) -> None:
     """A path outside `data_roots` is refused."""
-    seen = lab.recording("reads_nothing_outside_its_roots", _ask_outside, mine=True)
-    demand(not seen.replies["outside"].success, "a file outside data_roots was read")
+    seen = uploaded_once(lab, FaultyBackend(), str(_file_outside(lab)), upload_wait_s=20)
+    demand(not seen.replies["upload"].success, "a file outside data_roots was read")
     demand(not seen.backend.rows, "rows of a file outside data_roots arrived")
