@@ -54,21 +54,21 @@ def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag =
     if as_json:
         print_json(manifest.model_dump(mode="json"))
         return
-    print_fields(
-        {
-            "name": manifest.name,
-            "version": manifest.version,
-            "vendor": manifest.vendor.name,
-            "description": manifest.description,
-            "data that leaves": ", ".join(manifest.data_collected) or "not said",
-            "talks to": ", ".join(manifest.allowed_hosts) or "not said",
-            "methods": ", ".join(method.name for method in manifest.methods) or "not said",
-            "releases": ", ".join(
-                f"{told.version} (yanked: {told.yanked})" if told.yanked else told.version
-                for told in offer.releases
-            ),
-        }
-    )
+    releases = [
+        f"{told.version} (yanked: {told.yanked})" if told.yanked else told.version
+        for told in offer.releases
+    ]
+    fields = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "vendor": manifest.vendor.name,
+        "description": manifest.description,
+        "data that leaves": ", ".join(manifest.data_collected) or "not said",
+        "talks to": ", ".join(manifest.allowed_hosts) or "not said",
+        "methods": ", ".join(method.name for method in manifest.methods) or "not said",
+        "releases": ", ".join(releases),
+    }
+    print_fields(fields)
 
 
 def install(
@@ -86,8 +86,7 @@ def install(
     opened = installing.open_catalog(catalog)
     _warn_of_yank(opened.find(entry_id), version)
     change = installing.install(opened, entry_id, version=version, python=python)
-    for line in change.lines() or ["nothing changed: it was installed already"]:
-        typer.echo(line)
+    typer.echo("\n".join(change.lines() or ["nothing changed: it was installed already"]))
     offer = opened.find(entry_id)
     manifest = _installed_manifest(offer, python) or offer.manifest
     known = stanzas.stanzas_of(registry, manifest.id)
@@ -120,8 +119,7 @@ def upgrade(
     before = _installed_manifest(offer, python)
     change = installing.install(opened, entry_id, version=version, python=python)
     after = _installed_manifest(offer, python)
-    for line in change.lines() or ["nothing changed"]:
-        typer.echo(line)
+    typer.echo("\n".join(change.lines() or ["nothing changed"]))
     if before and after:
         for line in stanzas.changed_settings(before.config_schema, after.config_schema):
             typer.echo(line)
