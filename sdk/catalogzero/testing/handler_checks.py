@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -41,7 +40,6 @@ CYCLES = 6
 LEAK_MB = 24.0
 CANARY_FIELD = "no_such_parameter_of_any_method"
 
-_SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
 _on_handler = partial(check, HANDLER_CHECKS)
 
 
@@ -127,12 +125,7 @@ def unknown_settings_are_refused(lab: Lab) -> None:
 )
 def secrets_are_secret_settings(lab: Lab) -> None:
     """Settings with a secret's name are SecretStr."""
-    fields = lab.handler_class.settings_model.model_fields
-    plain = [
-        name
-        for name, told in fields.items()
-        if _SECRET_NAME.search(name) and told.annotation in (str, str | None)
-    ]
+    plain = drift.plain_secrets_of_class(lab.handler_class)
     demand(not plain, f"plain text settings: {', '.join(plain)}")
 
 
@@ -179,11 +172,8 @@ def describe_has_its_keys(lab: Lab) -> None:
 )
 def control_calls_block_nothing(lab: Lab) -> None:
     """No control method keeps the event loop from answering."""
-    seen = _served(lab)
-    demand(
-        seen.longest_block_s < BLOCKED_S,
-        f"the event loop did not answer for {seen.longest_block_s:.1f} s",
-    )
+    blocked_s = _served(lab).longest_block_s
+    demand(blocked_s < BLOCKED_S, f"the event loop did not answer for {blocked_s:.1f} s")
 
 
 @_on_handler(
@@ -218,10 +208,8 @@ def _state(metrics: Reply) -> str:
 def unknown_params_are_refused(lab: Lab) -> None:
     """Every method refuses a parameter that it does not have."""
     for method, reply in _served(lab).refusals.items():
-        demand(
-            reply.code == "bad_params",
-            f"{method}({CANARY_FIELD}=1) was answered {reply.code or 'with success'}",
-        )
+        answer = reply.code or "with success"
+        demand(answer == "bad_params", f"{method}({CANARY_FIELD}=1) was answered {answer}")
 
 
 @_on_handler(
@@ -266,9 +254,8 @@ def importing_it_is_light(lab: Lab) -> None:
         check=False,
         timeout=60,
     )
-    demand(
-        done.returncode == 0, f"a fresh interpreter cannot import {module}: {done.stderr[-300:]}"
-    )
+    fault = done.stderr[-300:]
+    demand(not done.returncode, f"a fresh interpreter cannot import {module}: {fault}")
     loaded = set(json.loads(done.stdout)) & set(HEAVY_MODULES)
     demand(not loaded, f"importing {module} loads {', '.join(sorted(loaded))}")
 

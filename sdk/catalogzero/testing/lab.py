@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -159,14 +159,12 @@ class Heartbeat:
 def output_to(path: Path) -> Iterator[None]:
     """Send everything that this process and its children write to standard error to a file."""
     sys.stderr.flush()
-    descriptor, stream = os.dup(2), sys.stderr
-    with path.open("a", encoding="utf-8") as file:
+    descriptor = os.dup(2)
+    with path.open("a", encoding="utf-8") as file, redirect_stderr(file):
         os.dup2(file.fileno(), 2)
-        sys.stderr = file
         try:
             yield
         finally:
-            sys.stderr = stream
             os.dup2(descriptor, 2)
             os.close(descriptor)
 

@@ -13,6 +13,7 @@ from catalogzero.testing.backend import API_KEY, FaultyBackend
 from catalogzero.testing.checks import PROCESSOR_CHECKS, check
 from catalogzero.testing.lab import BLOCKED_S, Heartbeat, Lab, demand, demand_keys, shown
 from catalogzero.testing.processor_lab import (
+    Row,
     Uploaded,
     batches,
     connections_watched,
@@ -95,10 +96,8 @@ def process_ignores_batch_borders(lab: Lab) -> None:
     """Small and large batches give the same rows, in whatever order."""
     rows = sample_rows(lab)
     small, large = processed(processor(lab), rows, 2), processed(processor(lab), rows, 10_000)
-    demand(
-        sorted_rows(small) == sorted_rows(large),
-        f"batches of 2 gave {len(small)} rows, one batch {len(large)}, and not the same",
-    )
+    gave = f"batches of 2 gave {len(small)} rows, one batch {len(large)}, and not the same"
+    _demand_same(small, large, gave)
 
 
 @_on_processor(
@@ -154,6 +153,11 @@ def _delivered(lab: Lab, *, mine: bool = False) -> Uploaded:
     return lab.recording("uploads_its_sample", _deliver, mine=mine)
 
 
+def _demand_same(found: list[Row], expected: list[Row], what: str) -> None:
+    """Fail the check unless two lists hold the same rows, in whatever order."""
+    demand(sorted_rows(found) == sorted_rows(expected), what)
+
+
 @_on_processor(
     "It is what the handler is for.",
     "Read the error; `catalogzero preview` shows what process makes of the sample.",
@@ -191,10 +195,8 @@ def every_row_arrives_once(lab: Lab) -> None:
     """The backend has exactly the rows that `process` yields."""
     arrived = _delivered(lab).rows["first"]
     expected = processed(processor(lab), sample_rows(lab))
-    demand(
-        sorted_rows(arrived) == sorted_rows(expected),
-        f"{len(arrived)} rows arrived, process yields {len(expected)}, and not the same",
-    )
+    came = f"{len(arrived)} rows arrived, process yields {len(expected)}, and not the same"
+    _demand_same(arrived, expected, came)
 
 
 @_on_processor(
@@ -217,10 +219,8 @@ def full_sends_again_and_doubles_nothing(lab: Lab) -> None:
     seen = _delivered(lab)
     result = seen.result("full")
     demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
-    demand(
-        sorted_rows(seen.rows["full"]) == sorted_rows(seen.rows["first"]),
-        f"{len(seen.rows['full'])} rows are visible instead of {len(seen.rows['first'])}",
-    )
+    full, first = seen.rows["full"], seen.rows["first"]
+    _demand_same(full, first, f"{len(full)} rows are visible instead of {len(first)}")
 
 
 @_on_processor(
@@ -251,9 +251,8 @@ def the_key_shows_nowhere(lab: Lab) -> None:
         "a body that was sent": any(key in body for body in seen.backend.bodies),
         "the state folder": any(key in file for file in _files(seen.state)),
     }
-    demand(
-        not any(places.values()), f"the key shows in {', '.join(p for p in places if places[p])}"
-    )
+    found = [place for place, shows in places.items() if shows]
+    demand(not found, f"the key shows in {', '.join(found)}")
 
 
 def _files(folder: Path) -> Iterator[bytes]:
@@ -274,10 +273,7 @@ def survives_a_faulty_network(lab: Lab) -> None:
     seen = uploaded_once(lab, backend, upload_wait_s=40)
     seen.result("upload")
     arrived = seen.rows["upload"]
-    demand(
-        sorted_rows(arrived) == sorted_rows(expected),
-        f"{len(arrived)} rows arrived instead of {len(expected)}",
-    )
+    _demand_same(arrived, expected, f"{len(arrived)} rows arrived instead of {len(expected)}")
 
 
 @_on_processor(

@@ -48,10 +48,8 @@ def source_of(lab: Lab) -> str:
 
 def sample_rows(lab: Lab) -> list[Row]:
     """The rows of the sample, as they reach `process`."""
-    made = processor(lab)
-    rows = [
-        dict(row) for batch in _batches_of_source(made, source_of(lab)) for row in rows_of(batch)
-    ]
+    found = _batches_of_source(processor(lab), source_of(lab))
+    rows = [dict(row) for batch in found for row in rows_of(batch)]
     demand(rows, "the sample has no rows: give one that the contract's `sample` names")
     return rows
 
