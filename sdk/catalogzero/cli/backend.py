@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from catalogzero.cli.output import JsonFlag, print_json, print_table
+from catalogzero.cli.output import JsonFlag, print_json, print_rows
 from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -182,14 +182,12 @@ def list_all(database: Database = None, as_json: JsonFlag = False) -> None:
     from catalogzero.backend.tenants import list_tenants
 
     found = [asdict(tenant) for tenant in _write(database, list_tenants)]
-    if as_json:
-        print_json({"tenants": found})
-        return
     rows = [
         (tenant["name"], tenant["created_at"], tenant["installations"], " ".join(tenant["key_ids"]))
         for tenant in found
     ]
-    print_table(("tenant", "created", "installations", "keys"), rows)
+    columns = ("tenant", "created", "installations", "keys")
+    print_rows({"tenants": found}, columns, rows, json=as_json)
 
 
 def _test_key(key_file: Path | None) -> str:

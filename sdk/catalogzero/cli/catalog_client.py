@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_rows
 from catalogzero.entry import install as installing
 from catalogzero.entry import stanza as stanzas
 from catalogzero.entry.manifest import Manifest, parse_manifest
@@ -38,10 +38,8 @@ def list_entries(catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
     offers = installing.open_catalog(catalog).entries.values()
     rows = [(o.id, o.manifest.version, o.manifest.kind, o.manifest.description) for o in offers]
     columns = ("id", "version", "kind", "description")
-    if as_json:
-        print_json([dict(zip(columns, row, strict=True)) for row in rows])
-    else:
-        print_table(columns, rows)
+    told = [dict(zip(columns, row, strict=True)) for row in rows]
+    print_rows(told, columns, rows, json=as_json)
 
 
 def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:

@@ -56,3 +56,13 @@ def print_fields(fields: dict[str, Any]) -> None:
 def print_answer(answer: dict[str, Any], *, json: bool) -> None:
     """One answer, as JSON or as lines."""
     (print_json if json else print_fields)(answer)
+
+
+def print_rows(
+    answer: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, json: bool
+) -> None:
+    """One answer as JSON, or the rows made of it as a table."""
+    if json:
+        print_json(answer)
+    else:
+        print_table(columns, rows)
