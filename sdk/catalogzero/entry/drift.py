@@ -60,11 +60,10 @@ def without_noise(schema: Any, *, named: bool = False) -> Any:
         named: The keys are the author's names, such as those of properties.
     """
     if isinstance(schema, dict):
-        kept = {k: v for k, v in schema.items() if named or k != "title"}
+        kept = {k: v for k, v in schema.items() if v is not None and (named or k != "title")}
         return {
             key: without_noise(value, named=not named and key in ("properties", "$defs"))
             for key, value in kept.items()
-            if value is not None
         }
     return [without_noise(part) for part in schema] if isinstance(schema, list) else schema
 

@@ -83,20 +83,15 @@ def build_catalog(
         ConfigError: A file is no wheel, no wheel is an entry, or a published file would change.
         CatalogZeroError: pip found no set of dependencies.
     """
+    origin, extras = origin or closure.Origin(), {closure.SDK: SDK_EXTRAS}
+    cache = cache or platformdirs.user_cache_path("catalogzero") / "wheels"
     with tempfile.TemporaryDirectory() as temporary:
         own = _own_wheels(dists, Path(temporary))
         paths = {wheel.path for wheel in own}
         ours = {path for path in paths if path.parent == Path(temporary)}
         for wheels, target in product(_rounds(own), targets):
-            paths |= set(
-                closure.gather(
-                    wheels,
-                    origin=origin or closure.Origin(),
-                    target=target,
-                    extras={closure.SDK: SDK_EXTRAS},
-                    cache=cache or platformdirs.user_cache_path("catalogzero") / "wheels",
-                )
-            )
+            found = closure.gather(wheels, origin=origin, target=target, extras=extras, cache=cache)
+            paths |= set(found)
         if not replace:
             _refuse_changes(sorted(paths - ours), out / "files")
         (out / "files").mkdir(parents=True, exist_ok=True)
