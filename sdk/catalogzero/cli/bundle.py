@@ -41,7 +41,8 @@ def bundle(
     parts = asyncio.run(_parts(handler))
     file = registry_path(registry)
     if file.exists():
-        parts["handler_registry.txt"] = redacted_lines(file.read_text("utf-8", "replace"))
+        lines = file.read_text("utf-8", "replace").splitlines()
+        parts["handler_registry.txt"] = "\n".join(map(_redacted, lines)) + "\n"
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in parts.items():
             archive.writestr(name, handler.mask(text))
@@ -88,12 +89,8 @@ def _state(handler: Handler) -> dict[str, str]:
     return parts
 
 
-def redacted_lines(text: str) -> str:
-    """A YAML text, in which values of keys that sound secret are masked, `_file` keys kept."""
-    return "\n".join(_redacted(line) for line in text.splitlines()) + "\n"
-
-
 def _redacted(line: str) -> str:
+    """A line of YAML; the value of a key that sounds secret is masked, that of `_file` keys not."""
     key, colon, value = line.partition(":")
     name = key.strip(" -\"'").lower()
     secret = any(word in name for word in (*SECRET_NAMES, "url", "proxy"))
