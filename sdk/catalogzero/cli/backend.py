@@ -6,14 +6,15 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from catalogzero.cli.output import JsonFlag, print_json, print_table
+from catalogzero.cli.output import JsonFlag, print_json, print_rows
 from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ def serve(
         typer.echo(UNENCRYPTED.format(host), err=True)
     hint = _first_steps(settings)
 
-    def announce(address: Address) -> None:
-        _announce(address, hint, as_json=as_json)
-
+    announce = partial(_announce, hint=hint, as_json=as_json)
     asyncio.run(server.serve(settings, host=host, port=port, tls=tls, on_started=announce))
 
 
@@ -112,18 +111,12 @@ def verify(
 
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no endpoint such as https://api.acme.example/v1")
-    show = _ignore if as_json else _show_result
-    report = asyncio.run(
-        suite.verify(
-            url,
-            _test_key(key_file),
-            form=form.value,
-            timeout_s=timeout_s,
-            ca_file=ca_file,
-            only=only,
-            on_result=show,
-        )
+    key = _test_key(key_file)
+    show = (lambda _: None) if as_json else _show_result
+    verifying = suite.verify(
+        url, key, form=form.value, timeout_s=timeout_s, ca_file=ca_file, only=only, on_result=show
     )
+    report = asyncio.run(verifying)
     if as_json:
         print_json({**asdict(report), "passed": report.passed})
     else:
@@ -206,14 +199,12 @@ def list_all(database: Database = None, as_json: JsonFlag = False) -> None:
     from catalogzero.backend.tenants import list_tenants
 
     found = [asdict(tenant) for tenant in _write(database, list_tenants)]
-    if as_json:
-        print_json({"tenants": found})
-        return
     rows = [
         (tenant["name"], tenant["created_at"], tenant["installations"], " ".join(tenant["key_ids"]))
         for tenant in found
     ]
-    print_table(("tenant", "created", "installations", "keys"), rows)
+    columns = ("tenant", "created", "installations", "keys")
+    print_rows({"tenants": found}, columns, rows, json=as_json)
 
 
 def _test_key(key_file: Path | None) -> str:
@@ -228,10 +219,6 @@ def _test_key(key_file: Path | None) -> str:
     if not (key.strip().isascii() and key.strip()):
         raise ConfigError(f"name a file that holds a test key: --key-file, or set {KEY_VARIABLE}")
     return key.strip()
-
-
-def _ignore(_: Result) -> None:
-    """Show nothing yet."""
 
 
 def _show_result(result: Result) -> None:
@@ -273,11 +260,8 @@ def _write(database: str | None, work: Callable[[Connection], T]) -> T:
     """Run `work` in one transaction of the backend's database."""
     from catalogzero.backend.store import Database
 
-    store = Database(_settings(database=database).database)
-    try:
+    with closing(Database(_settings(database=database).database)) as store:
         return store.write_now(work)
-    finally:
-        store.close()
 
 
 def _first_steps(settings: BackendSettings) -> str | None:
@@ -285,12 +269,9 @@ def _first_steps(settings: BackendSettings) -> str | None:
     from catalogzero.backend.store import Database
     from catalogzero.backend.tenants import list_tenants
 
-    store = Database(settings.database)
-    try:
+    with closing(Database(settings.database)) as store:
         if store.read_now(list_tenants):
             return None
-    finally:
-        store.close()
     return (
         "No tenant yet, so every request is refused. In another terminal:\n"
         f"  catalogzero backend tenants add NAME --database {store.label}"
@@ -300,8 +281,7 @@ def _first_steps(settings: BackendSettings) -> str | None:
 def _announce(address: Address, hint: str | None, *, as_json: bool) -> None:
     """Tell where the backend is, and what is missing."""
     if as_json:
-        body = {"url": address.url, "endpoint": address.endpoint, "pid": os.getpid()}
-        print_json(body)
+        print_json({"url": address.url, "endpoint": address.endpoint, "pid": os.getpid()})
     else:
         typer.echo(f"fleet page  {address.url}/")
         typer.echo(f"endpoint    {address.endpoint}   (for handlers)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_tab
 from catalogzero.cli.progress import call_shown
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.config.registry import load_registry
+from catalogzero.config.settings import host_port
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.launch import registry_path
 from catalogzero.wire.client import HandlerClient
@@ -29,6 +30,8 @@ ServerKey = Annotated[
     str | None, typer.Option(help="The handler's public key; by default its stanza's.")
 ]
 Show = Callable[[dict[str, Any]], None]
+Peer = tuple[str, CurveClient | None]
+"""Where a handler is, and the keys to call it with."""
 
 
 def call(
@@ -137,19 +140,12 @@ def address_of(target: str, registry: Path | None) -> str:
     if not port:
         raise ConfigError(f"{stanza.where('port')}: no port: name tcp://host:port instead")
     host = stanza.runtime.get("advertise_host") or stanza.runtime.get("host", "127.0.0.1")
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-
-class _Peer(NamedTuple):
-    """Where a handler is, and the keys to call it with."""
-
-    address: str
-    curve: CurveClient | None
+    return f"tcp://{host_port(host, port)}"
 
 
 def _peer(
     target: str, registry: Path | None, key_file: Path | None, server_key: str | None
-) -> _Peer:
+) -> Peer:
     """The handler that the command line names.
 
     Raises:
@@ -158,12 +154,12 @@ def _peer(
     address = address_of(target, registry)
     server = public_key(server_key) if server_key else _stanza_key(target, registry)
     if server is None and key_file is None:
-        return _Peer(address, None)
+        return address, None
     if key_file is None:
         raise ConfigError(f"{target} is served with keys: name your own pair with --key-file")
     if server is None:
         raise ConfigError("--key-file needs --server-key, the handler's public key")
-    return _Peer(address, CurveClient(CurveKeys.read(key_file), server))
+    return address, CurveClient(CurveKeys.read(key_file), server)
 
 
 def _stanza_key(target: str, registry: Path | None) -> bytes | None:
@@ -177,11 +173,12 @@ def _stanza_key(target: str, registry: Path | None) -> bytes | None:
         raise ConfigError(f"{error}; or name its public key with --server-key") from None
 
 
-def _ask(peer: _Peer, method: str, params: dict[str, Any], timeout_s: float) -> Any:
+def _ask(peer: Peer, method: str, params: dict[str, Any], timeout_s: float) -> Any:
     """One call to a handler."""
+    address, curve = peer
 
     async def ask() -> Any:
-        async with HandlerClient(peer.address, curve=peer.curve) as client:
+        async with HandlerClient(address, curve=curve) as client:
             if method not in ("ping", "get_metrics", "describe", "cancel"):
                 await client.ping(timeout_s=min(5.0, timeout_s))
             return await call_shown(client, method, params, timeout_s)

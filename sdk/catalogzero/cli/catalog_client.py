@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_rows
 from catalogzero.entry import install as installing
 from catalogzero.entry import stanza as stanzas
 from catalogzero.entry.manifest import Manifest, parse_manifest
@@ -38,10 +38,8 @@ def list_entries(catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
     offers = installing.open_catalog(catalog).entries.values()
     rows = [(o.id, o.manifest.version, o.manifest.kind, o.manifest.description) for o in offers]
     columns = ("id", "version", "kind", "description")
-    if as_json:
-        print_json([dict(zip(columns, row, strict=True)) for row in rows])
-    else:
-        print_table(columns, rows)
+    told = [dict(zip(columns, row, strict=True)) for row in rows]
+    print_rows(told, columns, rows, json=as_json)
 
 
 def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
@@ -54,21 +52,21 @@ def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag =
     if as_json:
         print_json(manifest.model_dump(mode="json", by_alias=True))
         return
-    print_fields(
-        {
-            "name": manifest.name,
-            "version": manifest.version,
-            "vendor": manifest.vendor.name,
-            "description": manifest.description,
-            "data that leaves": ", ".join(manifest.data_collected) or "not said",
-            "talks to": ", ".join(manifest.allowed_hosts) or "not said",
-            "methods": ", ".join(method.name for method in manifest.methods) or "not said",
-            "releases": ", ".join(
-                f"{told.version} (yanked: {told.yanked})" if told.yanked else told.version
-                for told in offer.releases
-            ),
-        }
-    )
+    releases = [
+        f"{told.version} (yanked: {told.yanked})" if told.yanked else told.version
+        for told in offer.releases
+    ]
+    fields = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "vendor": manifest.vendor.name,
+        "description": manifest.description,
+        "data that leaves": ", ".join(manifest.data_collected) or "not said",
+        "talks to": ", ".join(manifest.allowed_hosts) or "not said",
+        "methods": ", ".join(method.name for method in manifest.methods) or "not said",
+        "releases": ", ".join(releases),
+    }
+    print_fields(fields)
 
 
 def install(
@@ -86,8 +84,7 @@ def install(
     opened = installing.open_catalog(catalog)
     _warn_of_yank(opened.find(entry_id), version)
     change = installing.install(opened, entry_id, version=version, python=python)
-    for line in change.lines() or ["nothing changed: it was installed already"]:
-        typer.echo(line)
+    typer.echo("\n".join(change.lines() or ["nothing changed: it was installed already"]))
     offer = opened.find(entry_id)
     manifest = _installed_manifest(offer, python) or offer.manifest
     known = stanzas.stanzas_of(registry, manifest.id)
@@ -120,8 +117,7 @@ def upgrade(
     before = _installed_manifest(offer, python)
     change = installing.install(opened, entry_id, version=version, python=python)
     after = _installed_manifest(offer, python)
-    for line in change.lines() or ["nothing changed"]:
-        typer.echo(line)
+    typer.echo("\n".join(change.lines() or ["nothing changed"]))
     if before and after:
         for line in stanzas.changed_settings(before.config_schema, after.config_schema):
             typer.echo(line)

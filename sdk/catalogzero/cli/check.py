@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -142,17 +142,15 @@ async def _check_scheduler(handler: Handler) -> Finding:
             await client.request_plain("ping", timeout_s=CHECK_TIMEOUT_S / 2)
     except (UnreachableError, TimeoutError):
         mend = f"start one (`catalogzero scheduler`); the handler registers when {address} is up"
-        asked_for = address != DEFAULT_SCHEDULER
-        kind = "fail" if asked_for else "warn"
-        return Finding("scheduler", kind, f"nobody answers at {address}", mend)  # type: ignore[arg-type]
+        status: Literal["fail", "warn"] = "warn" if address == DEFAULT_SCHEDULER else "fail"
+        return Finding("scheduler", status, f"nobody answers at {address}", mend)
     return Finding("scheduler", "pass", address)
 
 
 def _show(findings: list[Finding], next_command: str, *, json: bool) -> None:
     if json:
-        print_json({"findings": [asdict(f) for f in findings], "next": next_command or None})
+        print_json({"findings": [asdict(f) for f in findings], "next": next_command})
         return
     rows = [(MARKS[f.status], f.name, f.found, f.mend) for f in findings]
     print_table(("", "check", "found", "mend"), rows)
-    if next_command:
-        typer.echo(f"next: {next_command}")
+    typer.echo(f"next: {next_command}")

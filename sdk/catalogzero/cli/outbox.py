@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
+from catalogzero.cli.output import JsonFlag, print_answer, print_json, print_table
 from catalogzero.cli.run import RegistryOption
 from catalogzero.errors import ConfigError
 
@@ -61,10 +61,7 @@ def show(
     """
     with opened(target, registry) as outbox:
         upload = outbox.upload(upload_id).as_dict()
-    if json:
-        print_json(upload)
-    else:
-        print_fields(upload)
+    print_answer(upload, json=json)
 
 
 @app.command()
@@ -158,10 +155,7 @@ def audit(target: Target, registry: RegistryOption = None, json: JsonFlag = Fals
 
     path = _folder(target, registry) / "audit.jsonl"
     report = verify_audit(path)
-    if json:
-        print_json({"path": path, **asdict(report)})
-    else:
-        print_fields({"path": str(path), **asdict(report)})
+    print_answer({"path": str(path), **asdict(report)}, json=json)
     if report.broken_at is not None:
         typer.echo(f"the chain is broken at line {report.broken_at}", err=True)
         sys.exit(1)

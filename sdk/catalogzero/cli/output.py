@@ -29,7 +29,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table with lines and colour on a terminal, columns of plain text in a pipe."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        _print_plain(columns, texts)
+        widths = [max(map(len, cells)) for cells in zip(columns, *texts, strict=True)]
+        for row in (columns, *texts):
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            typer.echo(line.rstrip())
         return
     from rich.console import Console
     from rich.table import Table
@@ -55,8 +58,11 @@ def print_answer(answer: dict[str, Any], *, json: bool) -> None:
     (print_json if json else print_fields)(answer)
 
 
-def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    for row in (columns, *rows):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo(line.rstrip())
+def print_rows(
+    answer: Any, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, json: bool
+) -> None:
+    """One answer as JSON, or the rows made of it as a table."""
+    if json:
+        print_json(answer)
+    else:
+        print_table(columns, rows)

@@ -16,10 +16,8 @@ from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.config.registry import load_registry
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError, place_of
-from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, registry_path
 
-SHOWN_LINES = 20
 NEXT_EPOCH = 0
 """Stands for the epoch that the next start is given."""
 _PLACEHOLDERS = {"api_key": "not-set", "endpoint": "https://endpoint.invalid"}
@@ -42,7 +40,7 @@ def preview(
     registry: RegistryOption = None,
     params: Annotated[str, typer.Option(help="JSON object, as in the call.")] = "{}",
     full: Annotated[bool, typer.Option("--full", help="Also what was sent before.")] = False,
-    lines: Annotated[int, typer.Option(help="Lines to show of each body.")] = SHOWN_LINES,
+    lines: Annotated[int, typer.Option(help="Lines to show of each body.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write the bodies here, byte for byte.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -65,7 +63,11 @@ def preview(
     if out is not None:
         _write(requests, out)
     if json:
-        shown = [{**_head(r), "body": _text(r, None)} for r in requests]
+        shown = [
+            {"method": r.method, "url": r.url, "headers": r.headers}
+            | {"bytes": len(r.body), "body": _text(r, None)}
+            for r in requests
+        ]
         print_json({"result": result, "requests": shown})
         return
     for request in requests:
@@ -98,8 +100,7 @@ def preview_run(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         key = egress_key(policy, state if (state / "egress.key").exists() else folder)
-        opened = Outbox(folder, handler.clock, max_bytes=1 << 50)
-        outbox = stack.enter_context(closing(opened))
+        outbox = stack.enter_context(closing(Outbox(folder, handler.clock, max_bytes=1 << 50)))
         if (state / "outbox.sqlite").exists():
             outbox.adopt_marks(state / "outbox.sqlite")
         ways = Ways(
@@ -146,7 +147,8 @@ def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
     from catalogzero.protocol.identities import url_under
     from catalogzero.wire.messages import encode_json
 
-    base, common = handler.settings.endpoint, _common_headers(ways)
+    base = handler.settings.endpoint
+    common = {"Authorization": "Bearer (the API key)", "User-Agent": ways.identity.user_agent}
     for upload in reversed(ways.outbox.uploads(("sealed",))):
         chunks = list(ways.outbox.bodies(upload.upload_id))
         if handler.settings.upload_form == "simple":
@@ -162,16 +164,10 @@ def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
         yield Request("POST", url, {**common, **AS_JSON}, body, body)
 
 
-def _common_headers(ways: Any) -> dict[str, str]:
-    return {"Authorization": "Bearer (the API key)", "User-Agent": ways.identity.user_agent}
-
-
 def _handler(target: str, registry: Path | None, source: str) -> CloudProcessor:
     """The processor; what an unconfigured one lacks is filled in, as nothing is sent."""
     path = registry_path(registry)
-    configured = path.exists() and any(
-        stanza.handler_id == target for stanza in load_registry(path).handlers
-    )
+    configured = path.exists() and target in {s.handler_id for s in load_registry(path).handlers}
     if not configured and registry is None and (entry := class_of_entry(target)):
         target = f"{entry.__module__}:{entry.__qualname__}"
     filled: dict[str, Any] = {}
@@ -180,7 +176,9 @@ def _handler(target: str, registry: Path | None, source: str) -> CloudProcessor:
     while True:
         try:
             made = make_handler(target, registry=registry, flags=Flags(config=filled))
-            return _with_known_id(_processor(made))
+            if isinstance(made, CloudProcessor):
+                return _with_known_id(made)
+            raise ConfigError(f"{type(made).__name__} is no CloudProcessor: it uploads nothing")
         except ConfigError:
             filling = next(fillings, None)
             if configured or filling is None:
@@ -197,27 +195,12 @@ def _with_known_id(handler: CloudProcessor) -> CloudProcessor:
     return handler
 
 
-def _processor(handler: Handler) -> CloudProcessor:
-    if not isinstance(handler, CloudProcessor):
-        raise ConfigError(f"{type(handler).__name__} is no CloudProcessor: it uploads nothing")
-    return handler
-
-
 def _read_as(file: dict[str, Any]) -> str:
     """What a file was read as, in a line."""
     known = [file["kind"], file["encoding"], file["delimiter"] and repr(file["delimiter"])]
     told = ", ".join(part for part in known if part)
     columns = "" if file["columns"] is None else f" of {file['columns']} columns"
     return f"{file['source']}: {told}; {file['rows']} rows{columns}"
-
-
-def _head(request: Request) -> dict[str, Any]:
-    return {
-        "method": request.method,
-        "url": request.url,
-        "headers": request.headers,
-        "bytes": len(request.body),
-    }
 
 
 def _text(request: Request, lines: int | None) -> str:

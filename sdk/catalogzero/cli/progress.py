@@ -42,9 +42,8 @@ async def _called(
     if not sys.stderr.isatty():
         return await client.call(method, params, timeout_s=timeout_s)
     request_id = str(uuid.uuid4())
-    call = asyncio.create_task(
-        client.call(method, params, timeout_s=timeout_s, request_id=request_id)
-    )
+    calling = client.call(method, params, timeout_s=timeout_s, request_id=request_id)
+    call = asyncio.create_task(calling)
     try:
         with typer.progressbar(length=1, label=method, file=sys.stderr) as bar:
             while not (await asyncio.wait([call], timeout=LOOK_S))[0]:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,10 +107,8 @@ def json_object(text: str, option: str) -> dict[str, Any]:
 
 def _value(text: str) -> Any:
     if text[:1] in ("[", "{") or text in ("true", "false", "null"):
-        try:
+        with suppress(ValueError):
             return json.loads(text)
-        except ValueError:
-            return text
     return text
 
 
@@ -158,7 +157,7 @@ def _run_all(path: Path) -> int:
         raise ConfigError(f"{path}: no handlers to run")
     environment = {k: v for k, v in os.environ.items() if k not in SINGLE_VARIABLES}
     base = [sys.executable, "-m", "catalogzero", "run", "--registry", str(path)]
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     children = [
         # A group each, so that a terminal's Ctrl-C reaches them once, through this process.
         subprocess.Popen([*base, s.handler_id], env=environment, process_group=0)  # noqa: S603 - our own command
@@ -171,7 +170,3 @@ def _run_all(path: Path) -> int:
             child.send_signal(signal.SIGTERM)
         codes = [child.wait() for child in children]
     return max((abs(code) for code in codes), default=0)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

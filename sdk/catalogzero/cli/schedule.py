@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -13,7 +13,7 @@ from urllib.parse import quote
 import typer
 from typer.core import TyperGroup
 
-from catalogzero.cli.output import JsonFlag, print_answer, print_json, print_table
+from catalogzero.cli.output import JsonFlag, print_answer, print_json, print_rows
 from catalogzero.cli.run import json_object
 from catalogzero.errors import ConfigError, FailedError, UnauthorizedError, UnreachableError
 
@@ -133,16 +133,8 @@ def list_(context: typer.Context, json: JsonFlag = False) -> None:
     Example: catalogzero schedule list
     """
     told = _ask(context, "GET", "/api/schedules")
-    if json:
-        print_json(told)
-        return
-    rows = []
-    for one in told["schedules"]:
-        handler_id, method = ([*(one.get("args") or []), "", ""])[:2]
-        state = "paused" if one.get("paused") else ""
-        next_ = str(one["next_fire_time"] or "-")[:19]
-        rows.append((one["id"], handler_id, method, one["trigger"], next_, state))
-    print_table(("job_id", "handler", "method", "trigger", "next (UTC)", "state"), rows)
+    columns = ("job_id", "handler", "method", "trigger", "next (UTC)", "state")
+    print_rows(told, columns, _schedule_rows(told), json=json)
 
 
 @app.command("next")
@@ -157,11 +149,8 @@ def next_(
     Example: catalogzero schedule next nightly-export --count 10
     """
     told = _ask(context, "GET", f"{_place(job_id)}/next", query={"count": count})
-    if json:
-        print_json(told)
-        return
     rows = zip(told["next"], told["local"], strict=True)
-    print_table(("UTC", told["timezone"]), rows)
+    print_rows(told, ("UTC", told["timezone"]), rows, json=json)
 
 
 @app.command()
@@ -210,8 +199,7 @@ def run(
             raise FailedError(f"no schedule is called '{name}'; see `catalogzero schedule list`")
         handler_id, job_method, fields = calls[0][:3]
     else:
-        fields = json_object(params, "--params")
-        handler_id, job_method = name, method
+        handler_id, job_method, fields = name, method, json_object(params, "--params")
     body = {"handler_id": handler_id, "job_method": job_method, "job_params": fields}
     told = _ask(context, "POST", "/api/run_now", body=body)
     print_json(told if json else told["result"])
@@ -233,11 +221,8 @@ def executions(
     """
     query = _given(context, ("handler_id", "job_id", "method_name", "status", "limit"))
     told = _ask(context, "GET", "/api/executions", query=query)
-    if json:
-        print_json(told)
-        return
     columns = ("started (UTC)", "job_id", "handler", "method", "status", "ms", "error")
-    print_table(columns, (_row(record) for record in told["records"]))
+    print_rows(told, columns, _execution_rows(told), json=json)
 
 
 def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
@@ -245,18 +230,24 @@ def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
     return {name: context.params[name] for name in names if context.params[name] is not None}
 
 
-def _row(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """One line of `executions`."""
-    duration_ms = record.get("duration_ms")
-    return (
-        str(record["started_at"])[:19],
-        record["job_id"],
-        record["handler_id"],
-        record["method_name"],
-        record["status"] + (" (late)" if record.get("late") else ""),
-        "" if duration_ms is None else round(duration_ms),
-        (record.get("error") or "")[:80],
-    )
+def _schedule_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """The lines of `list`."""
+    for one in told["schedules"]:
+        handler_id, method = ([*(one.get("args") or []), "", ""])[:2]
+        state = "paused" if one.get("paused") else ""
+        next_ = str(one["next_fire_time"] or "-")[:19]
+        yield one["id"], handler_id, method, one["trigger"], next_, state
+
+
+def _execution_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """The lines of `executions`."""
+    for record in told["records"]:
+        call = (record["job_id"], record["handler_id"], record["method_name"])
+        status = record["status"] + (" (late)" if record.get("late") else "")
+        duration_ms = record.get("duration_ms")
+        shown_ms = "" if duration_ms is None else round(duration_ms)
+        error = (record.get("error") or "")[:80]
+        yield str(record["started_at"])[:19], *call, status, shown_ms, error
 
 
 def _trigger(

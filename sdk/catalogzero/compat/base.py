@@ -77,6 +77,8 @@ class ZMQHandlerBase:
 
     _handler_class: ClassVar[type[StandIn]] = StandIn
     _stand_in_base: ClassVar[type[StandIn]] = StandIn
+    _forwarded: ClassVar[tuple[str, ...]] = ()
+    """What a stand-in's class takes over from this one."""
     _stand_in: StandIn
     _life: Life | None
     logger: HandlerLogger
@@ -94,13 +96,9 @@ class ZMQHandlerBase:
         if "_warm_cache" in vars(cls) and not cls.__module__.startswith("catalogzero.compat"):
             cls._warm_cache = _noting(cls._warm_cache)  # type: ignore[method-assign]
         told = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        body = {**told, "__doc__": cls.__doc__, "_author_class": cls, **cls._stand_in_body()}
+        own = {name: getattr(cls, name) for name in cls._forwarded if hasattr(cls, name)}
+        body = {**told, "__doc__": cls.__doc__, "_author_class": cls, **own}
         cls._handler_class = type(cls.__name__, (cls._stand_in_base,), body)
-
-    @classmethod
-    def _stand_in_body(cls) -> dict[str, Any]:
-        """What a stand-in's class takes over from this one."""
-        return {}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make the stand-in first, so that an author's `__init__` may have any form."""

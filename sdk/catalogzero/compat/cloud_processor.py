@@ -18,8 +18,6 @@ from catalogzero.compat.base import ZMQHandlerBase
 from catalogzero.compat.stand_in import StandIn, awaited
 from catalogzero.errors import FailedError
 
-FORWARDED = ("stream", "output_version", "unit", "batch_rows", "schema", "streams")
-
 _beside: ContextVar[Mapping[str, Any]] = ContextVar("_beside")
 """Settings of a stanza's `config` that the author's constructor does not take."""
 
@@ -44,14 +42,6 @@ class CloudStandIn(StandIn, CloudProcessor):
             return super().make_author(args, {k: kwargs[k] for k in kwargs if k not in beside})
         finally:
             _beside.reset(token)
-
-    def configure_cloud(self, config: Mapping[str, Any]) -> None:
-        """Take the settings of the upload.
-
-        Raises:
-            ConfigError: As `CloudProcessor`.
-        """
-        CloudProcessor.__init__(self, **{**_beside.get({}), **config})
 
     @property
     def reads_itself(self) -> bool:
@@ -120,6 +110,10 @@ class CloudProcessorHandler(ZMQHandlerBase):
     """
 
     _stand_in_base: ClassVar[type[StandIn]] = CloudStandIn
+    _forwarded: ClassVar[tuple[str, ...]] = (
+        *("stream", "output_version", "unit", "batch_rows"),
+        *("schema", "streams"),
+    )
     _stand_in: CloudStandIn
 
     def __init__(
@@ -130,11 +124,8 @@ class CloudProcessorHandler(ZMQHandlerBase):
         super().__init__(**{k: v for k, v in config.items() if k not in cloud})
         self.api_key = api_key
         self.endpoint = endpoint
-        self._stand_in.configure_cloud({k: v for k, v in cloud.items() if v is not None})
-
-    @classmethod
-    def _stand_in_body(cls) -> dict[str, Any]:
-        return {name: getattr(cls, name) for name in FORWARDED if hasattr(cls, name)}
+        cloud = {k: v for k, v in cloud.items() if v is not None}
+        CloudProcessor.__init__(self._stand_in, **{**_beside.get({}), **cloud})
 
     async def _read_data(self, data_source: str) -> Any:
         """The author's own source; whatever it returns is given to `_process`."""

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Protocol, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -52,11 +52,11 @@ class StandIn(Handler):
     _author_class: ClassVar[type[Any]]
 
     author: Author
-    asleep: bool
-    serving: bool
-    warmed: bool
-    own_runtime: dict[str, Any]
-    own_id: str | None
+    asleep: bool = False
+    serving: bool = False
+    warmed: bool = False
+    own_runtime: Mapping[str, Any] = MappingProxyType({})
+    own_id: str | None = None
     started_s: float
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -86,9 +86,7 @@ class StandIn(Handler):
     def around(cls, author: Author, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The stand-in of an object that is being made with these arguments."""
         self = Handler.__new__(cls, *args, **kwargs)
-        self.author, self.asleep, self.serving, self.warmed = author, False, False, False
-        self.own_id, self.own_runtime = None, {}
-        self.started_s = self.clock.monotonic()
+        self.author, self.started_s = author, self.clock.monotonic()
         return self
 
     def configure(self, handler_id: str | None, runtime: dict[str, Any]) -> None:
@@ -99,10 +97,9 @@ class StandIn(Handler):
         """
         self.own_id = handler_id
         self.own_runtime = {**self.own_runtime, **runtime}
+        merged = merged_settings(RuntimeSettings, file=self.own_runtime, flags={})
         try:
-            settings = RuntimeSettings(
-                **merged_settings(RuntimeSettings, file=self.own_runtime, flags={})
-            )
+            settings = RuntimeSettings(**merged)
         except ValidationError as error:
             raise config_error(error, where=f"settings of {type(self).__name__}") from None
         self._attach(runtime=settings, handler_id=settings.handler_id or handler_id)
@@ -111,11 +108,10 @@ class StandIn(Handler):
         self, *, runtime: RuntimeSettings, handler_id: str | None, clock: Clock | None = None
     ) -> None:
         """What `runtime` does not set is as the author's constructor said."""
-        own = getattr(self, "own_runtime", {})
-        if own:
-            runtime = RuntimeSettings(**{**own, **runtime.model_dump(exclude_unset=True)})
-        own_id = getattr(self, "own_id", None)
-        super()._attach(runtime=runtime, handler_id=handler_id or own_id, clock=clock)
+        if self.own_runtime:
+            told = runtime.model_dump(exclude_unset=True)
+            runtime = RuntimeSettings(**{**self.own_runtime, **told})
+        super()._attach(runtime=runtime, handler_id=handler_id or self.own_id, clock=clock)
 
     @property
     def state_dir(self) -> Path:

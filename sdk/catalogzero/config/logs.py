@@ -69,9 +69,8 @@ class _Forwarding(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """One record as one line."""
         write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
-        fault = {"exc_info": record.exc_info} if record.exc_info else {}
         try:
-            write(record.getMessage(), logger=record.name, **fault)
+            write(record.getMessage(), logger=record.name, exc_info=record.exc_info)
         except Exception:  # noqa: BLE001 - as Python's own handlers do: who logs must not fail
             self.handleError(record)
 

@@ -46,17 +46,14 @@ async def run_checks(checks: Iterable[Check]) -> list[Finding]:
 async def _bounded(check: Check) -> Finding:
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            if inspect.iscoroutinefunction(check.act):
-                found = await check.act()
-            else:
-                found = await _on_a_thread(check.act)
+            is_async = inspect.iscoroutinefunction(check.act)
+            found = await (check.act() if is_async else _on_a_thread(check.act))
     except TimeoutError:
         mend = "see that it is up, and reachable from here"
         return Finding(check.name, "fail", f"no answer within {CHECK_TIMEOUT_S:g} s", mend)
-    except CatalogZeroError as error:
-        return Finding(check.name, "fail", error.message, "do as it says")
     except Exception as error:  # noqa: BLE001 - one check's fault must not hide the others
-        return Finding(check.name, "fail", text_of(error), "do as it says")
+        text = error.message if isinstance(error, CatalogZeroError) else text_of(error)
+        return Finding(check.name, "fail", text, "do as it says")
     return found if isinstance(found, Finding) else Finding(check.name, "pass", str(found))
 
 

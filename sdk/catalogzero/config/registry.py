@@ -23,7 +23,8 @@ DEFAULT_NAME = "handler_registry.yaml"
 STANZA_KEYS = frozenset({"handler_id", "module_path", "class_name", "entry", "config"})
 RUNTIME_KEYS = frozenset(RuntimeSettings.model_fields) - {"handler_id", "scheduler"}
 
-Lines = dict[tuple[str | int, ...], int]
+Place = tuple[str | int, ...]
+Lines = dict[Place, int]
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,15 @@ class Stanza:
     lines: Lines = field(repr=False)
 
     def where(self, field_name: str) -> str:
-        """`file:line: key` of a dotted field beside `config`."""
-        return self._where((), field_name)
+        """`file:line: key` of a dotted field beside `config`, else the line of what it is in."""
+        path = tuple(int(part) if part.isdigit() else part for part in field_name.split("."))
+        while path not in self.lines:
+            path = path[:-1]
+        return f"{self.path}:{self.lines[path]}: {field_name}"
 
     def where_in_config(self, field_name: str) -> str:
         """`file:line: config.key` of a dotted field of `config`."""
-        return self._where(("config",), field_name)
-
-    def _where(self, above: tuple[str, ...], field_name: str) -> str:
-        """The line of the field, else of what it would stand in."""
-        parts = (int(part) if part.isdigit() else part for part in field_name.split("."))
-        path: tuple[str | int, ...] = (*above, *parts)
-        while path not in self.lines:
-            path = path[:-1]
-        return f"{self.path}:{self.lines[path]}: {'.'.join((*above, field_name))}"
+        return self.where(f"config.{field_name}")
 
 
 @dataclass(frozen=True)
@@ -143,9 +139,7 @@ def _read(path: Path) -> tuple[Any, Lines, list[str]]:
     return document, lines, doubled
 
 
-def _lines(
-    node: yaml.Node, at: tuple[str | int, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], int]]:
+def _lines(node: yaml.Node, at: Place = ()) -> Iterator[tuple[Place, int]]:
     import yaml
 
     yield at, node.start_mark.line + 1
@@ -186,11 +180,6 @@ def _faults(path: Path, handlers: Iterable[Any], lines: Lines) -> Iterator[str]:
 
 
 def _stanza(path: Path, number: int, item: dict[str, Any], lines: Lines) -> Stanza:
-    below = {
-        key[2:]: line
-        for key, line in lines.items()
-        if len(key) >= 2 and key[:2] == ("handlers", number)
-    }
     return Stanza(
         handler_id=item["handler_id"],
         module_path=item.get("module_path"),
@@ -199,13 +188,12 @@ def _stanza(path: Path, number: int, item: dict[str, Any], lines: Lines) -> Stan
         config=item.get("config") or {},
         runtime={key: value for key, value in item.items() if key in RUNTIME_KEYS},
         path=path,
-        lines=below,
+        lines={key[2:]: line for key, line in lines.items() if key[:2] == ("handlers", number)},
     )
 
 
 def _meant(key: str) -> str:
     """A hint for a key that belongs under `config`, or is misspelled."""
-
     near = difflib.get_close_matches(key, STANZA_KEYS | RUNTIME_KEYS, n=1)
     return f"; did you mean `{near[0]}`?" if near else "; an entry's own settings go in `config:`"
 

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -173,10 +173,21 @@ def is_loopback(host: str) -> bool:
     """Whether a host name or address can only be this machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
+    address = parse_ip(host)
+    return address is not None and address.is_loopback
+
+
+def parse_ip(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that a host is; `None` for a name."""
     try:
-        return ip_address(host).is_loopback
+        return ip_address(host)
     except ValueError:
-        return False
+        return None
+
+
+def host_port(host: str, port: int | str) -> str:
+    """`host:port`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def default_state_dir() -> Path:
@@ -282,22 +293,22 @@ def _secret_files_in(value: Any) -> Iterator[Path]:
             path = getattr(value, f"{name}_file", None)
             if isinstance(path, Path) and "SecretStr" in str(field.annotation):
                 yield path
-            yield from _secret_files_in(getattr(value, name))
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _secret_files_in(item)
+    for item in _items_of(value):
+        yield from _secret_files_in(item)
 
 
 def _secrets_in(value: Any) -> Iterator[str]:
     """Every secret's text inside a value."""
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
-    elif isinstance(value, BaseModel):
-        for name in type(value).model_fields:
-            yield from _secrets_in(getattr(value, name))
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _secrets_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _secrets_in(item)
+    for item in _items_of(value):
+        yield from _secrets_in(item)
+
+
+def _items_of(value: Any) -> Iterable[Any]:
+    """What a model, a mapping or a list holds; nothing for any other value."""
+    if isinstance(value, BaseModel):
+        return [getattr(value, name) for name in type(value).model_fields]
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()

@@ -19,8 +19,6 @@ from itertools import product
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import platformdirs
-
 from catalogzero.entry.pip import pip_command, run_tool
 from catalogzero.entry.wheels import Wheel, read_wheel, repack
 from catalogzero.errors import CatalogZeroError
@@ -69,11 +67,6 @@ class Origin:
         options = [word for folder in self.find_links for word in ("--find-links", str(folder))]
         options += ["--index-url", self.index_url] if self.index_url else []
         return options + (["--no-index"] if self.no_index else [])
-
-
-def default_cache() -> Path:
-    """The folder of this user in which gathered wheels are kept between builds."""
-    return platformdirs.user_cache_path("catalogzero") / "wheels"
 
 
 def gather(

@@ -19,6 +19,7 @@ from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
 
 
 def methods_of_class(cls: type[Handler]) -> list[dict[str, Any]]:
@@ -35,6 +36,13 @@ def config_schema_of_class(cls: type[Handler]) -> dict[str, Any]:
     """The JSON Schema of the class's settings, as the manifest writes it."""
     schema = without_noise(cls.settings_model.model_json_schema())
     return {key: value for key, value in schema.items() if key != "description"}
+
+
+def plain_secrets_of_class(cls: type[Handler]) -> list[str]:
+    """The settings of a class that have a secret's name, and are plain text."""
+    fields = cls.settings_model.model_fields.items()
+    plain = [name for name, told in fields if told.annotation in (str, str | None)]
+    return [name for name in plain if _SECRET_NAME.search(name)]
 
 
 def _method(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,11 +66,10 @@ def without_noise(schema: Any, *, named: bool = False) -> Any:
         named: The keys are the author's names, such as those of properties.
     """
     if isinstance(schema, dict):
-        kept = {k: v for k, v in schema.items() if named or k != "title"}
+        kept = {k: v for k, v in schema.items() if v is not None and (named or k != "title")}
         return {
             key: without_noise(value, named=not named and key in ("properties", "$defs"))
             for key, value in kept.items()
-            if value is not None
         }
     return [without_noise(part) for part in schema] if isinstance(schema, list) else schema
 
@@ -130,13 +137,9 @@ def differences(manifest: Manifest, cls: type[Handler]) -> Iterator[str]:
         elif name not in said:
             yield f"{cls.__name__} has a method {name!r}, which the manifest does not name"
         else:
-            written = said[name].model_dump(exclude_unset=True)
-            differing = sorted(
-                key
-                for key in written.keys() | told[name].keys()
-                if written.get(key) != told[name].get(key)
-            )
-            if differing:
+            written, actual = said[name].model_dump(exclude_unset=True), told[name]
+            keys = sorted(written.keys() | actual.keys())
+            if differing := [key for key in keys if written.get(key) != actual.get(key)]:
                 yield f"method {name!r}: {', '.join(differing)} of code and manifest differ"
     outputs = [one.model_dump(exclude_unset=True, by_alias=True) for one in manifest.streams]
     if outputs != streams_of_class(cls):

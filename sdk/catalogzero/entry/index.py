@@ -15,9 +15,11 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from catalogzero.entry import closure, pages
 from catalogzero.entry.manifest import Manifest
@@ -28,8 +30,6 @@ from catalogzero.errors import ConfigError
 CATALOG_VERSION = 1
 SDK_EXTRAS = ("parquet", "scheduler", "sql")
 """The SDK's extras that a client may need: they are in every catalog's closure."""
-
-_JSON_API = "1.1"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def build_catalog(
         out: The site's folder; one that is a catalog already is added to.
         origin: Where dependencies come from.
         targets: The machines that the closure is gathered for.
-        cache: Folder of gathered wheels.
+        cache: Folder of gathered wheels, kept between builds; this user's own by default.
         yank: `id==version` → why it should not be installed any more.
         replace: Allow a file of a name that is published to change its content.
 
@@ -83,21 +83,15 @@ def build_catalog(
         ConfigError: A file is no wheel, no wheel is an entry, or a published file would change.
         CatalogZeroError: pip found no set of dependencies.
     """
+    origin, extras = origin or closure.Origin(), {closure.SDK: SDK_EXTRAS}
+    cache = cache or platformdirs.user_cache_path("catalogzero") / "wheels"
     with tempfile.TemporaryDirectory() as temporary:
         own = _own_wheels(dists, Path(temporary))
         paths = {wheel.path for wheel in own}
         ours = {path for path in paths if path.parent == Path(temporary)}
-        for wheels in _rounds(own):
-            for target in targets:
-                paths |= set(
-                    closure.gather(
-                        wheels,
-                        origin=origin or closure.Origin(),
-                        target=target,
-                        extras={closure.SDK: SDK_EXTRAS},
-                        cache=cache or closure.default_cache(),
-                    )
-                )
+        for wheels, target in product(_rounds(own), targets):
+            found = closure.gather(wheels, origin=origin, target=target, extras=extras, cache=cache)
+            paths |= set(found)
         if not replace:
             _refuse_changes(sorted(paths - ours), out / "files")
         (out / "files").mkdir(parents=True, exist_ok=True)
@@ -203,11 +197,10 @@ def _releases(wheels: Iterable[Wheel], yanks: Mapping[str, str]) -> list[Release
 
 def _write_simple(out: Path, wheels: Sequence[Wheel], withdrawn: Mapping[str, str]) -> None:
     """The simple index, as pages and as JSON."""
-    meta = {"api-version": _JSON_API}
+    meta = {"api-version": "1.1"}
     names = sorted({wheel.name for wheel in wheels})
-    documents: dict[str, dict[str, Any]] = {
-        "": {"meta": meta, "projects": [{"name": name} for name in names]}
-    }
+    projects = [{"name": name} for name in names]
+    documents: dict[str, dict[str, Any]] = {"": {"meta": meta, "projects": projects}}
     for name in names:
         files = [wheel for wheel in wheels if wheel.name == name]
         versions = [str(version) for version in sorted({wheel.version for wheel in files})]

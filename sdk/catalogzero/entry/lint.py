@@ -7,7 +7,6 @@ files first; only those about methods and settings import the package.
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from inspect import cleandoc
@@ -30,7 +29,6 @@ PUBLIC_MODULES = (
     *(f"catalogzero.{name}" for name in ("testing", "compat", "backend", "web", "sql")),
 )
 
-_SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
 _TRIGGERS = {
     "interval": {"weeks", "days", "hours", "minutes", "seconds", "start_time", "timezone"},
     "cron": {
@@ -283,10 +281,8 @@ def _secrets_are_secret(subject: Subject) -> Iterator[tuple[str, str]]:
     Annotate the setting as SecretStr, so that it never shows in a log or an error.
     """
     for reference, cls in _classes(subject):
-        for name, field in cls.settings_model.model_fields.items():
-            plain = field.annotation in (str, str | None)
-            if plain and _SECRET_NAME.search(name):
-                yield reference, f"the setting {name!r} is plain text"
+        for name in drift.plain_secrets_of_class(cls):
+            yield reference, f"the setting {name!r} is plain text"
 
 
 @rule("CZ112")

@@ -36,11 +36,9 @@ def build_package(folder: Path, out: Path) -> list[Path]:
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(folder)]
     run_tool(build)
-    made = [path for path in out.iterdir() if before.get(path) != path.stat().st_mtime_ns]
-    built = sorted(
-        (path for path in made if path.suffix in (".whl", ".gz")),
-        key=lambda path: (path.suffix == ".whl", path.name),
-    )
+    found = [path for path in out.iterdir() if path.suffix in (".gz", ".whl")]
+    made = [path for path in found if before.get(path) != path.stat().st_mtime_ns]
+    built = sorted(made, key=lambda path: (path.suffix, path.name))
     try:
         check_entries(read_wheel(built[-1]))
     except ConfigError:

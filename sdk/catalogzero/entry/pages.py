@@ -50,12 +50,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "compact": _compact,
-        "kind_of": _kind_of,
-        "prose": _prose,
-        "when": _when,
-    }
+    environment.filters.update(compact=_compact, kind_of=_kind_of, prose=_prose, when=_when)
     return environment
 
 
@@ -94,9 +89,7 @@ def _prose(text: str) -> Markup:
 def _when(trigger: Mapping[str, Any]) -> str:
     """A trigger in words: when it fires."""
     fields = {name: value for name, value in trigger.items() if name != "type"}
-    words = [
-        f"{name} {value}" if trigger["type"] != "interval" else f"{value} {name}"
-        for name, value in fields.items()
-    ]
+    amounts = trigger["type"] == "interval"
+    words = [f"{value} {name}" if amounts else f"{name} {value}" for name, value in fields.items()]
     prefix = {"interval": "every", "cron": "by cron:", "date": "once:"}.get(trigger["type"], "")
     return f"{prefix} {', '.join(words)}".strip()

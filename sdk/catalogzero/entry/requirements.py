@@ -36,9 +36,8 @@ def _closure(root: Wheel, wheels: Sequence[Wheel]) -> dict[str, Wheel]:
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        fitting = chosen.get(name) or next(
-            (w for w in by_name[name] if requirement.specifier.contains(w.version, True)), None
-        )
+        fit = (w for w in by_name[name] if requirement.specifier.contains(w.version, True))
+        fitting = chosen.get(name) or next(fit, None)
         if fitting is None:
             continue
         chosen[fitting.name] = fitting

@@ -7,14 +7,13 @@ ever imported or run.
 from __future__ import annotations
 
 import base64
-import configparser
 import email.parser
 import hashlib
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import Distribution, PackagePath
+from importlib.metadata import Distribution, PackagePath, PathDistribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -36,8 +35,8 @@ class Wheel:
     sha256: str
     metadata: bytes
     """The core metadata file, byte for byte."""
-    entry_points: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Group → name → object reference."""
+    entries: dict[str, str]
+    """The catalog entries that it provides: id → package."""
 
     @cached_property
     def fields(self) -> email.message.Message:
@@ -48,11 +47,6 @@ class Wheel:
     def requires_python(self) -> str | None:
         """The Python versions that it supports, as its metadata says."""
         return self.fields.get("Requires-Python")
-
-    @property
-    def entries(self) -> dict[str, str]:
-        """The catalog entries that it provides: id → package."""
-        return self.entry_points.get("catalogzero.entries", {})
 
     def needs(self, extra: str = "") -> Iterator[Requirement]:
         """What it requires here with one of its extras, or (`""`) with none."""
@@ -85,11 +79,12 @@ def read_wheel(path: Path) -> Wheel:
         with zipfile.ZipFile(path) as archive:
             folder = _dist_info(archive, path)
             metadata = archive.read(f"{folder}/METADATA")
-            points = f"{folder}/entry_points.txt"
-            text = archive.read(points).decode("utf-8") if points in archive.namelist() else ""
+            told = PathDistribution(zipfile.Path(archive, f"{folder}/"))
+            points = told.entry_points.select(group="catalogzero.entries")
     except (InvalidWheelFilename, zipfile.BadZipFile, KeyError, OSError) as error:
         raise ConfigError(f"{path} is no wheel: {error}") from error
-    return Wheel(path, name, version, sha256_of(path), metadata, parse_entry_points(text))
+    entries = {point.name: point.value for point in points}
+    return Wheel(path, name, version, sha256_of(path), metadata, entries)
 
 
 def check_entries(wheel: Wheel) -> None:
@@ -101,16 +96,11 @@ def check_entries(wheel: Wheel) -> None:
     """
     for entry_id in wheel.entries:
         manifest = wheel.manifest(entry_id)
+        said, mend = f"{wheel.path.name}: its manifest says", "make them the same"
         if manifest.id != entry_id:
-            raise ConfigError(
-                f"{wheel.path.name}: its manifest says id {manifest.id!r}, its entry "
-                f"point {entry_id!r}; make them the same"
-            )
+            raise ConfigError(f"{said} id {manifest.id!r}, its entry point {entry_id!r}; {mend}")
         if Version(manifest.version) != wheel.version:
-            raise ConfigError(
-                f"{wheel.path.name}: its manifest says version {manifest.version}; "
-                "make them the same"
-            )
+            raise ConfigError(f"{said} version {manifest.version}; {mend}")
     with zipfile.ZipFile(wheel.path) as archive:
         for name in archive.namelist() if wheel.entries else ():
             if name.endswith(".py"):
@@ -139,14 +129,6 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def parse_entry_points(text: str) -> dict[str, dict[str, str]]:
-    """The groups of an entry_points.txt."""
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]  # names keep their case
-    parser.read_string(text)
-    return {group: dict(parser[group]) for group in parser.sections()}
 
 
 def _dist_info(archive: zipfile.ZipFile, path: Path) -> str:

@@ -7,7 +7,6 @@ unknown fields are passed over, so that a newer client is understood by an older
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from typing import Annotated, TypeVar
 
@@ -28,8 +27,6 @@ MAX_CHUNKS = 1_000_000
 MAX_SEQ = MAX_CHUNKS - 1
 MAX_KEY_CHARS = 2_000
 MAX_INT = 2**63 - 1
-MAX_OPAQUE_CHARS = 4_096
-MAX_NESTED_BYTES = 65_536
 MAX_EPOCH = 2**62
 MAX_PLACE_DIGITS = 18
 GENERATION = "Catalogzero-Generation"
@@ -58,8 +55,8 @@ Text = Annotated[str, Field(max_length=2_000), AfterValidator(_storable)]
 Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARS), AfterValidator(_storable)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT, strict=True)]
 Epoch = Annotated[int, Field(ge=0, le=MAX_EPOCH, strict=True)]
-Nested = Annotated[JsonValue, AfterValidator(lambda value: _within(value, MAX_NESTED_BYTES))]
-Opaque = Annotated[JsonValue, AfterValidator(lambda value: _within(value, MAX_OPAQUE_CHARS))]
+Nested = Annotated[JsonValue, AfterValidator(lambda value: _within(value, max_bytes=65_536))]
+Opaque = Annotated[JsonValue, AfterValidator(lambda value: _within(value, max_bytes=4_096))]
 """A watermark."""
 
 
@@ -157,9 +154,8 @@ def read_model(model: type[ModelT], body: bytes) -> ModelT:
             for fault in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         fields = ", ".join(sorted({fault["field"] or "the body" for fault in faults}))
-        raise ProblemError(
-            Kind.INVALID_REQUEST, f"does not fit the protocol: {fields}", errors=faults
-        ) from None
+        told = f"does not fit the protocol: {fields}"
+        raise ProblemError(Kind.INVALID_REQUEST, told, errors=faults) from None
 
 
 def content_digest(body: bytes) -> str:
@@ -192,7 +188,7 @@ def _byte_sequence(value: str) -> bytes:
         if len(value) < 2 or value[0] != ":" or value[-1] != ":":
             raise ValueError(value)
         return base64.b64decode(value[1:-1], validate=True)
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise ProblemError(
             Kind.INVALID_REQUEST, "Content-Digest is written sha-256=:base64:"
         ) from None

@@ -29,9 +29,8 @@ def url_under(base: str, *path: str) -> str:
 def digest_of(value: Any, key: bytes | None = None) -> str:
     """SHA-256 in hex of a value's canonical JSON; with a key, its HMAC."""
     text = encode_json(value, sort_keys=True)
-    if key is not None:
-        return hmac.new(key, text, hashlib.sha256).hexdigest()
-    return hashlib.sha256(text).hexdigest()
+    digest = hashlib.sha256(text) if key is None else hmac.new(key, text, hashlib.sha256)
+    return digest.hexdigest()
 
 
 def source_key(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import re
-import threading
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -62,17 +62,6 @@ class Handler:
     clock: Clock
     log: Logger
     worker: WorkerPort
-    in_worker: bool
-    mask: Mask
-    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
-    _resources: Resources
-    _vitals: Callable[[], dict[str, Any]]
-    _last_failure: Callable[[], dict[str, Any] | None]
-    _is_registered: Callable[[], bool]
-    _report: Callable[[dict[str, Any]], None]
-    _progress: Callable[[dict[str, Any]], None]
-    _meter: ProcessMeter | None
-    _meter_turn: threading.Lock
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse a class that would hide a control method."""
@@ -82,20 +71,7 @@ class Handler:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Set up what the runtime needs, so that an author's `__init__` may have any form."""
         self = super().__new__(cls)
-        self._made_with = args, kwargs
-        self.mask = Mask()
-        self.in_worker = False
-        self._resources = Resources()
-        self._vitals = dict
-        self._last_failure = lambda: None
-        self._is_registered = bool
-        self._report = lambda status: None
-        self._progress = _note_progress
-        self._meter = None
-        self._meter_turn = threading.Lock()
-        self._attach(
-            runtime=RuntimeSettings.model_construct(), handler_id=None, clock=SystemClock()
-        )
+        self._set_up_runtime(args, kwargs)
         return self
 
     def __init__(self, **config: Any) -> None:
@@ -106,23 +82,29 @@ class Handler:
             raise config_error(error, where=where, known=self.settings_model.model_fields) from None
         self.mask.learn(self.settings)
 
+    def _set_up_runtime(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the runtime needs of an instance, with what its class was called with."""
+        self._made_with = args, kwargs
+        self.mask = Mask()
+        self.clock = SystemClock()
+        self.in_worker = False
+        self._resources = Resources()
+        self._vitals: Callable[[], dict[str, Any]] = dict
+        self._last_failure: Callable[[], dict[str, Any] | None] = lambda: None
+        self._is_registered: Callable[[], bool] = bool
+        self._report: Callable[[dict[str, Any]], None] = lambda status: None
+        self._progress: Callable[[dict[str, Any]], None] = _note_progress
+        self._attach(runtime=RuntimeSettings.model_construct(), handler_id=None)
+
     def _attach(
         self, *, runtime: RuntimeSettings, handler_id: str | None, clock: Clock | None = None
     ) -> None:
         """Take the runtime's settings, name and clock; the service does this before it serves."""
         self.runtime = runtime
-        self.clock = clock or getattr(self, "clock", None) or SystemClock()
+        self.clock = clock or self.clock
         self.handler_id = handler_id or runtime.handler_id or _snake_case(type(self).__name__)
         logger = make_logger(mask=self.mask, log_format=runtime.log_format, level=runtime.log_level)
         self.log = logger.bind(handler_id=self.handler_id)
-
-    def _attach_worker_channel(
-        self,
-        progress: Callable[[dict[str, Any]], None],
-        report: Callable[[dict[str, Any]], None],
-    ) -> None:
-        """Make this the worker's instance: what it reports goes to the parent."""
-        self.in_worker, self._progress, self._report = True, progress, report
 
     @property
     def state_dir(self) -> Path:
@@ -159,7 +141,7 @@ class Handler:
 
     async def get_metrics(self) -> dict[str, Any]:
         """The answer to `get_metrics`: process, state, runs, outbox (wire protocol, §4)."""
-        measured = await asyncio.to_thread(self._measure)
+        measured = await asyncio.to_thread(self._meter.read)
         entry, version = entry_of(type(self))
         return {
             "handler_id": self.handler_id,
@@ -227,11 +209,9 @@ class Handler:
         """The names that it registers with a scheduler."""
         return sorted(self.callable_methods())
 
-    def _measure(self) -> dict[str, Any]:
-        """Off the loop: what the system knows of this process."""
-        with self._meter_turn:
-            self._meter = self._meter or ProcessMeter(self.clock)
-        return self._meter.read()
+    @cached_property
+    def _meter(self) -> ProcessMeter:
+        return ProcessMeter(self.clock)
 
 
 class Hosted(Protocol):
@@ -279,7 +259,7 @@ def _note_progress(fields: dict[str, Any]) -> None:
     encode_json(fields)
     run = current_run.get()
     if run is not None:
-        run.progress = {**run.progress, **fields}
+        run.note_progress(fields)
 
 
 def _snake_case(name: str) -> str:

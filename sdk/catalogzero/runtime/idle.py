@@ -31,38 +31,37 @@ class IdleWatch:
         idle_after_s: Seconds without a job until idle.
         sleep_after_s: Seconds without a job until falling asleep is due; 0 or less: never.
         now_s: The monotonic time at which the watch begins.
+
+    Attributes:
+        jobs: How many jobs are queued or running.
+        state: Where the handler stands.
     """
 
     def __init__(self, *, idle_after_s: float, sleep_after_s: float, now_s: float) -> None:
         self._idle_after_s = idle_after_s
         self._sleep_after_s = sleep_after_s
         self._quiet_since_s = now_s
-        self._jobs = 0
+        self.jobs = 0
         self.state = State.ACTIVE
-
-    @property
-    def jobs(self) -> int:
-        """How many jobs are queued or running."""
-        return self._jobs
 
     def idle_s(self, now_s: float) -> float:
         """Seconds since the last job ended; 0 while one is there."""
-        return 0.0 if self._jobs else max(0.0, now_s - self._quiet_since_s)
+        return 0.0 if self.jobs else max(0.0, now_s - self._quiet_since_s)
 
     def job_came(self) -> None:
         """A job that counts as activity was accepted."""
-        self._jobs += 1
+        self.jobs += 1
         if self.state is State.IDLE:
             self.state = State.ACTIVE
 
     def job_ended(self, now_s: float) -> None:
         """A job that was accepted is over, however it ended."""
-        self._jobs -= 1
+        self.jobs -= 1
         self._quiet_since_s = now_s
 
     def tick(self, now_s: float) -> bool:
         """Move to idle where that is due; true when falling asleep is due."""
-        if self._jobs or self.state not in (State.ACTIVE, State.IDLE):
+        if self.jobs or self.state not in (State.ACTIVE, State.IDLE):
             return False
         quiet_s = now_s - self._quiet_since_s + TOLERANCE_S
         if quiet_s >= self._idle_after_s:
@@ -71,7 +70,7 @@ class IdleWatch:
 
     def next_tick_s(self, now_s: float) -> float | None:
         """Seconds until `tick` may have something to do; `None` while it cannot."""
-        if self._jobs or self.state not in (State.ACTIVE, State.IDLE):
+        if self.jobs or self.state not in (State.ACTIVE, State.IDLE):
             return None
         quiet_s = now_s - self._quiet_since_s
         limits = [self._sleep_after_s] if self._sleep_after_s > 0 else []

@@ -53,7 +53,7 @@ def make_handler(target: str, *, registry: Path | None = None, flags: Flags = Fl
         found = load_registry(path)
         stanza = _named(target, found)
         if stanza is not None:
-            return from_stanza(stanza, scheduler=found.scheduler, flags=flags)
+            return _from_stanza(stanza, found.scheduler, flags)
     entry_class = class_of_entry(target)
     if entry_class is None:
         raise ConfigError(f"{target!r} is {_nowhere(path, found)}")
@@ -89,18 +89,18 @@ def _named(target: str, registry: Registry) -> Stanza | None:
     return of_entry[0] if of_entry else None
 
 
-def from_stanza(stanza: Stanza, *, scheduler: str, flags: Flags = Flags()) -> Handler:
-    """The handler of a stanza.
-
-    Raises:
-        ConfigError: As `make_handler`.
-    """
+def _from_stanza(stanza: Stanza, scheduler: str, flags: Flags) -> Handler:
     try:
-        cls = _class_of(stanza)
+        if stanza.module_path and stanza.class_name:
+            cls = load_class(stanza.module_path, stanza.class_name)
+        elif (found := class_of_entry(stanza.entry or "")) is not None:
+            cls = found
+        else:
+            raise ConfigError(f"entry {stanza.entry!r} is not installed here")
     except ConfigError as error:
         key = "entry" if stanza.entry else "module_path"
         raise ConfigError(f"{stanza.where(key)}: {error}") from None
-    return _make(cls, stanza, flags, scheduler=scheduler)
+    return _make(cls, stanza, flags, scheduler)
 
 
 def registry_path(given: Path | None) -> Path:
@@ -145,37 +145,27 @@ def _points_of(entry: str) -> Iterator[importlib.metadata.EntryPoint]:
             yield point
 
 
-def _class_of(stanza: Stanza) -> type[Handler]:
-    if stanza.module_path and stanza.class_name:
-        return load_class(stanza.module_path, stanza.class_name)
-    found = class_of_entry(stanza.entry or "")
-    if found is None:
-        raise ConfigError(f"entry {stanza.entry!r} is not installed here")
-    return found
-
-
 def _make(
-    cls: type[Handler], stanza: Stanza | None, flags: Flags, *, scheduler: str | None = None
+    cls: type[Handler], stanza: Stanza | None, flags: Flags, scheduler: str | None = None
 ) -> Handler:
-    """Build a handler from file, environment and flags; tell every fault at once."""
+    """Build a handler from file, environment and flags; report every fault at once."""
     faults: list[str] = []
-    written = {**stanza.runtime, "handler_id": stanza.handler_id} if stanza else {}
-    if scheduler is not None:
-        written["scheduler"] = scheduler
+    ours, config = {}, {}
+    if stanza:
+        ours = {**stanza.runtime, "handler_id": stanza.handler_id, "scheduler": scheduler}
+        config = stanza.config
     runtime, handler = None, None
+    values = merged_settings(RuntimeSettings, file=ours, flags=flags.runtime)
     try:
-        runtime = RuntimeSettings(
-            **merged_settings(RuntimeSettings, file=written, flags=flags.runtime)
-        )
+        runtime = RuntimeSettings(**values)
     except ValidationError as error:
         known = RuntimeSettings.model_fields
-        place = partial(_place, RuntimeSettings, flags.runtime, stanza.where if stanza else None)
+        place = partial(_place, RuntimeSettings, flags.runtime, stanza.where if stanza else str)
         faults += [f"{place(name)}: {told}" for name, told in problems_of(error, known)]
-    in_file = stanza.where_in_config if stanza else None
+    in_file = stanza.where_in_config if stanza else str
     place = partial(_place, cls.settings_model, flags.config, in_file)
     try:
-        file = stanza.config if stanza else {}
-        handler = cls(**merged_settings(cls.settings_model, file=file, flags=flags.config))
+        handler = cls(**merged_settings(cls.settings_model, file=config, flags=flags.config))
     except ConfigError as error:
         placed = [f"{place(f['field'])}: {f['message']}" for f in error.details or []]
         faults += placed or [str(error)]
@@ -192,10 +182,7 @@ def _make(
 
 
 def _place(
-    model: type[BaseSettings],
-    flags: Mapping[str, Any],
-    in_file: Callable[[str], str] | None,
-    name: str,
+    model: type[BaseSettings], flags: Mapping[str, Any], in_file: Callable[[str], str], name: str
 ) -> str:
     """Where a setting at fault was said: on the command line, in the environment, in the file."""
     first = name.partition(".")[0]
@@ -203,4 +190,4 @@ def _place(
         return f"command line: {name}"
     if first in EnvSettingsSource(model)():
         return "environment: " + f"{model.model_config.get('env_prefix', '')}{first}".upper()
-    return in_file(name) if in_file else name
+    return in_file(name)

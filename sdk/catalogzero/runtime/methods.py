@@ -27,14 +27,10 @@ from catalogzero.errors import BadParamsError, FailedError
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-CONTROL_METHODS = frozenset(
-    {
-        *("ping", "get_metrics", "report_metrics", "describe"),
-        *("list_runs", "get_run", "cancel", "sleep", "wake", "drain", "resume"),
-    }
-)
 EXTENSIBLE_METHODS = frozenset({"ping", "get_metrics", "describe"})
-ISOLATED_LANE = "isolated jobs"
+CONTROL_METHODS = EXTENSIBLE_METHODS.union(
+    ("report_metrics", "list_runs", "get_run", "cancel", "sleep", "wake", "drain", "resume")
+)
 _ARGS = re.compile(r"^Args:\n(?:(?: .*)?\n?)*", re.MULTILINE)
 _ARG = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 MAX_FAULTS = 50
@@ -51,7 +47,7 @@ class JobOptions:
             process of its own.
         quiet: Never wakes the handler, never keeps it awake, works with resources closed.
         retry_safe: May be run again after a failure or a lost run.
-        concurrency: At most so many runs of this method at once.
+        concurrency: How many runs of this method there may be at once.
     """
 
     timeout_s: float | None = None
@@ -109,9 +105,8 @@ class Method:
         self.is_async = inspect.iscoroutinefunction(function)
         self._parameters = list(inspect.signature(function).parameters.values())[1:]
         self._whole = _takes_whole_params(self._parameters)
-        self.lane = (name, options.concurrency)
-        if options.isolate and not options.quiet:
-            self.lane = (ISOLATED_LANE, 1)
+        in_worker = options.isolate and not options.quiet
+        self.lane = ("isolated jobs", 1) if in_worker else (name, options.concurrency)
 
     def bind(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for a call's parameters, validated by the type hints.
@@ -251,8 +246,11 @@ def methods_of(cls: type, base: type) -> dict[str, Method]:
                 continue
             options = function.__dict__.get("catalogzero_job")
             own = not is_sdk_base(owner)
-            if own:
-                _refuse_control_name(owner, name)
+            if own and name in CONTROL_METHODS - EXTENSIBLE_METHODS:
+                raise TypeError(
+                    f"{owner.__qualname__}.{name}: `{name}` is a control method of every handler; "
+                    "give the method another name"
+                )
             if function.__dict__.get("catalogzero_internal"):
                 found.pop(name, None)
             elif options or name in found or (own and name not in hooks):
@@ -265,14 +263,6 @@ def methods_of(cls: type, base: type) -> dict[str, Method]:
 def is_sdk_base(cls: type) -> bool:
     """Whether a class is one of the SDK's own bases: only its `@job` methods are callable."""
     return bool(vars(cls).get("_sdk_base", False))
-
-
-def _refuse_control_name(owner: type, name: str) -> None:
-    if name in CONTROL_METHODS - EXTENSIBLE_METHODS:
-        raise TypeError(
-            f"{owner.__qualname__}.{name}: `{name}` is a control method of every handler; "
-            "give the method another name"
-        )
 
 
 def _refuse_positional_only(owner: type, method: Method) -> None:

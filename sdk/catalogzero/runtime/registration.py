@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from catalogzero.clock import Clock
-from catalogzero.config.logs import Logger
+from catalogzero.config.settings import DEFAULT_SCHEDULER
 from catalogzero.errors import CatalogZeroError, RetryLaterError
+from catalogzero.runtime.handler import Handler
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.zeromq import CurveClient
 
@@ -30,44 +30,27 @@ class Registration:
     """One handler's registration.
 
     Args:
-        scheduler: The scheduler's ZeroMQ address.
-        handler_id: The handler's name.
+        handler: Its name, methods, clock and log are used, and its scheduler's ZeroMQ address.
         address: Where the handler can be called.
-        methods: Names of its job methods.
-        quiet: Do not warn of a scheduler that is not there: nobody asked for one.
         curve: The handler's pair and the scheduler's public key; without them, plain.
     """
 
-    def __init__(
-        self,
-        scheduler: str,
-        *,
-        handler_id: str,
-        address: str,
-        methods: list[str],
-        clock: Clock,
-        log: Logger,
-        quiet: bool = False,
-        curve: CurveClient | None = None,
-    ) -> None:
-        self._scheduler = scheduler
-        self._params = {"handler_id": handler_id, "address": address, "methods": methods}
-        self._clock = clock
-        self._log = log
-        self._quiet = quiet
-        self._curve = curve
-        self._client: HandlerClient | None = None
+    def __init__(self, handler: Handler, address: str, curve: CurveClient | None) -> None:
+        self._scheduler = handler.runtime.scheduler
+        methods = handler._offered_methods()
+        self._params = {"handler_id": handler.handler_id, "address": address, "methods": methods}
+        self._clock, self._log = handler.clock, handler.log
+        self._client = HandlerClient(self._scheduler, curve=curve, clock=handler.clock)
         self._task: asyncio.Task[None] | None = None
         self.registered = asyncio.Event()
 
     def start(self) -> None:
         """Begin to register."""
-        self._client = HandlerClient(self._scheduler, curve=self._curve, clock=self._clock)
         self._task = asyncio.create_task(self._keep(), name="registration")
 
     async def close(self) -> None:
         """Tell the scheduler that the handler goes offline, once, and stop."""
-        if self._task is None or self._client is None:
+        if self._task is None:
             return
         task, self._task = self._task, None
         task.cancel()
@@ -85,7 +68,7 @@ class Registration:
             await self._retrying(self._register)
             self._log.info("registered", scheduler=self._scheduler)
             self.registered.set()
-            while await self._retrying(self._online):
+            while await self._retrying(self._report):
                 await self._clock.sleep(HEARTBEAT_S)
             self.registered.clear()
             self._log.info("scheduler_forgot_us", scheduler=self._scheduler)
@@ -103,25 +86,24 @@ class Registration:
         return await attempts(ask)
 
     def _tell(self, state: RetryCallState) -> None:
-        """Say once that nobody is there, then keep quiet until somebody is."""
-        log = self._log.debug if self._quiet or state.attempt_number > 1 else self._log.warning
+        """Say once that nobody is there, then keep quiet until somebody is.
+
+        Nobody asked for the default scheduler: there is no warning of that one.
+        """
+        quiet = self._scheduler == DEFAULT_SCHEDULER or state.attempt_number > 1
+        log = self._log.debug if quiet else self._log.warning
         error = state.outcome.exception() if state.outcome else None
         log("scheduler_away", scheduler=self._scheduler, error=str(error))
 
     async def _register(self) -> None:
-        assert self._client is not None  # noqa: S101 - set by start
         reply = await self._client.request_plain(
             "register", self._params, timeout_s=REPLY_TIMEOUT_S
         )
         if not reply.success:
             raise RetryLaterError(f"registration refused: {reply.error}")
 
-    async def _online(self) -> bool:
-        """Whether the scheduler still knows the handler."""
-        return await self._report("online", timeout_s=REPLY_TIMEOUT_S)
-
-    async def _report(self, status: str, *, timeout_s: float) -> bool:
-        assert self._client is not None  # noqa: S101 - set by start
+    async def _report(self, status: str = "online", timeout_s: float = REPLY_TIMEOUT_S) -> bool:
+        """Tell the status; false where the scheduler does not know the handler."""
         params = {"handler_id": self._params["handler_id"], "status": status}
         reply = await self._client.request_plain("report_status", params, timeout_s=timeout_s)
         return reply.success

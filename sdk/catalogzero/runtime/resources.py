@@ -12,17 +12,13 @@ ValueT = TypeVar("ValueT")
 
 def told_to_stop(error: BaseException) -> bool:
     """Whether an exception ends the running task itself, and is not raised by an author."""
-    task = _running_task()
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        task = None
     if isinstance(error, GeneratorExit):
         return task is None  # a task that the loop left behind is closed by nobody's step
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-def _running_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no loop runs here
-        return None
 
 
 class _Owner(Protocol):
@@ -44,13 +40,9 @@ class resource(Generic[ValueT]):
     """
 
     def __init__(self, function: Callable[[Any], AsyncIterator[ValueT]]) -> None:
-        self._function = function
+        self.open = cast("Callable[[Any], AsyncGenerator[ValueT, None]]", function)
         self.__doc__ = function.__doc__
         self.name = function.__name__
-
-    def open(self, owner: object) -> AsyncGenerator[ValueT, None]:
-        """The generator of one opening."""
-        return cast("AsyncGenerator[ValueT, None]", self._function(owner))
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...

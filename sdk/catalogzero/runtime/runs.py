@@ -95,6 +95,10 @@ class Run:
         """What a log line of this run carries."""
         return {"run_id": self.run_id, "request_id": self.call.request_id}
 
+    def note_progress(self, fields: Mapping[str, Any]) -> None:
+        """Take in what the method reports; later fields win."""
+        self.progress = {**self.progress, **fields}
+
     def describe(self) -> dict[str, Any]:
         """What `list_runs` tells."""
         told: dict[str, Any] = {
@@ -167,7 +171,8 @@ class Runs:
         run = self._by_request.get(call.request_id or "")
         if run is None or self._is_past(run):
             return None
-        if run.call.method != call.method or not _same_params(run, call):
+        params_digest = run.params_digest or _digest(decode_call(run.call_frame))
+        if run.call.method != call.method or params_digest != _digest(call):
             raise BadRequestError(
                 f"request_id {call.request_id!r} was used for another call: use a new one"
             )
@@ -270,21 +275,12 @@ def outcome_frame(run: Run) -> bytes:
     return encode_reply(kept)
 
 
-def _canonical(call: Call) -> bytes:
+def _digest(call: Call) -> bytes:
     try:
-        return encode_json(call.params, sort_keys=True)
+        params = encode_json(call.params, sort_keys=True)
     except TypeError as error:
         raise BadRequestError(f"params: {error}") from None
-
-
-def _same_params(run: Run, call: Call) -> bool:
-    if run.params_digest:
-        return run.params_digest == _digest(call)
-    return _canonical(decode_call(run.call_frame)) == _canonical(call)
-
-
-def _digest(call: Call) -> bytes:
-    return hashlib.sha256(_canonical(call)).digest()
+    return hashlib.sha256(params).digest()
 
 
 def _weight(run: Run) -> int:

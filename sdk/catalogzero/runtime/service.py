@@ -11,14 +11,13 @@ import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Self
 
 from pydantic import ValidationError
 
 from catalogzero.clock import Clock
 from catalogzero.config.logs import forward_logging
-from catalogzero.config.settings import DEFAULT_SCHEDULER, RuntimeSettings, config_error
+from catalogzero.config.settings import RuntimeSettings, config_error, host_port
 from catalogzero.config.state_folder import locked
 from catalogzero.errors import (
     BadRequestError,
@@ -31,7 +30,7 @@ from catalogzero.errors import (
 from catalogzero.runtime.handler import Handler, Hosted, as_handler
 from catalogzero.runtime.idle import State
 from catalogzero.runtime.jobs import Boot, Jobs
-from catalogzero.runtime.methods import CONTROL_METHODS, Method
+from catalogzero.runtime.methods import CONTROL_METHODS, EXTENSIBLE_METHODS, Method
 from catalogzero.runtime.registration import Registration
 from catalogzero.runtime.resources import told_to_stop
 from catalogzero.runtime.runs import Runs
@@ -53,15 +52,6 @@ MAX_LISTED_RUNS = 1_000
 MAX_REFUSED_KEYS = 100
 FAREWELL_S = 0.2
 SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A control call that is answered by a task."""
-
-    envelope: Envelope
-    call: Call
-    answered: bool = False
 
 
 class Service:
@@ -106,10 +96,8 @@ class Service:
             undo.push_async_callback(self._close_server)
             undo.push_async_callback(self._stop_controls)
             self.port = self._server.bind(runtime.host, runtime.port)
-            self.address = _address(runtime, self.port)
-            handler.worker = WorkerPort(
-                lambda: spec_of(handler), clock=self._clock, log=handler.log
-            )
+            self.address = f"tcp://{host_port(runtime.advertise_host or runtime.host, self.port)}"
+            handler.worker = WorkerPort(lambda: spec_of(handler), self._clock, handler.log)
             undo.push_async_callback(handler.worker.close)
             if handler._worker_wanted():
                 await handler.worker.start()
@@ -117,8 +105,12 @@ class Service:
             undo.push_async_callback(handler._on_stop)
             undo.push_async_callback(self._jobs.close)
             await handler._on_start()
-            self._sleeper.start()
-            self._register(undo)
+            self._sleeper.arm()
+            if runtime.registers:
+                curve = curve_to_scheduler(runtime)
+                self._registration = Registration(handler, self.address, curve)
+                undo.push_async_callback(self._registration.close)
+                self._registration.start()
             self._undo = undo.pop_all()
         if runtime.exposed:
             mend = "set `curve` unless the network is private"
@@ -166,23 +158,6 @@ class Service:
             await asyncio.sleep(self.farewell_s)
         self._server.close()
 
-    def _register(self, undo: AsyncExitStack) -> None:
-        runtime = self.handler.runtime
-        if not runtime.registers:
-            return
-        self._registration = Registration(
-            runtime.scheduler,
-            handler_id=self.handler.handler_id,
-            address=self.address,
-            methods=self.handler._offered_methods(),
-            clock=self._clock,
-            log=self.handler.log,
-            quiet=runtime.scheduler == DEFAULT_SCHEDULER,
-            curve=curve_to_scheduler(runtime),
-        )
-        undo.push_async_callback(self._registration.close)
-        self._registration.start()
-
     # --- dispatch -----------------------------------------------------------------------
 
     def _on_message(self, envelope: Envelope, frame: bytes) -> None:
@@ -190,7 +165,7 @@ class Service:
         call: Call | None = None
         try:
             call = decode_call(frame)
-            if call.method in CONTROL_METHODS and call.method in self._controls:
+            if call.method in self._controls:
                 self._control(call, envelope)
             else:
                 self._jobs.accept(call, envelope, frame)
@@ -207,54 +182,60 @@ class Service:
         """A control call: what needs no waiting is answered here and now."""
         method = self._controls[call.method]
         if call.method == "ping" and self._plain_ping and not call.params:
-            self._reply(envelope, call, self._pong())
+            pong = {"status": "ok", "handler": self.handler.handler_id, "message": "pong"}
+            self._reply(envelope, call, Reply(True, {**pong, **self._identity()}))
             return
         kwargs = method.bind(call.params)
-        owner = self.handler if call.method in _OF_HANDLER else self
+        owner = self.handler if call.method in (*EXTENSIBLE_METHODS, "report_metrics") else self
+        result = method.function(owner, **kwargs)
         if not method.is_async:
-            self._reply(envelope, call, method.function(owner, **kwargs))
+            self._reply(envelope, call, Reply(True, result))
             return
-        work = method.function(owner, **kwargs)
-        task = asyncio.create_task(self._answer(_Pending(envelope, call), work), name=call.method)
+        task = asyncio.create_task(self._answer(envelope, call, result), name=call.method)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, pending: _Pending, work: Awaitable[Any]) -> None:
+    async def _answer(self, envelope: Envelope, call: Call, work: Awaitable[Any]) -> None:
         """Reply when a control method is done, or say at `timeout_s` that it goes on."""
-        wait_s = pending.call.timeout_s
-        if wait_s is None and pending.call.request_id is None:
+        wait_s = call.timeout_s
+        if wait_s is None and call.request_id is None:
             wait_s = self.handler.runtime.early_reply_s
-        timer = None
+        answered, timer = False, None
+
+        def wait_over() -> None:
+            nonlocal answered
+            answered = True
+            error = CallTimeoutError("the wait ended; it goes on", details={"running": True})
+            self._reply(envelope, call, error_reply(error))
+
         if wait_s is not None:
-            timer = self._clock.call_later(wait_s, lambda: self._wait_over(pending))
+            timer = self._clock.call_later(wait_s, wait_over)
         try:
-            reply = Reply(success=True, result=self._extended(pending.call, await work))
+            result = await work
+            if call.method in ("ping", "describe") and isinstance(result, dict):  # an author's own
+                result = {**result, **self._identity()}
+            reply = Reply(True, result)
         except CatalogZeroError as error:
             reply = error_reply(error)
         except BaseException as error:
             if told_to_stop(error):
                 raise
-            text = self.handler.mask(text_of(error))
-            reply = error_reply(FailedError(text))
+            reply = error_reply(FailedError(self.handler.mask(text_of(error))))
         finally:
             if timer:
                 timer.cancel()
-        if not pending.answered:
-            self._send_reply(pending.envelope, pending.call, reply)
+        if not answered:
+            self._reply(envelope, call, reply)
 
-    def _wait_over(self, pending: _Pending) -> None:
-        pending.answered = True
-        error = CallTimeoutError("the wait ended; it goes on", details={"running": True})
-        self._send_reply(pending.envelope, pending.call, error_reply(error))
-
-    def _extended(self, call: Call, result: Any) -> Any:
-        """What the runtime adds to an author's `ping` and `describe`."""
-        if call.method in ("ping", "describe") and isinstance(result, dict):
-            return {**result, **self._identity()}
-        return result
-
-    def _reply(self, envelope: Envelope, call: Call, result: Any) -> None:
-        self._send_reply(envelope, call, Reply(success=True, result=result))
+    def _reply(self, envelope: Envelope, call: Call, reply: Reply) -> None:
+        """Send the reply to a control call."""
+        reply.request_id = call.request_id
+        try:
+            frame = encode_reply(reply)
+        except TypeError as error:
+            fault = FailedError(f"{call.method} returned no JSON: {error}")
+            frame = encode_reply(error_reply(fault, call))
+        self._server.send(envelope, frame)
 
     # --- control methods ----------------------------------------------------------------
 
@@ -285,7 +266,7 @@ class Service:
         await self._sleeper.wake()
         return {"status": self._status()}
 
-    async def drain_now(self) -> dict[str, Any]:
+    async def drain(self) -> dict[str, Any]:
         """Take no new jobs, and wait for those accepted."""
         await self._jobs.drain()
         return {"status": self._status()}
@@ -304,11 +285,6 @@ class Service:
             "dedupe_window_s": self.handler.runtime.dedupe_window_s,
         }
 
-    def _pong(self) -> dict[str, Any]:
-        handler_id = self.handler.handler_id
-        told = {"status": "ok", "handler": handler_id, "message": "pong"}
-        return {**told, **self._identity()}
-
     def _status(self) -> str:
         if self._jobs.draining:
             return "draining"
@@ -316,41 +292,24 @@ class Service:
 
     def _last_failure(self) -> dict[str, Any] | None:
         """What failed last, without any text."""
-        return self._jobs.tally.last_failure or self._sleeper.hook_failure
+        return self._jobs.last_failure or self._sleeper.hook_failure
 
     def _vitals(self) -> dict[str, Any]:
         """What metrics tell beside the process's own figures."""
-        worker, tally = self.handler.worker, self._jobs.tally
+        worker, jobs = self.handler.worker, self._jobs
         told = {
             "uptime_seconds": round(self._clock.monotonic() - self._boot.started_s, 3),
             "status": self._status(),
-            "in_flight": self._jobs.in_flight,
-            "queued": self._jobs.queued,
-            "runs_total": tally.runs_total,
-            "failures_total": tally.failures_total,
-            "last_error": tally.last_error or self._sleeper.hook_error or None,
+            "in_flight": jobs.in_flight,
+            "queued": jobs.queued,
+            "runs_total": jobs.runs_total,
+            "failures_total": jobs.failures_total,
+            "last_error": jobs.last_error or self._sleeper.hook_error or None,
             "idle_s": round(self._sleeper.idle_s, 3),
             "wakes_total": self._sleeper.wakes_total,
             "worker_memory_mb": worker.memory_mb,
         }
         return {**told, "outbox": worker.status["outbox"]} if "outbox" in worker.status else told
-
-    def _send_reply(self, envelope: Envelope, call: Call, reply: Reply) -> None:
-        told = Reply(
-            success=reply.success,
-            result=reply.result,
-            error=reply.error,
-            code=reply.code,
-            retryable=reply.retryable,
-            details=reply.details,
-            request_id=call.request_id,
-        )
-        try:
-            frame = encode_reply(told)
-        except TypeError as error:
-            fault = FailedError(f"{call.method} returned no JSON: {error}")
-            frame = encode_reply(error_reply(fault, call))
-        self._server.send(envelope, frame)
 
     def _on_asleep(self) -> None:
         """Let go of what the runtime itself holds."""
@@ -364,28 +323,15 @@ class Service:
             await asyncio.wait(self._tasks)
 
 
-_OF_HANDLER = frozenset({"ping", "get_metrics", "report_metrics", "describe"})
-
-
 def _control_methods(handler: Handler) -> dict[str, Method]:
     """The control methods, each bound and validated as a job's are.
 
     In a compat class the author's method of the same name wins.
     """
     cls = type(handler)
-    functions: dict[str, Callable[..., Any]] = {
-        "ping": cls.ping,
-        "get_metrics": cls.get_metrics,
-        "report_metrics": cls.get_metrics,
-        "describe": cls.describe,
-        "list_runs": Service.list_runs,
-        "get_run": Service.get_run,
-        "cancel": Service.cancel,
-        "sleep": Service.sleep,
-        "wake": Service.wake,
-        "drain": Service.drain_now,
-        "resume": Service.resume,
-    }
+    functions = {name: getattr(cls, name) for name in EXTENSIBLE_METHODS}
+    functions["report_metrics"] = cls.get_metrics
+    functions |= {name: getattr(Service, name) for name in CONTROL_METHODS - functions.keys()}
     own = cls.callable_methods()
     return {name: Method(name, f) for name, f in functions.items() if name not in own}
 
@@ -464,13 +410,12 @@ def check_exposure(runtime: RuntimeSettings) -> None:
     Raises:
         ConfigError: With the mend.
     """
-    if not runtime.exposed or runtime.allow_plaintext:
-        return
-    raise ConfigError(
-        f"host {runtime.host!r} can be reached from other machines, and no keys are set: set "
-        "`curve` (make keys with `catalogzero keys new`), or `allow_plaintext: true` on a "
-        "private network, or bind 127.0.0.1"
-    )
+    if runtime.exposed and not runtime.allow_plaintext:
+        raise ConfigError(
+            f"host {runtime.host!r} can be reached from other machines, and no keys are set: set "
+            "`curve` (make keys with `catalogzero keys new`), or `allow_plaintext: true` on a "
+            "private network, or bind 127.0.0.1"
+        )
 
 
 def curve_server(runtime: RuntimeSettings) -> CurveServer | None:
@@ -491,8 +436,3 @@ def curve_to_scheduler(runtime: RuntimeSettings) -> CurveClient | None:
         return None
     server = public_key(runtime.curve.scheduler_key)
     return CurveClient(CurveKeys.read(runtime.curve.key_file), server)
-
-
-def _address(runtime: RuntimeSettings, port: int) -> str:
-    host = runtime.advertise_host or runtime.host
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

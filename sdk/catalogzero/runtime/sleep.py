@@ -67,10 +67,6 @@ class Sleeper:
         """Seconds since the last job ended."""
         return self._watch.idle_s(self._clock.monotonic())
 
-    def start(self) -> None:
-        """Arm the timer."""
-        self._arm()
-
     def job_came(self) -> None:
         """A job that counts as activity was accepted."""
         self._watch.job_came()
@@ -79,7 +75,7 @@ class Sleeper:
         """Such a job is over."""
         self._watch.job_ended(self._clock.monotonic())
         if self._timer is None:
-            self._arm()
+            self.arm()
 
     async def wake(self) -> None:
         """Be awake: wait out a falling asleep, then run the hooks.
@@ -104,7 +100,7 @@ class Sleeper:
     async def close(self) -> None:
         """Stop watching; a transition under way, and closing, have `CLOSE_GRACE_S` each."""
         self._closed = True
-        self._arm()
+        self.arm()
         if self._transition is not None:
             await asyncio.wait([self._transition], timeout=CLOSE_GRACE_S)
         if self._transition is not None:
@@ -135,9 +131,10 @@ class Sleeper:
             self._transition = None
         if not task.cancelled():
             task.exception()  # those who waited were told
-        self._arm()
+        self.arm()
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
+        """Set the timer to the next moment at which something can be due."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
@@ -154,7 +151,7 @@ class Sleeper:
         if fall and self._transition is None:
             self._transition = self._start(self._fall())
         else:
-            self._arm()
+            self.arm()
 
     async def _fall(self) -> None:
         handler = self._handler

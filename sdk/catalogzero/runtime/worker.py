@@ -63,7 +63,7 @@ class WorkerPort:
         status: The child's last report, kept after the child has gone.
     """
 
-    def __init__(self, spec: Callable[[], dict[str, Any]], *, clock: Clock, log: Logger) -> None:
+    def __init__(self, spec: Callable[[], dict[str, Any]], clock: Clock, log: Logger) -> None:
         self.status: dict[str, Any] = {}
         self._spec = spec
         self._clock = clock
@@ -134,7 +134,7 @@ class WorkerPort:
 
         It does not do the class's own work (`_worker_main`): that belongs to the first child.
         """
-        own = WorkerPort(lambda: {**self._spec(), "apart": True}, clock=self._clock, log=self._log)
+        own = WorkerPort(lambda: {**self._spec(), "apart": True}, self._clock, self._log)
         try:
             yield own
         finally:
@@ -154,27 +154,22 @@ class WorkerPort:
             if self._process is not None or self._closed:
                 return
             self._cancel_due()
-            process = await self._spawn(self._first_line())
-            self._process, self._ending = process, False
+            self._process, self._ending = await self._spawn(), False
             if self.status.get("next_due_s") is not None:
                 self.status = {**self.status, "next_due_s": 0.0}  # until it says otherwise
-            self._reader = asyncio.create_task(self._read(process), name="worker-reader")
+            self._reader = asyncio.create_task(self._read(self._process), name="worker-reader")
 
-    def _first_line(self) -> bytes:
-        try:
-            return encode_json(self._spec()) + b"\n"
-        except TypeError as error:
-            raise FailedError(
-                f"the worker process makes its own handler, from the same arguments: {error}"
-            ) from None
-
-    async def _spawn(self, first_line: bytes) -> Process:
+    async def _spawn(self) -> Process:
         command = (sys.executable, "-P", "-m", "catalogzero.runtime.worker_child")
         loop = asyncio.get_running_loop()
         try:
+            first_line = encode_json(self._spec()) + b"\n"
             transport, end = await loop.subprocess_exec(
                 lambda: _End(MAX_LINE_BYTES, loop), *command, stdin=PIPE, stdout=PIPE, stderr=None
             )
+        except TypeError as error:
+            message = "the worker process makes its own handler, from the same arguments"
+            raise FailedError(f"{message}: {error}") from None
         except OSError as error:
             raise FailedError(f"the worker process cannot be started: {error}") from None
         self._end_of_it, self._pipes = end.ended, transport

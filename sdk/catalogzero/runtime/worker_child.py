@@ -16,7 +16,8 @@ import os
 import signal
 import sys
 import threading
-from contextvars import ContextVar, copy_context
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,12 +91,9 @@ class Channel:
         data = encode_json(line) + b"\n"
         if len(data) > MAX_LINE_BYTES:
             raise TooLargeError(f"{len(data)} bytes, the limit is {MAX_LINE_BYTES}: return less")
-        with self._turn:
-            try:
-                self._out.write(data)
-                self._out.flush()
-            except (BrokenPipeError, ValueError):
-                return
+        with self._turn, suppress(BrokenPipeError, ValueError):
+            self._out.write(data)
+            self._out.flush()
 
     def progress(self, fields: dict[str, Any]) -> None:
         """Progress of the call that this thread or task runs."""
@@ -115,17 +113,17 @@ class Child:
         self._handler = handler
         self._channel = channel
         self._apart = apart
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, lines: asyncio.StreamReader) -> None:
         """Take calls until end of input; then end, whatever still runs."""
         background = asyncio.create_task(self._background())
+        tasks = {background}
         while line := await lines.readline():
             task = asyncio.create_task(self._answer(orjson.loads(line)))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
         background.cancel()
-        await asyncio.wait([background, *self._tasks], timeout=END_GRACE_S)
+        await asyncio.wait(tasks, timeout=END_GRACE_S)
 
     async def _background(self) -> None:
         """The class's own work; its end by a fault ends the child, and the parent hears why."""
@@ -133,8 +131,6 @@ class Child:
             return
         try:
             await self._handler._worker_main()
-        except asyncio.CancelledError:
-            raise
         except Exception:
             self._handler.log.exception("worker_main_failed")
             os._exit(70)
@@ -149,17 +145,13 @@ class Child:
             self._channel.send({"id": call["id"], **_told(self._handler, error)})
 
     async def _run(self, name: str, params: dict[str, Any]) -> Any:
-        method = type(self._handler).callable_methods().get(name)
+        handler = self._handler
+        method = handler.callable_methods().get(name)
         kwargs = method.bind(params) if method else params
-        function = (
-            partial(method.function, self._handler) if method else getattr(self._handler, name)
-        )
+        function = partial(method.function, handler) if method else getattr(handler, name)
         if method.is_async if method else inspect.iscoroutinefunction(function):
             return await function(**kwargs)
-        context = copy_context()
-        loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(None, lambda: context.run(call_plain, function, **kwargs))
-        result = await work
+        result = await asyncio.to_thread(call_plain, function, **kwargs)
         return await result if inspect.isawaitable(result) else result
 
 
@@ -193,9 +185,8 @@ def _build(spec: dict[str, Any], channel: Channel) -> Handler:
     handler = cls(*spec["args"], **spec["kwargs"])
     runtime = RuntimeSettings(**spec["runtime"])
     handler._attach(runtime=runtime, handler_id=spec["handler_id"])
-    handler._attach_worker_channel(
-        channel.progress, lambda status: channel.send({"status": status})
-    )
+    handler.in_worker, handler._progress = True, channel.progress
+    handler._report = lambda status: channel.send({"status": status})
     forward_logging(handler.log)
     return handler
 
@@ -225,10 +216,11 @@ def _told(handler: Handler, error: BaseException) -> dict[str, Any]:
         encode_json(details)
     except TypeError:
         details = None
-    told = {"details": details, "type": type_of(error)}
+    text, code = text_of(error), FailedError.code
     if isinstance(error, RunError | BadCallError):
-        return {**told, "error": utf8(handler.mask(error.message)), "code": error.code}
-    return {**told, "error": utf8(handler.mask(text_of(error))), "code": FailedError.code}
+        text, code = error.message, error.code
+    told = {"error": utf8(handler.mask(text)), "code": code}
+    return {**told, "details": details, "type": type_of(error)}
 
 
 def _die_with(parent_pid: int) -> None:

@@ -140,13 +140,8 @@ class Api:
 
     async def _run_schedule(self, request: web.Request) -> web.Response:
         found = await self._schedule(request)
-        run = forms.RunNow(
-            handler_id=found.handler_id,
-            job_method=found.method,
-            job_params=found.params,
-            timeout_s=found.timeout_s,
-            max_attempts=found.max_attempts,
-        )
+        same = {name: getattr(found, name) for name in ("handler_id", "timeout_s", "max_attempts")}
+        run = forms.RunNow(job_method=found.method, job_params=found.params, **same)
         one = run.execution(self._now())
         one.job_id = found.job_id
         execution_id = await self.runner.run_now(one, None, forms.digest_of(one))
@@ -157,16 +152,10 @@ class Api:
         found = await self._schedule(request)
         ticks = await self.runner.read(lambda: [*found.preview(self.runner.now_us(), count)])
         name = found.trigger_config.get("timezone", "UTC")
+        told = {"schedule_id": found.job_id, "paused": found.paused, "timezone": name}
         moments = [from_us(tick) for tick in ticks]
-        return json_response(
-            {
-                "schedule_id": found.job_id,
-                "paused": found.paused,
-                "timezone": name,
-                "next": [moment.isoformat() for moment in moments],
-                "local": [moment.astimezone(ZoneInfo(name)).isoformat() for moment in moments],
-            }
-        )
+        local = [moment.astimezone(ZoneInfo(name)).isoformat() for moment in moments]
+        return json_response({**told, "next": [m.isoformat() for m in moments], "local": local})
 
     # --- executions
 
@@ -220,16 +209,12 @@ class Api:
     async def _handlers(self, request: web.Request) -> web.Response:
         found = await self.runner.read(self.runner.store.list_handlers)
         alive = await asyncio.gather(*(self._is_connected(one) for one in found))
-        shown = [
-            {
-                "id": one.handler_id,
-                "address": one.address,
-                "methods": one.methods,
-                "status": "Connected" if connected else "Disconnected",
-                "last_seen_at": from_us(one.seen_us).isoformat(),
-            }
-            for one, connected in zip(found, alive, strict=True)
-        ]
+        shown = []
+        for one, connected in zip(found, alive, strict=True):
+            told = {"id": one.handler_id, "address": one.address, "methods": one.methods}
+            status = "Connected" if connected else "Disconnected"
+            seen_at = from_us(one.seen_us).isoformat()
+            shown.append({**told, "status": status, "last_seen_at": seen_at})
         return json_response({"handlers": shown, "count": len(shown)})
 
     async def _is_connected(self, handler: Handler) -> bool:

@@ -319,9 +319,11 @@ class Driver:
         away_since_s: float | None = None
         while await self._desk.holds(one):
             left_s = self._left_s(one)
+            wait_s = min(self._settings.wait_s, left_s)
             if left_s <= 0:
                 await self._cancel(one)
-            reply = await self._send(one, self._wait_s(left_s))
+                wait_s = self._settings.ping_timeout_s
+            reply = await self._send(one, wait_s)
             if reply is not None and reply.code != "timeout":
                 judge(one, reply, over_time=left_s <= 0)
                 return
@@ -342,11 +344,7 @@ class Driver:
         except UnreachableError:
             return None
         request = link.caller.request(
-            one.method,
-            one.params,
-            timeout_s=wait_s,
-            request_id=one.request_id,
-            start_by=start_by,
+            one.method, one.params, timeout_s=wait_s, request_id=one.request_id, start_by=start_by
         )
         call = asyncio.create_task(request, name="scheduler-call")
         watch = asyncio.create_task(self._watch(link, one), name="scheduler-watch")
@@ -376,12 +374,6 @@ class Driver:
         if one.timeout_s is None or one.sent_us is None:
             return float("inf")
         return one.timeout_s - (self._desk.now_us() - one.sent_us) / 1_000_000
-
-    def _wait_s(self, left_s: float) -> float:
-        """How long to wait for a reply: to the run's own limit, and past it only a little."""
-        if left_s <= 0:
-            return self._settings.ping_timeout_s
-        return min(self._settings.wait_s, left_s)
 
     async def _cancel(self, one: Execution) -> None:
         """Cancel the run at its handler; the next reply tells whether it was heard."""

@@ -56,9 +56,7 @@ def _integral(value: Any) -> Any:
 
 
 Name = Annotated[
-    str,
-    Field(strict=True, min_length=1, max_length=MAX_ID_CHARS),
-    AfterValidator(_printable),
+    str, Field(strict=True, min_length=1, max_length=MAX_ID_CHARS), AfterValidator(_printable)
 ]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=MAX_SECONDS)]
 Timeout = Annotated[float, Field(strict=True, ge=0.001, le=MAX_SECONDS)]
@@ -89,6 +87,12 @@ class Call(BaseModel):
             del body["trigger"]
         return body
 
+    def _taken_over(self) -> dict[str, Any]:
+        """What schedules and executions have of it."""
+        others = {"job_method", "job_params", "job_id", "trigger", "end_time", "wait"}
+        same = self.model_dump(exclude=others)
+        return {**same, "method": self.job_method, "params": self.job_params}
+
 
 class RunNow(Call):
     """The body of `POST /api/run_now`."""
@@ -103,12 +107,7 @@ class RunNow(Call):
         return Execution(
             execution_id=str(uuid.uuid4()),
             job_id=f"immediate_{self.handler_id}_{self.job_method}_{now.timestamp():.6f}",
-            handler_id=self.handler_id,
-            method=self.job_method,
-            params=self.job_params,
-            misfire_grace_s=self.misfire_grace_s,
-            timeout_s=self.timeout_s,
-            max_attempts=self.max_attempts,
+            **self._taken_over(),
         )
 
 
@@ -136,17 +135,9 @@ class NewSchedule(Call):
         new = Schedule(
             schedule_id=str(uuid.uuid4()),
             job_id=job_id,
-            handler_id=self.handler_id,
-            method=self.job_method,
-            params=self.job_params,
             trigger_config=config,
-            overlap=self.overlap,
-            misfire_grace_s=self.misfire_grace_s,
-            max_attempts=self.max_attempts,
-            timeout_s=self.timeout_s,
-            jitter_s=self.jitter_s,
-            max_runs=self.max_runs,
             end_us=end_us,
+            **self._taken_over(),
         )
         _check_jitter(new, now)
         return new
@@ -222,9 +213,8 @@ def _sentence(model: type[Call], error: ValidationError) -> str:
         form = f"a number from {schema['minimum']:g} to {schema['maximum']:g}"
     else:
         text = f"1 to {MAX_ID_CHARS} printable characters"
-        form = {"object": "a dictionary/object", "boolean": "true or false"}.get(
-            schema["type"], text
-        )
+        forms = {"object": "a dictionary/object", "boolean": "true or false"}
+        form = forms.get(schema["type"], text)
     return f"'{name}' must be {form}."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -69,9 +70,8 @@ class History:
         """Counts by status and by handler, over all executions that are kept."""
         took = executions.c.completed_us - executions.c.started_us
         runs = case((executions.c.status.in_(("success", "error")), took))
-        groups = select(
-            executions.c.handler_id, executions.c.status, func.count(), func.sum(runs)
-        ).group_by(executions.c.handler_id, executions.c.status)
+        of_group = (executions.c.handler_id, executions.c.status)
+        groups = select(*of_group, func.count(), func.sum(runs)).group_by(*of_group)
         with self._store.reading() as c:
             rows = c.execute(groups).all()
             lifetime = c.execute(select(func.max(executions.c.seq))).scalar() or 0
@@ -151,9 +151,8 @@ def summary_of(params: Mapping[str, Any]) -> str | None:
     """The first parameters, each cut short, as ScheduleZero shows them."""
     if not params:
         return None
-    shown = ", ".join(
-        f"{key}={_cut(str(value))}" for key, value in list(params.items())[:SUMMARY_PARAMS]
-    )
+    first = islice(params.items(), SUMMARY_PARAMS)
+    shown = ", ".join(f"{key}={_cut(str(value))}" for key, value in first)
     more = len(params) - SUMMARY_PARAMS
     return f"{shown} (+{more} more)" if more > 0 else shown
 

@@ -10,13 +10,7 @@ from typing import Any
 
 from catalogzero.scheduler.forms import MAX_ID_CHARS, TRIGGER, NewSchedule, RunNow
 from catalogzero.scheduler.history import FILTERS
-from catalogzero.web import (
-    Operation,
-    model_schema,
-    object_schema,
-    openapi_document,
-    parameter,
-)
+from catalogzero.web import Operation, model_schema, object_schema, openapi_document, parameter
 
 STATUSES = ["queued", "running", "retry", "success", "error", "missed", "skipped", "lost"]
 TEXT, NUMBER, WHOLE, FLAG = ({"type": t} for t in ("string", "number", "integer", "boolean"))

@@ -54,8 +54,7 @@ class Registration:
         """Stop listening; what is being answered is given up."""
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._server.close()
 
     def _on_message(self, envelope: Envelope, payload: bytes) -> None:
@@ -102,15 +101,10 @@ class Registration:
         new = await self._runner.write(store.register, handler_id, address, methods)
         self._runner.handler_seen(handler_id)
         status = "registered" if new else "re-registered"
-        self._log.info(f"handler_{status}", handler_id=handler_id, address=address)
-        return {
-            "success": True,
-            "handler_id": handler_id,
-            "address": address,
-            "status": status,
-            "methods": methods,
-            "message": f"Handler '{handler_id}' {status} successfully",
-        }
+        told = {"handler_id": handler_id, "address": address}
+        self._log.info(f"handler_{status}", **told)
+        message = f"Handler '{handler_id}' {status} successfully"
+        return {"success": True, **told, "status": status, "methods": methods, "message": message}
 
     async def _report_status(self, params: Mapping[str, Any]) -> dict[str, Any]:
         handler_id = _text(params, "handler_id", MAX_ID_CHARS)

@@ -118,10 +118,7 @@ class Lease:
 def schedule_row(one: Schedule) -> dict[str, Any]:
     """A schedule's row."""
     row = {name: getattr(one, name) for name in _SCHEDULE_FIELDS}
-    return row | {
-        "params": to_json(one.params),
-        "trigger_config": to_json(one.trigger_config),
-    }
+    return row | {"params": to_json(one.params), "trigger_config": to_json(one.trigger_config)}
 
 
 def schedule_of(row: RowMapping) -> Schedule:
@@ -140,7 +137,6 @@ class Writes:
 
     def add(self, schedule: Schedule, firing: Firing) -> None:
         """One schedule's executions, grown rows, and the swap of its next time."""
-        old_due_us = schedule.due_us
         if firing.missed:
             self._fold(schedule, "missed", firing.missed)
         if firing.status == "skipped" and firing.tick_us is not None:
@@ -152,16 +148,10 @@ class Writes:
             schedule.folded = None
             schedule.runs += 1
         next_us = firing.next_tick_us
-        self.swaps.append(
-            {
-                "old_schedule_id": schedule.schedule_id,
-                "old_due_us": old_due_us,
-                "new_tick_us": next_us,
-                "new_due_us": None if next_us is None else schedule.due_of(next_us),
-                "new_runs": schedule.runs,
-                "new_folded": schedule.folded,
-            }
-        )
+        due_us = None if next_us is None else schedule.due_of(next_us)
+        old = {"old_schedule_id": schedule.schedule_id, "old_due_us": schedule.due_us}
+        new = {"new_tick_us": next_us, "new_due_us": due_us, "new_runs": schedule.runs}
+        self.swaps.append({**old, **new, "new_folded": schedule.folded})
 
     def _fold(self, schedule: Schedule, status: str, span: Span) -> None:
         """Ticks that do not run: into the row that is already there, or a new one."""
@@ -182,23 +172,17 @@ _WHY = {
 }
 _EXECUTION_FIELDS = tuple(field.name for field in fields(Execution))
 _SCHEDULE_FIELDS = tuple(field.name for field in fields(Schedule))
+_TAKEN_OVER = (
+    *("schedule_id", "job_id", "handler_id", "method", "params"),
+    *("misfire_grace_s", "timeout_s", "max_attempts"),
+)
+"""What an execution has of its schedule."""
 
 
 def _execution_for(schedule: Schedule, status: str, tick_us: int | None) -> Execution:
     """A new execution of a schedule's tick."""
-    return Execution(
-        execution_id=str(uuid.uuid4()),
-        job_id=schedule.job_id,
-        handler_id=schedule.handler_id,
-        method=schedule.method,
-        params=schedule.params,
-        schedule_id=schedule.schedule_id,
-        tick_us=tick_us,
-        status=status,
-        misfire_grace_s=schedule.misfire_grace_s,
-        timeout_s=schedule.timeout_s,
-        max_attempts=schedule.max_attempts,
-    )
+    same = {name: getattr(schedule, name) for name in _TAKEN_OVER}
+    return Execution(execution_id=str(uuid.uuid4()), tick_us=tick_us, status=status, **same)
 
 
 def to_json(value: Any) -> str:

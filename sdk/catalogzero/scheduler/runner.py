@@ -103,8 +103,7 @@ class Runner:
         tasks += [looking for looking, _ in self._found.values()]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await asyncio.wait(tasks)
         self.links.close()
         with suppress(*TRY_AGAIN):
             await self.write(self.store.release, self.owner)
@@ -217,11 +216,9 @@ class Runner:
                     saved.set_result(was_kept)
 
     async def _retention_loop(self) -> None:
-        settings = self.settings
+        days, most = self.settings.retention_days, self.settings.max_executions
         while True:
-            gone = await self._persist(
-                self.history.purge, settings.retention_days, settings.max_executions
-            )
+            gone = await self._persist(self.history.purge, days, most)
             if gone:
                 self._log.info("executions_purged", count=gone)
             else:

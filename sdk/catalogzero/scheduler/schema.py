@@ -58,10 +58,7 @@ schedules = sa.Table(
     sa.Column("folded", sa.String(50)),
     sa.Index("scheduler_schedules_due", "paused", "due_us"),
     sa.Index(
-        "scheduler_schedules_folded",
-        "folded",
-        sqlite_where=_IS_FOLDED,
-        postgresql_where=_IS_FOLDED,
+        "scheduler_schedules_folded", "folded", sqlite_where=_IS_FOLDED, postgresql_where=_IS_FOLDED
     ),
 )
 

@@ -93,7 +93,10 @@ async def serve_scheduler(
         runner = await undo.enter_async_context(Runner(store, connect, log, settings.runner, clock))
         registration = Registration(runner, log, curve=settings.curve)
         undo.push_async_callback(registration.close)
-        zmq_port = _bind(registration, settings)
+        try:
+            zmq_port = registration.bind(settings.zmq_host, settings.zmq_port)
+        except ConfigError as error:
+            raise ConfigError(f"--zmq-host, --zmq-port: {error}") from None
         config = {
             "version": __version__,
             "database": store.label,
@@ -142,21 +145,11 @@ async def run_scheduler(
             await asyncio.wait({stopped, failed})
 
 
-def _bind(registration: Registration, settings: SchedulerSettings) -> int:
-    """Listen for handlers, and return the port."""
-    try:
-        return registration.bind(settings.zmq_host, settings.zmq_port)
-    except ConfigError as error:
-        raise ConfigError(f"--zmq-host, --zmq-port: {error}") from None
-
-
 def _token(settings: SchedulerSettings) -> str | None:
     """The API's token; None on loopback, where none is needed."""
-    if settings.token_file is None:
-        if not is_loopback(settings.host):
-            raise ConfigError(f"--host {settings.host} is not loopback: name a --token-file too")
-        return None
-    return read_token(settings.token_file)
+    if settings.token_file is None and not is_loopback(settings.host):
+        raise ConfigError(f"--host {settings.host} is not loopback: name a --token-file too")
+    return read_token(settings.token_file) if settings.token_file else None
 
 
 def _check_registration(settings: SchedulerSettings) -> None:

@@ -208,9 +208,8 @@ class Store(Database):
             found = schedule_of(row)
             if found.paused and not paused:
                 mine = executions.c.schedule_id == found.schedule_id
-                last_us = c.execute(
-                    sa.select(sa.func.max(executions.c.tick_us)).where(mine)
-                ).scalar()
+                newest = sa.select(sa.func.max(executions.c.tick_us)).where(mine)
+                last_us = c.execute(newest).scalar()
                 found.tick_us = found.next_tick(max(self.now_us(c), last_us or 0))
                 found.due_us = found.tick_us and found.due_of(found.tick_us)
                 found.folded = None
@@ -252,13 +251,10 @@ class Store(Database):
                     raise ValueError("this Idempotency-Key was used for another request")
                 if found is not None:
                     return str(found.execution_id)
-            now = self.now_us(c)
-            new.created_us = now
-            lease = Lease(str(new.owner), now + seconds_us(lease_s))
-            row = new.row(now, lease, None)
-            c.execute(
-                sa.insert(executions).values(**row, idempotency_key=key, request_digest=digest)
-            )
+            now = new.created_us = self.now_us(c)
+            row = new.row(now, Lease(str(new.owner), now + seconds_us(lease_s)), None)
+            row |= {"idempotency_key": key, "request_digest": digest}
+            c.execute(sa.insert(executions).values(row))
             return None
 
     def renew(self, owner: str, lease_s: float) -> Leases:
@@ -296,10 +292,8 @@ class Store(Database):
                 return [True] * len(rows)
             ids = [one.execution_id for one in changed]
             look = sa.select(executions.c.execution_id, executions.c.owner, executions.c.lease)
-            found = {
-                r[0]: (r[1], r[2])
-                for r in c.execute(look.where(executions.c.execution_id.in_(ids)))
-            }
+            kept = c.execute(look.where(executions.c.execution_id.in_(ids)))
+            found = {row.execution_id: (row.owner, row.lease) for row in kept}
             return [found.get(one.execution_id) == (one.owner, one.lease) for one in changed]
 
     def _fire(self, c: sa.Connection, now: int, lease: Lease, limit: int) -> list[Execution]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
-from catalogzero.scheduler.triggers import EPOCH, Trigger, make_trigger
+from catalogzero.scheduler.triggers import EPOCH, MOMENT, Trigger, make_trigger
 
-MICROSECOND = timedelta(microseconds=1)
 LATE_AFTER_S = 1.0
 MAX_TICKS_A_CLAIM = 2_000
 MAX_QUEUED_RUNS = 100
@@ -22,12 +21,12 @@ MAX_QUEUED_RUNS = 100
 
 def to_us(moment: datetime) -> int:
     """Microseconds since 1970 of an aware moment."""
-    return (moment - EPOCH) // MICROSECOND
+    return (moment - EPOCH) // MOMENT
 
 
 def from_us(us: int) -> datetime:
     """The moment of so many microseconds since 1970, in UTC."""
-    return EPOCH + us * MICROSECOND
+    return EPOCH + us * MOMENT
 
 
 def seconds_us(seconds: float) -> int:

@@ -87,7 +87,7 @@ class CronTicks:
         """See `Trigger.next_after`."""
         local = moment.astimezone(self.zone)
         ahead = self._first(local.replace(tzinfo=None), moment, local.fold)
-        second_pass = _second_pass(local) if self.every_hour else None
+        second_pass = _second_pass(local, self.zone) if self.every_hour else None
         if second_pass is None:
             return ahead
         wall = second_pass.astimezone(self.zone).replace(tzinfo=None)
@@ -248,14 +248,12 @@ def _moment_of(wall: datetime, zone: ZoneInfo, fold: int) -> datetime:
     return _change((wall - after).replace(tzinfo=UTC), (wall - before).replace(tzinfo=UTC), zone)
 
 
-def _second_pass(local: datetime) -> datetime | None:
+def _second_pass(local: datetime, zone: ZoneInfo) -> datetime | None:
     """When the hour that comes twice begins again, at a local time of its first pass."""
     first, second = (local.replace(fold=pass_).utcoffset() for pass_ in (0, 1))
     if local.fold or first is None or second is None or first <= second:
         return None
     moment = local.astimezone(UTC)
-    zone = local.tzinfo
-    assert isinstance(zone, ZoneInfo)  # noqa: S101 - the only kind that is made here
     return _change(moment, moment + (first - second), zone)
 
 

@@ -9,22 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import (
-    ArgumentError,
-    DBAPIError,
-    InterfaceError,
-    InternalError,
-    NoSuchModuleError,
-    OperationalError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy import exc
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
@@ -34,7 +26,7 @@ from catalogzero.sql.sqlite import PRAGMAS, create_private, explain, refuse_newe
 T = TypeVar("T")
 Work: TypeAlias = Callable[[sa.Connection], T]
 
-DATABASE_AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+DATABASE_AWAY = (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError)
 """What a database that is gone, mute, full or busy raises: the same work may be tried again."""
 
 ANSWER_S = 30.0
@@ -169,7 +161,7 @@ class Database:
         return await self._readers.run(call)
 
     def end_within(self, delay_s: float = CLOSE_S) -> None:
-        """The service stops: so many seconds from now, no wait for PostgreSQL goes on."""
+        """The service stops: no wait for PostgreSQL goes on for more than `delay_s` from now."""
         self._limits.end_within(delay_s)
 
     def close(self) -> None:
@@ -189,7 +181,7 @@ class Database:
                 self._migrate_patiently(schema)
             else:
                 self.write_now(schema.migrate)
-        except DBAPIError as error:
+        except exc.DBAPIError as error:
             raise self._cannot_open(error) from None
 
     def _migrate_patiently(self, schema: Schema) -> None:
@@ -203,7 +195,7 @@ class Database:
         finally:
             self._limits.answer_s = everyday_s
 
-    def _cannot_open(self, error: DBAPIError) -> CatalogZeroError:
+    def _cannot_open(self, error: exc.DBAPIError) -> CatalogZeroError:
         """Our error for a database that could not be opened."""
         if self.dialect == "sqlite":
             return explain(str(self.url.database), error.orig or error)
@@ -230,13 +222,13 @@ class _Lane:
         """Call in a thread.
 
         Raises:
-            PoolTimeoutError: No thread was free in time.
+            sqlalchemy.exc.TimeoutError: No thread was free in time.
         """
         try:
             async with asyncio.timeout(self._limits.answer_s / 2):
                 await self._free.acquire()
         except TimeoutError:
-            raise PoolTimeoutError(f"{self._name}: all connections are busy") from None
+            raise exc.TimeoutError(f"{self._name}: all connections are busy") from None
         work = asyncio.get_running_loop().run_in_executor(self._threads, call)
         work.add_done_callback(self._ended)
         return await asyncio.shield(work)  # a cancelled caller's thread is busy all the same
@@ -258,25 +250,20 @@ def parse_url(url: str, setting: str) -> sa.URL:
         ConfigError: Neither SQLite with a file, nor PostgreSQL.
     """
     is_path = "://" not in url and not {"/", "."}.isdisjoint(url)
-    try:
+    with suppress(exc.ArgumentError):
         parsed = _with_our_driver(sa.make_url(f"sqlite:///{url}" if is_path else url))
-    except ArgumentError:
-        raise ConfigError(_BAD_URL.format(setting)) from None
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigError(_BAD_URL.format(setting))
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise ConfigError(f"{setting} needs a file: sqlite:///file.db")
-    return parsed
+        if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+            raise ConfigError(f"{setting} needs a file: sqlite:///file.db")
+        if parsed.get_backend_name() in ("sqlite", "postgresql"):
+            return parsed
+    raise ConfigError(
+        f"{setting} takes an SQLite or a PostgreSQL database: name a sqlite:///file or a "
+        "postgresql://user@host/database, or the path of a file, such as ./file.db"
+    )
 
 
 def _with_our_driver(url: sa.URL) -> sa.URL:
     return url.set(drivername=PSYCOPG) if url.drivername in ("postgresql", "postgres") else url
-
-
-_BAD_URL = (
-    "{} takes an SQLite or a PostgreSQL database: name a sqlite:///file or a "
-    "postgresql://user@host/database, or the path of a file, such as ./file.db"
-)
 
 
 @contextmanager
@@ -310,7 +297,7 @@ def driver_errors(connection: sa.Connection) -> Iterator[None]:
         if connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None):
             connection.invalidate(error)
         base = connection.dialect.loaded_dbapi.Error
-        raise DBAPIError.instance(None, None, error, base, hide_parameters=True) from error
+        raise exc.DBAPIError.instance(None, None, error, base, hide_parameters=True) from error
 
 
 def _engine(url: sa.URL, limits: Limits, *, reads: bool, **options: Any) -> sa.Engine:
@@ -328,7 +315,7 @@ def _engine(url: sa.URL, limits: Limits, *, reads: bool, **options: Any) -> sa.E
         engine = sa.create_engine(url, connect_args=given, hide_parameters=True, **options)
         if url.drivername == PSYCOPG:
             _bound(engine, limits, session="poolclass" not in options)
-    except (ModuleNotFoundError, NoSuchModuleError):
+    except (ModuleNotFoundError, exc.NoSuchModuleError):
         with_it = "catalogzero[postgresql]" if url.drivername == PSYCOPG else "it"
         raise ConfigError(
             f"the driver of {url.drivername} is not installed: pip install '{with_it}'"

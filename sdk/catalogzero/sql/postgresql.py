@@ -42,9 +42,8 @@ class BoundedConnection(psycopg.Connection[Any]):
                 ready = yield wanted
                 if not ready and self.limits.left_s(began_s) <= 0:
                     self.close()
-                    raise psycopg.OperationalError(
-                        f"no answer for {self.limits.start() - began_s:.1f} s"
-                    )
+                    waited_s = self.limits.start() - began_s
+                    raise psycopg.OperationalError(f"no answer for {waited_s:.1f} s")
                 wanted = gen.send(ready)
         except StopIteration as end:
             return end.value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -61,8 +62,8 @@ class FaultyBackend:
         self.bodies: list[bytes] = []
         self.reports: list[dict[str, Any]] = []
         self.installations: dict[str, dict[str, Any]] = {}
-        self._uploads: dict[str, Received] = {}
-        self._visible: dict[str, list[Received]] = {}
+        self._uploads: defaultdict[str, Received] = defaultdict(Received)
+        self._visible: defaultdict[str, list[Received]] = defaultdict(list)
         self._told: dict[str, dict[str, Any]] = {}
         self._epoch = 0
         self._nonces: list[str] = []
@@ -99,26 +100,23 @@ class FaultyBackend:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         """Answer one request, or do to it what the plan says."""
         path = request.path.removeprefix("/v1/process").strip("/").split("/")
-        of_upload = path[0] in ("uploads", "")
-        fault = self._next_fault() if of_upload else "ok"
+        fault: Fault = "ok"
+        if path[0] in ("uploads", ""):
+            fault = self.always or (self.plan.pop(0) if self.plan else "ok")
         self.requests.append((request.method, request.path))
         if fault == "cut":
             return _cut(request)
         body = decoded(await request.read(), request.headers.get("Content-Encoding", "identity"))
         self.bodies.append(body)
-        if fault in ("500", "503", "429", "422", "401"):
-            return _refusal(fault)
+        if fault.isdigit():
+            title = {"title": f"a planned {fault}"}
+            headers = {"Retry-After": "0"} if fault in ("429", "503") else {}
+            return web.json_response(title, status=int(fault), headers=headers)
         if request.headers.get("Authorization") != f"Bearer {API_KEY}":
             return web.json_response({"title": "no such key"}, status=401)
         answer = self._answer(request.method, path, body, request.headers)
         answer.headers[GENERATION] = self.generation
         return _cut(request) if fault == "lost_reply" else answer
-
-    def _next_fault(self) -> Fault:
-        """What happens to this request."""
-        if self.always:
-            return self.always
-        return self.plan.pop(0) if self.plan else "ok"
 
     def _answer(
         self, method: str, path: list[str], body: bytes, headers: Mapping[str, str]
@@ -126,12 +124,13 @@ class FaultyBackend:
         """The protocol's answer to a request."""
         match method, path:
             case "PUT", ["uploads", upload_id, "chunks", seq]:
-                return self._put(self._uploads.setdefault(upload_id, Received()), int(seq), body)
+                return self._put(self._uploads[upload_id], int(seq), body)
             case "POST", ["uploads", upload_id, "complete"]:
-                upload = self._uploads.setdefault(upload_id, Received())
-                return self._complete(upload, orjson.loads(body))
-            case "GET", ["uploads", upload_id]:
-                return self._stored(upload_id)
+                return self._complete(self._uploads[upload_id], orjson.loads(body))
+            case "GET", ["uploads", upload_id] if upload_id in self._uploads:
+                return web.json_response({"chunks": sorted(self._uploads[upload_id].chunks)})
+            case "GET", ["uploads", _]:
+                return web.json_response({"title": "no such upload"}, status=404)
             case "PUT", ["installations", installation_id]:
                 self.installations[installation_id] = orjson.loads(body)
                 return self._start(self.installations[installation_id])
@@ -174,13 +173,6 @@ class FaultyBackend:
         upload.chunks[seq] = rows
         return web.json_response({}, status=201)
 
-    def _stored(self, upload_id: str) -> web.Response:
-        """Which chunks of an upload are here."""
-        upload = self._uploads.get(upload_id)
-        if upload is None:
-            return web.json_response({"title": "no such upload"}, status=404)
-        return web.json_response({"chunks": sorted(upload.chunks)})
-
     def _take_simple(self, key: str, body: bytes) -> web.Response:
         """The form of one POST: each key is stored once."""
         if key not in self._simple:
@@ -192,21 +184,14 @@ class FaultyBackend:
         if body.get("installation_epoch", 0) < self._epoch:
             return _moved()
         self._epoch = max(self._epoch, body.get("installation_epoch", 0))
-        told = self._told.get(body["source_key"], _NOTHING)
-        highest, watermark, source = told["source_seq"], told["watermark"], body["source_key"]
-        visible = self._visible.setdefault(source, [])
+        source = body["source_key"]
+        told, visible = self._told.get(source, _NOTHING), self._visible[source]
+        highest, watermark = told["source_seq"], told["watermark"]
         twin = next((one for one in visible if one.body["upload_key"] == body["upload_key"]), None)
         missing = [number for number in range(body["chunks"]) if number not in upload.chunks]
         claim = Claim(body["mode"], body["full"], body["source_seq"], _text(body.get("after")))
-        standing = Standing(
-            upload.state,
-            twin is not None,
-            highest,
-            _text(watermark),
-            bool(missing),
-            told["mode"],
-        )
-        judgement = judge(claim, standing)
+        known = (upload.state, twin is not None, highest, _text(watermark), bool(missing))
+        judgement = judge(claim, Standing(*known, told["mode"]))
         if judgement in (Judgement.SUPERSEDED, Judgement.WAS_SUPERSEDED):
             upload.state = State.SUPERSEDED
             standing_at = {"source_seq": highest, "watermark": watermark}
@@ -248,12 +233,6 @@ def _problem(kind: Kind, **members: Any) -> web.Response:
 def _text(watermark: Any) -> str:
     """A watermark as the rules compare it."""
     return orjson.dumps(watermark).decode()
-
-
-def _refusal(fault: Fault) -> web.Response:
-    """An answer that is not the one wished for."""
-    headers = {"Retry-After": "0"} if fault in ("429", "503") else {}
-    return web.json_response({"title": f"a planned {fault}"}, status=int(fault), headers=headers)
 
 
 def _cut(request: web.Request) -> web.Response:

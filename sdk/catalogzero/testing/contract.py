@@ -66,11 +66,8 @@ class ProcessorContract(HandlerContract):
         """Endpoint, key and data roots; extend it where the class needs more."""
         data = lab.folder / "data"
         data.mkdir(exist_ok=True)
-        return {
-            "endpoint": "http://127.0.0.1:9/v1/process",
-            "api_key": API_KEY,
-            "data_roots": [str(data)],
-        }
+        endpoint = "http://127.0.0.1:9/v1/process"
+        return {"endpoint": endpoint, "api_key": API_KEY, "data_roots": [str(data)]}
 
     def data_source(self, lab: Lab) -> str:
         """What `process_and_upload` is called with: a copy of the sample below the data root."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from functools import partial
 from catalogzero.entry import drift
 from catalogzero.entry.manifest import load_manifest
 from catalogzero.errors import ConfigError
+from catalogzero.runtime.handler import Handler
 from catalogzero.testing.checks import HANDLER_CHECKS, check
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import (
@@ -40,7 +40,6 @@ CYCLES = 6
 LEAK_MB = 24.0
 CANARY_FIELD = "no_such_parameter_of_any_method"
 
-_SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
 _on_handler = partial(check, HANDLER_CHECKS)
 
 
@@ -48,12 +47,9 @@ _on_handler = partial(check, HANDLER_CHECKS)
 class Served:
     """What a handler answered while it was served for a moment."""
 
-    ping: Reply
-    metrics: Reply
-    describe: Reply
+    answers: dict[str, Reply] = field(default_factory=dict)
     refusals: dict[str, Reply] = field(default_factory=dict)
-    before: Figures | None = None
-    after: Figures | None = None
+    children_left: int = 0
     threads_left: list[str] = field(default_factory=list)
     longest_block_s: float = 0.0
     draining: list[Reply] = field(default_factory=list)
@@ -61,20 +57,21 @@ class Served:
 
 async def _serve_once(lab: Lab) -> Served:
     """Serve, ask everything that is no work, and stop."""
-    await _warm_up(lab)
-    before, threads = Figures.now(), set(threading.enumerate())
+    # Once beforehand with a plain handler, so that what the SDK itself keeps is there already.
+    async with serving(Handler(), state_dir=lab.new_folder("warm")) as warm:
+        await warm.client.request("get_metrics")
+    seen, before, threads = Served(), Figures.now(), set(threading.enumerate())
     async with serving(lab.make(), state_dir=lab.new_folder("served")) as served:
         with Heartbeat() as heartbeat:
             request = served.client.request
-            seen = Served(
-                await request("ping"), await request("get_metrics"), await request("describe")
-            )
+            for method in ("ping", "get_metrics", "describe"):
+                seen.answers[method] = await request(method)
             for method in lab.handler_class.callable_methods():
                 seen.refusals[method] = await request(method, {CANARY_FIELD: 1}, timeout_s=10.0)
             for method in ("drain", "get_metrics", "resume", "get_metrics"):
                 seen.draining.append(await request(method, timeout_s=15.0))
     seen.longest_block_s = heartbeat.longest_s
-    seen.before, seen.after = before, Figures.now()
+    seen.children_left = Figures.now().children - before.children
     left = set(threading.enumerate()) - threads
     seen.threads_left = [
         thread.name
@@ -85,16 +82,15 @@ async def _serve_once(lab: Lab) -> Served:
     return seen
 
 
-async def _warm_up(lab: Lab) -> None:
-    """Serve a plain handler once, so that what the SDK itself keeps is there before measuring."""
-    from catalogzero.runtime.handler import Handler
-
-    async with serving(Handler(), state_dir=lab.new_folder("warm")) as served:
-        await served.client.request("get_metrics")
-
-
 def _served(lab: Lab, *, mine: bool = False) -> Served:
     return lab.recording("serves_and_stops", _serve_once, mine=mine)
+
+
+def _demand_answer(lab: Lab, method: str, keys: tuple[str, ...]) -> None:
+    """Fail the check unless a control method answered with these keys."""
+    reply = _served(lab).answers[method]
+    demand(reply.success, f"{method} failed: {reply.error}")
+    demand_keys(reply.result, keys, f"the answer to {method}")
 
 
 @_on_handler(
@@ -105,9 +101,8 @@ def serves_and_stops(lab: Lab) -> None:
     """It starts, answers, stops, and leaves no thread and no child behind."""
     seen = _served(lab, mine=True)
     demand(not seen.threads_left, f"threads are left behind: {', '.join(seen.threads_left)}")
-    if seen.before and seen.after:
-        left = seen.after.children - seen.before.children
-        demand(left <= 0, f"{left} child processes are left behind")
+    left = seen.children_left
+    demand(left <= 0, f"{left} child processes are left behind")
 
 
 @_on_handler(
@@ -130,12 +125,7 @@ def unknown_settings_are_refused(lab: Lab) -> None:
 )
 def secrets_are_secret_settings(lab: Lab) -> None:
     """Settings with a secret's name are SecretStr."""
-    fields = lab.handler_class.settings_model.model_fields
-    plain = [
-        name
-        for name, told in fields.items()
-        if _SECRET_NAME.search(name) and told.annotation in (str, str | None)
-    ]
+    plain = drift.plain_secrets_of_class(lab.handler_class)
     demand(not plain, f"plain text settings: {', '.join(plain)}")
 
 
@@ -155,9 +145,7 @@ def settings_have_a_prefix(lab: Lab) -> None:
 )
 def ping_has_its_keys(lab: Lab) -> None:
     """`ping` answers with the agreed keys."""
-    reply = _served(lab).ping
-    demand(reply.success, f"ping failed: {reply.error}")
-    demand_keys(reply.result, PING_KEYS, "the answer to ping")
+    _demand_answer(lab, "ping", PING_KEYS)
 
 
 @_on_handler(
@@ -166,9 +154,7 @@ def ping_has_its_keys(lab: Lab) -> None:
 )
 def metrics_have_their_keys(lab: Lab) -> None:
     """`get_metrics` answers with the agreed keys."""
-    reply = _served(lab).metrics
-    demand(reply.success, f"get_metrics failed: {reply.error}")
-    demand_keys(reply.result, METRIC_KEYS, "the answer to get_metrics")
+    _demand_answer(lab, "get_metrics", METRIC_KEYS)
 
 
 @_on_handler(
@@ -177,9 +163,7 @@ def metrics_have_their_keys(lab: Lab) -> None:
 )
 def describe_has_its_keys(lab: Lab) -> None:
     """`describe` answers with the agreed keys."""
-    reply = _served(lab).describe
-    demand(reply.success, f"describe failed: {reply.error}")
-    demand_keys(reply.result, DESCRIBE_KEYS, "the answer to describe")
+    _demand_answer(lab, "describe", DESCRIBE_KEYS)
 
 
 @_on_handler(
@@ -188,11 +172,8 @@ def describe_has_its_keys(lab: Lab) -> None:
 )
 def control_calls_block_nothing(lab: Lab) -> None:
     """No control method keeps the event loop from answering."""
-    seen = _served(lab)
-    demand(
-        seen.longest_block_s < BLOCKED_S,
-        f"the event loop did not answer for {seen.longest_block_s:.1f} s",
-    )
+    blocked_s = _served(lab).longest_block_s
+    demand(blocked_s < BLOCKED_S, f"the event loop did not answer for {blocked_s:.1f} s")
 
 
 @_on_handler(
@@ -227,10 +208,8 @@ def _state(metrics: Reply) -> str:
 def unknown_params_are_refused(lab: Lab) -> None:
     """Every method refuses a parameter that it does not have."""
     for method, reply in _served(lab).refusals.items():
-        demand(
-            reply.code == "bad_params",
-            f"{method}({CANARY_FIELD}=1) was answered {reply.code or 'with success'}",
-        )
+        answer = reply.code or "with success"
+        demand(answer == "bad_params", f"{method}({CANARY_FIELD}=1) was answered {answer}")
 
 
 @_on_handler(
@@ -275,9 +254,8 @@ def importing_it_is_light(lab: Lab) -> None:
         check=False,
         timeout=60,
     )
-    demand(
-        done.returncode == 0, f"a fresh interpreter cannot import {module}: {done.stderr[-300:]}"
-    )
+    fault = done.stderr[-300:]
+    demand(not done.returncode, f"a fresh interpreter cannot import {module}: {fault}")
     loaded = set(json.loads(done.stdout)) & set(HEAVY_MODULES)
     demand(not loaded, f"importing {module} loads {', '.join(sorted(loaded))}")
 
@@ -286,34 +264,32 @@ def importing_it_is_light(lab: Lab) -> None:
 class Slept:
     """What a handler held after each of several sleeps."""
 
-    figures: list[Figures]
-    states: list[str]
-    errors: list[str]
+    figures: list[Figures] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 async def _sleep_often(lab: Lab) -> Slept:
     """Wake and sleep, again and again."""
-    figures: list[Figures] = []
-    states: list[str] = []
-    errors: list[str] = []
+    seen = Slept()
     async with serving(lab.make(), state_dir=lab.new_folder("slept")) as served:
         for _ in range(CYCLES):
-            await _cycle(served.client, states, errors)
-            figures.append(Figures.now())
-    return Slept(figures, states, errors)
+            await _cycle(served.client, seen)
+            seen.figures.append(Figures.now())
+    return seen
 
 
-async def _cycle(client: HandlerClient, states: list[str], errors: list[str]) -> None:
+async def _cycle(client: HandlerClient, seen: Slept) -> None:
     """One wake and one sleep."""
     for method in ("wake", "sleep"):
         reply = await client.request(method, timeout_s=15.0)
         if not reply.success:
-            errors.append(f"{method}: {reply.error}")
+            seen.errors.append(f"{method}: {reply.error}")
     metrics = await client.request("get_metrics")
     told = metrics.result if isinstance(metrics.result, Mapping) else {}
-    states.append(str(told.get("status")))
+    seen.states.append(str(told.get("status")))
     if told.get("last_error"):
-        errors.append(str(told["last_error"]))
+        seen.errors.append(str(told["last_error"]))
 
 
 def _slept(lab: Lab, *, mine: bool = False) -> Slept:

@@ -14,10 +14,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import psutil
 
@@ -86,22 +86,21 @@ class Lab:
         """
         if owner not in self._recordings and owner not in self._failures:
             try:
-                self._recordings[owner] = asyncio.run(_bounded(record(self)))
+                self._recordings[owner] = asyncio.run(bounded(record(self)))
             except Exception as error:  # noqa: BLE001 - told by the check that owns it
                 self._failures[owner] = error
         if owner in self._failures:
             if mine:
                 raise self._failures[owner]
             raise UnfinishedError(owner)
-        made: T = self._recordings[owner]
-        return made
+        return cast("T", self._recordings[owner])
 
     def new_folder(self, name: str) -> Path:
         """A fresh folder of that name."""
         return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
 
 
-async def _bounded(work: Awaitable[T]) -> T:
+async def bounded(work: Awaitable[T]) -> T:
     """A run that ends in time, or fails."""
     async with asyncio.timeout(RECORDING_TIMEOUT_S):
         return await work
@@ -160,22 +159,20 @@ class Heartbeat:
 def output_to(path: Path) -> Iterator[None]:
     """Send everything that this process and its children write to standard error to a file."""
     sys.stderr.flush()
-    descriptor, stream = os.dup(2), sys.stderr
-    with path.open("a", encoding="utf-8") as file:
+    descriptor = os.dup(2)
+    with path.open("a", encoding="utf-8") as file, redirect_stderr(file):
         os.dup2(file.fileno(), 2)
-        sys.stderr = file
         try:
             yield
         finally:
-            sys.stderr = stream
             os.dup2(descriptor, 2)
             os.close(descriptor)
 
 
-def shown(value: object, longest: int = 300) -> str:
-    """A value for a message, shortened."""
+def shown(value: object) -> str:
+    """A value for a message, cut after 300 characters."""
     text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest]}…"
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def demand(holds: object, what: str) -> None:

@@ -13,6 +13,7 @@ from catalogzero.testing.backend import API_KEY, FaultyBackend
 from catalogzero.testing.checks import PROCESSOR_CHECKS, check
 from catalogzero.testing.lab import BLOCKED_S, Heartbeat, Lab, demand, demand_keys, shown
 from catalogzero.testing.processor_lab import (
+    Row,
     Uploaded,
     batches,
     connections_watched,
@@ -21,6 +22,7 @@ from catalogzero.testing.processor_lab import (
     sample_rows,
     sorted_rows,
     source_of,
+    uploaded_once,
     uploading,
 )
 
@@ -94,10 +96,8 @@ def process_ignores_batch_borders(lab: Lab) -> None:
     """Small and large batches give the same rows, in whatever order."""
     rows = sample_rows(lab)
     small, large = processed(processor(lab), rows, 2), processed(processor(lab), rows, 10_000)
-    demand(
-        sorted_rows(small) == sorted_rows(large),
-        f"batches of 2 gave {len(small)} rows, one batch {len(large)}, and not the same",
-    )
+    gave = f"batches of 2 gave {len(small)} rows, one batch {len(large)}, and not the same"
+    _demand_same(small, large, gave)
 
 
 @_on_processor(
@@ -146,12 +146,16 @@ async def _deliver(lab: Lab) -> Uploaded:
             seen.replies[method] = await client.request(method, timeout_s=20.0)
         seen.reports = list(seen.backend.reports)
     seen.longest_block_s = heartbeat.longest_s
-    recorded: Uploaded = seen
-    return recorded
+    return seen
 
 
 def _delivered(lab: Lab, *, mine: bool = False) -> Uploaded:
     return lab.recording("uploads_its_sample", _deliver, mine=mine)
+
+
+def _demand_same(found: list[Row], expected: list[Row], what: str) -> None:
+    """Fail the check unless two lists hold the same rows, in whatever order."""
+    demand(sorted_rows(found) == sorted_rows(expected), what)
 
 
 @_on_processor(
@@ -191,10 +195,8 @@ def every_row_arrives_once(lab: Lab) -> None:
     """The backend has exactly the rows that `process` yields."""
     arrived = _delivered(lab).rows["first"]
     expected = processed(processor(lab), sample_rows(lab))
-    demand(
-        sorted_rows(arrived) == sorted_rows(expected),
-        f"{len(arrived)} rows arrived, process yields {len(expected)}, and not the same",
-    )
+    came = f"{len(arrived)} rows arrived, process yields {len(expected)}, and not the same"
+    _demand_same(arrived, expected, came)
 
 
 @_on_processor(
@@ -217,10 +219,8 @@ def full_sends_again_and_doubles_nothing(lab: Lab) -> None:
     seen = _delivered(lab)
     result = seen.result("full")
     demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
-    demand(
-        sorted_rows(seen.rows["full"]) == sorted_rows(seen.rows["first"]),
-        f"{len(seen.rows['full'])} rows are visible instead of {len(seen.rows['first'])}",
-    )
+    full, first = seen.rows["full"], seen.rows["first"]
+    _demand_same(full, first, f"{len(full)} rows are visible instead of {len(first)}")
 
 
 @_on_processor(
@@ -251,9 +251,8 @@ def the_key_shows_nowhere(lab: Lab) -> None:
         "a body that was sent": any(key in body for body in seen.backend.bodies),
         "the state folder": any(key in file for file in _files(seen.state)),
     }
-    demand(
-        not any(places.values()), f"the key shows in {', '.join(p for p in places if places[p])}"
-    )
+    found = [place for place, shows in places.items() if shows]
+    demand(not found, f"the key shows in {', '.join(found)}")
 
 
 def _files(folder: Path) -> Iterator[bytes]:
@@ -263,15 +262,6 @@ def _files(folder: Path) -> Iterator[bytes]:
             yield path.read_bytes()
 
 
-async def _deliver_through_faults(lab: Lab) -> Uploaded:
-    """Upload while the backend refuses, cuts and forgets to answer."""
-    plan = FaultyBackend(["cut", "503", "429", "ok", "lost_reply", "500", "lost_reply"])
-    async with uploading(lab, plan, upload_wait_s=40) as (seen, client):
-        await seen.upload(client, "faults", source_of(lab))
-    recorded: Uploaded = seen
-    return recorded
-
-
 @_on_processor(
     "Networks fail: a row must arrive once, whatever happens on the way.",
     "Leave sending to the SDK: yield from process, send nothing yourself.",
@@ -279,21 +269,11 @@ async def _deliver_through_faults(lab: Lab) -> Uploaded:
 def survives_a_faulty_network(lab: Lab) -> None:
     """With refusals, cut connections and lost replies the same rows arrive, each once."""
     expected = _delivered(lab).rows["first"]
-    seen = lab.recording("survives_a_faulty_network", _deliver_through_faults, mine=True)
-    seen.result("faults")
-    arrived = seen.rows["faults"]
-    demand(
-        sorted_rows(arrived) == sorted_rows(expected),
-        f"{len(arrived)} rows arrived instead of {len(expected)}",
-    )
-
-
-async def _meet_no_backend(lab: Lab) -> Uploaded:
-    """Upload while the backend does nothing but refuse for now."""
-    async with uploading(lab, FaultyBackend(always="503"), upload_wait_s=0) as (seen, client):
-        await seen.upload(client, "away", source_of(lab))
-    recorded: Uploaded = seen
-    return recorded
+    backend = FaultyBackend(["cut", "503", "429", "ok", "lost_reply", "500", "lost_reply"])
+    seen = uploaded_once(lab, backend, upload_wait_s=40)
+    seen.result("upload")
+    arrived = seen.rows["upload"]
+    _demand_same(arrived, expected, f"{len(arrived)} rows arrived instead of {len(expected)}")
 
 
 @_on_processor(
@@ -302,17 +282,9 @@ async def _meet_no_backend(lab: Lab) -> Uploaded:
 )
 def a_backend_that_is_away_gives_queued(lab: Lab) -> None:
     """Without a backend the run succeeds, and says `queued`."""
-    seen = lab.recording("a_backend_that_is_away_gives_queued", _meet_no_backend, mine=True)
-    status = seen.result("away").get("status")
+    seen = uploaded_once(lab, FaultyBackend(always="503"), upload_wait_s=0)
+    status = seen.result("upload").get("status")
     demand(status == "queued", f"the status is {status!r}")
-
-
-async def _meet_a_refusal(lab: Lab) -> Uploaded:
-    """Upload to a backend that refuses the rows for good."""
-    async with uploading(lab, FaultyBackend(always="422"), upload_wait_s=20) as (seen, client):
-        await seen.upload(client, "refused", source_of(lab))
-    recorded: Uploaded = seen
-    return recorded
 
 
 @_on_processor(
@@ -321,19 +293,8 @@ async def _meet_a_refusal(lab: Lab) -> Uploaded:
 )
 def a_refusal_is_a_failure(lab: Lab) -> None:
     """Rows that the backend refuses for good fail the run."""
-    seen = lab.recording("a_refusal_is_a_failure", _meet_a_refusal, mine=True)
-    demand(not seen.replies["refused"].success, "a refused upload was answered with success")
-
-
-async def _deliver_less(lab: Lab) -> tuple[Uploaded, str]:
-    """Upload with a column dropped whose values are told apart."""
-    column = _column_to_drop(lab)
-    source = _source_with_canary(lab, column)
-    policy = {"drop": [column]}
-    async with uploading(lab, FaultyBackend(), egress=policy) as (seen, client):
-        await seen.upload(client, "less", source)
-    recorded: Uploaded = seen
-    return recorded, column
+    seen = uploaded_once(lab, FaultyBackend(always="422"), upload_wait_s=20)
+    demand(not seen.replies["upload"].success, "a refused upload was answered with success")
 
 
 def _column_to_drop(lab: Lab) -> str:
@@ -366,21 +327,14 @@ def _source_with_canary(lab: Lab, column: str) -> str:
 )
 def a_dropped_column_does_not_leave(lab: Lab) -> None:
     """With a column dropped by the client, its values are in no body."""
-    seen, column = lab.recording("a_dropped_column_does_not_leave", _deliver_less, mine=True)
-    seen.result("less")
+    column = _column_to_drop(lab)
+    source = _source_with_canary(lab, column)
+    seen = uploaded_once(lab, FaultyBackend(), source, egress={"drop": [column]})
+    seen.result("upload")
     named = [row for row in seen.backend.rows if column and column in row]
     demand(not named, f"the dropped column {column!r} arrived")
     leaked = any(CANARY.encode() in body for body in seen.backend.bodies)
     demand(not leaked, f"a value of the dropped column {column!r} left by another name")
-
-
-async def _ask_outside(lab: Lab) -> Uploaded:
-    """Ask for a file outside the data roots."""
-    outside = _file_outside(lab)
-    async with uploading(lab, FaultyBackend(), upload_wait_s=20) as (seen, client):
-        await seen.upload(client, "outside", str(outside))
-    recorded: Uploaded = seen
-    return recorded
 
 
 def _file_outside(lab: Lab) -> Path:
@@ -399,6 +353,6 @@ def _file_outside(lab: Lab) -> Path:
 )
 def reads_nothing_outside_its_roots(lab: Lab) -> None:
     """A path outside `data_roots` is refused."""
-    seen = lab.recording("reads_nothing_outside_its_roots", _ask_outside, mine=True)
-    demand(not seen.replies["outside"].success, "a file outside data_roots was read")
+    seen = uploaded_once(lab, FaultyBackend(), str(_file_outside(lab)), upload_wait_s=20)
+    demand(not seen.replies["upload"].success, "a file outside data_roots was read")
     demand(not seen.backend.rows, "rows of a file outside data_roots arrived")

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -18,7 +28,7 @@ from catalogzero.cloud.settings import Batch
 from catalogzero.cloud.values import json_lines
 from catalogzero.testing.backend import FaultyBackend
 from catalogzero.testing.handlers import serving
-from catalogzero.testing.lab import Lab, demand, output_to, shown
+from catalogzero.testing.lab import Lab, bounded, demand, output_to, shown
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.messages import Reply
 
@@ -47,10 +57,8 @@ def source_of(lab: Lab) -> str:
 
 def sample_rows(lab: Lab) -> list[Row]:
     """The rows of the sample, as they reach `process`."""
-    made = processor(lab)
-    rows = [
-        dict(row) for batch in _batches_of_source(made, source_of(lab)) for row in rows_of(batch)
-    ]
+    found = _batches_of_source(processor(lab), source_of(lab))
+    rows = [dict(row) for batch in found for row in rows_of(batch)]
     demand(rows, "the sample has no rows: give one that the contract's `sample` names")
     return rows
 
@@ -139,7 +147,9 @@ class Uploaded:
 
 
 @asynccontextmanager
-async def uploading(lab: Lab, backend: FaultyBackend, **runtime: Any) -> Any:
+async def uploading(
+    lab: Lab, backend: FaultyBackend, **runtime: Any
+) -> AsyncIterator[tuple[Uploaded, HandlerClient]]:
     """Serve the processor against a backend; yields the record and a client."""
     folder = lab.new_folder("uploads")
     seen = Uploaded(backend, folder / "log", folder / "state")
@@ -151,14 +161,23 @@ async def uploading(lab: Lab, backend: FaultyBackend, **runtime: Any) -> Any:
                 yield seen, served.client
 
 
+def uploaded_once(lab: Lab, backend: FaultyBackend, source: str = "", **runtime: Any) -> Uploaded:
+    """What one upload to a backend came to, as the step `upload`; by default of the sample."""
+
+    async def upload() -> Uploaded:
+        async with uploading(lab, backend, **runtime) as (seen, client):
+            await seen.upload(client, "upload", source or source_of(lab))
+        return seen
+
+    return asyncio.run(bounded(upload()))
+
+
 @contextmanager
 def connections_watched() -> Iterator[list[str]]:
     """The addresses that this process connects to meanwhile, by Python's audit events."""
     seen: list[str] = []
     _WATCHERS.append(seen.append)
-    if not _HOOKED:
-        sys.addaudithook(_on_audit)
-        _HOOKED.append(True)
+    _add_hook_once(_on_audit)
     try:
         yield seen
     finally:
@@ -166,7 +185,7 @@ def connections_watched() -> Iterator[list[str]]:
 
 
 _WATCHERS: list[Callable[[str], None]] = []
-_HOOKED: list[bool] = []
+_add_hook_once = cache(sys.addaudithook)
 
 
 def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:

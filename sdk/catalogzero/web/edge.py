@@ -94,9 +94,7 @@ def json_response(
     Raises:
         TypeError: The value is no JSON, or is nested more than 254 deep.
     """
-    return web.Response(
-        body=orjson.dumps(value), status=status, content_type="application/json", headers=headers
-    )
+    return web.json_bytes_response(value, dumps=orjson.dumps, status=status, headers=headers)
 
 
 async def _add_headers(request: web.Request, answer: web.StreamResponse) -> None:
@@ -158,6 +156,6 @@ def _check_target(raw: str) -> None:
     try:
         text = unquote_to_bytes(raw).decode()
     except UnicodeError:
-        raise HttpError(400, "The path or query is no UTF-8 once unescaped.") from None
+        raise HttpError(400, "The path or query is not valid UTF-8 once unescaped.") from None
     if "\0" in text:
         raise HttpError(400, "The path or query has a NUL character.")

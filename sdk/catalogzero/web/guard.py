@@ -14,12 +14,11 @@ import binascii
 import hmac
 from collections.abc import Collection, Iterable
 from functools import lru_cache
-from ipaddress import ip_address
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from catalogzero.config.settings import is_loopback
+from catalogzero.config.settings import is_loopback, parse_ip
 from catalogzero.web.edge import HttpError
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
@@ -101,23 +100,17 @@ class Guard:
         """Refuse a request without a token that may not come from where it says."""
         names = {_name_of(host) for host in (request.headers.get(hdrs.HOST, ""), request.host)}
         for name in names:
-            if not _is_local(name) and not self._is_own(name):
+            # an address cannot be rebound: whoever asks under it did go there
+            is_own = name in self._hosts or (self._by_address and parse_ip(name) is not None)
+            if not is_own and not _is_local(name):
                 raise HttpError(
                     self._host_status, f"{name!r} is neither loopback nor a host that is allowed."
                 )
         if is_page or names <= self._hosts:
             return
-        if not _is_local(request.remote or "") or any(
-            header in request.headers for header in PROXY_HEADERS
-        ):
+        by_proxy = any(header in request.headers for header in PROXY_HEADERS)
+        if by_proxy or not _is_local(request.remote or ""):
             raise HttpError(403, "From another machine, or through a proxy, this needs a token.")
-
-    def _is_own(self, name: str) -> bool:
-        """Whether the service goes by a name that is not loopback.
-
-        An address cannot be rebound: who asks under it did go there.
-        """
-        return name in self._hosts or (self._by_address and _is_address(name))
 
 
 def shown_token(request: web.Request, *, basic: bool = False) -> bytes:
@@ -157,11 +150,3 @@ def _name_of(host: str) -> str:
     if host.startswith("[") and is_closed:
         return inside.lower()
     return host.partition(":")[0].lower()
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True

@@ -17,18 +17,18 @@ import ssl
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, cast
 
 from aiohttp import http, http_exceptions, web
 
+from catalogzero.config.settings import host_port
 from catalogzero.errors import ConfigError
 from catalogzero.web.bodies import BODY_S, BODY_TIMEOUT_S
 from catalogzero.web.edge import HEADERS, SHAPE, HttpError, Shape
 
-FORCED_END = 1
 TAKEN = "cannot listen on {host}:{port}: {reason}; name another --port"
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n"
@@ -96,14 +96,11 @@ async def listening(
         try:
             listener = await loop.create_server(connect, host, port, ssl=tls, backlog=128)
         except (OSError, UnicodeError) as error:
-            told = taken.format(host=host, port=port, reason=_reason(error))
-            raise ConfigError(told) from None
-        try:
-            shown = f"[{host}]" if ":" in host else host
+            message = taken.format(host=host, port=port, reason=_reason(error))
+            raise ConfigError(message) from None
+        with closing(listener):
             bound = listener.sockets[0].getsockname()[1]
-            yield f"{'https' if tls else 'http'}://{shown}:{bound}"
-        finally:
-            listener.close()
+            yield f"{'https' if tls else 'http'}://{host_port(host, bound)}"
     finally:
         await runner.cleanup()
 
@@ -138,7 +135,7 @@ def _end_now(within_s: float) -> None:
     """End a process that does not end by itself."""
     sys.stderr.write(f"catalogzero: not ended {within_s:g} s after the signal: ended now\n")
     sys.stderr.flush()
-    os._exit(FORCED_END)
+    os._exit(1)
 
 
 class _Connections:
@@ -242,8 +239,8 @@ def _below(status: int, error: BaseException | None) -> HttpError:
     if isinstance(error, http_exceptions.LineTooLong):
         return HttpError(431, "The request line or a header is too long.")
     if isinstance(error, http_exceptions.ContentEncodingError):
-        return HttpError(415, "The Content-Encoding is none that is read here.")
-    return HttpError(400, "This is no HTTP request that can be read.")
+        return HttpError(415, "This Content-Encoding is not supported.")
+    return HttpError(400, "The HTTP request is malformed.")
 
 
 def _plain(error: HttpError) -> web.Response:

@@ -9,16 +9,10 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.errors import (
-    BadRequestError,
-    CallTimeoutError,
-    CatalogZeroError,
-    UnreachableError,
-)
+from catalogzero.errors import BadRequestError, CallTimeoutError, CatalogZeroError, UnreachableError
 from catalogzero.wire.messages import Call, Reply, StartBy, decode_reply, encode_call
 from catalogzero.wire.transport import Peer, Transport
 from catalogzero.wire.zeromq import CurveClient, ZeroMQ
@@ -63,12 +57,7 @@ class HandlerClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -134,11 +123,7 @@ class HandlerClient:
             del self._calls[request_id]
 
     async def request_plain(
-        self,
-        method: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        timeout_s: float = 30.0,
+        self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0
     ) -> Reply:
         """Call without `request_id`, one at a time: for handlers that echo none.
 

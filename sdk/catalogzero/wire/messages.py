@@ -100,14 +100,9 @@ def decode_call(frame: bytes) -> Call:
 
 def encode_call(call: Call) -> bytes:
     """The JSON text frame of a call; absent fields are left out."""
-    body: dict[str, Any] = {"method": call.method, "params": call.params}
-    if call.request_id is not None:
-        body["request_id"] = call.request_id
-    if call.timeout_s is not None:
-        body["timeout_s"] = call.timeout_s
-    if call.start_by is not None:
-        body["start_by"] = {"boot_id": call.start_by.boot_id, "uptime_s": call.start_by.uptime_s}
-    return encode_json(body)
+    fields = ((name, getattr(call, name)) for name in ("request_id", "timeout_s", "start_by"))
+    given = {name: value for name, value in fields if value is not None}
+    return encode_json({"method": call.method, "params": call.params, **given})
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -176,12 +171,8 @@ def _full(reply: Reply) -> dict[str, Any]:
         body["run_id"] = reply.run_id
     body["duration_ms"] = reply.duration_ms
     if reply.success:
-        body["result"] = reply.result
-        return body
-    body.update(error=reply.error, code=reply.code, retryable=reply.retryable)
-    if reply.details is not None:
-        body["details"] = reply.details
-    return body
+        return {**body, "result": reply.result}
+    return {**body, **_error_fields(reply, reply.error)}
 
 
 def _flat(reply: Reply) -> dict[str, Any]:
@@ -190,13 +181,13 @@ def _flat(reply: Reply) -> dict[str, Any]:
         if isinstance(reply.result, dict):
             return {"success": True, **reply.result}
         return {"success": True, "result": reply.result}
-    body = {
-        "success": False,
-        "error": one_line_ascii(reply.error),
-        "code": reply.code,
-        "retryable": reply.retryable,
-    }
-    return body if reply.details is None else {**body, "details": reply.details}
+    return {"success": False, **_error_fields(reply, one_line_ascii(reply.error))}
+
+
+def _error_fields(reply: Reply, error: str) -> dict[str, Any]:
+    """What both forms of a reply say of an error."""
+    fields = {"error": error, "code": reply.code, "retryable": reply.retryable}
+    return fields if reply.details is None else {**fields, "details": reply.details}
 
 
 def _check_depth(frame: bytes, body: dict[str, Any]) -> None:
@@ -223,28 +214,23 @@ def _call(body: dict[str, Any]) -> Call:
         raise BadRequestError("a call needs `method`, a name")
     if params is not None and not isinstance(params, dict):
         raise BadRequestError("`params` is a JSON object")
-    request_id, start_by = body.get("request_id"), body.get("start_by")
-    if request_id is not None and not (
-        isinstance(request_id, str) and 0 < len(request_id) <= MAX_ID_CHARS
-    ):
+    request_id = body.get("request_id")
+    is_id = isinstance(request_id, str) and 0 < len(request_id) <= MAX_ID_CHARS
+    if request_id is not None and not is_id:
         raise BadRequestError(f"`request_id` is a string of 1 to {MAX_ID_CHARS} characters")
-    return Call(
-        method,
-        params or {},
-        request_id,
-        _seconds(body, "timeout_s"),
-        None if start_by is None else _start_by(start_by),
-    )
+    return Call(method, params or {}, request_id, _seconds(body, "timeout_s"), _start_by(body))
 
 
-def _start_by(value: Any) -> StartBy:
+def _start_by(body: dict[str, Any]) -> StartBy | None:
     """The `start_by` of a call."""
-    if not isinstance(value, dict) or not isinstance(value.get("boot_id"), str):
-        raise BadRequestError("`start_by` is {boot_id: string, uptime_s: number}")
-    uptime_s = _seconds(value, "uptime_s")
-    if uptime_s is None:
-        raise BadRequestError("`start_by` is {boot_id: string, uptime_s: number}")
-    return StartBy(value["boot_id"], uptime_s)
+    value = body.get("start_by")
+    if value is None:
+        return None
+    if isinstance(value, dict) and isinstance(value.get("boot_id"), str):
+        uptime_s = _seconds(value, "uptime_s")
+        if uptime_s is not None:
+            return StartBy(value["boot_id"], uptime_s)
+    raise BadRequestError("`start_by` is {boot_id: string, uptime_s: number}")
 
 
 def _seconds(body: dict[str, Any], name: str) -> float | None:
@@ -261,9 +247,7 @@ def _jsonable(value: Any) -> Any:
     """JSON's own kind for a value that the codec does not know."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    if isinstance(value, SecretStr):
-        return str(value)
-    if isinstance(value, PurePath):
+    if isinstance(value, SecretStr | PurePath):
         return str(value)
     if isinstance(value, set | frozenset | tuple):
         return list(value)

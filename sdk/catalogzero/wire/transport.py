@@ -22,15 +22,12 @@ class Server(Protocol):
         Raises:
             ConfigError: The address cannot be bound; names it and the fix.
         """
-        ...
 
     def send(self, envelope: Envelope, payload: bytes) -> None:
         """Send a reply; one to a peer that is gone or does not read is dropped."""
-        ...
 
     def close(self) -> None:
         """Stop listening: the address is free when this returns; what was not sent is dropped."""
-        ...
 
 
 class Peer(Protocol):
@@ -38,11 +35,9 @@ class Peer(Protocol):
 
     def try_send(self, payload: bytes) -> bool:
         """Send now; false when the server is not connected or does not read."""
-        ...
 
     def close(self) -> None:
         """Disconnect; what was not sent yet is dropped."""
-        ...
 
 
 class Transport(Protocol):
@@ -63,7 +58,6 @@ class Transport(Protocol):
             max_message_bytes: A peer that sends a longer message is disconnected.
             on_refused: Called with the public key of each peer that may not call.
         """
-        ...
 
     def connect(
         self, address: str, on_reply: Callable[[bytes], None], on_writable: Callable[[], None]
@@ -78,4 +72,3 @@ class Transport(Protocol):
         Raises:
             ConfigError: The address is not one of this transport.
         """
-        ...

@@ -15,14 +15,15 @@ import os
 import select
 import socket as sockets
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import zmq
 from zmq.utils import z85
 
+from catalogzero.config.settings import host_port
 from catalogzero.errors import ConfigError
 from catalogzero.wire.transport import Envelope
 
@@ -34,9 +35,6 @@ HANDSHAKE_TIMEOUT_MS = 5_000
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 2_000
 HEARTBEAT_MS = 15_000
-SEND = int(zmq.NOBLOCK)
-SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_DOMAIN = b"catalogzero"
 
 _shared: tuple[int, zmq.Context[zmq.Socket[bytes]]] | None = None
@@ -47,7 +45,7 @@ class CurveKeys:
     """A CURVE key pair, each key 40 characters of z85 (RFC 32)."""
 
     public: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
 
     @classmethod
     def new(cls) -> Self:
@@ -67,10 +65,6 @@ class CurveKeys:
             return cls(_key(pairs["public"]), _key(pairs["secret"]))
         except (OSError, KeyError, ValueError) as error:
             raise ConfigError(f"{path}: no key pair ({error}); `catalogzero keys new`") from None
-
-    def __repr__(self) -> str:
-        """The public half only."""
-        return f"CurveKeys(public={self.public!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +102,11 @@ def read_client_keys(path: Path) -> frozenset[bytes]:
         ConfigError: No such file, or a line that is no key; names the line.
     """
     keys = set()
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{path}: the allowed client keys cannot be read ({error})") from None
-    for number, line in enumerate(lines, 1):
-        if text := line.split(" #")[0].strip().removeprefix("public: "):
-            if text.startswith("#"):
-                continue
-            try:
-                keys.add(_key(text))
-            except ValueError:
-                raise ConfigError(f"{path}:{number}: not a public key of 40 characters") from None
+    for place, text in _key_lines(path, "the allowed client keys"):
+        try:
+            keys.add(_key(text.removeprefix("public: ")))
+        except ValueError:
+            raise ConfigError(f"{place}: not a public key of 40 characters") from None
     return frozenset(keys)
 
 
@@ -130,21 +117,26 @@ def read_server_keys(path: Path) -> dict[str, bytes]:
         ConfigError: No such file, or a line that is not of that form; names the line.
     """
     keys = {}
+    for place, text in _key_lines(path, "the handlers' keys"):
+        handler_id, _, key = text.partition(": ")
+        try:
+            keys[handler_id] = _key(key)
+        except ValueError:
+            message = f"{place}: not `handler_id: public key of 40 characters`"
+            raise ConfigError(message) from None
+    return keys
+
+
+def _key_lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
+    """Each line of a file of keys that is not a comment: where it is, and its text."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except OSError as error:
-        raise ConfigError(f"{path}: the handlers' keys cannot be read ({error})") from None
+        raise ConfigError(f"{path}: {what} cannot be read ({error})") from None
     for number, line in enumerate(lines, 1):
         text = line.split(" #")[0].strip()
         if text and not text.startswith("#"):
-            handler_id, _, key = text.partition(": ")
-            try:
-                keys[handler_id] = _key(key.strip())
-            except ValueError:
-                raise ConfigError(
-                    f"{path}:{number}: not `handler_id: public key of 40 characters`"
-                ) from None
-    return keys
+            yield f"{path}:{number}", text
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +158,7 @@ class ZeroMQ:
         on_refused: Callable[[str], None] = lambda key: None,
     ) -> RouterServer:
         """See `Transport.serve`; made and used on one event loop."""
-        return RouterServer(
-            on_message,
-            max_message_bytes=max_message_bytes,
-            curve=self.server_keys,
-            on_refused=on_refused,
-        )
+        return RouterServer(on_message, max_message_bytes, self.server_keys, on_refused)
 
     def connect(
         self, address: str, on_reply: Callable[[bytes], None], on_writable: Callable[[], None]
@@ -194,7 +181,6 @@ class RouterServer:
     def __init__(
         self,
         on_message: Callable[[Envelope, bytes], None],
-        *,
         max_message_bytes: int = 1 << 20,
         curve: CurveServer | None = None,
         on_refused: Callable[[str], None] = lambda key: None,
@@ -221,7 +207,8 @@ class RouterServer:
         """
         try:
             self._socket.setsockopt(zmq.IPV6, 1 if ":" in host else 0)
-            self._socket.bind(f"tcp://{_bracketed(host)}:{port or '*'}")
+            name = "127.0.0.1" if host == "localhost" else host  # a socket binds no names
+            self._socket.bind(f"tcp://{host_port(name, port or '*')}")
         except zmq.ZMQError as error:
             raise ConfigError(_bind_fault(host, port, error)) from None
         self._watch = _Watch(self._socket, self._drain)
@@ -233,9 +220,7 @@ class RouterServer:
         if self._watch is None or self._socket.closed:
             return
         try:
-            for part in envelope:
-                self._socket.send(part, SEND_MORE)
-            self._socket.send(payload, SEND)
+            self._socket.send_multipart((*envelope, payload), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -285,12 +270,16 @@ class DealerPeer:
         on_writable: Callable[[], None],
         *,
         curve: CurveClient | None = None,
-        max_message_bytes: int = -1,
     ) -> None:
         self._on_reply, self._on_writable = on_reply, on_writable
         self._socket = _context().socket(zmq.DEALER)
-        _configure(self._socket, max_message_bytes)
-        _configure_client(self._socket)
+        _configure(self._socket, max_message_bytes=-1)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # only a finished connection has a queue
+        self._socket.setsockopt(zmq.IPV6, 1)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)  # a dead connection is noticed
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * HEARTBEAT_MS)
         if curve:
             self._use(curve)
         try:
@@ -309,9 +298,8 @@ class DealerPeer:
             self._socket.curve_serverkey = curve.server
         except (zmq.ZMQError, ValueError) as error:
             self._socket.close(linger=0)
-            raise ConfigError(
-                "the handler's public key is none: the `public` line of its key file is"
-            ) from error
+            message = "the handler's public key is invalid: take the `public` line of its key file"
+            raise ConfigError(message) from error
 
     def try_send(self, payload: bytes) -> bool:
         """Send now; false when the peer is not connected or does not read."""
@@ -421,14 +409,13 @@ class _Gate:
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
-        allowed: Iterable[bytes],
+        allowed: frozenset[bytes],
         on_refused: Callable[[str], None],
     ) -> None:
-        self._allowed = frozenset(allowed)
-        self._on_refused = on_refused
+        self._allowed, self._on_refused = allowed, on_refused
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(ZAP_ENDPOINT)
+        self._socket.bind("inproc://zeromq.zap.01")
         self._watch = _Watch(self._socket, self._drain)
 
     def close(self) -> None:
@@ -471,16 +458,6 @@ def _configure(socket: zmq.Socket[bytes], max_message_bytes: int) -> None:
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
 
 
-def _configure_client(socket: zmq.Socket[bytes]) -> None:
-    """A client queues for a finished connection only, and notices a dead one."""
-    socket.setsockopt(zmq.IMMEDIATE, 1)
-    socket.setsockopt(zmq.IPV6, 1)
-    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2 * HEARTBEAT_MS)
-
-
 def _key(text: str) -> bytes:
     """A z85 key of 40 characters."""
     key = text.strip().encode("ascii")
@@ -488,12 +465,6 @@ def _key(text: str) -> bytes:
         raise ValueError("a key has 40 characters")
     z85.decode(key)
     return key
-
-
-def _bracketed(host: str) -> str:
-    """The host as an endpoint writes it; a socket binds no names, so localhost is resolved."""
-    host = "127.0.0.1" if host == "localhost" else host
-    return f"[{host}]" if ":" in host else host
 
 
 def _bind_fault(host: str, port: int, error: zmq.ZMQError) -> str:
