@@ -352,6 +352,8 @@ class Jobs:
         self._running.discard(run)
         self._lanes[run.method.lane[0]] -= 1
         for waiting in list(self._queue):
+            if len(self._running) >= self._runtime.max_concurrent_jobs:
+                break
             if self._has_place(waiting):
                 self._queue.remove(waiting)
                 self._begin(waiting)
