@@ -176,7 +176,7 @@ async def test_a_run_that_fails_in_one_file_sends_the_others_prints_what_it_did_
 
     told = json.loads(out)
     assert process.returncode == 1
-    assert "1 of 2 items failed (1 are stored and sent): exports/bad.csv, line 2" in err.decode()
+    assert "1 of 2 items failed (1 stored for upload): exports/bad.csv, line 2" in err.decode()
     assert (told["status"], told["success"]) == ("failed", False)
     assert (told["failed"], told["items"], told["records"]) == (1, 2, 2)
     assert told["failures"][0]["source"] == "exports/bad.csv"

@@ -127,8 +127,8 @@ class Tally:
         if items > 1:
             more = self.failed - _TOLD_FAILURES
             named = "; ".join([*told[:_TOLD_FAILURES], *([f"and {more} more"] if more > 0 else [])])
-            sent = f"{result['uploads']} are stored and sent"
-            text = f"{self.failed} of {items} items failed ({sent}): {named}"
+            stored = f"{result['uploads']} stored for upload"
+            text = f"{self.failed} of {items} items failed ({stored}): {named}"
         kind = next(iter(self.kinds)) if len(self.kinds) == 1 else FailedError
         kind = kind if kind in {SourceChangedError, BadParamsError} else FailedError
         text += f"; {result['error']}" if "error" in result else ""
