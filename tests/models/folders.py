@@ -5,10 +5,12 @@ folder (reinstalled elsewhere) or with a copy of A's (VM clone, image). Nothing 
 does later is "the old host comes back" (sealing and sending are separate moves, so that being
 offline is an interleaving). The source is shared (a network folder, a database), or each host has
 its own disk, A's standing still since B started. The backend may be restored from its first day,
-the source be deleted at the end (GONE), requests be lost with their answer or come late. What
-holds: with nothing produced or to be sent, and some host that is not paused and would skip, what is
-visible is the source's content; where it is gone, the newest content that was sealed anywhere, or
-a dead letter or a paused outbox tells of it.
+the source be deleted at the end (GONE), requests be lost with their answer or come late; a start
+may come again, or for the first time when its host has stopped waiting for it. What holds: with
+nothing produced or to be sent, and some host that is not paused and would skip, what is visible is
+the source's content; where it is gone, the newest content that was sealed anywhere, or a dead
+letter or a paused outbox tells of it. No host pauses unless another one has started since its own
+last start, and a lone host whose backend was not restored sends all that it sealed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from tests.models.explore import ANY, Case, Move, changed, put
 
 
 class Rules(NamedTuple):
-    """The switches; `FENCE` has the rules F1 to F9, the defaults are weaker."""
+    """The switches; `FENCE` has the rules F1 to F9, F11 to F14, G7; the defaults are weaker."""
 
     late: Literal["reseal", "reread"] = "reseal"
     """F8: superseded while the mark is its own: sealed above | the source is read again."""
@@ -52,6 +54,17 @@ class Rules(NamedTuple):
     """F7: a start compares the marks with the backend's highest | does not."""
     adopt: Literal["compare", "plain"] = "compare"
     """F7: `installation adopt` compares marks and sealed uploads | does not."""
+    last: bool = True
+    """F11: a start says the nonce of the last answered one; where the backend's newest start was
+    that one, come again on its way, nobody else took the folder's place."""
+    remember: bool = True
+    """F12: the nonce of an earlier start than the newest is refused: an old request come late."""
+    again: bool = True
+    """F13: a `complete` that is answered `moved` makes the folder start once more | it pauses."""
+    chained: bool = True
+    """F14: after a compare the next upload builds on the last one that stays | on what is told."""
+    addressed: bool = True
+    """G7: a start says the generation that it is for; for another one it takes no epoch."""
 
 
 REREAD = Rules(late="reread", gone="dead")
@@ -92,8 +105,21 @@ class Sent(NamedTuple):
     epoch: int
 
 
+class Start(NamedTuple):
+    """What `PUT installations` carries, and whose it is."""
+
+    who: int
+    epoch: int
+    nonce: int
+    last: int
+    generation: int
+
+
 class Host(NamedTuple):
-    """A host's folder, with what it has read: (content, base)."""
+    """A host's folder, with what it has read: (content, base).
+
+    `nonce`: that of a start without an answer; `last`: that of the last answered start.
+    """
 
     condition: Condition
     mark: Mark | None
@@ -104,13 +130,16 @@ class Host(NamedTuple):
     base: int
     nonce: int = 0
     generation: int = 0
+    last: int = 0
 
 
 class State(NamedTuple):
     """Both hosts, the backend and the network.
 
-    `disk`: A's own content where the source is not shared; `by`: the nonce of the last taking;
-    `newest`: the newest content sealed anywhere (-2: an operator decided); `clock`: the epochs'.
+    `disk`: A's own content where the source is not shared; `taken`: the nonces of starts, the
+    newest first; `newest`: the newest content sealed anywhere (-2: an operator decided); `clock`:
+    the epochs'; `nonces`: how many were drawn; `starter`: whose start was the last, not counting
+    one that came again.
     """
 
     source: int
@@ -121,21 +150,29 @@ class State(NamedTuple):
     done: frozenset[int]
     superseded: frozenset[int]
     epoch: int
-    late: frozenset[Sent]
+    late: frozenset[Sent | Start]
     left: tuple[int, ...]
     uid: int
     time: int
     newest: int
-    by: int
+    taken: tuple[int, ...]
     generation: int
     clock: int
+    nonces: int
+    starter: int
 
 
-LATE, LOST, ADOPT, RESTART, RESTORE = range(5)
+LATE, LOST, ADOPT, RESTART, RESTORE, AGAIN = range(6)
+"""The faults; AGAIN is a start that comes twice, or late."""
+PAUSED = "paused, and no other folder has started since"
+PUT_OFF = "put off, and there is no other folder"
 
 
 class Model:
-    """A source that goes through `script`; `skew`: how far each host's clock is ahead."""
+    """A source that goes through `script`; `skew`: how far each host's clock is ahead.
+
+    `first`: A has not started yet; `alone`: there is no B.
+    """
 
     def __init__(
         self,
@@ -147,17 +184,40 @@ class Model:
         second: Literal["fresh", "copy"] = "fresh",
         shared: bool = True,
         uploads: int = 5,
+        first: bool = False,
+        alone: bool = False,
     ) -> None:
         self.rules, self.script, self.skew, self.second = rules, script, skew, second
         self.shared, self.uploads = shared, uploads
-        self.faults = faults + (0,) * (5 - len(faults))
+        self.first, self.alone = first, alone
+        self.faults = faults + (0,) * (6 - len(faults))
 
     def initial(self) -> State:
-        """A runs with an empty folder; B is not there."""
-        hosts = Host("running", None, 0, None, (), 1, 0), Host("absent", None, 0, None, (), 0, 0)
-        none: frozenset[int] = frozenset()
-        late: frozenset[Sent] = frozenset()
-        return State(0, None, hosts, None, 0, none, none, 1, late, self.faults, 0, 0, -1, 0, 0, 1)
+        """A runs, or is about to start, with an empty folder; B is not there."""
+        began = 0 if self.first else 1
+        condition: Condition = "copied" if self.first else "running"
+        host = Host(condition, None, 0, None, (), began, 0, last=began)
+        hosts = host, Host("absent", None, 0, None, (), 0, 0)
+        return State(
+            source=0,
+            disk=None,
+            hosts=hosts,
+            visible=None,
+            highest=0,
+            done=frozenset(),
+            superseded=frozenset(),
+            epoch=began,
+            late=frozenset(),
+            left=self.faults,
+            uid=0,
+            time=0,
+            newest=-1,
+            taken=(1,) * began,
+            generation=0,
+            clock=1,
+            nonces=began,
+            starter=0,
+        )
 
     # what a host sees
 
@@ -221,7 +281,8 @@ class Model:
         if host.generation != state.generation and answer != "moved":
             return state
         if answer == "moved":
-            return with_host(state, who, host._replace(condition="paused"))
+            condition: Condition = "copied" if self.rules.again else "paused"
+            return with_host(state, who, host._replace(condition=condition))
         rest = tuple(other for other in host.box if other.uid != entry.uid)
         own = mark is not None and mark.uid == entry.uid
         if answer in ("created", "duplicate"):
@@ -251,12 +312,34 @@ class Model:
                 box, known, right = (*box, entry), entry.seq, right or own
             elif self.rules.keep and own:
                 box = (*box, entry._replace(kind="kept"))
-        return host._replace(mark=mark if right else None, box=box, base=state.highest)
+        reading = (
+            host.reading if host.reading and host.reading[1] in (state.highest, known) else None
+        )
+        base = known if self.rules.chained else state.highest
+        mark = mark if right else None
+        return host._replace(mark=mark, box=box, base=base, reading=reading)
 
     def next_epoch(self, state: State, presented: int = 0) -> int:
         """F1: above the stored and the presented one, and at least the clock."""
         clock = state.clock if self.rules.clocked else 0
         return max(state.epoch, presented, clock) + 1
+
+    def take(self, state: State, start: Start, *, takes: bool = True) -> State | None:
+        """The backend answers a start; None where it is refused."""
+        rules, newest = self.rules, state.taken[:1]
+        if rules.addressed and start.generation != state.generation:
+            return None
+        if rules.fence and not (start.nonce in newest or start.last in newest):
+            if rules.remember and start.nonce in state.taken:
+                return None
+            if 0 < start.epoch < state.epoch or (start.epoch > state.epoch and not rules.higher):
+                return None
+        epoch = max(state.epoch, start.epoch)
+        epoch = self.next_epoch(state, start.epoch) if takes else epoch
+        taken = (start.nonce, *state.taken) if start.nonce else ()
+        following = state._replace(epoch=epoch, clock=max(state.clock, epoch), taken=taken)
+        awaited = state.hosts[start.who].nonce == start.nonce
+        return following._replace(starter=start.who) if awaited else following
 
     # moves
 
@@ -269,7 +352,8 @@ class Model:
             yield Move(f"source: {self.script[state.source + 1]}", True, following)
         for who, host in enumerate(state.hosts):
             if host.condition == "absent":
-                yield self.b_appears(state)
+                if not self.alone:
+                    yield self.b_appears(state)
                 continue
             yield from self.starts(state, who)
             if host.condition == "paused" and state.left[ADOPT]:
@@ -280,15 +364,38 @@ class Model:
                 if host.condition == "running":
                     yield from self.outbox(state, who)
         if state.left[RESTORE] and state.visible:
-            none: frozenset[int] = frozenset()
-            following = state._replace(visible=None, highest=0, done=none, superseded=none)
-            following = following._replace(epoch=1, by=0, generation=state.generation + 1)
+            first = self.initial()
+            following = first._replace(
+                source=state.source,
+                disk=state.disk,
+                hosts=state.hosts,
+                late=state.late,
+                left=state.left,
+                uid=state.uid,
+                time=state.time,
+                newest=state.newest,
+                generation=state.generation + 1,
+                clock=state.clock,
+                nonces=state.nonces,
+                starter=state.starter,
+            )
             yield Move("backend RESTORED from its first day", True, spent(following, RESTORE))
-        for sent in state.late:
-            following, answer = self.complete(state, sent)
-            yield Move(f"late complete {sent.uid} arrives: {answer}", True, following)
-            following = state._replace(late=state.late - {sent})
-            yield Move(f"late complete {sent.uid} vanishes", True, following)
+        for late in state.late:
+            without = state._replace(late=state.late - {late})
+            if isinstance(late, Start):
+                yield self.late_start(without, late)
+                continue
+            following, answer = self.complete(state, late)
+            yield Move(f"late complete {late.uid} arrives: {answer}", True, following)
+            yield Move(f"late complete {late.uid} vanishes", True, without)
+
+    def late_start(self, state: State, start: Start) -> Move[State]:
+        """A start arrives whose answer nobody hears."""
+        taken = self.take(state, start)
+        label = f"{'AB'[start.who]}'s start {start.nonce} arrives late: "
+        if taken is None:
+            return Move(f"{label}refused", True, state)
+        return Move(f"{label}epoch {taken.epoch}", True, taken)
 
     def b_appears(self, state: State) -> Move[State]:
         """The second host, with an empty folder or with a copy of A's."""
@@ -296,57 +403,56 @@ class Model:
         if self.second == "copy":
             copy = state.hosts[0]._replace(condition="copied", reading=None)
             return Move("A's folder is copied to B", True, with_host(state, 1, copy))
-        epoch = self.next_epoch(state)
-        following = state._replace(epoch=epoch, clock=max(state.clock, epoch))
-        fresh = Host("running", None, 0, None, (), epoch, state.highest, 0, state.generation)
-        return Move("B starts with an empty folder", True, with_host(following, 1, fresh))
+        nonce = state.nonces + 1 if self.rules.nonce else 0
+        start = Start(1, 0, nonce, 0, state.generation)
+        fresh = Host("running", None, 0, None, (), 0, state.highest, nonce, state.generation, nonce)
+        taken = self.take(with_host(state, 1, fresh)._replace(nonces=nonce), start) or state
+        fresh = fresh._replace(epoch=taken.epoch, nonce=0)
+        return Move("B starts with an empty folder", True, with_host(taken, 1, fresh))
 
     def starts(self, state: State, who: int) -> Iterator[Move[State]]:
-        """A start, or a new generation heard: `PUT installations` with the folder's epoch."""
+        """A start: at first, after a restart, on `moved`, or as a new generation is heard."""
         host, rules, name = state.hosts[who], self.rules, "AB"[who]
-        copied = host.condition == "copied"
+        due = host.condition == "copied"
         heard = host.condition == "running" and host.generation != state.generation
         restarted = host.condition == "running" and bool(state.left[RESTART])
-        if not (copied or heard or restarted):
+        if not (due or heard or restarted):
             return
-        known = rules.nonce and host.nonce and host.nonce == state.by
-        accepted = host.epoch == state.epoch or not rules.fence or known
-        accepted = accepted or (rules.higher and host.epoch > state.epoch)
-        fault = not copied and not heard
-        following = spent(state, RESTART) if fault else state
+        fault = not due and not heard
+        if fault:
+            state, host = spent(state, RESTART), host._replace(reading=None)
+        nonce = (host.nonce or state.nonces + 1) if rules.nonce else 0
+        last = host.last if rules.last else 0
+        start = Start(who, host.epoch, nonce, last, state.generation)
+        asked = host._replace(condition="copied", nonce=nonce)
+        state = with_host(state, who, asked)._replace(nonces=max(state.nonces, nonce))
+        if state.left[AGAIN]:
+            late = spent(state._replace(late=state.late | {start}), AGAIN)
+            yield Move(f"{name} starts: is delayed", True, late)
         label = f"{name} {'hears the new generation' if heard else 'starts'}: "
-        if not accepted:
-            paused = host._replace(condition="paused", reading=None)
-            yield Move(f"{label}moved, paused", fault, with_host(following, who, paused))
+        taken = self.take(state, start, takes=rules.bump and (rules.take or not heard))
+        if taken is None:
+            paused = asked._replace(condition="paused", reading=None)
+            yield Move(f"{label}moved, paused", fault, with_host(state, who, paused))
             return
-        takes = rules.bump and (rules.take or not heard)
-        epoch = self.next_epoch(state, host.epoch) if takes else max(state.epoch, host.epoch)
-        clock = max(state.clock, epoch)
-        new = host._replace(condition="running", reading=None, epoch=epoch, nonce=0)
+        if state.left[LOST] and rules.fence:
+            lost = spent(with_host(taken, who, asked._replace(reading=None)), LOST)
+            yield Move(f"{name} starts: epoch {taken.epoch}, answer lost, killed", True, lost)
+        new = asked._replace(condition="running", epoch=taken.epoch, nonce=0, last=nonce)
         new = new._replace(generation=state.generation)
-        if state.left[LOST] and rules.fence:  # the nonce stays the same until an answer came
-            nonce = host.nonce or 1 + who
-            asked = host._replace(condition="copied", reading=None, nonce=nonce)
-            lost = following._replace(epoch=epoch, by=nonce, clock=clock)
-            lost = spent(with_host(lost, who, asked), LOST)
-            yield Move(f"{name} starts: epoch {epoch}, answer lost, killed", True, lost)
-        following = following._replace(epoch=epoch)
-        if rules.fence and rules.start == "compare":
-            new = self.compared(following, new)
-        following = with_host(following, who, new)._replace(by=0, clock=clock)
-        yield Move(f"{label}epoch {epoch}", fault, following)
+        if rules.fence and (rules.start if host.epoch else rules.adopt) == "compare":
+            new = self.compared(taken, new)
+        answered = with_host(taken, who, new)
+        yield Move(f"{label}epoch {taken.epoch}", fault, answered)
+        if state.left[AGAIN]:
+            again = spent(answered._replace(late=state.late | {start}), AGAIN)
+            yield Move(f"{label}epoch {taken.epoch}, and it comes again", True, again)
 
     def adopts(self, state: State, who: int) -> Move[State]:
-        """F6: an operator lets a paused folder be the installation."""
-        host = state.hosts[who]
-        epoch = self.next_epoch(state, host.epoch)
-        host = host._replace(condition="running", epoch=epoch, reading=None)
-        host = host._replace(generation=state.generation)
-        if self.rules.adopt == "compare":
-            host = self.compared(state, host)
-        following = with_host(state._replace(epoch=epoch, clock=epoch), who, host)
+        """F6: an operator lets a paused folder be the installation: it starts as an empty one."""
+        host = state.hosts[who]._replace(condition="copied", epoch=0, nonce=0)
         label = f"operator: {'AB'[who]} adopts the installation"
-        return Move(label, True, spent(following, ADOPT))
+        return Move(label, True, spent(with_host(state, who, host), ADOPT))
 
     def runs(self, state: State, who: int) -> Move[State]:
         """A run reads, or seals what it has read."""
@@ -397,21 +503,25 @@ class Model:
 
     def quiet(self, state: State) -> bool:
         """Some host runs, and none reads or has something to send."""
-        live = [host for host in state.hosts if host.condition == "running"]
+        live = [host for host in state.hosts if host.condition in ("running", "copied")]
         idle = all(host.reading is None and not host.box for host in live)
-        return idle and state.hosts[1].condition != "copied" and bool(live)
+        return idle and bool(live) and all(host.condition == "running" for host in live)
 
     def check(self, state: State) -> Iterator[str]:
         """With the fence, the folder that holds the epoch counts; else any that would skip."""
-        first, second = state.hosts
-        if second.condition == "absent" and first.condition == "paused":
-            yield "paused, and there is no other folder"
+        lone = state.hosts[1].condition == "absent"
+        if state.hosts[state.starter].condition == "paused":
+            yield PAUSED
+            return
+        kinds = {entry.kind for entry in state.hosts[0].box}
+        if self.rules.fence and lone and not state.generation and kinds - {"sealed"}:
+            yield PUT_OFF
             return
         counted = [
             who
             for who, host in enumerate(state.hosts)
             if host.condition == "running"
-            and (not self.rules.fence or host.epoch == state.epoch)
+            and (not self.rules.fence or lone or host.epoch == state.epoch)
             and host.generation == state.generation
         ]
         skips = any(not self.due(state, who) for who in counted)
@@ -429,7 +539,7 @@ class Model:
 
     def rest(self, state: State) -> bool:
         """Nothing is due, or nobody runs; a new generation is to be heard first."""
-        live = [host for host in state.hosts if host.condition == "running"]
+        live = [host for host in state.hosts if host.condition in ("running", "copied")]
         if state.uid >= self.uploads:
             return True
         if any(host.generation != state.generation for host in live):
@@ -452,6 +562,7 @@ BACK, GONE = ("v1", "v2", "v1"), ("v1", "v2", "GONE")
 LOST_ONE, RESTORED = (0, 1, 0, 0), (0, 0, 0, 0, 1)
 LATE_RESTORED, RESTARTED = (1, 0, 0, 0, 1), (0, 0, 0, 1, 1)
 ADOPTED = (0, 1, 1, 0)
+TWICE, TWICE_RESTORED = (0, 0, 0, 1, 0, 1), (0, 0, 0, 1, 1, 1)
 CASES = [
     Case("weaker: superseded is sealed above", ANY, Model(Rules())),
     Case("weaker: superseded is read again, without more", ANY, Model(Rules("reread"))),
@@ -553,15 +664,73 @@ CASES = [
         Model(FENCE._replace(clocked=False), faults=LATE_RESTORED),
     ),
     Case(
-        "backend restored, a new generation takes no epoch (the compare suffices)",
-        None,
+        "F5 out: backend restored, a new generation takes no epoch",
+        ANY,
         Model(FENCE._replace(take=False), faults=LATE_RESTORED),
-        slow=True,
     ),
     Case(
         "fence, reseal instead of reread",
         None,
         Model(FENCE._replace(late="reseal"), BACK),
         slow=True,
+    ),
+    Case("a start comes twice or late", None, Model(faults=TWICE, first=True)),
+    Case(
+        "the same, a lone folder, v1 v2 v1, requests lost and late",
+        None,
+        Model(script=BACK, faults=(1, 1, 0, 1, 0, 1), first=True, alone=True),
+    ),
+    Case(
+        "the same, copied folder",
+        None,
+        Model(faults=(0, 0, 0, 0, 0, 1), second="copy", first=True),
+    ),
+    Case(
+        "the same, copied folder, the answer to a start is lost",
+        None,
+        Model(faults=(0, 1, 0, 0, 0, 1), second="copy", first=True),
+        slow=True,
+    ),
+    Case("the same, adopt", None, Model(faults=(0, 0, 1, 0, 0, 1), uploads=4, first=True)),
+    Case(
+        "two starts come twice or late, a lone folder, backend restored",
+        None,
+        Model(faults=(0, 0, 0, 2, 1, 2), first=True, alone=True),
+    ),
+    Case(
+        "a start comes twice or late, backend restored",
+        None,
+        Model(faults=(0, 0, 0, 0, 1, 1), first=True),
+        slow=True,
+    ),
+    Case(
+        "F11 out: a start says no nonce of the last one",
+        PAUSED,
+        Model(FENCE._replace(last=False), faults=TWICE, first=True, alone=True),
+    ),
+    Case(
+        "F12 out: a lone folder, the nonces of earlier starts are forgotten",
+        PAUSED,
+        Model(FENCE._replace(remember=False), faults=TWICE, first=True, alone=True),
+    ),
+    Case(
+        "F12 out: the same, two folders",
+        PAUSED,
+        Model(FENCE._replace(remember=False), faults=TWICE, first=True),
+    ),
+    Case(
+        "F13 out: a `complete` that is answered `moved` pauses",
+        PAUSED,
+        Model(FENCE._replace(again=False), faults=TWICE, first=True, alone=True),
+    ),
+    Case(
+        "F14 out: after a compare the next upload builds on what was told",
+        PUT_OFF,
+        Model(FENCE._replace(chained=False), faults=(0, 0, 0, 2), first=True, alone=True),
+    ),
+    Case(
+        "G7 out: a lone folder, a start of before the restore takes an epoch after it",
+        PAUSED,
+        Model(FENCE._replace(addressed=False), faults=TWICE_RESTORED, first=True, alone=True),
     ),
 ]
