@@ -105,6 +105,54 @@ async def test_rows_of_a_superseded_upload_go(world: World) -> None:
     assert (await world.peer.put("u2", 0, {"a": 1})).status == 410
 
 
+async def test_what_is_known_of_a_source_outlives_its_rows(world: World) -> None:
+    """What went on purpose is not missing: a client would send it again."""
+    peer = world.peer
+
+    async def start(epoch: int) -> dict[str, Any]:
+        about = {"entry": "skylark", "epoch": epoch}
+        answer = await peer.ask("PUT", "/v1/installations/site-1", json=about)
+        return dict(answer.json)
+
+    epoch = (await start(0))["epoch"]
+    own: dict[str, Any] = {"installation_epoch": epoch}
+    orders = {**own, "source_key": "orders", "mode": "append"}
+    emptied = {**own, "chunks": 0, "records": 0}
+    await peer.put("u1", 0, {"a": 1})
+    await peer.complete("u1", **own, source_seq=5)
+    await peer.put("u2", 0, {"a": 1})
+    await peer.complete("u2", **own, source_seq=9)  # a duplicate by key: it stays unfinished
+    await peer.put("u3", 0, {"a": 4})
+    await peer.complete("u3", **own, source_key="emptied", source_seq=10)
+    none = {"source_key": "emptied", "upload_key": "none", "source_seq": 11}
+    await peer.complete("u8", **emptied, **none)
+    await peer.put("u4", 0, {"a": 2})
+    await peer.complete("u4", **orders, upload_key="0-5", source_seq=7, until=[5, 7])
+    whole = {**orders, **emptied, "upload_key": "0-6", "full": True}
+    await peer.complete("u5", **whole, source_seq=12, until=[6, 12])
+    before = await start(epoch)
+    await world.after(30 * DAY_S)
+
+    after = await start(before["epoch"])
+    own["installation_epoch"] = orders["installation_epoch"] = after["epoch"]
+    await peer.put("u6", 0, {"a": 1})
+    late = await peer.complete("u6", **own, upload_key="key-6", source_seq=8)
+    await peer.put("u7", 0, {"a": 3})
+    next_range = {"upload_key": "6-7", "source_seq": 13, "after": [6, 12], "until": [7, 13]}
+    chained = await peer.complete("u7", **orders, **next_range)
+
+    assert world.rows() == 2  # of the two uploads just sent
+    assert after["states"] == before["states"]
+    assert after["states"] == {
+        "source-1": {"source_seq": 9, "watermark": None, "full_seq": 0, "mode": "replace"},
+        "emptied": {"source_seq": 11, "watermark": None, "full_seq": 0, "mode": "replace"},
+        "orders": {"source_seq": 12, "watermark": [6, 12], "full_seq": 12, "mode": "append"},
+    }
+    assert late.json["superseded"]
+    assert chained.status == 201
+    assert (await peer.ask("PUT", "/v1/installations/site-1", json={"epoch": epoch})).status == 409
+
+
 async def test_old_health_reports_go_and_the_latest_state_stays(world: World) -> None:
     async def report(installation: str) -> None:
         body = {"client_id": installation, "metrics": {}, "timestamp": "", "status": "ok"}
