@@ -19,6 +19,7 @@ from tests.backend.peer import POSTGRESQL, Answer, Peer, postgresql_url, serve_p
 from tests.backend.test_command import run
 
 HEADER = "Catalogzero-Generation"
+CHANGED = "generation-changed"
 OLD_SCHEMA = Path(__file__).parent / "data"
 
 
@@ -87,6 +88,26 @@ async def test_a_start_that_comes_again_on_its_way_takes_nobodys_place(peer: Pee
     assert (refused.problem, again.status, other.status) == ("installation-moved", 200, 200)
     assert late.problem == older.problem == "installation-moved"
     assert (await start(peer, other.json["epoch"])).status == 200
+
+
+async def test_a_start_for_another_generation_takes_no_epoch(peer: Peer) -> None:
+    about = {"entry": "skylark", "epoch": 0, "nonce": "n1"}
+    first = await peer.ask("PUT", "/v1/installations/site-1", json=about | {"generation": ""})
+    named = first.json["generation"]
+    own = await peer.ask("PUT", "/v1/installations/site-1", json=about | {"generation": named})
+    epoch = own.json["epoch"]
+    database = Database(peer.database)
+    renewed = database.write_now(renew)
+    database.close()
+
+    late = await peer.ask("PUT", "/v1/installations/site-1", json=about | {"generation": named})
+    again = {"entry": "skylark", "epoch": epoch, "nonce": "n2", "generation": renewed}
+    known = await peer.ask("PUT", "/v1/installations/site-1", json=again)
+
+    assert (first.status, first.problem) == (late.status, late.problem) == (409, CHANGED)
+    assert named == first.headers[HEADER] == own.json["generation"]
+    assert late.json["generation"] == late.headers[HEADER] == renewed
+    assert (own.status, known.status) == (201, 200)
 
 
 async def test_a_complete_of_an_older_folder_is_refused_before_anything_else(peer: Peer) -> None:

@@ -18,6 +18,7 @@ from catalogzero.protocol.codings import decoded
 
 Row = dict[str, Any]
 MOVED: Row = {"type": "urn:catalogzero:problem:installation-moved", "since": "2026-01-01"}
+CHANGED: Row = {"type": "urn:catalogzero:problem:generation-changed"}
 Fault = Callable[[web.Request], web.StreamResponse | None]
 
 
@@ -49,6 +50,8 @@ class Rules:
         """The answer to a folder's start: the next epoch, and what is known of its sources."""
         if "epoch" not in about:
             return 200, {"sources": self.high}
+        if about.get("generation") not in (None, self.generation):
+            return 409, {**CHANGED, "generation": self.generation}
         newest = self.nonces[-1:]
         known = bool({about["nonce"], about.get("last_nonce")} & set(newest) - {""})
         replayed = about["nonce"] in self.nonces and about["nonce"] != ""

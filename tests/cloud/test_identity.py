@@ -198,6 +198,39 @@ async def test_a_start_that_comes_again_on_its_way_pauses_nobody(
     assert backend.rows() == [{"n": "3"}]
 
 
+async def test_a_start_of_before_a_restore_that_comes_late_pauses_nobody(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    empty = backend.snapshot()
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", CSV)
+        await site.run()
+        [first] = backend.installations.values()
+    async with Site(backend.url, tmp_path) as site:
+        site.write("a.csv", OTHER)
+        await site.run()
+        backend.restore(empty)
+        answer, _ = backend.start(first)  # of the first site, delivered late
+        await site.engine.report_health({}, {})
+        await until(lambda: site.outbox.fact("generation") == backend.generation)
+        result = await site.run()
+
+    assert (answer, first["epoch"]) == (409, 0)
+    assert result["status"] == "uploaded"
+    assert backend.rows() == [{"n": "3"}]
+
+
+def test_an_adopt_gives_up_no_nonce_whose_start_was_not_answered(outbox: Outbox) -> None:
+    asked = outbox.start()["nonce"]
+    outbox.adopt()
+    again = outbox.start()["nonce"]
+    outbox.remember("moved", {"installation_id": "site", "since": None})  # the start was refused
+    outbox.adopt()
+
+    assert asked == again
+    assert outbox.start()["nonce"] != asked
+
+
 async def test_a_paused_folder_stays_paused_after_a_restart(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:
@@ -210,7 +243,7 @@ async def test_a_paused_folder_stays_paused_after_a_restart(
             await until(lambda: (site.status.get("outbox") or {}).get("paused"))
             starts = sum("/installations/" in path for _, path, _ in backend.bodies)
 
-    assert starts == 2  # of the first site, and the one that was refused
+    assert starts == 3  # of the first site, which knew no generation, and the one that was refused
 
 
 async def test_another_host_that_takes_over_while_this_one_runs_pauses_it(
@@ -549,6 +582,31 @@ def test_an_answer_of_another_generation_ends_nothing(outbox: Outbox, answer: st
     assert states(outbox) == {"u1": "sealed"}
     assert getattr(outbox, answer)("u1", *given[answer], generation="g1")
     assert states(outbox) != {"u1": "sealed"}
+
+
+async def test_pages_of_two_generations_are_not_compared(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    async with Site(backend.url, tmp_path, runtime=state(tmp_path, "a")) as site:
+        for number in range(4):
+            site.write(f"{number}.csv", f"n\n{number}\n")
+        await site.run()
+    backend.page = 2
+    snapshot, pages = backend.snapshot(), []
+
+    def restored(request: web.Request) -> None:
+        if request.method == "GET":
+            pages.append(request.path)
+            if len(pages) == 1:
+                backend.restore(snapshot)
+
+    backend.fault = restored
+    async with Site(backend.url, tmp_path, runtime=state(tmp_path, "b")) as site:
+        await until(lambda: site.outbox.fact("generation"))
+        generation = site.outbox.fact("generation")
+
+    assert generation == backend.generation
+    assert len(pages) == 2
 
 
 def test_generation_and_compare_are_one_transaction(

@@ -46,6 +46,8 @@ class Rules(NamedTuple):
     """F1: the next epoch is at least the clock, so that none is given twice over a restore."""
     nonce: bool = True
     """F5: a start whose answer was lost is known again by its nonce."""
+    keep_nonce: bool = True
+    """F5: `installation adopt` gives up no nonce whose start was not answered."""
     bump: bool = True
     """F5: every start takes the next epoch | only an empty folder does."""
     offline: bool = True
@@ -356,9 +358,9 @@ class Model:
                     yield self.b_appears(state)
                 continue
             yield from self.starts(state, who)
-            if host.condition == "paused" and state.left[ADOPT]:
+            if host.condition in ("paused", "copied") and state.left[ADOPT]:
                 yield self.adopts(state, who)
-            elif self.works(host):
+            if self.works(host):
                 if host.reading is not None or self.due(state, who):
                     yield self.runs(state, who)
                 if host.condition == "running":
@@ -449,8 +451,10 @@ class Model:
             yield Move(f"{label}epoch {taken.epoch}, and it comes again", True, again)
 
     def adopts(self, state: State, who: int) -> Move[State]:
-        """F6: an operator lets a paused folder be the installation: it starts as an empty one."""
-        host = state.hosts[who]._replace(condition="copied", epoch=0, nonce=0)
+        """F6: an operator lets a folder be the installation: it starts as an empty one."""
+        host = state.hosts[who]
+        nonce = host.nonce if host.condition == "copied" and self.rules.keep_nonce else 0
+        host = host._replace(condition="copied", epoch=0, nonce=nonce)
         label = f"operator: {'AB'[who]} adopts the installation"
         return Move(label, True, spent(with_host(state, who, host), ADOPT))
 
@@ -702,6 +706,17 @@ CASES = [
         None,
         Model(faults=(0, 0, 0, 0, 1, 1), first=True),
         slow=True,
+    ),
+    Case(
+        "F5 out: adopt gives up a nonce without an answer",
+        PAUSED,
+        Model(
+            FENCE._replace(keep_nonce=False),
+            faults=(0, 0, 1, 0, 0, 1),
+            uploads=4,
+            first=True,
+            alone=True,
+        ),
     ),
     Case(
         "F11 out: a start says no nonce of the last one",

@@ -19,6 +19,7 @@ BODIES: tuple[object, ...] = (
     {"job_id": "j"},
     {"missing": [1]},
     {"type": "urn:catalogzero:problem:installation-moved"},
+    {"type": "urn:catalogzero:problem:generation-changed"},
     {"type": Kind.DIGEST_MISMATCH.uri},
 )
 

@@ -66,7 +66,7 @@ def register(
         `sources` for a client that asks for no further page.
 
     Raises:
-        ProblemError: Another folder took a later epoch.
+        ProblemError: Another folder took a later epoch, or the start is for another generation.
     """
     row = _locked(connection, tenant_id, installation_id, at)
     columns: dict[str, Any] = {
@@ -79,8 +79,11 @@ def register(
     }
     if body.epoch is not None:
         taken = orjson.loads(row.epoch_nonces)
-        if _is_older(body, row.epoch, taken):
-            raise _moved(row)
+        with generations.named(connection) as generation:
+            if body.generation not in (None, generation):
+                raise _changed(generation)
+            if _is_older(body, row.epoch, taken):
+                raise _moved(row)
         now_ms = int(datetime.fromisoformat(at).timestamp() * 1000)
         columns["epoch"] = max(row.epoch + 1, body.epoch + 1, now_ms)
         nonces = [body.nonce, *taken][:KEPT_NONCES]
@@ -193,6 +196,15 @@ def _moved(row: Row[Any]) -> ProblemError:
         "another folder took this installation over: catalogzero installation adopt takes it "
         "back, catalogzero installation new makes this folder one of its own",
         since=row.epoch_at,
+    )
+
+
+def _changed(generation: str) -> ProblemError:
+    return ProblemError(
+        Kind.GENERATION_CHANGED,
+        "this start is for another generation of the backend, and takes no epoch: start again, "
+        "for the one that is named here",
+        generation=generation,
     )
 
 

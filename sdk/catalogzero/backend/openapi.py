@@ -62,7 +62,7 @@ PROBLEM = object_schema(
     status=WHOLE,
     detail=TEXT,
 )
-PROBLEM["properties"].update(missing=WHOLES, errors=RECORDS, since=TEXT)
+PROBLEM["properties"].update(missing=WHOLES, errors=RECORDS, since=TEXT, generation=TEXT)
 UPLOAD = parameter("upload_id", "path", **TEXT, pattern=f"^{UPLOAD_ID}$")
 SEQ = parameter("seq", "path", **WHOLE, minimum=0, maximum=MAX_SEQ)
 INSTALLATION = parameter("installation_id", "path", **TEXT, minLength=1, maxLength=200)

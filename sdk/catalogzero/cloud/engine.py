@@ -38,6 +38,7 @@ from catalogzero.errors import CatalogZeroError, FailedError
 from catalogzero.protocol.bodies import AS_JSON, Known
 from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
+from catalogzero.protocol.problems import Kind
 from catalogzero.wire.messages import encode_json
 
 _RETRY_LOOK_S = 1.0
@@ -208,6 +209,9 @@ class Engine:
         """One try to take the next epoch; False where another is to come."""
         said = await asyncio.to_thread(self._outbox.start)
         outcome = await self._ask("PUT", encode_json({**self._installation(), **said}))
+        if outcome.type == Kind.GENERATION_CHANGED.uri:  # nothing of it is kept but by the answer
+            said["generation"] = outcome.members.get("generation")
+            outcome = await self._ask("PUT", encode_json({**self._installation(), **said}))
         decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
         answer = outcome.members
         if decision.verdict is Verdict.MOVED:

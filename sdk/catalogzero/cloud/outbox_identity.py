@@ -31,15 +31,17 @@ class OutboxIdentity(OutboxContents):
     def start(self) -> dict[str, Any]:
         """What a start says of this folder: its epoch, and a nonce that lasts until an answer.
 
-        The nonce of the last answered start goes along: where the backend's newest start was that
-        one, come again on its way, nobody else took the folder's place.
+        It is for the generation that is known here: one of before a restore that comes late takes
+        no epoch. The nonce of the last answered start goes along: where the backend's newest start
+        was that one, come again on its way, nobody else took the folder's place.
         """
         nonce = self.fact(NONCE)
         if nonce is None:
             nonce = uuid.uuid4().hex
             self._remember(NONCE, nonce)
         last = self.fact(LAST_NONCE) or ""
-        return {"epoch": self.fact(EPOCH) or 0, "nonce": nonce, "last_nonce": last}
+        known = {"epoch": self.fact(EPOCH) or 0, "generation": self.fact(GENERATION) or ""}
+        return {**known, "nonce": nonce, "last_nonce": last}
 
     @transaction
     def started(self, known: Known, installation_id: str) -> list[str]:
@@ -64,8 +66,11 @@ class OutboxIdentity(OutboxContents):
 
     @transaction
     def adopt(self) -> None:
-        """Take the installation over at the next start, as an empty folder would."""
-        for name in (MOVED, EPOCH, NONCE):
+        """Take the installation over at the next start, as an empty folder would.
+
+        A nonce without an answer stays: its start may still arrive.
+        """
+        for name in (MOVED, EPOCH) if self.fact(MOVED) is None else (MOVED, EPOCH, NONCE):
             self._remember(name, None)
 
     @transaction

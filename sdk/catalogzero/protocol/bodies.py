@@ -90,12 +90,14 @@ class Installation(_Body):
     """The body of `PUT installations/{installation_id}`.
 
     `epoch` is the folder's, 0 where it has none; `nonce` is known again when the answer was lost;
-    `last_nonce` is that of the folder's last start that was answered.
+    `last_nonce` is that of the folder's last start that was answered. `generation` is the
+    backend's that the start is for, empty where the folder knows none.
     """
 
     epoch: Epoch | None = None
     nonce: Text = ""
     last_nonce: Text = ""
+    generation: Text | None = None
     entry: Text = ""
     version: Text = ""
     handler: Text = ""

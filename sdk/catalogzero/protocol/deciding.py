@@ -140,11 +140,13 @@ class Rule(NamedTuple):
 
 
 _NO_ANSWER = "no answer of an upload backend (not JSON, no short text)"
+_OTHER_GENERATION = "once at once, for the generation that the answer names"
 
 RULES = (
     Rule("chunk, complete, simple", "none", Verdict.PAUSE, "nothing could be sent"),
     Rule("any", "none", Verdict.RETRY),
     Rule("chunk, complete, simple, installation", "409", Verdict.MOVED, "`installation-moved`"),
+    Rule("installation", "409", Verdict.RETRY, "`generation-changed`", _OTHER_GENERATION),
     Rule("installation", "404, 405, 501", Verdict.IGNORE),
     Rule("chunk", "404, 405, 501", Verdict.OTHER_FORM, "`auto`, and no chunk was taken yet"),
     Rule("complete", "2xx", Verdict.SUPERSEDED, "`superseded`"),
@@ -204,6 +206,7 @@ CONDITIONS: dict[str, Callable[[_Sent], bool]] = {
     "a `job_id`": lambda sent: sent.outcome.members.get("job_id") is not None,
     "`missing`": lambda sent: _is_numbers(sent.outcome.members.get("missing")),
     "`installation-moved`": lambda sent: sent.outcome.type == Kind.INSTALLATION_MOVED.uri,
+    "`generation-changed`": lambda sent: sent.outcome.type == Kind.GENERATION_CHANGED.uri,
     "JSON, nothing, or short plain text": lambda sent: sent.outcome.is_plain,
     "it was packed": lambda sent: sent.coding != "identity",
     "zstd, and no problem `type` of the protocol": lambda sent: (

@@ -28,6 +28,7 @@ class Kind(Enum):
     CHUNK_DIFFERS = ("chunk-differs", 409, "Other records are stored under that number")
     MODE_CHANGED = ("mode-changed", 409, "The source is shown in another mode")
     INSTALLATION_MOVED = ("installation-moved", 409, "Another folder took the installation over")
+    GENERATION_CHANGED = ("generation-changed", 409, "The backend is of another generation")
     UPLOAD_FINISHED = ("upload-finished", 410, "The upload is complete or superseded")
     TOO_LARGE = ("too-large", 413, "Over a limit of this backend")
     UNSUPPORTED = ("unsupported-media-type", 415, "Not a format or encoding of this backend")
