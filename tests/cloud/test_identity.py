@@ -338,6 +338,15 @@ def test_what_was_sealed_on_the_told_state_stays_and_what_follows_it_too(outbox:
     assert outbox.mark("K").upload_key == "key-u3"
 
 
+def test_what_is_sealed_after_a_compare_follows_what_stayed(outbox: Outbox) -> None:
+    seal(outbox, "u1")
+    told(outbox)  # nothing is there yet
+    seal(outbox, "u2")
+    told(outbox)
+
+    assert states(outbox) == {"u1": "sealed", "u2": "sealed"}
+
+
 def test_what_does_not_build_on_the_told_state_is_kept_unsent(outbox: Outbox) -> None:
     first = seal(outbox, "u1")
     outbox.done("u1", "j")
