@@ -122,6 +122,8 @@ def admits_all(*_: Any) -> None:
     [
         ("complete is not fenced", "an older folder is refused"),
         ("no nonce is kept", "a start whose answer was lost"),
+        ("one nonce is kept", "a start that comes again"),
+        ("the last nonce is passed over", "a start that comes again"),
         ("full_seq is not told", "a start is told"),
         ("two generations", "every answer names the generation"),
         ("duplicates by key say upload_id", "a duplicate says how"),
@@ -132,13 +134,15 @@ async def test_a_rule_of_identity_that_is_taken_out_is_found(
 ) -> None:
     if rule == "complete is not fenced":
         monkeypatch.setattr(installations, "admit", admits_all)
-    elif rule == "no nonce is kept":
-        register = installations.register
+    elif rule == "one nonce is kept":
+        monkeypatch.setattr(installations, "KEPT_NONCES", 1)
+    elif rule in ("no nonce is kept", "the last nonce is passed over"):
+        register, name_of = installations.register, "nonce" if "kept" in rule else "last_nonce"
 
         def forgetful(
             connection: Connection, tenant: int, name: str, body: Installation, at: str
         ) -> Any:
-            return register(connection, tenant, name, body.model_copy(update={"nonce": ""}), at)
+            return register(connection, tenant, name, body.model_copy(update={name_of: ""}), at)
 
         monkeypatch.setattr(installations, "register", forgetful)
     elif rule == "full_seq is not told":

@@ -24,7 +24,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.cloud.reference import Rules
+from tests.cloud.reference import CHANGED, Rules
 
 WHO = Identity(
     installation_id="site", handler_id="h", entry="e", version="1", stream="s", sdk_version="1"
@@ -312,18 +312,27 @@ class Moving(Uploading):
 
     def start(self) -> None:
         """A start is answered; a folder that was refused is adopted at once."""
-        said = self.outbox.start()
-        self.starts.append(said)
-        status, answer = self.backend.start(said)
+        status, answer = self.ask()
         if status == 409:
             assert self.older, "the only folder was refused"
+            self.outbox.remember("moved", answer)
             self.outbox.adopt()
-            status, answer = self.backend.start(self.outbox.start())
+            status, answer = self.ask()
         known = Known.model_validate(answer)
         self.outbox.started(known, "site")
         self.epoch = known.epoch
         if self.building and self.outbox.upload(self.building[0]).state != "building":
             self.building = None
+
+    def ask(self) -> tuple[int, dict[str, Any]]:
+        """A start reaches the backend; one for another generation is sent again."""
+        said = self.outbox.start()
+        self.starts.append(said)
+        status, answer = self.backend.start(said)
+        if answer.get("type") == CHANGED["type"]:
+            self.starts.append({**said, "generation": answer["generation"]})
+            status, answer = self.backend.start(self.starts[-1])
+        return status, answer
 
     @rule(number=st.integers(0, 5))
     def a_start_arrives_late(self, number: int) -> None:
@@ -332,7 +341,7 @@ class Moving(Uploading):
 
     @rule()
     def start_whose_answer_is_lost(self) -> None:
-        self.backend.start(self.outbox.start())
+        self.ask()
         self.worker_is_killed()
 
     @rule()

@@ -24,6 +24,7 @@ from catalogzero.protocol.problems import Kind
 
 A, B = {"row": "a"}, {"row": "b"}
 NO_EPOCHS = "no epochs: a folder that was copied or put back says unchanged over newer content"
+ANY_GENERATION = "a start of before a restore takes an epoch after it: a lone host may stop then"
 NO_GENERATION = "no generation: after a restore each client must be called with full: true"
 
 
@@ -62,6 +63,32 @@ async def a_start_whose_answer_was_lost_is_known_again(probe: Probe) -> None:
     higher = (await _start(probe, site, epoch=known + 10**9)).get("epoch", 0)
     if higher <= known + 10**9:
         raise NotConformingError(f"epoch {known + 10**9} of before a restore got {higher} next")
+
+
+async def a_start_that_comes_again_takes_nobodys_place(probe: Probe) -> None:
+    """A host that is alone would stop until an operator has looked."""
+    site = f"verify-{probe.run}-again"
+    own = (await _start(probe, site, nonce="n1")).get("epoch")
+    if own is None:
+        probe.doubt(NO_EPOCHS)
+        return
+    expect(await _ask_start(probe, site, nonce="n1"), 200)
+    expect(await _ask_start(probe, site, epoch=own, nonce="n2", last_nonce="n1"), 200)
+    _expect_moved(await _ask_start(probe, site, nonce="n1"))
+    other = await _ask_start(probe, site, nonce="n3", generation=f"not-{probe.run}")
+    if other.is_success:
+        probe.doubt(ANY_GENERATION)
+        return
+    expect_refused(other, Kind.GENERATION_CHANGED.status)
+    document = other.json() if other.content else {}
+    named = document.get("generation")
+    if document.get("type") != Kind.GENERATION_CHANGED.uri or named != other.headers.get(
+        GENERATION
+    ):
+        raise NotConformingError(
+            f"a start for another generation is refused with {document!r}, expected type "
+            f"{Kind.GENERATION_CHANGED.uri} and generation"
+        )
 
 
 async def a_start_is_told_what_is_known(probe: Probe) -> None:
@@ -129,9 +156,11 @@ async def a_duplicate_says_how(probe: Probe) -> None:
     expect_fields(same, by="upload_key", source_seq=1_500)
 
 
-async def _ask_start(probe: Probe, site: str, epoch: int = 0, nonce: str = "") -> httpx.Response:
+async def _ask_start(
+    probe: Probe, site: str, epoch: int = 0, nonce: str = "", **more: str
+) -> httpx.Response:
     about = {"entry": "verify", "version": "1", "handler": "verify", "epoch": epoch, "nonce": nonce}
-    return await probe.ask("PUT", "installations", site, json=about)
+    return await probe.ask("PUT", "installations", site, json={**about, **more})
 
 
 async def _start(probe: Probe, site: str, epoch: int = 0, nonce: str = "") -> dict[str, Any]:
@@ -156,6 +185,7 @@ def _expect_moved(answer: httpx.Response) -> None:
 CHECKS: list[Check] = [
     an_older_folder_is_refused,
     a_start_whose_answer_was_lost_is_known_again,
+    a_start_that_comes_again_takes_nobodys_place,
     a_start_is_told_what_is_known,
     every_answer_names_the_generation,
     another_mode_needs_full,
