@@ -140,7 +140,7 @@ class Rule(NamedTuple):
 
 
 _NO_ANSWER = "no answer of an upload backend (not JSON, no short text)"
-_OTHER_GENERATION = "once at once, for the generation that the answer names"
+_OTHER_GENERATION = "the first time at once, for the generation that the answer names"
 
 RULES = (
     Rule("chunk, complete, simple", "none", Verdict.PAUSE, "nothing could be sent"),
