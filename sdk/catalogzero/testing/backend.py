@@ -152,6 +152,8 @@ class FaultyBackend:
         sources = {key: told["source_seq"] for key, told in self._told.items()}
         if "epoch" not in about:
             return web.json_response({"sources": sources})
+        if about.get("generation") not in (None, self.generation):
+            return _problem(Kind.GENERATION_CHANGED, generation=self.generation)
         newest = set(self._nonces[-1:]) - {""}
         if newest.isdisjoint((about["nonce"], about.get("last_nonce", ""))) and (
             about["nonce"] in self._nonces or 0 < about["epoch"] < self._epoch
