@@ -22,10 +22,11 @@ from typing import Any
 import psutil
 import sqlalchemy as sa
 import yaml
-from catalogzero import CatalogZeroError, HandlerClient
+from catalogzero import CallTimeoutError, CatalogZeroError, HandlerClient
 
 LOOK_S = 0.02
 PATIENCE_S = 120.0
+RESEND_S = 10.0
 FEW_BYTES = 1 << 13
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -252,16 +253,14 @@ class Site:
     async def run(self, data_source: str, *, full: bool = False) -> dict[str, Any]:
         """One run; without a status where it failed, or where somebody died of it."""
         body = {"data_source": data_source, "params": {"full": full}}
-        call = asyncio.create_task(
-            self.client.call("process_and_upload", body, timeout_s=PATIENCE_S)
-        )
+        call = asyncio.create_task(self._answer(body))
         handler = self._processes["handler"]
         while not call.done():
             await asyncio.wait([call], timeout=LOOK_S)
             if handler.poll() is not None:
                 call.cancel()
         try:
-            return dict(await call)
+            return await call
         except (CatalogZeroError, asyncio.CancelledError) as error:
             details = getattr(error, "details", None)
             if isinstance(details, dict) and details.get("status") == "rejected":
@@ -269,6 +268,16 @@ class Site:
             return {"error": str(error) or "the handler died"}
         finally:
             call.cancel()
+
+    async def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The result of a run; a call that was lost with a handler's end is sent again."""
+        request_id = uuid.uuid4().hex
+        while True:
+            with suppress(CallTimeoutError):
+                answer = await self.client.call(
+                    "process_and_upload", body, request_id=request_id, timeout_s=RESEND_S
+                )
+                return dict(answer)
 
     async def run_to_end(self, data_source: str, *, full: bool = False) -> dict[str, Any]:
         """Runs until one has a result."""

@@ -482,7 +482,7 @@ async def test_a_fault_is_answered_and_logged_even_one_of_another_connection(
 
 
 async def test_a_client_that_goes_away_in_mid_body_is_no_fault(
-    faulty: tuple[str, LogCapture],
+    faulty: tuple[str, LogCapture], caplog: pytest.LogCaptureFixture
 ) -> None:
     url, capture = faulty
     port = int(url.rpartition(":")[2])
@@ -496,3 +496,4 @@ async def test_a_client_that_goes_away_in_mid_body_is_no_fault(
         assert answer.status == 500
 
     assert len(capture.entries) == 1
+    assert caplog.records == []

@@ -217,7 +217,8 @@ class _Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """What aiohttp could not read, or what went wrong outside of the middlewares."""
-        if status >= 500:
+        has_gone = isinstance(exc, ConnectionError)  # the client, in mid-body or mid-answer
+        if status >= 500 and not has_gone:
             self.log_exception("Error outside of the application", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer had begun: only its end can show the fault")
