@@ -20,7 +20,7 @@ demo: .venv/ready ## the whole way on real data, in about two minutes; KEEP=1 le
 	@$(BIN)/python -m examples.quickstart $(if $(KEEP),--keep)
 
 .PHONY: test
-test: lint types ## lint, types and all tests that CI runs (ten to twelve minutes)
+test: lint types ## lint, types and all tests that CI runs (about twenty minutes)
 	$(PYTEST) -n 2 --dist loadgroup --durations=15 -m "not slow and not chaos"
 
 .PHONY: test-all
