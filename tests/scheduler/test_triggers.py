@@ -108,6 +108,8 @@ def test_a_half_hourly_job_goes_on_through_the_hour_that_comes_twice() -> None:
         ("1-5/2", {0, 2, 4}),
         ("mon,3,sun", {0, 2, 6}),
         ("*", set(range(7))),
+        ("*/2", {6, 1, 3, 5}),
+        ("MON-Wed", {0, 1, 2}),
     ],
 )
 def test_numbered_weekdays_are_cron_s(given_days: Any, days: set[int]) -> None:
@@ -137,6 +139,27 @@ def test_numbered_weekdays_are_cron_s(given_days: Any, days: set[int]) -> None:
         ({"type": "cron", "hour": 1, "timezone": "Mars/Base"}, "no time zone is called"),
         ({"type": "cron", "hour": 1, "timezone": "../etc/passwd"}, "no time zone is called"),
         ({"type": "cron", "day_of_week": "8"}, "8"),
+        ({"type": "cron", "day_of_week": "MON#1"}, "'day_of_week' cannot be 'mon#1'"),
+        ({"type": "cron", "day_of_week": "mon;tue"}, "'day_of_week' cannot be 'mon;tue'"),
+        ({"type": "cron", "day_of_week": "mon,friend"}, "'day_of_week' cannot be 'friend'"),
+        ({"type": "cron", "day_of_week": "mon-fri x"}, "'day_of_week' cannot be"),
+        ({"type": "cron", "day_of_week": "1-5/0"}, "'day_of_week' cannot be"),
+        ({"type": "cron", "day_of_week": "5#2"}, "'day_of_week' cannot be"),
+        ({"type": "cron", "day_of_week": "L"}, "'day_of_week' cannot be"),
+        ({"type": "cron", "day": "last fri x"}, "'day' cannot be 'last fri x'"),
+        ({"type": "cron", "day": "lastx"}, "'day' cannot be 'lastx'"),
+        ({"type": "cron", "day": "1,15W"}, "'day' cannot be '15w'"),
+        ({"type": "cron", "day": "1st monday"}, "'day' cannot be"),
+        ({"type": "cron", "month": "jan;feb"}, "'month' cannot be 'jan;feb'"),
+        ({"type": "cron", "month": "jan-jun/2"}, "'month' cannot be 'jan-jun/2'"),
+        ({"type": "cron", "hour": "2;3"}, "'hour' cannot be '2;3'"),
+        ({"type": "cron", "hour": "\u0661"}, "'hour' cannot be"),
+        ({"type": "cron", "minute": ""}, "'minute' cannot be ''"),
+        (
+            {"type": "cron", "hour": 1, "day_or_weekday": 1},
+            "'day_or_weekday' must be true or false",
+        ),
+        ({"type": "interval", "hours": 1, "day_or_weekday": True}, "interval takes no"),
         ({"type": "cron", "day_of_week": "fun"}, "is no weekday"),
         ({"type": "date"}, "'run_date' is required for date trigger"),
         ({"type": "date", "run_date": []}, "must be ISO string or Unix timestamp, got list"),
@@ -148,6 +171,48 @@ def test_what_is_no_trigger_is_refused_with_the_field(trigger: Any, message: str
         parse_trigger(trigger)
 
     assert message in str(caught.value)
+
+
+FRIDAY_OR_13TH = {"type": "cron", "timezone": "UTC", "hour": 0, "day": "13", "day_of_week": "fri"}
+
+
+def test_all_fields_of_a_cron_trigger_must_match() -> None:
+    found = ticks(
+        FRIDAY_OR_13TH, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
+    )
+
+    assert local(found, "UTC") == ["13 00:00"] * 3
+    assert [moment.month for moment in found] == [2, 3, 11]
+
+
+def test_day_or_weekday_fires_on_either() -> None:
+    start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
+    either = {**FRIDAY_OR_13TH, "day_or_weekday": True}
+    midnights = [start + timedelta(days=n) for n in range(1, 366)]
+
+    found = ticks(either, start, end)
+
+    assert found == [day for day in midnights if day.day == 13 or day.weekday() == 4]
+    described = describe_trigger(parse_trigger(either))
+    assert described == "cron[day='13', day_of_week='fri', hour='0'; day or weekday] UTC"
+
+
+@pytest.mark.parametrize("stars", [{"day": "*/2"}, {"day_of_week": "*"}])
+def test_day_or_weekday_counts_where_both_are_set(stars: dict[str, str]) -> None:
+    both = parse_trigger({**FRIDAY_OR_13TH, **stars, "day_or_weekday": True})
+
+    assert "day_or_weekday" not in both
+    assert both == parse_trigger({**FRIDAY_OR_13TH, **stars})
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "never", [{"day": 30, "month": 2}, {"week": 53, "month": 6}, {"hour": 1, "year": 2020}]
+)
+def test_a_cron_that_never_fires_has_no_next_time(never: dict[str, Any]) -> None:
+    trigger = make_trigger(parse_trigger({"type": "cron", "timezone": "UTC", **never}))
+
+    assert trigger.next_after(SPRING) is None
 
 
 def test_an_interval_takes_numbers_written_as_text() -> None:
@@ -180,7 +245,7 @@ FIELD = {
     "hour": st.sampled_from(["*", "0", "1", "2", "3", "*/2", "0-3", "23"]),
     "day": st.sampled_from(["*", "1", "last", "*/2", "25,29", "8"]),
     "month": st.sampled_from(["*", "3", "10", "mar-nov"]),
-    "day_of_week": st.sampled_from(["*", "sun", "mon-fri", "0", "sat,sun"]),
+    "day_of_week": st.sampled_from(["*", "sun", "mon-fri", "0", "sat,sun", "*/2"]),
 }
 
 

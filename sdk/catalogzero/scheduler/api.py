@@ -97,8 +97,8 @@ class Api:
     # --- schedules
 
     async def _add_schedule(self, request: web.Request) -> web.Response:
-        body = forms.read_model(forms.NewSchedule, await read_json(request, MAX_BODY_BYTES))
-        new = await self.runner.read(body.schedule, self._now())
+        body = await read_json(request, MAX_BODY_BYTES)
+        new = await self.runner.read(forms.read_schedule, body, self._now())
         await self._check_method(new.handler_id, new.method)
         try:
             added = await self.runner.write(self.runner.store.add_schedule, new)

@@ -73,7 +73,7 @@ function inWords({ trigger_config: config }) {
   }
   const open = CRON.findLast((name) => config[name] !== undefined);
   const fields = (named.includes(open) ? named : [...named, open]).map((name) => `${name.replaceAll("_", " ")} ${name === "day_of_week" ? days : config[name]}`);
-  return `cron: ${fields.join(", ")}`;
+  return `cron: ${fields.join(", ")}${config.day_or_weekday ? " (day or weekday)" : ""}`;
 }
 
 /** "5 minutes", "1 hour 30 minutes". */
