@@ -237,7 +237,7 @@ def _schedule_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """The lines of `list`."""
     for one in told["schedules"]:
         handler_id, method = ([*(one.get("args") or []), "", ""])[:2]
-        state = "paused" if one.get("paused") else ""
+        state = "paused" if one.get("paused") else one.get("error") or ""
         next_ = str(one["next_fire_time"] or "-")[:19]
         yield one["id"], handler_id, method, one["trigger"], next_, state
 

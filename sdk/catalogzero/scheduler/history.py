@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, RowMapping, and_, case, delete, func, or_,
 
 from catalogzero.scheduler.schema import FINAL, executions, schedules
 from catalogzero.scheduler.store import Store
-from catalogzero.scheduler.ticks import from_us, seconds_us
+from catalogzero.scheduler.ticks import iso_of, seconds_us
 
 PURGE_LIMIT = 2_000
 SUMMARY_PARAMS = 5
@@ -124,9 +124,9 @@ def record_of(row: RowMapping) -> dict[str, Any]:
     ran = started_us is not None and completed_us is not None
     record = {name: row[name] for name in SAME} | {
         "method_name": row["method"],
-        "scheduled_at": _iso(row["tick_us"]),
-        "started_at": _iso(row["created_us"] if started_us is None else started_us),
-        "completed_at": _iso(completed_us),
+        "scheduled_at": iso_of(row["tick_us"]),
+        "started_at": iso_of(row["created_us"] if started_us is None else started_us),
+        "completed_at": iso_of(completed_us),
         "duration_ms": (completed_us - started_us) / 1_000 if ran else None,
         "result": None if row["status"] != "success" else flat_result(row["result"]),
         "attempt_number": row["attempt"],
@@ -134,7 +134,7 @@ def record_of(row: RowMapping) -> dict[str, Any]:
     }
     if row["status"] in ("missed", "skipped"):
         last_us = row["last_tick_us"] or row["tick_us"]
-        span = {"first": _iso(row["tick_us"]), "last": _iso(last_us), "count": row["ticks"]}
+        span = {"first": iso_of(row["tick_us"]), "last": iso_of(last_us), "count": row["ticks"]}
         record["ticks"] = span
     return record
 
@@ -166,8 +166,3 @@ def _ungrown() -> ColumnElement[bool]:
 def _cut(text: str) -> str:
     """At most so many characters."""
     return text if len(text) <= SUMMARY_CHARS else f"{text[: SUMMARY_CHARS - 3]}..."
-
-
-def _iso(us: int | None) -> str | None:
-    """ISO 8601 in UTC."""
-    return None if us is None else from_us(us).isoformat()

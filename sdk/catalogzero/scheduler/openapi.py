@@ -61,7 +61,8 @@ EXECUTION["properties"]["ticks"] = {
 }
 SCHEDULE = object_schema(
     **_all(TEXT, "id trigger handler_id method_name timezone overlap"),
-    **_all(_or_null(TIME), "next_fire_time end_time"),
+    **_all(_or_null(TIME), "next_fire_time end_time created_at"),
+    error={**_or_null(TEXT), "description": "Why it stands still: its next time is unknown here."},
     **_all(_or_null(NUMBER), "misfire_grace_s timeout_s"),
     **_all(WHOLE, "max_attempts runs"),
     args={"type": "array"},
@@ -70,7 +71,6 @@ SCHEDULE = object_schema(
     paused=FLAG,
     jitter_s=NUMBER,
     max_runs=_or_null(WHOLE),
-    created_at=TIME,
 )
 SCHEDULE["properties"]["last_execution"] = {
     "anyOf": [{"$ref": "#/components/schemas/Execution"}, {"type": "null"}],
@@ -98,6 +98,7 @@ TIMES_SHOWN = parameter("count", "query", "How many.", **WHOLE, minimum=1, maxim
 SCHEDULES = object_schema(schedules=_list("Schedule"), count=WHOLE)
 HANDLERS = object_schema(handlers={"type": "array", "items": HANDLER}, count=WHOLE)
 OF_ONE = ((404,), [JOB_ID])
+OF_MOVING = ((404, 409), [JOB_ID])
 OPERATIONS = {
     "POST /api/schedule": Operation(
         "addSchedule",
@@ -130,10 +131,10 @@ OPERATIONS = {
         "resumeSchedule", "Let it go on from its next tick.", {200: CHANGED}, *OF_ONE
     ),
     "POST /api/schedules/{job_id}/run": Operation(
-        "runSchedule", "Run its call now, beside its ticks.", {202: ACCEPTED}, *OF_ONE
+        "runSchedule", "Run its call now, beside its ticks.", {202: ACCEPTED}, *OF_MOVING
     ),
     "GET /api/schedules/{job_id}/next": Operation(
-        "nextFireTimes", "In UTC and in its zone.", {200: NEXT}, (404,), [JOB_ID, TIMES_SHOWN]
+        "nextFireTimes", "In UTC and in its zone.", {200: NEXT}, (404, 409), [JOB_ID, TIMES_SHOWN]
     ),
     "GET /api/executions": Operation(
         "listExecutions",

@@ -190,6 +190,8 @@ class Runner:
             claim = await self._persist(self.store.claim, self.owner, self.settings.lease_s)
             self._sync(claim.now_us)
             self._waiting = claim.queued
+            for job_id, fault in claim.faults.items():
+                self._log.warning("schedule_stands_still", job_id=job_id, error=fault)
             for one in claim.started:
                 self._start(one)
             delay_s = self.settings.poll_s

@@ -136,17 +136,22 @@ REMOVE = ForEach(
 )
 """A schedule is over."""
 
+_moving = (
+    schedules.c.paused.is_(False),
+    schedules.c.schedule_id.not_in(sa.bindparam("still", expanding=True)),
+)
+
 DUE = (
     sa.select(schedules)
-    .where(schedules.c.paused.is_(False), schedules.c.due_us <= sa.bindparam("now_us"))
+    .where(*_moving, schedules.c.due_us <= sa.bindparam("now_us"))
     .order_by(schedules.c.due_us)
     .limit(sa.bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
-"""The schedules that are due, locked where the database can."""
+"""The schedules that are due but for those that stand still, locked where the database can."""
 
-NEXT_DUE = sa.select(sa.func.min(schedules.c.due_us)).where(schedules.c.paused.is_(False))
-"""The next due time of all."""
+NEXT_DUE = sa.select(sa.func.min(schedules.c.due_us)).where(*_moving)
+"""The next due time of all but those that stand still."""
 
 GOING_ON = (
     sa.select(

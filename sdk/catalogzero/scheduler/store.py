@@ -12,6 +12,7 @@ Methods block; `runner` calls them in threads. Moments are microseconds since 19
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -24,7 +25,7 @@ from catalogzero.errors import RetryLaterError
 from catalogzero.scheduler import schema, statements
 from catalogzero.scheduler.rows import Execution, Handler, Lease, Writes, schedule_of, schedule_row
 from catalogzero.scheduler.schema import executions, handlers, schedules
-from catalogzero.scheduler.ticks import Schedule, fire, from_us, seconds_us, to_us
+from catalogzero.scheduler.ticks import Schedule, fault_of, fire, from_us, seconds_us, to_us
 from catalogzero.sql.engines import Database
 from catalogzero.wire.messages import encode_json
 
@@ -44,13 +45,15 @@ class Claim:
     """What one look at the store brought: executions to run, and when to look again.
 
     `next_due_us` is the next due time of all schedules; not after `now_us` when more is due.
-    `queued` says that executions wait for an earlier one of their schedule.
+    `queued` says that executions wait for an earlier one of their schedule. `faults` are those of
+    schedules that stand still from now on, by job_id.
     """
 
     now_us: int
     started: list[Execution]
     next_due_us: int | None
     queued: bool
+    faults: dict[str, str]
 
 
 @dataclass(slots=True)
@@ -88,6 +91,7 @@ class Store(Database):
             answer_s=answer_s,
         )
         self._clock = SystemClock() if clock is None and self.dialect == "sqlite" else clock
+        self._still: dict[str, str] = {}
 
     def now_us(self, c: sa.Connection) -> int:
         """The database's clock."""
@@ -167,7 +171,7 @@ class Store(Database):
         """
         order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
         query = sa.select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
-        return self.all_of(query, schedule_of)
+        return self.all_of(query, self._schedule_of)
 
     def count_schedules(self, search: str = "") -> int:
         """How many schedules there are that have this in their names."""
@@ -178,7 +182,7 @@ class Store(Database):
     def find_schedule(self, job_id: str) -> Schedule | None:
         """One schedule."""
         mine = sa.select(schedules).where(schedules.c.job_id == job_id)
-        return next(iter(self.all_of(mine, schedule_of)), None)
+        return next(iter(self.all_of(mine, self._schedule_of)), None)
 
     def remove_schedule(self, job_id: str) -> bool:
         """Forget a schedule; its queued runs are skipped, one that goes on goes on."""
@@ -198,25 +202,35 @@ class Store(Database):
     def pause_schedule(self, job_id: str, paused: bool) -> Schedule | None:
         """Pause or resume a schedule; ticks of the pause are no ticks. None when unknown.
 
-        It goes on after its last tick at the earliest, wherever the clock was put.
+        It goes on after its last tick at the earliest, wherever the clock was put. One that stands
+        still is tried again.
         """
         with self.writing() as c:
             one = sa.select(schedules).where(schedules.c.job_id == job_id).with_for_update()
             row = c.execute(one).mappings().one_or_none()
             if row is None:
                 return None
+            self._still.pop(row["schedule_id"], None)
             found = schedule_of(row)
             if found.paused and not paused:
                 mine = executions.c.schedule_id == found.schedule_id
                 newest = sa.select(sa.func.max(executions.c.tick_us)).where(mine)
                 last_us = c.execute(newest).scalar()
-                found.tick_us = found.next_tick(max(self.now_us(c), last_us or 0))
-                found.due_us = found.tick_us and found.due_of(found.tick_us)
+                with suppress(ValueError, OverflowError):
+                    found.tick_us = found.next_tick(max(self.now_us(c), last_us or 0))
+                    found.due_us = found.tick_us and found.due_of(found.tick_us)
                 found.folded = None
             found.paused = paused
+            changed = ("paused", "tick_us", "due_us", "folded")
             change = sa.update(schedules).where(schedules.c.schedule_id == found.schedule_id)
-            c.execute(change.values(schedule_row(found)))
+            c.execute(change.values({name: getattr(found, name) for name in changed}))
             return found
+
+    def _schedule_of(self, row: sa.RowMapping) -> Schedule:
+        """The schedule of a row, with its fault if it stands still."""
+        one = schedule_of(row)
+        one.fault = one.fault or self._still.get(one.schedule_id)
+        return one
 
     # --- ticks
 
@@ -225,11 +239,15 @@ class Store(Database):
         with self.writing() as c:
             now = self.now_us(c)
             lease = Lease(owner, now + seconds_us(lease_s))
-            started = self._fire(c, now, lease, limit)
+            started, faulty = self._fire(c, now, lease, limit)
             queued = c.execute(statements.ANY_QUEUED).first() is not None
             if queued:
                 started += self._start_queued(c, now, lease)
-            return Claim(now, started, c.execute(statements.NEXT_DUE).scalar(), queued)
+            still = {**self._still, **{one.schedule_id: str(one.fault) for one in faulty}}
+            next_due_us = c.execute(statements.NEXT_DUE, {"still": [*still]}).scalar()
+        self._still = still
+        faults = {one.job_id: still[one.schedule_id] for one in faulty}
+        return Claim(now, started, next_due_us, queued, faults)
 
     def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
         """Store an execution that no schedule asked for; None, or the earlier one's id.
@@ -296,20 +314,30 @@ class Store(Database):
             found = {row.execution_id: (row.owner, row.lease) for row in kept}
             return [found.get(one.execution_id) == (one.owner, one.lease) for one in changed]
 
-    def _fire(self, c: sa.Connection, now: int, lease: Lease, limit: int) -> list[Execution]:
-        """Decide on every schedule that is due, and write it down."""
-        found = c.execute(statements.DUE, {"now_us": now, "at_most": limit}).mappings().all()
+    def _fire(
+        self, c: sa.Connection, now: int, lease: Lease, limit: int
+    ) -> tuple[list[Execution], list[Schedule]]:
+        """Decide on every schedule that is due, and write it down, but for those at fault."""
+        given = {"now_us": now, "at_most": limit, "still": [*self._still]}
+        found = c.execute(statements.DUE, given).mappings().all()
         if not found:
-            return []
+            return [], []
+        faulty: list[Schedule] = []
         ids = [row["schedule_id"] for row in found]
         going = {row[0]: row[1:] for row in c.execute(statements.GOING_ON, {"schedule_ids": ids})}
         writes = Writes([], [], [])
         for row in found:
             schedule = schedule_of(row)
             going_on, queued = going.get(schedule.schedule_id, (0, 0))
-            writes.add(schedule, fire(schedule, now, active=going_on - queued, queued=queued))
+            try:
+                firing = fire(schedule, now, active=going_on - queued, queued=queued)
+            except Exception as error:  # noqa: BLE001 - it stands still, and the others go on
+                schedule.fault = fault_of(error)
+                faulty.append(schedule)
+            else:
+                writes.add(schedule, firing)
         _write(c, writes, now, lease)
-        return [one for one, _ in writes.inserted if one.status == "running"]
+        return [one for one, _ in writes.inserted if one.status == "running"], faulty
 
     def _start_queued(self, c: sa.Connection, now: int, lease: Lease) -> list[Execution]:
         """Start queued runs whose turn has come: nothing of their schedule is going on."""

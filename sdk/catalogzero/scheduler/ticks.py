@@ -29,6 +29,19 @@ def from_us(us: int) -> datetime:
     return EPOCH + us * MOMENT
 
 
+def iso_of(us: int | None) -> str | None:
+    """The same in ISO 8601; None for what is no moment."""
+    try:
+        return None if us is None else from_us(us).isoformat()
+    except (OverflowError, TypeError):
+        return None
+
+
+def fault_of(error: Exception) -> str:
+    """An error of one schedule as its `fault`."""
+    return str(error) if type(error) is ValueError else repr(error)
+
+
 def seconds_us(seconds: float) -> int:
     """Microseconds of a length in seconds."""
     return round(seconds * 1_000_000)
@@ -40,6 +53,7 @@ class Schedule:
 
     `tick_us` is the next fire time, `due_us` the same with its jitter; both None when it is over.
     `folded` is `missed:{execution_id}` or `skipped:{execution_id}` while such a row may still grow.
+    `fault` is why its next time cannot be computed here: it stands still.
     """
 
     schedule_id: str
@@ -61,10 +75,17 @@ class Schedule:
     tick_us: int | None = None
     due_us: int | None = None
     folded: str | None = None
+    fault: str | None = None
 
     @property
     def trigger(self) -> Trigger:
-        """Its trigger."""
+        """Its trigger.
+
+        Raises:
+            ValueError: Its `fault`.
+        """
+        if self.fault is not None:
+            raise ValueError(self.fault)
         return make_trigger(self.trigger_config)
 
     def next_tick(self, after_us: int) -> int | None:

@@ -60,7 +60,8 @@ function time(moment) {
 }
 
 /** A trigger for people. */
-function inWords({ trigger_config: config }) {
+function inWords({ trigger, error, trigger_config: config }) {
+  if (error) return trigger;
   if (config.type === "interval") return `every ${length(config)}`;
   if (config.type === "date") return "once";
   const named = CRON.filter((name) => (config[name] ?? "*") !== "*");
@@ -122,7 +123,7 @@ function scheduleRow(one) {
   return element("tr", one.paused ? "paused" : "",
     cell("Schedule", element("b", "", one.id), element("small", "", `${one.handler_id}.${one.method_name}(${cut(params)})`)),
     cell("When", inWords(one), ...zone),
-    cell("Next", ...(one.paused ? [element("span", "badge", "paused")] : time(one.next_fire_time))),
+    cell("Next", ...(one.error ? [element("span", "badge error", "stands still"), element("small", "", one.error)] : one.paused ? [element("span", "badge", "paused")] : time(one.next_fire_time))),
     cell("Last run", ...(last ? [badge(last), element("small", "", ...time(last.started_at).slice(0, 1))] : ["–"])),
     actions,
   );
