@@ -298,6 +298,7 @@ async def test_stats_health_and_config_answer(
     assert stats["success_rate"] == 50.0
     assert stats["by_handler"] == {"toy": {"total": 2, "success": 1, "error": 1}}
     assert health["status"] == "ok"
+    assert health["clock_step"] is None
     assert config["zmq_address"] == scheduler.zmq_address
 
 

@@ -227,7 +227,8 @@ class Api:
         return True
 
     async def _health(self, request: web.Request) -> web.Response:
-        return json_response({"status": "ok", "service": "catalogzero scheduler"})
+        told = {"status": "ok", "service": "catalogzero scheduler"}
+        return json_response({**told, "clock_step": self.runner.clock_step})
 
     async def _tell_config(self, request: web.Request) -> web.Response:
         return json_response(self.config)

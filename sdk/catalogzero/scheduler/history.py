@@ -101,9 +101,10 @@ class History:
     def purge(self, retention_days: float, max_executions: int) -> int:
         """Forget the oldest final executions, a few at a time; how many went."""
         with self._store.writing() as c:
-            old_us = self._store.now_us(c) - seconds_us(retention_days * 86_400)
+            now_us = self._store.now_us(c)
+            old_us = now_us - seconds_us(retention_days * 86_400)
             newest = c.execute(select(func.max(executions.c.seq))).scalar() or 0
-            too_old = executions.c.completed_us < old_us
+            too_old = _too_old(now_us, old_us)
             too_many = executions.c.seq <= newest - max_executions
             over = and_(executions.c.status.in_(FINAL), or_(too_old, too_many), _ungrown())
             oldest = select(executions.c.seq).where(over).order_by(executions.c.seq)
@@ -155,6 +156,13 @@ def summary_of(params: Mapping[str, Any]) -> str | None:
     shown = ", ".join(f"{key}={_cut(str(value))}" for key, value in first)
     more = len(params) - SUMMARY_PARAMS
     return f"{shown} (+{more} more)" if more > 0 else shown
+
+
+def _too_old(now_us: int, old_us: int) -> ColumnElement[bool]:
+    """Completed long ago; by a clock that was ahead: before another that is too old."""
+    completed_us = executions.c.completed_us
+    others = select(func.max(executions.c.seq)).where(completed_us < old_us).scalar_subquery()
+    return or_(completed_us < old_us, and_(completed_us > now_us, executions.c.seq < others))
 
 
 def _ungrown() -> ColumnElement[bool]:

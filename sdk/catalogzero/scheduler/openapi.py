@@ -97,6 +97,7 @@ FOUND = parameter("search", "query", "In their job_id, handler_id or method.", *
 TIMES_SHOWN = parameter("count", "query", "How many.", **WHOLE, minimum=1, maximum=100, default=5)
 SCHEDULES = object_schema(schedules=_list("Schedule"), count=WHOLE)
 HANDLERS = object_schema(handlers={"type": "array", "items": HANDLER}, count=WHOLE)
+CLOCK_STEP = object_schema(seen_at=TIME, step_s=_or_null(NUMBER), schedules=WHOLE)
 OF_ONE = ((404,), [JOB_ID])
 OF_MOVING = ((404, 409), [JOB_ID])
 OPERATIONS = {
@@ -162,7 +163,9 @@ OPERATIONS = {
         "listHandlers", "Every handler, each asked whether it is there.", {200: HANDLERS}
     ),
     "GET /api/health": Operation(
-        "health", "The scheduler answers.", {200: object_schema(status=TEXT, service=TEXT)}
+        "health",
+        "The scheduler answers, and shows the last step of its clock, if there was one.",
+        {200: object_schema(status=TEXT, service=TEXT, clock_step=_or_null(CLOCK_STEP))},
     ),
     "GET /api/config": Operation("config", "Where it listens and what it works on.", {200: OBJECT}),
     "GET /api/openapi.json": Operation("openapi", "This document.", {200: OBJECT}),

@@ -9,7 +9,7 @@ from typing import Any, Self
 import orjson
 from sqlalchemy import RowMapping
 
-from catalogzero.scheduler.schema import ACTIVE, FINAL
+from catalogzero.scheduler.schema import ACTIVE, FINAL, schedules
 from catalogzero.scheduler.statements import LEASED, OUTCOME, ROW
 from catalogzero.scheduler.ticks import Firing, Schedule, Span, fault_of
 from catalogzero.scheduler.triggers import make_trigger
@@ -178,7 +178,7 @@ _WHY = {
     "skipped": "an earlier run of this schedule was still going on",
 }
 _EXECUTION_FIELDS = tuple(field.name for field in fields(Execution))
-_SCHEDULE_FIELDS = tuple(field.name for field in fields(Schedule) if field.name != "fault")
+_SCHEDULE_FIELDS = tuple(column.name for column in schedules.c)
 _TAKEN_OVER = (
     *("schedule_id", "job_id", "handler_id", "method", "params"),
     *("misfire_grace_s", "timeout_s", "max_attempts"),

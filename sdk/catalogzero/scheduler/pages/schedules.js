@@ -189,8 +189,8 @@ async function refresh() {
   const search = at("search").value.trim();
   const find = new URLSearchParams({ limit: MOST_SCHEDULES, ...(search && { search }) });
   const newest = new URLSearchParams({ limit: shown, ...(status && { status }) });
-  const [schedules, executions, handlers] = await Promise.all([
-    ask("GET", `/api/schedules?${find}`), ask("GET", `/api/executions?${newest}`), ask("GET", "/api/handlers"),
+  const [schedules, executions, handlers, health] = await Promise.all([
+    ask("GET", `/api/schedules?${find}`), ask("GET", `/api/executions?${newest}`), ask("GET", "/api/handlers"), ask("GET", "/api/health"),
   ]);
   if (look !== looks) return;
   at("no-schedules").textContent = search ? `No schedule has “${search}” in its name or call.` : "No schedule yet: add one with catalogzero schedule add.";
@@ -202,7 +202,9 @@ async function refresh() {
   at("token-form").hidden = true;
   at("main").hidden = false;
   const more = schedules.count > MOST_SCHEDULES ? `, the next ${MOST_SCHEDULES} shown` : "";
-  tell("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${more}`);
+  const step = health.clock_step;
+  const jump = step ? `; the clock jumped${step.step_s === null ? "" : ` by ${Math.round(step.step_s)} s`}, seen ${wall.format(new Date(step.seen_at))}` : "";
+  tell("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${more}${jump}`);
 }
 
 function tell(link, text) {
