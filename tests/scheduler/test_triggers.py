@@ -130,6 +130,8 @@ def test_numbered_weekdays_are_cron_s(given_days: Any, days: set[int]) -> None:
         ({"type": "interval", "seconds": -5}, "'seconds' must be a number, 0 or more"),
         ({"type": "interval", "seconds": "soon"}, "'seconds' must be a number"),
         ({"type": "interval", "minute": 5}, "interval takes no 'minute'"),
+        ({"type": "interval", "hours": 36, "wall": True}, "'wall' takes whole days or weeks"),
+        ({"type": "interval", "days": 1, "wall": "yes"}, "'wall' must be true or false"),
         ({"type": "interval", "weeks": 1e300}, "'weeks' must be a number"),
         ({"type": "interval", "hours": 1, "start_time": "noon"}, "'start_time'"),
         ({"type": "cron"}, "cron needs at least one of"),
@@ -213,6 +215,49 @@ def test_a_cron_that_never_fires_has_no_next_time(never: dict[str, Any]) -> None
     trigger = make_trigger(parse_trigger({"type": "cron", "timezone": "UTC", **never}))
 
     assert trigger.next_after(SPRING) is None
+
+
+@pytest.mark.parametrize(
+    ("wall", "hours"), [(False, ["02:30", "02:30", "03:30", "03:30"]), (True, 4 * ["02:30"])]
+)
+def test_days_are_24_hours_and_with_wall_keep_the_hour(wall: bool, hours: list[str]) -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    begin = datetime(2026, 3, 27, 2, 30, tzinfo=zone)
+    trigger = {"type": "interval", "days": 1, "timezone": zone.key, "start_time": begin.isoformat()}
+
+    found = local(
+        ticks({**trigger, "wall": wall}, begin - timedelta(1), begin + timedelta(4.5)), zone.key
+    )
+
+    skipped = found.pop(2)
+    assert skipped == ("29 03:00" if wall else "29 03:30")
+    assert found == [f"{day} {hour}" for day, hour in zip((27, 28, 30, 31), hours, strict=True)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    days=st.integers(1, 20),
+    zone=st.sampled_from(sorted(EDGES)),
+    minute=st.integers(0, 1_439),
+    year=st.integers(2020, 2026),
+)
+def test_an_interval_by_the_clock_keeps_days_and_hour(
+    days: int, zone: str, minute: int, year: int
+) -> None:
+    first = datetime(year, 1, 5, minute // 60, minute % 60, tzinfo=ZoneInfo(zone))
+    trigger = {"type": "interval", "days": days, "wall": True, "timezone": zone}
+    end = first + timedelta(days=380)
+
+    found = ticks({**trigger, "start_time": first.isoformat()}, first - timedelta(1), end)
+
+    walls = [first + n * timedelta(days=days) for n in range(380 // days + 1)]
+    moments = [wall.astimezone(UTC) for wall in walls]
+    on_the_clock = [
+        m for m, wall in zip(moments, walls, strict=True) if m.astimezone(wall.tzinfo) == wall
+    ]
+    assert set(on_the_clock) <= set(found)
+    assert len(on_the_clock) >= len(walls) - 2
+    assert [m.astimezone(first.tzinfo).date() for m in found] == [wall.date() for wall in walls]
 
 
 def test_an_interval_takes_numbers_written_as_text() -> None:

@@ -38,7 +38,8 @@ TRIGGER = {
     "type": "object",
     "required": ["type"],
     "properties": {"type": {"type": "string", "enum": ["interval", "cron", "date"]}},
-    "description": "interval: weeks, days, hours, minutes, seconds, start_time. cron: year, month, "
+    "description": "interval: weeks, days, hours, minutes, seconds, start_time; days are 24 "
+    "hours, with wall: true they keep the hour in timezone. cron: year, month, "
     "day, week, day_of_week (0 and 7 are Sunday), hour, minute, second, timezone, start_time; all "
     "must match, but day and day_of_week either with day_or_weekday: true, as in crontab. "
     "date: run_date, ISO 8601 or Unix seconds. end_time ends the first two.",

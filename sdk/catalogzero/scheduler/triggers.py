@@ -1,7 +1,8 @@
 """When a schedule is due: interval, cron and date triggers as ScheduleZero's API spells them.
 
 The calendar and time zone arithmetic is that of APScheduler 3.11's trigger classes. What differs
-here: an interval fires first at its start; numbered weekdays are cron's (0 and 7 are Sunday), as
+here: an interval fires first at its start (its days are 24 hours; with `wall`, days on the
+clock); numbered weekdays are cron's (0 and 7 are Sunday), as
 in ScheduleZero; and clock changes have one rule. Wall times that the clock skips fire once, at
 the moment it springs forward. In the hour that comes twice, a trigger with `hour: *` (or none)
 fires in both passes, any other in the first only, so a nightly job runs once a night.
@@ -95,8 +96,8 @@ class DateTicks:
 
 
 @dataclass(frozen=True, slots=True)
-class CronTicks:
-    """Wall times of a zone that match cron's fields.
+class WallTicks:
+    """Wall times of a zone: those that match cron's fields, or come every so many days.
 
     The library searches a calendar without clock changes, which are then put in here: its own
     search through a zone loses days on which the clock changes. `every_hour` is true where the
@@ -165,7 +166,8 @@ def describe_trigger(stored: Mapping[str, Any]) -> str:
     if stored["type"] == "date":
         return f"date[{stored['run_date']}]"
     if stored["type"] == "interval":
-        return f"interval[{_length(stored)}]"
+        wall = f" wall {stored['timezone']}" if stored.get("wall") else ""
+        return f"interval[{_length(stored)}]{wall}"
     named = [name for name in CRON_FIELDS if name in stored]
     shown = [name for name in named if stored[name] != "*" or name == named[-1]]
     fields = ", ".join(f"{name}='{stored[name]}'" for name in shown)
@@ -206,7 +208,12 @@ def _read_interval(config: dict[str, Any]) -> dict[str, Any]:
     seconds = _length(stored).total_seconds()
     if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
         raise ValueError(f"the interval must be {MIN_INTERVAL_S} s or more, and under a century")
-    return stored | _bounds_of(config, _zone(config.get("timezone")).key)
+    zone = _zone(config.get("timezone")).key
+    if _flag(config, "wall"):
+        if seconds % 86_400:
+            raise ValueError("'wall' takes whole days or weeks")
+        stored |= {"wall": True, "timezone": zone}
+    return stored | _bounds_of(config, zone)
 
 
 def _read_cron(config: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +240,7 @@ def _read_date(config: dict[str, Any]) -> dict[str, Any]:
 _DAYS = ("day", "day_of_week")
 _BOUNDS = {"start_time", "start_date", "end_time", "end_date", "timezone"}
 _READERS = {
-    "interval": ({*INTERVAL_UNITS, *_BOUNDS}, _read_interval),
+    "interval": ({*INTERVAL_UNITS, *_BOUNDS, "wall"}, _read_interval),
     "cron": ({*CRON_FIELDS, *_BOUNDS, "day_or_weekday"}, _read_cron),
     "date": ({"run_date", "run_time", "timezone"}, _read_date),
 }
@@ -259,7 +266,13 @@ def _made(stored: bytes) -> Trigger:
     moment = datetime.fromisoformat(start) if start else None
     if config["type"] == "interval":
         length = {unit: config.get(unit, 0) for unit in INTERVAL_UNITS}
-        return IntervalTicks(IntervalTrigger(**length, start_date=moment or EPOCH, timezone=UTC))
+        begin = moment or EPOCH
+        if config.get("wall"):
+            zone = _zone(config["timezone"])
+            wall_begin = begin.astimezone(zone).replace(tzinfo=UTC)
+            days = IntervalTrigger(**length, start_date=wall_begin, timezone=UTC)
+            return WallTicks(zone, days, every_hour=False)
+        return IntervalTicks(IntervalTrigger(**length, start_date=begin, timezone=UTC))
     zone = _zone(config["timezone"])
     fields = {name: config[name] for name in CRON_FIELDS if name in config}
     wall_start = moment.astimezone(zone).replace(tzinfo=UTC) if moment else None
@@ -269,7 +282,7 @@ def _made(stored: bytes) -> Trigger:
         days, weekdays = (CronTrigger(**fields | {name: "*"}, **bounds) for name in _DAYS[::-1])
         calendar = _Either((days, weekdays))
     hour = fields.get("hour", "*" if {"minute", "second"} & fields.keys() else "0")
-    return CronTicks(zone, calendar, every_hour=hour == "*")
+    return WallTicks(zone, calendar, every_hour=hour == "*")
 
 
 def _moment_of(wall: datetime, zone: ZoneInfo, fold: int) -> datetime:

@@ -62,7 +62,7 @@ function time(moment) {
 /** A trigger for people. */
 function inWords({ trigger, error, trigger_config: config }) {
   if (error) return trigger;
-  if (config.type === "interval") return `every ${length(config)}`;
+  if (config.type === "interval") return `every ${length(config)}${config.wall ? ", by the clock" : ""}`;
   if (config.type === "date") return "once";
   const named = CRON.filter((name) => (config[name] ?? "*") !== "*");
   const { hour, minute = "0", day_of_week = "*" } = config;
@@ -118,7 +118,7 @@ function scheduleRow(one) {
   actions.classList.add("actions");
   const [label, path] = one.paused ? ["Resume", "resume"] : ["Pause", "pause"];
   actions.append(button(label, one.id, `${place}/${path}`, "turn"));
-  const zone = one.trigger_config.type === "cron" ? [element("small", "", one.timezone)] : [];
+  const zone = one.trigger_config.timezone ? [element("small", "", one.timezone)] : [];
   const params = Object.keys(one.params).length ? JSON.stringify(one.params) : "";
   return element("tr", one.paused ? "paused" : "",
     cell("Schedule", element("b", "", one.id), element("small", "", `${one.handler_id}.${one.method_name}(${cut(params)})`)),
