@@ -151,15 +151,19 @@ def cron_trigger(line: str) -> str:
     return _inline(trigger_of(line))
 
 
-def trigger_of(line: str) -> dict[str, str]:
-    """Five cron fields as a trigger of the scheduler's API; `*` is left out beyond the hour."""
+def trigger_of(line: str) -> dict[str, str | bool]:
+    """Five cron fields as a trigger of the scheduler's API; `*` is left out beyond the hour.
+
+    Where day and weekday are both set, either makes it fire, as in crontab(5).
+    """
     fields = line.split()
     if cron_faults(line):
         return {}
     named = dict(zip(CRON_FIELDS, fields, strict=True))
     named["day_of_week"] = _weekdays(named["day_of_week"])
     kept = {k: v for k, v in named.items() if v != "*" or k in ("minute", "hour")}
-    return {"type": "cron", **kept}
+    either = not any(named[name].startswith("*") for name in ("day", "day_of_week"))
+    return {"type": "cron", **kept, **({"day_or_weekday": True} if either else {})}
 
 
 def cron_faults(line: str) -> list[str]:
@@ -212,9 +216,10 @@ def quoted(value: object) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _inline(value: Mapping[str, str]) -> str:
+def _inline(value: Mapping[str, str | bool]) -> str:
     """A flat mapping as an inline TOML table."""
-    return "{ " + ", ".join(f"{key} = {quoted(text)}" for key, text in value.items()) + " }"
+    named = (f"{key} = {json.dumps(one, ensure_ascii=False)}" for key, one in value.items())
+    return "{ " + ", ".join(named) + " }"
 
 
 def cron_json(line: str) -> str:

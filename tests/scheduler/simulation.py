@@ -23,6 +23,7 @@ class SetClock:
 
     def __init__(self, moment: datetime = START) -> None:
         self.moment = moment
+        self._stepped = timedelta()
 
     def now(self) -> datetime:
         """See `Clock.now`."""
@@ -30,7 +31,7 @@ class SetClock:
 
     def monotonic(self) -> float:
         """See `Clock.monotonic`."""
-        return self.moment.timestamp()
+        return (self.moment - self._stepped).timestamp()
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Nothing in the store waits."""
@@ -43,6 +44,11 @@ class SetClock:
     def forward(self, seconds: float) -> None:
         """Let time pass."""
         self.moment += timedelta(seconds=seconds)
+
+    def set(self, moment: datetime) -> None:
+        """Set the wall clock, while no time passes."""
+        self._stepped += moment - self.moment
+        self.moment = moment
 
 
 def make_schedule(trigger: dict[str, Any] = SECONDLY, **fields: Any) -> Schedule:

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from catalogzero.scheduler.server import SchedulerServer
+from sqlalchemy import text
 
 from tests.scheduler.toys import Toy, ended, executions, toy, until
 
@@ -297,7 +298,43 @@ async def test_stats_health_and_config_answer(
     assert stats["success_rate"] == 50.0
     assert stats["by_handler"] == {"toy": {"total": 2, "success": 1, "error": 1}}
     assert health["status"] == "ok"
+    assert health["clock_step"] is None
     assert config["zmq_address"] == scheduler.zmq_address
+
+
+async def test_a_schedule_that_stands_still_says_why_and_can_be_paused_and_deleted(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    nightly = {"type": "cron", "hour": 2, "timezone": "Europe/Berlin"}
+    async with toy(scheduler.zmq_address, api):
+        for job_id in ("gone", "zoned"):
+            await api.post("/api/schedule", json=schedule(job_id=job_id, trigger=nightly))
+        for change in (
+            "trigger_config = replace(trigger_config, 'Berlin', 'Atlantis') WHERE job_id = 'gone'",
+            "due_us = 0",
+        ):
+            with scheduler.runner.store.writing() as c:
+                c.execute(text(f"UPDATE scheduler_schedules SET {change}"))  # noqa: S608 - a constant
+        scheduler.runner.wake()
+        await until(lambda: ended(api, job_id="zoned"))
+        listed = (await api.get("/api/schedules")).json()["schedules"]
+        refused = [await api.get("/api/schedules/gone/next")]
+        refused.append(await api.post("/api/schedules/gone/run"))
+        paused = await api.post("/api/schedules/gone/pause")
+        resumed = await api.post("/api/schedules/gone/resume")
+        removed = await api.delete("/api/schedules/gone")
+        left = (await api.get("/api/schedules")).json()["schedules"]
+
+    shown = {one["id"]: one for one in listed}
+    assert shown["zoned"]["error"] is None
+    assert shown["gone"]["error"] == "no time zone is called 'Europe/Atlantis'"
+    assert shown["gone"]["next_fire_time"] is None
+    assert [answer.status_code for answer in (*refused, paused, resumed, removed)] == [
+        *(409, 409),
+        *(200, 200, 200),
+    ]
+    assert "stands still: no time zone" in refused[0].json()["error"]["message"]
+    assert [one["id"] for one in left] == ["zoned"]
 
 
 async def test_a_paused_schedule_waits_until_it_is_resumed(

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -85,6 +86,32 @@ def test_a_schedule_lives_its_whole_life_from_the_command_line(running: Schedule
 
 
 @pytest.mark.parametrize(
+    ("cron", "first"),
+    [
+        ("0 0 13 * 5", {"13", "Fri"}),
+        ("0 0 * * FRI", {"Fri"}),
+        ("0 0 */13 * */5", {"27 Sun", "27 Fri", "01 Sun", "01 Fri", "14 Sun", "14 Fri"}),
+    ],
+)
+def test_cron_text_follows_crontab(running: SchedulerProcess, cron: str, first: set[str]) -> None:
+    told(running.url, "add", "chore", "note", "--cron", cron, "--timezone", "UTC", "--job-id", "c")
+    times = told(running.url, "next", "c", "--count", "60")["next"]
+    schedule(running.url, "remove", "c")
+
+    moments = [datetime.fromisoformat(time) for time in times]
+    names = [{f"{m:%d}", f"{m:%a}", f"{m:%d %a}"} for m in moments]
+    assert all(first & name for name in names)
+    assert {one for name in names for one in first & name} == first
+    assert {(moment.hour, moment.minute) for moment in moments} == {(0, 0)}
+
+
+def test_the_help_says_how_day_and_weekday_combine() -> None:
+    done = schedule("http://127.0.0.1:1", "add", "--help")
+
+    assert "every 13th and every Friday" in " ".join(done.stdout.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("add", "chore", "note"), 2, "name one of --every, --cron and --at"),
@@ -95,6 +122,9 @@ def test_a_schedule_lives_its_whole_life_from_the_command_line(running: Schedule
             "no use for a --timezone",
         ),
         (("add", "chore", "note", "--at", "tomorrow"), 1, "'tomorrow' is not ISO 8601"),
+        (("add", "chore", "note", "--cron", "0 2 * *"), 2, "--cron takes five fields"),
+        (("add", "chore", "note", "--cron", "0 2 * * MON#1"), 1, "cannot be 'mon#1'"),
+        (("add", "chore", "note", "--cron", "0 0 30 2 *"), 1, "it never fires"),
         (("list", "--url", "somewhere"), 2, "--url somewhere: begin it with http://"),
         (("add", "nobody", "note", "--every", "5m"), 1, "Handler 'nobody' not registered."),
         (("remove", "nothing"), 1, "Schedule 'nothing' not found"),

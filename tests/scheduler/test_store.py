@@ -169,6 +169,8 @@ def test_a_claim_reads_none_of_what_is_over(store: Store, clock: SetClock) -> No
         seen.append(given[2:4])
 
     store.add_schedule(make_schedule(job_id="j", overlap="queue"))
+    store.claim("A", LEASE_S)
+    clock.forward(1)
     event.listen(*listen, note)
     for _ in range(2):
         store.claim("A", LEASE_S)
@@ -273,7 +275,7 @@ def test_a_clock_that_is_put_back_fires_no_tick_again(store: Store, clock: SetCl
     for _ in range(3):
         end(store, store.claim("A", LEASE_S).started[0])
         clock.forward(60)
-    clock.forward(-150)
+    clock.set(clock.moment - timedelta(seconds=150))
 
     assert store.claim("A", LEASE_S).started == []
     store.pause_schedule("j", True)
@@ -285,6 +287,62 @@ def test_a_clock_that_is_put_back_fires_no_tick_again(store: Store, clock: SetCl
 
     ticks = [one["scheduled_at"] for one in records(store)]
     assert len(set(ticks)) == len(ticks) == 5
+
+
+BROKEN = {
+    "trigger_config = replace(trigger_config, 'Europe/Berlin', 'US/Pacific-New')": "US/Pacific-New",
+    "trigger_config = '{'": "JSON",
+    "trigger_config = '{}'": "'type'",
+    "params = '7'": "int",
+    "tick_us = -9000000000000000000": "OverflowError",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_schedule_that_cannot_be_computed_stands_still_alone(
+    broken: str, store: Store, clock: SetClock
+) -> None:
+    nightly = {"type": "cron", "hour": 2, "timezone": "Europe/Berlin"}
+    for job_id in ("broken", "good"):
+        store.add_schedule(make_schedule(nightly, job_id=job_id, overlap="parallel"))
+    with store.writing() as c:
+        c.execute(text(f"UPDATE scheduler_schedules SET {broken} WHERE job_id = 'broken'"))  # noqa: S608 - a constant
+    claims = []
+    for _ in range(2):
+        clock.forward(86_400)
+        claims.append(store.claim("A", LEASE_S))
+
+    assert [[one.job_id for one in claim.started] for claim in claims] == [["good"], ["good"]]
+    assert BROKEN[broken] in claims[0].faults.pop("broken")
+    assert [claim.faults for claim in claims] == [{}, {}]
+    assert claims[1].next_due_us is not None
+    assert claims[1].next_due_us > claims[1].now_us
+    shown = {one.job_id: one.fault for one in store.list_schedules()}
+    assert shown.pop("good") is None
+    assert BROKEN[broken] in str(shown["broken"])
+    for paused in (True, False):
+        assert store.pause_schedule("broken", paused)
+        assert store.find_schedule("broken").paused is paused  # type: ignore[union-attr]
+    assert store.remove_schedule("broken")
+    assert [one.job_id for one in store.list_schedules()] == ["good"]
+
+
+def test_a_schedule_whose_zone_is_back_goes_on(
+    store: Store, make_store: MakeStore, clock: SetClock
+) -> None:
+    nightly = {"type": "cron", "hour": 2, "timezone": "Europe/Berlin"}
+    store.add_schedule(make_schedule(nightly, job_id="j"))
+    change = "UPDATE scheduler_schedules SET trigger_config = replace(trigger_config, '{}', '{}')"
+    with store.writing() as c:
+        c.execute(text(change.format("Europe/Berlin", "Mars/Base")))
+    clock.forward(86_400)
+    assert store.claim("A", LEASE_S).started == []
+    with store.writing() as c:
+        c.execute(text(change.format("Mars/Base", "Europe/Berlin")))
+
+    (one,) = make_store(clock=clock).claim("B", LEASE_S).started
+
+    assert one.job_id == "j"
 
 
 def test_a_lease_that_ended_is_taken_over_and_its_old_owner_writes_nothing(

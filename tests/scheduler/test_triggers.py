@@ -108,6 +108,8 @@ def test_a_half_hourly_job_goes_on_through_the_hour_that_comes_twice() -> None:
         ("1-5/2", {0, 2, 4}),
         ("mon,3,sun", {0, 2, 6}),
         ("*", set(range(7))),
+        ("*/2", {6, 1, 3, 5}),
+        ("MON-Wed", {0, 1, 2}),
     ],
 )
 def test_numbered_weekdays_are_cron_s(given_days: Any, days: set[int]) -> None:
@@ -128,6 +130,8 @@ def test_numbered_weekdays_are_cron_s(given_days: Any, days: set[int]) -> None:
         ({"type": "interval", "seconds": -5}, "'seconds' must be a number, 0 or more"),
         ({"type": "interval", "seconds": "soon"}, "'seconds' must be a number"),
         ({"type": "interval", "minute": 5}, "interval takes no 'minute'"),
+        ({"type": "interval", "hours": 36, "wall": True}, "'wall' takes whole days or weeks"),
+        ({"type": "interval", "days": 1, "wall": "yes"}, "'wall' must be true or false"),
         ({"type": "interval", "weeks": 1e300}, "'weeks' must be a number"),
         ({"type": "interval", "hours": 1, "start_time": "noon"}, "'start_time'"),
         ({"type": "cron"}, "cron needs at least one of"),
@@ -137,6 +141,27 @@ def test_numbered_weekdays_are_cron_s(given_days: Any, days: set[int]) -> None:
         ({"type": "cron", "hour": 1, "timezone": "Mars/Base"}, "no time zone is called"),
         ({"type": "cron", "hour": 1, "timezone": "../etc/passwd"}, "no time zone is called"),
         ({"type": "cron", "day_of_week": "8"}, "8"),
+        ({"type": "cron", "day_of_week": "MON#1"}, "'day_of_week' cannot be 'mon#1'"),
+        ({"type": "cron", "day_of_week": "mon;tue"}, "'day_of_week' cannot be 'mon;tue'"),
+        ({"type": "cron", "day_of_week": "mon,friend"}, "'day_of_week' cannot be 'friend'"),
+        ({"type": "cron", "day_of_week": "mon-fri x"}, "'day_of_week' cannot be"),
+        ({"type": "cron", "day_of_week": "1-5/0"}, "'day_of_week' cannot be"),
+        ({"type": "cron", "day_of_week": "5#2"}, "'day_of_week' cannot be"),
+        ({"type": "cron", "day_of_week": "L"}, "'day_of_week' cannot be"),
+        ({"type": "cron", "day": "last fri x"}, "'day' cannot be 'last fri x'"),
+        ({"type": "cron", "day": "lastx"}, "'day' cannot be 'lastx'"),
+        ({"type": "cron", "day": "1,15W"}, "'day' cannot be '15w'"),
+        ({"type": "cron", "day": "1st monday"}, "'day' cannot be"),
+        ({"type": "cron", "month": "jan;feb"}, "'month' cannot be 'jan;feb'"),
+        ({"type": "cron", "month": "jan-jun/2"}, "'month' cannot be 'jan-jun/2'"),
+        ({"type": "cron", "hour": "2;3"}, "'hour' cannot be '2;3'"),
+        ({"type": "cron", "hour": "\u0661"}, "'hour' cannot be"),
+        ({"type": "cron", "minute": ""}, "'minute' cannot be ''"),
+        (
+            {"type": "cron", "hour": 1, "day_or_weekday": 1},
+            "'day_or_weekday' must be true or false",
+        ),
+        ({"type": "interval", "hours": 1, "day_or_weekday": True}, "interval takes no"),
         ({"type": "cron", "day_of_week": "fun"}, "is no weekday"),
         ({"type": "date"}, "'run_date' is required for date trigger"),
         ({"type": "date", "run_date": []}, "must be ISO string or Unix timestamp, got list"),
@@ -148,6 +173,91 @@ def test_what_is_no_trigger_is_refused_with_the_field(trigger: Any, message: str
         parse_trigger(trigger)
 
     assert message in str(caught.value)
+
+
+FRIDAY_OR_13TH = {"type": "cron", "timezone": "UTC", "hour": 0, "day": "13", "day_of_week": "fri"}
+
+
+def test_all_fields_of_a_cron_trigger_must_match() -> None:
+    found = ticks(
+        FRIDAY_OR_13TH, datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
+    )
+
+    assert local(found, "UTC") == ["13 00:00"] * 3
+    assert [moment.month for moment in found] == [2, 3, 11]
+
+
+def test_day_or_weekday_fires_on_either() -> None:
+    start, end = datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)
+    either = {**FRIDAY_OR_13TH, "day_or_weekday": True}
+    midnights = [start + timedelta(days=n) for n in range(1, 366)]
+
+    found = ticks(either, start, end)
+
+    assert found == [day for day in midnights if day.day == 13 or day.weekday() == 4]
+    described = describe_trigger(parse_trigger(either))
+    assert described == "cron[day='13', day_of_week='fri', hour='0'; day or weekday] UTC"
+
+
+@pytest.mark.parametrize("stars", [{"day": "*/2"}, {"day_of_week": "*"}])
+def test_day_or_weekday_counts_where_both_are_set(stars: dict[str, str]) -> None:
+    both = parse_trigger({**FRIDAY_OR_13TH, **stars, "day_or_weekday": True})
+
+    assert "day_or_weekday" not in both
+    assert both == parse_trigger({**FRIDAY_OR_13TH, **stars})
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "never", [{"day": 30, "month": 2}, {"week": 53, "month": 6}, {"hour": 1, "year": 2020}]
+)
+def test_a_cron_that_never_fires_has_no_next_time(never: dict[str, Any]) -> None:
+    trigger = make_trigger(parse_trigger({"type": "cron", "timezone": "UTC", **never}))
+
+    assert trigger.next_after(SPRING) is None
+
+
+@pytest.mark.parametrize(
+    ("wall", "hours"), [(False, ["02:30", "02:30", "03:30", "03:30"]), (True, 4 * ["02:30"])]
+)
+def test_days_are_24_hours_and_with_wall_keep_the_hour(wall: bool, hours: list[str]) -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    begin = datetime(2026, 3, 27, 2, 30, tzinfo=zone)
+    trigger = {"type": "interval", "days": 1, "timezone": zone.key, "start_time": begin.isoformat()}
+
+    found = local(
+        ticks({**trigger, "wall": wall}, begin - timedelta(1), begin + timedelta(4.5)), zone.key
+    )
+
+    skipped = found.pop(2)
+    assert skipped == ("29 03:00" if wall else "29 03:30")
+    assert found == [f"{day} {hour}" for day, hour in zip((27, 28, 30, 31), hours, strict=True)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    days=st.integers(1, 20),
+    zone=st.sampled_from(sorted(EDGES)),
+    minute=st.integers(0, 1_439),
+    year=st.integers(2020, 2026),
+)
+def test_an_interval_by_the_clock_keeps_days_and_hour(
+    days: int, zone: str, minute: int, year: int
+) -> None:
+    first = datetime(year, 1, 5, minute // 60, minute % 60, tzinfo=ZoneInfo(zone))
+    trigger = {"type": "interval", "days": days, "wall": True, "timezone": zone}
+    end = first + timedelta(days=380)
+
+    found = ticks({**trigger, "start_time": first.isoformat()}, first - timedelta(1), end)
+
+    walls = [first + n * timedelta(days=days) for n in range(380 // days + 1)]
+    moments = [wall.astimezone(UTC) for wall in walls]
+    on_the_clock = [
+        m for m, wall in zip(moments, walls, strict=True) if m.astimezone(wall.tzinfo) == wall
+    ]
+    assert set(on_the_clock) <= set(found)
+    assert len(on_the_clock) >= len(walls) - 2
+    assert [m.astimezone(first.tzinfo).date() for m in found] == [wall.date() for wall in walls]
 
 
 def test_an_interval_takes_numbers_written_as_text() -> None:
@@ -180,7 +290,7 @@ FIELD = {
     "hour": st.sampled_from(["*", "0", "1", "2", "3", "*/2", "0-3", "23"]),
     "day": st.sampled_from(["*", "1", "last", "*/2", "25,29", "8"]),
     "month": st.sampled_from(["*", "3", "10", "mar-nov"]),
-    "day_of_week": st.sampled_from(["*", "sun", "mon-fri", "0", "sat,sun"]),
+    "day_of_week": st.sampled_from(["*", "sun", "mon-fri", "0", "sat,sun", "*/2"]),
 }
 
 

@@ -7,12 +7,14 @@ import keyword
 import sys
 import tomllib
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
 from apscheduler.triggers.cron import CronTrigger
 from catalogzero.entry.scaffold import complete, template_folder, template_rules
 from catalogzero.errors import ConfigError
+from catalogzero.scheduler.triggers import parse_trigger
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,11 +143,16 @@ def test_every_bad_answer_is_told_at_once() -> None:
         ("0 6 * * 1-5", {"minute": "0", "hour": "6", "day_of_week": "mon,tue,wed,thu,fri"}),
         ("0 6 * * 0", {"minute": "0", "hour": "6", "day_of_week": "sun"}),
         ("0 6 * * 5-7", {"minute": "0", "hour": "6", "day_of_week": "fri,sat,sun"}),
+        (
+            "0 6 13 * 5",
+            {"minute": "0", "hour": "6", "day": "13", "day_of_week": "fri", "day_or_weekday": True},
+        ),
+        ("0 6 */2 * 5", {"minute": "0", "hour": "6", "day": "*/2", "day_of_week": "fri"}),
         ("30 1 1 jan,jul *", {"minute": "30", "hour": "1", "day": "1", "month": "jan,jul"}),
     ],
 )
 def test_a_cron_line_becomes_a_trigger_with_days_by_name(
-    rules: ModuleType, line: str, trigger: dict[str, str]
+    rules: ModuleType, line: str, trigger: dict[str, Any]
 ) -> None:
     assert rules.trigger_of(line) == {"type": "cron", **trigger}
 
@@ -165,6 +172,8 @@ def test_every_cron_line_that_is_taken_is_a_trigger_that_the_scheduler_takes(
     with template_rules(template_folder()) as rules:
         trigger = rules.trigger_of(" ".join(fields))
 
+    assert parse_trigger(trigger)
+    trigger.pop("day_or_weekday", None)
     assert trigger.pop("type") == "cron"
     assert CronTrigger(**trigger, timezone="UTC")
 

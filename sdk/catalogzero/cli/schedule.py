@@ -84,7 +84,7 @@ def add(
     method: Annotated[str, typer.Argument(help="Its method.")],
     params: Params = "{}",
     every: Annotated[str | None, typer.Option(help="An interval: 30s, 5m, 2h, 1d, 1w.")] = None,
-    cron: Annotated[str | None, typer.Option(help="Five cron fields: '0 2 * * *'.")] = None,
+    cron: Annotated[str | None, typer.Option(help="Five crontab fields: '0 2 * * *'.")] = None,
     at: Annotated[str | None, typer.Option(help="One moment: ISO 8601.")] = None,
     timezone: Annotated[
         str | None,
@@ -112,6 +112,9 @@ def add(
     json: JsonFlag = False,
 ) -> None:
     """Add a schedule.
+
+    A --cron with both fires on the day of the month or on the day of the week,
+    as in crontab(5): '0 0 13 * 5' is every 13th and every Friday.
 
     Example: catalogzero schedule add acme process_and_upload --cron '0 2 * * *'
     --params '{"data_source": "/data/exports"}'
@@ -234,7 +237,7 @@ def _schedule_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """The lines of `list`."""
     for one in told["schedules"]:
         handler_id, method = ([*(one.get("args") or []), "", ""])[:2]
-        state = "paused" if one.get("paused") else ""
+        state = "paused" if one.get("paused") else one.get("error") or ""
         next_ = str(one["next_fire_time"] or "-")[:19]
         yield one["id"], handler_id, method, one["trigger"], next_, state
 
@@ -262,10 +265,12 @@ def _trigger(
     if at is not None:
         return {"type": "date", "run_date": at, **zone}
     if cron is not None:
-        fields = cron.split()
-        if len(fields) != len(CRON_ORDER):
+        texts = cron.split()
+        if len(texts) != len(CRON_ORDER):
             raise typer.BadParameter(f"--cron takes five fields: {' '.join(CRON_ORDER)}")
-        return {"type": "cron", **dict(zip(CRON_ORDER, fields, strict=True)), **zone}
+        fields = dict(zip(CRON_ORDER, texts, strict=True))
+        both = not fields["day"].startswith("*") and not fields["day_of_week"].startswith("*")
+        return {"type": "cron", **fields, **({"day_or_weekday": True} if both else {}), **zone}
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", every or "")
     if not match:
         raise typer.BadParameter("--every takes a number and s, m, h, d or w: 30s, 5m")

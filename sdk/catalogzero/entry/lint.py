@@ -30,10 +30,13 @@ PUBLIC_MODULES = (
 )
 
 _TRIGGERS = {
-    "interval": {"weeks", "days", "hours", "minutes", "seconds", "start_time", "timezone"},
+    "interval": {
+        *("weeks", "days", "hours", "minutes", "seconds"),
+        *("wall", "start_time", "timezone"),
+    },
     "cron": {
         *("year", "month", "day", "week", "day_of_week", "hour", "minute", "second"),
-        *("timezone", "start_time", "end_time"),
+        *("day_or_weekday", "timezone", "start_time", "end_time"),
     },
     "date": {"run_date", "timezone"},
 }

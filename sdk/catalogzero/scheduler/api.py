@@ -23,7 +23,7 @@ from catalogzero.scheduler.history import FILTERS
 from catalogzero.scheduler.openapi import document
 from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
-from catalogzero.scheduler.ticks import Schedule, from_us
+from catalogzero.scheduler.ticks import Schedule, from_us, iso_of
 from catalogzero.scheduler.triggers import describe_trigger
 from catalogzero.sql.engines import DATABASE_AWAY
 from catalogzero.web import (
@@ -97,8 +97,8 @@ class Api:
     # --- schedules
 
     async def _add_schedule(self, request: web.Request) -> web.Response:
-        body = forms.read_model(forms.NewSchedule, await read_json(request, MAX_BODY_BYTES))
-        new = await self.runner.read(body.schedule, self._now())
+        body = await read_json(request, MAX_BODY_BYTES)
+        new = await self.runner.read(forms.read_schedule, body, self._now())
         await self._check_method(new.handler_id, new.method)
         try:
             added = await self.runner.write(self.runner.store.add_schedule, new)
@@ -139,7 +139,7 @@ class Api:
         return _changed(job_id, "paused" if paused else "resumed")
 
     async def _run_schedule(self, request: web.Request) -> web.Response:
-        found = await self._schedule(request)
+        found = await self._moving_schedule(request)
         same = {name: getattr(found, name) for name in ("handler_id", "timeout_s", "max_attempts")}
         run = forms.RunNow(job_method=found.method, job_params=found.params, **same)
         one = run.execution(self._now())
@@ -149,7 +149,7 @@ class Api:
 
     async def _next(self, request: web.Request) -> web.Response:
         count = forms.read_limit({"limit": request.query.get("count", "5")}, most=MAX_PREVIEW)
-        found = await self._schedule(request)
+        found = await self._moving_schedule(request)
         ticks = await self.runner.read(lambda: [*found.preview(self.runner.now_us(), count)])
         name = found.trigger_config.get("timezone", "UTC")
         told = {"schedule_id": found.job_id, "paused": found.paused, "timezone": name}
@@ -227,7 +227,8 @@ class Api:
         return True
 
     async def _health(self, request: web.Request) -> web.Response:
-        return json_response({"status": "ok", "service": "catalogzero scheduler"})
+        told = {"status": "ok", "service": "catalogzero scheduler"}
+        return json_response({**told, "clock_step": self.runner.clock_step})
 
     async def _tell_config(self, request: web.Request) -> web.Response:
         return json_response(self.config)
@@ -253,11 +254,14 @@ class Api:
         if method not in handler.methods:
             raise HttpError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
 
-    async def _schedule(self, request: web.Request) -> Schedule:
+    async def _moving_schedule(self, request: web.Request) -> Schedule:
+        """The schedule that a path names; one that stands still is refused."""
         job_id = request.match_info["job_id"]
         found = await self.runner.read(self.runner.store.find_schedule, job_id)
         if found is None:
             raise _unknown_schedule(job_id)
+        if found.fault is not None:
+            raise HttpError(409, f"Schedule '{job_id}' stands still: {found.fault}")
         return found
 
     def _now(self) -> datetime:
@@ -266,16 +270,17 @@ class Api:
 
 def schedule_record(one: Schedule) -> dict[str, Any]:
     """A schedule as the API tells it."""
-    next_us = None if one.paused else one.tick_us
+    next_us = None if one.paused or one.fault else one.tick_us
     return {name: getattr(one, name) for name in SAME} | {
         "id": one.job_id,
-        "next_fire_time": None if next_us is None else from_us(next_us).isoformat(),
-        "trigger": describe_trigger(one.trigger_config),
+        "next_fire_time": iso_of(next_us),
+        "error": one.fault,
+        "trigger": describe_trigger(one.trigger_config) if one.fault is None else "unknown",
         "args": [one.handler_id, one.method, one.params, one.job_id],
         "method_name": one.method,
         "timezone": one.trigger_config.get("timezone", "UTC"),
-        "end_time": None if one.end_us is None else from_us(one.end_us).isoformat(),
-        "created_at": from_us(one.created_us).isoformat(),
+        "end_time": iso_of(one.end_us),
+        "created_at": iso_of(one.created_us),
     }
 
 

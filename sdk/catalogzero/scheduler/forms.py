@@ -38,8 +38,10 @@ TRIGGER = {
     "type": "object",
     "required": ["type"],
     "properties": {"type": {"type": "string", "enum": ["interval", "cron", "date"]}},
-    "description": "interval: weeks, days, hours, minutes, seconds, start_time. cron: year, month, "
-    "day, week, day_of_week (0 and 7 are Sunday), hour, minute, second, timezone, start_time. "
+    "description": "interval: weeks, days, hours, minutes, seconds, start_time; days are 24 "
+    "hours, with wall: true they keep the hour in timezone. cron: year, month, "
+    "day, week, day_of_week (0 and 7 are Sunday), hour, minute, second, timezone, start_time; all "
+    "must match, but day and day_of_week either with day_or_weekday: true, as in crontab. "
     "date: run_date, ISO 8601 or Unix seconds. end_time ends the first two.",
 }
 
@@ -158,6 +160,17 @@ def read_model(model: type[ModelT], body: Any) -> ModelT:
         return model.model_validate(body)
     except ValidationError as error:
         raise HttpError(400, _sentence(model, error)) from None
+
+
+def read_schedule(body: Any, now: datetime) -> Schedule:
+    """The schedule that the body of `POST /api/schedule` asks for; see `NewSchedule.schedule`.
+
+    It looks for the first fire time, which may take long where there is none.
+
+    Raises:
+        HttpError: 400, with the first thing that is missing or wrong.
+    """
+    return read_model(NewSchedule, body).schedule(now)
 
 
 def digest_of(one: Execution) -> str:

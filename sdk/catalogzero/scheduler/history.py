@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, RowMapping, and_, case, delete, func, or_,
 
 from catalogzero.scheduler.schema import FINAL, executions, schedules
 from catalogzero.scheduler.store import Store
-from catalogzero.scheduler.ticks import from_us, seconds_us
+from catalogzero.scheduler.ticks import iso_of, seconds_us
 
 PURGE_LIMIT = 2_000
 SUMMARY_PARAMS = 5
@@ -101,9 +101,10 @@ class History:
     def purge(self, retention_days: float, max_executions: int) -> int:
         """Forget the oldest final executions, a few at a time; how many went."""
         with self._store.writing() as c:
-            old_us = self._store.now_us(c) - seconds_us(retention_days * 86_400)
+            now_us = self._store.now_us(c)
+            old_us = now_us - seconds_us(retention_days * 86_400)
             newest = c.execute(select(func.max(executions.c.seq))).scalar() or 0
-            too_old = executions.c.completed_us < old_us
+            too_old = _too_old(now_us, old_us)
             too_many = executions.c.seq <= newest - max_executions
             over = and_(executions.c.status.in_(FINAL), or_(too_old, too_many), _ungrown())
             oldest = select(executions.c.seq).where(over).order_by(executions.c.seq)
@@ -124,9 +125,9 @@ def record_of(row: RowMapping) -> dict[str, Any]:
     ran = started_us is not None and completed_us is not None
     record = {name: row[name] for name in SAME} | {
         "method_name": row["method"],
-        "scheduled_at": _iso(row["tick_us"]),
-        "started_at": _iso(row["created_us"] if started_us is None else started_us),
-        "completed_at": _iso(completed_us),
+        "scheduled_at": iso_of(row["tick_us"]),
+        "started_at": iso_of(row["created_us"] if started_us is None else started_us),
+        "completed_at": iso_of(completed_us),
         "duration_ms": (completed_us - started_us) / 1_000 if ran else None,
         "result": None if row["status"] != "success" else flat_result(row["result"]),
         "attempt_number": row["attempt"],
@@ -134,7 +135,7 @@ def record_of(row: RowMapping) -> dict[str, Any]:
     }
     if row["status"] in ("missed", "skipped"):
         last_us = row["last_tick_us"] or row["tick_us"]
-        span = {"first": _iso(row["tick_us"]), "last": _iso(last_us), "count": row["ticks"]}
+        span = {"first": iso_of(row["tick_us"]), "last": iso_of(last_us), "count": row["ticks"]}
         record["ticks"] = span
     return record
 
@@ -157,6 +158,13 @@ def summary_of(params: Mapping[str, Any]) -> str | None:
     return f"{shown} (+{more} more)" if more > 0 else shown
 
 
+def _too_old(now_us: int, old_us: int) -> ColumnElement[bool]:
+    """Completed long ago; by a clock that was ahead: before another that is too old."""
+    completed_us = executions.c.completed_us
+    others = select(func.max(executions.c.seq)).where(completed_us < old_us).scalar_subquery()
+    return or_(completed_us < old_us, and_(completed_us > now_us, executions.c.seq < others))
+
+
 def _ungrown() -> ColumnElement[bool]:
     """Not a missed or skipped row to which its schedule may still add ticks."""
     growing = executions.c.status + ":" + executions.c.execution_id
@@ -166,8 +174,3 @@ def _ungrown() -> ColumnElement[bool]:
 def _cut(text: str) -> str:
     """At most so many characters."""
     return text if len(text) <= SUMMARY_CHARS else f"{text[: SUMMARY_CHARS - 3]}..."
-
-
-def _iso(us: int | None) -> str | None:
-    """ISO 8601 in UTC."""
-    return None if us is None else from_us(us).isoformat()

@@ -61,7 +61,8 @@ EXECUTION["properties"]["ticks"] = {
 }
 SCHEDULE = object_schema(
     **_all(TEXT, "id trigger handler_id method_name timezone overlap"),
-    **_all(_or_null(TIME), "next_fire_time end_time"),
+    **_all(_or_null(TIME), "next_fire_time end_time created_at"),
+    error={**_or_null(TEXT), "description": "Why it stands still: its next time is unknown here."},
     **_all(_or_null(NUMBER), "misfire_grace_s timeout_s"),
     **_all(WHOLE, "max_attempts runs"),
     args={"type": "array"},
@@ -70,7 +71,6 @@ SCHEDULE = object_schema(
     paused=FLAG,
     jitter_s=NUMBER,
     max_runs=_or_null(WHOLE),
-    created_at=TIME,
 )
 SCHEDULE["properties"]["last_execution"] = {
     "anyOf": [{"$ref": "#/components/schemas/Execution"}, {"type": "null"}],
@@ -97,7 +97,9 @@ FOUND = parameter("search", "query", "In their job_id, handler_id or method.", *
 TIMES_SHOWN = parameter("count", "query", "How many.", **WHOLE, minimum=1, maximum=100, default=5)
 SCHEDULES = object_schema(schedules=_list("Schedule"), count=WHOLE)
 HANDLERS = object_schema(handlers={"type": "array", "items": HANDLER}, count=WHOLE)
+CLOCK_STEP = object_schema(seen_at=TIME, step_s=_or_null(NUMBER), schedules=WHOLE)
 OF_ONE = ((404,), [JOB_ID])
+OF_MOVING = ((404, 409), [JOB_ID])
 OPERATIONS = {
     "POST /api/schedule": Operation(
         "addSchedule",
@@ -130,10 +132,10 @@ OPERATIONS = {
         "resumeSchedule", "Let it go on from its next tick.", {200: CHANGED}, *OF_ONE
     ),
     "POST /api/schedules/{job_id}/run": Operation(
-        "runSchedule", "Run its call now, beside its ticks.", {202: ACCEPTED}, *OF_ONE
+        "runSchedule", "Run its call now, beside its ticks.", {202: ACCEPTED}, *OF_MOVING
     ),
     "GET /api/schedules/{job_id}/next": Operation(
-        "nextFireTimes", "In UTC and in its zone.", {200: NEXT}, (404,), [JOB_ID, TIMES_SHOWN]
+        "nextFireTimes", "In UTC and in its zone.", {200: NEXT}, (404, 409), [JOB_ID, TIMES_SHOWN]
     ),
     "GET /api/executions": Operation(
         "listExecutions",
@@ -161,7 +163,9 @@ OPERATIONS = {
         "listHandlers", "Every handler, each asked whether it is there.", {200: HANDLERS}
     ),
     "GET /api/health": Operation(
-        "health", "The scheduler answers.", {200: object_schema(status=TEXT, service=TEXT)}
+        "health",
+        "The scheduler answers, and shows the last step of its clock, if there was one.",
+        {200: object_schema(status=TEXT, service=TEXT, clock_step=_or_null(CLOCK_STEP))},
     ),
     "GET /api/config": Operation("config", "Where it listens and what it works on.", {200: OBJECT}),
     "GET /api/openapi.json": Operation("openapi", "This document.", {200: OBJECT}),

@@ -9,9 +9,10 @@ from typing import Any, Self
 import orjson
 from sqlalchemy import RowMapping
 
-from catalogzero.scheduler.schema import ACTIVE, FINAL
+from catalogzero.scheduler.schema import ACTIVE, FINAL, schedules
 from catalogzero.scheduler.statements import LEASED, OUTCOME, ROW
-from catalogzero.scheduler.ticks import Firing, Schedule, Span
+from catalogzero.scheduler.ticks import Firing, Schedule, Span, fault_of
+from catalogzero.scheduler.triggers import make_trigger
 from catalogzero.wire.messages import encode_json
 
 MAX_RESULT_BYTES = 256 * 1024
@@ -122,9 +123,15 @@ def schedule_row(one: Schedule) -> dict[str, Any]:
 
 
 def schedule_of(row: RowMapping) -> Schedule:
-    """The schedule of a row."""
-    trigger = orjson.loads(row["trigger_config"])
-    return Schedule(**{**row, "params": orjson.loads(row["params"]), "trigger_config": trigger})
+    """The schedule of a row; where it cannot be read, or has no trigger here, with a `fault`."""
+    one = Schedule(**{**row, "params": {}, "trigger_config": {}})
+    try:
+        one.params = dict(orjson.loads(row["params"]))
+        one.trigger_config = dict(orjson.loads(row["trigger_config"]))
+        make_trigger(one.trigger_config)
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with one row, the others go on
+        one.fault = fault_of(error)
+    return one
 
 
 @dataclass(slots=True)
@@ -171,7 +178,7 @@ _WHY = {
     "skipped": "an earlier run of this schedule was still going on",
 }
 _EXECUTION_FIELDS = tuple(field.name for field in fields(Execution))
-_SCHEDULE_FIELDS = tuple(field.name for field in fields(Schedule))
+_SCHEDULE_FIELDS = tuple(column.name for column in schedules.c)
 _TAKEN_OVER = (
     *("schedule_id", "job_id", "handler_id", "method", "params"),
     *("misfire_grace_s", "timeout_s", "max_attempts"),

@@ -12,7 +12,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -24,7 +24,8 @@ from catalogzero.clock import Clock, SystemClock
 from catalogzero.scheduler.calls import CallSettings, Driver, HandlerCaller, Links
 from catalogzero.scheduler.history import History
 from catalogzero.scheduler.rows import Execution, Handler
-from catalogzero.scheduler.store import LostRaceError, Store
+from catalogzero.scheduler.store import ClockStep, LostRaceError, Store
+from catalogzero.scheduler.ticks import seconds_us
 from catalogzero.sql.engines import DATABASE_AWAY
 
 P = ParamSpec("P")
@@ -85,6 +86,8 @@ class Runner:
         self._wake, self._to_save = asyncio.Event(), asyncio.Event()
         self._waiting = False
         self._time = (0, 0.0)
+        self._stepped_s = self.clock.monotonic()
+        self.clock_step: dict[str, Any] | None = None
         self._lease_ends_s = 0.0
         self._renewing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -189,7 +192,11 @@ class Runner:
             self._wake.clear()
             claim = await self._persist(self.store.claim, self.owner, self.settings.lease_s)
             self._sync(claim.now_us)
+            if claim.step is not None:
+                self._note_step(claim.step)
             self._waiting = claim.queued
+            for job_id, fault in claim.faults.items():
+                self._log.warning("schedule_stands_still", job_id=job_id, error=fault)
             for one in claim.started:
                 self._start(one)
             delay_s = self.settings.poll_s
@@ -218,11 +225,11 @@ class Runner:
     async def _retention_loop(self) -> None:
         days, most = self.settings.retention_days, self.settings.max_executions
         while True:
-            gone = await self._persist(self.history.purge, days, most)
-            if gone:
+            await self.clock.sleep(RETENTION_EVERY_S)
+            while self.clock.monotonic() - self._stepped_s >= RETENTION_EVERY_S and (
+                gone := await self._persist(self.history.purge, days, most)
+            ):
                 self._log.info("executions_purged", count=gone)
-            else:
-                await self.clock.sleep(RETENTION_EVERY_S)
 
     async def _renew(self) -> None:
         """Renew the leases; drop executions that are another's now, start those taken over."""
@@ -240,8 +247,19 @@ class Runner:
             self._log.info("execution_taken_over", execution_id=one.execution_id, lease=one.lease)
             self._start(one)
 
+    def _note_step(self, step: ClockStep) -> None:
+        """Log and show a step of the clock; what is running is no older or younger by that."""
+        self.clock_step = asdict(step)
+        self._log.warning("clock_stepped", **self.clock_step)
+        self._stepped_s = self.clock.monotonic()
+        for one, _ in self._mine.values():
+            one.created_us += seconds_us(step.step_s or 0)
+            one.sent_us = one.sent_us and one.sent_us + seconds_us(step.step_s or 0)
+
     def _start(self, one: Execution) -> None:
         """Drive an execution to its end, in a task of its own."""
+        one.created_us = min(one.created_us, self.now_us())
+        one.sent_us = one.sent_us and min(one.sent_us, self.now_us())
         if one.execution_id not in self._mine:
             task = asyncio.create_task(self._run(one), name=f"execution-{one.execution_id}")
             self._mine[one.execution_id] = one, task

@@ -108,6 +108,10 @@ SWAP = _changing(
 )
 """The compare-and-swap of a schedule's next time."""
 
+MOVED = ("trigger_config", "tick_us", "due_us", "folded")
+MOVE = _changing(schedules, ("schedule_id",), MOVED)
+"""Another next time, after a step of the clock."""
+
 TAKE = _changing(
     executions, ("execution_id", "lease"), ("owner", "lease", "lease_until_us"), IS_ACTIVE
 )
@@ -136,17 +140,22 @@ REMOVE = ForEach(
 )
 """A schedule is over."""
 
+_moving = (
+    schedules.c.paused.is_(False),
+    schedules.c.schedule_id.not_in(sa.bindparam("still", expanding=True)),
+)
+
 DUE = (
     sa.select(schedules)
-    .where(schedules.c.paused.is_(False), schedules.c.due_us <= sa.bindparam("now_us"))
+    .where(*_moving, schedules.c.due_us <= sa.bindparam("now_us"))
     .order_by(schedules.c.due_us)
     .limit(sa.bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
-"""The schedules that are due, locked where the database can."""
+"""The schedules that are due but for those that stand still, locked where the database can."""
 
-NEXT_DUE = sa.select(sa.func.min(schedules.c.due_us)).where(schedules.c.paused.is_(False))
-"""The next due time of all."""
+NEXT_DUE = sa.select(sa.func.min(schedules.c.due_us)).where(*_moving)
+"""The next due time of all but those that stand still."""
 
 GOING_ON = (
     sa.select(
@@ -181,6 +190,32 @@ TURN = (
     .with_for_update(skip_locked=True)
 )
 """The queued executions whose turn has come: nothing of their schedule is going on."""
+
+RECORDED = sa.select(executions.c.schedule_id, executions.c.tick_us).where(
+    executions.c.schedule_id == schedules.c.schedule_id,
+    executions.c.tick_us > sa.bindparam("after_us"),
+)
+"""The ticks after a moment that are recorded already."""
+
+_to_come = executions.c.tick_us > sa.bindparam("now_us")
+_never_ran = executions.c.status.in_(("missed", "skipped"))
+
+FORGIVE = sa.update(executions).where(_never_ran, _to_come).values(schedule_id=None)
+"""Ticks that did not run under a clock that was ahead may run when their time comes."""
+
+SHORTEN = (
+    sa.update(executions)
+    .where(IS_ACTIVE, executions.c.lease_until_us > sa.bindparam("until_us"))
+    .values(lease_until_us=sa.bindparam("until_us"))
+)
+"""Leases that were given by a clock that was ahead."""
+
+LATER = (
+    sa.select(schedules)
+    .where(sa.or_(*(schedules.c[n] > sa.bindparam("now_us") for n in ("due_us", "created_us"))))
+    .with_for_update(skip_locked=True)
+)
+"""The schedules of which something is to come."""
 
 _mine = (executions.c.owner == sa.bindparam("its_owner"), IS_ACTIVE)
 

@@ -11,7 +11,9 @@ Methods block; `runner` calls them in threads. Moments are microseconds since 19
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
@@ -24,7 +26,8 @@ from catalogzero.errors import RetryLaterError
 from catalogzero.scheduler import schema, statements
 from catalogzero.scheduler.rows import Execution, Handler, Lease, Writes, schedule_of, schedule_row
 from catalogzero.scheduler.schema import executions, handlers, schedules
-from catalogzero.scheduler.ticks import Schedule, fire, from_us, seconds_us, to_us
+from catalogzero.scheduler.statements import MOVED
+from catalogzero.scheduler.ticks import Schedule, fault_of, fire, from_us, iso_of, seconds_us, to_us
 from catalogzero.sql.engines import Database
 from catalogzero.wire.messages import encode_json
 
@@ -32,7 +35,20 @@ T = TypeVar("T")
 
 CLAIM_LIMIT = 500
 ANSWER_S = 10.0
+STEP_S = 2.0
+LONGEST_LEASE_S = 600.0
 DAWN = datetime(1, 1, 2, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ClockStep:
+    """A step of the clock: when it was seen, how far (None at start), and how many schedules
+    waited for a time that it no longer shows.
+    """
+
+    seen_at: str | None
+    step_s: float | None
+    schedules: int
 
 
 class LostRaceError(RetryLaterError):
@@ -44,13 +60,16 @@ class Claim:
     """What one look at the store brought: executions to run, and when to look again.
 
     `next_due_us` is the next due time of all schedules; not after `now_us` when more is due.
-    `queued` says that executions wait for an earlier one of their schedule.
+    `queued` says that executions wait for an earlier one of their schedule. `faults` are those of
+    schedules that stand still from now on, by job_id. `step` is what a look at the clock found.
     """
 
     now_us: int
     started: list[Execution]
     next_due_us: int | None
     queued: bool
+    faults: dict[str, str]
+    step: ClockStep | None
 
 
 @dataclass(slots=True)
@@ -88,6 +107,9 @@ class Store(Database):
             answer_s=answer_s,
         )
         self._clock = SystemClock() if clock is None and self.dialect == "sqlite" else clock
+        self._still: dict[str, str] = {}
+        self._steady = clock or SystemClock()
+        self._offset_us: int | None = None
 
     def now_us(self, c: sa.Connection) -> int:
         """The database's clock."""
@@ -95,6 +117,21 @@ class Store(Database):
             return to_us(self._clock.now())
         moment = sa.text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
         return int(c.execute(moment).scalar_one())
+
+    def _read_clocks(self, c: sa.Connection) -> tuple[int, int | None, int | None]:
+        """The time, its distance from the monotonic clock, and how far it was stepped since.
+
+        The last is None at start, and 0 where it was not. A slow answer says nothing.
+        """
+        before_s = self._steady.monotonic()
+        now = self.now_us(c)
+        if self._steady.monotonic() - before_s > STEP_S / 2:
+            return now, self._offset_us, 0
+        offset_us = now - seconds_us(before_s)
+        if self._offset_us is None:
+            return now, offset_us, None
+        step_us = offset_us - self._offset_us
+        return now, offset_us, step_us if abs(step_us) > seconds_us(STEP_S) else 0
 
     def all_of(self, query: sa.Select[Any], make: Callable[[sa.RowMapping], T]) -> list[T]:
         """What a query finds, an object made of each row."""
@@ -167,7 +204,7 @@ class Store(Database):
         """
         order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
         query = sa.select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
-        return self.all_of(query, schedule_of)
+        return self.all_of(query, self._schedule_of)
 
     def count_schedules(self, search: str = "") -> int:
         """How many schedules there are that have this in their names."""
@@ -178,7 +215,7 @@ class Store(Database):
     def find_schedule(self, job_id: str) -> Schedule | None:
         """One schedule."""
         mine = sa.select(schedules).where(schedules.c.job_id == job_id)
-        return next(iter(self.all_of(mine, schedule_of)), None)
+        return next(iter(self.all_of(mine, self._schedule_of)), None)
 
     def remove_schedule(self, job_id: str) -> bool:
         """Forget a schedule; its queued runs are skipped, one that goes on goes on."""
@@ -198,38 +235,67 @@ class Store(Database):
     def pause_schedule(self, job_id: str, paused: bool) -> Schedule | None:
         """Pause or resume a schedule; ticks of the pause are no ticks. None when unknown.
 
-        It goes on after its last tick at the earliest, wherever the clock was put.
+        Ticks that are recorded do not come again, whatever the clock did. One that stands still is
+        tried again.
         """
         with self.writing() as c:
             one = sa.select(schedules).where(schedules.c.job_id == job_id).with_for_update()
             row = c.execute(one).mappings().one_or_none()
             if row is None:
                 return None
+            self._still.pop(row["schedule_id"], None)
             found = schedule_of(row)
             if found.paused and not paused:
-                mine = executions.c.schedule_id == found.schedule_id
-                newest = sa.select(sa.func.max(executions.c.tick_us)).where(mine)
-                last_us = c.execute(newest).scalar()
-                found.tick_us = found.next_tick(max(self.now_us(c), last_us or 0))
-                found.due_us = found.tick_us and found.due_of(found.tick_us)
+                now = self.now_us(c)
+                found.fired = _recorded(c, now)[found.schedule_id]
+                with suppress(ValueError, OverflowError):
+                    found.tick_us = found.next_tick(now)
+                    found.due_us = found.tick_us and found.due_of(found.tick_us)
                 found.folded = None
             found.paused = paused
+            changed = ("paused", "tick_us", "due_us", "folded")
             change = sa.update(schedules).where(schedules.c.schedule_id == found.schedule_id)
-            c.execute(change.values(schedule_row(found)))
+            c.execute(change.values({name: getattr(found, name) for name in changed}))
             return found
+
+    def _schedule_of(self, row: sa.RowMapping) -> Schedule:
+        """The schedule of a row, with its fault if it stands still."""
+        one = schedule_of(row)
+        one.fault = one.fault or self._still.get(one.schedule_id)
+        return one
 
     # --- ticks
 
     def claim(self, owner: str, lease_s: float, limit: int = CLAIM_LIMIT) -> Claim:
-        """Fire what is due: decide, write it all down, and return what this owner is to run."""
+        """Fire what is due: decide, write it all down, and return what this owner is to run.
+
+        At first, and after a step of the clock, what waits longer than by the present time is
+        brought forward.
+        """
+        try:
+            return self._claim(owner, lease_s, limit, careful=False)
+        except IntegrityError:
+            return self._claim(owner, lease_s, limit, careful=True)
+
+    def _claim(self, owner: str, lease_s: float, limit: int, *, careful: bool) -> Claim:
+        """See `claim`; `careful` minds ticks that were recorded while the clock was ahead."""
+        step = None
         with self.writing() as c:
-            now = self.now_us(c)
+            now, offset_us, step_us = self._read_clocks(c)
+            if step_us != 0:
+                moved = self._bring_forward(c, now, lease_s)
+                if step_us or moved:
+                    step = ClockStep(iso_of(now), step_us and step_us / 1_000_000, moved)
             lease = Lease(owner, now + seconds_us(lease_s))
-            started = self._fire(c, now, lease, limit)
+            started, faulty = self._fire(c, now, lease, limit, careful=careful)
             queued = c.execute(statements.ANY_QUEUED).first() is not None
             if queued:
                 started += self._start_queued(c, now, lease)
-            return Claim(now, started, c.execute(statements.NEXT_DUE).scalar(), queued)
+            still = {**self._still, **{one.schedule_id: str(one.fault) for one in faulty}}
+            next_due_us = c.execute(statements.NEXT_DUE, {"still": [*still]}).scalar()
+        self._still, self._offset_us = still, offset_us
+        faults = {one.job_id: still[one.schedule_id] for one in faulty}
+        return Claim(now, started, next_due_us, queued, faults, step)
 
     def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
         """Store an execution that no schedule asked for; None, or the earlier one's id.
@@ -296,20 +362,49 @@ class Store(Database):
             found = {row.execution_id: (row.owner, row.lease) for row in kept}
             return [found.get(one.execution_id) == (one.owner, one.lease) for one in changed]
 
-    def _fire(self, c: sa.Connection, now: int, lease: Lease, limit: int) -> list[Execution]:
-        """Decide on every schedule that is due, and write it down."""
-        found = c.execute(statements.DUE, {"now_us": now, "at_most": limit}).mappings().all()
+    def _bring_forward(self, c: sa.Connection, now: int, lease_s: float) -> int:
+        """Let nothing wait for a clock that was ahead; how many schedules did."""
+        c.execute(statements.FORGIVE, {"now_us": now})
+        longest_us = seconds_us(max(lease_s, LONGEST_LEASE_S))
+        c.execute(statements.SHORTEN, {"until_us": now + longest_us})
+        recorded = _recorded(c, now)
+        moved: list[dict[str, Any]] = []
+        for row in c.execute(statements.LATER, {"now_us": now}).mappings().all():
+            one = self._schedule_of(row)
+            one.fired = recorded[one.schedule_id]
+            with suppress(ValueError, LookupError, TypeError, OverflowError):
+                if one.bring_forward(now):
+                    new = {f"new_{n}": v for n, v in schedule_row(one).items() if n in MOVED}
+                    moved.append({"old_schedule_id": one.schedule_id, **new})
+        return statements.MOVE.write(c, moved)
+
+    def _fire(
+        self, c: sa.Connection, now: int, lease: Lease, limit: int, *, careful: bool
+    ) -> tuple[list[Execution], list[Schedule]]:
+        """Decide on every schedule that is due, and write it down, but for those at fault."""
+        given = {"now_us": now, "at_most": limit, "still": [*self._still]}
+        found = c.execute(statements.DUE, given).mappings().all()
         if not found:
-            return []
+            return [], []
+        faulty: list[Schedule] = []
         ids = [row["schedule_id"] for row in found]
         going = {row[0]: row[1:] for row in c.execute(statements.GOING_ON, {"schedule_ids": ids})}
+        least_us = min(row["tick_us"] for row in found)
+        recorded = _recorded(c, least_us - 1) if careful else defaultdict(set)
         writes = Writes([], [], [])
         for row in found:
             schedule = schedule_of(row)
             going_on, queued = going.get(schedule.schedule_id, (0, 0))
-            writes.add(schedule, fire(schedule, now, active=going_on - queued, queued=queued))
+            schedule.fired = recorded[schedule.schedule_id]
+            try:
+                firing = fire(schedule, now, active=going_on - queued, queued=queued)
+            except Exception as error:  # noqa: BLE001 - it stands still, and the others go on
+                schedule.fault = fault_of(error)
+                faulty.append(schedule)
+            else:
+                writes.add(schedule, firing)
         _write(c, writes, now, lease)
-        return [one for one, _ in writes.inserted if one.status == "running"]
+        return [one for one, _ in writes.inserted if one.status == "running"], faulty
 
     def _start_queued(self, c: sa.Connection, now: int, lease: Lease) -> list[Execution]:
         """Start queued runs whose turn has come: nothing of their schedule is going on."""
@@ -334,6 +429,14 @@ def _write(c: sa.Connection, writes: Writes, now: int, lease: Lease) -> None:
         raise LostRaceError("a schedule was claimed by two schedulers at once: nothing is written")
     over = [swap["old_schedule_id"] for swap in writes.swaps if swap["new_tick_us"] is None]
     statements.REMOVE.write(c, [{"old_schedule_id": schedule_id} for schedule_id in over])
+
+
+def _recorded(c: sa.Connection, after_us: int) -> defaultdict[str, set[int]]:
+    """The ticks after a moment that are recorded, by schedule_id."""
+    found = defaultdict[str, set[int]](set)
+    for schedule_id, tick_us in c.execute(statements.RECORDED, {"after_us": after_us}):
+        found[schedule_id].add(tick_us)
+    return found
 
 
 def _take(c: sa.Connection, taken: Sequence[Execution], lease: Lease) -> None:

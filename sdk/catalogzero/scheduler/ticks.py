@@ -7,6 +7,7 @@ writes that in the transaction of the claim. Moments are microseconds since 1970
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
@@ -29,6 +30,19 @@ def from_us(us: int) -> datetime:
     return EPOCH + us * MOMENT
 
 
+def iso_of(us: int | None) -> str | None:
+    """The same in ISO 8601; None for what is no moment."""
+    try:
+        return None if us is None else from_us(us).isoformat()
+    except (OverflowError, TypeError):
+        return None
+
+
+def fault_of(error: Exception) -> str:
+    """An error of one schedule as its `fault`."""
+    return str(error) if type(error) is ValueError else repr(error)
+
+
 def seconds_us(seconds: float) -> int:
     """Microseconds of a length in seconds."""
     return round(seconds * 1_000_000)
@@ -40,6 +54,8 @@ class Schedule:
 
     `tick_us` is the next fire time, `due_us` the same with its jitter; both None when it is over.
     `folded` is `missed:{execution_id}` or `skipped:{execution_id}` while such a row may still grow.
+    `fault` is why its next time cannot be computed here: it stands still. `fired` are ticks that
+    were recorded while the clock was ahead: these are none any more.
     """
 
     schedule_id: str
@@ -61,18 +77,44 @@ class Schedule:
     tick_us: int | None = None
     due_us: int | None = None
     folded: str | None = None
+    fault: str | None = None
+    fired: AbstractSet[int] = frozenset()
 
     @property
     def trigger(self) -> Trigger:
-        """Its trigger."""
+        """Its trigger.
+
+        Raises:
+            ValueError: Its `fault`.
+        """
+        if self.fault is not None:
+            raise ValueError(self.fault)
         return make_trigger(self.trigger_config)
 
     def next_tick(self, after_us: int) -> int | None:
         """The first tick later than a moment, not past the schedule's end."""
-        found = self.trigger.next_after(from_us(after_us))
-        if found is None or (self.end_us is not None and to_us(found) > self.end_us):
-            return None
-        return to_us(found)
+        tick_us = after_us
+        while tick_us == after_us or tick_us in self.fired:
+            found = self.trigger.next_after(from_us(tick_us))
+            if found is None or (self.end_us is not None and to_us(found) > self.end_us):
+                return None
+            tick_us = to_us(found)
+        return tick_us
+
+    def bring_forward(self, now_us: int) -> bool:
+        """Wait no longer than until the first tick after now; whether that is another.
+
+        An interval that began when it was created, by a clock that was ahead, begins now.
+        """
+        if self.created_us > now_us and self.trigger_config.get("type") == "interval":
+            begun = from_us(self.created_us).isoformat()
+            if self.trigger_config.get("start_time") == begun:
+                self.trigger_config["start_time"] = from_us(now_us).isoformat()
+        first_us = self.next_tick(now_us)
+        if first_us is None or self.tick_us is None or first_us >= self.tick_us:
+            return False
+        self.tick_us, self.due_us, self.folded = first_us, self.due_of(first_us), None
+        return True
 
     def due_of(self, tick_us: int) -> int:
         """When a tick is due: itself and its jitter, the same at every look."""
@@ -124,6 +166,11 @@ def fire(schedule: Schedule, now_us: int, *, active: int, queued: int) -> Firing
         active: Its executions that are going on.
         queued: Its executions that wait for those.
     """
+    if schedule.tick_us is not None and schedule.tick_us in schedule.fired:
+        following_us = schedule.next_tick(schedule.tick_us)
+        if following_us is None or schedule.due_of(following_us) > now_us:
+            return Firing(None, None, None, False, following_us)
+        schedule.tick_us = following_us
     span, before_us, following_us = _due_ticks(schedule, now_us)
     if following_us is not None and schedule.due_of(following_us) <= now_us:
         return Firing(span, None, None, False, following_us)

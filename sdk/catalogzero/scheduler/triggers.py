@@ -1,10 +1,14 @@
 """When a schedule is due: interval, cron and date triggers as ScheduleZero's API spells them.
 
 The calendar and time zone arithmetic is that of APScheduler 3.11's trigger classes. What differs
-here: an interval fires first at its start; numbered weekdays are cron's (0 and 7 are Sunday), as
+here: an interval fires first at its start (its days are 24 hours; with `wall`, days on the
+clock); numbered weekdays are cron's (0 and 7 are Sunday), as
 in ScheduleZero; and clock changes have one rule. Wall times that the clock skips fire once, at
 the moment it springs forward. In the hour that comes twice, a trigger with `hour: *` (or none)
 fires in both passes, any other in the first only, so a nightly job runs once a night.
+
+All fields of a cron trigger must match, as in ScheduleZero; with `day_or_weekday`, `day` and
+`day_of_week` are alternatives, as in crontab(5).
 
 A trigger is a pure function of time: it reads no clock and keeps no state.
 """
@@ -31,6 +35,15 @@ MIN_INTERVAL_S = 0.1
 MAX_INTERVAL_S = 100 * 366 * 86_400.0
 MOMENT = timedelta(microseconds=1)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+HORIZON = datetime(2200, 1, 1, tzinfo=UTC)
+"""No cron trigger fires later: a search for one that never fires ends here."""
+
+_NUMBERS = r"\*(/[0-9]+)?|[0-9]+(-[0-9]+)?(/[0-9]+)?"
+_ITEMS = {
+    "month": rf"{_NUMBERS}|[a-z]{{3}}(-[a-z]{{3}})?",
+    "day": rf"{_NUMBERS}|last|(1st|2nd|3rd|4th|5th|last) +[a-z]{{3}}",
+}
+"""The whole of an item in a field's list: the library ignores what follows a name it knows."""
 
 
 class _Calendar(Protocol):
@@ -45,6 +58,18 @@ class Trigger(Protocol):
 
     def next_after(self, moment: datetime) -> datetime | None:
         """The first tick later than `moment`, in UTC; None when there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Either:
+    """The times of two calendars."""
+
+    calendars: tuple[_Calendar, _Calendar]
+
+    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
+        """See `_Calendar.get_next_fire_time`."""
+        times = (calendar.get_next_fire_time(previous, now) for calendar in self.calendars)
+        return min((time for time in times if time), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +96,8 @@ class DateTicks:
 
 
 @dataclass(frozen=True, slots=True)
-class CronTicks:
-    """Wall times of a zone that match cron's fields.
+class WallTicks:
+    """Wall times of a zone: those that match cron's fields, or come every so many days.
 
     The library searches a calendar without clock changes, which are then put in here: its own
     search through a zone loses days on which the clock changes. `every_hour` is true where the
@@ -141,11 +166,13 @@ def describe_trigger(stored: Mapping[str, Any]) -> str:
     if stored["type"] == "date":
         return f"date[{stored['run_date']}]"
     if stored["type"] == "interval":
-        return f"interval[{_length(stored)}]"
+        wall = f" wall {stored['timezone']}" if stored.get("wall") else ""
+        return f"interval[{_length(stored)}]{wall}"
     named = [name for name in CRON_FIELDS if name in stored]
     shown = [name for name in named if stored[name] != "*" or name == named[-1]]
     fields = ", ".join(f"{name}='{stored[name]}'" for name in shown)
-    return f"cron[{fields}] {stored['timezone']}"
+    either = "; day or weekday" if stored.get("day_or_weekday") else ""
+    return f"cron[{fields}{either}] {stored['timezone']}"
 
 
 def parse_moment(value: Any, field: str, zone: str | None = None) -> datetime:
@@ -181,16 +208,23 @@ def _read_interval(config: dict[str, Any]) -> dict[str, Any]:
     seconds = _length(stored).total_seconds()
     if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
         raise ValueError(f"the interval must be {MIN_INTERVAL_S} s or more, and under a century")
-    return stored | _bounds_of(config, _zone(config.get("timezone")).key)
+    zone = _zone(config.get("timezone")).key
+    if _flag(config, "wall"):
+        if seconds % 86_400:
+            raise ValueError("'wall' takes whole days or weeks")
+        stored |= {"wall": True, "timezone": zone}
+    return stored | _bounds_of(config, zone)
 
 
 def _read_cron(config: dict[str, Any]) -> dict[str, Any]:
     """A cron trigger's stored form."""
-    stored = {name: str(config[name]) for name in CRON_FIELDS if name in config}
-    if not stored:
+    named = [name for name in CRON_FIELDS if name in config]
+    if not named:
         raise ValueError(f"cron needs at least one of {', '.join(CRON_FIELDS)}")
-    if "day_of_week" in stored:
-        stored["day_of_week"] = _weekdays(stored["day_of_week"])
+    stored: dict[str, Any] = {name: _cron_field(name, str(config[name])) for name in named}
+    both = all(not str(config.get(name, "*")).strip().startswith("*") for name in _DAYS)
+    if _flag(config, "day_or_weekday") and both:
+        stored["day_or_weekday"] = True
     stored["timezone"] = _zone(config.get("timezone")).key
     return stored | _bounds_of(config, stored["timezone"])
 
@@ -203,10 +237,11 @@ def _read_date(config: dict[str, Any]) -> dict[str, Any]:
     return {"run_date": parse_moment(value, "run_date", config.get("timezone")).isoformat()}
 
 
+_DAYS = ("day", "day_of_week")
 _BOUNDS = {"start_time", "start_date", "end_time", "end_date", "timezone"}
 _READERS = {
-    "interval": ({*INTERVAL_UNITS, *_BOUNDS}, _read_interval),
-    "cron": ({*CRON_FIELDS, *_BOUNDS}, _read_cron),
+    "interval": ({*INTERVAL_UNITS, *_BOUNDS, "wall"}, _read_interval),
+    "cron": ({*CRON_FIELDS, *_BOUNDS, "day_or_weekday"}, _read_cron),
     "date": ({"run_date", "run_time", "timezone"}, _read_date),
 }
 
@@ -231,13 +266,23 @@ def _made(stored: bytes) -> Trigger:
     moment = datetime.fromisoformat(start) if start else None
     if config["type"] == "interval":
         length = {unit: config.get(unit, 0) for unit in INTERVAL_UNITS}
-        return IntervalTicks(IntervalTrigger(**length, start_date=moment or EPOCH, timezone=UTC))
+        begin = moment or EPOCH
+        if config.get("wall"):
+            zone = _zone(config["timezone"])
+            wall_begin = begin.astimezone(zone).replace(tzinfo=UTC)
+            days = IntervalTrigger(**length, start_date=wall_begin, timezone=UTC)
+            return WallTicks(zone, days, every_hour=False)
+        return IntervalTicks(IntervalTrigger(**length, start_date=begin, timezone=UTC))
     zone = _zone(config["timezone"])
     fields = {name: config[name] for name in CRON_FIELDS if name in config}
     wall_start = moment.astimezone(zone).replace(tzinfo=UTC) if moment else None
-    calendar = CronTrigger(**fields, start_date=wall_start, timezone=UTC)
+    bounds = {"start_date": wall_start, "end_date": HORIZON, "timezone": UTC}
+    calendar: _Calendar = CronTrigger(**fields, **bounds)
+    if config.get("day_or_weekday"):
+        days, weekdays = (CronTrigger(**fields | {name: "*"}, **bounds) for name in _DAYS[::-1])
+        calendar = _Either((days, weekdays))
     hour = fields.get("hour", "*" if {"minute", "second"} & fields.keys() else "0")
-    return CronTicks(zone, calendar, every_hour=hour == "*")
+    return WallTicks(zone, calendar, every_hour=hour == "*")
 
 
 def _moment_of(wall: datetime, zone: ZoneInfo, fold: int) -> datetime:
@@ -270,16 +315,30 @@ def _change(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
     return high
 
 
-def _weekdays(text: str) -> str:
-    """Cron's numbered weekdays (0 and 7: Sunday) as names; ranges may go over the week's end."""
-    return ",".join(part for item in text.split(",") for part in _weekday(item.strip().lower()))
+def _cron_field(name: str, text: str) -> str:
+    """A field as it is stored: an item of its list is one of those of `_ITEMS`; weekdays by name.
+
+    Weekday numbers are cron's (0 and 7: Sunday, so is the first of `*/2`); ranges of weekdays may
+    go over the week's end.
+    """
+    items = [item.strip() for item in text.lower().split(",")]
+    if name == "day_of_week":
+        return ",".join(day for item in items for day in _weekday(item))
+    for item in items:
+        if not re.fullmatch(_ITEMS.get(name, _NUMBERS), item):
+            raise ValueError(f"'{name}' cannot be {item!r}")
+    return ",".join(items)
 
 
 def _weekday(item: str) -> list[str]:
-    """The names that one item of a `day_of_week` list stands for; another form as it is."""
-    match = re.fullmatch(r"([0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?(?:/(\d+))?", item)
-    if not match:
+    """The names that one item of a `day_of_week` list stands for."""
+    if item == "*":
         return [item]
+    every = re.fullmatch(r"\*(/[1-6])", item)
+    span = f"0-6{every[1]}" if every else item
+    match = re.fullmatch(r"([0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?(?:/([1-6]))?", span)
+    if not match:
+        raise ValueError(f"'day_of_week' cannot be {item!r}")
     first, last, step = match.groups()
     begin = _weekday_number(first)
     end = begin if last is None else _weekday_number(last)
@@ -287,7 +346,7 @@ def _weekday(item: str) -> list[str]:
         end = 6
     if last == "7" or end < begin:
         end += 7
-    days = range(begin, min(end, begin + 6) + 1, max(1, int(step or 1)))
+    days = range(begin, min(end, begin + 6) + 1, int(step or 1))
     return [WEEKDAYS[day % 7] for day in days]
 
 
@@ -310,6 +369,14 @@ def _zone(name: Any) -> ZoneInfo:
         return ZoneInfo(str(name or get_localzone_name() or "UTC"))
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise ValueError(f"no time zone is called {name!r}") from None
+
+
+def _flag(config: Mapping[str, Any], name: str) -> bool:
+    """A flag, false when absent."""
+    value = config.get(name, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"'{name}' must be true or false")
+    return value
 
 
 def _number(value: Any, unit: str) -> float:

@@ -60,8 +60,9 @@ function time(moment) {
 }
 
 /** A trigger for people. */
-function inWords({ trigger_config: config }) {
-  if (config.type === "interval") return `every ${length(config)}`;
+function inWords({ trigger, error, trigger_config: config }) {
+  if (error) return trigger;
+  if (config.type === "interval") return `every ${length(config)}${config.wall ? ", by the clock" : ""}`;
   if (config.type === "date") return "once";
   const named = CRON.filter((name) => (config[name] ?? "*") !== "*");
   const { hour, minute = "0", day_of_week = "*" } = config;
@@ -73,7 +74,7 @@ function inWords({ trigger_config: config }) {
   }
   const open = CRON.findLast((name) => config[name] !== undefined);
   const fields = (named.includes(open) ? named : [...named, open]).map((name) => `${name.replaceAll("_", " ")} ${name === "day_of_week" ? days : config[name]}`);
-  return `cron: ${fields.join(", ")}`;
+  return `cron: ${fields.join(", ")}${config.day_or_weekday ? " (day or weekday)" : ""}`;
 }
 
 /** "5 minutes", "1 hour 30 minutes". */
@@ -117,12 +118,12 @@ function scheduleRow(one) {
   actions.classList.add("actions");
   const [label, path] = one.paused ? ["Resume", "resume"] : ["Pause", "pause"];
   actions.append(button(label, one.id, `${place}/${path}`, "turn"));
-  const zone = one.trigger_config.type === "cron" ? [element("small", "", one.timezone)] : [];
+  const zone = one.trigger_config.timezone ? [element("small", "", one.timezone)] : [];
   const params = Object.keys(one.params).length ? JSON.stringify(one.params) : "";
   return element("tr", one.paused ? "paused" : "",
     cell("Schedule", element("b", "", one.id), element("small", "", `${one.handler_id}.${one.method_name}(${cut(params)})`)),
     cell("When", inWords(one), ...zone),
-    cell("Next", ...(one.paused ? [element("span", "badge", "paused")] : time(one.next_fire_time))),
+    cell("Next", ...(one.error ? [element("span", "badge error", "stands still"), element("small", "", one.error)] : one.paused ? [element("span", "badge", "paused")] : time(one.next_fire_time))),
     cell("Last run", ...(last ? [badge(last), element("small", "", ...time(last.started_at).slice(0, 1))] : ["–"])),
     actions,
   );
@@ -188,8 +189,8 @@ async function refresh() {
   const search = at("search").value.trim();
   const find = new URLSearchParams({ limit: MOST_SCHEDULES, ...(search && { search }) });
   const newest = new URLSearchParams({ limit: shown, ...(status && { status }) });
-  const [schedules, executions, handlers] = await Promise.all([
-    ask("GET", `/api/schedules?${find}`), ask("GET", `/api/executions?${newest}`), ask("GET", "/api/handlers"),
+  const [schedules, executions, handlers, health] = await Promise.all([
+    ask("GET", `/api/schedules?${find}`), ask("GET", `/api/executions?${newest}`), ask("GET", "/api/handlers"), ask("GET", "/api/health"),
   ]);
   if (look !== looks) return;
   at("no-schedules").textContent = search ? `No schedule has “${search}” in its name or call.` : "No schedule yet: add one with catalogzero schedule add.";
@@ -201,7 +202,9 @@ async function refresh() {
   at("token-form").hidden = true;
   at("main").hidden = false;
   const more = schedules.count > MOST_SCHEDULES ? `, the next ${MOST_SCHEDULES} shown` : "";
-  tell("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${more}`);
+  const step = health.clock_step;
+  const jump = step ? `; the clock jumped${step.step_s === null ? "" : ` by ${Math.round(step.step_s)} s`}, seen ${wall.format(new Date(step.seen_at))}` : "";
+  tell("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${more}${jump}`);
 }
 
 function tell(link, text) {
