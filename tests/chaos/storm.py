@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import random
 import sqlite3
 import sys
@@ -43,7 +44,6 @@ MOST_REQUESTS = 15
 MANY = 100
 MORE_PLAYS = 3
 REST_S = 600.0
-LAST_S = 5.0
 ROW_BYTES, CHUNKS_A_FILE, MIN_CHUNK_BYTES = 30, 4, 16_384
 
 
@@ -163,13 +163,15 @@ class Storm:
         again = scene if deaths and deaths[0] not in VICTIMS else "new_rows"
         try:
             await SCENES[scene](self)
-            for _ in range(3 * len(deaths) + MORE_PLAYS):
-                missed = EVENTS.get(scene, set()) - self.report.events.keys()
-                if dying.done() and not missed:
-                    break
-                await SCENES[scene if missed else again](self)
-            await until(dying.done, f"all of {deaths} in {scene}", LAST_S)
+            async with asyncio.timeout(REST_S):
+                for play in itertools.count():
+                    missed = EVENTS.get(scene, set()) - self.report.events.keys()
+                    if dying.done() and (not missed or play >= 3 * len(deaths) + MORE_PLAYS):
+                        break
+                    await SCENES[scene if missed else again](self)
             await dying
+        except TimeoutError:
+            raise AssertionError(f"it never came to all of {deaths} in {scene}") from None
         finally:
             dying.cancel()
             self.proxy.meddling = None

@@ -260,7 +260,7 @@ async def test_every_push_is_in_the_audit_log_and_its_head_in_the_health_report(
         report = verify_audit(site.author.state_dir / "audit.jsonl")
 
     assert report.broken_at is None
-    assert report.pushes == len(backend.bodies) == 4
+    assert report.pushes == len(backend.bodies) == 5  # the first start is two requests
     assert (report.records, report.unsettled) == (2, [])
     sent = [orjson.loads(line) for line in _lines(site) if b'"push"' in line]
     assert sorted(entry["bytes"] for entry in sent) == sorted(len(b) for *_, b in backend.bodies)
