@@ -95,7 +95,7 @@ async def state_folder_lost(storm: Storm) -> None:
 
     storm.proxy.meddling = swallow
     await new_rows(storm)
-    await until(lambda: under_way, "an upload under way")
+    await storm.run_until(lambda: under_way, "an upload under way")
     storm.site.lose_state_folder()
     storm.proxy.meddling = None
     await storm.run_all()
@@ -135,11 +135,9 @@ async def late_older_version(storm: Storm) -> None:
 
     storm.proxy.meddling = overtake
     storm.sources.renew(name)
-    await storm.run_all()
-    await until(lambda: older, "the older version under way")
+    await storm.run_until(lambda: older, "the older version under way")
     storm.sources.renew(name)
-    await storm.run_all()
-    await until(newer_is_there.is_set, "the newer version completed")
+    await storm.run_until(newer_is_there.is_set, "the newer version completed")
     answer = await storm.proxy.pass_on(older[0])
     if b'"superseded"' in answer:
         storm.happened("late older version")
@@ -184,8 +182,7 @@ async def refused_and_purged(storm: Storm) -> None:
     storm.proxy.meddling = refuse
     storm.sources.renew(name)
     storm.sources.add_orders()
-    await storm.run_all()
-    await until(lambda: len(storm.dead_letters()) >= len(refused), "dead letters")
+    await storm.run_until(lambda: len(storm.dead_letters()) >= len(refused), "dead letters")
     storm.proxy.meddling = None
     storm.sources.renew(name)
     storm.sources.add_orders()
@@ -259,6 +256,7 @@ async def back_again(storm: Storm, folder: Path, event: str) -> None:
     )
     if storm.is_moved():
         await storm.site.installation("adopt")
+        await until(lambda: storm.fact(EPOCH) is not None, "an adopted start")
         storm.happened(event)
     await storm.run_all()
 

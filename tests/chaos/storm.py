@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +214,15 @@ class Storm:
                 await self.site.run_to_end(source)
         finally:
             self._running -= 1
+
+    async def run_until(self, condition: Callable[[], object], what: str) -> None:
+        """Runs until a condition holds: what a start puts off, the next run reads again."""
+
+        async def holds() -> object:
+            await self.run_all()
+            return condition()
+
+        await until(holds, what)
 
     @asynccontextmanager
     async def held_run(self, source: str) -> AsyncIterator[None]:
