@@ -286,9 +286,10 @@ async def start_unanswered(storm: Storm) -> None:
         if request.kind != "register" or lost:
             return None
         answer = await storm.proxy.pass_on(request)
-        if b" 20" in answer[:13]:
-            lost.append(request)
-            storm.site.kill("worker")
+        if b" 20" not in answer[:13]:
+            return answer
+        lost.append(request)
+        storm.site.kill("worker")
         return b""
 
     storm.proxy.meddling = swallow
