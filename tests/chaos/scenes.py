@@ -256,8 +256,8 @@ async def back_again(storm: Storm, folder: Path, event: str) -> None:
     )
     if storm.is_moved():
         await storm.site.installation("adopt")
-        await until(lambda: storm.fact(EPOCH) is not None, "an adopted start")
         storm.happened(event)
+        await storm.run_until(lambda: storm.fact(EPOCH) is not None, "an adopted start")
     await storm.run_all()
 
 

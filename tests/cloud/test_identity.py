@@ -183,6 +183,27 @@ async def test_the_old_host_that_comes_back_is_paused_until_adopted(
     assert backend.rows() == [{"n": "1"}, {"n": "2"}]
 
 
+async def test_an_adopt_whose_start_meets_a_fault_is_tried_again_soon(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        async with Site(backend.url, tmp_path, runtime=state(tmp_path, name)) as site:
+            site.write("a.csv", CSV)
+            await site.run()
+    faults = [503]
+
+    def fault(request: web.Request) -> web.Response | None:
+        return web.Response(status=faults.pop()) if faults and request.method == "PUT" else None
+
+    async with Site(backend.url, tmp_path, runtime=state(tmp_path, "a")) as site:
+        await until(lambda: "adopt" in ((site.status.get("outbox") or {}).get("paused") or ""))
+        backend.fault = fault
+        site.outbox.adopt()
+        await until(lambda: site.status["outbox"]["paused"] is None)
+
+    assert faults == []
+
+
 async def test_a_start_that_comes_again_on_its_way_pauses_nobody(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:

@@ -192,14 +192,20 @@ class Engine:
 
     async def _keep_started(self) -> None:
         """Take an epoch and compare: at first, and whenever something says that it is due."""
+        was_moved = False
         while True:
             moved = await asyncio.to_thread(self._outbox.fact, MOVED)
             if is_moved(moved, self._identity.installation_id):
+                was_moved = True
                 self._sender.hold()
                 await self._sender.pause(moved_text(moved), "installation moved")
                 self._changed()
                 await self._clock.sleep(_RETRY_LOOK_S)
-            elif await self._start():
+                continue
+            if was_moved:
+                was_moved = False
+                self._sender.try_now()
+            if await self._start():
                 self._changed()
                 await self._start_due.wait()
                 self._start_due.clear()

@@ -161,6 +161,10 @@ class Sender:
         await self._unpause()
         self.wake()
 
+    def try_now(self) -> None:
+        """An operator has ended a pause: what is tried next waits for nothing of before."""
+        self._all.succeeded()
+
     def failed_start(self, code: str, retry_after_s: float | None) -> None:
         """A start was not answered: nothing is sent before the next try."""
         self._failed_all(code, retry_after_s)
