@@ -189,9 +189,13 @@ async def refused_and_purged(storm: Storm) -> None:
     for source in (storm.exports, ORDERS):
         async with storm.held_run(source):
             for upload_id, its_source in storm.dead_letters().items():
-                if (its_source == ORDERS) == (source == ORDERS):
+                if (its_source == ORDERS) != (source == ORDERS):
+                    continue
+                try:
                     await storm.site.outbox("purge", upload_id, "--yes")
                     storm.happened("dead letter purged in a later run")
+                except AssertionError:
+                    assert upload_id not in storm.dead_letters()  # overtaken meanwhile
     await storm.run_all()
 
 
