@@ -128,9 +128,9 @@ def _rows_at_once(block: bytes, lines: list[bytes]) -> list[dict[str, Any]] | No
         return None
     try:
         rows = [orjson.loads(line) for line in lines if line and not line.isspace()]
-    except orjson.JSONDecodeError:
+        whole = orjson.dumps(rows).count(b":") == block.count(b":")
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return None
-    whole = orjson.dumps(rows).count(b":") == block.count(b":")
     return rows if whole and {*map(type, rows)} <= {dict} else None
 
 
@@ -161,7 +161,10 @@ def _json_row(line: bytes) -> dict[str, Any]:
         if not special or "limit" in str(error):  # json's own limit is another in each Python
             raise
     else:
-        again = orjson.dumps(row)
+        try:
+            again = orjson.dumps(row)
+        except orjson.JSONEncodeError as error:
+            raise ValueError("it is nested deeper than can be sent") from error
         if again.count(b":") == line.count(b":") and (not special or _as_written(again, line)):
             return _object(row)
     row = json.loads(
