@@ -331,3 +331,20 @@ for chunk_format in ("ndjson", "csv"):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("depth", [300, 2_000])
+@pytest.mark.parametrize("chunk_format", ["ndjson", "csv"])
+def test_a_value_that_nests_too_deep_is_a_bad_record(chunk_format: str, depth: int) -> None:
+    deep: Any = 1
+    for _ in range(depth):
+        deep = [deep]
+    refused: list[str] = []
+    encoder = encoder_for(
+        chunk_format, 1000, lambda row, error, _: refused.append(f"{row} {error}")
+    )
+
+    chunks = [*encoder.add([{"x": [1]}, {"x": deep}, {"x": [2]}]), *encoder.finish()]
+
+    assert sum(chunk.records for chunk in chunks) == 2
+    assert refused == ["2 it nests too deep"]

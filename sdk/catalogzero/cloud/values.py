@@ -401,7 +401,10 @@ def csv_cell(value: Any) -> Any:
         return "NaN" if value.is_nan() else decimal_text(value)
     if (text := text_of(value)) is not None:
         return text
-    return orjson.dumps(_exact(value)).decode()
+    try:
+        return orjson.dumps(_exact(value)).decode()
+    except (RecursionError, orjson.JSONEncodeError) as error:
+        raise UnfitError("it nests too deep") from error
 
 
 class _Echo:
