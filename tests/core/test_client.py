@@ -86,6 +86,30 @@ async def test_a_client_finds_its_handler_again_after_a_restart() -> None:
         assert len(boots) == 3
 
 
+async def answer_ping(peer: Any) -> None:
+    """Answer the ping before a connection's first call, as a handler of ours does."""
+    *envelope, frame = await peer.recv_multipart()
+    call = json.loads(frame)
+    assert call["method"] == "ping"
+    body = {"success": True, "request_id": call["request_id"], "result": {}}
+    await peer.send_multipart([*envelope, json.dumps(body).encode()])
+
+
+async def test_a_call_to_one_that_answers_no_ping_is_never_sent() -> None:
+    clock = ManualClock()
+    context = zmq.asyncio.Context()
+    mute = context.socket(zmq.ROUTER)
+    port = mute.bind_to_random_port("tcp://127.0.0.1")
+    async with HandlerClient(f"tcp://127.0.0.1:{port}", clock=clock) as client:
+        call = asyncio.create_task(client.call("echo", timeout_s=5))
+        assert b'"ping"' in (await mute.recv_multipart())[-1]
+        await clock.advance(5)
+        with pytest.raises(UnreachableError, match="did not answer a ping within 5 s"):
+            await call
+    mute.close(linger=0)
+    context.term()
+
+
 async def test_a_handler_that_does_not_answer_is_a_timeout_not_unreachable() -> None:
     clock = ManualClock()
     context = zmq.asyncio.Context()
@@ -93,6 +117,7 @@ async def test_a_handler_that_does_not_answer_is_a_timeout_not_unreachable() -> 
     port = mute.bind_to_random_port("tcp://127.0.0.1")
     async with HandlerClient(f"tcp://127.0.0.1:{port}", clock=clock) as client:
         call = asyncio.create_task(client.call("echo", timeout_s=5))
+        await answer_ping(mute)
         await mute.recv_multipart()
         await clock.advance(5)
         with pytest.raises(CallTimeoutError, match="did not reply within 5 s"):
@@ -108,6 +133,7 @@ async def test_a_late_reply_goes_to_nobody() -> None:
     port = slow.bind_to_random_port("tcp://127.0.0.1")
     async with HandlerClient(f"tcp://127.0.0.1:{port}", clock=clock) as client:
         call = asyncio.create_task(client.request("echo", request_id="late", timeout_s=5))
+        await answer_ping(slow)
         first = await slow.recv_multipart()
         await clock.advance(5)
         with pytest.raises(CallTimeoutError):

@@ -8,13 +8,14 @@ import pytest
 import zmq
 import zmq.asyncio
 from catalogzero import CallTimeoutError, HandlerClient, TooLargeError
+from catalogzero.config.settings import MAX_MESSAGE_BYTES
 from catalogzero.testing import serving
-from catalogzero.wire.zeromq import MAX_REPLY_BYTES
 
 from tests.core.plain import PlainHandler
 from tests.core.support import Bench, until
+from tests.core.test_client import answer_ping
 
-TOO_LONG = b'"' + b"x" * MAX_REPLY_BYTES + b'"'
+TOO_LONG = b'"' + b"x" * MAX_MESSAGE_BYTES + b'"'
 
 
 @pytest.mark.parametrize(("limit", "length"), [(1 << 20, 2 << 20), (20_000, 30_000)])
@@ -58,6 +59,7 @@ async def test_a_connection_that_breaks_ends_its_calls_at_once() -> None:
     port = mute.bind_to_random_port("tcp://127.0.0.1")
     async with HandlerClient(f"tcp://127.0.0.1:{port}") as client:
         call = asyncio.create_task(client.call("echo", timeout_s=600))
+        await answer_ping(mute)
         await mute.recv_multipart()
         mute.close(linger=0)
         with pytest.raises(CallTimeoutError, match="broke before a reply came"):
@@ -65,19 +67,3 @@ async def test_a_connection_that_breaks_ends_its_calls_at_once() -> None:
         async with serving(Bench(), port=port):
             assert (await client.ping(timeout_s=20))["status"] == "ok"
     context.term()
-
-
-async def test_the_calls_beside_one_whose_reply_is_too_long_are_found_again() -> None:
-    bench = Bench()
-    async with serving(bench, max_message_bytes=2 * MAX_REPLY_BYTES) as at:
-        await at.client.ping()
-        hold = asyncio.create_task(at.client.call("hold", request_id="mine", timeout_s=600))
-        await until(lambda: bench.begun)
-        with pytest.raises(CallTimeoutError, match="broke"):
-            await at.client.call("echo", {"value": TOO_LONG.decode()}, timeout_s=600)
-        with pytest.raises(CallTimeoutError, match="broke"):
-            await hold
-        again = asyncio.create_task(at.client.call("hold", request_id="mine", timeout_s=600))
-        bench.gate.set()
-        await again
-        assert bench.begun == [""]

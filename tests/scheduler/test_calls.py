@@ -14,12 +14,13 @@ import httpx
 import orjson
 import pytest
 from catalogzero import HandlerClient
+from catalogzero.config.settings import MAX_MESSAGE_BYTES
 from catalogzero.scheduler.calls import judge
 from catalogzero.scheduler.rows import Execution
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
 from catalogzero.wire.messages import Reply, plain_result
-from catalogzero.wire.zeromq import MAX_REPLY_BYTES, DealerPeer, RouterServer
+from catalogzero.wire.zeromq import DealerPeer, RouterServer
 
 from tests.core.plain import PlainHandler
 from tests.scheduler.conftest import QUICK
@@ -418,7 +419,7 @@ async def test_a_run_whose_connection_breaks_is_found_again_at_once(tmp_path: Pa
 async def test_a_plain_handler_whose_replies_are_too_long_ends_in_an_error(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:
-    with PlainHandler({"work": b'"' + b"x" * MAX_REPLY_BYTES + b'"'}) as plain:
+    with PlainHandler({"work": b'"' + b"x" * MAX_MESSAGE_BYTES + b'"'}) as plain:
         async with HandlerClient(scheduler.zmq_address) as wire:
             given = {"handler_id": "plain", "address": plain.address, "methods": ["work"]}
             await wire.request_plain("register", given)

@@ -40,6 +40,8 @@ DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
 SCHEDULER_FORM = r"none|tcp://\S+:\d{1,5}"
 MIN_SECRET_CHARS = 4
 MAX_SECRET_FILE_BYTES = 1 << 16
+MAX_MESSAGE_BYTES = 16 << 20
+"""The longest message that a handler may be set to take; no client reads a longer reply."""
 
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -100,7 +102,7 @@ class RuntimeSettings(BaseSettings):
     early_reply_s: Seconds = 8.0
     drain_timeout_s: Seconds = 30.0
     dedupe_window_s: Seconds = 600.0
-    max_message_bytes: int = Field(1 << 20, ge=1024)
+    max_message_bytes: int = Field(1 << 20, ge=1024, le=MAX_MESSAGE_BYTES)
     health_interval_s: float | None = Field(None, gt=0, description="Push health by itself.")
     state_dir: Path = Field(default_factory=lambda: default_state_dir())
     installation_id: str | None = Field(None, min_length=1, max_length=200)

@@ -3,17 +3,16 @@
 One connection carries many calls at once. Nothing is queued for a peer that is not connected:
 a call to it ends with `UnreachableError`, and never reaches it later.
 
-A plain handler, as ScheduleZero's are, echoes no `request_id`. It is called one call at a time,
-and its reply is that of the call in flight, whatever it holds. Until a handler's first reply has
-shown its kind, one call at most is in flight; when a call to a plain one ends without a reply,
-the connection is closed, so that a late reply can never be the next call's.
+A plain handler, as ScheduleZero's are, echoes no `request_id`: a ping before the first call over
+a connection shows it. It is called one call at a time, and a reply is that of the call in flight,
+whatever it holds. When a call to it ends without a reply, the connection is closed, so that a late
+reply can never be the next call's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Self
@@ -41,8 +40,6 @@ from catalogzero.wire.zeromq import CurveClient, ZeroMQ
 
 REPLY_MARGIN = 0.05
 REPLY_MARGIN_MAX_S = 0.25
-PAST_CALLS = 1_000
-PATIENCE_S = 0.25
 
 
 class HandlerClient:
@@ -71,16 +68,13 @@ class HandlerClient:
         self.address = address
         self._transport = transport or ZeroMQ(client_keys=curve)
         self._clock = clock or SystemClock()
+        self._echoes: bool | None = None
+        self._greeting = asyncio.Lock()
+        self._greeters = 0
+        self._max_call_bytes = MAX_CALL_BYTES
         self._calls: dict[str, asyncio.Future[Reply]] = {}
         self._unsent: dict[asyncio.Future[Reply], bytes] = {}
         self._sent: set[asyncio.Future[Reply]] = set()
-        self._max_call_bytes = MAX_CALL_BYTES
-        self._past: deque[str] = deque(maxlen=PAST_CALLS)
-        self._echoes: bool | None = None
-        self._finding_out = 0
-        self._in_order = asyncio.Lock()
-        self._plain: asyncio.Future[Reply] | None = None
-        self._plain_turn = asyncio.Lock()
         self._beside: HandlerClient | None = None
         self._peer = self._connect()
         self._closed = False
@@ -152,31 +146,19 @@ class HandlerClient:
         A plain handler is called at least once, whatever `request_id` and `start_by` say.
         """
         request_id = request_id or str(uuid.uuid4())
-        if self._echoes is None or self._finding_out:
-            timeout_s = await self._find_out(timeout_s)
-        if request_id in self._calls:
-            raise BadRequestError(f"a call with request_id {request_id!r} is already under way")
-        margin_s = min(REPLY_MARGIN_MAX_S, timeout_s * REPLY_MARGIN)
-        call = Call(method, params or {}, request_id, timeout_s - margin_s, start_by)
-        if self.is_plain:
-            call = Call(method, call.params)
-        frame = encode_call(call)
-        if len(frame) > self._max_call_bytes and not self.is_plain:
-            await self.request("ping", timeout_s=timeout_s)  # it may take more, or be plain
-            if len(frame) > self._max_call_bytes and not self.is_plain:
-                most = f"{self._max_call_bytes:,} bytes"
-                raise TooLargeError(f"{self.address} takes calls of at most {most}")
-        waiting = asyncio.get_running_loop().create_future()
-        self._calls[request_id] = waiting
-        try:
-            reply = await self._exchange(frame, waiting, timeout_s)
-        finally:
-            del self._calls[request_id]
-            self._past.append(request_id)
-        if self.is_plain:
-            reply.result = plain_result(reply.result)
-        self._note(method, reply.result)
-        return reply
+        ends_s = self._clock.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, ends_s - self._clock.monotonic())
+            if self._echoes is None or self._greeters:
+                left_s = await self._greet(left_s)
+            if self.is_plain:
+                reply = await self._request_flat(method, params, left_s)
+                reply.result = plain_result(reply.result)
+                return reply
+            margin_s = min(REPLY_MARGIN_MAX_S, left_s * REPLY_MARGIN)
+            call = Call(method, params or {}, request_id, left_s - margin_s, start_by)
+            with suppress(_NotSentError):
+                return await self._request_by_id(request_id, encode_call(call), left_s)
 
     async def request_plain(
         self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0
@@ -184,28 +166,83 @@ class HandlerClient:
         """Call without `request_id`, one at a time, whatever the handler's kind.
 
         The reply's `result` is all of it, any JSON; what is not JSON is an error of the code
-        `bad_reply`. Such a call is at least once. `timeout_s` counts from its turn.
+        `bad_reply`. Such a call is at least once.
 
         Raises:
             UnreachableError: Nobody was there.
             CallTimeoutError: No reply in time, or the connection broke.
         """
-        if self._echoes or (self._calls and not self.is_plain):
-            return await self._aside().request_plain(method, params, timeout_s=timeout_s)
-        async with self._plain_turn:
-            self._plain = asyncio.get_running_loop().create_future()
-            try:
-                frame = encode_call(Call(method, params or {}))
-                reply = await self._exchange(frame, self._plain, timeout_s)
-            finally:
-                self._plain = None
-        self._note(method, reply.result)
-        return reply
+        if not self._echoes and not self._greeters:
+            return await self._request_flat(method, params, timeout_s)
+        if self._beside is None:  # its end without a reply must cut no other call
+            transport = self._transport
+            self._beside = HandlerClient(self.address, clock=self._clock, transport=transport)
+        return await self._beside.request_plain(method, params, timeout_s=timeout_s)
 
     async def ping(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
         """The handler's answer to `ping`."""
         result = await self.call("ping", timeout_s=timeout_s)
         return result if isinstance(result, dict) else {"result": result}
+
+    async def _greet(self, timeout_s: float) -> float:
+        """Learn by a ping whether the handler echoes a `request_id`, and how long a call may be.
+
+        Those who call meanwhile wait for the same ping, and keep their order. Returns how much of
+        `timeout_s` is left.
+
+        Raises:
+            UnreachableError: It was not answered in time: the call was not sent.
+        """
+        began_s = self._clock.monotonic()
+        self._greeters += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._greeting.acquire()
+            try:
+                while self._echoes is None:
+                    left_s = timeout_s - (self._clock.monotonic() - began_s)
+                    if left_s <= 0:
+                        raise TimeoutError
+                    with suppress(CallTimeoutError):  # perhaps it restarted just now
+                        await self._ping_first(left_s)
+            finally:
+                self._greeting.release()
+        except TimeoutError:
+            message = f"{self.address} did not answer a ping within {timeout_s:g} s"
+            raise UnreachableError(f"{message}: the call was not sent") from None
+        finally:
+            self._greeters -= 1
+        return max(0.0, timeout_s - (self._clock.monotonic() - began_s))
+
+    async def _ping_first(self, timeout_s: float) -> None:
+        asked = str(uuid.uuid4())
+        frame = encode_call(Call("ping", {}, asked, timeout_s))
+        pong = await self._request_by_id(asked, frame, timeout_s)
+        self._echoes = pong.request_id == asked
+        told = pong.result if isinstance(pong.result, dict) else {}
+        limit = told.get("max_message_bytes")
+        self._max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
+
+    async def _request_flat(
+        self, method: str, params: Mapping[str, Any] | None, timeout_s: float
+    ) -> Reply:
+        """A call whose reply is known by being the only one in flight."""
+        frame = encode_call(Call(method, params or {}))
+        return await self._exchange(frame, asyncio.get_running_loop().create_future(), timeout_s)
+
+    async def _request_by_id(self, request_id: str, frame: bytes, timeout_s: float) -> Reply:
+        """A call whose reply is found by its `request_id`."""
+        if request_id in self._calls:
+            raise BadRequestError(f"a call with request_id {request_id!r} is already under way")
+        if len(frame) > self._max_call_bytes:
+            most = f"{self._max_call_bytes:,} bytes"
+            raise TooLargeError(f"{self.address} takes calls of at most {most}")
+        waiting = asyncio.get_running_loop().create_future()
+        self._calls[request_id] = waiting
+        try:
+            return await self._exchange(frame, waiting, timeout_s)
+        finally:
+            del self._calls[request_id]
 
     async def _exchange(
         self, frame: bytes, reply: asyncio.Future[Reply], timeout_s: float
@@ -238,47 +275,12 @@ class HandlerClient:
         could be taken for another's.
         """
         self._sent.discard(reply)
-        unanswered = reply.cancelled() or reply.exception() is not None
-        if unanswered and (not self._echoes or reply is self._plain):
+        if self._echoes:
+            return
+        if reply.cancelled() or reply.exception() is not None:
             self._reconnect()
-        elif not self._echoes:
+        else:
             self._on_writable()
-
-    async def _find_out(self, timeout_s: float) -> float:
-        """Wait until a call may be sent, and say how much of `timeout_s` is left.
-
-        While a call is in flight to a handler of unknown kind, its reply tells the kind; where
-        that takes long, a ping on a connection of its own does. Calls keep their order.
-
-        Raises:
-            UnreachableError: There was no answer in time.
-        """
-        began_s = self._clock.monotonic()
-        self._finding_out += 1
-        try:
-            async with asyncio.timeout(timeout_s), self._in_order:
-                while self._echoes is None and (self._sent or self._unsent):
-                    first = next(iter((*self._sent, *self._unsent)))
-                    done, _ = await asyncio.wait({first}, timeout=PATIENCE_S)
-                    if self._sent and not done:
-                        with suppress(CatalogZeroError):
-                            await self._aside().request("ping", timeout_s=timeout_s)
-                            self._echoes = self._aside()._echoes
-                            self._on_writable()
-        except TimeoutError:
-            message = f"{self.address} did not answer another call: this one was not sent"
-            raise UnreachableError(message) from None
-        finally:
-            self._finding_out -= 1
-        return max(0.0, timeout_s - (self._clock.monotonic() - began_s))
-
-    def _note(self, method: str, told: Any) -> None:
-        """Take from a pong how long a call may be; one with a `boot_id` is no plain handler's."""
-        if method == "ping" and isinstance(told, dict):
-            limit = told.get("max_message_bytes")
-            self._max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
-            if self.is_plain and "boot_id" in told:
-                self._echoes = None
 
     def _give_up(self, reply: asyncio.Future[Reply], timeout_s: float) -> None:
         if reply.done():
@@ -305,44 +307,35 @@ class HandlerClient:
         reply = None
         with suppress(BadRequestError):
             reply = None if self.is_plain else decode_reply(payload)
-        request_id = None if reply is None else reply.request_id
-        waiting = self._calls.get(request_id) if request_id is not None else None
-        if reply is not None and waiting is not None:
-            is_news, self._echoes = not self._echoes, True
-            if is_news:
-                self._on_writable()
-        elif request_id not in self._past:
-            waiting = self._plain if self._echoes else next(iter(self._sent), None)
-            reply = decode_plain_reply(payload)
-            if waiting is not None and waiting is not self._plain:
-                self._echoes = False
+        waiting = self._calls.get(reply.request_id or "") if reply is not None else None
+        if waiting is None and not self._echoes:
+            waiting, reply = next(iter(self._sent), None), decode_plain_reply(payload)
         if reply is not None and waiting is not None and not waiting.done():
             waiting.set_result(reply)
-
-    def _aside(self) -> HandlerClient:
-        """A connection beside this one."""
-        if self._beside is None:
-            transport = self._transport
-            self._beside = HandlerClient(self.address, clock=self._clock, transport=transport)
-        return self._beside
 
     def _connect(self) -> Peer:
         return self._transport.connect(self.address, self._on_reply, self._on_writable)
 
     def _reconnect(self) -> None:
-        """A new connection: frames that were not sent yet go over it, others get no reply."""
+        """A new connection, perhaps to another kind of handler: what was sent gets no reply."""
         lost, self._sent = self._sent, set()
+        by_id, self._echoes = self._echoes, None
         if self._closed:
             return
         self._peer.close()
         self._peer = self._connect()
+        message = f"the connection to {self.address} broke before a reply came"
         for reply in lost:
             if not reply.done():
-                message = f"the connection to {self.address} broke before a reply came"
                 reply.set_exception(CallTimeoutError(message))
-        if not self._unsent:
-            self._echoes = None
+        for reply in self._unsent if by_id else ():
+            if not reply.done():
+                reply.set_exception(_NotSentError)
         self._on_writable()
+
+
+class _NotSentError(Exception):
+    """The connection broke before a call was sent over it."""
 
 
 async def fan_out(

@@ -23,7 +23,7 @@ from typing import Self
 import zmq
 from zmq.utils import z85
 
-from catalogzero.config.settings import host_port
+from catalogzero.config.settings import MAX_MESSAGE_BYTES, host_port
 from catalogzero.errors import ConfigError
 from catalogzero.wire.transport import Envelope, OnReply
 
@@ -31,7 +31,6 @@ MAX_SOCKETS = 16_384
 MAX_ENVELOPE_FRAMES = 8
 DRAIN_MESSAGES = 256
 HIGH_WATER_MESSAGES = 10_000
-MAX_REPLY_BYTES = 16 << 20
 HANDSHAKE_TIMEOUT_MS = 5_000
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 2_000
@@ -148,12 +147,11 @@ class ZeroMQ:
     """The transport over ZeroMQ: ROUTER servers and DEALER peers, with CURVE where keys are given.
 
     `server_keys` are those that `serve` uses, `client_keys` those of `connect`; without them the
-    wire is plain. A connection over which a reply of more than `max_reply_bytes` comes is cut.
+    wire is plain. A connection over which a reply of more than `MAX_MESSAGE_BYTES` comes is cut.
     """
 
     server_keys: CurveServer | None = None
     client_keys: CurveClient | None = None
-    max_reply_bytes: int = MAX_REPLY_BYTES
 
     def serve(
         self,
@@ -169,8 +167,7 @@ class ZeroMQ:
         self, address: str, on_reply: OnReply, on_writable: Callable[[], None]
     ) -> DealerPeer:
         """See `Transport.connect`; made and used on one event loop."""
-        keys, limit = self.client_keys, self.max_reply_bytes
-        return DealerPeer(address, on_reply, on_writable, curve=keys, max_message_bytes=limit)
+        return DealerPeer(address, on_reply, on_writable, curve=self.client_keys)
 
 
 class RouterServer:
@@ -270,7 +267,6 @@ class DealerPeer:
             connection has broken (then `close` it). It must not raise.
         on_writable: Called on the loop whenever a message may be sent that could not before.
         curve: Keys; without them the wire is plain.
-        max_message_bytes: A longer reply ends the connection before it is read.
     """
 
     def __init__(
@@ -280,11 +276,10 @@ class DealerPeer:
         on_writable: Callable[[], None],
         *,
         curve: CurveClient | None = None,
-        max_message_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
         self._on_reply, self._on_writable = on_reply, on_writable
         self._socket = _context().socket(zmq.DEALER)
-        _configure(self._socket, max_message_bytes)
+        _configure(self._socket, MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # only a finished connection has a queue
         self._socket.setsockopt(zmq.IPV6, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
