@@ -57,13 +57,13 @@ chaos: .venv/ready ## kill -9, cut connections, full disks: nothing lost, nothin
 	CATALOGZERO_CHAOS_KILLS=200 CATALOGZERO_CHAOS_ROWS=1000000 $(PYTEST) tests/chaos tests/scheduler/test_chaos.py
 
 .PHONY: interop
-interop: .venv/ready ## handlers and clients against a running ScheduleZero: SCHEDULEZERO_HTTP=URL SCHEDULEZERO_ZMQ=ADDRESS, SCHEDULEZERO_START=COMMAND to restart it
+interop: .venv/ready ## handlers and clients against a running ScheduleZero: SCHEDULEZERO_HTTP=URL SCHEDULEZERO_ZMQ=ADDRESS, SCHEDULEZERO_START=COMMAND to restart it, SCHEDULEZERO_PYTHON=COMMAND that runs a script beside its package
 	@test -n "$(SCHEDULEZERO_HTTP)" -a -n "$(SCHEDULEZERO_ZMQ)" || { echo "Name the server to check against:" \
 	  "make interop SCHEDULEZERO_HTTP=http://127.0.0.1:8888 SCHEDULEZERO_ZMQ=tcp://127.0.0.1:4242" >&2; exit 2; }
 	SCHEDULEZERO_HTTP="$(SCHEDULEZERO_HTTP)" SCHEDULEZERO_ZMQ="$(SCHEDULEZERO_ZMQ)" \
-	  SCHEDULEZERO_START="$(SCHEDULEZERO_START)" \
+	  SCHEDULEZERO_START="$(SCHEDULEZERO_START)" $(if $(SCHEDULEZERO_PYTHON),SCHEDULEZERO_PYTHON="$(SCHEDULEZERO_PYTHON)") \
 	  $(BIN)/python -m pytest -v -p no:cacheprovider tests/system/test_schedulezero.py \
-	  $(if $(SCHEDULEZERO_START),,tests/system/test_schedulezero_client.py)
+	  $(if $(SCHEDULEZERO_START),,tests/system/test_schedulezero_client.py tests/system/test_side_by_side.py)
 
 .PHONY: docs
 docs: .venv/ready ## every link and every example of README and docs, checked

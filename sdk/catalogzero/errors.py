@@ -70,7 +70,9 @@ class BadRequestError(BadCallError):
         request_id: That of the call at fault, where one could be read.
     """
 
-    def __init__(self, message: str, *, details: Any = None, request_id: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, details: Any = None, request_id: str | int | None = None
+    ) -> None:
         super().__init__(message, details=details)
         self.request_id = request_id
 

@@ -33,7 +33,8 @@ async def test_a_schedule_fires_at_its_creation_and_is_recorded(
         created = await api.post("/api/schedule", json=schedule(job_params={"x": 7}, job_id="one"))
         (record,) = await until(lambda: ended(api, job_id="one"))
 
-    assert (created.status_code, created.json()) == (201, {"status": "success", "job_id": "one"})
+    told = {"status": "success", "job_id": "one", "schedule_id": "one"}
+    assert (created.status_code, created.json()) == (201, told)
     assert record["status"] == "success"
     assert record["result"]["x"] == 7
     assert record["result"]["summary"]["total"] == 1
@@ -103,7 +104,12 @@ def nested(depth: int) -> list[Any]:
         ("schedule", schedule(trigger={"type": nested(400)}), 400, "nested too deeply"),
         ("run_now", schedule(wait="no"), 400, "'wait' must be true or false"),
         ("run_now", schedule(handler_id="x"), 404, "Handler 'x' not registered."),
-        ("run_now", schedule(job_method="fail"), 500, "Failed to execute job: ValueError: no such"),
+        (
+            "run_now",
+            schedule(job_method="fail"),
+            500,
+            "Handler returned error: ValueError: no such",
+        ),
     ],
 )
 async def test_a_wrong_request_is_refused_as_schedulezero_does(
@@ -124,11 +130,29 @@ async def test_a_wrong_request_is_refused_as_schedulezero_does(
 
 async def test_a_job_id_is_taken_once(scheduler: SchedulerServer, api: httpx.AsyncClient) -> None:
     async with toy(scheduler.zmq_address, api):
-        await api.post("/api/schedule", json=schedule(job_id="one"))
-        again = await api.post("/api/schedule", json=schedule(job_id="one"))
+        body = schedule(job_id="one", timeout_s=30, job_params={"x": 1, "y": 2.5})
+        await api.post("/api/schedule", json=body)
+        await until(lambda: ended(api, job_id="one"))
+        before = (await api.get("/api/schedules")).json()
+        again = await api.post("/api/schedule", json=body)
+        others = [
+            await api.post("/api/schedule", json={**body, **other})
+            for other in (
+                {"job_params": {"x": 1, "y": 3}},
+                {"trigger": {"type": "interval", "hours": 2}},
+                {"timeout_s": 31},
+                {"job_method": "fail"},
+            )
+        ]
+        after = (await api.get("/api/schedules")).json()
 
-    assert again.status_code == 409
-    assert again.json()["error"]["message"] == "Job ID 'one' already exists."
+    assert again.status_code == 201
+    assert again.json() == {"status": "success", "job_id": "one", "schedule_id": "one"}
+    assert [other.status_code for other in others] == [409] * 4
+    assert others[0].json()["error"]["message"] == "Job ID 'one' already exists."
+    assert [one["next_fire_time"] for one in after["schedules"]] == [
+        one["next_fire_time"] for one in before["schedules"]
+    ]
 
 
 async def test_schedules_are_listed_and_removed(
@@ -185,6 +209,17 @@ async def test_run_now_answers_with_the_result(
     assert answer.json()["status"] == "success"
     assert answer.json()["result"]["x"] == 2
     assert answer.json()["message"] == "Job executed on handler 'toy'"
+
+
+async def test_a_native_handler_s_ping_and_metrics_can_be_run(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        ping = await api.post("/api/run_now", json=schedule(job_method="ping"))
+        metrics = await api.post("/api/run_now", json=schedule(job_method="get_metrics"))
+
+    assert ping.json()["result"]["message"] == "pong"
+    assert metrics.json()["result"]["handler_id"] == "toy"
 
 
 async def test_run_now_without_waiting_tells_the_execution(
@@ -252,7 +287,10 @@ async def test_filters_of_executions_combine_and_pages_follow_the_cursor(
 
     assert [record["result"]["x"] for record in good] == [4, 3, 2, 1, 0]
     assert seen == [4, 3, 2, 1, 0]
-    assert (bad["count"], bad["errors"][0]["error"]) == (1, "ValueError: no such table")
+    assert (bad["count"], bad["errors"][0]["error"]) == (
+        1,
+        "Handler returned error: ValueError: no such table",
+    )
     assert capped["limit"] == 1_000
     assert wrong.status_code == 400
 
@@ -280,7 +318,7 @@ async def test_handlers_are_really_asked(
     gone = (await api.get("/api/handlers")).json()["handlers"]
 
     assert [(one["id"], one["status"]) for one in there] == [("toy", "Connected")]
-    assert there[0]["methods"] == ["fail", "flaky", "long", "quick"]
+    assert there[0]["methods"] == ["fail", "flaky", "get_metrics", "long", "ping", "quick"]
     assert [(one["id"], one["status"]) for one in gone] == [("toy", "Disconnected")]
 
 
@@ -297,7 +335,11 @@ async def test_stats_health_and_config_answer(
     assert (stats["total_executions"], stats["success_count"], stats["error_count"]) == (2, 1, 1)
     assert stats["success_rate"] == 50.0
     assert stats["by_handler"] == {"toy": {"total": 2, "success": 1, "error": 1}}
-    assert health["status"] == "ok"
+    assert stats["buffer_size"] == 100_000
+    assert stats["buffer_utilization"] == pytest.approx(0.002)
+    assert {"instance_name", "description", "admin_contact", "version"} <= config.keys()
+    assert (health["status"], health["service"]) == ("ok", "ScheduleZero")
+    assert health["implementation"] == "catalogzero"
     assert health["clock_step"] is None
     assert config["zmq_address"] == scheduler.zmq_address
 

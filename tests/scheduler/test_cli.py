@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catalogzero.cli.main import main
+from catalogzero.cli.main import CommandTable, main
 
 from tests.scheduler.processes import CATALOGZERO, SchedulerProcess, handler_process
 
@@ -67,6 +68,7 @@ def test_a_schedule_lives_its_whole_life_from_the_command_line(running: Schedule
     assert told(url, "add", "chore", "note", *cron, "--params", '{"text": "hello"}') == {
         "status": "success",
         "job_id": "nightly",
+        "schedule_id": "nightly",
     }
 
     times = told(url, "next", "nightly", "--count", "3")
@@ -194,6 +196,24 @@ def test_a_token_is_needed_where_one_is_set(tmp_path: Path) -> None:
     assert (without.returncode, with_it.returncode) == (5, 0)
 
 
+def test_every_option_of_the_scheduler_has_an_environment_variable(tmp_path: Path) -> None:
+    command: Any = CommandTable().get_command(None, "scheduler")
+    settings = command.context_settings
+    names = [option.name for option in command.params]
+    values = {"port": "0", "zmq_port": "0", "database": str(tmp_path / "s.db"), "host": "0.0.0.0"}  # noqa: S104
+    environment = {f"CATALOGZERO_SCHEDULER_{n.upper()}": v for n, v in values.items()}
+    done = subprocess.run(
+        [*CATALOGZERO, "scheduler"], capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+    assert settings == {"auto_envvar_prefix": "CATALOGZERO_SCHEDULER"}
+    assert {"host", "allow_host", "allow_origin", "lease_s", "json"} <= {*names}
+    assert all(option.allow_from_autoenv for option in command.params)
+    assert done.returncode == 3
+    assert "--host 0.0.0.0 is not loopback" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -201,6 +221,8 @@ def test_a_token_is_needed_where_one_is_set(tmp_path: Path) -> None:
         (("--zmq-host", "0.0.0.0"), "--allow-plaintext on a private network"),  # noqa: S104 - same
         (("--database", "mysql://x/y"), "name a sqlite:///file or a postgresql://"),
         (("--curve-clients-file", "keys"), "needs --curve-key-file"),
+        (("--allow-origin", "https://portal.example"), "name a --token-file too"),
+        (("--allow-origin", "*"), "--allow-origin *: write it as https://portal.example"),
         (("--port", "{taken}"), "port {taken} on 127.0.0.1 cannot be had"),
         (("--zmq-port", "{taken}"), "--zmq-host, --zmq-port: port {taken} on 127.0.0.1 is taken"),
     ],

@@ -204,6 +204,57 @@ async def test_a_token_guards_everything_but_the_page_itself(tmp_path: Path) -> 
     assert codes == [401, 401, 200, 401, 200]
 
 
+PORTAL = "https://portal.example"
+
+
+@pytest.fixture
+async def shared(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A scheduler with a token, whose API pages of another origin may use."""
+    token_file = tmp_path / "token"
+    token_file.write_text("correct-horse-battery")
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    shared = {"token_file": token_file, "origins": (PORTAL,)}
+    settings = SchedulerSettings(port=0, zmq_port=0, database=database, **shared)
+    async with (
+        serve_scheduler(settings) as server,
+        httpx.AsyncClient(base_url=server.url) as api,
+    ):
+        yield api
+
+
+async def test_pages_of_an_allowed_origin_ask_with_the_token(shared: httpx.AsyncClient) -> None:
+    asks = {"Origin": PORTAL, "Access-Control-Request-Method": "POST"}
+    preflight = await shared.options("/api/schedule", headers=asks)
+    key = {"Authorization": "Bearer correct-horse-battery"}
+    answers = [
+        await shared.get("/api/schedules", headers={"Origin": PORTAL, **key}),
+        await shared.post("/api/schedule", json={}, headers={"Origin": PORTAL, **key}),
+        await shared.get("/api/schedules", headers={"Origin": PORTAL}),
+    ]
+
+    assert preflight.status_code == 204
+    assert "Authorization" in preflight.headers["access-control-allow-headers"]
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    assert [answer.status_code for answer in answers] == [200, 400, 401]
+    for answer in (preflight, *answers):
+        assert answer.headers["access-control-allow-origin"] == PORTAL
+        assert answer.headers["vary"] == "Origin"
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", f"{PORTAL}.evil.example"])
+async def test_pages_of_other_origins_get_nothing(shared: httpx.AsyncClient, origin: str) -> None:
+    key = {"Authorization": "Bearer correct-horse-battery"}
+    asks = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    answers = [
+        await shared.options("/api/schedule", headers=asks),
+        await shared.get("/api/schedules", headers={"Origin": origin, **key}),
+    ]
+
+    assert [answer.status_code for answer in answers] == [403, 403]
+    assert all("access-control-allow-origin" not in answer.headers for answer in answers)
+
+
 async def test_the_document_describes_every_path_and_method(
     sqlite_scheduler: SchedulerServer,
 ) -> None:

@@ -30,6 +30,7 @@ class Command(NamedTuple):
     panel: str
     place: str
     sql_extra: str = "sql"  # the extra that brings SQLAlchemy for it
+    variables: str | None = None  # what the environment variables of its options begin with
 
 
 COMMANDS = {
@@ -51,7 +52,7 @@ COMMANDS = {
     "bundle": Command(CLIENT, "bundle:bundle"),
     "keys": Command(CLIENT, "keys:app"),
     "systemd": Command(CLIENT, "systemd:systemd"),
-    "scheduler": Command(CLIENT, "scheduler:scheduler", "scheduler"),
+    "scheduler": Command(CLIENT, "scheduler:scheduler", "scheduler", "CATALOGZERO_SCHEDULER"),
     "schedule": Command(CLIENT, "schedule:app"),
     "backend": Command(BACKEND, "backend:app", "backend"),
 }
@@ -80,7 +81,8 @@ class CommandTable(TyperGroup):
             found._add_completion = False
         else:
             function, found = found, typer.Typer(add_completion=False, rich_markup_mode="rich")
-            found.command(cmd_name)(function)
+            context = {"auto_envvar_prefix": command.variables}
+            found.command(cmd_name, context_settings=context)(function)
         made: Any = typer.main.get_command(found)
         made.name, made.rich_help_panel = cmd_name, command.panel
         return made

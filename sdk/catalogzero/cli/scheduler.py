@@ -29,7 +29,6 @@ def scheduler(
         typer.Option(
             help="An SQLite file, or postgresql://… for several schedulers on one store; "
             "by default a file in the state folder.",
-            envvar="CATALOGZERO_SCHEDULER_DATABASE",
         ),
     ] = None,
     database_timeout_s: Annotated[
@@ -42,6 +41,13 @@ def scheduler(
     allow_host: Annotated[
         list[str] | None,
         typer.Option(help="A name under which browsers may open the page; may be repeated."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An origin whose pages may ask with the token, such as "
+            "https://portal.example; needs --token-file; may be repeated."
+        ),
     ] = None,
     curve_key_file: Annotated[
         Path | None, typer.Option(help="The scheduler's own key pair (`catalogzero keys new`).")
@@ -67,6 +73,9 @@ def scheduler(
 ) -> None:
     """Call handlers at set times, with ScheduleZero's API; a page at the same address.
 
+    Every option has an environment variable: CATALOGZERO_SCHEDULER_PORT for --port.
+    Those that may be repeated hold a list with spaces between.
+
     Example: catalogzero scheduler --database sqlite:////var/lib/acme/scheduler.db
     """
     from catalogzero.scheduler.runner import RunnerSettings
@@ -89,6 +98,7 @@ def scheduler(
         database_timeout_s=database_timeout_s,
         token_file=token_file,
         hosts=tuple(allow_host or ()),
+        origins=tuple(allow_origin or ()),
         allow_plaintext=allow_plaintext,
         curve=curve,
         client_keys=keys,

@@ -174,10 +174,6 @@ class StandIn(Handler):
         self.serving = False
         await super()._on_stop()
 
-    def _offered_methods(self) -> list[str]:
-        """As ScheduleZero's handlers: with `ping`, and with `get_metrics`."""
-        return sorted({*self.callable_methods(), "ping", "get_metrics"})
-
 
 class AuthorMethod(Method):
     """A method of an author's object.

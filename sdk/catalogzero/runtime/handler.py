@@ -206,8 +206,8 @@ class Handler:
         return cls._callable
 
     def _offered_methods(self) -> list[str]:
-        """The names that it registers with a scheduler."""
-        return sorted(self.callable_methods())
+        """The names that it registers: with those that ScheduleZero's clients call of all."""
+        return sorted({*self.callable_methods(), "ping", "get_metrics"})
 
     @cached_property
     def _meter(self) -> ProcessMeter:

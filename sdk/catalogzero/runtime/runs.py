@@ -152,7 +152,7 @@ class Runs:
         self._window_s = window_s
         self._clock = clock
         self._by_run: dict[str, Run] = {}
-        self._by_request: dict[str, Run] = {}
+        self._by_request: dict[str | int | None, Run] = {}
         self._full: deque[Run] = deque()
         self._outcomes: deque[Run] = deque()  # each ended before any of `_full`
         self._bytes = 0
@@ -168,7 +168,7 @@ class Runs:
         Raises:
             BadRequestError: The request_id was used for another method or other params.
         """
-        run = self._by_request.get(call.request_id or "")
+        run = self._by_request.get(call.request_id)
         if run is None or self._is_past(run):
             return None
         params_digest = run.params_digest or _digest(decode_call(run.call_frame))
@@ -201,21 +201,21 @@ class Runs:
         run.kwargs = run.call.params = NOTHING
         run.task = None
         if state is RunState.REFUSED and run.call.start_by is None:
-            self._by_request.pop(run.call.request_id or "", None)
+            self._by_request.pop(run.call.request_id, None)
         self._full.append(run)
         self._bytes += _weight(run)
         self.expire()
 
-    def find(self, run_id: str | None, request_id: str | None) -> Run:
+    def find(self, run_id: str | None, request_id: str | int | None) -> Run:
         """The run of either id.
 
         Raises:
             BadParamsError: Neither is named.
             UnknownRunError: It never was, or is forgotten.
         """
-        if not (run_id or request_id):
+        if not run_id and request_id in (None, ""):
             raise BadParamsError("name the run: its `run_id` or its `request_id`")
-        run = self._by_run.get(run_id or "") or self._by_request.get(request_id or "")
+        run = self._by_run.get(run_id or "") or self._by_request.get(request_id)
         if run is None:
             raise UnknownRunError(f"no run {run_id or request_id!r:.200} is known here")
         return run
@@ -256,8 +256,8 @@ class Runs:
 
     def _forget(self, run: Run) -> None:
         del self._by_run[run.run_id]
-        if self._by_request.get(run.call.request_id or "") is run:
-            del self._by_request[run.call.request_id or ""]
+        if self._by_request.get(run.call.request_id) is run:
+            del self._by_request[run.call.request_id]
 
 
 def outcome_frame(run: Run) -> bytes:

@@ -246,11 +246,15 @@ class Service:
         runs = self._runs.newest(max(0, min(limit, MAX_LISTED_RUNS)), status, method)
         return {"runs": [run.describe() for run in runs], **self._identity()}
 
-    def get_run(self, run_id: str | None = None, request_id: str | None = None) -> dict[str, Any]:
+    def get_run(
+        self, run_id: str | None = None, request_id: str | int | None = None
+    ) -> dict[str, Any]:
         """One run, with its result while it is kept."""
         return {**self._runs.find(run_id, request_id).outcome(), **self._identity()}
 
-    def cancel(self, run_id: str | None = None, request_id: str | None = None) -> dict[str, Any]:
+    def cancel(
+        self, run_id: str | None = None, request_id: str | int | None = None
+    ) -> dict[str, Any]:
         """Stop a run; tells its status at that moment."""
         run = self._runs.find(run_id, request_id)
         self._jobs.cancel(run)

@@ -23,6 +23,7 @@ from catalogzero.scheduler.history import FILTERS
 from catalogzero.scheduler.openapi import document
 from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
+from catalogzero.scheduler.store import Change
 from catalogzero.scheduler.ticks import Schedule, from_us, iso_of
 from catalogzero.scheduler.triggers import describe_trigger
 from catalogzero.sql.engines import DATABASE_AWAY
@@ -78,6 +79,7 @@ class Api:
                 web.post("/api/schedule", self._add_schedule),
                 web.post("/api/run_now", self._run_now),
                 web.get("/api/schedules", self._list_schedules),
+                web.put("/api/schedules/{job_id}", self._put_schedule),
                 web.delete("/api/schedules/{job_id}", self._remove_schedule),
                 web.post("/api/schedules/{job_id}/pause", partial(self._pause, paused=True)),
                 web.post("/api/schedules/{job_id}/resume", partial(self._pause, paused=False)),
@@ -100,17 +102,33 @@ class Api:
     # --- schedules
 
     async def _add_schedule(self, request: web.Request) -> web.Response:
+        job_id, change = await self._take(await read_json(request, MAX_BODY_BYTES))
+        if change.status == "changed":
+            raise HttpError(409, f"Job ID '{job_id}' already exists.")
+        told = {"status": "success", "job_id": job_id, "schedule_id": job_id}
+        return json_response(told, 201)
+
+    async def _put_schedule(self, request: web.Request) -> web.Response:
         body = await read_json(request, MAX_BODY_BYTES)
-        new = await self.runner.read(forms.read_schedule, body, self._now())
+        job_id = request.match_info["job_id"]
+        if not isinstance(body, dict) or body.get("job_id", job_id) != job_id:
+            raise HttpError(400, f"'job_id' must be that of the path: '{job_id}'.")
+        dry = forms.read_flag(request.query, "dry_run")
+        job_id, change = await self._take({**body, "job_id": job_id}, replace=True, dry=dry)
+        told = {"status": change.status, "job_id": job_id, "schedule_id": job_id, "dry_run": dry}
+        return json_response({**told, "changes": _changes(change)})
+
+    async def _take(self, body: Any, **how: bool) -> tuple[str, Change]:
+        """Store the schedule of a body; its name, and what that changed."""
+        new, paused = await self.runner.read(forms.read_schedule, body, self._now())
         await self._check_call(new.handler_id, new.method, new.params)
+        add = partial(self.runner.store.add_schedule, new, paused=paused, **how)
         try:
-            added = await self.runner.write(self.runner.store.add_schedule, new)
+            change = await self.runner.write(add)
         except ValueError as error:
             raise HttpError(400, f"Invalid trigger configuration: {error}") from None
-        if added is None:
-            raise HttpError(409, f"Job ID '{new.job_id}' already exists.")
         self.runner.wake()
-        return json_response({"status": "success", "job_id": added.job_id}, 201)
+        return new.job_id, change
 
     async def _list_schedules(self, request: web.Request) -> web.Response:
         limit = forms.read_limit(request.query) if "limit" in request.query else None
@@ -201,7 +219,10 @@ class Api:
         return json_response({"errors": errors, "count": len(errors), "limit": limit})
 
     async def _stats(self, request: web.Request) -> web.Response:
-        return json_response(await self.runner.read(self.runner.history.stats))
+        stats = await self.runner.read(self.runner.history.stats)
+        size = self.runner.settings.max_executions
+        used = stats["total_executions"] / size * 100 if size else 0.0
+        return json_response({**stats, "buffer_size": size, "buffer_utilization": used})
 
     async def _clear(self, request: web.Request) -> web.Response:
         await self.runner.write(self.runner.history.clear)
@@ -230,7 +251,7 @@ class Api:
         return True
 
     async def _health(self, request: web.Request) -> web.Response:
-        told = {"status": "ok", "service": "catalogzero scheduler"}
+        told = {"status": "ok", "service": "ScheduleZero", "implementation": "catalogzero"}
         return json_response({**told, "clock_step": self.runner.clock_step})
 
     async def _tell_config(self, request: web.Request) -> web.Response:
@@ -294,6 +315,17 @@ def schedule_record(one: Schedule) -> dict[str, Any]:
 def _failure(error: HttpError) -> web.Response:
     told = {"code": error.status, "message": error.message}
     return json_response({"error": told}, error.status, error.headers)
+
+
+def _changes(change: Change) -> dict[str, Any]:
+    """The fields of a schedule that change, as a request spells them."""
+    told = {}
+    for name, (old, new) in change.fields.items():
+        pair = {"old": old, "new": new}
+        if name == "end_us":
+            pair = {"old": iso_of(old), "new": iso_of(new)}
+        told[forms.SPELT.get(name, name)] = pair
+    return told
 
 
 def _changed(job_id: str, what: str) -> web.Response:

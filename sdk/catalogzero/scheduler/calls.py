@@ -18,7 +18,7 @@ import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from catalogzero.clock import Clock
@@ -358,7 +358,7 @@ class Driver:
         watch = asyncio.create_task(self._watch(link, one), name="scheduler-watch")
         try:
             await asyncio.wait({call, watch}, return_when=asyncio.FIRST_COMPLETED)
-            return call.result() if call.done() else None
+            return _in_its_words(call.result()) if call.done() else None
         except (UnreachableError, CallTimeoutError):
             return None
         except CatalogZeroError as error:  # it is too large for the handler
@@ -413,7 +413,8 @@ class Driver:
         timeout_s = one.timeout_s or self._settings.plain_timeout_s
         try:
             link = await self._links.get(one.handler_id)
-            return await link.caller.request_plain(one.method, one.params, timeout_s=timeout_s)
+            call = link.caller.request_plain(one.method, one.params, timeout_s=timeout_s)
+            return _in_its_words(await call)
         except (UnreachableError, CallTimeoutError) as error:
             return Reply(success=False, error=str(error), code=error.code)
 
@@ -452,6 +453,13 @@ def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
         one.error = f"the handler restarted or forgot: nobody can know the end ({reply.error})"
     else:
         one.status = "error"
+
+
+def _in_its_words(reply: Reply) -> Reply:
+    """A handler's refusal marked as its own words, as ScheduleZero does."""
+    if reply.success or reply.code == BAD_REPLY:
+        return reply
+    return replace(reply, error=f"Handler returned error: {reply.error}")
 
 
 def retry_safe_methods(described: Any) -> list[str]:

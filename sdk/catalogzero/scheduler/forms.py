@@ -34,6 +34,14 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 1_000
 MAX_ID_CHARS = 200
 MAX_SECONDS = 10 * 366 * 86_400.0
 SPELLINGS = {"method_name": "job_method", "params": "job_params", "trigger_config": "trigger"}
+SPELT = {
+    "method": "job_method",
+    "params": "job_params",
+    "trigger_config": "trigger",
+    "end_us": "end_time",
+}
+"""What a request calls otherwise than a schedule does."""
+
 TRIGGER = {
     "type": "object",
     "required": ["type"],
@@ -85,13 +93,14 @@ class Call(BaseModel):
         for theirs, ours in SPELLINGS.items():
             if theirs in body:
                 body.setdefault(ours, body.pop(theirs))
-        if not body.get("trigger", True):
-            del body["trigger"]
+        for name in ("trigger", "job_id"):
+            if not body.get(name, True):
+                del body[name]
         return body
 
     def _taken_over(self) -> dict[str, Any]:
         """What schedules and executions have of it."""
-        others = {"job_method", "job_params", "job_id", "trigger", "end_time", "wait"}
+        others = {"job_method", "job_params", "job_id", "trigger", "end_time", "wait", "paused"}
         same = self.model_dump(exclude=others)
         return {**same, "method": self.job_method, "params": self.job_params}
 
@@ -125,6 +134,9 @@ class NewSchedule(Call):
     jitter_s: Seconds = 0.0
     max_runs: Count | None = None
     end_time: Annotated[Any, WithJsonSchema({"type": "string", "format": "date-time"})] = None
+    paused: bool | None = Field(
+        None, description="Whether it rests; without it, one that is there stays as it is."
+    )
 
     def schedule(self, now: datetime) -> Schedule:
         """The schedule that is asked for; whether its handler exists is not looked at.
@@ -162,15 +174,16 @@ def read_model(model: type[ModelT], body: Any) -> ModelT:
         raise HttpError(400, _sentence(model, error)) from None
 
 
-def read_schedule(body: Any, now: datetime) -> Schedule:
-    """The schedule that the body of `POST /api/schedule` asks for; see `NewSchedule.schedule`.
+def read_schedule(body: Any, now: datetime) -> tuple[Schedule, bool | None]:
+    """The schedule that the body of `POST /api/schedule` asks for, and whether it is to rest.
 
     It looks for the first fire time, which may take long where there is none.
 
     Raises:
         HttpError: 400, with the first thing that is missing or wrong.
     """
-    return read_model(NewSchedule, body).schedule(now)
+    asked = read_model(NewSchedule, body)
+    return asked.schedule(now), asked.paused
 
 
 def digest_of(one: Execution) -> str:
@@ -191,6 +204,18 @@ def read_limit(
     if limit < 1:
         raise HttpError(400, "Invalid parameter: limit must be 1 or more")
     return min(limit, most)
+
+
+def read_flag(query: Mapping[str, str], name: str) -> bool:
+    """A `true` or `false` of a query; false where it is absent.
+
+    Raises:
+        HttpError: 400, something else.
+    """
+    text = query.get(name, "false")
+    if text not in ("true", "false"):
+        raise HttpError(400, f"Invalid parameter: {name} must be true or false")
+    return text == "true"
 
 
 def read_cursor(query: Mapping[str, str]) -> int | None:

@@ -130,7 +130,7 @@ def record_of(row: RowMapping) -> dict[str, Any]:
         "started_at": iso_of(row["created_us"] if started_us is None else started_us),
         "completed_at": iso_of(completed_us),
         "duration_ms": (completed_us - started_us) / 1_000 if ran else None,
-        "result": None if row["status"] != "success" else flat_result(row["result"]),
+        "result": None if row["status"] != "success" else _stored_result(row["result"]),
         "attempt_number": row["attempt"],
         "params_summary": summary_of(orjson.loads(row["params"])),
     }
@@ -141,9 +141,13 @@ def record_of(row: RowMapping) -> dict[str, Any]:
     return record
 
 
-def flat_result(stored: str | None) -> dict[str, Any]:
+def _stored_result(stored: str | None) -> dict[str, Any]:
+    """The result in a row."""
+    return flat_result(stored and parse_json(stored, long_integer=orjson.Fragment))
+
+
+def flat_result(result: Any) -> dict[str, Any]:
     """A result as ScheduleZero records it: the method's own keys beside `success`."""
-    result = None if stored is None else parse_json(stored, long_integer=orjson.Fragment)
     if not isinstance(result, dict):
         return {"success": True, "result": result}
     return {**result, "success": result.get("success", True)}

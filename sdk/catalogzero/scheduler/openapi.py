@@ -97,6 +97,14 @@ FOUND = parameter("search", "query", "In their job_id, handler_id or method.", *
 TIMES_SHOWN = parameter("count", "query", "How many.", **WHOLE, minimum=1, maximum=100, default=5)
 SCHEDULES = object_schema(schedules=_list("Schedule"), count=WHOLE)
 HANDLERS = object_schema(handlers={"type": "array", "items": HANDLER}, count=WHOLE)
+CHANGES = {"type": "object", "additionalProperties": object_schema(old={}, new={})}
+PUT = object_schema(
+    status={"enum": ["created", "changed", "unchanged", "over"]},
+    job_id=TEXT,
+    schedule_id=TEXT,
+    dry_run=FLAG,
+    changes=CHANGES,
+)
 CLOCK_STEP = object_schema(seen_at=TIME, step_s=_or_null(NUMBER), schedules=WHOLE)
 OF_ONE = ((404,), [JOB_ID])
 OF_MOVING = ((404, 409), [JOB_ID])
@@ -104,7 +112,7 @@ OPERATIONS = {
     "POST /api/schedule": Operation(
         "addSchedule",
         "Add a schedule.",
-        {201: object_schema(status=TEXT, job_id=TEXT)},
+        {201: object_schema(status=TEXT, job_id=TEXT, schedule_id=TEXT)},
         BODY,
         body=model_schema(NewSchedule),
     ),
@@ -121,6 +129,14 @@ OPERATIONS = {
         "The schedules, the next one first; all of them without `limit`.",
         {200: SCHEDULES},
         parameters=[parameter("limit", "query", **WHOLE, minimum=1), FOUND],
+    ),
+    "PUT /api/schedules/{job_id}": Operation(
+        "putSchedule",
+        "Have a schedule be so: add it, or change what differs.",
+        {200: PUT},
+        BODY,
+        [JOB_ID, parameter("dry_run", "query", "Only say what would change.", **FLAG)],
+        model_schema(NewSchedule),
     ),
     "DELETE /api/schedules/{job_id}": Operation(
         "removeSchedule", "Remove it.", {200: CHANGED}, *OF_ONE
@@ -165,7 +181,11 @@ OPERATIONS = {
     "GET /api/health": Operation(
         "health",
         "The scheduler answers, and shows the last step of its clock, if there was one.",
-        {200: object_schema(status=TEXT, service=TEXT, clock_step=_or_null(CLOCK_STEP))},
+        {
+            200: object_schema(
+                status=TEXT, service=TEXT, implementation=TEXT, clock_step=_or_null(CLOCK_STEP)
+            )
+        },
     ),
     "GET /api/config": Operation("config", "Where it listens and what it works on.", {200: OBJECT}),
     "GET /api/openapi.json": Operation("openapi", "This document.", {200: OBJECT}),

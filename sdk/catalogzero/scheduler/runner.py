@@ -16,17 +16,19 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ParamSpec, Self, TypeVar
 
+import orjson
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.scheduler.calls import CallSettings, Driver, HandlerCaller, Links
-from catalogzero.scheduler.history import History
+from catalogzero.scheduler.history import History, flat_result
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.store import ClockStep, LostRaceError, Store
 from catalogzero.scheduler.ticks import seconds_us
 from catalogzero.sql.engines import DATABASE_AWAY
+from catalogzero.wire.messages import encode_json
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -150,13 +152,23 @@ class Runner:
         return one.execution_id
 
     async def finished(self, execution_id: str) -> dict[str, Any]:
-        """An execution's record, once it is final, whichever scheduler runs it."""
+        """An execution's record, once it is final, whichever scheduler runs it.
+
+        Where it is this one, the result is whole, which the store cuts.
+        """
+        mine = self._mine.get(execution_id)
         ended = self._ended.setdefault(execution_id, asyncio.Event())
         try:
             while True:
                 record = await self.read(self.history.find, execution_id)
-                if record is None or record["completed_at"] is not None:
-                    return record or {"status": "lost", "error": "the execution was cleared"}
+                if record is None:
+                    return {"status": "lost", "error": "the execution was cleared"}
+                if record["completed_at"] is not None:
+                    if mine and mine[0].status == record["status"] == "success":
+                        with suppress(TypeError):  # nested too deeply to be written
+                            whole = encode_json(flat_result(mine[0].result))
+                            record["result"] = orjson.Fragment(whole)
+                    return record
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), self.settings.poll_s)
         finally:

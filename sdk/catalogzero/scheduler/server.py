@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.zeromq import CurveClient, CurveKeys, CurveServer
 
 STOP_WITHIN_S = 30.0
+ORIGIN = re.compile(r"https?://(\[[0-9a-f:]+\]|[^\s/*?#@:\[\]]+)(:[0-9]+)?")
 TAKEN = "port {port} on {host} cannot be had ({reason}): set another --port"
 
 
@@ -32,7 +34,8 @@ TAKEN = "port {port} on {host} cannot be had ({reason}): set another --port"
 class SchedulerSettings:
     """Where the scheduler listens, and what it works on.
 
-    `hosts` are the names beside loopback under which it answers without a token. `allow_plaintext`
+    `hosts` are the names beside loopback under which it answers without a token; `origins` those
+    of other sites whose pages may ask with the token, from browsers. `allow_plaintext`
     lets registration listen beyond loopback without `curve` keys. `server_keys` are the public
     keys of handlers by their ids: these are called over CURVE alone, with the pair `client_keys`,
     whoever registers under their names.
@@ -46,6 +49,7 @@ class SchedulerSettings:
     database_timeout_s: float = ANSWER_S
     token_file: Path | None = None
     hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     allow_plaintext: bool = False
     curve: CurveServer | None = None
@@ -98,6 +102,9 @@ async def serve_scheduler(
         except ConfigError as error:
             raise ConfigError(f"--zmq-host, --zmq-port: {error}") from None
         config = {
+            "instance_name": "catalogzero scheduler",
+            "description": "Speaks ScheduleZero's protocols.",
+            "admin_contact": "N/A",
             "version": __version__,
             "database": store.label,
             "lease_s": settings.runner.lease_s,
@@ -105,6 +112,7 @@ async def serve_scheduler(
         guard = Guard(
             token,
             hosts=settings.hosts,
+            origins=settings.origins,
             by_address=not is_loopback(settings.host),
             missing="A Bearer token is required: the scheduler's token_file.",
         )
@@ -147,6 +155,11 @@ async def run_scheduler(
 
 def _token(settings: SchedulerSettings) -> str | None:
     """The API's token; None on loopback, where none is needed."""
+    for origin in settings.origins:
+        if not ORIGIN.fullmatch(origin):
+            raise ConfigError(f"--allow-origin {origin}: write it as https://portal.example")
+    if settings.origins and settings.token_file is None:
+        raise ConfigError("--allow-origin lets other sites' pages ask: name a --token-file too")
     if settings.token_file is None and not is_loopback(settings.host):
         raise ConfigError(f"--host {settings.host} is not loopback: name a --token-file too")
     return read_token(settings.token_file) if settings.token_file else None

@@ -12,9 +12,9 @@ Methods block; `runner` calls them in threads. Moments are microseconds since 19
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
@@ -24,7 +24,15 @@ from sqlalchemy.exc import IntegrityError
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.errors import RetryLaterError
 from catalogzero.scheduler import schema, statements
-from catalogzero.scheduler.rows import Execution, Handler, Lease, Writes, schedule_of, schedule_row
+from catalogzero.scheduler.rows import (
+    Execution,
+    Handler,
+    Lease,
+    Writes,
+    schedule_of,
+    schedule_row,
+    to_json,
+)
 from catalogzero.scheduler.schema import executions, handlers, schedules
 from catalogzero.scheduler.statements import MOVED
 from catalogzero.scheduler.ticks import Schedule, fault_of, fire, from_us, iso_of, seconds_us, to_us
@@ -38,6 +46,14 @@ ANSWER_S = 10.0
 STEP_S = 2.0
 LONGEST_LEASE_S = 600.0
 DAWN = datetime(1, 1, 2, tzinfo=UTC)
+GIVEN = (
+    *("handler_id", "method", "params", "trigger_config", "end_us", "overlap", "misfire_grace_s"),
+    *("max_attempts", "timeout_s", "jitter_s", "max_runs"),
+)
+"""What a schedule has of the request that made it."""
+
+SETS_NEXT = {"trigger_config", "end_us", "jitter_s", "paused"}
+JSON_FIELDS = ("params", "trigger_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +69,16 @@ class ClockStep:
 
 class LostRaceError(RetryLaterError):
     """Another scheduler was faster, and nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of a schedule that was given: `status` is created, changed, unchanged, or over
+    (its one date has passed, and it is gone); `fields` are the old and new values that differ.
+    """
+
+    status: str
+    fields: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -169,31 +195,64 @@ class Store(Database):
 
     # --- schedules
 
-    def add_schedule(self, new: Schedule) -> Schedule | None:
-        """Store a new schedule with its first tick; None when its `job_id` is taken.
+    def add_schedule(
+        self,
+        new: Schedule,
+        *,
+        paused: bool | None = None,
+        replace: bool = False,
+        dry: bool = False,
+    ) -> Change:
+        """Store a schedule with its first tick, where none is called as it is.
+
+        Args:
+            new: Its times are set here.
+            paused: Whether it rests; by default one that is there stays as it is.
+            replace: Change the one that is called so. Its next time stays unless its trigger,
+                its end, its jitter or its rest change; the count of its runs stays always.
+            dry: Write nothing.
 
         Raises:
             ValueError: It would never fire.
         """
+        new.paused = bool(paused)
+        names = GIVEN if paused is None else (*GIVEN, "paused")
+        try:
+            return self._add(new, names, replace=replace, dry=dry)
+        except IntegrityError:  # another scheduler took the name meanwhile
+            return self._add(new, names, replace=replace, dry=dry)
+
+    def _add(self, new: Schedule, names: Sequence[str], *, replace: bool, dry: bool) -> Change:
+        """See `add_schedule`; `names` are the fields that are compared."""
         with self.writing() as c:
             now = self.now_us(c)
-            if new.trigger_config["type"] == "interval":
-                new.trigger_config.setdefault("start_time", from_us(now).isoformat())
-            first = new.next_tick(now - 1)
-            if first is None and new.trigger_config["type"] == "date":
-                first = new.next_tick(to_us(DAWN))
-            if first is None:
-                raise ValueError("the trigger never fires")
-            new.created_us, new.tick_us, new.due_us = now, first, new.due_of(first)
-            taken = sa.select(schedules.c.job_id).where(schedules.c.job_id == new.job_id)
-            if c.execute(taken).first():
-                return None
-            try:
-                with c.begin_nested():
+            one = sa.select(schedules).where(schedules.c.job_id == new.job_id).with_for_update()
+            row = c.execute(one).mappings().one_or_none()
+            if row is None:
+                if replace and new.trigger_config["type"] == "date" and not new.next_tick(now):
+                    return Change("over")
+                new.created_us = now
+                _set_next(new, now)
+                if not dry:
                     c.execute(sa.insert(schedules).values(schedule_row(new)))
-            except IntegrityError:
-                return None
-            return new
+                return Change("created")
+            old = schedule_of(row)
+            new.schedule_id = old.schedule_id
+            if new.trigger_config["type"] == "interval" == old.trigger_config.get("type"):
+                new.trigger_config = {**_start_of(old.trigger_config), **new.trigger_config}
+            pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
+            changes = {n: pair for n, pair in pairs.items() if _differ(*pair)}
+            if replace and changes:
+                values = {name: new_value for name, (_, new_value) in changes.items()}
+                if changes.keys() & SETS_NEXT or old.tick_us is None:
+                    _set_next(new, now)
+                    values |= {"tick_us": new.tick_us, "due_us": new.due_us, "folded": None}
+                values |= {n: to_json(values[n]) for n in JSON_FIELDS if n in values}
+                if not dry:
+                    mine = schedules.c.schedule_id == old.schedule_id
+                    c.execute(sa.update(schedules).where(mine).values(values))
+                    self._still.pop(old.schedule_id, None)
+            return Change("changed" if changes else "unchanged", changes)
 
     def list_schedules(self, limit: int | None = None, search: str = "") -> list[Schedule]:
         """The schedules, the next one first, those that are paused last.
@@ -448,6 +507,32 @@ def _take(c: sa.Connection, taken: Sequence[Execution], lease: Lease) -> None:
         rows.append({"old_execution_id": one.execution_id, "old_lease": old_lease, **new})
     if statements.TAKE.write(c, rows) != len(rows):
         raise LostRaceError("an execution was taken by two schedulers at once: nothing is written")
+
+
+def _set_next(new: Schedule, now: int) -> None:
+    """Set the first tick from now on of a schedule that is new, or in a new form.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if new.trigger_config["type"] == "interval":
+        new.trigger_config.setdefault("start_time", from_us(now).isoformat())
+    first = new.next_tick(now - 1)
+    if first is None and new.trigger_config["type"] == "date":
+        first = new.next_tick(to_us(DAWN))
+    if first is None:
+        raise ValueError("the trigger never fires")
+    new.tick_us, new.due_us = first, new.due_of(first)
+
+
+def _start_of(interval: Mapping[str, Any]) -> dict[str, Any]:
+    """The grid of an interval: a new form that names none keeps it."""
+    return {name: interval[name] for name in ("start_time",) if name in interval}
+
+
+def _differ(old: Any, new: Any) -> bool:
+    """Whether two values are not the same JSON."""
+    return encode_json(old, sort_keys=True) != encode_json(new, sort_keys=True)
 
 
 def _mentions(search: str) -> sa.ColumnElement[bool]:

@@ -32,6 +32,8 @@ HEADERS = {
 
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 BEGUN = web.RequestKey("begun", bool)
+MORE_HEADERS = web.RequestKey("more_headers", dict[str, str])
+"""What one request's answer has beside the headers of all."""
 
 
 class HttpError(CatalogZeroError):
@@ -100,7 +102,7 @@ def json_response(
 async def _add_headers(request: web.Request, answer: web.StreamResponse) -> None:
     """The headers of every answer, just before it is sent; a service's own win."""
     request[BEGUN] = True
-    for name, value in HEADERS.items():
+    for name, value in {**HEADERS, **request.get(MORE_HEADERS, {})}.items():
         answer.headers.setdefault(name, value)
 
 

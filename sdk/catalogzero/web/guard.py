@@ -19,10 +19,17 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from catalogzero.config.settings import is_loopback, parse_ip
-from catalogzero.web.edge import HttpError
+from catalogzero.web.edge import MORE_HEADERS, HttpError
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 READING = (hdrs.METH_GET, hdrs.METH_HEAD)
+VARIES: dict[str, str] = {hdrs.VARY: hdrs.ORIGIN}
+CORS = {**VARIES, hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: "Allow, Retry-After"}
+PREFLIGHT = {
+    hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, HEAD, POST, PUT, DELETE",
+    hdrs.ACCESS_CONTROL_ALLOW_HEADERS: "Authorization, Content-Type, Idempotency-Key",
+    hdrs.ACCESS_CONTROL_MAX_AGE: "600",
+}
 
 
 class Guard:
@@ -35,6 +42,8 @@ class Guard:
     Args:
         token: The service's secret; None where there is none.
         hosts: Names beside the loopback ones that the service goes by, without ports.
+        origins: Other sites whose pages may ask, with the token always (CORS); for a service that
+            has one.
         open_reading: Reading data needs no token.
         by_address: Pages answer under any IP address too: the service listens beyond loopback.
         basic: The token may come as the password of Basic authentication, and browsers are asked
@@ -48,6 +57,7 @@ class Guard:
         token: str | None,
         *,
         hosts: Iterable[str] = (),
+        origins: Iterable[str] = (),
         open_reading: bool = False,
         by_address: bool = False,
         basic: bool = False,
@@ -56,6 +66,7 @@ class Guard:
     ) -> None:
         self._token = None if token is None else token.encode()
         self._hosts = {name.strip("[]").lower() for name in hosts}
+        self._origins = {origin.lower() for origin in origins} if token is not None else set()
         self._open_reading, self._by_address = open_reading, by_address
         self._basic, self._missing, self._host_status = basic, missing, host_status
 
@@ -68,6 +79,13 @@ class Guard:
 
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            origin = request.headers.get(hdrs.ORIGIN, "")
+            if origin in self._origins:
+                request[MORE_HEADERS] = {**CORS, hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin}
+                if _is_preflight(request):
+                    return web.Response(status=204, headers=PREFLIGHT)
+            elif self._origins:
+                request[MORE_HEADERS] = {**VARIES}
             resource = request.match_info.route.resource
             self.check(request, is_page=resource is not None and resource.canonical in pages)
             return await handler(request)
@@ -85,12 +103,13 @@ class Guard:
             HttpError: 401, 403 or `host_status`.
         """
         changes = request.method not in READING
-        if _is_of_another_site(request, changes=changes, is_page=is_page):
+        is_let_in = request.headers.get(hdrs.ORIGIN) in self._origins
+        if not is_let_in and _is_of_another_site(request, changes=changes, is_page=is_page):
             raise HttpError(403, "Requests from other origins are refused.")
         if self._token is not None:
             if hmac.compare_digest(shown_token(request, basic=self._basic), self._token):
                 return
-            if changes or not (is_page or self._open_reading):
+            if changes or is_let_in or not (is_page or self._open_reading):
                 scheme = "Basic" if self._basic else "Bearer"
                 challenge = {"WWW-Authenticate": f'{scheme} realm="catalogzero"'}
                 raise HttpError(401, self._missing, headers=challenge)
@@ -128,6 +147,12 @@ def shown_token(request: web.Request, *, basic: bool = False) -> bytes:
         return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
     except binascii.Error:
         return b""
+
+
+def _is_preflight(request: web.Request) -> bool:
+    """Whether a browser asks what a page may ask; it shows no token then."""
+    named = hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+    return named and request.method == hdrs.METH_OPTIONS
 
 
 def _is_of_another_site(request: web.Request, *, changes: bool, is_page: bool) -> bool:

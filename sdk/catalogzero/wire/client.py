@@ -72,7 +72,7 @@ class HandlerClient:
         self._greeting = asyncio.Lock()
         self._greeters = 0
         self._max_call_bytes = MAX_CALL_BYTES
-        self._calls: dict[str, asyncio.Future[Reply]] = {}
+        self._calls: dict[str | int | None, asyncio.Future[Reply]] = {}
         self._unsent: dict[asyncio.Future[Reply], bytes] = {}
         self._sent: set[asyncio.Future[Reply]] = set()
         self._beside: HandlerClient | None = None
@@ -307,7 +307,7 @@ class HandlerClient:
         reply = None
         with suppress(BadRequestError):
             reply = None if self.is_plain else decode_reply(payload)
-        waiting = self._calls.get(reply.request_id or "") if reply is not None else None
+        waiting = None if reply is None else self._calls.get(reply.request_id)
         if waiting is None and not self._echoes:
             waiting, reply = next(iter(self._sent), None), decode_plain_reply(payload)
         if reply is not None and waiting is not None and not waiting.done():

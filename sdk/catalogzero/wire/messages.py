@@ -48,7 +48,7 @@ class Call:
 
     method: str
     params: Mapping[str, Any] = field(default_factory=dict)
-    request_id: str | None = None
+    request_id: str | int | None = None
     timeout_s: float | None = None
     start_by: StartBy | None = None
 
@@ -63,7 +63,7 @@ class Reply:
     code: str = ""
     retryable: bool = False
     details: Any = None
-    request_id: str | None = None
+    request_id: str | int | None = None
     run_id: str | None = None
     duration_ms: float = 0.0
 
@@ -132,7 +132,7 @@ def decode_call(frame: bytes) -> Call:
         return _call(body)
     except BadRequestError as error:
         request_id = body.get("request_id")
-        error.request_id = request_id if isinstance(request_id, str) else None
+        error.request_id = request_id if isinstance(request_id, str | int) else None
         raise
 
 
@@ -288,10 +288,17 @@ def _call(body: dict[str, Any]) -> Call:
     if params is not None and not isinstance(params, dict):
         raise BadRequestError("`params` is a JSON object")
     request_id = body.get("request_id")
-    is_id = isinstance(request_id, str) and 0 < len(request_id) <= MAX_ID_CHARS
-    if request_id is not None and not is_id:
-        raise BadRequestError(f"`request_id` is a string of 1 to {MAX_ID_CHARS} characters")
+    if request_id is not None and not _is_id(request_id):
+        limits = f"a string of 1 to {MAX_ID_CHARS} characters, or a whole number"
+        raise BadRequestError(f"`request_id` is {limits}")
     return Call(method, params or {}, request_id, _seconds(body, "timeout_s"), _start_by(body))
+
+
+def _is_id(value: Any) -> bool:
+    """Whether a `request_id` may be this."""
+    if isinstance(value, str):
+        return 0 < len(value) <= MAX_ID_CHARS
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _start_by(body: dict[str, Any]) -> StartBy | None:
