@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from catalogzero.errors import ConfigError, UnreachableError
 from catalogzero.scheduler import schema
-from catalogzero.scheduler.history import History
+from catalogzero.scheduler.history import History, Purged
 from catalogzero.scheduler.rows import MAX_RESULT_BYTES, Execution
 from catalogzero.scheduler.store import Store
 from sqlalchemy import event, text
@@ -453,10 +453,10 @@ def test_old_executions_are_forgotten_but_not_those_that_are_open(
         clock.forward(1)
     history = History(store)
 
-    assert history.purge(retention_days=1, max_executions=4) == 5
+    assert history.purge(retention_days=1, max_executions=4) == Purged(too_old=0, too_many=5)
     assert [one["status"] for one in records(store)] == ["running"] + 4 * ["success"]
     clock.forward(2 * 86_400)
-    assert history.purge(retention_days=1, max_executions=100) == 4
+    assert history.purge(retention_days=1, max_executions=100) == Purged(too_old=4, too_many=0)
 
 
 def test_a_missed_row_that_may_grow_is_kept(store: Store, clock: SetClock) -> None:
@@ -465,7 +465,7 @@ def test_a_missed_row_that_may_grow_is_kept(store: Store, clock: SetClock) -> No
     clock.forward(10)
     store.claim("A", LEASE_S)
 
-    assert History(store).purge(retention_days=0, max_executions=0) == 0
+    assert History(store).purge(retention_days=0, max_executions=0) == Purged(0, 0)
     clock.forward(3_600)
     store.claim("A", LEASE_S)
     assert [one["ticks"]["count"] for one in records(store)] == [2]
@@ -495,7 +495,8 @@ def test_a_database_of_an_older_release_is_brought_forward(
 ) -> None:
     make_store().add_schedule(make_schedule(job_id="kept"))
     add_note = text("ALTER TABLE scheduler_schedules ADD COLUMN note TEXT")
-    newer = replace(schema.SCHEMA, upgrades=(lambda c: c.execute(add_note),))
+    steps = (*schema.SCHEMA.upgrades, lambda c: c.execute(add_note))
+    newer = replace(schema.SCHEMA, upgrades=steps)
     monkeypatch.setattr(schema, "SCHEMA", newer)
 
     store = make_store()
@@ -503,7 +504,7 @@ def test_a_database_of_an_older_release_is_brought_forward(
     with store.reading() as c:
         row = c.execute(text("SELECT job_id, note FROM scheduler_schedules")).one()
         version = c.execute(text("SELECT version FROM scheduler_version")).scalar_one()
-    assert (tuple(row), version) == (("kept", None), 2)
+    assert (tuple(row), version) == (("kept", None), len(steps) + 1)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://localhost/x", "sqlite"])

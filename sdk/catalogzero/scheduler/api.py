@@ -214,8 +214,7 @@ class Api:
 
     async def _execution_errors(self, request: web.Request) -> web.Response:
         limit = forms.read_limit(request.query, default=50, most=500)
-        newest = self.runner.history.newest
-        errors, _ = await self.runner.read(newest, {"status": "error"}, limit)
+        errors = await self.runner.read(self.runner.history.errors, limit)
         return json_response({"errors": errors, "count": len(errors), "limit": limit})
 
     async def _stats(self, request: web.Request) -> web.Response:
@@ -225,7 +224,8 @@ class Api:
         return json_response({**stats, "buffer_size": size, "buffer_utilization": used})
 
     async def _clear(self, request: web.Request) -> web.Response:
-        await self.runner.write(self.runner.history.clear)
+        while await self.runner.write(self.runner.history.clear):
+            pass
         return json_response({"status": "success", "message": "Execution history cleared"})
 
     # --- the rest

@@ -285,7 +285,7 @@ class Driver:
 
     def _away_too_long(self, one: Execution, since_s: float, reason: str) -> bool:
         """Decide on an execution that cannot be sent: missed when it surely never began."""
-        age_us = self._desk.now_us() - (one.tick_us or one.created_us)
+        age_us = self._desk.now_us() - one.waiting_since_us
         first = one.n == 1 and one.sent_us is None
         grace_s = one.misfire_grace_s
         if first and grace_s is not None and age_us > seconds_us(grace_s):

@@ -4,29 +4,53 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, RowMapping, and_, case, delete, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    RowMapping,
+    delete,
+    false,
+    func,
+    literal,
+    select,
+)
 
-from catalogzero.scheduler.schema import FINAL, executions, schedules
+from catalogzero.scheduler.schema import FORGOTTEN, IS_FAILED, counts, executions, schedules
+from catalogzero.scheduler.statements import IS_FINAL, Tally, is_open
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import iso_of, seconds_us
 from catalogzero.wire.messages import parse_json
 
 PURGE_LIMIT = 2_000
+LOOK_LIMIT = 20_000
 SUMMARY_PARAMS = 5
 SUMMARY_CHARS = 50
 SAME = ("execution_id", "job_id", "handler_id", "status", "late", "error", "max_attempts")
 """What the API calls as the table does."""
 
 FILTERS = {
-    "handler_id": executions.c.handler_id,
     "job_id": executions.c.job_id,
-    "method_name": executions.c.method,
     "status": executions.c.status,
+    "method_name": executions.c.method,
+    "handler_id": executions.c.handler_id,
 }
+"""By name: what the API filters by. Each has an index; the first that is asked for is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """How many executions were forgotten as they were too old, and how many as there were more
+    than are kept.
+    """
+
+    too_old: int
+    too_many: int
 
 
 class History:
@@ -45,13 +69,25 @@ class History:
             limit: At most so many.
             before: The cursor of an earlier answer.
         """
-        wanted: list[ColumnElement[bool]] = [FILTERS[k] == v for k, v in filters.items()]
+        names = sorted(filters, key=[*FILTERS].index)
+        if filters.get("status") == "success":  # as most are: another finds fewer
+            names.sort(key="status".__eq__)
+        wanted, end = [FILTERS[name] == filters[name] for name in names], None
         if before is not None:
             wanted.append(executions.c.seq < before)
-        query = select(executions).where(*wanted).order_by(executions.c.seq.desc())
-        rows = self._store.all_of(query.limit(limit + 1), lambda row: row)
-        more = rows[limit - 1]["seq"] if len(rows) > limit > 0 else None
+        with self._store.reading() as c:
+            if len(names) > 1:
+                seqs, end = _look(c, names, filters, before, limit + 1)
+                wanted = [executions.c.seq.in_(seqs)]
+            query = select(executions).where(*wanted).order_by(executions.c.seq.desc())
+            rows = c.execute(query.limit(limit + 1)).mappings().all()
+        more = rows[limit - 1]["seq"] if len(rows) > limit > 0 else end
         return [record_of(row) for row in rows[:limit]], more
+
+    def errors(self, limit: int) -> list[dict[str, Any]]:
+        """Records of what counts as an error, newest first."""
+        query = select(executions).where(IS_FAILED).order_by(executions.c.seq.desc())
+        return self._store.all_of(query.limit(limit), record_of)
 
     def find(self, execution_id: str) -> dict[str, Any] | None:
         """One record."""
@@ -68,56 +104,113 @@ class History:
         return {record["job_id"]: record for record in records}
 
     def stats(self) -> dict[str, Any]:
-        """Counts by status and by handler, over all executions that are kept."""
-        took = executions.c.completed_us - executions.c.started_us
-        runs = case((executions.c.status.in_(("success", "error")), took))
+        """Counts by status and by handler, over all executions that are kept.
+
+        What is final was counted as it ended; what is open is counted here, by its index.
+        """
+        over = select(
+            *(counts.c.handler_id, counts.c.status, counts.c.started),
+            *(func.sum(counts.c[name]).label(name) for name in ("count", "took_us")),
+        ).group_by(counts.c.handler_id, counts.c.status, counts.c.started)
         of_group = (executions.c.handler_id, executions.c.status)
-        groups = select(*of_group, func.count(), func.sum(runs)).group_by(*of_group)
+        still = select(*of_group, false(), func.count(), literal(0))
+        still = still.where(is_open(executions.c.status)).group_by(*of_group)
         with self._store.reading() as c:
-            rows = c.execute(groups).all()
-            lifetime = c.execute(select(func.max(executions.c.seq))).scalar() or 0
+            rows = c.execute(over.union_all(still)).all()
             schedule_count = c.execute(select(func.count()).select_from(schedules)).scalar_one()
         by_status: Counter[str] = Counter()
         by_handler: dict[str, dict[str, int]] = {}
-        ran, took_us = 0, 0
-        for handler_id, status, count, us in rows:
-            by_status[status] += count
+        failed, took_us = 0, 0
+        for handler_id, status, started, count, us in rows:
+            by_status[status] += int(count)
+            if status == FORGOTTEN or not count:
+                continue
             of = by_handler.setdefault(handler_id, {"total": 0, "success": 0, "error": 0})
-            of["total"] += count
+            of["total"] += int(count)
+            if status in ("error", "lost") or (status == "missed" and started):
+                of["error"] += int(count)
+                failed += int(count)
+            elif status == "success":
+                of["success"] += int(count)
             if status in ("success", "error"):
-                of[status] += count
-                ran, took_us = ran + count, took_us + int(us or 0)
+                took_us += int(us)
+        lifetime, _ = by_status.total(), by_status.pop(FORGOTTEN, None)
+        success, ran = by_status["success"], by_status["success"] + by_status["error"]
         return {
             "total_executions": by_status.total(),
-            "success_count": by_status["success"],
-            "error_count": by_status["error"],
-            "success_rate": by_status["success"] / ran * 100 if ran else 0.0,
+            "success_count": success,
+            "error_count": failed,
+            "success_rate": success / (success + failed) * 100 if success + failed else 0.0,
             "avg_duration_ms": took_us / ran / 1_000 if ran else 0.0,
             "by_handler": by_handler,
-            "by_status": by_status,
+            "by_status": +by_status,
             "lifetime_executions": lifetime,
             "schedules": schedule_count,
         }
 
-    def purge(self, retention_days: float, max_executions: int) -> int:
-        """Forget the oldest final executions, a few at a time; how many went."""
+    def purge(self, retention_days: float, max_executions: int) -> Purged:
+        """Forget final executions that are too old or too many, a few at a time.
+
+        What a clock that was ahead completed goes with its neighbours.
+        """
+        seq, completed_us = executions.c.seq, executions.c.completed_us
         with self._store.writing() as c:
             now_us = self._store.now_us(c)
             old_us = now_us - seconds_us(retention_days * 86_400)
-            newest = c.execute(select(func.max(executions.c.seq))).scalar() or 0
-            too_old = _too_old(now_us, old_us)
-            too_many = executions.c.seq <= newest - max_executions
-            over = and_(executions.c.status.in_(FINAL), or_(too_old, too_many), _ungrown())
-            oldest = select(executions.c.seq).where(over).order_by(executions.c.seq)
-            chosen = c.execute(oldest.limit(PURGE_LIMIT)).scalars().all()
-            if chosen:
-                c.execute(delete(executions).where(executions.c.seq.in_(chosen)))
-            return len(chosen)
+            too_old = _some(c, completed_us < old_us, order=completed_us)
+            gone = self._forget(c, too_old)
+            if too_old:
+                before = seq < max(row.seq for row in too_old)
+                ahead = _some(c, completed_us > now_us, before, order=completed_us)
+                gone += self._forget(c, ahead)
+            newest = c.execute(select(func.max(seq))).scalar() or 0
+            too_many = _some(c, seq <= newest - max_executions, order=seq)
+            return Purged(gone, self._forget(c, too_many))
 
-    def clear(self) -> None:
-        """Forget every final execution."""
+    def clear(self) -> bool:
+        """Forget final executions, the oldest first, a few at a time; whether more may be left."""
         with self._store.writing() as c:
-            c.execute(delete(executions).where(executions.c.status.in_(FINAL), _ungrown()))
+            return self._forget(c, _some(c, order=executions.c.seq)) == PURGE_LIMIT
+
+    def _forget(self, c: Connection, rows: Sequence[Row[Any]]) -> int:
+        """Delete executions and take them off the counts; how many they are."""
+        if rows:
+            c.execute(delete(executions).where(executions.c.seq.in_([row.seq for row in rows])))
+            tally = Tally()
+            tally.forget(rows)
+            tally.write(c, self._store.shard)
+        return len(rows)
+
+
+def _some(
+    c: Connection, *conditions: ColumnElement[bool], order: ColumnElement[int]
+) -> Sequence[Row[Any]]:
+    """Some of the final executions of which this is true, locked where the database can."""
+    names = ("seq", "handler_id", "status", "started_us", "completed_us")
+    found = select(*(executions.c[name] for name in names)).where(IS_FINAL, _ungrown(), *conditions)
+    found = found.order_by(order).limit(PURGE_LIMIT).with_for_update(skip_locked=True)
+    return c.execute(found).all()
+
+
+def _look(
+    c: Connection, names: Sequence[str], filters: Mapping[str, str], before: int | None, most: int
+) -> tuple[Sequence[int], int | None]:
+    """The newest that pass several filters, and where the look for them ended early.
+
+    The first filter's index is followed so far and no further: without that, a rare combination
+    reads every execution.
+    """
+    values = [executions.c.seq, *(FILTERS[name].label(name) for name in names)]
+    found = select(*values).where(FILTERS[names[0]] == filters[names[0]])
+    if before is not None:
+        found = found.where(executions.c.seq < before)
+    looked = found.order_by(executions.c.seq.desc()).limit(LOOK_LIMIT).subquery()
+    passing = select(looked.c.seq).where(*(looked.c[name] == filters[name] for name in names[1:]))
+    seqs = c.execute(passing.order_by(looked.c.seq.desc()).limit(most)).scalars().all()
+    if len(seqs) == most:
+        return seqs, None
+    count, last = c.execute(select(func.count(), func.min(looked.c.seq))).one()
+    return seqs, last if count == LOOK_LIMIT else None
 
 
 def record_of(row: RowMapping) -> dict[str, Any]:
@@ -161,13 +254,6 @@ def summary_of(params: Mapping[str, Any]) -> str | None:
     shown = ", ".join(f"{key}={_cut(str(value))}" for key, value in first)
     more = len(params) - SUMMARY_PARAMS
     return f"{shown} (+{more} more)" if more > 0 else shown
-
-
-def _too_old(now_us: int, old_us: int) -> ColumnElement[bool]:
-    """Completed long ago; by a clock that was ahead: before another that is too old."""
-    completed_us = executions.c.completed_us
-    others = select(func.max(executions.c.seq)).where(completed_us < old_us).scalar_subquery()
-    return or_(completed_us < old_us, and_(completed_us > now_us, executions.c.seq < others))
 
 
 def _ungrown() -> ColumnElement[bool]:

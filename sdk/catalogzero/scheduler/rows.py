@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import orjson
@@ -41,7 +41,8 @@ class Execution:
 
     `n` numbers its calls (`request_id` = `{execution_id}.{n}`), `attempt` the runs that may have
     begun. `boot_id` and `start_by_s` are the handler's stamp, stored before the first call of n;
-    `sent_us` is when that was.
+    `sent_us` is when that was. `waiting_since_us` is its tick, or when it was asked for, by the
+    clock as it is now.
     """
 
     execution_id: str
@@ -64,9 +65,11 @@ class Execution:
     start_by_s: float | None = None
     retry_safe: bool | None = None
     created_us: int = 0
+    started_us: int | None = None
     sent_us: int | None = None
     result: Any = None
     error: str | None = None
+    waiting_since_us: int = field(default=0, init=False)
 
     @property
     def request_id(self) -> str:
@@ -80,12 +83,11 @@ class Execution:
     def row(self, now_us: int, lease: Lease, span: Span | None) -> dict[str, Any]:
         """Its row when it is new; a `span` is the ticks that a missed or skipped one stands for."""
         active = self.status in ACTIVE
+        self.created_us, self.started_us = now_us, now_us if active else None
         return {name: getattr(self, name) for name in _EXECUTION_FIELDS if name in ROW} | {
             "params": to_json(self.params),
             "owner": lease.owner if active else None,
             "lease_until_us": lease.until_us if active else None,
-            "created_us": now_us,
-            "started_us": now_us if active else None,
             "completed_us": now_us if self.is_final() else None,
             "last_tick_us": span.last_us if span else self.tick_us,
             "ticks": span.count if span else 1,
@@ -154,11 +156,21 @@ class Writes:
             self.inserted.append((one, None))
             schedule.folded = None
             schedule.runs += 1
+        schedule.decide(firing)
         next_us = firing.next_tick_us
         due_us = None if next_us is None else schedule.due_of(next_us)
-        old = {"old_schedule_id": schedule.schedule_id, "old_due_us": schedule.due_us}
-        new = {"new_tick_us": next_us, "new_due_us": due_us, "new_runs": schedule.runs}
-        self.swaps.append({**old, **new, "new_folded": schedule.folded})
+        self.swaps.append(
+            {
+                "old_schedule_id": schedule.schedule_id,
+                "old_due_us": schedule.due_us,
+                "new_tick_us": next_us,
+                "new_due_us": due_us,
+                "new_runs": schedule.runs,
+                "new_folded": schedule.folded,
+                "new_decided_us": schedule.decided_us,
+                "new_steady_since_us": schedule.steady_since_us,
+            }
+        )
 
     def _fold(self, schedule: Schedule, status: str, span: Span) -> None:
         """Ticks that do not run: into the row that is already there, or a new one."""
@@ -177,7 +189,7 @@ _WHY = {
     "missed": "no scheduler was there in time",
     "skipped": "an earlier run of this schedule was still going on",
 }
-_EXECUTION_FIELDS = tuple(field.name for field in fields(Execution))
+_EXECUTION_FIELDS = tuple(one.name for one in fields(Execution) if one.init)
 _SCHEDULE_FIELDS = tuple(column.name for column in schedules.c)
 _TAKEN_OVER = (
     *("schedule_id", "job_id", "handler_id", "method", "params"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -238,10 +239,15 @@ class Runner:
         days, most = self.settings.retention_days, self.settings.max_executions
         while True:
             await self.clock.sleep(RETENTION_EVERY_S)
-            while self.clock.monotonic() - self._stepped_s >= RETENTION_EVERY_S and (
-                gone := await self._persist(self.history.purge, days, most)
-            ):
-                self._log.info("executions_purged", count=gone)
+            gone = Counter[str]()
+            while self.clock.monotonic() - self._stepped_s >= RETENTION_EVERY_S:
+                some = asdict(await self._persist(self.history.purge, days, most))
+                if not any(some.values()):
+                    break
+                gone.update(some)
+            if gone:
+                bounds = {"retention_days": days, "max_executions": most}
+                self._log.info("executions_purged", **gone, **bounds)
 
     async def _renew(self) -> None:
         """Renew the leases; drop executions that are another's now, start those taken over."""
@@ -265,13 +271,19 @@ class Runner:
         self._log.warning("clock_stepped", **self.clock_step)
         self._stepped_s = self.clock.monotonic()
         for one, _ in self._mine.values():
-            one.created_us += seconds_us(step.step_s or 0)
-            one.sent_us = one.sent_us and one.sent_us + seconds_us(step.step_s or 0)
+            step_us = seconds_us(step.step_s or 0)
+            one.created_us += step_us
+            one.waiting_since_us += step_us
+            one.started_us = one.started_us and one.started_us + step_us
+            one.sent_us = one.sent_us and one.sent_us + step_us
 
     def _start(self, one: Execution) -> None:
         """Drive an execution to its end, in a task of its own."""
-        one.created_us = min(one.created_us, self.now_us())
-        one.sent_us = one.sent_us and min(one.sent_us, self.now_us())
+        now_us = self.now_us()
+        one.created_us = min(one.created_us, now_us)
+        one.waiting_since_us = min(one.tick_us or one.created_us, now_us)
+        one.started_us = one.started_us and min(one.started_us, now_us)
+        one.sent_us = one.sent_us and min(one.sent_us, now_us)
         if one.execution_id not in self._mine:
             task = asyncio.create_task(self._run(one), name=f"execution-{one.execution_id}")
             self._mine[one.execution_id] = one, task

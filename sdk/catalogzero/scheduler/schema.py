@@ -56,6 +56,8 @@ schedules = sa.Table(
     sa.Column("tick_us", sa.BigInteger),
     sa.Column("due_us", sa.BigInteger),
     sa.Column("folded", sa.String(50)),
+    sa.Column("decided_us", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("steady_since_us", sa.BigInteger),
     sa.Index("scheduler_schedules_due", "paused", "due_us"),
     sa.Index(
         "scheduler_schedules_folded", "folded", sqlite_where=_IS_FOLDED, postgresql_where=_IS_FOLDED
@@ -66,6 +68,13 @@ OPEN = ("running", "retry", "queued")
 ACTIVE = ("running", "retry")
 FINAL = ("success", "error", "missed", "skipped", "lost")
 _IS_OPEN = sa.text("status IN ('running', 'retry', 'queued')")
+IS_FAILED = sa.text("status IN ('error', 'lost') OR status = 'missed' AND started_us IS NOT NULL")
+"""What counts as an error: it failed, nobody knows its end, or its handler was not there.
+
+A literal, so that a database can tell that the index of these holds all that is asked for.
+"""
+
+_IS_COMPLETED = sa.text("completed_us IS NOT NULL")
 
 executions = sa.Table(
     "scheduler_executions",
@@ -112,8 +121,36 @@ executions = sa.Table(
     sa.Index("scheduler_executions_handler", "handler_id", "seq"),
     sa.Index("scheduler_executions_job", "job_id", "seq"),
     sa.Index("scheduler_executions_status", "status", "seq"),
+    sa.Index("scheduler_executions_method", "method", "seq"),
+    sa.Index(
+        "scheduler_executions_failed", "seq", sqlite_where=IS_FAILED, postgresql_where=IS_FAILED
+    ),
+    sa.Index(
+        "scheduler_executions_completed",
+        "completed_us",
+        sqlite_where=_IS_COMPLETED,
+        postgresql_where=_IS_COMPLETED,
+    ),
     sqlite_autoincrement=True,
 )
+
+FORGOTTEN = "forgotten"
+counts = sa.Table(
+    "scheduler_counts",
+    metadata,
+    sa.Column("handler_id", ID, primary_key=True),
+    sa.Column("status", sa.String(10), primary_key=True),
+    sa.Column("started", sa.Boolean, primary_key=True),
+    sa.Column("shard", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("count", sa.BigInteger, nullable=False),
+    sa.Column("took_us", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+"""How many final executions there are, and how long these took, changed with them.
+
+A scheduler adds to a shard, so that several seldom wait for each other; only the sums mean
+something. `forgotten` is what was purged or cleared.
+"""
 
 
 def _create(connection: sa.Connection) -> None:
@@ -127,4 +164,31 @@ def _create(connection: sa.Connection) -> None:
         connection.execute(sa.text(f"ALTER TABLE {executions.name} SET (fillfactor = 50)"))
 
 
-SCHEMA = Schema(version=version_table, create=_create, lock_id=7310420001)
+_COUNTS_AND_DECISIONS = (
+    "ALTER TABLE scheduler_schedules ADD COLUMN decided_us BIGINT DEFAULT 0 NOT NULL",
+    "ALTER TABLE scheduler_schedules ADD COLUMN steady_since_us BIGINT",
+    "UPDATE scheduler_schedules SET decided_us = coalesce((SELECT max(coalesce(e.last_tick_us,"
+    " e.tick_us)) FROM scheduler_executions e"
+    " WHERE e.schedule_id = scheduler_schedules.schedule_id), created_us)",
+    "INSERT INTO scheduler_counts SELECT handler_id, status, started_us IS NOT NULL, 0, count(*),"
+    " coalesce(sum(completed_us - started_us), 0) FROM scheduler_executions"
+    " WHERE completed_us IS NOT NULL GROUP BY handler_id, status, started_us IS NOT NULL",
+    "INSERT INTO scheduler_counts SELECT '', 'forgotten', false, 0,"
+    " coalesce(max(seq), 0) - count(*), 0 FROM scheduler_executions",
+    "CREATE INDEX scheduler_executions_method ON scheduler_executions (method, seq)",
+    f"CREATE INDEX scheduler_executions_failed ON scheduler_executions (seq) WHERE {IS_FAILED}",
+    "CREATE INDEX scheduler_executions_completed ON scheduler_executions (completed_us)"
+    f" WHERE {_IS_COMPLETED}",
+)
+
+
+def _count_and_decide(connection: sa.Connection) -> None:
+    """Version 2: counts of executions, indexes for history, and until when ticks are decided."""
+    counts.create(connection)
+    for statement in _COUNTS_AND_DECISIONS:
+        connection.execute(sa.text(statement))
+
+
+SCHEMA = Schema(
+    version=version_table, create=_create, upgrades=(_count_and_decide,), lock_id=7310420001
+)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from catalogzero.scheduler.schema import ACTIVE, OPEN, executions, schedules
+from catalogzero.scheduler.schema import (
+    ACTIVE,
+    FORGOTTEN,
+    OPEN,
+    counts,
+    executions,
+    schedules,
+)
 from catalogzero.wire.messages import encode_json
 
 Given = Callable[[str], sa.ColumnElement[Any]]
+Write: TypeAlias = sa.Insert | sa.Update | sa.Delete
 
 
-def _is_open(status: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+def is_open(status: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """Whether a status is that of an open execution, written as the index of these has it.
 
     With parameters instead, a database cannot tell that the index holds all that is asked for,
@@ -23,6 +32,7 @@ def _is_open(status: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
 
 
 IS_ACTIVE = sa.or_(*(executions.c.status == status for status in ACTIVE))
+IS_FINAL = executions.c.completed_us.is_not(None)
 
 
 class ForEach:
@@ -34,15 +44,17 @@ class ForEach:
     Args:
         values: The values of a row, by name, and the column that each is of.
         build: Makes the statement, given what stands for a value.
+        each: Makes that of SQLite, where it is another.
     """
 
     def __init__(
         self,
         values: Mapping[str, sa.ColumnElement[Any]],
-        build: Callable[[Given], sa.Insert | sa.Update | sa.Delete],
+        build: Callable[[Given], Write],
+        each: Callable[[Given], Write] | None = None,
     ) -> None:
         types = {name: of.type for name, of in values.items()}
-        self._each = build(lambda name: sa.bindparam(name, type_=types[name]))
+        self._each = (each or build)(lambda name: sa.bindparam(name, type_=types[name]))
         rows = sa.func.json_to_recordset(sa.cast(sa.bindparam("rows", type_=sa.Text), sa.JSON))
         told = rows.table_valued(*(sa.Column(name, kind) for name, kind in types.items()))
         self._at_once = build(told.render_derived("given", with_types=True).c.__getitem__)
@@ -79,7 +91,7 @@ LEASED = ("execution_id", "owner", "lease")
 
 OUTCOME = (
     *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
-    *("sent_us", "completed_us", "result", "error"),
+    *("started_us", "sent_us", "completed_us", "result", "error"),
 )
 """What an execution's writer changes."""
 
@@ -103,12 +115,15 @@ SAVE = _changing(executions, LEASED, OUTCOME, IS_ACTIVE)
 SWAP = _changing(
     schedules,
     ("schedule_id", "due_us"),
-    ("tick_us", "due_us", "runs", "folded"),
+    ("tick_us", "due_us", "runs", "folded", "decided_us", "steady_since_us"),
     schedules.c.paused.is_(False),
 )
 """The compare-and-swap of a schedule's next time."""
 
-MOVED = ("trigger_config", "tick_us", "due_us", "folded")
+MOVED = (
+    *("trigger_config", "tick_us", "due_us", "runs", "folded"),
+    *("decided_us", "steady_since_us"),
+)
 MOVE = _changing(schedules, ("schedule_id",), MOVED)
 """Another next time, after a step of the clock."""
 
@@ -164,7 +179,7 @@ GOING_ON = (
         sa.func.sum(sa.case((executions.c.status == "queued", 1), else_=0)).label("queued"),
     )
     .where(
-        _is_open(executions.c.status),
+        is_open(executions.c.status),
         executions.c.schedule_id.in_(sa.bindparam("schedule_ids", expanding=True)),
     )
     .group_by(executions.c.schedule_id)
@@ -180,7 +195,7 @@ _before = sa.or_(
     (_ahead.c.status == "queued") & (_ahead.c.seq < executions.c.seq),
 )
 _blocked = sa.select(_ahead.c.seq).where(
-    _ahead.c.schedule_id == executions.c.schedule_id, _is_open(_ahead.c.status), _before
+    _ahead.c.schedule_id == executions.c.schedule_id, is_open(_ahead.c.status), _before
 )
 
 TURN = (
@@ -191,17 +206,42 @@ TURN = (
 )
 """The queued executions whose turn has come: nothing of their schedule is going on."""
 
+_of_some = executions.c.schedule_id.in_(sa.bindparam("schedule_ids", expanding=True))
+
 RECORDED = sa.select(executions.c.schedule_id, executions.c.tick_us).where(
-    executions.c.schedule_id == schedules.c.schedule_id,
-    executions.c.tick_us > sa.bindparam("after_us"),
+    _of_some, executions.c.tick_us > sa.bindparam("after_us")
 )
-"""The ticks after a moment that are recorded already."""
+"""The ticks of some schedules after a moment that are recorded already."""
 
-_to_come = executions.c.tick_us > sa.bindparam("now_us")
-_never_ran = executions.c.status.in_(("missed", "skipped"))
+UNRUN = (
+    sa.select(executions)
+    .where(
+        _of_some,
+        executions.c.tick_us > sa.bindparam("after_us"),
+        executions.c.status.in_(("missed", "skipped"))
+        | (executions.c.status.in_(OPEN) & executions.c.sent_us.is_(None)),
+    )
+    .with_for_update()
+)
+"""Of these, those that surely did not run, and may when their time comes."""
 
-FORGIVE = sa.update(executions).where(_never_ran, _to_come).values(schedule_id=None)
-"""Ticks that did not run under a clock that was ahead may run when their time comes."""
+_some = executions.c.seq.in_(sa.bindparam("seqs", expanding=True))
+
+FREE = sa.update(executions).where(_some).values(schedule_id=None)
+"""Their ticks are free again."""
+
+VOID = (
+    sa.update(executions)
+    .where(_some)
+    .values(
+        status="skipped",
+        owner=None,
+        lease=executions.c.lease + 1,
+        completed_us=sa.bindparam("now_us"),
+        error="the clock was set back before it began: its time is still to come",
+    )
+)
+"""What waits to begin at a time that is to come: whoever waits holds it no more."""
 
 SHORTEN = (
     sa.update(executions)
@@ -210,12 +250,12 @@ SHORTEN = (
 )
 """Leases that were given by a clock that was ahead."""
 
-LATER = (
+AHEAD = (
     sa.select(schedules)
-    .where(sa.or_(*(schedules.c[n] > sa.bindparam("now_us") for n in ("due_us", "created_us"))))
+    .where(schedules.c.decided_us > sa.bindparam("now_us"))
     .with_for_update(skip_locked=True)
 )
-"""The schedules of which something is to come."""
+"""The schedules on which a clock decided that was ahead."""
 
 _mine = (executions.c.owner == sa.bindparam("its_owner"), IS_ACTIVE)
 
@@ -233,3 +273,60 @@ ENDED_LEASES = (
     .with_for_update(skip_locked=True)
 )
 """The executions whose scheduler is gone, or frozen."""
+
+_KEY = ("handler_id", "status", "started", "shard")
+
+
+def _counting(insert: Callable[[sa.Table], Any]) -> Callable[[Given], Write]:
+    def build(given: Given) -> Write:
+        names = [column.name for column in counts.c]
+        new = insert(counts).from_select(names, sa.select(*(given(name) for name in names)))
+        more = {name: counts.c[name] + new.excluded[name] for name in ("count", "took_us")}
+        return cast("Write", new.on_conflict_do_update(index_elements=_KEY, set_=more))
+
+    return build
+
+
+COUNT = ForEach(
+    {column.name: column for column in counts.c},
+    _counting(postgresql.insert),
+    _counting(sqlite.insert),
+)
+"""Adds to the counts of final executions."""
+
+
+class Tally:
+    """What a transaction adds to the counts."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str, bool], tuple[int, int]] = {}
+
+    def add(
+        self,
+        handler_id: str,
+        status: str,
+        started_us: int | None = None,
+        completed_us: int | None = None,
+        *,
+        more: int = 1,
+    ) -> None:
+        """So many more executions that ended so, or fewer."""
+        took_us = 0 if started_us is None or completed_us is None else completed_us - started_us
+        key = handler_id, status, started_us is not None
+        count, total_us = self._found.get(key, (0, 0))
+        self._found[key] = count + more, total_us + more * took_us
+
+    def forget(self, rows: Sequence[sa.Row[Any]]) -> None:
+        """These are deleted."""
+        for row in rows:
+            self.add(row.handler_id, row.status, row.started_us, row.completed_us, more=-1)
+        if rows:
+            self.add("", FORGOTTEN, more=len(rows))
+
+    def write(self, c: sa.Connection, shard: int) -> None:
+        """Add it all, in one order for all, so that none waits for another that waits for it."""
+        rows = [
+            {**dict(zip(_KEY, (*key, shard), strict=True)), "count": count, "took_us": took_us}
+            for key, (count, took_us) in sorted(self._found.items())
+        ]
+        COUNT.write(c, rows)

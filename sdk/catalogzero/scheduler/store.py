@@ -11,11 +11,13 @@ Methods block; `runner` calls them in threads. Moments are microseconds since 19
 
 from __future__ import annotations
 
-from collections import defaultdict
+import random
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import compress
 from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
@@ -34,7 +36,7 @@ from catalogzero.scheduler.rows import (
     to_json,
 )
 from catalogzero.scheduler.schema import executions, handlers, schedules
-from catalogzero.scheduler.statements import MOVED
+from catalogzero.scheduler.statements import MOVED, Tally
 from catalogzero.scheduler.ticks import Schedule, fault_of, fire, from_us, iso_of, seconds_us, to_us
 from catalogzero.sql.engines import Database
 from catalogzero.wire.messages import encode_json
@@ -44,7 +46,7 @@ T = TypeVar("T")
 CLAIM_LIMIT = 500
 ANSWER_S = 10.0
 STEP_S = 2.0
-LONGEST_LEASE_S = 600.0
+SHARDS = 16
 DAWN = datetime(1, 1, 2, tzinfo=UTC)
 GIVEN = (
     *("handler_id", "method", "params", "trigger_config", "end_us", "overlap", "misfire_grace_s"),
@@ -53,6 +55,7 @@ GIVEN = (
 """What a schedule has of the request that made it."""
 
 SETS_NEXT = {"trigger_config", "end_us", "jitter_s", "paused"}
+NEXT = ("tick_us", "due_us", "decided_us", "steady_since_us", "folded")
 JSON_FIELDS = ("params", "trigger_config")
 
 
@@ -136,6 +139,7 @@ class Store(Database):
         self._still: dict[str, str] = {}
         self._steady = clock or SystemClock()
         self._offset_us: int | None = None
+        self.shard = random.randrange(SHARDS)  # noqa: S311 - no secret
 
     def now_us(self, c: sa.Connection) -> int:
         """The database's clock."""
@@ -246,7 +250,7 @@ class Store(Database):
                 values = {name: new_value for name, (_, new_value) in changes.items()}
                 if changes.keys() & SETS_NEXT or old.tick_us is None:
                     _set_next(new, now)
-                    values |= {"tick_us": new.tick_us, "due_us": new.due_us, "folded": None}
+                    values |= {name: getattr(new, name) for name in NEXT}
                 values |= {n: to_json(values[n]) for n in JSON_FIELDS if n in values}
                 if not dry:
                     mine = schedules.c.schedule_id == old.schedule_id
@@ -280,15 +284,19 @@ class Store(Database):
         """Forget a schedule; its queued runs are skipped, one that goes on goes on."""
         with self.writing() as c:
             mine = schedules.c.job_id == job_id
-            found = c.execute(sa.select(schedules.c.schedule_id).where(mine).with_for_update())
-            schedule_id = found.scalar_one_or_none()
-            if schedule_id is None:
+            found = sa.select(schedules.c.schedule_id, schedules.c.handler_id).where(mine)
+            row = c.execute(found.with_for_update()).one_or_none()
+            if row is None:
                 return False
             c.execute(sa.delete(schedules).where(mine))
-            waiting = (executions.c.schedule_id == schedule_id, executions.c.status == "queued")
+            waiting = (executions.c.schedule_id == row.schedule_id, executions.c.status == "queued")
             reason = "the schedule was removed before this run began"
             given_up = {"status": "skipped", "completed_us": self.now_us(c), "error": reason}
-            c.execute(sa.update(executions).where(*waiting).values(given_up))
+            skipped = _count(c.execute(sa.update(executions).where(*waiting).values(given_up)))
+            if skipped:
+                tally = Tally()
+                tally.add(row.handler_id, "skipped", more=skipped)
+                tally.write(c, self.shard)
             return True
 
     def pause_schedule(self, job_id: str, paused: bool) -> Schedule | None:
@@ -306,13 +314,13 @@ class Store(Database):
             found = schedule_of(row)
             if found.paused and not paused:
                 now = self.now_us(c)
-                found.fired = _recorded(c, now)[found.schedule_id]
+                found.fired = _recorded(c, now, [found.schedule_id])[found.schedule_id]
                 with suppress(ValueError, OverflowError):
-                    found.tick_us = found.next_tick(now)
+                    found.tick_us = found.reckon(now)
                     found.due_us = found.tick_us and found.due_of(found.tick_us)
                 found.folded = None
             found.paused = paused
-            changed = ("paused", "tick_us", "due_us", "folded")
+            changed = ("paused", *(name for name in MOVED if name != "trigger_config"))
             change = sa.update(schedules).where(schedules.c.schedule_id == found.schedule_id)
             c.execute(change.values({name: getattr(found, name) for name in changed}))
             return found
@@ -410,11 +418,28 @@ class Store(Database):
 
     def save(self, changed: Sequence[Execution]) -> list[bool]:
         """Write what became of executions; false for each that is no longer its owner's."""
+        with suppress(LostRaceError):
+            return self._save(changed, one_by_one=False)
+        return self._save(changed, one_by_one=True)
+
+    def _save(self, changed: Sequence[Execution], *, one_by_one: bool) -> list[bool]:
+        """See `save`; only `one_by_one` it is known which rows were written, where not all were."""
         with self.writing() as c:
             now = self.now_us(c)
             rows = [one.outcome(now) for one in changed]
-            if statements.SAVE.write(c, rows) == len(rows):
-                return [True] * len(rows)
+            if one_by_one:
+                written = [statements.SAVE.write(c, [row]) == 1 for row in rows]
+            elif statements.SAVE.write(c, rows) == len(rows):
+                written = [True] * len(rows)
+            else:
+                raise LostRaceError("an execution is another scheduler's now")
+            tally = Tally()
+            for one in compress(changed, written):
+                if one.is_final():
+                    tally.add(one.handler_id, one.status, one.started_us, now)
+            tally.write(c, self.shard)
+            if not one_by_one:
+                return written
             ids = [one.execution_id for one in changed]
             look = sa.select(executions.c.execution_id, executions.c.owner, executions.c.lease)
             kept = c.execute(look.where(executions.c.execution_id.in_(ids)))
@@ -423,19 +448,38 @@ class Store(Database):
 
     def _bring_forward(self, c: sa.Connection, now: int, lease_s: float) -> int:
         """Let nothing wait for a clock that was ahead; how many schedules did."""
-        c.execute(statements.FORGIVE, {"now_us": now})
-        longest_us = seconds_us(max(lease_s, LONGEST_LEASE_S))
-        c.execute(statements.SHORTEN, {"until_us": now + longest_us})
-        recorded = _recorded(c, now)
+        c.execute(statements.SHORTEN, {"until_us": now + seconds_us(lease_s)})
         moved: list[dict[str, Any]] = []
-        for row in c.execute(statements.LATER, {"now_us": now}).mappings().all():
-            one = self._schedule_of(row)
-            one.fired = recorded[one.schedule_id]
-            with suppress(ValueError, LookupError, TypeError, OverflowError):
-                if one.bring_forward(now):
-                    new = {f"new_{n}": v for n, v in schedule_row(one).items() if n in MOVED}
-                    moved.append({"old_schedule_id": one.schedule_id, **new})
+        found = c.execute(statements.AHEAD, {"now_us": now}).mappings()
+        for rows in found.partitions(CLAIM_LIMIT):
+            ids = [row["schedule_id"] for row in rows]
+            unrun = self._free_unrun(c, now, ids)
+            recorded = _recorded(c, now, ids)
+            for row in rows:
+                one = self._schedule_of(row)
+                one.fired = recorded[one.schedule_id]
+                with suppress(ValueError, LookupError, TypeError, OverflowError):
+                    voided = unrun.get(one.schedule_id)
+                    if one.bring_forward(now, unrun=voided is not None):
+                        one.runs -= voided or 0
+                        new = {f"new_{n}": v for n, v in schedule_row(one).items() if n in MOVED}
+                        moved.append({"old_schedule_id": one.schedule_id, **new})
         return statements.MOVE.write(c, moved)
+
+    def _free_unrun(self, c: sa.Connection, now: int, ids: list[str]) -> dict[str, int]:
+        """Free the ticks after now that did not run; by schedule, how many waited to begin."""
+        found = c.execute(statements.UNRUN, {"schedule_ids": ids, "after_us": now}).all()
+        voided = [row for row in found if row.status in schema.OPEN]
+        tally = Tally()
+        for row in voided:
+            tally.add(row.handler_id, "skipped", row.started_us, now)
+        if voided:
+            c.execute(statements.VOID, {"seqs": [row.seq for row in voided], "now_us": now})
+            tally.write(c, self.shard)
+        if found:
+            c.execute(statements.FREE, {"seqs": [row.seq for row in found]})
+        counted = Counter(row.schedule_id for row in voided)
+        return {row.schedule_id: counted[row.schedule_id] for row in found}
 
     def _fire(
         self, c: sa.Connection, now: int, lease: Lease, limit: int, *, careful: bool
@@ -449,7 +493,7 @@ class Store(Database):
         ids = [row["schedule_id"] for row in found]
         going = {row[0]: row[1:] for row in c.execute(statements.GOING_ON, {"schedule_ids": ids})}
         least_us = min(row["tick_us"] for row in found)
-        recorded = _recorded(c, least_us - 1) if careful else defaultdict(set)
+        recorded = _recorded(c, least_us - 1, ids) if careful else defaultdict(set)
         writes = Writes([], [], [])
         for row in found:
             schedule = schedule_of(row)
@@ -462,7 +506,7 @@ class Store(Database):
                 faulty.append(schedule)
             else:
                 writes.add(schedule, firing)
-        _write(c, writes, now, lease)
+        self._write(c, writes, now, lease)
         return [one for one, _ in writes.inserted if one.status == "running"], faulty
 
     def _start_queued(self, c: sa.Connection, now: int, lease: Lease) -> list[Execution]:
@@ -472,28 +516,32 @@ class Store(Database):
         new = {"new_status": "running", "new_started_us": now}
         statements.BEGIN.write(c, [{"old_execution_id": one.execution_id, **new} for one in found])
         for one in found:
-            one.status = "running"
+            one.status, one.started_us = "running", now
         _take(c, found, lease)
         return found
 
+    def _write(self, c: sa.Connection, writes: Writes, now: int, lease: Lease) -> None:
+        """Insert the executions, let folded rows grow, and swap each schedule's next time."""
+        tally = Tally()
+        rows = [one.row(now, lease, span) for one, span in writes.inserted]
+        for one, _ in writes.inserted:
+            one.owner = lease.owner
+            if one.is_final():
+                tally.add(one.handler_id, one.status)
+        statements.INSERT.write(c, rows)
+        statements.GROW.write(c, writes.grown)
+        if statements.SWAP.write(c, writes.swaps) != len(writes.swaps):
+            raise LostRaceError("a schedule was claimed by two schedulers at once: nothing written")
+        over = [swap["old_schedule_id"] for swap in writes.swaps if swap["new_tick_us"] is None]
+        statements.REMOVE.write(c, [{"old_schedule_id": schedule_id} for schedule_id in over])
+        tally.write(c, self.shard)
 
-def _write(c: sa.Connection, writes: Writes, now: int, lease: Lease) -> None:
-    """Insert the executions, let folded rows grow, and swap each schedule's next time."""
-    rows = [one.row(now, lease, span) for one, span in writes.inserted]
-    for one, _ in writes.inserted:
-        one.owner, one.created_us = lease.owner, now
-    statements.INSERT.write(c, rows)
-    statements.GROW.write(c, writes.grown)
-    if statements.SWAP.write(c, writes.swaps) != len(writes.swaps):
-        raise LostRaceError("a schedule was claimed by two schedulers at once: nothing is written")
-    over = [swap["old_schedule_id"] for swap in writes.swaps if swap["new_tick_us"] is None]
-    statements.REMOVE.write(c, [{"old_schedule_id": schedule_id} for schedule_id in over])
 
-
-def _recorded(c: sa.Connection, after_us: int) -> defaultdict[str, set[int]]:
-    """The ticks after a moment that are recorded, by schedule_id."""
+def _recorded(c: sa.Connection, after_us: int, ids: list[str]) -> defaultdict[str, set[int]]:
+    """The ticks of some schedules after a moment that are recorded, by schedule_id."""
     found = defaultdict[str, set[int]](set)
-    for schedule_id, tick_us in c.execute(statements.RECORDED, {"after_us": after_us}):
+    given = {"after_us": after_us, "schedule_ids": ids}
+    for schedule_id, tick_us in c.execute(statements.RECORDED, given):
         found[schedule_id].add(tick_us)
     return found
 
@@ -522,7 +570,7 @@ def _set_next(new: Schedule, now: int) -> None:
         first = new.next_tick(to_us(DAWN))
     if first is None:
         raise ValueError("the trigger never fires")
-    new.tick_us, new.due_us = first, new.due_of(first)
+    new.tick_us, new.due_us, new.decided_us = first, new.due_of(first), now
 
 
 def _start_of(interval: Mapping[str, Any]) -> dict[str, Any]:

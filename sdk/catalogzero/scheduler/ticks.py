@@ -54,6 +54,8 @@ class Schedule:
 
     `tick_us` is the next fire time, `due_us` the same with its jitter; both None when it is over.
     `folded` is `missed:{execution_id}` or `skipped:{execution_id}` while such a row may still grow.
+    `decided_us` is the last tick that was decided on, or the moment that the next one was computed
+    from; from `steady_since_us` to there no tick is left to fire, whatever of them is recorded.
     `fault` is why its next time cannot be computed here: it stands still. `fired` are ticks that
     were recorded while the clock was ahead: these are none any more.
     """
@@ -77,6 +79,8 @@ class Schedule:
     tick_us: int | None = None
     due_us: int | None = None
     folded: str | None = None
+    decided_us: int = 0
+    steady_since_us: int | None = None
     fault: str | None = None
     fired: AbstractSet[int] = frozenset()
 
@@ -94,14 +98,41 @@ class Schedule:
     def next_tick(self, after_us: int) -> int | None:
         """The first tick later than a moment, not past the schedule's end."""
         tick_us = after_us
-        while tick_us == after_us or tick_us in self.fired:
-            found = self.trigger.next_after(from_us(tick_us))
+        while tick_us == after_us or tick_us in self.fired or self._is_decided(tick_us):
+            from_here_us = self.decided_us if self._is_decided(tick_us) else tick_us
+            found = self.trigger.next_after(from_us(from_here_us))
             if found is None or (self.end_us is not None and to_us(found) > self.end_us):
                 return None
             tick_us = to_us(found)
         return tick_us
 
-    def bring_forward(self, now_us: int) -> bool:
+    def _is_decided(self, us: int) -> bool:
+        """Whether a moment is one of those up to which every tick was decided on."""
+        since_us = self.steady_since_us
+        return since_us is not None and since_us <= us <= self.decided_us
+
+    def decide(self, firing: Firing) -> None:
+        """Note what was decided; ticks that were missed may yet be those of a wrong clock."""
+        first_us, last_us = firing.tick_us, firing.tick_us
+        if firing.missed is not None:
+            self.steady_since_us, last_us = None, last_us or firing.missed.last_us
+        if first_us is not None and (self.steady_since_us or first_us) >= first_us:
+            self.steady_since_us = first_us
+        self.decided_us = self.decided_us if last_us is None else last_us
+
+    def reckon(self, now_us: int, *, unrun: bool = False) -> int | None:
+        """Find the first tick after now; after a clock that was ahead, forget what it decided.
+
+        With `unrun` ticks after now did not run, and may when their time comes.
+        """
+        since_us = self.steady_since_us
+        if since_us is not None and since_us > now_us:
+            self.steady_since_us = None
+        if self.steady_since_us is None or unrun or self.decided_us < now_us:
+            self.decided_us = now_us
+        return self.next_tick(now_us)
+
+    def bring_forward(self, now_us: int, *, unrun: bool = False) -> bool:
         """Wait no longer than until the first tick after now; whether that is another.
 
         An interval that began when it was created, by a clock that was ahead, begins now.
@@ -110,7 +141,7 @@ class Schedule:
             begun = from_us(self.created_us).isoformat()
             if self.trigger_config.get("start_time") == begun:
                 self.trigger_config["start_time"] = from_us(now_us).isoformat()
-        first_us = self.next_tick(now_us)
+        first_us = self.reckon(now_us, unrun=unrun)
         if first_us is None or self.tick_us is None or first_us >= self.tick_us:
             return False
         self.tick_us, self.due_us, self.folded = first_us, self.due_of(first_us), None
