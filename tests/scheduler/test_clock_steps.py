@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 import structlog
 from catalogzero.clock import SystemClock
 from catalogzero.scheduler.history import History, Purged
+from catalogzero.scheduler.rows import Execution
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.store import Store
-from catalogzero.scheduler.ticks import from_us
+from catalogzero.scheduler.ticks import Schedule, from_us
 from catalogzero.testing import serving
 from catalogzero.wire.client import HandlerClient
+from catalogzero.wire.messages import Reply
 
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.simulation import SetClock, end, make_schedule, records
@@ -168,6 +171,7 @@ def test_a_lease_of_a_wrong_clock_ends_as_any_other(store: Store, clock: SetCloc
     store.add_schedule(make_schedule(NIGHTLY, job_id="j"))
     clock.forward(86_400)
     (held,) = store.claim("dead", LEASE_S).started
+    begin(store, held)
     clock.set(RIGHT)
     store.claim("B", LEASE_S)
     clock.forward(LEASE_S + 1)
@@ -175,6 +179,105 @@ def test_a_lease_of_a_wrong_clock_ends_as_any_other(store: Store, clock: SetCloc
     (taken,) = store.renew("B", LEASE_S).taken
 
     assert taken.execution_id == held.execution_id
+
+
+def begin(store: Store, one: Execution) -> bool:
+    """Note that its first call goes out; whether it may."""
+    one.boot_id, one.start_by_s, one.sent_us = "b", 60.0, one.created_us
+    return store.save([one])[0]
+
+
+def test_what_waits_for_its_handler_at_a_wrong_time_gives_way_to_the_right_one(
+    store: Store, clock: SetClock
+) -> None:
+    hourly = {"type": "cron", "minute": 0, "timezone": "UTC"}
+    clock.set(WRONG - timedelta(minutes=65))
+    store.add_schedule(make_schedule(hourly, job_id="j", max_runs=2))
+    clock.forward(900)
+    (waits,) = store.claim("A", LEASE_S).started
+    early = records(store)[0]["scheduled_at"]
+    clock.set(WRONG - timedelta(minutes=70))
+
+    store.claim("A", LEASE_S)
+    may_begin = begin(store, waits)
+    (held, taken) = (leases := store.renew("A", LEASE_S)).held, leases.taken
+    right = live(store, clock, timedelta(hours=3))
+
+    assert early == (WRONG - timedelta(hours=1)).isoformat()
+    assert (may_begin, held, taken) == (False, set(), [])
+    assert right == [("j", WRONG - timedelta(hours=1)), ("j", WRONG)]
+    void, *ran = records(store)
+    assert (void["status"], void["scheduled_at"]) == ("skipped", early)
+    assert "its time is still to come" in void["error"]
+    assert [one["status"] for one in ran] == ["success", "success"]
+    stats = History(store).stats()
+    assert stats["by_status"] == {"success": 2, "skipped": 1}
+    assert stats["error_count"] == 0
+
+
+def test_the_last_run_of_a_schedule_waits_on_after_a_step(store: Store, clock: SetClock) -> None:
+    once = {"type": "date", "run_date": WRONG.isoformat()}
+    store.add_schedule(make_schedule(once, job_id="j"))
+    (waits,) = store.claim("A", LEASE_S).started
+    clock.set(RIGHT)
+
+    store.claim("A", LEASE_S)
+
+    assert begin(store, waits)
+    assert end(store, waits)
+    assert [one["status"] for one in records(store)] == ["success"]
+
+
+@pytest.mark.parametrize("forget", ["clear", "purge"])
+def test_what_fired_and_was_forgotten_does_not_fire_again(
+    forget: str, store: Store, clock: SetClock
+) -> None:
+    store.add_schedule(make_schedule(FIVE_MINUTES, job_id="five"))
+    store.add_schedule(make_schedule(FIVE_MINUTES, job_id="rests"))
+    fired = live(store, clock, timedelta(hours=2))
+    history = History(store)
+    if forget == "clear":
+        history.clear()
+    else:
+        history.purge(retention_days=1, max_executions=0)
+    assert records(store) == []
+    store.pause_schedule("rests", True)
+    clock.set(WRONG + timedelta(hours=1))
+
+    store.claim("A", LEASE_S)
+    store.pause_schedule("rests", False)
+    again = live(store, clock, timedelta(hours=2))
+
+    assert max(moment for _, moment in fired) == WRONG + timedelta(hours=2)
+    assert [moment for job_id, moment in again if job_id == "five"] == [
+        WRONG + timedelta(hours=2, minutes=5 * n) for n in range(1, 13)
+    ]
+    assert {moment for job_id, moment in again if job_id == "rests"} == {
+        moment for job_id, moment in again if job_id == "five"
+    }
+
+
+def test_a_start_looks_at_no_schedule_that_waits_rightly(
+    store: Store, make_store: MakeStore, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        store.add_schedule(make_schedule(NIGHTLY, job_id=str(number)))
+    live(store, clock, timedelta(days=2))
+    computed: list[Schedule] = []
+    reckon = Schedule.reckon
+
+    def note(one: Schedule, *given: Any, **named: Any) -> int | None:
+        computed.append(one)
+        return reckon(one, *given, **named)
+
+    monkeypatch.setattr(Schedule, "reckon", note)
+
+    make_store(clock=clock).claim("B", LEASE_S)
+
+    assert computed == []
+    clock.set(clock.moment - timedelta(days=3))
+    make_store(clock=clock).claim("B", LEASE_S)
+    assert len(computed) == 20
 
 
 def test_what_a_wrong_clock_completed_is_forgotten_with_its_neighbours(
@@ -236,6 +339,48 @@ async def test_a_step_is_logged_and_shown_and_ends_no_run(
     assert step["step_s"] == pytest.approx(ahead.total_seconds(), abs=5)
     assert "clock_stepped" in [one["event"] for one in logged]
     assert (record["status"], handler.starts) == ("success", 1)
+
+
+class Asking(HandlerClient):
+    """A client that counts its pings."""
+
+    asked = 0
+
+    async def request_plain(self, *given: Any, **named: Any) -> Reply:
+        """See `HandlerClient.request_plain`."""
+        type(self).asked += 1
+        return await super().request_plain(*given, **named)
+
+
+async def test_a_step_ahead_makes_no_run_too_late_for_its_handler(make_store: MakeStore) -> None:
+    clock = Ahead()
+    store = make_store(clock=clock)
+
+    def connect(_: str, address: str) -> HandlerClient:
+        return Asking(address)
+
+    async def asked_again(earlier: int) -> bool:
+        return Asking.asked > earlier + 1
+
+    async with Runner(store, connect, structlog.get_logger(), QUICK) as runner:
+        store.register("toy", "tcp://127.0.0.1:1", ["quick"])
+        call = make_schedule(NIGHTLY, job_id="j", misfire_grace_s=3_600)
+        call.handler_id, call.method = "toy", "quick"
+        store.add_schedule(call)
+        first = from_us(store.find_schedule("j").tick_us or 0)  # type: ignore[union-attr]
+        clock.ahead, before = first - SystemClock().now(), Asking.asked
+        runner.wake()
+        await until(partial(asked_again, before))
+        runner.clock_step = None
+        clock.ahead += timedelta(hours=2)
+        await until(lambda: shown(runner))
+        await until(partial(asked_again, Asking.asked))
+        async with serving(Toy()) as served:
+            store.register("toy", served.address, ["quick"])
+            runner.handler_seen("toy")
+            record = await until(lambda: ended_record(store))
+
+    assert record["status"] == "success"
 
 
 async def begun(handler: Toy) -> bool:
