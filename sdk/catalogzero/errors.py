@@ -17,6 +17,7 @@
     ├── CallTimeoutError        the wait ended; the run may go on
     └── RunError                the run itself ended badly: look at it before repeating
         ├── FailedError             the method raised
+        │   └── PermanentError          and would raise again: it is not run again
         ├── RunCancelledError       by `cancel`, or by its own time limit
         ├── ExpiredError            past its `start_by`: never begun there
         └── SourceChangedError      the source kept changing while it was read
@@ -150,6 +151,12 @@ class FailedError(RunError):
     """The method raised; the message is the exception's type and text, secrets masked."""
 
 
+class PermanentError(FailedError):
+    """The method failed and would fail again: it is not run again, `retry_safe` or not."""
+
+    code = "permanent"
+
+
 class RunCancelledError(RunError):
     """The run was cancelled; `details.by` is `"cancel"` or `"timeout_s"`."""
 
@@ -183,11 +190,23 @@ _BY_CODE: dict[str, type[CatalogZeroError]] = {
         UnreachableError,
         CallTimeoutError,
         FailedError,
+        PermanentError,
         RunCancelledError,
         ExpiredError,
         SourceChangedError,
     )
 }
+_PERMANENT = (
+    *(BadCallError, ConfigError, ImportError, NotImplementedError),
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+)
+"""What trying again does not help against."""
+
+
+def failure_of(error: BaseException) -> FailedError:
+    """The failure of a run whose method raised this; permanent where trying again cannot help."""
+    kind = PermanentError if isinstance(error, _PERMANENT) else FailedError
+    return kind(text_of(error))
 
 
 def text_of(error: BaseException) -> str:

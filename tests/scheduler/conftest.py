@@ -22,7 +22,12 @@ QUICK = RunnerSettings(
     lease_s=3.0,
     poll_s=0.1,
     calls=CallSettings(
-        ping_timeout_s=1.0, ping_every_s=0.3, wait_s=1.0, retry_base_s=0.05, retry_max_s=0.2
+        ping_timeout_s=1.0,
+        ping_every_s=0.3,
+        probe_every_s=0.2,
+        wait_s=1.0,
+        retry_base_s=0.05,
+        retry_max_s=0.2,
     ),
 )
 

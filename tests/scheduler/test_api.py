@@ -315,11 +315,15 @@ async def test_handlers_are_really_asked(
 ) -> None:
     async with toy(scheduler.zmq_address, api):
         there = (await api.get("/api/handlers")).json()["handlers"]
-    gone = (await api.get("/api/handlers")).json()["handlers"]
+
+    async def gone() -> bool:
+        listed = (await api.get("/api/handlers")).json()["handlers"]
+        return [(one["id"], one["status"]) for one in listed] == [("toy", "Disconnected")]
 
     assert [(one["id"], one["status"]) for one in there] == [("toy", "Connected")]
-    assert there[0]["methods"] == ["fail", "flaky", "get_metrics", "long", "ping", "quick"]
-    assert [(one["id"], one["status"]) for one in gone] == [("toy", "Disconnected")]
+    methods = ["fail", "flaky", "get_metrics", "long", "missing", "never", "ping", "quick"]
+    assert there[0]["methods"] == ["echo", *methods]
+    await until(gone)
 
 
 async def test_stats_health_and_config_answer(

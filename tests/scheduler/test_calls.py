@@ -73,6 +73,37 @@ async def test_a_retry_safe_method_is_tried_again_and_another_is_not(
     assert (unsafe["status"], unsafe["attempt_number"]) == ("error", 1)
 
 
+@pytest.mark.parametrize(
+    ("method", "error"), [("missing", "FileNotFoundError"), ("never", "no such customer")]
+)
+async def test_what_cannot_get_better_is_not_tried_again(
+    scheduler: SchedulerServer, api: httpx.AsyncClient, method: str, error: str
+) -> None:
+    async with toy(scheduler.zmq_address, api) as served:
+        handler = served.handler
+        assert isinstance(handler, Toy)
+        await api.post("/api/schedule", json=call(method))
+        (record,) = await until(lambda: ended(api))
+
+        assert handler.starts == 1
+    assert (record["status"], record["attempt_number"]) == ("error", 1)
+    assert error in record["error"]
+
+
+@pytest.mark.parametrize(("max_attempts", "failures"), [(3, 0), (2, 1)])
+async def test_a_handler_counts_runs_and_not_their_attempts(
+    scheduler: SchedulerServer, api: httpx.AsyncClient, max_attempts: int, failures: int
+) -> None:
+    async with toy(scheduler.zmq_address, api) as served:
+        await api.post("/api/schedule", json=call("flaky", max_attempts=max_attempts))
+        (record,) = await until(lambda: ended(api))
+        metrics = await served.client.call("get_metrics")
+
+    assert record["attempt_number"] == max_attempts
+    assert (metrics["runs_total"], metrics["failures_total"]) == (1, failures)
+    assert bool(metrics["last_error"]) == bool(failures)
+
+
 async def test_a_long_run_is_waited_for_call_after_call(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:
@@ -197,7 +228,7 @@ async def test_a_handler_with_an_endless_boot_id_is_served_as_a_plain_one(
     assert answer.status_code == 200
 
 
-async def test_handlers_are_asked_all_at_once(
+async def test_handlers_are_probed_side_by_side(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:
     asked: list[tuple[RouterServer, Any]] = []
@@ -218,11 +249,14 @@ async def test_handlers_are_asked_all_at_once(
             address = f"tcp://127.0.0.1:{server.bind('127.0.0.1', 0)}"
             given = {"handler_id": f"h{number}", "address": address, "methods": []}
             await wire.request_plain("register", given)
-    listed = (await api.get("/api/handlers")).json()["handlers"]
+
+    async def connected() -> bool:
+        listed = (await api.get("/api/handlers")).json()["handlers"]
+        return [one["status"] for one in listed] == ["Connected"] * 5
+
+    await until(connected)
     for server in servers:
         server.close()
-
-    assert [one["status"] for one in listed] == ["Connected"] * 5
 
 
 async def test_a_dead_handler_delays_no_other(
@@ -242,9 +276,9 @@ async def test_a_dead_handler_delays_no_other(
 class PlainPeer:
     """A handler as ScheduleZero's own base class makes it: no request_id, one call at a time."""
 
-    def __init__(self, failures: int = 0) -> None:
+    def __init__(self, *, fails: bool) -> None:
         self.calls: list[dict[str, Any]] = []
-        self.failures = failures
+        self.fails = fails
         self._server = RouterServer(self._on_message)
         self.port = self._server.bind("127.0.0.1", 0)
 
@@ -260,16 +294,16 @@ class PlainPeer:
         if request["method"] == "ping":
             return {"success": True, "message": "pong", "handler_id": "plain"}
         self.calls.append(dict(request))
-        if len(self.calls) <= self.failures:
+        if self.fails:
             return {"success": False, "error": "not yet"}
         return {"success": True, "rows": 3}
 
 
-@pytest.mark.parametrize(("failures", "status"), [(0, "success"), (2, "success"), (3, "error")])
-async def test_a_plain_handler_is_served_as_schedulezero_serves_it(
-    scheduler: SchedulerServer, api: httpx.AsyncClient, failures: int, status: str
+@pytest.mark.parametrize(("fails", "status"), [(False, "success"), (True, "error")])
+async def test_a_reply_of_a_plain_handler_ends_its_run_whatever_it_says(
+    scheduler: SchedulerServer, api: httpx.AsyncClient, fails: bool, status: str
 ) -> None:
-    peer = PlainPeer(failures)
+    peer = PlainPeer(fails=fails)
     async with HandlerClient(scheduler.zmq_address) as wire:
         params = {"address": f"tcp://127.0.0.1:{peer.port}", "methods": ["work"]}
         known = await wire.request_plain("report_status", {"handler_id": "plain"})
@@ -281,10 +315,11 @@ async def test_a_plain_handler_is_served_as_schedulezero_serves_it(
 
     assert not known.success
     assert reply.result["status"] == "registered"
-    assert record["status"] == status
+    assert (record["status"], record["attempt_number"]) == (status, 1)
+    assert record["error"] == ("not yet" if fails else None)
     told = {"success": True, "rows": 3}
     assert record["result"] == (told if status == "success" else None)
-    assert peer.calls == min(failures + 1, 3) * [{"method": "work", "params": {"a": 1}}]
+    assert peer.calls == [{"method": "work", "params": {"a": 1}}]
 
 
 async def test_a_result_that_cannot_be_written_down_ends_its_own_run_only(
@@ -360,8 +395,9 @@ async def test_params_that_are_too_long_are_refused_at_once(
 
 
 async def _limited(scheduler: SchedulerServer, limit: int) -> bool:
-    await (await scheduler.runner.links.get("toy")).ask()
-    return scheduler.runner.links.max_call_bytes("toy") == limit
+    link = await scheduler.runner.links.get("toy")
+    await link.ask()
+    return link.max_call_bytes == limit
 
 
 async def test_a_schedule_whose_params_have_become_too_long_is_an_error_and_cuts_no_other(
@@ -373,18 +409,20 @@ async def test_a_schedule_whose_params_have_become_too_long_is_an_error_and_cuts
         port=0, zmq_port=0, database=database, runner=replace(QUICK, calls=calls)
     )
     async with serve_scheduler(settings) as server, httpx.AsyncClient(base_url=server.url) as api:
-        never = {"type": "date", "run_date": "2999-01-01T00:00:00+00:00"}
-        params = {"x": 1, "more": "x" * 30_000}
+        every_second = {"type": "interval", "seconds": 1}
         async with toy(server.zmq_address, api):
-            asked = call("quick", job_id="long", job_params=params, trigger=never)
+            asked = call("echo", job_id="long", job_params={"text": "x" * 30_000})
+            asked["trigger"] = every_second
             assert (await api.post("/api/schedule", json=asked)).status_code == 201
+            await api.post("/api/schedules/long/pause")
         async with toy(server.zmq_address, api, max_message_bytes=20_000) as served:
             handler = served.handler
             assert isinstance(handler, Toy)
             await api.post("/api/schedule", json=call("long"))
             await until(lambda: _started(handler))
-            await api.post("/api/schedules/long/run")
-            (record,) = await until(lambda: ended(api, method_name="quick"))
+            assert (await api.post("/api/schedules/long/run")).status_code == 413
+            await api.post("/api/schedules/long/resume")
+            record, *_ = await until(lambda: ended(api, method_name="echo", status="error"))
             handler.going.set()
             (other,) = await until(lambda: ended(api, method_name="long"))
 
@@ -449,6 +487,7 @@ def running(**fields: Any) -> Execution:
         ("source_changed", True, "retry", 2, 2),
         ("unknown_method", True, "error", 1, 1),
         ("bad_params", True, "error", 1, 1),
+        ("permanent", True, "error", 1, 1),
         ("cancelled", True, "error", 1, 1),
     ],
 )

@@ -106,7 +106,7 @@ async def test_a_handler_that_stays_away_is_given_up_whoever_waits_for_it(
     await forward(world, SETTINGS.lost_after_s * 0.9)
     world.desks["B"].take_over()
     await forward(world, 40)
-    assert world.row.status == "running"
+    assert (world.row.status, world.row.waiting) == ("retry", True)
     await forward(world, SETTINGS.lost_after_s * 0.1)
 
     assert world.row.status == "lost"

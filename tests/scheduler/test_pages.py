@@ -213,8 +213,9 @@ async def shared(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     token_file = tmp_path / "token"
     token_file.write_text("correct-horse-battery")
     database = f"sqlite:///{tmp_path / 'scheduler.db'}"
-    shared = {"token_file": token_file, "origins": (PORTAL,)}
-    settings = SchedulerSettings(port=0, zmq_port=0, database=database, **shared)
+    settings = SchedulerSettings(
+        port=0, zmq_port=0, database=database, token_file=token_file, origins=(PORTAL,)
+    )
     async with (
         serve_scheduler(settings) as server,
         httpx.AsyncClient(base_url=server.url) as api,

@@ -159,24 +159,21 @@ def test_queued_runs_begin_one_after_the_other_in_order(store: Store, clock: Set
     assert (running.owner, running.lease) == ("B", 2)
 
 
-def test_a_claim_reads_none_of_what_is_over(store: Store, clock: SetClock) -> None:
+def indexes(store: Store, work: Callable[[], object]) -> list[str]:
+    """The index of executions, or "", by which SQLite does each look of some work."""
     if store.dialect != "sqlite":
         pytest.skip("PostgreSQL plans by its statistics")
     seen: list[tuple[str, Any]] = []
-    listen = (store._writers.engine, "before_cursor_execute")
 
     def note(*given: Any) -> None:
         seen.append(given[2:4])
 
-    store.add_schedule(make_schedule(job_id="j", overlap="queue"))
-    store.claim("A", LEASE_S)
-    clock.forward(1)
-    event.listen(*listen, note)
-    for _ in range(2):
-        store.claim("A", LEASE_S)
-        clock.forward(1)
-    event.remove(*listen, note)
-
+    engines = (store._writers.engine, store._readers.engine)
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
+    work()
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", note)
     with store.reading() as c:
         plans = [
             row[3]
@@ -185,11 +182,22 @@ def test_a_claim_reads_none_of_what_is_over(store: Store, clock: SetClock) -> No
             for row in c.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", given)
         ]
     looks = [plan for plan in plans if plan.startswith(("SEARCH", "SCAN"))]
-    assert len(looks) >= 4
-    assert {plan.split(" INDEX ")[1].split()[0] for plan in looks} <= {
-        "scheduler_executions_open",
-        "scheduler_executions_status",
-    }
+    return [plan.partition(" INDEX ")[2].partition(" ")[0] for plan in looks]
+
+
+def test_a_claim_reads_none_of_what_is_over(store: Store, clock: SetClock) -> None:
+    store.add_schedule(make_schedule(job_id="j", overlap="queue"))
+    store.claim("A", LEASE_S)
+
+    def claim() -> None:
+        for _ in range(2):
+            clock.forward(1)
+            store.claim("A", LEASE_S)
+
+    used = indexes(store, claim)
+
+    assert len(used) >= 4
+    assert set(used) <= {"scheduler_executions_open", "scheduler_executions_status"}
 
 
 def test_parallel_runs_do_not_wait(store: Store, clock: SetClock) -> None:
@@ -505,6 +513,27 @@ def test_a_database_of_an_older_release_is_brought_forward(
         row = c.execute(text("SELECT job_id, note FROM scheduler_schedules")).one()
         version = c.execute(text("SELECT version FROM scheduler_version")).scalar_one()
     assert (tuple(row), version) == (("kept", None), len(steps) + 1)
+
+
+def test_what_counts_as_an_error_is_found_by_its_index(store: Store, clock: SetClock) -> None:
+    every_hour = {"type": "interval", "hours": 1}
+    store.add_schedule(make_schedule(every_hour, job_id="j", misfire_grace_s=1))
+    clock.forward(10)
+    store.claim("A", LEASE_S)  # missed, as no scheduler was there
+    clock.forward(3_590)
+    for status in ("success", "error", "lost", "missed"):
+        end(store, store.claim("A", LEASE_S).started[0], status)
+        clock.forward(3_600)
+    history = History(store)
+
+    failed = history.errors(10)
+    stats = history.stats()
+
+    assert [one["status"] for one in failed] == ["missed", "lost", "error"]
+    assert stats["by_status"] == {"success": 1, "error": 1, "lost": 1, "missed": 2}
+    assert (stats["error_count"], stats["success_rate"]) == (3, 25.0)
+    used = indexes(store, lambda: history.errors(10))
+    assert used == ["scheduler_executions_failed"]
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://localhost/x", "sqlite"])

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import httpx
-from catalogzero import Handler, HandlerSettings, job
+from catalogzero import Handler, HandlerSettings, PermanentError, job
 from catalogzero.testing import Serving, serving
 
 T = TypeVar("T")
@@ -46,6 +46,22 @@ class Toy(Handler):
         self.starts += 1
         raise ValueError("no such table")
 
+    async def echo(self, text: str) -> str:
+        """Return the text."""
+        return text
+
+    @job(retry_safe=True)
+    def missing(self) -> None:
+        """Read a file that is not there."""
+        self.starts += 1
+        open("/nowhere/at-all")  # noqa: SIM115
+
+    @job(retry_safe=True)
+    async def never(self) -> None:
+        """Fail for good."""
+        self.starts += 1
+        raise PermanentError("no such customer", details={"customer": 7})
+
     @job(retry_safe=True)
     async def flaky(self) -> dict[str, Any]:
         """Fail twice, then return."""
@@ -60,11 +76,11 @@ async def toy(scheduler: str, api: httpx.AsyncClient, **runtime: Any) -> AsyncIt
     """A toy that has registered as `toy`."""
     given = {"handler_id": "toy", "scheduler": scheduler, **runtime}
     async with serving(Toy(), **given) as served:
-        await until(lambda: _registered(api, "toy"))
+        await until(lambda: connected(api, "toy", served.address))
         yield served
 
 
-async def until(look: Callable[[], Awaitable[T]], timeout_s: float = 20.0) -> T:
+async def until(look: Callable[[], Awaitable[T | None]], timeout_s: float = 20.0) -> T:
     """Look again and again until what is seen is true."""
     never = asyncio.Event()
     async with asyncio.timeout(timeout_s):
@@ -86,6 +102,8 @@ async def ended(api: httpx.AsyncClient, **query: Any) -> list[dict[str, Any]]:
     return [record for record in await executions(api, **query) if record["completed_at"]]
 
 
-async def _registered(api: httpx.AsyncClient, handler_id: str) -> bool:
+async def connected(api: httpx.AsyncClient, handler_id: str, address: str) -> bool:
+    """Whether the scheduler has found a handler there, at this address."""
     handlers = (await api.get("/api/handlers")).json()["handlers"]
-    return any(one["id"] == handler_id and one["status"] == "Connected" for one in handlers)
+    there = {"id": handler_id, "address": address, "status": "Connected"}
+    return any(there.items() <= one.items() for one in handlers)

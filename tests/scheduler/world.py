@@ -184,7 +184,7 @@ class Desk:
         async def find(handler_id: str) -> Handler:
             return Handler(handler_id, "tcp://world", ["m"], "online", 0)
 
-        links = Links(find, lambda *_: Caller(world, self), SETTINGS)
+        links = Links(find, lambda *_: Caller(world, self), SETTINGS, self.now_us)
         self.driver = Driver(self, links, SETTINGS)
 
     def take_over(self) -> None:
@@ -237,6 +237,7 @@ class Caller:
         timeout_s: float = 30.0,
         request_id: str | None = None,
         start_by: StartBy | None = None,
+        attempts_left: int | None = None,
     ) -> Reply:
         """See `HandlerClient.request`, with faults."""
         world = self.world

@@ -214,7 +214,9 @@ def executions(
     handler_id: Annotated[str | None, typer.Option(help="Only of this handler.")] = None,
     job_id: Annotated[str | None, typer.Option(help="Only of this schedule.")] = None,
     method_name: Annotated[str | None, typer.Option(help="Only of this method.")] = None,
-    status: Annotated[str | None, typer.Option(help="Only such: error, missed, lost…")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only such: error, missed, lost, retry…")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most so many.")] = 20,
     json: JsonFlag = False,
 ) -> None:
@@ -226,6 +228,31 @@ def executions(
     told = _ask(context, "GET", "/api/executions", query=query)
     columns = ("started (UTC)", "job_id", "handler", "method", "status", "ms", "error")
     print_rows(told, columns, _execution_rows(told), json=json)
+
+
+@app.command()
+def handlers(context: typer.Context, json: JsonFlag = False) -> None:
+    """The handlers that registered, and whether they are there.
+
+    Example: catalogzero schedule handlers
+    """
+    told = _ask(context, "GET", "/api/handlers")
+    columns = ("handler", "address", "status", "last seen (UTC)", "why")
+    print_rows(told, columns, _handler_rows(told), json=json)
+
+
+@app.command("remove-handler")
+def remove_handler(
+    context: typer.Context,
+    handler_id: Annotated[str, typer.Argument(help="A handler that no schedule names.")],
+    json: JsonFlag = False,
+) -> None:
+    """Forget a handler that is gone for good; one that lives registers again.
+
+    Example: catalogzero schedule remove-handler old-laptop
+    """
+    path = f"/api/handlers/{quote(handler_id, safe='')}"
+    print_answer(_ask(context, "DELETE", path), json=json)
 
 
 def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
@@ -246,11 +273,19 @@ def _execution_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """The lines of `executions`."""
     for record in told["records"]:
         call = (record["job_id"], record["handler_id"], record["method_name"])
-        status = record["status"] + (" (late)" if record.get("late") else "")
+        flags = [name for name in ("waiting", "late") if record.get(name)]
+        status = record["status"] + (f" ({', '.join(flags)})" if flags else "")
         duration_ms = record.get("duration_ms")
         shown_ms = "" if duration_ms is None else round(duration_ms)
         error = (record.get("error") or "")[:80]
         yield str(record["started_at"])[:19], *call, status, shown_ms, error
+
+
+def _handler_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """The lines of `handlers`."""
+    for one in told["handlers"]:
+        seen = str(one.get("last_seen_at") or "-")[:19]
+        yield one["id"], one["address"], one["status"], seen, one.get("error")
 
 
 def _trigger(

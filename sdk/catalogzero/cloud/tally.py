@@ -17,7 +17,9 @@ from catalogzero.errors import (
     BadParamsError,
     CatalogZeroError,
     FailedError,
+    PermanentError,
     SourceChangedError,
+    failure_of,
     place_of,
     text_of,
     type_of,
@@ -108,7 +110,7 @@ class Tally:
         if isinstance(error, CatalogZeroError):
             message = error.message
         self.failed += 1
-        self.kinds.add(type(error) if isinstance(error, CatalogZeroError) else FailedError)
+        self.kinds.add(type(error if isinstance(error, CatalogZeroError) else failure_of(error)))
         if len(self.failures) < LISTED:
             source, message = utf8(place.name), utf8(message)
             message = message if source in message else f"{utf8(str(place))}: {message}"
@@ -130,7 +132,8 @@ class Tally:
             stored = f"{result['uploads']} stored for upload"
             text = f"{self.failed} of {items} items failed ({stored}): {named}"
         kind = next(iter(self.kinds)) if len(self.kinds) == 1 else FailedError
-        kind = kind if kind in {SourceChangedError, BadParamsError} else FailedError
+        own = {SourceChangedError, BadParamsError, PermanentError}
+        kind = kind if kind in own else FailedError
         text += f"; {result['error']}" if "error" in result else ""
         counts = {"items": items, "failed": self.failed, "failures": self.failures}
         ended = {"status": "failed", "success": False, "error": text}

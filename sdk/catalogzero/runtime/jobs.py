@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from typing import Any
 
 from catalogzero.config.logs import run_ids
 from catalogzero.errors import (
+    BadParamsError,
     BusyError,
     CallTimeoutError,
     CatalogZeroError,
@@ -29,16 +30,16 @@ from catalogzero.errors import (
     RunError,
     TooLargeError,
     UnknownMethodError,
-    text_of,
+    failure_of,
     type_of,
 )
 from catalogzero.runtime.handler import Handler
-from catalogzero.runtime.methods import call_plain
+from catalogzero.runtime.methods import Method, call_plain
 from catalogzero.runtime.resources import told_to_stop
 from catalogzero.runtime.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
 from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import WorkerPort
-from catalogzero.wire.messages import Call, Reply, encode_reply, error_reply
+from catalogzero.wire.messages import Call, Reply, encode_reply, error_reply, may_get_better
 from catalogzero.wire.transport import Envelope
 
 CLOSE_GRACE_S = 5.0
@@ -69,7 +70,7 @@ class Jobs:
 
     Attributes:
         draining: Whether new jobs are refused.
-        runs_total: Runs that ended since the start.
+        runs_total: Runs that ended since the start; all attempts of an execution are one.
         failures_total: Those of them that failed.
         last_error: Of the last that failed.
         last_failure: The same without any text: code, type, method, run_id, and counts of items.
@@ -115,11 +116,7 @@ class Jobs:
         Raises:
             CatalogZeroError: Why it is not taken; nothing was begun.
         """
-        method = self._methods.get(call.method)
-        if method is None:
-            known_methods = ", ".join(sorted(self._methods)) or "none"
-            name = call.method[:100]
-            raise UnknownMethodError(f"no method {name!r} here; job methods: {known_methods}")
+        method = self._method(call.method)
         known = self._runs.known(call)
         if known is not None:
             self._join(known, call, envelope)
@@ -144,6 +141,25 @@ class Jobs:
             self._begin(run)
         else:
             self._queue.append(run)
+
+    def check_params(self, name: str, params: Mapping[str, Any]) -> None:
+        """Look whether a method would take these params; nothing is run.
+
+        Raises:
+            BadParamsError: It would not, or there is no such method.
+        """
+        try:
+            self._method(name).bind(params)
+        except UnknownMethodError as error:
+            faults = [{"field": "method", "message": error.message}]
+            raise BadParamsError(error.message, details=faults) from None
+
+    def _method(self, name: str) -> Method:
+        method = self._methods.get(name)
+        if method is None:
+            known = ", ".join(sorted(self._methods)) or "none"
+            raise UnknownMethodError(f"no method {name[:100]!r} here; job methods: {known}")
+        return method
 
     def cancel(self, run: Run, by: str = "cancel") -> None:
         """Stop a run; one that ended is left as it is."""
@@ -292,7 +308,7 @@ class Jobs:
         run.error_type = type_of(error)
         is_ours = RunError if run.state is not RunState.WAKING else CatalogZeroError
         if not isinstance(error, is_ours):
-            failed = FailedError(text_of(error))
+            failed = failure_of(error)
             fault: BaseException | None = error
             if isinstance(error, CatalogZeroError):  # raised on purpose: its sentence says it all
                 failed.details, fault = error.details, None
@@ -307,8 +323,9 @@ class Jobs:
         reply, frame = self._encode(run, reply)
         state = RunState.SUCCESS if reply.success else FAILURES.get(reply.code, RunState.ERROR)
         self._runs.end(run, state, reply, frame)
-        self.runs_total += 1
-        if not reply.success:
+        comes_again = _comes_again(run, reply)
+        self.runs_total += not comes_again
+        if not reply.success and not comes_again:
             self.failures_total += 1
             self.last_error = reply.error
             details = reply.details if isinstance(reply.details, dict) else {}
@@ -409,6 +426,15 @@ def _success(run: Run, result: Any, duration_ms: float) -> Reply:
         reply.error = str(result.get("error") or f"{run.method.name} reported a failure")
         reply.code = "failed"
     return reply
+
+
+def _comes_again(run: Run, reply: Reply) -> bool:
+    """Whether the caller makes the call anew: this was an attempt, and not yet the run."""
+    left = run.call.attempts_left
+    if reply.success or left is None:
+        return False
+    again = left > 0 and run.method.options.retry_safe and may_get_better(reply)
+    return run.state is RunState.REFUSED or again
 
 
 def _is_stopped(run: Run, error: BaseException) -> bool:

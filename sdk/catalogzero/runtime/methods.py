@@ -29,7 +29,8 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 EXTENSIBLE_METHODS = frozenset({"ping", "get_metrics", "describe"})
 CONTROL_METHODS = EXTENSIBLE_METHODS.union(
-    ("report_metrics", "list_runs", "get_run", "cancel", "sleep", "wake", "drain", "resume")
+    ("report_metrics", "check_params", "list_runs", "get_run", "cancel"),
+    ("sleep", "wake", "drain", "resume"),
 )
 _ARGS = re.compile(r"^Args:\n(?:(?: .*)?\n?)*", re.MULTILINE)
 _ARG = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)

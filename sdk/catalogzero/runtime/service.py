@@ -239,6 +239,11 @@ class Service:
 
     # --- control methods ----------------------------------------------------------------
 
+    def check_params(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """Whether a job method would take these params; `bad_params` where it would not."""
+        self._jobs.check_params(method, params)
+        return {"method": method}
+
     def list_runs(
         self, limit: int = 50, status: str | None = None, method: str | None = None
     ) -> dict[str, Any]:

@@ -30,9 +30,9 @@ from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import (
     BadCallError,
     CatalogZeroError,
-    FailedError,
     RunError,
     TooLargeError,
+    failure_of,
     text_of,
     type_of,
 )
@@ -216,7 +216,7 @@ def _told(handler: Handler, error: BaseException) -> dict[str, Any]:
         encode_json(details)
     except TypeError:
         details = None
-    text, code = text_of(error), FailedError.code
+    text, code = text_of(error), failure_of(error).code
     if isinstance(error, RunError | BadCallError):
         text, code = error.message, error.code
     told = {"error": utf8(handler.mask(text)), "code": code}

@@ -6,7 +6,6 @@ one, everything but the page itself needs it (see `catalogzero.web.Guard`).
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -17,7 +16,7 @@ from aiohttp import web
 from sqlalchemy.exc import DataError, DBAPIError
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.errors import CatalogZeroError
+from catalogzero.errors import BadParamsError, UnreachableError
 from catalogzero.scheduler import forms
 from catalogzero.scheduler.history import FILTERS
 from catalogzero.scheduler.openapi import document
@@ -38,12 +37,12 @@ from catalogzero.web import (
 )
 from catalogzero.wire.messages import encode_json, one_line_ascii
 
-PING_TIMEOUT_S = 2.0
 MAX_BODY_BYTES = 1 << 20
 CALL_BYTES = 600
 """At most what a call has beside its method and params."""
 
 MAX_PREVIEW = 100
+MAX_NAMED = 5
 SAME = (
     *("handler_id", "params", "trigger_config", "paused", "overlap", "runs"),
     *("misfire_grace_s", "max_attempts", "timeout_s", "jitter_s", "max_runs"),
@@ -91,6 +90,7 @@ class Api:
                 web.post("/api/executions/clear", self._clear),
                 web.get("/api/executions/{execution_id}", self._execution),
                 web.get("/api/handlers", self._handlers),
+                web.delete("/api/handlers/{handler_id}", self._remove_handler),
                 web.get("/api/health", self._health),
                 web.get("/api/config", self._tell_config),
                 web.get("/api/openapi.json", self._openapi),
@@ -102,11 +102,10 @@ class Api:
     # --- schedules
 
     async def _add_schedule(self, request: web.Request) -> web.Response:
-        job_id, change = await self._take(await read_json(request, MAX_BODY_BYTES))
+        told, change = await self._take(await read_json(request, MAX_BODY_BYTES))
         if change.status == "changed":
-            raise HttpError(409, f"Job ID '{job_id}' already exists.")
-        told = {"status": "success", "job_id": job_id, "schedule_id": job_id}
-        return json_response(told, 201)
+            raise HttpError(409, f"Job ID '{told['job_id']}' already exists.")
+        return json_response({"status": "success", **told}, 201)
 
     async def _put_schedule(self, request: web.Request) -> web.Response:
         body = await read_json(request, MAX_BODY_BYTES)
@@ -114,21 +113,25 @@ class Api:
         if not isinstance(body, dict) or body.get("job_id", job_id) != job_id:
             raise HttpError(400, f"'job_id' must be that of the path: '{job_id}'.")
         dry = forms.read_flag(request.query, "dry_run")
-        job_id, change = await self._take({**body, "job_id": job_id}, replace=True, dry=dry)
-        told = {"status": change.status, "job_id": job_id, "schedule_id": job_id, "dry_run": dry}
-        return json_response({**told, "changes": _changes(change)})
+        told, change = await self._take({**body, "job_id": job_id}, replace=True, dry=dry)
+        told |= {"status": change.status, "dry_run": dry, "changes": _changes(change)}
+        return json_response(told)
 
-    async def _take(self, body: Any, **how: bool) -> tuple[str, Change]:
-        """Store the schedule of a body; its name, and what that changed."""
+    async def _take(self, body: Any, **how: bool) -> tuple[dict[str, Any], Change]:
+        """Store the schedule of a body; what to answer of it, and what that changed."""
         new, paused = await self.runner.read(forms.read_schedule, body, self._now())
-        await self._check_call(new.handler_id, new.method, new.params)
+        unchecked = await self._check_call(new.handler_id, new.method, new.params)
         add = partial(self.runner.store.add_schedule, new, paused=paused, **how)
         try:
             change = await self.runner.write(add)
         except ValueError as error:
             raise HttpError(400, f"Invalid trigger configuration: {error}") from None
         self.runner.wake()
-        return new.job_id, change
+        told = {"job_id": new.job_id, "schedule_id": new.job_id}
+        if unchecked is not None:
+            self.log.warning("params_unchecked", job_id=new.job_id, reason=unchecked)
+            told["warning"] = f"the params were not checked: {unchecked}"
+        return told, change
 
     async def _list_schedules(self, request: web.Request) -> web.Response:
         limit = forms.read_limit(request.query) if "limit" in request.query else None
@@ -161,6 +164,7 @@ class Api:
 
     async def _run_schedule(self, request: web.Request) -> web.Response:
         found = await self._moving_schedule(request)
+        await self._check_call(found.handler_id, found.method, found.params)
         same = {name: getattr(found, name) for name in ("handler_id", "timeout_s", "max_attempts")}
         run = forms.RunNow(job_method=found.method, job_params=found.params, **same)
         one = run.execution(self._now())
@@ -232,23 +236,40 @@ class Api:
 
     async def _handlers(self, request: web.Request) -> web.Response:
         found = await self.runner.read(self.runner.store.list_handlers)
-        alive = await asyncio.gather(*(self._is_connected(one) for one in found))
-        shown = []
-        for one, connected in zip(found, alive, strict=True):
-            told = {"id": one.handler_id, "address": one.address, "methods": one.methods}
-            status = "Connected" if connected else "Disconnected"
-            seen_at = from_us(one.seen_us).isoformat()
-            shown.append({**told, "status": status, "last_seen_at": seen_at})
+        shown = [self._handler_record(one) for one in found]
         return json_response({"handlers": shown, "count": len(shown)})
 
-    async def _is_connected(self, handler: Handler) -> bool:
-        """Whether a handler answers a ping."""
-        try:
-            link = await self.runner.links.get(handler.handler_id)
-            await asyncio.wait_for(link.ask(), PING_TIMEOUT_S)
-        except (CatalogZeroError, TimeoutError):
-            return False
-        return True
+    def _handler_record(self, one: Handler) -> dict[str, Any]:
+        """A handler as the API tells it: by the last probe of it, nobody is asked now."""
+        links = self.runner.links
+        link = links.known(one.handler_id)
+        if link is not None and link.address != one.address:
+            link = None
+        checked_us = None if link is None else link.checked_us
+        there = link is not None and checked_us is not None and link.away is None
+        return {
+            "id": one.handler_id,
+            "address": one.address,
+            "methods": one.methods,
+            "status": "Connected" if there else "Disconnected",
+            "checked_at": iso_of(checked_us),
+            "error": link.away if link else None,
+            "last_seen_at": iso_of(max(one.seen_us, links.heard_us[one.handler_id])),
+        }
+
+    async def _remove_handler(self, request: web.Request) -> web.Response:
+        handler_id = request.match_info["handler_id"]
+        naming = await self.runner.write(self.runner.store.remove_handler, handler_id)
+        if naming is None:
+            raise HttpError(404, f"Handler '{handler_id}' not registered.")
+        if naming:
+            more = f" and {len(naming) - MAX_NAMED} more" if len(naming) > MAX_NAMED else ""
+            named = ", ".join(naming[:MAX_NAMED]) + more
+            raise HttpError(409, f"Schedules call '{handler_id}': remove them first: {named}")
+        self.runner.handler_seen(handler_id)
+        self.log.info("handler_removed", handler_id=handler_id)
+        message = f"Handler '{handler_id}' removed; it registers again if it lives"
+        return json_response({"status": "success", "message": message, "handler_id": handler_id})
 
     async def _health(self, request: web.Request) -> web.Response:
         told = {"status": "ok", "service": "ScheduleZero", "implementation": "catalogzero"}
@@ -270,17 +291,29 @@ class Api:
         self.log.warning("database_away", error=why)
         return HttpError(503, f"The database does not take this now ({why}): try again.")
 
-    async def _check_call(self, handler_id: str, method: str, params: dict[str, Any]) -> None:
-        """Refuse what is not registered, and params that the handler would never take."""
+    async def _check_call(self, handler_id: str, method: str, params: dict[str, Any]) -> str | None:
+        """Refuse what is not registered, and params that the handler would never take.
+
+        Returns:
+            Why the handler could not say whether it takes the params; None where it does.
+        """
         handler = await self.runner.read(self.runner.store.find_handler, handler_id)
         if handler is None:
             raise HttpError(404, f"Handler '{handler_id}' not registered.")
         if method not in handler.methods:
             raise HttpError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
-        limit = self.runner.links.max_call_bytes(handler_id)
+        try:
+            link = await self.runner.links.get(handler_id)
+        except UnreachableError as error:  # it registered with another scheduler just now
+            return error.message
+        limit = link.max_call_bytes
         if len(encode_json([method, params])) + CALL_BYTES > limit:
             said = f"calls of at most {limit:,} bytes"
             raise HttpError(413, f"The params are too long: '{handler_id}' takes {said}.")
+        try:
+            return await link.check_params(method, params)
+        except BadParamsError as error:
+            raise HttpError(400, f"Invalid params: {one_line_ascii(error.message)}") from None
 
     async def _moving_schedule(self, request: web.Request) -> Schedule:
         """The schedule that a path names; one that stands still is refused."""

@@ -3,11 +3,13 @@
 The handler alone judges whether a run began. Before the first call of each n it is pinged, and
 its boot_id and the uptime past which the call must not begin are stored under the lease. A lost
 reply, a timeout or a takeover sends the same call again, unchanged. n grows when the handler said
-that the run never began, and, for retry_safe methods only, when it failed or is `expired`. So a
-method that is not retry_safe starts at most once. During a long run the handler is pinged, once
-for all that wait on it; the call goes out again when it does not answer, or has restarted.
+that the run never began, and, for retry_safe methods only, when it failed in a way that may get
+better, or is `expired`. So a method that is not retry_safe starts at most once. During a long run
+the handler is pinged, once for all that wait on it; the call goes out again when it does not
+answer, or has restarted. While the handler is away the record says so; its return wakes all that
+wait for it.
 
-Handlers that know no boot_id are plain ScheduleZero ones: called at least once, as there.
+Handlers that know no boot_id are plain ScheduleZero ones: called at least once. A reply ends that.
 """
 
 from __future__ import annotations
@@ -16,20 +18,31 @@ import asyncio
 import math
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from catalogzero.clock import Clock
 from catalogzero.config.settings import RuntimeSettings
-from catalogzero.errors import CallTimeoutError, CatalogZeroError, UnreachableError
+from catalogzero.errors import (
+    BadParamsError,
+    CallTimeoutError,
+    CatalogZeroError,
+    UnreachableError,
+)
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
-from catalogzero.wire.messages import BAD_REPLY, MAX_CALL_BYTES, Reply, StartBy, plain_result
+from catalogzero.wire.messages import (
+    MAX_CALL_BYTES,
+    Reply,
+    StartBy,
+    may_get_better,
+    plain_result,
+)
 
 NEVER_BEGAN = frozenset({"busy", "draining", "wake_failed"})
-REFUSED = frozenset({"bad_request", "unknown_method", "bad_params", "unauthorized", "too_large"})
 DESCRIBE_TIMEOUT_S = 10.0
 PATIENCE_S = 600.0
 MAX_CALLS = 1_000
@@ -40,13 +53,15 @@ MAX_BOOT_ID_CHARS = 200
 class CallSettings:
     """How calls are made.
 
-    A handler is pinged every `ping_every_s` while a call waits on it; a call whose handler answers
-    pings is sent again after `wait_s`, as only its reply may have been lost. One that was not heard
-    of for `lost_after_s`, by any scheduler, is given up.
+    Every handler is asked every `probe_every_s` whether it is there, and pinged every
+    `ping_every_s` while a call waits on it; a call whose handler answers pings is sent again after
+    `wait_s`, as only its reply may have been lost. One that was not heard of for `lost_after_s`, by
+    any scheduler, is given up.
     """
 
-    ping_timeout_s: float = 5.0
+    ping_timeout_s: float = 2.0
     ping_every_s: float = 10.0
+    probe_every_s: float = 3.0
     wait_s: float = 60.0
     plain_timeout_s: float = 10.0
     retry_base_s: float = 1.0
@@ -65,6 +80,7 @@ class HandlerCaller(Protocol):
         timeout_s: float = 30.0,
         request_id: str | None = None,
         start_by: StartBy | None = None,
+        attempts_left: int | None = None,
     ) -> Reply:
         """See `HandlerClient.request`."""
 
@@ -117,13 +133,21 @@ class Room:
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """One handler's connection, and what is known of it."""
+    """One handler's connection, and what is known of it.
+
+    `away` says why it did not answer when it was asked last, at `checked_us`. `plain_calls` are in
+    flight: a plain handler answers one at a time, and no ping meanwhile.
+    """
 
     address: str
     caller: HandlerCaller
     room: Room
     ping_timeout_s: float
+    checked: Callable[[Link, str | None], None]
     max_call_bytes: int = field(default=MAX_CALL_BYTES, init=False)
+    away: str | None = field(default=None, init=False)
+    checked_us: int | None = field(default=None, init=False)
+    plain_calls: int = field(default=0, init=False)
     _boot_id: str | None = field(default=None, init=False)
     _retry_safe: frozenset[str] = field(default=frozenset(), init=False)
     _asking: asyncio.Task[Stamp] | None = field(default=None, init=False)
@@ -139,9 +163,38 @@ class Link:
             self._asking.add_done_callback(_retrieve)
         return await asyncio.shield(self._asking)
 
+    async def check_params(self, method: str, params: Mapping[str, Any]) -> str | None:
+        """Why nobody can know whether a method takes these params; None when it does.
+
+        Raises:
+            BadParamsError: It does not.
+        """
+        if self.away is not None:
+            return f"the handler is away: {self.away}"
+        try:
+            if self._boot_id is None and (await self.ask()).boot_id is None:
+                return "a plain handler does not say what it takes"
+            asked = {"method": method, "params": params}
+            send = self.caller.request
+            (await send("check_params", asked, timeout_s=self.ping_timeout_s)).unwrap()
+        except BadParamsError:
+            raise
+        except CatalogZeroError as error:
+            return f"the handler does not say what it takes: {error}"
+        return None
+
     async def _ask(self) -> Stamp:
         await asyncio.sleep(0)
         self._asking = None
+        try:
+            stamp = await self._stamp()
+        except CatalogZeroError as error:
+            self.checked(self, error.message)
+            raise
+        self.checked(self, None)
+        return stamp
+
+    async def _stamp(self) -> Stamp:
         answer = await self._ping()
         boot_id, limit = answer.get("boot_id"), answer.get("max_message_bytes")
         self.max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
@@ -169,14 +222,22 @@ class Link:
 
 @dataclass(slots=True, eq=False)
 class Links:
-    """The connections to handlers, by id; each follows its handler's address."""
+    """The connections to handlers, by id; each follows its handler's address.
+
+    `changed` is called with a handler's id and why it is away, or None once it is back.
+    """
 
     find_handler: Callable[[str], Awaitable[Handler | None]]
     connect: Callable[[str, str], HandlerCaller]
     settings: CallSettings
+    now_us: Callable[[], int]
+    changed: Callable[[str, str | None], None] = lambda handler_id, why: None
     rooms: defaultdict[str, Room] = field(default_factory=lambda: defaultdict(Room), init=False)
     heard_us: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
     _links: dict[str, Link] = field(default_factory=dict, init=False)
+    _sleepers: defaultdict[str, set[asyncio.Task[None]]] = field(
+        default_factory=lambda: defaultdict(set), init=False
+    )
 
     async def get(self, handler_id: str) -> Link:
         """The connection to a handler.
@@ -190,17 +251,67 @@ class Links:
         self.heard(handler_id, handler.seen_us)
         link = self._links.get(handler_id)
         if link is None or link.address != handler.address:
-            if link is not None:
-                link.caller.close()
+            self.drop(handler_id)
             caller, room = self.connect(handler_id, handler.address), self.rooms[handler_id]
-            link = Link(handler.address, caller, room, self.settings.ping_timeout_s)
-            self._links[handler_id] = link
+            checked = partial(self._checked, handler_id)
+            wait_s = self.settings.ping_timeout_s
+            link = self._links[handler_id] = Link(handler.address, caller, room, wait_s, checked)
         return link
 
-    def max_call_bytes(self, handler_id: str) -> int:
-        """How long a call of a handler may be, as it told last."""
+    async def probe(self, handler_id: str) -> None:
+        """Find out whether a handler is there."""
+        with suppress(CatalogZeroError):
+            link = await self.get(handler_id)
+            if link.plain_calls:  # it cannot answer, and its connection lives
+                link.checked_us = self.now_us()
+            else:
+                await link.ask()
+
+    def known(self, handler_id: str) -> Link | None:
+        """The connection to a handler, where there is one."""
+        return self._links.get(handler_id)
+
+    def away(self, handler_id: str) -> str | None:
+        """Why a handler did not answer when it was asked last; None when it did."""
         link = self._links.get(handler_id)
-        return MAX_CALL_BYTES if link is None else link.max_call_bytes
+        return None if link is None else link.away
+
+    def drop(self, handler_id: str) -> None:
+        """Disconnect from a handler: it moved, or was removed."""
+        if link := self._links.pop(handler_id, None):
+            link.caller.close()
+            self.wake(handler_id)
+
+    def keep(self, handler_ids: Iterable[str]) -> None:
+        """Disconnect from all but these."""
+        for handler_id in self._links.keys() - set(handler_ids):
+            self.drop(handler_id)
+
+    @contextmanager
+    def interrupting(self, handler_id: str, sleeper: asyncio.Task[None]) -> Iterator[None]:
+        """Have a task cancelled should the handler go, come back or move meanwhile."""
+        sleepers = self._sleepers[handler_id]
+        sleepers.add(sleeper)
+        try:
+            yield
+        finally:
+            sleepers.discard(sleeper)
+
+    def wake(self, handler_id: str) -> None:
+        """Interrupt all who wait for a handler."""
+        for sleeper in self._sleepers.pop(handler_id, ()):
+            sleeper.cancel()
+
+    def _checked(self, handler_id: str, link: Link, why: str | None) -> None:
+        """Take in what came of asking a handler."""
+        if self._links.get(handler_id) is not link:
+            return
+        was_away, link.away, link.checked_us = link.away, why, self.now_us()
+        if why is None:
+            self.heard(handler_id, link.checked_us)
+        if (was_away is None) != (why is None):
+            self.wake(handler_id)
+            self.changed(handler_id, why)
 
     def heard(self, handler_id: str, us: int) -> None:
         """Note that a handler was there at that moment."""
@@ -208,9 +319,7 @@ class Links:
 
     def close(self) -> None:
         """Disconnect from all."""
-        for link in self._links.values():
-            link.caller.close()
-        self._links.clear()
+        self.keep(())
 
 
 class Desk(Protocol):
@@ -238,6 +347,8 @@ class Driver:
 
     async def drive(self, one: Execution) -> None:
         """Call until the execution is final and saved, or its lease is another's."""
+        if (reason := self._links.away(one.handler_id)) and not await self._note(one, reason):
+            return
         async with self._links.rooms[one.handler_id]:
             ended = await self._until_judged(one)
         if ended:
@@ -252,7 +363,7 @@ class Driver:
             if one.status == "retry" and not await self._desk.save(one):
                 return False
             if one.boot_id is None:
-                await self._pause(one.n - 1)
+                await self._pause(one, one.n - 1)
         return False
 
     async def _begin(self, one: Execution) -> bool:
@@ -272,16 +383,24 @@ class Driver:
         while True:
             try:
                 link = await self._links.get(one.handler_id)
-                return await self._ping(link, one.handler_id)
+                stamp = await link.ask()
             except CatalogZeroError as error:
-                reason = str(error)
+                reason = error.message
+            else:
+                return stamp if await self._note(one, None) else None
             tries += 1
             if self._away_too_long(one, since_s, reason):
                 await self._desk.save(one)
                 return None
-            await self._pause(tries)
+            if not await self._note(one, reason):
+                return None
+            await self._pause(one, tries)
             if not await self._desk.holds(one):
                 return None
+
+    async def _note(self, one: Execution, reason: str | None) -> bool:
+        """Have the record say why its handler is away; false when the lease is another's."""
+        return not one.note_absence(reason) or await self._desk.save(one)
 
     def _away_too_long(self, one: Execution, since_s: float, reason: str) -> bool:
         """Decide on an execution that cannot be sent: missed when it surely never began."""
@@ -306,12 +425,6 @@ class Driver:
         limit_s = self._settings.lost_after_s
         return gone_s > limit_s and away_s > min(PATIENCE_S, limit_s)
 
-    async def _ping(self, link: Link, handler_id: str) -> Stamp:
-        """Ask a handler, and note that it was there."""
-        stamp = await link.ask()
-        self._links.heard(handler_id, self._desk.now_us())
-        return stamp
-
     async def _keep(self, one: Execution, stamp: Stamp) -> bool:
         """Store the stamp of this n before its first call."""
         now_us = self._desk.now_us()
@@ -334,10 +447,12 @@ class Driver:
             if reply is not None and reply.code != "timeout":
                 judge(one, reply, over_time=left_s <= 0)
                 return
+            if not await self._note(one, self._links.away(one.handler_id)):
+                return
             if reply is not None:
                 away_since_s = None
                 continue
-            await self._pause(1)
+            await self._pause(one, 1)
             away_since_s = away_since_s or self._desk.clock.monotonic()
             if self._is_given_up(one, away_since_s):
                 one.status, one.error = "lost", "the handler stayed away: nobody can know the end"
@@ -352,12 +467,18 @@ class Driver:
         except UnreachableError:
             return None
         request = link.caller.request(
-            one.method, one.params, timeout_s=wait_s, request_id=one.request_id, start_by=start_by
+            one.method,
+            one.params,
+            timeout_s=wait_s,
+            request_id=one.request_id,
+            start_by=start_by,
+            attempts_left=max(0, one.max_attempts - one.attempt),
         )
         call = asyncio.create_task(request, name="scheduler-call")
         watch = asyncio.create_task(self._watch(link, one), name="scheduler-watch")
         try:
-            await asyncio.wait({call, watch}, return_when=asyncio.FIRST_COMPLETED)
+            with self._links.interrupting(one.handler_id, watch):
+                await asyncio.wait({call, watch}, return_when=asyncio.FIRST_COMPLETED)
             return _in_its_words(call.result()) if call.done() else None
         except (UnreachableError, CallTimeoutError):
             return None
@@ -370,10 +491,10 @@ class Driver:
 
     async def _watch(self, link: Link, one: Execution) -> None:
         """Ping a handler until it does not answer, or is not the boot that was called."""
-        while True:
+        while one.waiting == (link.away is not None):
             await self._desk.clock.sleep(self._settings.ping_every_s)
             try:
-                stamp = await self._ping(link, one.handler_id)
+                stamp = await link.ask()
             except CatalogZeroError:
                 return
             if stamp.boot_id != one.boot_id:
@@ -393,36 +514,45 @@ class Driver:
             await link.caller.request("cancel", asked, timeout_s=self._settings.ping_timeout_s)
 
     async def _drive_plain(self, one: Execution) -> None:
-        """Call a handler that knows no request_id, as ScheduleZero does."""
+        """Call a handler that knows no request_id: again only while it gave no reply."""
         while await self._desk.holds(one):
-            reply = await self._send_plain(one)
-            if reply.success:
-                one.status, one.result = "success", plain_result(reply.result)
-            elif reply.code != BAD_REPLY and one.attempt < one.max_attempts:
-                one.status, one.error, one.attempt = "retry", reply.error, one.attempt + 1
-            else:
-                one.status, one.error = "error", reply.error
+            try:
+                await self._send_plain(one)
+            except (UnreachableError, CallTimeoutError) as error:
+                one.status, one.error = "error", error.message
+                if one.attempt < one.max_attempts:
+                    one.status, one.attempt = "retry", one.attempt + 1
             if not await self._desk.save(one) or one.is_final():
                 return
-            await self._pause(one.attempt - 1)
+            await self._pause(one, one.attempt - 1)
             if await self._ask(one) is None:
                 return
 
-    async def _send_plain(self, one: Execution) -> Reply:
-        """One call without request_id; no reply counts as a failure."""
+    async def _send_plain(self, one: Execution) -> None:
+        """One call without request_id; its reply, whatever it is, is the end."""
         timeout_s = one.timeout_s or self._settings.plain_timeout_s
+        link = await self._links.get(one.handler_id)
+        link.plain_calls += 1
         try:
-            link = await self._links.get(one.handler_id)
             call = link.caller.request_plain(one.method, one.params, timeout_s=timeout_s)
-            return _in_its_words(await call)
-        except (UnreachableError, CallTimeoutError) as error:
-            return Reply(success=False, error=str(error), code=error.code)
+            reply = _in_its_words(await call)
+        finally:
+            link.plain_calls -= 1
+        one.status, one.error = ("success", None) if reply.success else ("error", reply.error)
+        one.result = plain_result(reply.result)
 
-    async def _pause(self, tries: int) -> None:
-        """Wait before the next try: exponential, jittered, bounded."""
+    async def _pause(self, one: Execution, tries: int) -> None:
+        """Wait before the next try: exponential, jittered, bounded; less when its handler comes."""
         settings = self._settings
         delay_s = min(settings.retry_max_s, settings.retry_base_s * 2 ** min(tries - 1, 16))
-        await self._desk.clock.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+        delay_s *= random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+        sleep = asyncio.create_task(self._desk.clock.sleep(delay_s), name="scheduler-pause")
+        try:
+            with self._links.interrupting(one.handler_id, sleep):
+                await asyncio.wait({sleep})
+        finally:
+            sleep.cancel()
+            await asyncio.gather(sleep, return_exceptions=True)
 
 
 def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
@@ -433,6 +563,7 @@ def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
         reply: The handler's judgement: not a lost reply, and no `timeout` of the wait.
         over_time: Its run was cancelled as it took longer than the schedule's timeout_s.
     """
+    one.note_absence(None)
     if reply.success:
         one.status, one.result, one.error = "success", reply.result, None
         return
@@ -445,7 +576,7 @@ def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
         one.error = f"cancelled: it took longer than timeout_s ({one.timeout_s:g} s)"
         return
     may_repeat = bool(one.retry_safe) and one.attempt < one.max_attempts
-    if may_repeat and reply.code not in REFUSED and not _by_operator(reply):
+    if may_repeat and may_get_better(reply):
         one.status, one.attempt = "retry", one.attempt + 1
         _send_anew(one)
     elif reply.code == "expired":
@@ -457,7 +588,7 @@ def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
 
 def _in_its_words(reply: Reply) -> Reply:
     """A handler's refusal marked as its own words, as ScheduleZero does."""
-    if reply.success or reply.code == BAD_REPLY:
+    if reply.success or reply.code == "bad_reply":
         return reply
     return replace(reply, error=f"Handler returned error: {reply.error}")
 
@@ -497,12 +628,6 @@ def _send_anew(one: Execution) -> None:
     """The next n: it has no stamp yet, so the handler is pinged before it is sent."""
     one.n += 1
     one.boot_id = one.start_by_s = None
-
-
-def _by_operator(reply: Reply) -> bool:
-    """Whether somebody cancelled the run on purpose."""
-    by = reply.details.get("by") if isinstance(reply.details, dict) else None
-    return reply.code == "cancelled" and by != "timeout_s"
 
 
 def _retrieve(task: asyncio.Task[Stamp]) -> None:

@@ -60,7 +60,12 @@ class History:
         self._store = store
 
     def newest(
-        self, filters: Mapping[str, str], limit: int, before: int | None = None
+        self,
+        filters: Mapping[str, str],
+        limit: int,
+        before: int | None = None,
+        *,
+        failed: bool = False,
     ) -> tuple[list[dict[str, Any]], int | None]:
         """Records, newest first, and the cursor of the next page (None: there is none).
 
@@ -223,6 +228,7 @@ def record_of(row: RowMapping) -> dict[str, Any]:
         "started_at": iso_of(row["created_us"] if started_us is None else started_us),
         "completed_at": iso_of(completed_us),
         "duration_ms": (completed_us - started_us) / 1_000 if ran else None,
+        "waiting": row["waiting"],
         "result": None if row["status"] != "success" else _stored_result(row["result"]),
         "attempt_number": row["attempt"],
         "params_summary": summary_of(orjson.loads(row["params"])),

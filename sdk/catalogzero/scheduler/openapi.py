@@ -53,6 +53,7 @@ EXECUTION = object_schema(
     duration_ms=_or_null(NUMBER),
     status={"enum": STATUSES},
     late=FLAG,
+    waiting={**FLAG, "description": "For its handler, which is away; its status is retry."},
     result={},
 )
 EXECUTION["properties"]["ticks"] = {
@@ -81,6 +82,8 @@ HANDLER = object_schema(
     address=TEXT,
     methods={"type": "array", "items": TEXT},
     status={"enum": ["Connected", "Disconnected"]},
+    checked_at={**_or_null(TIME), "description": "When it was asked; null: not yet."},
+    error={**_or_null(TEXT), "description": "Why it is disconnected, where that is known."},
     last_seen_at=TIME,
 )
 KEY = parameter(
@@ -96,6 +99,8 @@ PAGE = parameter("cursor", "query", "Of the answer before, for the next page.", 
 FOUND = parameter("search", "query", "In their job_id, handler_id or method.", **TEXT)
 TIMES_SHOWN = parameter("count", "query", "How many.", **WHOLE, minimum=1, maximum=100, default=5)
 SCHEDULES = object_schema(schedules=_list("Schedule"), count=WHOLE)
+ADDED = object_schema(status=TEXT, job_id=TEXT, schedule_id=TEXT)
+ADDED["properties"]["warning"] = {**TEXT, "description": "Why its params were not checked."}
 HANDLERS = object_schema(handlers={"type": "array", "items": HANDLER}, count=WHOLE)
 CHANGES = {"type": "object", "additionalProperties": object_schema(old={}, new={})}
 PUT = object_schema(
@@ -112,7 +117,7 @@ OPERATIONS = {
     "POST /api/schedule": Operation(
         "addSchedule",
         "Add a schedule.",
-        {201: object_schema(status=TEXT, job_id=TEXT, schedule_id=TEXT)},
+        {201: ADDED},
         BODY,
         body=model_schema(NewSchedule),
     ),
@@ -148,7 +153,11 @@ OPERATIONS = {
         "resumeSchedule", "Let it go on from its next tick.", {200: CHANGED}, *OF_ONE
     ),
     "POST /api/schedules/{job_id}/run": Operation(
-        "runSchedule", "Run its call now, beside its ticks.", {202: ACCEPTED}, *OF_MOVING
+        "runSchedule",
+        "Run its call now, beside its ticks.",
+        {202: ACCEPTED},
+        (400, 404, 409, 413),
+        [JOB_ID],
     ),
     "GET /api/schedules/{job_id}/next": Operation(
         "nextFireTimes", "In UTC and in its zone.", {200: NEXT}, (404, 409), [JOB_ID, TIMES_SHOWN]
@@ -163,7 +172,10 @@ OPERATIONS = {
         "executionStats", "Counts by status and by handler.", {200: OBJECT}
     ),
     "GET /api/executions/errors": Operation(
-        "listErrors", "The last failures.", {200: ERRORS}, parameters=[_limit(500, 50)]
+        "listErrors",
+        "The last of error, lost, and missed as the handler was away.",
+        {200: ERRORS},
+        parameters=[_limit(500, 50)],
     ),
     "POST /api/executions/clear": Operation(
         "clearExecutions", "Forget every execution that has ended.", {200: DONE}
@@ -176,7 +188,16 @@ OPERATIONS = {
         [parameter("execution_id", "path", **TEXT)],
     ),
     "GET /api/handlers": Operation(
-        "listHandlers", "Every handler, each asked whether it is there.", {200: HANDLERS}
+        "listHandlers",
+        "Every handler, and whether it was there when it was asked last, at most 5 s ago.",
+        {200: HANDLERS},
+    ),
+    "DELETE /api/handlers/{handler_id}": Operation(
+        "removeHandler",
+        "Forget a handler that no schedule names; one that lives registers again.",
+        {200: object_schema(status=TEXT, message=TEXT, handler_id=TEXT)},
+        (404, 409),
+        [parameter("handler_id", "path", **TEXT)],
     ),
     "GET /api/health": Operation(
         "health",

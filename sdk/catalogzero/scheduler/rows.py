@@ -42,7 +42,7 @@ class Execution:
     `n` numbers its calls (`request_id` = `{execution_id}.{n}`), `attempt` the runs that may have
     begun. `boot_id` and `start_by_s` are the handler's stamp, stored before the first call of n;
     `sent_us` is when that was. `waiting_since_us` is its tick, or when it was asked for, by the
-    clock as it is now.
+    clock as it is now. `waiting` for an absent handler has the status retry.
     """
 
     execution_id: str
@@ -69,6 +69,7 @@ class Execution:
     sent_us: int | None = None
     result: Any = None
     error: str | None = None
+    waiting: bool = False
     waiting_since_us: int = field(default=0, init=False)
 
     @property
@@ -79,6 +80,15 @@ class Execution:
     def is_final(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.status in FINAL
+
+    def note_absence(self, reason: str | None) -> bool:
+        """Take in why its handler is away, or (None) that it is there; whether that is news."""
+        if self.waiting == (reason is not None):
+            return False
+        self.waiting = reason is not None
+        self.status = "retry" if self.waiting else "running"
+        self.error = f"waiting for its handler, which is away: {reason}" if reason else None
+        return True
 
     def row(self, now_us: int, lease: Lease, span: Span | None) -> dict[str, Any]:
         """Its row when it is new; a `span` is the ticks that a missed or skipped one stands for."""
@@ -100,6 +110,7 @@ class Execution:
         return row | {
             "new_completed_us": now_us if self.is_final() else None,
             "new_result": None if self.result is None else bounded_json(self.result),
+            "new_waiting": self.waiting and not self.is_final(),
             "new_error": self.error and self.error[:MAX_ERROR_CHARS].replace("\0", "\ufffd"),
         }
 
@@ -144,12 +155,16 @@ class Writes:
     grown: list[dict[str, Any]]
     swaps: list[dict[str, Any]]
 
-    def add(self, schedule: Schedule, firing: Firing) -> None:
-        """One schedule's executions, grown rows, and the swap of its next time."""
+    def add(self, schedule: Schedule, firing: Firing, *, waiting: bool) -> None:
+        """One schedule's executions, grown rows, and the swap of its next time.
+
+        `waiting` says that an earlier run of it waits for an absent handler.
+        """
         if firing.missed:
-            self._fold(schedule, "missed", firing.missed)
+            self._fold(schedule, "missed", firing.missed, _NO_SCHEDULER)
         if firing.status == "skipped" and firing.tick_us is not None:
-            self._fold(schedule, "skipped", Span(firing.tick_us, firing.tick_us, 1))
+            why = _WAITING.format(schedule.handler_id) if waiting else _GOING_ON
+            self._fold(schedule, "skipped", Span(firing.tick_us, firing.tick_us, 1), why)
         elif firing.status is not None:
             one = _execution_for(schedule, firing.status, firing.tick_us)
             one.late = firing.late
@@ -172,23 +187,22 @@ class Writes:
             }
         )
 
-    def _fold(self, schedule: Schedule, status: str, span: Span) -> None:
+    def _fold(self, schedule: Schedule, status: str, span: Span, why: str) -> None:
         """Ticks that do not run: into the row that is already there, or a new one."""
         kind, _, execution_id = (schedule.folded or "").partition(":")
         if kind == status:
-            more = {"new_last_tick_us": span.last_us, "more": span.count}
+            more = {"new_last_tick_us": span.last_us, "more": span.count, "new_error": why}
             self.grown.append({"old_execution_id": execution_id, **more})
             return
         one = _execution_for(schedule, status, span.first_us)
-        one.error = _WHY[status]
+        one.error = why
         self.inserted.append((one, span))
         schedule.folded = f"{status}:{one.execution_id}"
 
 
-_WHY = {
-    "missed": "no scheduler was there in time",
-    "skipped": "an earlier run of this schedule was still going on",
-}
+_NO_SCHEDULER = "no scheduler was there in time"
+_GOING_ON = "an earlier run of this schedule was still going on"
+_WAITING = "an earlier run of this schedule waits for the handler '{}', which is away"
 _EXECUTION_FIELDS = tuple(one.name for one in fields(Execution) if one.init)
 _SCHEDULE_FIELDS = tuple(column.name for column in schedules.c)
 _TAKEN_OVER = (

@@ -1,9 +1,9 @@
 """The scheduler at work: it claims what is due, keeps its leases, and has each execution driven.
 
-Four tasks, each owned and awaited: claims, heartbeats (with takeovers), saving (one transaction
-for all that wait to be written), retention. The store is called in threads, its writes in one,
-in order. While the database is away, everything waits and is tried again; what was decided on a
-lease that has ended by then is not written.
+Five tasks, each owned and awaited: claims, heartbeats (with takeovers), saving (one transaction
+for all that wait to be written), retention, probes of handlers. The store is called in threads,
+its writes in one, in order. While the database is away, everything waits and is tried again; what
+was decided on a lease that has ended by then is not written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ T = TypeVar("T")
 
 TRY_AGAIN = (*DATABASE_AWAY, LostRaceError)
 SAVE_LIMIT = 500
-FRESH_S = 2.0
+FRESH_S = 4.0
+PROBE_SLOTS = 30
 RETENTION_EVERY_S = 600.0
 
 
@@ -80,12 +81,15 @@ class Runner:
         self.clock = clock or SystemClock()
         self.owner = str(uuid.uuid4())
         self._log = log
-        self.links = Links(self._find_handler, connect, self.settings.calls)
+        calls = self.settings.calls
+        self.links = Links(self._find_handler, connect, calls, self.now_us, self._tell_absence)
         self._driver = Driver(self, self.links, self.settings.calls)
         self._mine: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._unsaved: list[tuple[Execution, asyncio.Future[bool]]] = []
-        self._found: dict[str, tuple[asyncio.Task[Handler | None], float]] = {}
+        self._found: dict[str, tuple[asyncio.Future[Handler | None], float]] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._handlers_seen = 0
         self._wake, self._to_save = asyncio.Event(), asyncio.Event()
         self._waiting = False
         self._time = (0, 0.0)
@@ -98,13 +102,16 @@ class Runner:
     async def __aenter__(self) -> Self:
         self._sync(await self.write(self._now))
         await self._renew()
-        loops = (self._claim_loop, self._renew_loop, self._save_loop, self._retention_loop)
+        loops = (
+            *(self._claim_loop, self._renew_loop, self._save_loop),
+            *(self._retention_loop, self._probe_loop),
+        )
         self._tasks = [asyncio.create_task(loop(), name=loop.__name__) for loop in loops]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.store.end_within()
-        tasks: list[asyncio.Task[Any]] = [*self._tasks]
+        tasks: list[asyncio.Future[Any]] = [*self._tasks, *self._probes.values()]
         tasks += [task for _, task in self._mine.values()]
         tasks += [looking for looking, _ in self._found.values()]
         for task in tasks:
@@ -136,8 +143,13 @@ class Runner:
         self._wake.set()
 
     def handler_seen(self, handler_id: str) -> None:
-        """Look its address up again: it registered."""
+        """Look its address up again, and whether it is there: it registered, or was removed."""
+        self._handlers_seen += 1
         self._found.pop(handler_id, None)
+        self.links.wake(handler_id)
+        if probe := self._probes.pop(handler_id, None):
+            probe.cancel()  # it may ask at the old address
+        self._probe(handler_id)
 
     async def run_now(self, one: Execution, key: str | None, digest: str) -> str:
         """Begin an execution at once, and return its id, or that of the same key's earlier one.
@@ -198,7 +210,7 @@ class Runner:
         mine = self._mine.get(one.execution_id)
         return mine is not None and mine[0] is one
 
-    # --- the four tasks
+    # --- the five tasks
 
     async def _claim_loop(self) -> None:
         while True:
@@ -248,6 +260,43 @@ class Runner:
             if gone:
                 bounds = {"retention_days": days, "max_executions": most}
                 self._log.info("executions_purged", **gone, **bounds)
+
+    async def _probe_loop(self) -> None:
+        """Ask every handler whether it is there, spread over `probe_every_s`."""
+        known: list[Handler] = []
+        while True:
+            seen, now_s = self._handlers_seen, self.clock.monotonic()
+            with suppress(*TRY_AGAIN):
+                known = await self.read(self.store.list_handlers)
+                self.links.keep(one.handler_id for one in known)
+            slots = max(1, min(len(known), PROBE_SLOTS))
+            for slot in range(slots):
+                for one in known[slot::slots]:
+                    if seen == self._handlers_seen:  # none moved since it was read
+                        found = asyncio.get_running_loop().create_future()
+                        found.set_result(one)
+                        self._found[one.handler_id] = found, now_s
+                    self._probe(one.handler_id)
+                await self.clock.sleep(self.settings.calls.probe_every_s / slots)
+
+    def _probe(self, handler_id: str) -> None:
+        """Ask a handler whether it is there, unless that is being asked."""
+
+        def forget(probe: asyncio.Task[None]) -> None:
+            if self._probes.get(handler_id) is probe:
+                del self._probes[handler_id]
+
+        if handler_id not in self._probes:
+            probe = asyncio.create_task(self.links.probe(handler_id), name="scheduler-probe")
+            self._probes[handler_id] = probe
+            probe.add_done_callback(forget)
+
+    def _tell_absence(self, handler_id: str, why: str | None) -> None:
+        """Log that a handler is away, or is back."""
+        if why is None:
+            self._log.info("handler_back", handler_id=handler_id)
+        else:
+            self._log.warning("handler_away", handler_id=handler_id, error=why)
 
     async def _renew(self) -> None:
         """Renew the leases; drop executions that are another's now, start those taken over."""

@@ -68,10 +68,11 @@ OPEN = ("running", "retry", "queued")
 ACTIVE = ("running", "retry")
 FINAL = ("success", "error", "missed", "skipped", "lost")
 _IS_OPEN = sa.text("status IN ('running', 'retry', 'queued')")
-IS_FAILED = sa.text("status IN ('error', 'lost') OR status = 'missed' AND started_us IS NOT NULL")
-"""What counts as an error: it failed, nobody knows its end, or its handler was not there.
+IS_FAILED = sa.text("(status IN ('error', 'lost') OR status = 'missed' AND started_us IS NOT NULL)")
+"""The executions that count as errors, as their index has it.
 
-A literal, so that a database can tell that the index of these holds all that is asked for.
+A missed one that had been started was missed because its handler was away; any other because no
+scheduler was there. A literal, so that a database can tell that the index holds all of them.
 """
 
 _IS_COMPLETED = sa.text("completed_us IS NOT NULL")
@@ -108,6 +109,7 @@ executions = sa.Table(
     sa.Column("ticks", sa.BigInteger, nullable=False),
     sa.Column("result", sa.Text),
     sa.Column("error", sa.Text),
+    sa.Column("waiting", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("idempotency_key", ID, unique=True),
     sa.Column("request_digest", sa.String(64)),
     sa.UniqueConstraint("schedule_id", "tick_us", name="scheduler_executions_tick"),
@@ -164,7 +166,8 @@ def _create(connection: sa.Connection) -> None:
         connection.execute(sa.text(f"ALTER TABLE {executions.name} SET (fillfactor = 50)"))
 
 
-_COUNTS_AND_DECISIONS = (
+_VERSION_2 = (
+    "ALTER TABLE scheduler_executions ADD COLUMN waiting BOOLEAN DEFAULT false NOT NULL",
     "ALTER TABLE scheduler_schedules ADD COLUMN decided_us BIGINT DEFAULT 0 NOT NULL",
     "ALTER TABLE scheduler_schedules ADD COLUMN steady_since_us BIGINT",
     "UPDATE scheduler_schedules SET decided_us = coalesce((SELECT max(coalesce(e.last_tick_us,"
@@ -182,13 +185,13 @@ _COUNTS_AND_DECISIONS = (
 )
 
 
-def _count_and_decide(connection: sa.Connection) -> None:
-    """Version 2: counts of executions, indexes for history, and until when ticks are decided."""
+def _to_version_2(connection: sa.Connection) -> None:
+    """Counts of executions, indexes for history, absent handlers, until when ticks are decided."""
     counts.create(connection)
-    for statement in _COUNTS_AND_DECISIONS:
+    for statement in _VERSION_2:
         connection.execute(sa.text(statement))
 
 
 SCHEMA = Schema(
-    version=version_table, create=_create, upgrades=(_count_and_decide,), lock_id=7310420001
+    version=version_table, create=_create, upgrades=(_to_version_2,), lock_id=7310420001
 )

@@ -91,12 +91,12 @@ LEASED = ("execution_id", "owner", "lease")
 
 OUTCOME = (
     *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
-    *("started_us", "sent_us", "completed_us", "result", "error"),
+    *("started_us", "sent_us", "completed_us", "result", "error", "waiting"),
 )
 """What an execution's writer changes."""
 
 _LATER = (
-    *("seq", "boot_id", "start_by_s", "retry_safe", "sent_us", "result"),
+    *("seq", "boot_id", "start_by_s", "retry_safe", "sent_us", "result", "waiting"),
     *("idempotency_key", "request_digest"),
 )
 ROW = {column.name: column for column in executions.c if column.name not in _LATER}
@@ -140,14 +140,19 @@ GROW = ForEach(
         "old_execution_id": executions.c.execution_id,
         "new_last_tick_us": executions.c.last_tick_us,
         "more": executions.c.ticks,
+        "new_error": executions.c.error,
     },
     lambda given: (
         sa.update(executions)
         .where(executions.c.execution_id == given("old_execution_id"))
-        .values(last_tick_us=given("new_last_tick_us"), ticks=executions.c.ticks + given("more"))
+        .values(
+            last_tick_us=given("new_last_tick_us"),
+            ticks=executions.c.ticks + given("more"),
+            error=given("new_error"),
+        )
     ),
 )
-"""Adds ticks to a missed or skipped row."""
+"""Adds ticks to a missed or skipped row, and says why the last ones did not run."""
 
 REMOVE = ForEach(
     {"old_schedule_id": schedules.c.schedule_id},
@@ -177,6 +182,7 @@ GOING_ON = (
         executions.c.schedule_id,
         sa.func.count().label("open"),
         sa.func.sum(sa.case((executions.c.status == "queued", 1), else_=0)).label("queued"),
+        sa.func.sum(sa.case((executions.c.waiting, 1), else_=0)).label("waiting"),
     )
     .where(
         is_open(executions.c.status),
@@ -184,7 +190,9 @@ GOING_ON = (
     )
     .group_by(executions.c.schedule_id)
 )
-"""How many executions of some schedules are open, and how many of those wait."""
+"""How many executions of some schedules are open; how many of those wait for their turn, and how
+many for an absent handler.
+"""
 
 ANY_QUEUED = sa.select(executions.c.seq).where(executions.c.status == "queued").limit(1)
 """Whether any execution waits for an earlier one."""

@@ -197,6 +197,16 @@ class Store(Database):
         mine = sa.select(handlers).where(handlers.c.handler_id == handler_id)
         return next(iter(self.all_of(mine, Handler.of)), None)
 
+    def remove_handler(self, handler_id: str) -> list[str] | None:
+        """Forget a handler, unless schedules name it: their job_ids. None when it is not known."""
+        with self.writing() as c:
+            naming = sa.select(schedules.c.job_id).where(schedules.c.handler_id == handler_id)
+            named = c.execute(naming.order_by(schedules.c.job_id)).scalars().all()
+            if named:
+                return [*named]
+            mine = handlers.c.handler_id == handler_id
+            return [] if _count(c.execute(sa.delete(handlers).where(mine))) else None
+
     # --- schedules
 
     def add_schedule(
@@ -497,7 +507,7 @@ class Store(Database):
         writes = Writes([], [], [])
         for row in found:
             schedule = schedule_of(row)
-            going_on, queued = going.get(schedule.schedule_id, (0, 0))
+            going_on, queued, waiting = going.get(schedule.schedule_id, (0, 0, 0))
             schedule.fired = recorded[schedule.schedule_id]
             try:
                 firing = fire(schedule, now, active=going_on - queued, queued=queued)
@@ -505,7 +515,7 @@ class Store(Database):
                 schedule.fault = fault_of(error)
                 faulty.append(schedule)
             else:
-                writes.add(schedule, firing)
+                writes.add(schedule, firing, waiting=bool(waiting))
         self._write(c, writes, now, lease)
         return [one for one, _ in writes.inserted if one.status == "running"], faulty
 

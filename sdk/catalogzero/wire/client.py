@@ -140,10 +140,13 @@ class HandlerClient:
         timeout_s: float = 30.0,
         request_id: str | None = None,
         start_by: StartBy | None = None,
+        attempts_left: int | None = None,
     ) -> Reply:
         """As `call`, but an error that the handler answers with is returned, not raised.
 
         A plain handler is called at least once, whatever `request_id` and `start_by` say.
+        `attempts_left` is how often the caller makes the call anew should a `retry_safe` method
+        fail: until then the handler counts no run, and no failure.
         """
         request_id = request_id or str(uuid.uuid4())
         ends_s = self._clock.monotonic() + timeout_s
@@ -156,7 +159,8 @@ class HandlerClient:
                 reply.result = plain_result(reply.result)
                 return reply
             margin_s = min(REPLY_MARGIN_MAX_S, left_s * REPLY_MARGIN)
-            call = Call(method, params or {}, request_id, left_s - margin_s, start_by)
+            waits_s = left_s - margin_s
+            call = Call(method, params or {}, request_id, waits_s, start_by, attempts_left)
             with suppress(_NotSentError):
                 return await self._request_by_id(request_id, encode_call(call), left_s)
 

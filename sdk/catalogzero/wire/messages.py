@@ -30,6 +30,10 @@ BAD_REPLY = "bad_reply"
 """The code of a reply that arrived and is not JSON."""
 
 
+REFUSED = frozenset({"bad_request", "unknown_method", "bad_params", "unauthorized", "too_large"})
+"""Codes of calls that are wrong as they are."""
+
+
 @dataclass(frozen=True, slots=True)
 class StartBy:
     """The moment past which a call must not begin: an uptime of one boot of the handler."""
@@ -43,7 +47,8 @@ class Call:
     """One request to a handler.
 
     `timeout_s` bounds the caller's wait, not the run. Without `request_id` the reply is flat,
-    as an unmodified ScheduleZero server expects it.
+    as an unmodified ScheduleZero server expects it. `attempts_left` is how often the caller makes
+    the call anew should a `retry_safe` method fail.
     """
 
     method: str
@@ -51,6 +56,7 @@ class Call:
     request_id: str | int | None = None
     timeout_s: float | None = None
     start_by: StartBy | None = None
+    attempts_left: int | None = None
 
 
 @dataclass(slots=True)
@@ -138,7 +144,8 @@ def decode_call(frame: bytes) -> Call:
 
 def encode_call(call: Call) -> bytes:
     """The JSON text frame of a call; absent fields are left out."""
-    fields = ((name, getattr(call, name)) for name in ("request_id", "timeout_s", "start_by"))
+    names = ("request_id", "timeout_s", "start_by", "attempts_left")
+    fields = ((name, getattr(call, name)) for name in names)
     given = {name: value for name, value in fields if value is not None}
     return _dumps({"method": call.method, "params": call.params, **given})
 
@@ -209,6 +216,17 @@ def plain_result(result: Any) -> Any:
     rest = {name: value for name, value in result.items() if (name, value) != ("success", True)}
     alone = rest.keys() == {"result"} and not isinstance(rest["result"], dict)
     return rest["result"] if alone else rest
+
+
+def may_get_better(reply: Reply) -> bool:
+    """Whether a call that failed may do better when it is made anew.
+
+    One that is wrong as it is does not, nor what its method says is permanent; and what somebody
+    cancelled on purpose is not to run again.
+    """
+    if reply.code == "cancelled":
+        return isinstance(reply.details, dict) and reply.details.get("by") == "timeout_s"
+    return reply.code != "permanent" and reply.code not in REFUSED
 
 
 def error_reply(error: CatalogZeroError, call: Call | None = None, **fields: Any) -> Reply:
@@ -291,7 +309,11 @@ def _call(body: dict[str, Any]) -> Call:
     if request_id is not None and not _is_id(request_id):
         limits = f"a string of 1 to {MAX_ID_CHARS} characters, or a whole number"
         raise BadRequestError(f"`request_id` is {limits}")
-    return Call(method, params or {}, request_id, _seconds(body, "timeout_s"), _start_by(body))
+    left = body.get("attempts_left")
+    if left is not None and (type(left) is not int or left < 0):
+        raise BadRequestError("`attempts_left` is a whole number, 0 or more")
+    waits = _seconds(body, "timeout_s")
+    return Call(method, params or {}, request_id, waits, _start_by(body), left)
 
 
 def _is_id(value: Any) -> bool:

@@ -4,6 +4,7 @@ const EVERY_MS = 2000;
 const PAGE = 50;
 const MOST_SCHEDULES = 200;
 const SHORT = 90;
+const LONG_AWAY_MS = 86_400_000;
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
 const CRON = ["year", "month", "day", "week", "day_of_week", "hour", "minute", "second"];
 const at = (id) => document.getElementById(id);
@@ -85,19 +86,19 @@ function length(config) {
   return units.map((unit) => `${config[unit]} ${config[unit] === 1 ? unit.slice(0, -1) : unit}`).join(" ");
 }
 
-function button(label, job, path, place) {
+function button(label, job, path, place, method = "POST") {
   const made = element("button", place, label);
   made.dataset.place = `${place} ${job}`;
   made.setAttribute("aria-label", `${label} ${job}`);
-  made.addEventListener("click", () => act(made, label, job, path));
+  made.addEventListener("click", () => act(made, label, job, method, path));
   return made;
 }
 
-async function act(pressed, label, job, path) {
+async function act(pressed, label, job, method, path) {
   if (pressed.ariaBusy === "true") return;
   pressed.ariaBusy = "true";
   try {
-    await ask("POST", path);
+    await ask(method, path);
     await refresh();
   } catch (error) {
     fail(`${label} ${job}: ${error.message}`);
@@ -108,7 +109,8 @@ async function act(pressed, label, job, path) {
 
 function badge(one) {
   const count = one.ticks && one.ticks.count > 1 ? ` × ${one.ticks.count}` : "";
-  return element("span", `badge ${one.status}`, one.status + count + (one.late ? ", late" : ""));
+  const flags = (one.waiting ? ", waiting" : "") + (one.late ? ", late" : "");
+  return element("span", `badge ${one.status}`, one.status + count + flags);
 }
 
 function scheduleRow(one) {
@@ -160,7 +162,27 @@ function executionRow(one) {
 
 function handlerItem(one) {
   return element("li", one.status,
-    element("b", "", one.id), element("span", `badge ${one.status}`, one.status), element("small", "", one.address));
+    element("b", "", one.id), element("span", `badge ${one.status}`, one.status),
+    element("small", "", one.address), ...(one.error ? [element("small", "", one.error)] : []));
+}
+
+/** A handler that is long away: when it was last seen, and a way to forget it. */
+function goneItem(one) {
+  const place = `/api/handlers/${encodeURIComponent(one.id)}`;
+  const seen = element("small", "", "last seen ", ...time(one.last_seen_at).slice(0, 1), ` at ${one.address}`);
+  return element("li", one.status, element("b", "", one.id), button("Remove", one.id, place, "forget", "DELETE"), seen);
+}
+
+/** The handlers: those that have been away for more than a day are folded. */
+function showHandlers(handlers) {
+  const isGone = (one) => one.status !== "Connected" && Date.now() - new Date(one.last_seen_at) > LONG_AWAY_MS;
+  const gone = handlers.filter(isGone).map(({ id, address, status, last_seen_at }) => ({ id, address, status, last_seen_at }));
+  const shown = handlers.filter((one) => !isGone(one)).map(({ id, address, status, error }) => ({ id, address, status, error }));
+  show(at("handlers"), shown, handlerItem);
+  show(at("gone"), gone, goneItem);
+  at("away").hidden = gone.length === 0;
+  at("away").firstElementChild.textContent = `${gone.length} away for more than a day`;
+  at("no-handlers").hidden = handlers.length > 0;
 }
 
 /** Show these, and touch only what changed: what is read, opened or focused stays. */
@@ -178,7 +200,7 @@ function show(list, records, build) {
   if (focused && document.activeElement === document.body) {
     [...list.querySelectorAll("button")].find((one) => one.dataset.place === focused)?.focus();
   }
-  at(`no-${list.id}`).hidden = records.length > 0;
+  at(`no-${list.id}`)?.toggleAttribute("hidden", records.length > 0);
   list.closest("table")?.toggleAttribute("hidden", records.length === 0);
 }
 
@@ -196,7 +218,7 @@ async function refresh() {
   at("no-schedules").textContent = search ? `No schedule has “${search}” in its name or call.` : "No schedule yet: add one with catalogzero schedule add.";
   show(at("schedules"), schedules.schedules, scheduleRow);
   show(at("executions"), executions.records, executionRow);
-  show(at("handlers"), handlers.handlers.map(({ id, address, status }) => ({ id, address, status })), handlerItem);
+  showHandlers(handlers.handlers);
   at("older").hidden = executions.cursor === null || shown >= 1000;
   for (const one of document.querySelectorAll("time.near")) one.textContent = distance(one.dateTime);
   at("token-form").hidden = true;
