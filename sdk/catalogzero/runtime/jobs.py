@@ -34,7 +34,7 @@ from catalogzero.errors import (
     type_of,
 )
 from catalogzero.runtime.handler import Handler
-from catalogzero.runtime.methods import Method, call_plain
+from catalogzero.runtime.methods import CONTROL_METHODS, Method, call_plain
 from catalogzero.runtime.resources import told_to_stop
 from catalogzero.runtime.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
 from catalogzero.runtime.sleep import Sleeper
@@ -148,6 +148,8 @@ class Jobs:
         Raises:
             BadParamsError: It would not, or there is no such method.
         """
+        if name in CONTROL_METHODS.difference(self._methods):
+            return
         try:
             self._method(name).bind(params)
         except UnknownMethodError as error:

@@ -68,11 +68,14 @@ OPEN = ("running", "retry", "queued")
 ACTIVE = ("running", "retry")
 FINAL = ("success", "error", "missed", "skipped", "lost")
 _IS_OPEN = sa.text("status IN ('running', 'retry', 'queued')")
-IS_FAILED = sa.text("(status IN ('error', 'lost') OR status = 'missed' AND started_us IS NOT NULL)")
+IS_FAILED = sa.text(
+    "CASE WHEN status = 'missed' THEN started_us IS NOT NULL ELSE status IN ('error', 'lost') END"
+)
 """The executions that count as errors, as their index has it.
 
 A missed one that had been started was missed because its handler was away; any other because no
-scheduler was there. A literal, so that a database can tell that the index holds all of them.
+scheduler was there. A literal without OR: a database can tell that the index holds all of them,
+and has no other way that looks as good.
 """
 
 _IS_COMPLETED = sa.text("completed_us IS NOT NULL")
