@@ -288,6 +288,12 @@ class LoopPeer:
             asyncio.get_running_loop().call_soon(on_message, [self._name], payload)
         return on_message is not None
 
+    def watch_breaks(self) -> None:
+        """Nothing breaks."""
+
+    def met_limit(self) -> bool:
+        return False
+
     def close(self) -> None:
         """Nothing is held."""
 

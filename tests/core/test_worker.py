@@ -155,7 +155,7 @@ async def test_cancelling_really_stops_the_work(tmp_path: Path) -> None:
     ("how", "code", "text"),
     [
         ("on purpose", "failed", "no data"),
-        ("bad", "failed", "not so"),
+        ("bad", "permanent", "not so"),
         ("any", "failed", r"ValueError: key \*\*\*\*\*\*\*\*\*\*"),
     ],
 )

@@ -113,10 +113,10 @@ def call(method: str = "quick", **fields: Any) -> dict[str, Any]:
     return {"handler_id": "toy", "job_method": method, "trigger": EVERY_HOUR, **fields}
 
 
-async def waiting(api: httpx.AsyncClient) -> dict[str, Any] | None:
+async def waiting(api: httpx.AsyncClient) -> dict[str, Any]:
     """The execution that waits for its handler, found as ScheduleZero's clients look for it."""
     found = await executions(api, status="retry")
-    return found[0] if found and found[0]["waiting"] else None
+    return found[0] if found and found[0]["waiting"] else {}
 
 
 def told(log: Sequence[Any], event: str) -> list[Any]:
@@ -214,9 +214,9 @@ async def test_handlers_are_listed_by_probes_and_nobody_is_asked(
         (one,) = (await api.get("/api/handlers")).json()["handlers"]
         return dict(one)
 
-    async def shown(status: str) -> dict[str, Any] | None:
+    async def shown(status: str) -> dict[str, Any]:
         one = await handler()
-        return one if one["status"] == status else None
+        return one if one["status"] == status else {}
 
     fake.silent = True
     with fake.there():

@@ -464,8 +464,9 @@ async def test_a_plain_handler_whose_replies_are_too_long_ends_in_an_error(
         await api.post("/api/run_now", json={"handler_id": "plain", "job_method": "work"})
         (record,) = await ended(api)
 
-    assert record["status"] == "error"
-    assert "broke before a reply came" in record["error"]
+    assert len(plain.called("work")) == 1
+    assert (record["status"], record["attempt_number"]) == ("error", 1)
+    assert "replied more than a client takes (16 MiB)" in record["error"]
 
 
 def running(**fields: Any) -> Execution:

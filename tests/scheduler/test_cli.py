@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from catalogzero.cli.main import CommandTable, main
 
 from tests.scheduler.processes import CATALOGZERO, SchedulerProcess, handler_process
@@ -85,6 +86,28 @@ def test_a_schedule_lives_its_whole_life_from_the_command_line(running: Schedule
     assert len(table) == 3
     assert schedule(url, "remove", "nightly").returncode == 0
     assert told(url, "list")["count"] == 0
+
+
+def test_handlers_are_listed_and_forgotten_from_the_command_line(running: SchedulerProcess) -> None:
+    url = running.url
+    with zmq.Context() as context, context.socket(zmq.REQ) as wire:
+        wire.connect(running.zmq_address)
+        gone = {"handler_id": "gone", "address": "tcp://127.0.0.1:1", "methods": ["work"]}
+        wire.send_json({"method": "register", "params": gone})
+        assert wire.recv_json()
+    added = schedule(url, "add", "gone", "work", "--every", "1h", "--job-id", "waits")
+    named = schedule(url, "remove-handler", "gone")
+    while "retry (waiting" not in schedule(url, "executions", "--status", "retry").stdout:
+        assert told(url, "executions")["records"][0]["status"] in ("running", "retry")
+    schedule(url, "remove", "waits")
+
+    assert "the params were not checked: the handler" in added.stdout
+    assert (named.returncode, "remove them first: waits" in named.stderr) == (1, True)
+    listed = {row.split()[0]: row for row in schedule(url, "handlers").stdout.splitlines()}
+    assert "Connected" in listed["chore"]
+    assert "Disconnected" in listed["gone"]
+    assert schedule(url, "remove-handler", "gone").returncode == 0
+    assert [one["id"] for one in told(url, "handlers")["handlers"]] == ["chore"]
 
 
 @pytest.mark.parametrize(

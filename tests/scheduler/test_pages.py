@@ -12,8 +12,10 @@ from typing import Literal
 import httpx
 import pytest
 from catalogzero.scheduler.api import PAGES, Api
+from catalogzero.scheduler.schema import handlers
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from playwright.async_api import Page, async_playwright, expect
+from sqlalchemy import update
 
 from tests.axe import axe_source
 from tests.scheduler.conftest import QUICK
@@ -106,6 +108,32 @@ async def test_a_schedule_is_found_and_its_last_run_told(
         await expect(rows).to_contain_text("error")
         await page.locator("#search").fill("nothing")
         await expect(page.locator("#no-schedules")).to_contain_text("No schedule has")
+
+
+@pytest.mark.browser
+async def test_handlers_that_are_away_are_seen_and_those_long_away_folded(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    store = sqlite_scheduler.runner.store
+    async with httpx.AsyncClient(base_url=sqlite_scheduler.url) as api:
+        async with toy(sqlite_scheduler.zmq_address, api):
+            pass
+        store.register("old", "tcp://127.0.0.1:1", [])
+        with store.writing() as c:
+            c.execute(update(handlers).where(handlers.c.handler_id == "old").values(seen_us=1))
+        body = {"handler_id": "toy", "job_method": "quick", "job_id": "waits"}
+        await api.post("/api/schedule", json={**body, "trigger": EVERY_HOUR})
+
+        await page.goto(sqlite_scheduler.url)
+        await expect(page.locator("#executions")).to_contain_text("retry, waiting")
+        await expect(page.locator("#executions")).to_contain_text("which is away")
+        await expect(page.locator("#handlers li")).to_have_count(1)
+        await expect(page.locator("#handlers")).to_contain_text("no handler at tcp://")
+        await page.locator("#away summary").click()
+        await expect(page.locator("#gone")).to_contain_text("old")
+        await page.get_by_role("button", name="Remove old").click()
+        await expect(page.locator("#away")).to_be_hidden()
+        assert store.find_handler("old") is None
 
 
 @pytest.mark.browser

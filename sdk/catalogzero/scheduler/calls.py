@@ -283,9 +283,10 @@ class Links:
             self.wake(handler_id)
 
     def keep(self, handler_ids: Iterable[str]) -> None:
-        """Disconnect from all but these."""
+        """Disconnect from all but these, and those amid a call that a cut would repeat."""
         for handler_id in self._links.keys() - set(handler_ids):
-            self.drop(handler_id)
+            if not self._links[handler_id].plain_calls:
+                self.drop(handler_id)
 
     @contextmanager
     def interrupting(self, handler_id: str, sleeper: asyncio.Task[None]) -> Iterator[None]:
@@ -319,7 +320,8 @@ class Links:
 
     def close(self) -> None:
         """Disconnect from all."""
-        self.keep(())
+        for handler_id in [*self._links]:
+            self.drop(handler_id)
 
 
 class Desk(Protocol):

@@ -33,6 +33,7 @@ from catalogzero.wire.messages import (
     decode_plain_reply,
     decode_reply,
     encode_call,
+    error_reply,
     plain_result,
 )
 from catalogzero.wire.transport import Peer, Transport
@@ -75,6 +76,7 @@ class HandlerClient:
         self._calls: dict[str | int | None, asyncio.Future[Reply]] = {}
         self._unsent: dict[asyncio.Future[Reply], bytes] = {}
         self._sent: set[asyncio.Future[Reply]] = set()
+        self._is_watched = False
         self._beside: HandlerClient | None = None
         self._peer = self._connect()
         self._closed = False
@@ -231,6 +233,9 @@ class HandlerClient:
         self, method: str, params: Mapping[str, Any] | None, timeout_s: float
     ) -> Reply:
         """A call whose reply is known by being the only one in flight."""
+        if method != "ping" and not self._is_watched:
+            self._is_watched = True
+            self._peer.watch_breaks()
         frame = encode_call(Call(method, params or {}))
         return await self._exchange(frame, asyncio.get_running_loop().create_future(), timeout_s)
 
@@ -304,9 +309,9 @@ class HandlerClient:
                 return
             self._unsent.pop(reply, None)
 
-    def _on_reply(self, payload: bytes | None) -> None:
-        if payload is None:
-            self._reconnect()
+    def _on_reply(self, payload: bytes | CatalogZeroError) -> None:
+        if isinstance(payload, CatalogZeroError):
+            self._reconnect(payload)
             return
         reply = None
         with suppress(BadRequestError):
@@ -318,9 +323,12 @@ class HandlerClient:
             waiting.set_result(reply)
 
     def _connect(self) -> Peer:
-        return self._transport.connect(self.address, self._on_reply, self._on_writable)
+        peer = self._transport.connect(self.address, self._on_reply, self._on_writable)
+        if self._is_watched:
+            peer.watch_breaks()
+        return peer
 
-    def _reconnect(self) -> None:
+    def _reconnect(self, error: CatalogZeroError | None = None) -> None:
         """A new connection, perhaps to another kind of handler: what was sent gets no reply."""
         lost, self._sent = self._sent, set()
         by_id, self._echoes = self._echoes, None
@@ -328,10 +336,11 @@ class HandlerClient:
             return
         self._peer.close()
         self._peer = self._connect()
-        message = f"the connection to {self.address} broke before a reply came"
         for reply in lost:
-            if not reply.done():
-                reply.set_exception(CallTimeoutError(message))
+            if isinstance(error, TooLargeError) and not reply.done():
+                reply.set_result(error_reply(error))
+            elif error is not None and not reply.done():
+                reply.set_exception(error)
         for reply in self._unsent if by_id else ():
             if not reply.done():
                 reply.set_exception(_NotSentError)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
+from catalogzero.errors import CatalogZeroError
+
 Envelope: TypeAlias = Sequence[bytes]
 """What a server needs to answer the peer that a message came from; opaque to everyone else."""
 
-OnReply: TypeAlias = Callable[[bytes | None], None]
-"""Called with each reply, and with None once the connection has broken."""
+OnReply: TypeAlias = Callable[[bytes | CatalogZeroError], None]
+"""Called with each reply, and with an error once the connection has broken."""
 
 
 class Server(Protocol):
@@ -38,6 +40,9 @@ class Peer(Protocol):
 
     def try_send(self, payload: bytes) -> bool:
         """Send now; false when the server is not connected or does not read."""
+
+    def watch_breaks(self) -> None:
+        """Tell from now on a connection that a reply too long breaks from any other that breaks."""
 
     def close(self) -> None:
         """Disconnect; what was not sent yet is dropped."""
@@ -67,8 +72,9 @@ class Transport(Protocol):
 
         Args:
             address: Such as `tcp://host:port`.
-            on_reply: Called with the payload of each reply; with None once the connection has
-                broken: what was sent over it gets no reply, and the peer may be closed.
+            on_reply: Called with the payload of each reply; with a CallTimeoutError, or after
+                `watch_breaks` perhaps a TooLargeError, once the connection has broken: what was
+                sent over it gets no reply, and the peer may be closed.
             on_writable: Called whenever a message may be sent that could not be before.
 
         Raises:

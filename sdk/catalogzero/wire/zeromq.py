@@ -22,9 +22,10 @@ from typing import Self
 
 import zmq
 from zmq.utils import z85
+from zmq.utils.monitor import recv_monitor_message
 
 from catalogzero.config.settings import MAX_MESSAGE_BYTES, host_port
-from catalogzero.errors import ConfigError
+from catalogzero.errors import CallTimeoutError, ConfigError, TooLargeError
 from catalogzero.wire.transport import Envelope, OnReply
 
 MAX_SOCKETS = 16_384
@@ -35,6 +36,7 @@ HANDSHAKE_TIMEOUT_MS = 5_000
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 2_000
 HEARTBEAT_MS = 15_000
+BREAK_S = 0.2
 SEND = int(zmq.NOBLOCK)
 SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 """As numbers: combining flags takes longer than sending."""
@@ -263,7 +265,7 @@ class DealerPeer:
 
     Args:
         address: `tcp://host:port`.
-        on_reply: Called on the loop with the payload of each reply, and with None once the
+        on_reply: Called on the loop with the payload of each reply, and with an error once the
             connection has broken (then `close` it). It must not raise.
         on_writable: Called on the loop whenever a message may be sent that could not before.
         curve: Keys; without them the wire is plain.
@@ -278,6 +280,7 @@ class DealerPeer:
         curve: CurveClient | None = None,
     ) -> None:
         self._on_reply, self._on_writable = on_reply, on_writable
+        self._address = address
         self._socket = _context().socket(zmq.DEALER)
         _configure(self._socket, MAX_MESSAGE_BYTES)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # only a finished connection has a queue
@@ -296,6 +299,8 @@ class DealerPeer:
         self._blocked = False
         self._connected = False
         self._unanswered = 0
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._breaking: asyncio.TimerHandle | None = None
         self._watch = _Watch(self._socket, self._drain)
 
     def _use(self, curve: CurveClient) -> None:
@@ -322,9 +327,21 @@ class DealerPeer:
         self._watch.look_again()
         return True
 
+    def watch_breaks(self) -> None:
+        """See `Peer.watch_breaks`."""
+        if self._monitor is None:
+            events = zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
+            name = f"inproc://catalogzero-peer-{id(self)}"
+            self._monitor = self._socket.get_monitor_socket(events, name)
+
     def close(self) -> None:
         """Disconnect; what was not sent yet is dropped."""
         self._watch.close()
+        if self._breaking is not None:
+            self._breaking.cancel()
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
         self._socket.close(linger=0)
 
     def _drain(self) -> bool:
@@ -344,9 +361,28 @@ class DealerPeer:
             return True
         is_full = self._unanswered >= HIGH_WATER_MESSAGES
         if self._connected and not is_full and not events & (zmq.POLLIN | zmq.POLLOUT):
-            self._on_reply(None)  # of what was too long, ZeroMQ itself would not connect again
+            self._connected = False
+            if self._monitor is None:
+                self._report_break()
+            else:
+                loop = asyncio.get_running_loop()
+                self._breaking = loop.call_later(BREAK_S, self._report_break)
             return False
         return bool(events & zmq.POLLIN)
+
+    def _report_break(self) -> None:
+        """Report that the connection broke; ZeroMQ would not connect again by itself after a reply
+        that was too long, and says at once, after any other break, that it does.
+        """
+        last = None
+        while self._monitor is not None and self._monitor.poll(0):
+            last = recv_monitor_message(self._monitor)["event"]
+        if last == zmq.Event.DISCONNECTED:
+            message = f"{self._address} replied more than {MAX_MESSAGE_BYTES:,} bytes"
+            self._on_reply(TooLargeError(message))
+        else:
+            message = f"the connection to {self._address} broke before a reply came"
+            self._on_reply(CallTimeoutError(message))
 
 
 class _Watch:
