@@ -89,13 +89,19 @@ class Extended(Counter):
         return None
 
 
-async def test_a_call_with_request_id_gets_the_full_shape() -> None:
+@pytest.mark.parametrize("request_id", ["r", 7, 0, -(2**63)])
+async def test_a_call_with_request_id_gets_the_full_shape(request_id: str | int) -> None:
     async with serving(Bench()) as at, RawPeer(at.address) as peer:
-        reply = await peer.ask({"method": "echo", "params": {"value": [1]}, "request_id": "r"})
+        call = {"method": "echo", "params": {"value": [1]}, "request_id": request_id}
+        reply, again = await peer.ask(call), await peer.ask(call)
+        other = await peer.ask({**call, "request_id": str(request_id) + "0"})
+        run = await peer.ask({"method": "get_run", "params": {"request_id": request_id}})
 
+        assert reply == again
+        assert run["run_id"] == reply["run_id"] != other["run_id"]
         assert reply.pop("duration_ms") >= 0
         assert reply.pop("run_id")
-        assert reply == {"success": True, "request_id": "r", "result": [1]}
+        assert reply == {"success": True, "request_id": request_id, "result": [1]}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +138,8 @@ async def test_req_and_dealer_peers_both_get_their_envelope_back() -> None:
         (b'{"method": 5}', "bad_request"),
         (b'{"method": ""}', "bad_request"),
         (b'{"method": "echo", "params": []}', "bad_request"),
-        (b'{"method": "echo", "request_id": 5}', "bad_request"),
+        (b'{"method": "echo", "request_id": 1.5}', "bad_request"),
+        (b'{"method": "echo", "request_id": true}', "bad_request"),
         (b'{"method": "echo", "request_id": ""}', "bad_request"),
         (b'{"method": "echo", "request_id": "' + b"i" * 201 + b'"}', "bad_request"),
         (b'{"method": "echo", "timeout_s": "1"}', "bad_request"),

@@ -86,7 +86,7 @@ async def test_it_registers_with_its_address_and_methods_and_says_goodbye() -> N
             assert scheduler.known["bench"] == {
                 "handler_id": "bench",
                 "address": at.address,
-                "methods": ["count", "echo", "hold", "peek"],
+                "methods": ["count", "echo", "get_metrics", "hold", "peek", "ping"],
             }
         assert scheduler.heard[0] == ("register", "")
         assert scheduler.heard[-1] == ("report_status", "offline")

@@ -10,6 +10,7 @@ import pytest
 from catalogzero.scheduler.server import SchedulerServer
 from sqlalchemy import text
 
+from tests.scheduler.simulation import make_schedule
 from tests.scheduler.toys import Toy, ended, executions, toy, until
 
 EVERY_HOUR = {"type": "interval", "hours": 1}
@@ -197,6 +198,39 @@ async def test_a_few_schedules_are_listed_with_their_last_execution(
     assert ([one["id"] for one in found["schedules"]], found["count"]) == (["a_1"], 1)
     assert [one["id"] for one in failing["schedules"]] == ["ab1"]
     assert wrong.status_code == 400
+
+
+async def test_schedules_are_listed_in_pages_and_whole(
+    scheduler: SchedulerServer, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("catalogzero.scheduler.api.PART", 3)
+    nightly = {"type": "cron", "hour": 2}
+    empty = (await api.get("/api/schedules")).json()
+    for number in range(10):
+        one = make_schedule(nightly, job_id=f"n{number}.x")
+        await scheduler.runner.write(scheduler.runner.store.add_schedule, one, paused=number > 6)
+    whole = (await api.get("/api/schedules")).json()
+    found = (await api.get("/api/schedules", params={"search": "n7"})).json()
+    pages: list[list[str]] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = (await api.get("/api/schedules", params={"limit": 4, **cursor})).json()
+        pages.append([one["id"] for one in page["schedules"]])
+        if page["cursor"] is None:
+            break
+        cursor = {"cursor": page["cursor"]}
+    wrong = [
+        (await api.get("/api/schedules", params={"cursor": text})).status_code
+        for text in ("", "x", "0.x.n", "2.1.n", "0.-1.n")
+    ]
+
+    ids = [f"n{number}.x" for number in range(10)]
+    assert empty == {"schedules": [], "count": 0}
+    assert [one["id"] for one in whole["schedules"]] == ids
+    assert whole["count"] == page["count"] == 10
+    assert [one["id"] for one in found["schedules"]] == ["n7.x"]
+    assert pages == [ids[:4], ids[4:8], ids[8:]]
+    assert wrong == [400] * 5
 
 
 async def test_run_now_answers_with_the_result(

@@ -19,6 +19,7 @@ from sqlalchemy import update
 
 from tests.axe import axe_source
 from tests.scheduler.conftest import QUICK
+from tests.scheduler.simulation import make_schedule
 from tests.scheduler.toys import toy
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -134,6 +135,34 @@ async def test_handlers_that_are_away_are_seen_and_those_long_away_folded(
         await page.get_by_role("button", name="Remove old").click()
         await expect(page.locator("#away")).to_be_hidden()
         assert store.find_handler("old") is None
+
+
+@pytest.mark.browser
+async def test_many_schedules_are_shown_page_by_page(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    add = sqlite_scheduler.runner.store.add_schedule
+    for number in range(60):
+        add(make_schedule({"type": "cron", "hour": 2}, job_id=f"n{number:02}"))
+    await page.goto(sqlite_scheduler.url)
+    rows = page.locator("#schedules tr")
+    later = page.get_by_role("button", name="Later")
+    earlier = page.get_by_role("button", name="Earlier")
+    await expect(rows).to_have_count(50)
+    await expect(rows.first).to_contain_text("n00")
+    await expect(page.locator("#place")).to_have_text("1 to 50 of 60")
+    await expect(earlier).to_be_disabled()
+    await later.click()
+    await expect(rows).to_have_count(10)
+    await expect(rows.first).to_contain_text("n50")
+    await expect(page.locator("#place")).to_have_text("51 to 60 of 60")
+    await expect(later).to_be_disabled()
+    await earlier.click()
+    await expect(rows.first).to_contain_text("n00")
+    await later.click()
+    await page.locator("#search").fill("n0")
+    await expect(rows).to_have_count(10)
+    await expect(page.locator("#pages")).to_be_hidden()
 
 
 @pytest.mark.browser

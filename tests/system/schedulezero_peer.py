@@ -33,6 +33,7 @@ class Peer:
         self.sockets: dict[str, zmq.asyncio.Socket] = {}
         self.records: list[Record] = []
         self.schedules: dict[str, asyncio.Task[None]] = {}
+        self.jobs: dict[str, tuple[str, str, Record, str]] = {}
         self.turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def register_forever(self, port: int) -> None:
@@ -141,12 +142,20 @@ class Peer:
             return refusal
         job_id = body.get("job_id") or f"job-{len(self.schedules)}"
         job = (body["handler_id"], body["job_method"], body["job_params"], job_id)
+        self.jobs[job_id] = job
         self.schedules[job_id] = asyncio.create_task(self.tick(body["trigger"], job))
         return web.json_response({"status": "success", "job_id": job_id}, status=201)
+
+    async def list_schedules(self, request: web.Request) -> web.Response:
+        """GET /api/schedules: without its trigger in full."""
+        told = {"next_fire_time": None, "trigger": "Trigger(…)"}
+        listed = [{"id": name, "args": job, **told} for name, job in self.jobs.items()]
+        return web.json_response({"schedules": listed, "count": len(listed)})
 
     async def unschedule(self, request: web.Request) -> web.Response:
         """DELETE /api/schedules/{id}."""
         self.schedules.pop(request.match_info["id"]).cancel()
+        self.jobs.pop(request.match_info["id"])
         return web.json_response({"status": "success"})
 
     async def run_now(self, request: web.Request) -> web.Response:
@@ -191,6 +200,7 @@ async def main(http_port: int, zmq_port: int) -> None:
     app.router.add_get("/api/handlers", peer.list_handlers)
     app.router.add_get("/api/executions", peer.executions)
     app.router.add_post("/api/schedule", peer.schedule)
+    app.router.add_get("/api/schedules", peer.list_schedules)
     app.router.add_delete("/api/schedules/{id}", peer.unschedule)
     app.router.add_post("/api/run_now", peer.run_now)
     runner = web.AppRunner(app)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from urllib.parse import quote
 
 import typer
@@ -15,7 +15,12 @@ from typer.core import TyperGroup
 
 from catalogzero.cli.output import JsonFlag, print_answer, print_json, print_rows
 from catalogzero.cli.run import json_object
+from catalogzero.cli.schedule_file import NEEDED, Entry, exported, read_schedules
 from catalogzero.errors import ConfigError, FailedError, UnauthorizedError, UnreachableError
+from catalogzero.wire.messages import encode_json, parse_json
+
+if TYPE_CHECKING:
+    import httpx
 
 
 class AnyOrder(TyperGroup):
@@ -54,6 +59,15 @@ class Api(NamedTuple):
 
     url: str
     token: str | None
+
+
+class Request(NamedTuple):
+    """One request of the API."""
+
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = None
+    query: Mapping[str, Any] | None = None
 
 
 @app.callback()
@@ -255,6 +269,133 @@ def remove_handler(
     print_answer(_ask(context, "DELETE", path), json=json)
 
 
+@app.command()
+def export(
+    context: typer.Context,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write it there, else to the terminal.")
+    ] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Every schedule as a file, to keep in git and `apply` here or elsewhere.
+
+    Example: catalogzero schedule export -o schedules.yaml
+    """
+    import yaml
+
+    told = {"schedules": exported(_ask(context, "GET", "/api/schedules")["schedules"])}
+    if json:
+        print_json(told)
+        return
+    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=100)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, "utf-8")
+
+
+@app.command()
+def apply(
+    context: typer.Context,
+    file: Annotated[Path, typer.Option("--file", "-f", help="The file; see `export`.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would change.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove every schedule that the file does not name.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Have the schedules be as a file says: add what is new, change what differs.
+
+    The whole file is checked first: where anything is wrong, nothing is changed.
+    A changed schedule keeps its history, and its next time where its trigger is
+    the same. What the file does not name stays, unless --prune is given.
+
+    Example: catalogzero schedule apply -f schedules.yaml --dry-run
+    """
+    entries = read_schedules(file)
+    listed = _ask(context, "GET", "/api/schedules")["schedules"]
+    unnamed = {str(one["id"]) for one in listed} - {entry.job_id for entry in entries}
+    if prune and not entries:
+        raise FailedError(f"{file} names no schedule: --prune would remove all {len(unnamed)}")
+    is_ours = "implementation" in _ask(context, "GET", "/api/health")
+    if is_ours:
+        told = _put_all(context, entries, dry_run=True)
+        if not dry_run:
+            told = _put_all(context, entries, dry_run=False)
+    else:
+        told = [_replace(context, entry, listed, dry_run=dry_run) for entry in entries]
+    for job_id in sorted(unnamed) if prune else ():
+        if not dry_run:
+            _ask(context, "DELETE", _place(job_id))
+        told.append({"job_id": job_id, "status": "removed", "changes": {}})
+    rows = [(one["job_id"], one["status"], _changes(one["changes"])) for one in told]
+    title = "would be" if dry_run else "is now"
+    answer = {"dry_run": dry_run, "schedules": told}
+    print_rows(answer, ("job_id", title, "changes"), rows, json=json)
+
+
+def _put_all(
+    context: typer.Context, entries: Sequence[Entry], *, dry_run: bool
+) -> list[dict[str, Any]]:
+    """Have each schedule be as its entry says.
+
+    Raises:
+        FailedError: The API says no to some; with the place of each.
+    """
+    query = {"dry_run": str(dry_run).lower()}
+    requests = [Request("PUT", _place(entry.job_id), entry.body, query) for entry in entries]
+    answers = _ask_all(context, requests)
+    told = [answer for answer in answers if isinstance(answer, dict)]
+    faults = [
+        f"{entry.where}: {answer}"
+        for entry, answer in zip(entries, answers, strict=True)
+        if isinstance(answer, FailedError)
+    ]
+    if faults:
+        done = "nothing was changed" if dry_run else f"the other {len(told)} are as the file says"
+        raise FailedError("\n".join((*faults, done)))
+    return told
+
+
+def _replace(
+    context: typer.Context, entry: Entry, listed: Sequence[Mapping[str, Any]], *, dry_run: bool
+) -> dict[str, Any]:
+    """The same at a ScheduleZero server, which changes no schedule and tells no trigger in full.
+
+    Another call is removed and added; one that is there with this call is kept as it is.
+    """
+    body = {"job_params": {}, **entry.body}
+    ours = [name for name in body if name not in (*NEEDED, "job_params")]
+    if ours:
+        raise ConfigError(f"{entry.where}: this server does not know `{'`, `'.join(ours)}`")
+    call = [body["handler_id"], body["job_method"], body["job_params"]]
+    there = [one["args"][:3] for one in listed if one["id"] == entry.job_id]
+    if there == [call]:
+        note = {"trigger": {"old": "not told by this server", "new": body["trigger"]}}
+        return {"job_id": entry.job_id, "status": "kept", "changes": note}
+    if not dry_run:
+        if there:
+            _ask(context, "DELETE", _place(entry.job_id))
+        _ask(context, "POST", "/api/schedule", body=body)
+    changes = {"call": {"old": there[0], "new": call}} if there else {}
+    return {
+        "job_id": entry.job_id,
+        "status": "changed" if there else "created",
+        "changes": changes,
+    }
+
+
+def _changes(changes: Mapping[str, Mapping[str, Any]]) -> str:
+    """What changes, in one line."""
+    texts = {
+        name: [encode_json(pair[end]).decode() for end in ("old", "new")]
+        for name, pair in changes.items()
+    }
+    return "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in texts.items())
+
+
 def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
     """The values of a command's own options by name; those that were left out are not in it."""
     return {name: context.params[name] for name in names if context.params[name] is not None}
@@ -332,29 +473,61 @@ def _ask(
         UnauthorizedError: The token is missing or wrong.
         FailedError: The API says no; with its own words.
     """
+    (answer,) = _ask_all(context, [Request(method, path, body, query)])
+    if isinstance(answer, FailedError):
+        raise answer
+    return answer
+
+
+def _ask_all(
+    context: typer.Context, requests: Sequence[Request]
+) -> list[dict[str, Any] | FailedError]:
+    """The JSON answer to each request, in turn, or what the API says no with.
+
+    Raises:
+        UnreachableError: Nobody is there.
+        UnauthorizedError: The token is missing or wrong.
+    """
     import httpx
-    import orjson
     from httpx_aiohttp import AiohttpTransport
 
     api: Api = context.obj
     headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
 
-    async def request() -> httpx.Response:
+    async def ask() -> list[httpx.Response]:
         async with httpx.AsyncClient(
             transport=AiohttpTransport(), headers=headers, timeout=timeout
         ) as client:
-            return await client.request(method, api.url + path, json=body, params=query)
+            return [await _send(client, api.url, one) for one in requests]
 
     try:
-        answer = asyncio.run(request())
+        answers = asyncio.run(ask())
     except httpx.TransportError as error:
         why = re.sub(r" ssl:default ", " ", str(error))
         mend = "start it (catalogzero scheduler), or name it with --url"
         raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {mend}") from None
+    pairs = zip(requests, answers, strict=True)
+    return [_told(f"{api.url}{one.path}", answer) for one, answer in pairs]
+
+
+async def _send(client: httpx.AsyncClient, url: str, one: Request) -> httpx.Response:
+    content = None if one.body is None else encode_json(one.body)
+    headers = {} if content is None else {"Content-Type": "application/json"}
+    return await client.request(
+        one.method, url + one.path, content=content, headers=headers, params=one.query
+    )
+
+
+def _told(place: str, answer: httpx.Response) -> dict[str, Any] | FailedError:
+    """An answer's JSON, or what it says no with.
+
+    Raises:
+        UnauthorizedError: The token is missing or wrong.
+    """
     try:
-        told = orjson.loads(answer.content)
-    except orjson.JSONDecodeError:
+        told = parse_json(answer.content)
+    except (ValueError, RecursionError):
         told = None
     status = answer.status_code
     if status < 400 and isinstance(told, dict):
@@ -364,5 +537,7 @@ def _ask(
         message = str(explained.get("message"))
     else:
         hint = ": this server does not know that request" if status in (404, 405) else ""
-        message = f"HTTP {status} from {api.url}{path}{hint}"
-    raise (UnauthorizedError if status in (401, 403) else FailedError)(message)
+        message = f"HTTP {status} from {place}{hint}"
+    if status in (401, 403):
+        raise UnauthorizedError(message)
+    return FailedError(message)

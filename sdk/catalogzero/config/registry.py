@@ -87,7 +87,7 @@ def load_registry(path: Path) -> Registry:
     Raises:
         ConfigError: It cannot be read, or is wrong; every fault with its line.
     """
-    document, lines, doubled = _read(path)
+    document, lines, doubled = read_yaml(path, option="--registry")
     if not isinstance(document, dict):
         raise ConfigError(f"{path}:1: a mapping with `handlers:` is expected")
     if "handlers" not in document:
@@ -110,14 +110,22 @@ def load_registry(path: Path) -> Registry:
     return Registry(path, scheduler, stanzas)
 
 
-def _read(path: Path) -> tuple[Any, Lines, list[str]]:
-    """The document, the line of each of its keys, and what is said of keys that stand twice."""
+def read_yaml(path: Path, *, option: str) -> tuple[Any, Lines, list[str]]:
+    """The document, the line of each of its keys, and what is said of keys that stand twice.
+
+    Args:
+        path: The file.
+        option: That of the command line that names it.
+
+    Raises:
+        ConfigError: It cannot be read, or is no YAML.
+    """
     import yaml  # a handler that is named without a file never needs it
 
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path} is not there: name the registry file with --registry") from None
+        raise ConfigError(f"{path} is not there: name the file with {option}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

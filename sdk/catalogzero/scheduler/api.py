@@ -22,7 +22,7 @@ from catalogzero.scheduler.history import FILTERS
 from catalogzero.scheduler.openapi import document
 from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
-from catalogzero.scheduler.store import Change
+from catalogzero.scheduler.store import Change, Place
 from catalogzero.scheduler.ticks import Schedule, from_us, iso_of
 from catalogzero.scheduler.triggers import describe_trigger
 from catalogzero.sql.engines import DATABASE_AWAY
@@ -43,6 +43,9 @@ CALL_BYTES = 600
 
 MAX_PREVIEW = 100
 MAX_NAMED = 5
+PART = 500
+"""How many schedules are read at once."""
+
 SAME = (
     *("handler_id", "params", "trigger_config", "paused", "overlap", "runs"),
     *("misfire_grace_s", "max_attempts", "timeout_s", "jitter_s", "max_runs"),
@@ -133,21 +136,41 @@ class Api:
             told["warning"] = f"the params were not checked: {unchecked}"
         return told, change
 
-    async def _list_schedules(self, request: web.Request) -> web.Response:
-        limit = forms.read_limit(request.query) if "limit" in request.query else None
-        search = request.query.get("search", "")
-        return await self.runner.read(self._listing, limit, search)
+    async def _list_schedules(self, request: web.Request) -> web.StreamResponse:
+        search, place = request.query.get("search", ""), forms.read_place(request.query)
+        if "limit" in request.query or place is not None:
+            limit = forms.read_limit(request.query)
+            return await self.runner.read(self._page, limit, search, place)
+        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
+        told, seen = b'{"schedules":[', set[str]()
+        while not answer.prepared or place is not None:
+            part, place = await self.runner.read(self._part, search, place, seen)
+            if not answer.prepared:  # not before: a failure of the first look has its own answer
+                await answer.prepare(request)
+            await answer.write(told + part)
+            told = b""
+        await answer.write(b'],"count":%d}' % len(seen))
+        return answer
 
-    def _listing(self, limit: int | None, search: str) -> web.Response:
-        """The schedules, read and written as JSON in the reader's thread: there may be many."""
+    def _page(self, limit: int, search: str, place: Place | None) -> web.Response:
+        """One page of the schedules, with what each ran last."""
         store = self.runner.store
-        shown = [schedule_record(one) for one in store.list_schedules(limit, search)]
-        if limit is None:
-            return json_response({"schedules": shown, "count": len(shown)})
+        found, next_place = store.list_schedules(limit, search, place)
+        shown = [schedule_record(one) for one in found]
         last = self.runner.history.last_of([one["id"] for one in shown])
         for one in shown:
             one["last_execution"] = last.get(one["id"])
-        return json_response({"schedules": shown, "count": store.count_schedules(search)})
+        told = {"schedules": shown, "count": store.count_schedules(search)}
+        return json_response({**told, "cursor": next_place and forms.place_text(next_place)})
+
+    def _part(self, search: str, place: Place | None, seen: set[str]) -> tuple[bytes, Place | None]:
+        """A part of the answer that lists all, as JSON text: there may be very many."""
+        found, next_place = self.runner.store.list_schedules(PART, search, place)
+        new = [one for one in found if one.job_id not in seen]  # none that fired meanwhile
+        texts = [encode_json(schedule_record(one)) for one in new]
+        comma = b"," if seen and texts else b""
+        seen.update(one.job_id for one in new)
+        return comma + b",".join(texts), next_place
 
     async def _remove_schedule(self, request: web.Request) -> web.Response:
         job_id = request.match_info["job_id"]

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.store import Place
 from catalogzero.scheduler.ticks import Schedule, to_us
 from catalogzero.scheduler.triggers import make_trigger, parse_moment, parse_trigger
 from catalogzero.web import HttpError, query_int
@@ -230,6 +231,26 @@ def read_cursor(query: Mapping[str, str]) -> int | None:
     if not cursor.isascii() or not cursor.isdigit() or len(cursor) > 18:
         raise HttpError(400, "Invalid parameter: cursor is not one that an answer gave")
     return int(cursor)
+
+
+def read_place(query: Mapping[str, str]) -> Place | None:
+    """The `cursor` of a query for schedules, as an earlier answer gave it.
+
+    Raises:
+        HttpError: 400, not one of ours.
+    """
+    if "cursor" not in query:
+        return None
+    paused, _, rest = query["cursor"].partition(".")
+    due, _, job_id = rest.partition(".")
+    if paused not in ("0", "1") or not due.isascii() or not due.isdigit() or len(due) > 18:
+        raise HttpError(400, "Invalid parameter: cursor is not one that an answer gave")
+    return paused == "1", int(due), job_id
+
+
+def place_text(place: Place) -> str:
+    """A place among the schedules as a `cursor`."""
+    return f"{int(place[0])}.{place[1]}.{place[2]}"
 
 
 def _sentence(model: type[Call], error: ValidationError) -> str:

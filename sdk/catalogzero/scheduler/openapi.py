@@ -101,6 +101,10 @@ TIMES_SHOWN = parameter("count", "query", "How many.", **WHOLE, minimum=1, maxim
 SCHEDULES = object_schema(schedules=_list("Schedule"), count=WHOLE)
 ADDED = object_schema(status=TEXT, job_id=TEXT, schedule_id=TEXT)
 ADDED["properties"]["warning"] = {**TEXT, "description": "Why its params were not checked."}
+SCHEDULES["properties"]["cursor"] = {
+    **_or_null(TEXT),
+    "description": "Told where `limit` was given.",
+}
 HANDLERS = object_schema(handlers={"type": "array", "items": HANDLER}, count=WHOLE)
 CHANGES = {"type": "object", "additionalProperties": object_schema(old={}, new={})}
 PUT = object_schema(
@@ -131,9 +135,9 @@ OPERATIONS = {
     ),
     "GET /api/schedules": Operation(
         "listSchedules",
-        "The schedules, the next one first; all of them without `limit`.",
+        "The schedules, the next one first; all of them without `limit` and `cursor`.",
         {200: SCHEDULES},
-        parameters=[parameter("limit", "query", **WHOLE, minimum=1), FOUND],
+        parameters=[_limit(1_000, 100), PAGE, FOUND],
     ),
     "PUT /api/schedules/{job_id}": Operation(
         "putSchedule",

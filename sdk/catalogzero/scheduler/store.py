@@ -54,6 +54,9 @@ GIVEN = (
 )
 """What a schedule has of the request that made it."""
 
+Place = tuple[bool, int, str]
+"""Where a schedule stands in their order: paused, due_us, job_id."""
+
 SETS_NEXT = {"trigger_config", "end_us", "jitter_s", "paused"}
 NEXT = ("tick_us", "due_us", "decided_us", "steady_since_us", "folded")
 JSON_FIELDS = ("params", "trigger_config")
@@ -268,16 +271,27 @@ class Store(Database):
                     self._still.pop(old.schedule_id, None)
             return Change("changed" if changes else "unchanged", changes)
 
-    def list_schedules(self, limit: int | None = None, search: str = "") -> list[Schedule]:
-        """The schedules, the next one first, those that are paused last.
+    def list_schedules(
+        self, limit: int, search: str = "", after: Place | None = None
+    ) -> tuple[list[Schedule], Place | None]:
+        """The schedules, the next one first, those that are paused last; and the last one's place.
+
+        The place is None where there are no more. One that fires meanwhile comes again later.
 
         Args:
             limit: At most so many.
             search: Those that have this in their job_id, handler_id or method.
+            after: The place after which to begin.
         """
         order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
-        query = sa.select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
-        return self.all_of(query, self._schedule_of)
+        query = sa.select(schedules).where(_mentions(search)).order_by(*order).limit(limit + 1)
+        if after is not None:
+            query = query.where(sa.tuple_(*order) > sa.tuple_(*after))
+        found = self.all_of(query, self._schedule_of)
+        more = len(found) > limit
+        last = found[limit - 1] if more else None
+        place = None if last is None else (last.paused, last.due_us or 0, last.job_id)
+        return found[:limit], place
 
     def count_schedules(self, search: str = "") -> int:
         """How many schedules there are that have this in their names."""
@@ -322,16 +336,20 @@ class Store(Database):
                 return None
             self._still.pop(row["schedule_id"], None)
             found = schedule_of(row)
+            mine = schedules.c.schedule_id == found.schedule_id
             if found.paused and not paused:
                 now = self.now_us(c)
                 found.fired = _recorded(c, now, [found.schedule_id])[found.schedule_id]
                 with suppress(ValueError, OverflowError):
                     found.tick_us = found.reckon(now)
-                    found.due_us = found.tick_us and found.due_of(found.tick_us)
+                    if found.tick_us is None:  # it ended meanwhile
+                        c.execute(sa.delete(schedules).where(mine))
+                        return found
+                    found.due_us = found.due_of(found.tick_us)
                 found.folded = None
             found.paused = paused
             changed = ("paused", *(name for name in MOVED if name != "trigger_config"))
-            change = sa.update(schedules).where(schedules.c.schedule_id == found.schedule_id)
+            change = sa.update(schedules).where(mine)
             c.execute(change.values({name: getattr(found, name) for name in changed}))
             return found
 

@@ -2,7 +2,6 @@
 
 const EVERY_MS = 2000;
 const PAGE = 50;
-const MOST_SCHEDULES = 200;
 const SHORT = 90;
 const LONG_AWAY_MS = 86_400_000;
 const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
@@ -14,6 +13,8 @@ const wall = new Intl.DateTimeFormat(undefined, {
 const relative = new Intl.RelativeTimeFormat("en", { style: "short" });
 let token = sessionStorage.getItem("token") ?? "";
 let shown = PAGE;
+let pages = [null];
+let next = null;
 let looks = 0;
 
 /** One request of the API; asks for the token when one is needed. */
@@ -209,7 +210,8 @@ async function refresh() {
   const look = ++looks;
   const status = at("status").value;
   const search = at("search").value.trim();
-  const find = new URLSearchParams({ limit: MOST_SCHEDULES, ...(search && { search }) });
+  const cursor = pages.at(-1);
+  const find = new URLSearchParams({ limit: PAGE, ...(search && { search }), ...(cursor && { cursor }) });
   const newest = new URLSearchParams({ limit: shown, ...(status && { status }) });
   const [schedules, executions, handlers, health] = await Promise.all([
     ask("GET", `/api/schedules?${find}`), ask("GET", `/api/executions?${newest}`), ask("GET", "/api/handlers"), ask("GET", "/api/health"),
@@ -217,16 +219,32 @@ async function refresh() {
   if (look !== looks) return;
   at("no-schedules").textContent = search ? `No schedule has “${search}” in its name or call.` : "No schedule yet: add one with catalogzero schedule add.";
   show(at("schedules"), schedules.schedules, scheduleRow);
+  turnTo(schedules);
   show(at("executions"), executions.records, executionRow);
   showHandlers(handlers.handlers);
   at("older").hidden = executions.cursor === null || shown >= 1000;
   for (const one of document.querySelectorAll("time.near")) one.textContent = distance(one.dateTime);
   at("token-form").hidden = true;
   at("main").hidden = false;
-  const more = schedules.count > MOST_SCHEDULES ? `, the next ${MOST_SCHEDULES} shown` : "";
   const step = health.clock_step;
   const jump = step ? `; the clock jumped${step.step_s === null ? "" : ` by ${Math.round(step.step_s)} s`}, seen ${wall.format(new Date(step.seen_at))}` : "";
-  tell("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${more}${jump}`);
+  tell("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${jump}`);
+}
+
+/** Where this page is among all; back to the first where nothing is left on it. */
+function turnTo({ schedules, count, cursor }) {
+  next = cursor;
+  const before = (pages.length - 1) * PAGE;
+  at("place").textContent = `${before + 1} to ${before + schedules.length} of ${count}`;
+  at("pages").hidden = pages.length === 1 && next === null;
+  at("earlier").disabled = pages.length === 1;
+  at("later").disabled = next === null;
+  if (schedules.length === 0 && pages.length > 1) toFirst();
+}
+
+function toFirst() {
+  pages = [null];
+  look();
 }
 
 function tell(link, text) {
@@ -249,7 +267,9 @@ async function watch() {
 }
 
 at("status").addEventListener("change", () => { shown = PAGE; look(); });
-at("search").addEventListener("input", look);
+at("search").addEventListener("input", toFirst);
+at("earlier").addEventListener("click", () => { pages.pop(); look(); });
+at("later").addEventListener("click", () => { pages.push(next); look(); });
 at("older").addEventListener("click", () => { shown = Math.min(shown + 4 * PAGE, 1000); look(); });
 at("token-form").addEventListener("submit", async (event) => {
   event.preventDefault();
