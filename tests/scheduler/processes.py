@@ -32,11 +32,19 @@ class SchedulerProcess:
         options: More of the command's options.
         port: Of the API; 0 is any free one.
         zmq_port: Where handlers register.
+        catalogzero: The command itself.
     """
 
-    def __init__(self, database: str, *options: str, port: int = 0, zmq_port: int = 0) -> None:
+    def __init__(
+        self,
+        database: str,
+        *options: str,
+        port: int = 0,
+        zmq_port: int = 0,
+        catalogzero: tuple[str, ...] = CATALOGZERO,
+    ) -> None:
         ports = ("--port", str(port), "--zmq-port", str(zmq_port))
-        command = [*CATALOGZERO, "scheduler", *ports, "--database", database, "--json", *options]
+        command = [*catalogzero, "scheduler", *ports, "--database", database, "--json", *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         line = self.process.stdout.readline()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack
@@ -21,6 +22,7 @@ import pytest
 
 from examples.quickstart.processes import free_ports
 from tests.scheduler.processes import (
+    CATALOGZERO,
     SchedulerProcess,
     check_grid,
     executions,
@@ -41,6 +43,8 @@ class Chaos:
         schedulers: How many share the store.
         seed: Of what is killed when.
     """
+
+    catalogzero: tuple[str, ...] = CATALOGZERO
 
     def __init__(self, database: str, folder: Path, schedulers: int, seed: int) -> None:
         self.database, self.folder = database, folder
@@ -127,14 +131,54 @@ class Chaos:
             found[what][request_id.partition(".")[0]] += 1
         return found
 
+    def calm(self) -> None:
+        """No more faults."""
+
     def _scheduler(self, number: int) -> SchedulerProcess:
         port, zmq_port = self.ports[number]
         lease = ("--lease-s", str(LEASE_S))
-        return SchedulerProcess(self.database, *lease, port=port, zmq_port=zmq_port)
+        return SchedulerProcess(
+            self.database, *lease, port=port, zmq_port=zmq_port, catalogzero=self.catalogzero
+        )
 
     def _handler(self) -> subprocess.Popen[bytes]:
         address = self.schedulers[0].zmq_address
         return self.undo.enter_context(handler_process(address, self.folder, self.handler_port))
+
+
+class ClockChaos(Chaos):
+    """The same on a machine whose clock jumps, before each fault and before each new start."""
+
+    def __init__(self, database: str, folder: Path, schedulers: int, seed: int) -> None:
+        self.ahead = folder / "ahead"
+        self.set_ahead(0)
+        self.catalogzero = (sys.executable, "-m", "tests.scheduler.stepped", str(self.ahead))
+        super().__init__(database, folder, schedulers, seed)
+
+    def set_ahead(self, seconds: float) -> None:
+        """The clock is so far ahead from now on."""
+        (new := self.ahead.with_suffix(".new")).write_text(str(seconds))
+        new.replace(self.ahead)
+
+    def jump(self) -> None:
+        """Ahead or back by years, an hour or seconds, or right again."""
+        hour_s, years_s = self.random.uniform(3_600, 5_400), 3e8
+        self.set_ahead(self.random.choice((years_s, hour_s, hour_s, -hour_s, 4, -4, 0)))
+
+    def strike(self) -> None:
+        """See `Chaos.strike`; the jump is seen before it."""
+        self.jump()
+        self.pause(1.5)
+        super().strike()
+
+    def calm(self) -> None:
+        """The clock is right again."""
+        self.set_ahead(0)
+
+    def _scheduler(self, number: int) -> SchedulerProcess:
+        if hasattr(self, "done"):
+            self.jump()
+        return super()._scheduler(number)
 
 
 def run(chaos: Chaos, kills: int, ticks: int) -> list[dict[str, Any]]:
@@ -149,6 +193,7 @@ def run(chaos: Chaos, kills: int, ticks: int) -> list[dict[str, Any]]:
     while chaos.kills < kills or not chaos.done["freeze_scheduler"]:
         chaos.strike()
         chaos.pause(chaos.random.uniform(0.1, 0.8))
+    chaos.calm()
     quiet = datetime.now(UTC)
     until(lambda: _all_ticks_over(chaos.api), timeout_s=120)
     until(lambda: all(_fired_after(chaos.api, f"every-{n}", quiet) for n in range(3)))
@@ -159,7 +204,7 @@ def run(chaos: Chaos, kills: int, ticks: int) -> list[dict[str, Any]]:
 
 
 def check(chaos: Chaos, records: list[dict[str, Any]], ticks: int) -> None:
-    """Nothing lost, nothing twice, everything ended."""
+    """Nothing lost, nothing twice, everything ended, and everything counted."""
     notes = chaos.notes()
     by_job: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
@@ -176,7 +221,12 @@ def check(chaos: Chaos, records: list[dict[str, Any]], ticks: int) -> None:
     for number in range(ticks):
         assert len(by_job[f"tick-{number}"]) == 1
     for number in range(3):
-        check_grid(by_job[f"every-{number}"])
+        if not isinstance(chaos, ClockChaos):
+            check_grid(by_job[f"every-{number}"])
+        ticks_run = [r["scheduled_at"] for r in by_job[f"every-{number}"] if "ticks" not in r]
+        assert len(set(ticks_run)) == len(ticks_run)
+    stats = chaos.api.get("/api/executions/stats").json()
+    assert stats["by_status"] == Counter(record["status"] for record in records)
 
 
 def _add(api: httpx.Client, job_id: str, trigger: dict[str, Any], method: str = "note") -> None:
@@ -231,16 +281,33 @@ def test_a_hundred_kills_lose_nothing_and_run_nothing_twice(
     _storm(kind, schedulers, kills, tmp_path, request)
 
 
-def _storm(
-    kind: str, schedulers: int, kills: int, folder: Path, request: pytest.FixtureRequest
+@pytest.mark.timeout(280)
+def test_kills_under_a_clock_that_jumps_lose_nothing_and_run_nothing_twice(
+    tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """One storm from beginning to end."""
+    records = _storm("sqlite", 2, 6, tmp_path, request, kind_of_chaos=ClockChaos)
+
+    now = datetime.now(UTC)
+    moments = [datetime.fromisoformat(record["scheduled_at"]) for record in records]
+    assert any(moment - now > timedelta(minutes=50) for moment in moments)
+
+
+def _storm(
+    kind: str,
+    schedulers: int,
+    kills: int,
+    folder: Path,
+    request: pytest.FixtureRequest,
+    kind_of_chaos: type[Chaos] = Chaos,
+) -> list[dict[str, Any]]:
+    """One storm from beginning to end; what was recorded."""
     sqlite = f"sqlite:///{folder / 'scheduler.db'}"
     database = sqlite if kind == "sqlite" else str(request.getfixturevalue("postgresql"))
-    chaos = Chaos(database, folder, schedulers, seed=kills + schedulers)
+    chaos = kind_of_chaos(database, folder, schedulers, seed=kills + schedulers)
     try:
         records = run(chaos, kills, ticks=3 * kills)
         check(chaos, records, ticks=3 * kills)
     finally:
         chaos.close()
     print(chaos.table(records))  # noqa: T201
+    return records

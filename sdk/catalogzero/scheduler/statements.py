@@ -226,7 +226,7 @@ UNRUN = (
     .where(
         _of_some,
         executions.c.tick_us > sa.bindparam("after_us"),
-        executions.c.status.in_(("missed", "skipped"))
+        (executions.c.status == "missed")
         | (executions.c.status.in_(OPEN) & executions.c.sent_us.is_(None)),
     )
     .with_for_update()
