@@ -91,6 +91,8 @@ class Crew(Handler):
             raise FailedError("no data", details={"rows": 0})
         if how == "bad":
             raise BadParamsError("not so")
+        if how == "missing":
+            raise FileNotFoundError("no such export")
         raise ValueError(f"key {self.settings.api_key.get_secret_value()}")
 
     @job(isolate=True)

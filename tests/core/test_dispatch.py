@@ -145,6 +145,8 @@ async def test_req_and_dealer_peers_both_get_their_envelope_back() -> None:
         (b'{"method": "echo", "timeout_s": "1"}', "bad_request"),
         (b'{"method": "echo", "timeout_s": -1}', "bad_request"),
         (b'{"method": "echo", "timeout_s": true}', "bad_request"),
+        (b'{"method": "echo", "attempts_left": -1}', "bad_request"),
+        (b'{"method": "echo", "attempts_left": true}', "bad_request"),
         (b'{"method": "echo", "start_by": 1}', "bad_request"),
         (b'{"method": "echo", "start_by": {"boot_id": "x"}}', "bad_request"),
         (b'{"method": "echo", "params": {"value": NaN}}', "bad_request"),

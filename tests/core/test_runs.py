@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from catalogzero import (
+    BadParamsError,
     BadRequestError,
     BusyError,
     CallTimeoutError,
@@ -231,6 +232,33 @@ async def test_wake_failed_is_remembered_for_a_call_with_start_by_only() -> None
         with pytest.raises(WakeFailedError):
             await at.client.call("count", request_id="with", start_by=limit)
         assert await at.client.call("count", request_id="without") == {"count": 1}
+
+
+async def test_a_refusal_that_its_caller_asks_again_is_no_run() -> None:
+    shift = Shift()
+    async with serving(shift, clock=ManualClock()) as at:
+        await at.client.call("sleep")
+        shift.broken = "no database"
+        for left, counted in ((2, 0), (None, 1)):
+            reply = await at.client.request("count", attempts_left=left)
+            metrics = await at.client.call("get_metrics")
+
+            assert reply.code == "wake_failed"
+            assert (metrics["runs_total"], metrics["failures_total"]) == (counted, counted)
+            assert "no database" in metrics["last_error"]
+
+
+async def test_params_are_checked_without_a_run() -> None:
+    async with serving(Shift()) as at:
+        assert await at.client.call("check_params", {"method": "hold", "params": {"name": "x"}})
+        for asked, field in (
+            ({"method": "hold", "params": {"nam": "x"}}, "nam"),
+            ({"method": "rest", "params": {}}, "method"),
+        ):
+            with pytest.raises(BadParamsError) as caught:
+                await at.client.call("check_params", asked)
+            assert field in [fault["field"] for fault in caught.value.details]
+        assert (await at.client.call("list_runs"))["runs"] == []
 
 
 # --- waiting -------------------------------------------------------------------------------

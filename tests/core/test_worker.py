@@ -156,6 +156,7 @@ async def test_cancelling_really_stops_the_work(tmp_path: Path) -> None:
     [
         ("on purpose", "failed", "no data"),
         ("bad", "permanent", "not so"),
+        ("missing", "permanent", "FileNotFoundError: no such export"),
         ("any", "failed", r"ValueError: key \*\*\*\*\*\*\*\*\*\*"),
     ],
 )

@@ -35,7 +35,9 @@ def log() -> Iterator[Log]:
 async def scheduler(tmp_path: Path, log: Log) -> AsyncIterator[SchedulerServer]:
     """A scheduler on SQLite: what is tested here is not the database."""
     database = f"sqlite:///{tmp_path / 'scheduler.db'}"
-    settings = SchedulerSettings(port=0, zmq_port=0, database=database, runner=QUICK)
+    calls = replace(QUICK.calls, wait_s=600.0, retry_base_s=600.0, retry_max_s=600.0)
+    runner = replace(QUICK, calls=calls)
+    settings = SchedulerSettings(port=0, zmq_port=0, database=database, runner=runner)
     async with serve_scheduler(settings, log=structlog.get_logger()) as server:
         yield server
 

@@ -144,8 +144,8 @@ class Link:
     room: Room
     ping_timeout_s: float
     checked: Callable[[Link, str | None], None]
+    away: str | None
     max_call_bytes: int = field(default=MAX_CALL_BYTES, init=False)
-    away: str | None = field(default=None, init=False)
     checked_us: int | None = field(default=None, init=False)
     plain_calls: int = field(default=0, init=False)
     _boot_id: str | None = field(default=None, init=False)
@@ -251,11 +251,13 @@ class Links:
         self.heard(handler_id, handler.seen_us)
         link = self._links.get(handler_id)
         if link is None or link.address != handler.address:
+            away = None if link is None else link.away
             self.drop(handler_id)
             caller, room = self.connect(handler_id, handler.address), self.rooms[handler_id]
             checked = partial(self._checked, handler_id)
             wait_s = self.settings.ping_timeout_s
-            link = self._links[handler_id] = Link(handler.address, caller, room, wait_s, checked)
+            link = Link(handler.address, caller, room, wait_s, checked, away)
+            self._links[handler_id] = link
         return link
 
     async def probe(self, handler_id: str) -> None:
@@ -270,11 +272,6 @@ class Links:
     def known(self, handler_id: str) -> Link | None:
         """The connection to a handler, where there is one."""
         return self._links.get(handler_id)
-
-    def away(self, handler_id: str) -> str | None:
-        """Why a handler did not answer when it was asked last; None when it did."""
-        link = self._links.get(handler_id)
-        return None if link is None else link.away
 
     def drop(self, handler_id: str) -> None:
         """Disconnect from a handler: it moved, or was removed."""
@@ -349,7 +346,7 @@ class Driver:
 
     async def drive(self, one: Execution) -> None:
         """Call until the execution is final and saved, or its lease is another's."""
-        if (reason := self._links.away(one.handler_id)) and not await self._note(one, reason):
+        if one.boot_id is None and not await self._note_away(one):
             return
         async with self._links.rooms[one.handler_id]:
             ended = await self._until_judged(one)
@@ -400,6 +397,11 @@ class Driver:
             if not await self._desk.holds(one):
                 return None
 
+    async def _note_away(self, one: Execution) -> bool:
+        """As `_note`, by what came of asking the handler last."""
+        link = self._links.known(one.handler_id)
+        return link is None or link.checked_us is None or await self._note(one, link.away)
+
     async def _note(self, one: Execution, reason: str | None) -> bool:
         """Have the record say why its handler is away; false when the lease is another's."""
         return not one.note_absence(reason) or await self._desk.save(one)
@@ -439,7 +441,7 @@ class Driver:
     async def _drive_call(self, one: Execution) -> None:
         """Send the present call, again and again, until the handler has judged."""
         away_since_s: float | None = None
-        while await self._desk.holds(one):
+        while await self._desk.holds(one) and await self._note_away(one):
             left_s = self._left_s(one)
             wait_s = min(self._settings.wait_s, left_s)
             if left_s <= 0:
@@ -449,11 +451,11 @@ class Driver:
             if reply is not None and reply.code != "timeout":
                 judge(one, reply, over_time=left_s <= 0)
                 return
-            if not await self._note(one, self._links.away(one.handler_id)):
-                return
             if reply is not None:
                 away_since_s = None
                 continue
+            if not (one.waiting or await self._note_away(one)):
+                return
             await self._pause(one, 1)
             away_since_s = away_since_s or self._desk.clock.monotonic()
             if self._is_given_up(one, away_since_s):
@@ -545,6 +547,9 @@ class Driver:
 
     async def _pause(self, one: Execution, tries: int) -> None:
         """Wait before the next try: exponential, jittered, bounded; less when its handler comes."""
+        link = self._links.known(one.handler_id)
+        if one.waiting and link is not None and link.away is None:
+            return  # it came back just now
         settings = self._settings
         delay_s = min(settings.retry_max_s, settings.retry_base_s * 2 ** min(tries - 1, 16))
         delay_s *= random.uniform(0.5, 1.5)  # noqa: S311 - no secret
