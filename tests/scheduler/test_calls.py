@@ -15,7 +15,7 @@ import orjson
 import pytest
 from catalogzero import HandlerClient
 from catalogzero.config.settings import MAX_MESSAGE_BYTES
-from catalogzero.scheduler.calls import judge
+from catalogzero.scheduler.calls import Room, judge
 from catalogzero.scheduler.rows import Execution
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
@@ -54,6 +54,42 @@ async def test_a_run_over_its_schedule_s_timeout_is_cancelled_before_it_is_an_er
     assert record["status"] == "error"
     assert record["error"] == "cancelled: it took longer than timeout_s (0.5 s)"
     assert [run["status"] for run in runs] == ["cancelled"]
+
+
+async def test_a_handler_that_others_keep_busy_is_called_less_at_once_and_then_more_again() -> None:
+    room, inside = Room(), 0
+    room.allow(40)
+    free = asyncio.Event()
+
+    async def call_it() -> None:
+        nonlocal inside
+        async with room:
+            inside += 1
+            await free.wait()
+            inside -= 1
+
+    async def most_inside() -> int:
+        calls = [asyncio.create_task(call_it()) for _ in range(60)]
+        for _ in range(200):  # each has gone as far as it can by then
+            await asyncio.sleep(0)
+        found = inside
+        free.set()
+        await asyncio.gather(*calls)
+        free.clear()
+        return found
+
+    at_first = await most_inside()
+    for _ in range(30):
+        room.answered(busy=True)
+    when_busy = await most_inside()
+    for _ in range(100):
+        room.answered(busy=True)
+    at_least = await most_inside()
+    for _ in range(10_000):
+        room.answered(busy=False)
+    again = await most_inside()
+
+    assert (at_first, when_busy, at_least, again) == (40, 10, 1, 40)
 
 
 async def test_a_retry_safe_method_is_tried_again_and_another_is_not(

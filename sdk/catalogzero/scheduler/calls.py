@@ -46,6 +46,7 @@ NEVER_BEGAN = frozenset({"busy", "draining", "wake_failed"})
 DESCRIBE_TIMEOUT_S = 10.0
 PATIENCE_S = 600.0
 MAX_CALLS = 1_000
+ANSWERS_A_PLACE = 10
 MAX_BOOT_ID_CHARS = 200
 
 
@@ -106,15 +107,31 @@ class Stamp:
 
 
 class Room:
-    """Places for the executions that wait on one handler: as many as it runs and queues."""
+    """Places for the executions that wait on one handler: as many as it runs and queues.
+
+    Where others call it too it is `busy` before that: each such answer takes a place away, and
+    some that are not give one back.
+    """
 
     def __init__(self) -> None:
-        self._limit = jobs_taken({})
+        self._most = self._limit = jobs_taken({})
         self._places = asyncio.Semaphore(self._limit)
-        self._owed = 0
+        self._owed = self._answers = 0
 
     def allow(self, limit: int) -> None:
         """Have so many places from now on; those inside may stay."""
+        self._most = limit
+        self._resize(limit)
+
+    def answered(self, *, busy: bool) -> None:
+        """Learn from an answer whether there are too many places."""
+        self._answers += not busy
+        if busy:
+            self._resize(max(1, self._limit - 1))
+        elif self._limit < self._most and self._answers % ANSWERS_A_PLACE == 0:
+            self._resize(self._limit + 1)
+
+    def _resize(self, limit: int) -> None:
         self._owed += self._limit - limit
         self._limit = limit
         while self._owed < 0:
@@ -123,6 +140,9 @@ class Room:
 
     async def __aenter__(self) -> None:
         await self._places.acquire()
+        while self._owed:
+            self._owed -= 1
+            await self._places.acquire()
 
     async def __aexit__(self, *_: object) -> None:
         if self._owed:
@@ -449,6 +469,7 @@ class Driver:
                 wait_s = self._settings.ping_timeout_s
             reply = await self._send(one, wait_s)
             if reply is not None and reply.code != "timeout":
+                self._links.rooms[one.handler_id].answered(busy=reply.code == "busy")
                 judge(one, reply, over_time=left_s <= 0)
                 return
             if reply is not None:

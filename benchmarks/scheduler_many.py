@@ -1,0 +1,149 @@
+"""What 100,000 schedules cost, and several schedulers on one database: ratios in one run.
+
+    python -m benchmarks.scheduler_many --postgresql URL [--schedules 100000] [--rounds 3] [--json]
+
+First a tenth of the schedules and all of them, beside which 1,000 come due at once: how long the
+start takes, a claim of 500, a due run, and how much of a core an idle scheduler uses. Then one,
+two and three schedulers, each a process, and one handler: due runs a second in turns, and how many
+statements and transactions the database did for each of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from statistics import median
+from typing import Any
+
+from catalogzero.scheduler.history import History
+from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.store import CLAIM_LIMIT, Store
+from sqlalchemy import text
+
+from benchmarks.scheduler import LEAD_S, databases, handler, make_schedules, ours
+from benchmarks.scheduler_twice import process, until
+
+SCHEDULERS = (1, 2, 3)
+CLAIMS = 9
+
+
+def grown(postgresql: str | None, due: int, standing: int) -> dict[str, float]:
+    """What so many schedules cost."""
+    with databases(postgresql) as (database, _):
+        found = asyncio.run(ours(database, due, standing))
+    with databases(postgresql) as (database, _):
+        return {**found, "claim_s": claim_s(database, standing)}
+
+
+def claim_s(database: str, standing: int) -> float:
+    """Seconds of a claim of 500 due schedules beside those that stand there; a median."""
+    store = Store(database)
+    make_schedules(store, "standing", standing, datetime.now(UTC) + timedelta(days=1))
+    store.claim("bench", 60.0)
+    took: list[float] = []
+    for number in range(CLAIMS):
+        make_schedules(store, f"due-{number}", CLAIM_LIMIT, datetime.now(UTC))
+        began_s = time.perf_counter()
+        started: list[Execution] = store.claim("bench", 60.0).started
+        took.append(time.perf_counter() - began_s)
+        assert len(started) == CLAIM_LIMIT
+    store.close()
+    return median(took)
+
+
+def crowd(postgresql: str | None, due: int, schedulers: int) -> dict[str, float]:
+    """Due runs a second with so many schedulers, and the database's work for each run."""
+    with databases(postgresql) as (database, _), ExitStack() as undo:
+        store = Store(database)
+        undo.callback(store.close)
+        ports = ("--port", "0", "--zmq-port", "0", "--json", "--database", database)
+        started = [
+            undo.enter_context(process("catalogzero", "scheduler", *ports))
+            for _ in range(schedulers)
+        ]
+        addresses = [_told(one)["zmq_address"] for one in started]
+        undo.enter_context(handler(addresses[0]))
+        until(lambda: store.find_handler("nothing"))
+        first = datetime.now(UTC) + timedelta(seconds=LEAD_S)
+        make_schedules(store, "due", due, first)
+        assert datetime.now(UTC) < first, "the schedules were not added in time"
+        before = _commits(store)
+        history = History(store)
+        until(lambda: history.stats()["success_count"] >= due)
+        commits = _commits(store) - before
+        records, _ = history.newest({"status": "success"}, due)
+        assert len({record["job_id"] for record in records}) == len(records) == due
+        ends = [datetime.fromisoformat(record["completed_at"]) for record in records]
+        rate = due / (max(ends) - first).total_seconds()
+        calls, owners = _calls_and_owners(store)
+    found = {"runs_per_s": rate, "commits_a_run": commits / due, "calls_a_run": calls / due}
+    return {**found, "schedulers_at_work": owners}
+
+
+def _told(started: subprocess.Popen[str]) -> dict[str, str]:
+    """What a scheduler says when it listens."""
+    assert started.stdout
+    told: dict[str, str] = json.loads(started.stdout.readline())
+    return told
+
+
+def _commits(store: Store) -> int:
+    """How many transactions the database has done; 0 where it does not count them."""
+    if store.dialect != "postgresql":
+        return 0
+    query = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+    with store.reading() as c:
+        return int(c.execute(text(query)).scalar_one())
+
+
+def _calls_and_owners(store: Store) -> tuple[int, int]:
+    """How many calls were made for the runs, and how many schedulers ran some."""
+    with store.reading() as c:
+        query = "SELECT sum(n), count(DISTINCT owner) FROM scheduler_executions"
+        calls, owners = c.execute(text(query)).one()
+        return int(calls), int(owners)
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schedules", type=int, default=100_000)
+    parser.add_argument("--due", type=int, default=1_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--postgresql", metavar="URL", help="an empty database")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    found: dict[str, Any] = {"load_before": os.getloadavg()[0]}
+    few, many = (
+        grown(given.postgresql, given.due, count)
+        for count in (given.schedules // 10, given.schedules)
+    )
+    found |= {f"{given.schedules // 10} schedules": few, f"{given.schedules} schedules": many}
+    found["ten times the schedules"] = {
+        **{key: many[key] / few[key] for key in ("start_s", "claim_s", "idle_cpu_percent")},
+        "time_of_a_due_run": few["runs_per_s"] / many["runs_per_s"],
+    }
+    rounds = [
+        {count: crowd(given.postgresql, given.due, count) for count in SCHEDULERS}
+        for _ in range(given.rounds)
+    ]
+    for count in SCHEDULERS:
+        found[f"{count} schedulers"] = {
+            key: median(one[count][key] for one in rounds) for key in rounds[0][count]
+        }
+        one_s = [one[count]["runs_per_s"] / one[1]["runs_per_s"] for one in rounds]
+        found[f"{count} schedulers"]["times_one"] = median(one_s)
+    found["load_after"] = os.getloadavg()[0]
+    for name, value in found.items():
+        sys.stdout.write(json.dumps({name: value}) + "\n" if given.json else f"{name}: {value}\n")
+
+
+if __name__ == "__main__":
+    main()
