@@ -7,21 +7,31 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import chain, combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from catalogzero.scheduler import history as history_module
+from catalogzero.scheduler import runner as runner_module
 from catalogzero.scheduler.history import FILTERS, History, Purged
-from catalogzero.scheduler.rows import schedule_row
+from catalogzero.scheduler.rows import Execution, schedule_row
+from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.schema import schedules
 from catalogzero.scheduler.store import CLAIM_LIMIT, Store
 from catalogzero.scheduler.ticks import to_us
+from catalogzero.wire.client import HandlerClient
 from sqlalchemy import delete, event, insert, text
 
 from tests.scheduler import version_1
+from tests.scheduler.conftest import QUICK
+from tests.scheduler.processes import SchedulerProcess
 from tests.scheduler.simulation import START, SetClock, end, make_schedule, records
+from tests.scheduler.toys import until
 
 MakeStore = Callable[..., Store]
 LEASE_S = 10.0
@@ -86,9 +96,9 @@ def test_a_database_of_the_first_version_is_brought_forward_with_its_rows(
 
 
 @contextmanager
-def looked_at(store: Store) -> Iterator[list[int]]:
-    """How many executions are looked at meanwhile: on PostgreSQL by its own count of them, on
-    SQLite by the steps of its machine.
+def looked_at(store: Store, table: str = "scheduler_executions") -> Iterator[list[int]]:
+    """How many rows of a table are looked at meanwhile: on PostgreSQL by its own count of them, on
+    SQLite by the steps of its machine, whatever the table.
     """
     found: list[int] = [0]
     engines = (store._writers.engine, store._readers.engine)
@@ -123,16 +133,17 @@ def looked_at(store: Store) -> Iterator[list[int]]:
         event.remove(engine, "before_cursor_execute", note)
     with store._writers.engine.connect() as c:
         for statement, given in seen:
-            if "scheduler_executions" in statement:
+            if table in statement:
                 explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}"
-                found[0] += rows_of(c.exec_driver_sql(explain, given).scalar_one()[0]["Plan"])
+                plan = c.exec_driver_sql(explain, given).scalar_one()[0]["Plan"]
+                found[0] += rows_of(plan, table)
         c.rollback()
 
 
-def rows_of(plan: dict[str, Any]) -> int:
-    """How many executions the nodes of a plan looked at."""
-    rows = sum(rows_of(below) for below in plan.get("Plans", ()))
-    if plan.get("Relation Name") == "scheduler_executions" and plan["Node Type"] != "ModifyTable":
+def rows_of(plan: dict[str, Any], table: str) -> int:
+    """How many rows of a table the nodes of a plan looked at."""
+    rows = sum(rows_of(below, table) for below in plan.get("Plans", ()))
+    if plan.get("Relation Name") == table and plan["Node Type"] != "ModifyTable":
         passed = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
         rows += round(passed * plan["Actual Loops"])
     return rows
@@ -201,6 +212,41 @@ def test_stats_and_a_purge_of_nothing_look_at_what_is_open_alone(
     assert said == there
 
 
+def add(store: Store, count: int, due_us: int) -> None:
+    """So many schedules that are due then."""
+    new = [make_schedule(tick_us=due_us, due_us=due_us, decided_us=1) for _ in range(count)]
+    with store.writing() as c:
+        c.execute(insert(schedules), [schedule_row(one) for one in new])
+
+
+def test_a_claim_looks_at_the_schedules_that_are_due_alone(
+    make_store: MakeStore, clock: SetClock
+) -> None:
+    store = make_store(clock=clock)
+    now_us = to_us(clock.now())
+    add(store, 1, now_us + 10**12)
+    names = {"schedule_id": "'s' || i", "job_id": "'j' || i"}
+    columns, values = zip(*((c.name, names.get(c.name, c.name)) for c in schedules.c), strict=True)
+    with store.writing() as c:
+        c.execute(
+            text(
+                f"INSERT INTO scheduler_schedules ({', '.join(columns)})"  # noqa: S608 - constants
+                " WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :many)"
+                f" SELECT {', '.join(values)} FROM n, scheduler_schedules"
+            ),
+            {"many": MANY},
+        )
+        c.execute(text("ANALYZE"))
+    assert store.claim("A", LEASE_S).started == []
+    add(store, 20, now_us)
+
+    with looked_at(store, "scheduler_schedules") as looked:
+        started = store.claim("A", LEASE_S).started
+
+    assert len(started) == 20
+    assert looked[0] <= 500
+
+
 def test_a_claim_and_a_save_take_as_many_statements_for_many_as_for_one(
     make_store: MakeStore, clock: SetClock
 ) -> None:
@@ -211,12 +257,7 @@ def test_a_claim_and_a_save_take_as_many_statements_for_many_as_for_one(
 
 def statements(store: Store, count: int, clock: SetClock) -> list[list[str]]:
     """The first words of each statement of a claim of so many schedules, and of their ends."""
-    now_us = to_us(clock.now())
-    new = [
-        make_schedule(job_id=f"{count}-{n}", tick_us=now_us, due_us=now_us) for n in range(count)
-    ]
-    with store.writing() as c:
-        c.execute(insert(schedules), [schedule_row(one) for one in new])
+    add(store, count, to_us(clock.now()))
     store.claim("none", LEASE_S, limit=0)
     seen: list[list[str]] = [[], []]
     step = 0
@@ -235,6 +276,46 @@ def statements(store: Store, count: int, clock: SetClock) -> list[list[str]]:
     with store.writing() as c:
         c.execute(delete(schedules))
     return seen
+
+
+async def test_the_log_says_what_was_purged_by_which_bound(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "RETENTION_EVERY_S", 0.1)
+    store = make_store()
+    for number in range(5):
+        store.run_now(Execution(f"e{number}", "j", "h", "m", {}, owner="A"), 60.0, None, "")
+        (one,) = store.load("A", [f"e{number}"])
+        end(store, one)
+    settings = replace(QUICK, max_executions=2)
+
+    with structlog.testing.capture_logs() as logged:
+        async with Runner(store, connect, structlog.get_logger(), settings):
+            (said,) = await until(partial(lines, logged, "executions_purged"))
+
+    assert (said["too_old"], said["too_many"], said["max_executions"]) == (0, 3, 2)
+    assert [one["execution_id"] for one in records(store)] == ["e3", "e4"]
+
+
+def connect(_: str, address: str) -> HandlerClient:
+    """Nobody is called."""
+    return HandlerClient(address)
+
+
+async def lines(logged: list[Any], name: str) -> list[Any]:
+    """The log's lines of a name."""
+    return [line for line in logged if line["event"] == name]
+
+
+def test_how_much_is_kept_is_set_by_flags_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CATALOGZERO_SCHEDULER_MAX_EXECUTIONS", "7")
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    with SchedulerProcess(database, "--retention-days", "0.5") as scheduler:
+        config = scheduler.api.get("/api/config").json()
+
+    assert (config["retention_days"], config["max_executions"]) == (0.5, 7)
 
 
 # --- counts

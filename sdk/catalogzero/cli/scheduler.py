@@ -67,8 +67,21 @@ def scheduler(
         typer.Option(min=1, help="Seconds for which a dead scheduler holds up its executions."),
     ] = 15.0,
     retention_days: Annotated[
-        float, typer.Option(min=0, help="Days for which executions are kept.")
+        float,
+        typer.Option(
+            min=0,
+            help="Days for which executions are kept, up to --max-executions of them.",
+            envvar="CATALOGZERO_SCHEDULER_RETENTION_DAYS",
+        ),
     ] = 30,
+    max_executions: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="How many executions are kept, however new; about 1 KB each beside results.",
+            envvar="CATALOGZERO_SCHEDULER_MAX_EXECUTIONS",
+        ),
+    ] = 100_000,
     json: JsonFlag = False,
 ) -> None:
     """Call handlers at set times, with ScheduleZero's API; a page at the same address.
@@ -103,7 +116,9 @@ def scheduler(
         curve=curve,
         client_keys=keys,
         server_keys=read_server_keys(server_keys_file) if server_keys_file else {},
-        runner=RunnerSettings(lease_s=lease_s, retention_days=retention_days),
+        runner=RunnerSettings(
+            lease_s=lease_s, retention_days=retention_days, max_executions=max_executions
+        ),
     )
     asyncio.run(run_scheduler(settings, lambda server: _announce(server, as_json=json)))
 

@@ -108,6 +108,8 @@ async def serve_scheduler(
             "version": __version__,
             "database": store.label,
             "lease_s": settings.runner.lease_s,
+            "retention_days": settings.runner.retention_days,
+            "max_executions": settings.runner.max_executions,
         }
         guard = Guard(
             token,
