@@ -71,7 +71,6 @@ def scheduler(
         typer.Option(
             min=0,
             help="Days for which executions are kept, up to --max-executions of them.",
-            envvar="CATALOGZERO_SCHEDULER_RETENTION_DAYS",
         ),
     ] = 30,
     max_executions: Annotated[
@@ -79,7 +78,6 @@ def scheduler(
         typer.Option(
             min=1,
             help="How many executions are kept, however new; about 1 KB each beside results.",
-            envvar="CATALOGZERO_SCHEDULER_MAX_EXECUTIONS",
         ),
     ] = 100_000,
     json: JsonFlag = False,
