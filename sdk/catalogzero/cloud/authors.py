@@ -5,15 +5,14 @@ Owns no data: `read` is the author's.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 from catalogzero.cloud.batches import lists_of, parts_of
-from catalogzero.cloud.records import BadRecords, Found
+from catalogzero.cloud.items import Item, RowReading
+from catalogzero.cloud.records import BadRecords
 from catalogzero.cloud.settings import Batch, Params
-from catalogzero.cloud.values import fingerprint
 from catalogzero.errors import FailedError
 from catalogzero.protocol.identities import Mode
 
@@ -43,11 +42,9 @@ class Author(Protocol):
     """What `reject` calls, while a run is under way."""
 
 
-@dataclass(frozen=True, slots=True)
-class OwnItem:
-    """A data_source that the author's `read` reads."""
-
-    bound: ClassVar[None] = None
+@dataclass(frozen=True)
+class OwnItem(Item):
+    """A data_source that the author's `read` reads, each time."""
 
     author: Author
     name: str
@@ -59,39 +56,28 @@ class OwnItem:
         mode: Mode = self.author.mode
         return mode
 
-    def stamp(self) -> None:
-        """There is none: it is read each time."""
-
     def open(self, after: Any, bad: BadRecords) -> OwnReading:
         """See `Item.open`."""
         return OwnReading(self, after)
 
 
-class OwnReading:
+class OwnReading(RowReading):
     """One pass of the author's `read`; in append mode it returns the new watermark."""
 
     def __init__(self, item: OwnItem, after: Any) -> None:
-        self._item, self.after, self.until = item, after, after
-        self._sha = hashlib.sha256()
-        self._batches: Iterator[Batch] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        close = getattr(self._batches, "close", None)
-        if close is not None:
-            close()
+        super().__init__(item.mode, after)
+        self._item = item
 
     def batches(self) -> Iterator[Batch]:
         """See `Reading.batches`."""
         item = self._item
         append = item.mode == "append"
         extra = (self.after,) if append else ()
-        self._batches = iter(item.author.read(item.name, item.params, *extra))
+        batches = iter(item.author.read(item.name, item.params, *extra))
+        self._stack.callback(getattr(batches, "close", lambda: None))
         while True:
             try:
-                batch = next(self._batches)
+                batch = next(batches)
             except StopIteration as end:
                 if append:
                     self.until = end.value
@@ -99,23 +85,8 @@ class OwnReading:
             once = hasattr(batch, "read_next_batch")  # a stream can be read a single time
             for part in parts_of(batch) if once else (batch,):
                 for rows in () if append else lists_of(part):
-                    self._sha.update(fingerprint(rows))
+                    self.digest(rows)
                 yield part
-
-    def content(self) -> str | None:
-        """See `Reading.content`."""
-        return None if self._item.mode == "append" else self._sha.hexdigest()
-
-    def bytes_read(self) -> int:
-        """See `Reading.bytes_read`."""
-        return 0
-
-    def check(self) -> None:
-        """An own source has no other identity than what was read."""
-
-    def found(self) -> Sequence[Found]:
-        """An own source has no files that are known here."""
-        return []
 
 
 def refuse_no_progress(name: str, after: Any, until: Any, rows: int) -> None:

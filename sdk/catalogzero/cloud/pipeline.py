@@ -21,13 +21,14 @@ from catalogzero.clock import Clock
 from catalogzero.cloud.authors import Author, OwnItem, refuse_no_progress
 from catalogzero.cloud.egress import name_below, policy_digest, shown_params
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for
+from catalogzero.cloud.items import Group, Item, Reading
 from catalogzero.cloud.outbox import Outbox, UploadEndedError
 from catalogzero.cloud.outbox_contents import Mark
 from catalogzero.cloud.outbox_file import is_disk_full
 from catalogzero.cloud.records import BadRecords, ReadOptions, require_extra
 from catalogzero.cloud.sender import new_upload_id
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
-from catalogzero.cloud.sources import FileItem, Files, Group, Item, Reading, Roots
+from catalogzero.cloud.sources import FileItem, Files, Roots
 from catalogzero.cloud.streams import RowCheck, streams_of
 from catalogzero.cloud.tally import LISTED, Place, Rows, Tally
 from catalogzero.cloud.values import UnfitError, where

@@ -6,9 +6,7 @@ transaction, so that a row written meanwhile belongs to the next run. Needs the 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -17,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from sqlalchemy import Connection, column, func, make_url, select, text
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from catalogzero.cloud.records import BadRecords, Found, ReadOptions
+from catalogzero.cloud.items import Item, RowReading
+from catalogzero.cloud.records import BadRecords, ReadOptions
 from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
-from catalogzero.cloud.values import UnfitError, fingerprint, refuse_twice, where
+from catalogzero.cloud.values import UnfitError, refuse_twice, where
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
 from catalogzero.protocol.identities import Mode, digest_of
 from catalogzero.sql.engines import open_source
@@ -46,8 +45,8 @@ def query_item(settings: CloudSettings, data_source: str, options: ReadOptions) 
     return QueryItem(data_source, query, options)
 
 
-@dataclass(frozen=True, slots=True)
-class QueryItem:
+@dataclass(frozen=True)
+class QueryItem(Item):
     """A named query."""
 
     name: str
@@ -73,20 +72,17 @@ class QueryItem:
             "query": digest_of(text),
         }
 
-    def stamp(self) -> None:
-        """There is none: a query is asked each time."""
-
     def open(self, after: Any, bad: BadRecords) -> QueryReading:
         """See `Item.open`."""
         return QueryReading(self, after, bad)
 
 
-class QueryReading:
-    """One pass over a query's rows, streamed, in one transaction."""
+class QueryReading(RowReading):
+    """One pass over a query's rows, streamed, in one transaction: of one state of the database."""
 
     def __init__(self, item: QueryItem, after: Any, bad: BadRecords) -> None:
-        self._item, self.after, self.until, self._bad = item, after, after, bad
-        self._sha, self._stack = hashlib.sha256(), ExitStack()
+        super().__init__(item.mode, after)
+        self._item, self._bad = item, bad
         self._tables: Tables | None = None
         self._rows = 0
 
@@ -100,9 +96,6 @@ class QueryReading:
             raise query_error(self._item.name, error) from error
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
     def batches(self) -> Iterator[Batch]:
         """See `Reading.batches`."""
         options = self._item.options
@@ -115,8 +108,7 @@ class QueryReading:
             refuse_twice(names, self._item.name)
             for part in self._parts(rows.partitions(options.batch_rows), names):
                 batch = [dict(zip(names, row, strict=True)) for row in part]
-                if self._item.mode == "replace":
-                    self._sha.update(fingerprint(batch))
+                self.digest(batch)
                 yield batch if not options.arrow else self._table(batch)
         except SQLAlchemyError as error:
             raise query_error(self._item.name, error) from error
@@ -152,21 +144,6 @@ class QueryReading:
         self._tables = self._tables or Tables(None, refuse, 0)
         start, self._rows = self._rows + 1, self._rows + len(batch)
         return self._tables.whole(batch, start)
-
-    def content(self) -> str | None:
-        """See `Reading.content`: of the rows read, in their order."""
-        return None if self._item.mode == "append" else self._sha.hexdigest()
-
-    def bytes_read(self) -> int:
-        """See `Reading.bytes_read`."""
-        return 0
-
-    def check(self) -> None:
-        """One transaction reads one state of the database."""
-
-    def found(self) -> Sequence[Found]:
-        """A query has no files."""
-        return []
 
     def _statement(self) -> tuple[Any, dict[str, Any]]:
         """The query, or the part of it above the watermark."""

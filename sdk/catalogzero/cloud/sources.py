@@ -14,12 +14,13 @@ import io
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Self
 
+from catalogzero.cloud.items import Item, Reading
 from catalogzero.cloud.readers import look, read_records
 from catalogzero.cloud.records import (
     BadRecords,
@@ -32,7 +33,6 @@ from catalogzero.cloud.settings import Batch
 from catalogzero.cloud.values import SHOWN_NAMES
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.codings import MAX_RATIO, Bounds, OverBoundsError, UnpackError, unpack
-from catalogzero.protocol.identities import Mode, digest_of
 
 _READ_BYTES = 1 << 20
 _PACKED_BYTES = 1 << 16
@@ -42,56 +42,6 @@ FILE_BOUNDS = Bounds(max_frames=10_000_000, max_ratio=MAX_RATIO)
 _PARQUET = b"PAR1"
 _PACKED = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
-
-
-class Reading(Protocol):
-    """One pass over a source item; a context manager that closes what it opened."""
-
-    after: Any
-    until: Any
-
-    def __enter__(self) -> Self:
-        """Open it."""
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-
-    def batches(self) -> Iterator[Batch]:
-        """The records, in batches."""
-
-    def content(self) -> str | None:
-        """The digest of all that was read, once the batches are through; None where it has none."""
-
-    def bytes_read(self) -> int:
-        """How far a file is read, packed as it is; 0 where it is no file."""
-
-    def check(self) -> None:
-        """Raise `SourceChangedError` when the source is no longer what was opened."""
-
-    def found(self) -> Sequence[Found]:
-        """What its files were read as, as far as they were read."""
-
-
-class Item(Protocol):
-    """One source item: what one upload holds."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the source's identity."""
-
-    @property
-    def mode(self) -> Mode:
-        """Whether an upload replaces what the source had, or appends to it."""
-
-    @property
-    def bound(self) -> dict[str, str] | None:
-        """What its watermark's values are of: `column`, `database`, `query`; None without."""
-
-    def stamp(self) -> Any:
-        """JSON that stays equal while the item is unchanged, got without reading it; or None."""
-
-    def open(self, after: Any, bad: BadRecords) -> Reading:
-        """A pass over it, from a watermark on where it has one."""
 
 
 class Roots:
@@ -218,16 +168,14 @@ class Files(Collection["FileItem"]):
             self.left_out_names.append(os.path.basename(path))
 
 
-@dataclass(frozen=True, slots=True)
-class FileItem:
+@dataclass(frozen=True)
+class FileItem(Item):
     """A file under a data root."""
 
     root: str
     relative: str
     name: str
     options: ReadOptions
-    mode: ClassVar[Mode] = "replace"
-    bound: ClassVar[None] = None
 
     def stamp(self) -> list[int]:
         """Size, modification time and inode."""
@@ -264,7 +212,7 @@ class FileItem:
             return reading.look()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Refused(FileItem):
     """What a folder or a pattern holds, and may not or cannot be read: it fails alone."""
 
@@ -279,14 +227,12 @@ class Refused(FileItem):
         raise self.error
 
 
-class FileReading:
+class FileReading(Reading):
     """One pass over a file: its bytes are hashed as they are read."""
 
-    after = until = None
-
     def __init__(self, item: FileItem, bad: BadRecords) -> None:
+        super().__init__()
         self._item, self._bad, self._found = item, bad, Found(item.name)
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         descriptor = open_beneath(self._item.root, self._item.relative)
@@ -294,9 +240,6 @@ class FileReading:
         self._stack.callback(self._raw.release)
         self._identity = identity(os.fstat(descriptor))
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def batches(self) -> Iterator[Batch]:
         """See `Reading.batches`; raises `FailedError` that names the file, and the line."""
@@ -359,72 +302,6 @@ class FileReading:
             same = False
         if not same:
             raise SourceChangedError(f"{self._item.name} changed while it was read")
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """All items of a run as one: `unit = "run"`."""
-
-    name: str
-    items: Collection[Item]
-    mode: ClassVar[Mode] = "replace"
-    bound: ClassVar[None] = None
-
-    def stamp(self) -> Any:
-        """The stamps of all, where each has one."""
-        stamps = [[item.name, item.stamp()] for item in self.items]
-        return None if any(stamp is None for _, stamp in stamps) else stamps
-
-    def open(self, after: Any, bad: BadRecords) -> GroupReading:
-        """See `Item.open`."""
-        return GroupReading([(item.name, item.open(None, bad)) for item in self.items])
-
-
-@dataclass(slots=True)
-class GroupReading:
-    """The passes over all items of a run, one after another."""
-
-    readings: list[tuple[str, Reading]]
-    after: Any = None
-    until: Any = None
-    _opened: int = 0
-    _digests: list[tuple[str, str | None]] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Each pass closes itself as it ends."""
-
-    @property
-    def name(self) -> str:
-        """The name of the item that is read now."""
-        return self.readings[max(self._opened - 1, 0)][0]
-
-    def batches(self) -> Iterator[Batch]:
-        """See `Reading.batches`."""
-        for name, reading in self.readings:
-            with reading:
-                self._opened += 1
-                yield from reading.batches()
-                self._digests.append((name, reading.content()))
-
-    def content(self) -> str:
-        """See `Reading.content`."""
-        return digest_of(self._digests)
-
-    def bytes_read(self) -> int:
-        """See `Reading.bytes_read`."""
-        return sum(reading.bytes_read() for _, reading in self.readings[: self._opened])
-
-    def check(self) -> None:
-        """See `Reading.check`."""
-        for _, reading in self.readings[: self._opened]:
-            reading.check()
-
-    def found(self) -> Sequence[Found]:
-        """See `Reading.found`."""
-        return [found for _, reading in self.readings for found in reading.found()]
 
 
 class HashingFile(io.RawIOBase):

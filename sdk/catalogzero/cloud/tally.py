@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from catalogzero.cloud.batches import row_count
+from catalogzero.cloud.items import GroupReading, Item, Reading
 from catalogzero.cloud.records import Found
 from catalogzero.cloud.settings import Batch
-from catalogzero.cloud.sources import GroupReading, Item, Reading
 from catalogzero.errors import (
     BadParamsError,
     CatalogZeroError,

@@ -1,0 +1,158 @@
+"""Items: what one upload holds, and one pass over it.
+
+An item is a file (`sources`), a named query (`queries`), what an author's `read` gives (`authors`),
+or all items of a run as one. Never opens anything itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+from catalogzero.cloud.records import BadRecords, Found
+from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.values import fingerprint
+from catalogzero.protocol.identities import Mode, digest_of
+
+
+class Item(ABC):
+    """One source item: what one upload holds.
+
+    Attributes:
+        name: Its name in the source's identity.
+    """
+
+    name: str
+
+    @property
+    def mode(self) -> Mode:
+        """Whether an upload replaces what the source had, or appends to it."""
+        return "replace"
+
+    @property
+    def bound(self) -> dict[str, str] | None:
+        """What its watermark's values are of: `column`, `database`, `query`; None without."""
+        return None
+
+    def stamp(self) -> Any:
+        """JSON that stays equal while the item is unchanged, got without reading it; or None."""
+        return None
+
+    @abstractmethod
+    def open(self, after: Any, bad: BadRecords) -> Reading:
+        """A pass over it, from a watermark on where it has one."""
+
+
+class Reading(ABC):
+    """One pass over a source item; a context manager that closes what it opened.
+
+    Attributes:
+        after: The watermark that it begins at.
+        until: The one that it ends at, once the batches are through.
+    """
+
+    def __init__(self, after: Any = None) -> None:
+        self.after = self.until = after
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """The records, in batches."""
+
+    @abstractmethod
+    def content(self) -> str | None:
+        """The digest of all that was read, once the batches are through; None where it has none."""
+
+    def bytes_read(self) -> int:
+        """How far a file is read, packed as it is; 0 where it is no file."""
+        return 0
+
+    def check(self) -> None:  # noqa: B027  # most sources cannot change under a pass
+        """Raise `SourceChangedError` when the source is no longer what was opened."""
+
+    def found(self) -> Sequence[Found]:
+        """What its files were read as, as far as they were read."""
+        return []
+
+
+class RowReading(Reading):
+    """A pass over rows that have no other identity than what they hold."""
+
+    def __init__(self, mode: Mode, after: Any) -> None:
+        super().__init__(after)
+        self._sha = hashlib.sha256() if mode == "replace" else None
+
+    def digest(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Take rows into the digest; those of a range that is appended have none."""
+        if self._sha is not None:
+            self._sha.update(fingerprint(rows))
+
+    def content(self) -> str | None:
+        """See `Reading.content`: of the rows, in their order."""
+        return None if self._sha is None else self._sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Group(Item):
+    """All items of a run as one: `unit = "run"`."""
+
+    name: str
+    items: Collection[Item]
+
+    def stamp(self) -> Any:
+        """The stamps of all, where each has one."""
+        stamps = [[item.name, item.stamp()] for item in self.items]
+        return None if any(stamp is None for _, stamp in stamps) else stamps
+
+    def open(self, after: Any, bad: BadRecords) -> GroupReading:
+        """See `Item.open`."""
+        return GroupReading([(item.name, item.open(None, bad)) for item in self.items])
+
+
+class GroupReading(Reading):
+    """The passes over all items of a run, one after another; each closes itself as it ends."""
+
+    def __init__(self, readings: list[tuple[str, Reading]]) -> None:
+        super().__init__()
+        self._readings, self._begun = readings, list[tuple[str, Reading]]()
+        self._digests: list[tuple[str, str | None]] = []
+
+    @property
+    def name(self) -> str:
+        """The name of the item that is read now."""
+        return self._begun[-1][0] if self._begun else self._readings[0][0]
+
+    def batches(self) -> Iterator[Batch]:
+        """See `Reading.batches`."""
+        for name, reading in self._readings:
+            with reading:
+                self._begun.append((name, reading))
+                yield from reading.batches()
+                self._digests.append((name, reading.content()))
+
+    def content(self) -> str:
+        """See `Reading.content`."""
+        return digest_of(self._digests)
+
+    def bytes_read(self) -> int:
+        """See `Reading.bytes_read`."""
+        return sum(reading.bytes_read() for _, reading in self._begun)
+
+    def check(self) -> None:
+        """See `Reading.check`."""
+        for _, reading in self._begun:
+            reading.check()
+
+    def found(self) -> Sequence[Found]:
+        """See `Reading.found`."""
+        return [found for _, reading in self._readings for found in reading.found()]
