@@ -106,7 +106,8 @@ def dies_at_commits(order: Path) -> None:
     def execute(self: OutboxFile, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         if sql != "COMMIT":
             return plain(self, sql, args)
-        method = sys._getframe(1).f_locals["method"].__name__
+        caller = sys._getframe(3)  # above `transaction` and the `with` that it ends
+        method = getattr(caller.f_locals.get("method"), "__name__", caller.f_code.co_name)
         die_at(order, f"{method}:before")
         done = plain(self, sql, args)
         die_at(order, f"{method}:after")

@@ -357,8 +357,9 @@ class Moving(Uploading):
     @rule()
     def folder_is_copied(self) -> None:
         self.outbox.close()
-        self.snapshot = Path(self.folder.name) / f"copy-{self.folders}-{self.clock.at:%H%M%S%f}"
-        shutil.copytree(Path(self.folder.name) / f"state-{self.folders}", self.snapshot)
+        self.snapshot = Path(tempfile.mkdtemp(prefix="copy-", dir=self.folder.name))
+        state = Path(self.folder.name) / f"state-{self.folders}"
+        shutil.copytree(state, self.snapshot, dirs_exist_ok=True)
         self.outbox = self._open()
         self.outbox.abandon()
         self.building = None

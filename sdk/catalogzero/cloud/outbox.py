@@ -13,6 +13,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -20,7 +21,7 @@ from zlib import crc32
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox_contents import DAMAGED, FIRST_SEQ, as_text, from_text
-from catalogzero.cloud.outbox_file import transaction, transaction_without_reserve
+from catalogzero.cloud.outbox_file import transaction
 from catalogzero.cloud.outbox_identity import OutboxIdentity
 from catalogzero.errors import ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.identities import digest_of
@@ -80,32 +81,19 @@ class Outbox(OutboxIdentity):
             (upload_id, source_key, source, mode, full, as_text(params), self._now(), source_key),
         )
 
-    @transaction_without_reserve
     def add(self, upload_id: str, chunk: Chunk) -> None:
-        """Store a chunk of an upload that is building."""
+        """Store a chunk of an upload that is building; a full disk is the run's error."""
         size = len(chunk.body)
-        self.execute(
-            "INSERT INTO chunks (upload_id, seq, records, content_type, coding, bytes, crc, body)"
-            " SELECT upload_id, ?, ?, ?, ?, ?, ?, ? FROM uploads"
-            " WHERE upload_id = ? AND state = 'building'",
-            (
-                chunk.seq,
-                chunk.records,
-                chunk.content_type,
-                chunk.coding,
-                size,
-                crc32(chunk.body),
-                chunk.body,
-                upload_id,
-            ),
-        )
-        changed = self.change(
-            "UPDATE uploads SET chunks = chunks + 1, records = records + ?, bytes = bytes + ?"
-            " WHERE upload_id = ? AND state = 'building'",
-            (chunk.records, size, upload_id),
-        )
-        if changed != 1:
-            raise self._ended_error(upload_id)
+        with self.transaction():
+            changed = self.change(
+                "UPDATE uploads SET chunks = chunks + 1, records = records + ?, bytes = bytes + ?"
+                " WHERE upload_id = ? AND state = 'building'",
+                (chunk.records, size, upload_id),
+            )
+            if changed != 1:
+                raise self._ended_error(upload_id)
+            about = {"upload_id": upload_id, "bytes": size, "crc": crc32(chunk.body)}
+            self.insert("chunks", **about, **asdict(chunk))
 
     @transaction
     def seal(
@@ -155,19 +143,21 @@ class Outbox(OutboxIdentity):
                 raise SourceChangedError(f"{source}: its position moved while it was read")
             until, upload_key = [until, seq], digest_of([upload_key, seq])
             after = None if full else after
-        self.execute(
-            "UPDATE uploads SET state = 'sealed', upload_key = ?, source_seq = ?, after = ?,"
-            " until = ?, watermark_of = ?,"
-            " seal_order = (SELECT COALESCE(MAX(seal_order), 0) + 1 FROM uploads)"
-            " WHERE upload_id = ?",
-            (upload_key, seq, as_text(after), as_text(until), watermark_of, upload_id),
+        self._seal(
+            upload_id,
+            upload_key=upload_key,
+            source_seq=seq,
+            after=as_text(after),
+            until=as_text(until),
+            watermark_of=watermark_of,
         )
         for (held,) in self.execute(
             "SELECT upload_id FROM uploads WHERE source_key = ? AND state = 'held'", (key,)
         ):
             self._end(held, "superseded", answer={"read_again_as": upload_id})
-        self._advance(
-            source_key=key,
+        self.execute("INSERT OR IGNORE INTO sources (source_key) VALUES (?)", (key,))
+        self._set_source(
+            key,
             upload_id=upload_id,
             upload_key=upload_key,
             stamp=as_text(stamp),
@@ -193,20 +183,14 @@ class Outbox(OutboxIdentity):
         Returns:
             How many there were.
         """
-        which = "" if upload_id is None else " AND upload_id = ?"
-        args = () if upload_id is None else (upload_id,)
-        self.execute(
-            "DELETE FROM chunks WHERE upload_id IN"  # noqa: S608  # no value is written into it
-            f" (SELECT upload_id FROM uploads WHERE state = 'building'{which})",
-            args,
+        building = self.execute(
+            "SELECT upload_id FROM uploads"
+            " WHERE state = 'building' AND upload_id = COALESCE(?, upload_id)",
+            (upload_id,),
         )
-        changed = self.change(
-            "UPDATE uploads SET state = 'abandoned', ended_at = ?"  # noqa: S608  # the same
-            f" WHERE state = 'building'{which}",
-            (self._now(), *args),
-        )
-        self._forget_old()
-        return changed
+        for (one,) in building:
+            self._end(one, "abandoned")
+        return len(building)
 
     @transaction
     def restamp(self, source_key: str, upload_key: str, stamp: Any) -> None:
@@ -225,10 +209,7 @@ class Outbox(OutboxIdentity):
             "UPDATE chunks SET acked = 1 WHERE upload_id = ? AND seq = COALESCE(?, seq)",
             (upload_id, seq),
         )
-        self.execute(
-            "UPDATE uploads SET bytes_sent = bytes_sent + ? WHERE upload_id = ?",
-            (size, upload_id),
-        )
+        self._count_sent(upload_id, size)
 
     @transaction
     def completing(self, upload_id: str) -> bool:
@@ -284,10 +265,7 @@ class Outbox(OutboxIdentity):
             )
         self._end_overtaken(upload_id)
         self._end(upload_id, "done", job_id=job_id)
-        self.execute(
-            "UPDATE uploads SET bytes_sent = bytes_sent + ? WHERE upload_id = ?",
-            (size, upload_id),
-        )
+        self._count_sent(upload_id, size)
         return True
 
     @transaction
@@ -300,17 +278,10 @@ class Outbox(OutboxIdentity):
         if self.is_other(generation):
             return False
         self._end_overtaken(upload_id)
-        self.execute(
-            "UPDATE uploads SET answer = ?, ended_at = ?,"
-            " state = CASE state WHEN 'building' THEN 'abandoned' ELSE 'dead' END"
-            " WHERE upload_id = ? AND ended_at IS NULL",
-            (as_text(answer), self._now(), upload_id),
-        )
-        self.execute(
-            "DELETE FROM chunks WHERE upload_id IN (SELECT upload_id FROM uploads"
-            " WHERE upload_id = ? AND state = 'abandoned')",
-            (upload_id,),
-        )
+        for (state,) in self.execute(
+            "SELECT state FROM uploads WHERE upload_id = ? AND ended_at IS NULL", (upload_id,)
+        ):
+            self._end(upload_id, "abandoned" if state == "building" else "dead", answer=answer)
         return True
 
     @transaction
@@ -339,15 +310,10 @@ class Outbox(OutboxIdentity):
         if own:
             self._clear(key)
         elif mode == "append" and not full:
-            self.execute(
-                "UPDATE sources SET watermark = ?, upload_id = NULL WHERE source_key = ?",
-                (as_text(answer.get("watermark")), key),
-            )
+            self._set_source(key, watermark=as_text(answer.get("watermark")), upload_id=None)
         elif mode == "append" and upload_id == last_full:
-            self.execute("UPDATE sources SET owed = 1 WHERE source_key = ?", (key,))
-        self.execute(
-            "UPDATE sources SET base = ? WHERE source_key = ?", (answer.get("source_seq", 0), key)
-        )
+            self._set_source(key, owed=1)
+        self._set_source(key, base=answer.get("source_seq", 0))
         return True
 
     @transaction
@@ -375,12 +341,8 @@ class Outbox(OutboxIdentity):
         if (from_text(answer) or {}).get("superseded"):
             self._seal_again(upload_id, key, uuid.uuid4().hex)
             return True
-        self.execute(
-            "UPDATE uploads SET state = 'sealed', answer = NULL, ended_at = NULL"
-            " WHERE upload_id = ?",
-            (upload_id,),
-        )
-        self.execute("UPDATE chunks SET acked = 0 WHERE upload_id = ?", (upload_id,))
+        self._set_upload(upload_id, state="sealed", answer=None, ended_at=None)
+        self.update("chunks", "upload_id", upload_id, acked=0)
         return True
 
     @transaction
@@ -409,10 +371,8 @@ class Outbox(OutboxIdentity):
                 (after, full, key, seq, seq),
             )
         else:
-            self.execute(
-                "UPDATE sources SET upload_id = NULL, upload_key = NULL, stamp = NULL"
-                " WHERE source_key = ? AND upload_id = ?",
-                (key, upload_id),
+            self.update(
+                "sources", "upload_id", upload_id, upload_id=None, upload_key=None, stamp=None
             )
         for table in ("uploads", "sources"):  # what was sealed on it stands on what was before
             self.execute(
@@ -432,7 +392,7 @@ class Outbox(OutboxIdentity):
             ConfigError: It is no dead letter of mode append.
         """
         found = self.execute(
-            "SELECT records, source_key FROM uploads"
+            "SELECT records FROM uploads"
             " WHERE upload_id = ? AND state = 'dead' AND mode = 'append'",
             (upload_id,),
         )
@@ -441,17 +401,12 @@ class Outbox(OutboxIdentity):
                 f"upload {upload_id} is no refused range: --skip is for dead letters of mode "
                 "append, plain purge for all others"
             )
-        records, key = found[0]
+        records = found[0][0]
         new = uuid.uuid4().hex
         self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
         self._renew(upload_id, new)
-        self.execute(
-            "UPDATE uploads SET chunks = 0, records = 0, bytes = 0 WHERE upload_id = ?", (new,)
-        )
-        self.execute(
-            "UPDATE sources SET upload_id = ? WHERE source_key = ? AND upload_id = ?",
-            (new, key, upload_id),
-        )
+        self._set_upload(new, chunks=0, records=0, bytes=0)
+        self.update("sources", "upload_id", upload_id, upload_id=new)
         self._end(upload_id, "abandoned", answer={"skipped": records, "sealed_again_as": new})
         return int(records)
 
@@ -464,17 +419,6 @@ class Outbox(OutboxIdentity):
         self.execute("DETACH other")
 
     # Inside
-
-    def _advance(self, **mark: Any) -> None:
-        """Set columns of a source's mark; inside the transaction that seals."""
-        names = ", ".join(mark)
-        places = ", ".join("?" * len(mark))
-        changes = ", ".join(f"{name} = excluded.{name}" for name in mark)
-        self.execute(
-            f"INSERT INTO sources ({names}) VALUES ({places})"  # noqa: S608  # our own columns
-            f" ON CONFLICT (source_key) DO UPDATE SET {changes}",
-            list(mark.values()),
-        )
 
     def _end_overtaken(self, upload_id: str) -> None:
         """A later content of the source was answered: its older dead letters end, their bytes go.
@@ -498,20 +442,27 @@ class Outbox(OutboxIdentity):
         """The same bytes under a new upload_id, above all that is known of the source."""
         seq = self._next_seq(key)
         self._renew(old, new)
-        self.execute(
-            "UPDATE uploads SET source_seq = ?, seal_order = (SELECT MAX(seal_order) + 1"
-            " FROM uploads), base = (SELECT base FROM sources WHERE source_key = ?)"
-            " WHERE upload_id = ?",
-            (seq, key, new),
+        [(upload_key, base)] = self.execute(
+            "SELECT u.upload_key, s.base FROM uploads u JOIN sources s USING (source_key)"
+            " WHERE u.upload_id = ?",
+            (new,),
         )
-        self.execute("UPDATE chunks SET upload_id = ?, acked = 0 WHERE upload_id = ?", (new, old))
-        self.execute(
-            "UPDATE sources SET high = ?, base = ?, source_seq = ?, upload_id = ?, missing = 0,"
-            " upload_key = (SELECT upload_key FROM uploads WHERE upload_id = ?)"
-            " WHERE source_key = ?",
-            (seq, seq, seq, new, new, key),
-        )
+        self._seal(new, source_seq=seq, base=base)
+        self.update("chunks", "upload_id", old, upload_id=new, acked=0)
+        moved = {"high": seq, "base": seq, "source_seq": seq}
+        self._set_source(key, **moved, upload_id=new, upload_key=upload_key, missing=0)
         self._end(old, "superseded", answer={"sealed_again_as": new})
+
+    def _seal(self, upload_id: str, **columns: Any) -> None:
+        """Seal an upload behind all that are sealed."""
+        [(order,)] = self.execute("SELECT COALESCE(MAX(seal_order), 0) + 1 FROM uploads")
+        self._set_upload(upload_id, state="sealed", seal_order=order, **columns)
+
+    def _count_sent(self, upload_id: str, size: int) -> None:
+        """Count bytes that left for an upload."""
+        self.execute(
+            "UPDATE uploads SET bytes_sent = bytes_sent + ? WHERE upload_id = ?", (size, upload_id)
+        )
 
     def _renew(self, old: str, new: str) -> None:
         """Another upload like one, sealed in its place under an upload_id of its own."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -80,6 +80,31 @@ class OutboxFile:
         with self.lock:
             return self._db.execute(sql, args).rowcount
 
+    def insert(self, table: str, **columns: Any) -> None:
+        """Put a row into a table."""
+        names, places = ", ".join(columns), ", ".join("?" * len(columns))
+        sql = f"INSERT INTO {table} ({names}) VALUES ({places})"  # noqa: S608  # our own names
+        self.execute(sql, list(columns.values()))
+
+    def update(self, table: str, column: str, value: Any, **changes: Any) -> None:
+        """Set columns of a table's rows in which a column has a value."""
+        changed = ", ".join(f'"{name}" = ?' for name in changes)
+        sql = f'UPDATE {table} SET {changed} WHERE "{column}" = ?'  # noqa: S608  # our own names
+        self.execute(sql, (*changes.values(), value))
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is done meanwhile is one write transaction; a full disk is its caller's error."""
+        with self.lock:
+            self.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self.execute("ROLLBACK")
+                raise
+
     def drop_reserve(self) -> bool:
         """Give the reserve's room back to the disk; False when there is none."""
         with self.lock, suppress(FileNotFoundError):
@@ -114,41 +139,15 @@ def transaction(
     @wraps(method)
     def run(self: FileT, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return _once(self, method, *args, **kwargs)
+            with self.transaction():
+                return method(self, *args, **kwargs)
         except sqlite3.OperationalError as error:
             if not is_disk_full(error) or not self.drop_reserve():
                 raise
-        return _once(self, method, *args, **kwargs)
+        with self.transaction():
+            return method(self, *args, **kwargs)
 
     return run
-
-
-def transaction_without_reserve(
-    method: Callable[Concatenate[FileT, P], T],
-) -> Callable[Concatenate[FileT, P], T]:
-    """Run a method as one write transaction; a full disk is its caller's error."""
-
-    @wraps(method)
-    def run(self: FileT, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return _once(self, method, *args, **kwargs)
-
-    return run
-
-
-def _once(
-    outbox: FileT, method: Callable[Concatenate[FileT, P], T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """One attempt at a transaction."""
-    with outbox.lock:
-        outbox.execute("BEGIN IMMEDIATE")
-        try:
-            result = method(outbox, *args, **kwargs)
-            outbox.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                outbox.execute("ROLLBACK")
-            raise
-        return result
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -61,7 +61,11 @@ class OutboxIdentity(OutboxContents):
         )
         keys = [row[0] for row in here]
         for key in known.states.keys() - set(keys):
-            self._adopt(key, known.states[key])
+            # known there alone: another folder's source, or one that was lost here
+            told = known.states[key]
+            numbers = {"high": told.source_seq, "base": told.source_seq, "full_seq": told.full_seq}
+            watermark = as_text(told.watermark)
+            self.insert("sources", source_key=key, watermark=watermark, mode=told.mode, **numbers)
         return [key for key in keys if self._compare(key, known.states.get(key) or Told())]
 
     @transaction
@@ -99,27 +103,15 @@ class OutboxIdentity(OutboxContents):
                 "SELECT upload_id, answer FROM uploads WHERE state = 'held' AND source_key = ?",
                 (key,),
             ):
-                said = {**(from_text(answer) or {}), "reason": f"superseded: {GONE}"}
-                self.execute(
-                    "UPDATE uploads SET state = 'dead', answer = ? WHERE upload_id = ?",
-                    (as_text({**said, "superseded": True}), upload_id),
-                )
+                said = {"reason": f"superseded: {GONE}", "superseded": True}
+                answer = as_text({**(from_text(answer) or {}), **said})
+                self._set_upload(upload_id, state="dead", answer=answer)
 
     def is_other(self, generation: str) -> bool:
         """Whether an answer is of another life of the backend than the one that is known."""
         return bool(generation) and self.fact(GENERATION) not in (None, generation)
 
     # Inside: each in the transaction of its caller
-
-    def _adopt(self, key: str, told: Told) -> None:
-        """A source that is known there alone: another folder's, or one that was lost."""
-        watermark = as_text(told.watermark)
-        numbers = (told.source_seq, told.source_seq, told.full_seq)
-        self.execute(
-            "INSERT INTO sources (source_key, watermark, mode, high, base, full_seq)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (key, watermark, told.mode, *numbers),
-        )
 
     def _compare(self, key: str, told: Told) -> bool:
         """Compare one source; whether its mark was cleared."""
@@ -156,16 +148,12 @@ class OutboxIdentity(OutboxContents):
         if (mode or told.mode) == "append":
             changed = lost_full or position != from_text(watermark)
             cleared = bool(changed and has_mark and told.source_seq < seq)
-            self.execute(
-                "UPDATE sources SET watermark = ?, full_seq = ?, mode = ?,"
-                " upload_id = CASE WHEN ? THEN NULL ELSE upload_id END WHERE source_key = ?",
-                (
-                    as_text(position),
-                    told.full_seq if lost_full or mode is None else full_seq,
-                    mode or told.mode,
-                    changed,
-                    key,
-                ),
+            self._set_source(
+                key,
+                watermark=as_text(position),
+                full_seq=told.full_seq if lost_full or mode is None else full_seq,
+                mode=mode or told.mode,
+                upload_id=None if changed else marked,
             )
         elif has_mark and not mine and not told.removed:
             cleared = True
@@ -175,36 +163,30 @@ class OutboxIdentity(OutboxContents):
             " missing = missing OR ? WHERE source_key = ?",
             (at, told.source_seq, other_mode or lost_full, cleared, key),
         )
-        self._end_attempts(key, {told.source_seq, at})
-        return cleared
-
-    def _end_attempts(self, key: str, standing: set[int]) -> None:
-        """End the attempts that began on another standing of the source: they are made again."""
-        attempts = self.execute(
+        for upload_id, base in self.execute(
             "SELECT upload_id, base FROM uploads WHERE source_key = ? AND state = 'building'",
             (key,),
-        )
-        for upload_id, base in attempts:
-            if base not in standing:
+        ):
+            if base not in {told.source_seq, at}:  # it began on another standing: made again
                 self._end(upload_id, "abandoned", answer={"compared": True})
+        return cleared
 
     def _put_off(self, upload_id: str, *, own: bool, answer: Any = None) -> None:
         """End an upload that came too late; the newest content of its source is kept, unsent."""
         if not own:
             self._end(upload_id, "superseded", answer=answer)
             return
-        self.execute(
-            "UPDATE uploads SET state = 'held', answer = ?, ended_at = ? WHERE upload_id = ?",
-            (as_text(answer), self._now(), upload_id),
-        )
+        self._set_upload(upload_id, state="held", answer=as_text(answer), ended_at=self._now())
+
+    def _set_source(self, key: str, **columns: Any) -> None:
+        self.update("sources", "source_key", key, **columns)
+
+    def _set_upload(self, upload_id: str, **columns: Any) -> None:
+        self.update("uploads", "upload_id", upload_id, **columns)
 
     def _clear(self, key: str) -> None:
         """Take a mark back: the next run reads the source, whatever it reads."""
-        self.execute(
-            "UPDATE sources SET upload_id = NULL, upload_key = NULL, stamp = NULL, missing = 1"
-            " WHERE source_key = ?",
-            (key,),
-        )
+        self._set_source(key, upload_id=None, upload_key=None, stamp=None, missing=1)
 
     def _raise_high(self, key: str, high: Any) -> None:
         """Note that a source_seq is taken."""
@@ -223,13 +205,14 @@ class OutboxIdentity(OutboxContents):
         job_id: str | None = None,
         answer: Any = None,
     ) -> None:
-        """End an upload and drop its chunks."""
+        """End an upload; its chunks go, but for those of a dead letter."""
         self.execute(
             "UPDATE uploads SET state = ?, job_id = ?, answer = ?, ended_at = ?"
             " WHERE upload_id = ? AND (ended_at IS NULL OR state IN ('dead', 'held'))",
             (state, job_id, as_text(answer), self._now(), upload_id),
         )
-        self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
+        if state != "dead":
+            self.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
         self._forget_old()
 
     def _forget_old(self) -> None:
