@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.config.registry import load_registry
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError, place_of
 from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, registry_path
+
+if TYPE_CHECKING:
+    from catalogzero.cloud.outbox import Outbox
 
 NEXT_EPOCH = 0
 """Stands for the epoch that the next start is given."""
@@ -94,7 +97,7 @@ def preview_run(
     from catalogzero.cloud.egress import egress_key
     from catalogzero.cloud.encoding import ColumnFilter
     from catalogzero.cloud.outbox import Outbox
-    from catalogzero.cloud.pipeline import UploadRun, Ways
+    from catalogzero.cloud.pipeline import UploadRun
 
     policy, state = handler.runtime.egress, handler.state_dir
     with ExitStack() as stack:
@@ -103,23 +106,25 @@ def preview_run(
         outbox = stack.enter_context(closing(Outbox(folder, handler.clock, max_bytes=1 << 50)))
         if (state / "outbox.sqlite").exists():
             outbox.adopt_marks(state / "outbox.sqlite")
-        ways = Ways(
+        run = UploadRun(
             author=handler,
             settings=handler.settings,
             runtime=handler.runtime,
             identity=handler.identity(),
             outbox=outbox,
-            sender=_NoSender(),
+            wake=lambda: None,
+            wait_ended=lambda upload_ids, timeout_s: None,
             columns=ColumnFilter(policy, key),
             names_key=key if policy.hash_sources else None,
             folder=folder,
             clock=handler.clock,
             progress=lambda **fields: None,
+            data_source=data_source,
+            params=params,
+            chunk_format=str(params.get("format") or "ndjson"),
+            full=full or bool(params.get("full")),
         )
-        chunk_format = str(params.get("format") or "ndjson")
-        whole = full or bool(params.get("full"))
-        result = UploadRun(ways, data_source, params, chunk_format, full=whole)()
-        return result, list(_requests(handler, ways))
+        return run(), list(_requests(handler, outbox))
 
 
 def _key_is_to_be_made(handler: CloudProcessor) -> bool:
@@ -129,17 +134,7 @@ def _key_is_to_be_made(handler: CloudProcessor) -> bool:
     return bool(policy.hash or policy.hash_sources) and not made
 
 
-class _NoSender:
-    """Sends nothing."""
-
-    def wake(self) -> None:
-        """There is nothing to wake."""
-
-    def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
-        """There is nothing to wait for."""
-
-
-def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
+def _requests(handler: CloudProcessor, outbox: Outbox) -> Iterator[Request]:
     """Every request of the sealed uploads, in order."""
     from catalogzero.cloud.sender import chunk_request, complete_body, whole_request
     from catalogzero.protocol.bodies import AS_JSON
@@ -147,19 +142,19 @@ def _requests(handler: CloudProcessor, ways: Any) -> Iterator[Request]:
     from catalogzero.protocol.identities import url_under
     from catalogzero.wire.messages import encode_json
 
-    base = handler.settings.endpoint
-    common = {"Authorization": "Bearer (the API key)", "User-Agent": ways.identity.user_agent}
-    for upload in reversed(ways.outbox.uploads(("sealed",))):
-        chunks = list(ways.outbox.bodies(upload.upload_id))
+    base, identity = handler.settings.endpoint, handler.identity()
+    common = {"Authorization": "Bearer (the API key)", "User-Agent": identity.user_agent}
+    for upload in reversed(outbox.uploads(("sealed",))):
+        chunks = list(outbox.bodies(upload.upload_id))
         if handler.settings.upload_form == "simple":
-            body, headers = whole_request(upload, chunks, ways.identity, NEXT_EPOCH)
+            body, headers = whole_request(upload, chunks, identity, NEXT_EPOCH)
             yield Request("POST", base, {**common, **headers}, body, body)
             continue
         for chunk in chunks:
             path, headers = chunk_request(upload.upload_id, chunk, chunk.body, chunk.coding)
             plain = decoded(chunk.body, chunk.coding)
             yield Request("PUT", url_under(base, *path), {**common, **headers}, chunk.body, plain)
-        body = encode_json(complete_body(upload, ways.identity, NEXT_EPOCH))
+        body = encode_json(complete_body(upload, identity, NEXT_EPOCH))
         url = url_under(base, "uploads", upload.upload_id, "complete")
         yield Request("POST", url, {**common, **AS_JSON}, body, body)
 

@@ -29,7 +29,7 @@ from catalogzero.cloud.health import (
 )
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.cloud.outbox_identity import MOVED, is_moved, moved_text
-from catalogzero.cloud.pipeline import UploadRun, Ways
+from catalogzero.cloud.pipeline import UploadRun
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Sender
 from catalogzero.cloud.settings import CloudSettings, Params
@@ -125,25 +125,30 @@ class Engine:
         progress: Callable[..., None],
     ) -> dict[str, Any]:
         """One run of `process_and_upload`, in a thread."""
-        ways = Ways(
+        moved = self._outbox.fact(MOVED)
+        if is_moved(moved, self._identity.installation_id):
+            raise FailedError(moved_text(moved))
+        run = UploadRun(
             author=self._author,
             settings=self._settings,
             runtime=self._runtime,
             identity=self._identity,
             outbox=self._outbox,
-            sender=self._sender,
+            wake=self._sender.wake,
+            wait_ended=self._sender.wait_ended,
             columns=ColumnFilter(self._runtime.egress, self._key),
             names_key=self._key if self._runtime.egress.hash_sources else None,
             folder=self._folder,
             clock=self._clock,
             progress=progress,
+            data_source=data_source,
+            params=params,
+            chunk_format=chunk_format,
+            full=full,
         )
-        moved = self._outbox.fact(MOVED)
-        if is_moved(moved, self._identity.installation_id):
-            raise FailedError(moved_text(moved))
         self._runs += 1
         try:
-            result = UploadRun(ways, data_source, params, chunk_format, full=full)()
+            result = run()
             self._log_run(result)
             if result["status"] in {"uploaded", "unchanged"}:
                 self._outbox.remember("last_success_at", result["timestamp"])

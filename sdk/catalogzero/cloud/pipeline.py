@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
@@ -50,47 +50,56 @@ _STATUS = {
 """What an upload's state means for its run; any other is `rejected`."""
 
 
-class Sending(Protocol):
-    """What a run needs of the sender."""
+@dataclass(kw_only=True)
+class UploadRun:
+    """One run over one data_source.
 
-    def wake(self) -> None:
-        """Look at the outbox now."""
+    Attributes:
+        author: The class that processes.
+        settings: The entry's settings.
+        runtime: The runtime's.
+        identity: Who sends.
+        outbox: Where sealed uploads go.
+        wake: Has the sender look at the outbox now.
+        wait_ended: Waits until uploads have ended, a pause begins, or so many seconds are up.
+        columns: The egress policy's rules for columns.
+        names_key: Hashes the names of sources; None where they leave in clear.
+        folder: The handler's state folder.
+        clock: For the times that are written and the age of files.
+        progress: Takes figures after each step.
+        data_source: What is read.
+        params: What the call gave; `format` and `full` in it are left out.
+        chunk_format: ndjson, json (the same), csv or parquet.
+        full: Send all again, also what is unchanged.
 
-    def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
-        """Wait until the uploads have ended, a pause begins, or the time is up."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Ways:
-    """What a run works with."""
+    Raises:
+        BadParamsError: There is no such format.
+    """
 
     author: Author
     settings: CloudSettings
     runtime: RuntimeSettings
     identity: Identity
     outbox: Outbox
-    sender: Sending
+    wake: Callable[[], None]
+    wait_ended: Callable[[Sequence[str], float], None]
     columns: ColumnFilter
     names_key: bytes | None
     folder: Path
     clock: Clock
     progress: Callable[..., None]
+    data_source: str
+    params: Params
+    chunk_format: str
+    full: bool
 
-
-class UploadRun:
-    """One run over one data_source."""
-
-    def __init__(
-        self, ways: Ways, data_source: str, params: Params, chunk_format: str, *, full: bool
-    ) -> None:
-        self._ways, self._source, self._full = ways, data_source, full
-        self._params = {k: v for k, v in params.items() if k not in {"format", "full"}}
-        self._format = "ndjson" if chunk_format == "json" else chunk_format
+    def __post_init__(self) -> None:
+        self.params = {k: v for k, v in self.params.items() if k not in {"format", "full"}}
         self._tally = Tally()
         self._unsealed: list[tuple[str, Callable[[], int]]] = []
-        self._policy = policy_digest(ways.runtime.egress)
+        self._policy = policy_digest(self.runtime.egress)
         self._files: Files | None = None
-        encoder_for(self._format, ways.runtime.chunk_bytes)
+        encoder_for(self.chunk_format, self.runtime.chunk_bytes)
 
     def __call__(self) -> dict[str, Any]:
         """Read, process, store; wait a while for the backend; the run's result.
@@ -101,36 +110,35 @@ class UploadRun:
                 others, with `failed` (how many) and `failures` (the first 20).
             SourceChangedError: Sources changed in each of three attempts, and nothing else failed.
         """
-        ways = self._ways
-        ways.outbox.refuse_when_full()
-        self._tally.waiting = ways.outbox.waiting(self._source, self._params)
+        self.outbox.refuse_when_full()
+        self._tally.waiting = self.outbox.waiting(self.data_source, self.params)
         items = self._items()
         self._tally.bytes_total = sum(map(_size_of, items))
         self._tell(items=len(items))
         try:
-            with ways.outbox.keeping():
+            with self.outbox.keeping():
                 for item in items:
                     self._take(item)
                     self._tally.items_done += 1
                     self._tally.bytes_before += _size_of(item)
                     self._tell()
                 self._seal_all()
-                ways.outbox.gone(self._tally.waiting)
+                self.outbox.gone(self._tally.waiting)
                 self._wait(items)
                 result = self._result()
         finally:
             for upload_id, _ in self._unsealed:
-                ways.outbox.abandon(upload_id)
+                self.outbox.abandon(upload_id)
         if self._tally.failed:
             raise self._tally.failure(len(items), result)
         return result
 
     def _wait(self, items: Collection[Item]) -> None:
         """Wait a while for the backend; what came too late there is read and sealed again."""
-        tally, ways = self._tally, self._ways
+        tally = self._tally
         for _ in range(ATTEMPTS):
-            ways.sender.wait_ended(tally.uploads, ways.runtime.upload_wait_s)
-            late = ways.outbox.held(tally.uploads)
+            self.wait_ended(tally.uploads, self.runtime.upload_wait_s)
+            late = self.outbox.held(tally.uploads)
             if not late:
                 return
             tally.uploads = [one for one in tally.uploads if one not in late]
@@ -142,7 +150,7 @@ class UploadRun:
 
     def _items(self) -> Collection[Item]:
         """What is to be read."""
-        author, settings = self._ways.author, self._ways.settings
+        author, settings = self.author, self.settings
         options = ReadOptions(
             author.batch_rows,
             author.batch_type == "arrow",
@@ -152,33 +160,28 @@ class UploadRun:
         )
         items: Collection[Item]
         if author.reads_itself:
-            items = [OwnItem(author, self._source, self._params)]
-        elif self._source.startswith("sql:"):
+            items = [OwnItem(author, self.data_source, self.params)]
+        elif self.data_source.startswith("sql:"):
             require_extra("sql")
             from catalogzero.cloud.queries import query_item
 
-            query = query_item(settings, self._source, options)
+            query = query_item(settings, self.data_source, options)
             mark = query.query.watermark
-            if mark is not None and not self._ways.columns.in_clear(mark):
+            if mark is not None and not self.columns.in_clear(mark):
                 raise BadParamsError(
                     f"{query.name}: the egress policy keeps back its watermark {mark!r}, whose "
                     "values leave with each upload: let it leave, or take `watermark` out"
                 )
             items = [query]
         else:
-            items = self._listed(options)
-        return [Group(self._source, items)] if author.unit == "run" else items
-
-    def _listed(self, options: ReadOptions) -> Files:
-        """The files of a path, a folder or a pattern; one that is gone is noted as such."""
-        roots = self._ways.settings.data_roots
-        try:
-            self._files = Roots(roots).items(self._source, options)
-        except BadParamsError:
-            if any(root.is_dir() for root in roots):
-                self._ways.outbox.gone(self._tally.waiting)
-            raise
-        return self._files
+            roots = settings.data_roots
+            try:
+                items = self._files = Roots(roots).items(self.data_source, options)
+            except BadParamsError:
+                if any(root.is_dir() for root in roots):
+                    self.outbox.gone(self._tally.waiting)
+                raise
+        return [Group(self.data_source, items)] if author.unit == "run" else items
 
     def _take(self, item: Item) -> None:
         """Read and seal one item; whatever it raises, the others go on."""
@@ -194,9 +197,7 @@ class UploadRun:
                     self._tally.fail(place, error)
             except Exception as error:  # noqa: BLE001  # an author's, a reader's: this item's alone
                 full = isinstance(error, sqlite3.OperationalError) and is_disk_full(error)
-                told = (
-                    f"the disk is full at {self._ways.folder}: make room, or set another state_dir"
-                )
+                told = f"the disk is full at {self.folder}: make room, or set another state_dir"
                 return self._tally.fail(place, FailedError(told) if full else error)
 
     def _seal_all(self) -> None:
@@ -217,14 +218,14 @@ class UploadRun:
     def _seal(self, upload_id: str, seal: Callable[[], int]) -> None:
         seal()
         self._tally.uploads.append(upload_id)
-        self._ways.sender.wake()
+        self.wake()
 
     def _unmatched(self) -> list[str]:
         """The policy's rules that matched no column of what this run read.
 
         Where sources were unchanged, what an earlier run matched under this policy counts too.
         """
-        columns, outbox = self._ways.columns, self._ways.outbox
+        columns, outbox = self.columns, self.outbox
         matched = set(columns.matched())
         known = outbox.fact(_FACT_MATCHED) or {}
         if known.get("policy") == self._policy:
@@ -239,7 +240,6 @@ class UploadRun:
 
     def _attempt(self, item: Item, place: Place) -> None:
         """One pass over an item, to its sealed upload, or to the finding that it is unchanged."""
-        ways = self._ways
         for name in [one.name for one in item.items] if isinstance(item, Group) else [item.name]:
             if name != utf8(name):
                 raise FailedError(f"{utf8(name)}: the file's name is not UTF-8: rename it")
@@ -247,21 +247,21 @@ class UploadRun:
         if not (isinstance(item, FileItem) and item.is_gone()):
             self._tally.waiting.discard(key)
         self._settle(item)
-        mark = ways.outbox.mark(key)
-        full = self._full or mark.owed or mark.mode not in (None, item.mode)
+        mark = self.outbox.mark(key)
+        full = self.full or mark.owed or mark.mode not in (None, item.mode)
         if not full and (self._stands_still(item, mark) or self._is_unchanged(item, key, mark)):
             return self._skip(item, mark)
         upload_id = new_upload_id()
-        ways.outbox.begin(
+        self.outbox.begin(
             upload_id,
             key,
             self._shown(item.name),
             item.mode,
             full=full,
-            params=shown_params(self._params, self._shown),
+            params=shown_params(self.params, self._shown),
         )
         bad = BadRecords(
-            ways.settings.on_bad_record, ways.folder / "bad_records" / f"{upload_id}.jsonl"
+            self.settings.on_bad_record, self.folder / "bad_records" / f"{upload_id}.jsonl"
         )
         try:
             seal = self._fill(upload_id, item, key, mark, bad, place, full=full)
@@ -269,20 +269,20 @@ class UploadRun:
                 bad.restart()
                 return self._skip(item, mark)
             self._tally.bad_records += bad.count
-            if ways.runtime.egress.strict:
+            if self.runtime.egress.strict:
                 self._unsealed.append((upload_id, seal))
             else:
                 self._seal(upload_id, seal)
         except BaseException:
-            ways.outbox.abandon(upload_id)
+            self.outbox.abandon(upload_id)
             bad.restart()
             raise
 
     def _key(self, item: Item) -> str:
         """The item's source_key."""
-        identity = self._ways.identity
+        identity = self.identity
         return source_key(
-            identity.installation_id, identity.stream, item.name, self._params, self._ways.names_key
+            identity.installation_id, identity.stream, item.name, self.params, self.names_key
         )
 
     def _skip(self, item: Item, mark: Mark) -> None:
@@ -290,7 +290,7 @@ class UploadRun:
         if mark.dead is None:
             self._tally.skipped += 1
             return
-        refused = self._ways.outbox.upload(mark.dead)
+        refused = self.outbox.upload(mark.dead)
         why = (refused.answer or {}).get("reason")
         what = "retry or purge it"
         if item.mode == "append":
@@ -323,10 +323,9 @@ class UploadRun:
 
     def _shown(self, text: str) -> str:
         """A source's name, or a text of the call's params, as it leaves."""
-        ways = self._ways
-        if ways.names_key:
-            return ways.columns.hash_of(text) or ""
-        return name_below(text, ways.settings.data_roots)
+        if self.names_key:
+            return self.columns.hash_of(text) or ""
+        return name_below(text, self.settings.data_roots)
 
     def _fill(
         self,
@@ -340,7 +339,7 @@ class UploadRun:
         full: bool,
     ) -> Callable[[], int] | None:
         """Produce an upload's chunks; what seals it, or None when nothing new was there."""
-        ways, stamp, before = self._ways, self._stamp(item), self._tally.rows_read
+        stamp, before = self._stamp(item), self._tally.rows_read
         with item.open(None if full else mark.value, bad) as reading:
             place.reading = reading
             try:
@@ -359,19 +358,19 @@ class UploadRun:
             refuse_no_progress(item.name, after, until, rows)
             unchanged = rows == 0 and until == after
             after = None if full else mark.watermark
-            content_key = upload_key(key, [after, until], ways.author.output_version)
+            content_key = upload_key(key, [after, until], self.author.output_version)
         else:
-            content_key = upload_key(key, content, ways.author.output_version)
+            content_key = upload_key(key, content, self.author.output_version)
             unchanged = content_key == mark.upload_key
         if unchanged and not full:
-            ways.outbox.abandon(upload_id)
+            self.outbox.abandon(upload_id)
             if item.mode == "replace":
-                ways.outbox.restamp(key, content_key, stamp)
+                self.outbox.restamp(key, content_key, stamp)
             return None
         bound = item.bound
-        of = digest_of([bound["column"], bound["database"]], ways.names_key) if bound else ""
+        of = digest_of([bound["column"], bound["database"]], self.names_key) if bound else ""
         return partial(
-            ways.outbox.seal,
+            self.outbox.seal,
             upload_id,
             content_key,
             stamp=stamp,
@@ -379,46 +378,45 @@ class UploadRun:
             until=until,
             bound=bound,
             watermark_of=of[:WATERMARK_OF_CHARS],
-            found_by=self._source,
+            found_by=self.data_source,
             policy=self._policy,
         )
 
     def _produce(self, upload_id: str, reading: Reading, bad: BadRecords, place: Place) -> None:
         """Run `process` over the batches, and store what it yields."""
-        ways = self._ways
 
         def refuse(row: int, error: UnfitError, record: Any) -> None:
             bad.take(place.name, None, where(row, error), repr(record))
 
-        encoder = encoder_for(self._format, ways.runtime.chunk_bytes, refuse)
-        schema = next((stream.schema for stream in streams_of(type(ways.author))), None)
-        check = RowCheck(schema, refuse, as_tables=self._format == "parquet")
+        encoder = encoder_for(self.chunk_format, self.runtime.chunk_bytes, refuse)
+        schema = next((stream.schema for stream in streams_of(type(self.author))), None)
+        check = RowCheck(schema, refuse, as_tables=self.chunk_format == "parquet")
 
         def store(chunks: Iterator[Any]) -> None:
             for chunk in chunks:
-                ways.outbox.add(upload_id, chunk)
+                self.outbox.add(upload_id, chunk)
                 self._tally.records += chunk.records
-                ways.sender.wake()
+                self.wake()
                 self._tell(reading)
 
         def reject(row: Any, why: str) -> None:
             bad.take(str(place), None, why, orjson.dumps(row, default=str, option=_ANY).decode())
 
         batches = self._counted(reading.batches(), place)
-        ways.columns.begin()
-        ways.author._rejects = reject
+        self.columns.begin()
+        self.author._rejects = reject
         try:
-            for batch in ways.author.process(batches, self._params):
+            for batch in self.author.process(batches, self.params):
                 for start, part in check(batch):
-                    store(encoder.add(ways.columns(part), start))
+                    store(encoder.add(self.columns(part), start))
             store(encoder.finish())
             for _ in batches:  # what `process` left unread belongs to the content all the same
                 pass
         finally:
-            ways.author._rejects = None
+            self.author._rejects = None
         if bad.failure is not None:  # which the author's code may have caught
             raise bad.failure
-        ways.columns.refuse_empty(place.name)
+        self.columns.refuse_empty(place.name)
 
     def _counted(self, batches: Iterator[Batch], place: Place) -> Iterator[Batch]:
         """The batches, counted for the progress, each noted as the one that `process` has."""
@@ -433,7 +431,7 @@ class UploadRun:
 
         A first read is made only of a file whose size is that of the last sealed content.
         """
-        if self._full or mark.upload_key is None or mark.stamp is None:
+        if self.full or mark.upload_key is None or mark.stamp is None:
             return False
         stamp = self._stamp(item)
         if stamp == mark.stamp:
@@ -442,28 +440,28 @@ class UploadRun:
             return False
         if stamp[1][0] != mark.stamp[1][0]:
             return False
-        found = upload_key(key, item.digest(), self._ways.author.output_version)
+        found = upload_key(key, item.digest(), self.author.output_version)
         if found != mark.upload_key:
             return False
-        self._ways.outbox.restamp(key, found, stamp)
+        self.outbox.restamp(key, found, stamp)
         return True
 
     def _stamp(self, item: Item) -> Any:
         """The item's stamp under this output_version; None where it has none."""
         stamp = item.stamp()
-        return None if stamp is None else [self._ways.author.output_version, stamp]
+        return None if stamp is None else [self.author.output_version, stamp]
 
     def _settle(self, item: Item) -> None:
         """Wait until a file is `settle_s` old."""
         files = item.items if isinstance(item, Group) else [item]
         ages = [
-            self._ways.clock.now().timestamp() - file.modified_at()
+            self.clock.now().timestamp() - file.modified_at()
             for file in files
             if isinstance(file, FileItem)
         ]
-        wait_s = min(self._ways.runtime.settle_s - min(ages, default=1e9), 60.0)
+        wait_s = min(self.runtime.settle_s - min(ages, default=1e9), 60.0)
         if wait_s > 0:
-            threading.Event().wait(min(wait_s, self._ways.runtime.settle_s))
+            threading.Event().wait(min(wait_s, self.runtime.settle_s))
 
     def _tell(self, reading: Reading | None = None, **fields: Any) -> None:
         tally = self._tally
@@ -473,7 +471,7 @@ class UploadRun:
                 "bytes_read": min(tally.bytes_before + here, tally.bytes_total),
                 "bytes_total": tally.bytes_total,
             }
-        self._ways.progress(
+        self.progress(
             rows_read=tally.rows_read,
             records=tally.records,
             items_done=tally.items_done,
@@ -482,7 +480,7 @@ class UploadRun:
 
     def _result(self) -> dict[str, Any]:
         """The sum over the run's uploads."""
-        tally, outbox = self._tally, self._ways.outbox
+        tally, outbox = self._tally, self.outbox
         found = outbox.summary(tally.uploads, LISTED)
         states = {_STATUS.get(state, "rejected") for state in found.states}
         states |= {"rejected"} if tally.refused else set()
@@ -501,12 +499,12 @@ class UploadRun:
             "cloud_job_id": found.job_id,
             "uploads": len(tally.uploads),
             "upload_ids": found.upload_ids,
-            "timestamp": self._ways.clock.now().isoformat(),
+            "timestamp": self.clock.now().isoformat(),
         }
-        if self._ways.columns.any_seen:
+        if self.columns.any_seen:
             unmatched = self._unmatched()
             result |= {"unmatched": len(unmatched), "unmatched_rules": unmatched[:LISTED]}
-        if elsewhere := outbox.also_under(self._source, self._params, LISTED):
+        if elsewhere := outbox.also_under(self.data_source, self.params, LISTED):
             result["other_params"] = elsewhere
         if tally.changed_queries:
             result["changed_queries"] = tally.changed_queries[:LISTED]
