@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 from catalogzero import CloudProcessor
-from catalogzero.clock import Clock, SystemClock
+from catalogzero.clock import Clock
 from catalogzero.cloud.engine import Engine
 from catalogzero.cloud.outbox import Outbox
 from catalogzero.config.settings import RuntimeSettings
@@ -37,11 +37,11 @@ class Site:
         self.author = author(endpoint=endpoint, data_roots=[data], **{**key, **config})
         given = {"settle_s": 0, "state_dir": folder / "state", "installation_id": "site"}
         self.author._attach(
-            runtime=RuntimeSettings(**{**given, **(runtime or {})}), handler_id="site"
+            runtime=RuntimeSettings(**{**given, **(runtime or {})}), handler_id="site", clock=clock
         )
+        self.author.log = structlog.get_logger()
         self.folder, self.data = folder, data
         self.status: dict[str, Any] = {}
-        self._clock = clock or SystemClock()
         self.engine: Engine
         self._main: asyncio.Task[None]
 
@@ -51,17 +51,7 @@ class Site:
         return self.engine._outbox
 
     async def __aenter__(self) -> Site:
-        self.engine = Engine(
-            self.author,
-            self.author.settings,
-            self.author.runtime,
-            self.author.identity(),
-            methods=["process_and_upload"],
-            folder=self.author.state_dir,
-            clock=self._clock,
-            log=structlog.get_logger(),
-            report_status=lambda status: setattr(self, "status", status),
-        )
+        self.engine = Engine(self.author, lambda status: setattr(self, "status", status))
         self._main = asyncio.create_task(self.engine.main())
         return self
 

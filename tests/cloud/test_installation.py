@@ -12,7 +12,6 @@ from catalogzero.cli.main import app
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.outbox_identity import MOVED, is_moved
 from typer.testing import CliRunner
 
 from tests.cloud.reference import ReferenceBackend
@@ -94,7 +93,8 @@ def test_new_names_what_it_drops_and_makes_another_id(tmp_path: Path) -> None:
     before = kept.read_text()
     done = invoke("installation", "new", "site", "--registry", path, "--yes")
     outbox = box(tmp_path)
-    uploads, mark, moved = outbox.uploads(), outbox.mark("K"), outbox.fact(MOVED)
+    uploads, mark = outbox.uploads(), outbox.mark("K")
+    moved_old, moved_new = outbox.moved_text("old-id"), outbox.moved_text(kept.read_text().strip())
     outbox.close()
 
     assert (refused.exit_code, before) == (1, "old-id\n")
@@ -104,8 +104,8 @@ def test_new_names_what_it_drops_and_makes_another_id(tmp_path: Path) -> None:
     assert made not in {"old-id", ""}
     assert made in done.output
     assert (uploads, mark.upload_key) == ([], None)
-    assert is_moved(moved, "old-id")
-    assert not is_moved(moved, made)
+    assert "installation adopt" in moved_old
+    assert moved_new == ""
 
 
 def test_new_wants_another_id_where_the_registry_file_sets_it(tmp_path: Path) -> None:

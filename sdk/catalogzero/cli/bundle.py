@@ -93,7 +93,7 @@ def _state(handler: Handler) -> dict[str, Any]:
     folder = handler.state_dir
     if (folder / "outbox.sqlite").exists():
         with closing(Outbox(folder, handler.clock, mend=False)) as outbox:
-            uploads = [upload.as_dict() for upload in outbox.uploads(limit=500)]
+            uploads = [asdict(upload) for upload in outbox.uploads(limit=500)]
             facts = {"totals": asdict(outbox.totals()), "paused": outbox.fact("paused")}
         parts["outbox.json"] = {**facts, "uploads": uploads}
     if (folder / "audit.jsonl").exists():

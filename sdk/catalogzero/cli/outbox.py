@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,7 @@ def list_uploads(
     Example: catalogzero outbox list acme
     """
     with opened(target, registry) as outbox:
-        uploads = [upload.as_dict() for upload in outbox.uploads(() if every else _OPEN)]
+        uploads = [asdict(upload) for upload in outbox.uploads(() if every else _OPEN)]
         paused = outbox.fact("paused")
     if json:
         print_json({"uploads": uploads, "paused": paused})
@@ -60,7 +61,7 @@ def show(
     Example: catalogzero outbox show acme 3f2a
     """
     with opened(target, registry) as outbox:
-        upload = outbox.upload(upload_id).as_dict()
+        upload = asdict(outbox.upload(upload_id))
     print_answer(upload, json=json)
 
 
@@ -101,7 +102,7 @@ def export(
     with opened(target, registry) as outbox:
         upload = outbox.upload(upload_id)
         out.mkdir(parents=True)
-        (out / "upload.json").write_bytes(encode_json(upload.as_dict()))
+        (out / "upload.json").write_bytes(encode_json(asdict(upload)))
         count = 0
         for chunk in outbox.bodies(upload.upload_id):
             name = f"{chunk.seq:05}.{suffixes.get(chunk.content_type, 'bin')}"
@@ -149,8 +150,6 @@ def audit(target: Target, registry: RegistryOption = None, json: JsonFlag = Fals
 
     Example: catalogzero outbox audit acme
     """
-    from dataclasses import asdict
-
     from catalogzero.cloud.egress import verify_audit
 
     path = _folder(target, registry) / "audit.jsonl"

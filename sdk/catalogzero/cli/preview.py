@@ -108,8 +108,6 @@ def preview_run(
             outbox.adopt_marks(state / "outbox.sqlite")
         run = UploadRun(
             author=handler,
-            settings=handler.settings,
-            runtime=handler.runtime,
             identity=handler.identity(),
             outbox=outbox,
             wake=lambda: None,
@@ -117,7 +115,6 @@ def preview_run(
             columns=ColumnFilter(policy, key),
             names_key=key if policy.hash_sources else None,
             folder=folder,
-            clock=handler.clock,
             progress=lambda **fields: None,
             data_source=data_source,
             params=params,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from catalogzero.cloud.csv_rows import CELL_CHARS, CsvFile
 from catalogzero.cloud.records import Found, ReadOptions, refuse_names
 from catalogzero.cloud.settings import Batch
-from catalogzero.cloud.tables import rows_in, table_of, table_of_rows
+from catalogzero.cloud.tables import rows_in, table_of
 from catalogzero.cloud.text import line_ends
 from catalogzero.errors import FailedError
 
@@ -110,9 +110,3 @@ def _refuse_twice(kind: pa.DataType, where: str) -> None:
         refuse_names([field.name for field in fields], where)
     for field in fields:
         _refuse_twice(field.type, f"{where}, in {field.name!r}")
-
-
-def tables_of(batches: Iterable[list[dict[str, Any]]], source: str = "a batch") -> Iterator[Batch]:
-    """Tables of dict batches; each has the columns and types of its own rows."""
-    for batch in batches:
-        yield table_of_rows(batch)

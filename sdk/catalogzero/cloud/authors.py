@@ -5,16 +5,20 @@ Owns no data: `read` is the author's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from catalogzero.clock import Clock
 from catalogzero.cloud.batches import lists_of, parts_of
 from catalogzero.cloud.items import Item, RowReading
 from catalogzero.cloud.records import BadRecords
-from catalogzero.cloud.settings import Batch, Params
+from catalogzero.cloud.settings import Batch, CloudSettings, Params
+from catalogzero.config.logs import Logger
+from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import FailedError
-from catalogzero.protocol.identities import Mode
+from catalogzero.protocol.identities import Identity, Mode
 
 Rejects = Callable[[Any, str], None]
 
@@ -27,6 +31,10 @@ class Author(Protocol):
     batch_rows: ClassVar[int]
     mode: ClassVar[Any]
     output_version: ClassVar[int]
+    settings: CloudSettings
+    runtime: RuntimeSettings
+    clock: Clock
+    log: Logger
 
     def process(self, batches: Iterator[Batch], params: Params) -> Iterator[Batch]:
         """The author's work."""
@@ -37,6 +45,17 @@ class Author(Protocol):
     @property
     def reads_itself(self) -> bool:
         """Whether `read` is the author's."""
+
+    @property
+    def state_dir(self) -> Path:
+        """The handler's state folder."""
+
+    def identity(self) -> Identity:
+        """Who sends."""
+
+    @classmethod
+    def callable_methods(cls) -> Collection[str]:
+        """The names of the handler's methods, for its registration."""
 
     _rejects: Rejects | None
     """What `reject` calls, while a run is under way."""

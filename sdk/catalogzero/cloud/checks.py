@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -54,31 +55,21 @@ def preflight(
         return await asyncio.shield(asking[0])
 
     checks = [
-        Check("backend", lambda: _backend(settings, policy, answer)),
-        Check("api key", lambda: _key(answer, settings)),
-        Check("clock", lambda: _clock(answer, clock)),
-        Check("disk", lambda: _disk(state_dir)),
-        Check("outbox", lambda: _outbox(state_dir, clock)),
-        Check("egress", lambda: _egress(settings, policy, state_dir, clock)),
+        Check("backend", partial(_backend, settings, policy, answer)),
+        Check("api key", partial(_key, answer, settings)),
+        Check("clock", partial(_clock, answer, clock)),
+        Check("disk", partial(_disk, state_dir)),
+        Check("outbox", partial(_outbox, state_dir, clock)),
+        Check("egress", partial(_egress, settings, policy, state_dir, clock)),
     ]
     if (policy.hash or policy.hash_sources) and policy.hash_key_file is None:
-        checks.append(Check("hash key", lambda: _hash_key(state_dir)))
-    checks = [Check(check.name, _as_coroutine(check.act)) for check in checks[:3]] + checks[3:]
+        checks.append(Check("hash key", partial(_hash_key, state_dir)))
     if settings.data_roots:
-        checks.append(Check("data roots", lambda: _roots(settings)))
-        checks.append(Check("files", lambda: _files(settings)))
+        checks.append(Check("data roots", partial(_roots, settings)))
+        checks.append(Check("files", partial(_files, settings)))
     if settings.sources:
-        checks.append(Check("queries", lambda: _queries(settings)))
+        checks.append(Check("queries", partial(_queries, settings)))
     return checks
-
-
-def _as_coroutine(act: Callable[[], Awaitable[Finding]]) -> Callable[[], Awaitable[Finding]]:
-    """A check that is awaited on the loop, not run in a thread."""
-
-    async def run() -> Finding:
-        return await act()
-
-    return run
 
 
 async def _ask(settings: CloudSettings, policy: EgressPolicy, user_agent: str) -> httpx.Response:

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from catalogzero.cloud.records import BadRecords, ReadOptions, bare_name, empty, refuse_names
 from catalogzero.cloud.text import SAMPLE_BYTES, Text, line_ends
+from catalogzero.cloud.values import is_valid
 from catalogzero.errors import FailedError
 
 CELL_CHARS = 1 << 24
@@ -62,7 +63,7 @@ class CsvFile:
             reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
             try:
                 for row in reader:
-                    if len(row) == width and (valid or _is_text(row)):
+                    if len(row) == width and (valid or is_valid("".join(row))):
                         yield row
                     elif row:
                         raw = body[start : tell()]
@@ -110,7 +111,7 @@ class CsvFile:
             except csv.Error as error:
                 why = "text after a closing quote in the header"
                 raise FailedError(f"{name}, line {text.line}: {why}") from error
-            if not _is_text(cells):
+            if not is_valid("".join(cells)):
                 raise FailedError(f"{name}, line {text.line}: the header is not {text.encoding}")
             text.line += line_ends(body[begin:end])
             text.put_back(head[begin + size :])
@@ -140,15 +141,6 @@ class CsvFile:
         if len(row) != len(self.columns):
             return f"{len(row)} fields, and the header has {len(self.columns)}"
         return f"bytes that are not {self.text.encoding}"
-
-
-def _is_text(row: list[str]) -> bool:
-    """Whether each cell is text in the file's encoding, without escaped bytes."""
-    try:
-        "".join(row).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ import re
 import secrets
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -215,18 +215,18 @@ class AuditReport:
 def verify_audit(path: Path) -> AuditReport:
     """Follow the chain of an audit log from its first line."""
     report, open_pushes = AuditReport(), set[int]()
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            entry = orjson.loads(line)
-        except orjson.JSONDecodeError:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for number, line in enumerate(filter(None, (line.rstrip(b"\n") for line in file)), 1):
             entry = None
-        if isinstance(entry, dict):
-            if entry.get("prev") != report.head and report.broken_at is None:
-                report.broken_at = number
-            _count(report, entry, open_pushes)
-        else:
-            report.torn += 1
-        report.head = hashlib.sha256(line).hexdigest()
+            with suppress(orjson.JSONDecodeError):
+                entry = orjson.loads(line)
+            if isinstance(entry, dict):
+                if entry.get("prev") != report.head and report.broken_at is None:
+                    report.broken_at = number
+                _count(report, entry, open_pushes)
+            else:
+                report.torn += 1
+            report.head = hashlib.sha256(line).hexdigest()
     report.unsettled = sorted(open_pushes)
     return report
 
@@ -241,11 +241,3 @@ def _count(report: AuditReport, entry: dict[str, Any], open_pushes: set[int]) ->
         open_pushes.add(entry["n"])
     else:
         open_pushes.discard(entry.get("n", 0))
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file that may be missing."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        for line in file:
-            if bare := line.rstrip(b"\n"):
-                yield bare

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
@@ -41,6 +42,8 @@ from catalogzero.protocol.codings import CODINGS, encoded
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from catalogzero.cloud.tables import Part
+
 _PLANS, _NAMED = 1_000, 20
 HOW_TO_DECLARE = (
     "the columns are those of the first record; declare them in the class: "
@@ -59,8 +62,22 @@ class Chunk:
     content_type: str
 
 
-class ChunkEncoder(Protocol):
-    """Turns batches into chunks."""
+class ChunkEncoder(ABC):
+    """Turns batches into chunks: gathers what it is given until a chunk is full.
+
+    Args:
+        chunk_bytes: When a chunk closes.
+        refuse: Takes each record that the format cannot hold.
+    """
+
+    coding: ClassVar[str]
+    content_type: ClassVar[str]
+
+    def __init__(self, chunk_bytes: int, refuse: Refuse = fail) -> None:
+        self._limit, self._refuse = chunk_bytes, refuse
+        self._gathered: list[Any] = []
+        self._size = self._seq = 0
+        self._next = 1
 
     def add(self, batch: Batch, start: int | None = None) -> Iterator[Chunk]:
         """Take a batch; yield the chunks that it completes.
@@ -69,9 +86,33 @@ class ChunkEncoder(Protocol):
             batch: Of any kind.
             start: The number of its first row; one above the last where it is None.
         """
+        self._next = self._next if start is None else start
+        for part in self._parts_of(batch):
+            first, self._next = self._next, self._next + len(part)
+            yield from self._take(part, first)
 
     def finish(self) -> Iterator[Chunk]:
         """Yield what is left; nothing when there is no record."""
+        if self._gathered:
+            yield self._chunk()
+
+    @abstractmethod
+    def _parts_of(self, batch: Batch) -> Iterator[Any]:
+        """A batch in the form that `_take` takes."""
+
+    @abstractmethod
+    def _take(self, part: Any, first: int) -> Iterator[Chunk]:
+        """Gather rows, the first of which has the number `first`; yield what is full."""
+
+    @abstractmethod
+    def _body(self) -> tuple[int, bytes]:
+        """How many records are gathered, and the body of their chunk."""
+
+    def _chunk(self) -> Chunk:
+        """The chunk of what is gathered so far."""
+        chunk = Chunk(self._seq, *self._body(), self.coding, self.content_type)
+        self._seq, self._size, self._gathered = self._seq + 1, 0, []
+        return chunk
 
 
 def encoder_for(
@@ -89,52 +130,75 @@ def encoder_for(
     Raises:
         BadParamsError: No such format.
     """
-    if chunk_format == "parquet":
-        return ParquetEncoder(chunk_bytes, refuse)
-    if chunk_format == "csv":
-        return TextEncoder(chunk_bytes, CsvLines(), "csv", refuse)
-    if chunk_format in {"ndjson", "json"}:
-        return TextEncoder(chunk_bytes, JsonLines(), "ndjson", refuse)
-    raise BadParamsError(
-        f"format {chunk_format!r} is not one of ndjson, json, csv, parquet",
-        details=[{"field": "format", "message": "one of ndjson, json, csv, parquet"}],
-    )
+    kinds = {
+        "ndjson": JsonEncoder,
+        "json": JsonEncoder,
+        "csv": CsvEncoder,
+        "parquet": ParquetEncoder,
+    }
+    if chunk_format not in kinds:
+        raise BadParamsError(
+            f"format {chunk_format!r} is not one of ndjson, json, csv, parquet",
+            details=[{"field": "format", "message": "one of ndjson, json, csv, parquet"}],
+        )
+    return kinds[chunk_format](chunk_bytes, refuse)
 
 
-class Lines(Protocol):
-    """Turns rows into lines of text, a line a record."""
+class JsonEncoder(ChunkEncoder):
+    """Chunks of JSON Lines: UTF-8, every digit of a number, bytes as base64."""
 
-    def header(self) -> bytes:
-        """What each chunk begins with."""
+    coding, content_type = CODINGS[0], CONTENT_TYPES["ndjson"]
 
-    def lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
+    def _lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
         """One encoded record each; raises `UnfitError` where one of the rows cannot be."""
-
-
-class JsonLines:
-    """JSON Lines: UTF-8, every digit of a number, bytes as base64."""
-
-    def header(self) -> bytes:
-        """JSON Lines have none."""
-        return b""
-
-    def lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
-        """See `Lines.lines`."""
         return json_lines(rows)
 
+    def _header(self) -> bytes:
+        """What each chunk begins with."""
+        return b""
 
-class CsvLines:
+    def _parts_of(self, batch: Batch) -> Iterator[list[dict[str, Any]]]:
+        return lists_of(batch, texts=True)
+
+    def _take(self, part: list[dict[str, Any]], first: int) -> Iterator[Chunk]:
+        try:
+            lines = self._lines(part)
+        except UnfitError:
+            lines = [line for n, row in enumerate(part) for line in self._line_of(row, first + n)]
+        total = sum(map(len, lines))
+        if self._size + total < self._limit:
+            self._gathered += lines
+            self._size += total
+            return
+        for line in lines:
+            self._gathered.append(line)
+            self._size += len(line)
+            if self._size >= self._limit:
+                yield self._chunk()
+
+    def _line_of(self, row: dict[str, Any], number: int) -> list[bytes]:
+        """The line of one row; none where it is refused."""
+        try:
+            return self._lines([row])
+        except UnfitError as error:
+            self._refuse(number, error, row)
+            return []
+
+    def _body(self) -> tuple[int, bytes]:
+        raw = self._header() + b"".join(self._gathered)
+        return len(self._gathered), encoded(raw, self.coding)
+
+
+class CsvEncoder(JsonEncoder):
     """CSV with a header in each chunk; the first record's columns are those of the upload."""
 
-    def __init__(self) -> None:
-        self._columns: list[str] | None = None
+    content_type = CONTENT_TYPES["csv"]
+    _columns: list[str] | None = None
 
-    def header(self) -> bytes:
-        """The line of column names."""
+    def _header(self) -> bytes:
         return csv_header(self._columns or [])
 
-    def lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
-        """See `Lines.lines`."""
+    def _lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
         if self._columns is None:
             self._columns = list(rows[0])
         known = set(self._columns)
@@ -145,127 +209,48 @@ class CsvLines:
         return csv_lines(self._columns, rows)
 
 
-class TextEncoder:
-    """Chunks of lines, compressed with zstd as they grow."""
-
-    def __init__(
-        self,
-        chunk_bytes: int,
-        lines: Lines,
-        chunk_format: str,
-        refuse: Refuse = fail,
-    ) -> None:
-        self._limit, self._lines, self._type = chunk_bytes, lines, CONTENT_TYPES[chunk_format]
-        self._refuse = refuse
-        self._parts: list[bytes] = []
-        self._size = self._seq = 0
-        self._next = 1
-
-    def add(self, batch: Batch, start: int | None = None) -> Iterator[Chunk]:
-        """See `ChunkEncoder.add`."""
-        self._next = self._next if start is None else start
-        for rows in lists_of(batch, texts=True):
-            first, self._next = self._next, self._next + len(rows)
-            yield from self._take(self._lines_of(rows, first))
-
-    def finish(self) -> Iterator[Chunk]:
-        """See `ChunkEncoder.finish`."""
-        if self._parts:
-            yield self._chunk()
-            self._parts = []
-
-    def _lines_of(self, rows: list[dict[str, Any]], start: int) -> list[bytes]:
-        """The lines of some rows; where they cannot all be written, row by row."""
-        try:
-            return self._lines.lines(rows)
-        except UnfitError:
-            return [line for n, row in enumerate(rows) for line in self._line_of(row, start + n)]
-
-    def _line_of(self, row: dict[str, Any], number: int) -> list[bytes]:
-        """The line of one row; none where it is refused."""
-        try:
-            return self._lines.lines([row])
-        except UnfitError as error:
-            self._refuse(number, error, row)
-            return []
-
-    def _take(self, lines: list[bytes]) -> Iterator[Chunk]:
-        """Gather lines; yield each chunk that they complete."""
-        total = sum(map(len, lines))
-        if self._size + total < self._limit:
-            self._parts += lines
-            self._size += total
-            return
-        for line in lines:
-            self._parts.append(line)
-            self._size += len(line)
-            if self._size >= self._limit:
-                yield self._chunk()
-                self._parts, self._size = [], 0
-
-    def _chunk(self) -> Chunk:
-        """The chunk of the lines gathered so far."""
-        raw = self._lines.header() + b"".join(self._parts)
-        coding = CODINGS[0]
-        chunk = Chunk(self._seq, len(self._parts), encoded(raw, coding), coding, self._type)
-        self._seq += 1
-        return chunk
-
-
-class ParquetEncoder:
+class ParquetEncoder(ChunkEncoder):
     """Chunks that are Parquet files of their own, all of one schema (see `tables.Tables`)."""
+
+    coding, content_type = "identity", CONTENT_TYPES["parquet"]
 
     def __init__(self, chunk_bytes: int, refuse: Refuse = fail) -> None:
         require_extra("parquet")
         from catalogzero.cloud.tables import Tables
 
-        self._limit = chunk_bytes
+        super().__init__(chunk_bytes, refuse)
         self._fitting = Tables(None, refuse, chunk_bytes)
-        self._tables: list[pa.Table] = []
-        self._size = self._seq = 0
-        self._next = 1
-
-    def add(self, batch: Batch, start: int | None = None) -> Iterator[Chunk]:
-        """See `ChunkEncoder.add`."""
-        self._next = self._next if start is None else start
-        for part in parts_of(batch):
-            first, self._next = self._next, self._next + len(part)
-            for _, table in self._fitting.add(part, first):
-                yield from self._take(table)
 
     def finish(self) -> Iterator[Chunk]:
         """See `ChunkEncoder.finish`."""
         for _, table in self._fitting.finish():
-            yield from self._take(table)
-        if self._tables:
-            yield self._chunk()
+            yield from self._gather(table)
+        yield from super().finish()
 
-    def _take(self, table: pa.Table) -> Iterator[Chunk]:
+    def _parts_of(self, batch: Batch) -> Iterator[Part]:
+        return parts_of(batch)
+
+    def _take(self, part: Part, first: int) -> Iterator[Chunk]:
+        for _, table in self._fitting.add(part, first):
+            yield from self._gather(table)
+
+    def _gather(self, table: pa.Table) -> Iterator[Chunk]:
         """Gather a table, in slices that are none far above the limit."""
         rows = max(1, int(table.num_rows * self._limit / max(table.nbytes, 1)))
         for start in range(0, table.num_rows, rows):
             part = table.slice(start, rows)
-            self._tables.append(part)
+            self._gathered.append(part)
             self._size += part.nbytes
             if self._size >= self._limit:
                 yield self._chunk()
 
-    def _chunk(self) -> Chunk:
-        """The Parquet file of the tables gathered so far."""
+    def _body(self) -> tuple[int, bytes]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        sink, table = pa.BufferOutputStream(), pa.concat_tables(self._tables)
+        sink, table = pa.BufferOutputStream(), pa.concat_tables(self._gathered)
         pq.write_table(table, sink, compression="zstd")
-        chunk = Chunk(
-            self._seq,
-            table.num_rows,
-            sink.getvalue().to_pybytes(),
-            "identity",
-            CONTENT_TYPES["parquet"],
-        )
-        self._seq, self._size, self._tables = self._seq + 1, 0, []
-        return chunk
+        return table.num_rows, sink.getvalue().to_pybytes()
 
 
 def json_array(bodies: Iterable[bytes]) -> bytes:

@@ -9,35 +9,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from pydantic import ValidationError
-from structlog.typing import FilteringBoundLogger
 
-from catalogzero.clock import Clock
 from catalogzero.cloud.authors import Author
 from catalogzero.cloud.egress import AuditLog, egress_key, policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.health import (
     HealthPost,
-    damage_text,
     host_facts,
-    missing_text,
     outbox_figures,
+    outbox_reasons,
 )
 from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.outbox_identity import MOVED, is_moved, moved_text
+from catalogzero.cloud.outbox_identity import MOVED
 from catalogzero.cloud.pipeline import UploadRun
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Sender
-from catalogzero.cloud.settings import CloudSettings, Params
-from catalogzero.config.settings import RuntimeSettings
+from catalogzero.cloud.settings import Params
 from catalogzero.errors import CatalogZeroError, FailedError
 from catalogzero.protocol.bodies import AS_JSON, Known
 from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
-from catalogzero.protocol.identities import Identity
 from catalogzero.protocol.problems import Kind
 from catalogzero.wire.messages import encode_json
 
@@ -51,54 +45,41 @@ class Engine:
     """What reads, stores and sends.
 
     Args:
-        author: The class that processes.
-        settings: The entry's settings.
-        runtime: The runtime's.
-        identity: Who sends.
-        methods: The names of the handler's methods, for its registration.
-        folder: The handler's state folder.
-        clock: For every wait and time.
-        log: For faults, pauses and dead letters.
+        author: The class that processes; its settings, clock and log serve all that is here.
         report_status: Takes what is pending, after each change.
     """
 
-    def __init__(
-        self,
-        author: Author,
-        settings: CloudSettings,
-        runtime: RuntimeSettings,
-        identity: Identity,
-        *,
-        methods: list[str],
-        folder: Path,
-        clock: Clock,
-        log: FilteringBoundLogger,
-        report_status: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self._author, self._settings, self._runtime = author, settings, runtime
-        self._identity, self._methods, self._folder = identity, methods, folder
-        self._clock, self._log, self._report_status = clock, log, report_status
-        self._outbox = Outbox(folder, clock, max_bytes=runtime.outbox_max_bytes)
+    def __init__(self, author: Author, report_status: Callable[[dict[str, Any]], None]) -> None:
+        self._author, self._report_status = author, report_status
+        self._identity, self._clock, self._log = author.identity(), author.clock, author.log
+        settings, runtime, folder = author.settings, author.runtime, author.state_dir
+        self._outbox = Outbox(folder, self._clock, max_bytes=runtime.outbox_max_bytes)
         self._outbox.abandon()
         if self._outbox.rescue is not None:
-            log.error("the outbox was damaged", **self._outbox.rescue)
+            self._log.error("the outbox was damaged", **self._outbox.rescue)
         self._key = egress_key(runtime.egress, folder)
-        self._audit = AuditLog(folder, clock, self._outbox.drop_reserve)
-        self._pusher = Pusher(settings, runtime.egress, identity, self._audit, clock)
+        self._audit = AuditLog(folder, self._clock, self._outbox.drop_reserve)
+        self._pusher = Pusher(settings, runtime.egress, self._identity, self._audit, self._clock)
         self._start_due = asyncio.Event()
         self._sender = Sender(
             self._outbox,
             self._pusher,
             settings,
-            identity,
-            clock,
-            log,
+            self._identity,
+            self._clock,
+            self._log,
             self._changed,
             on_start_due=self._start_again,
             sealed_only=runtime.egress.strict,
         )
         self._health = HealthPost(
-            self._outbox, self._pusher, identity, self._audit, clock, log, self._start_again
+            self._outbox,
+            self._pusher,
+            self._identity,
+            self._audit,
+            self._clock,
+            self._log,
+            self._start_again,
         )
         self._runs = 0
         self._told: dict[str, Any] = {}
@@ -125,21 +106,18 @@ class Engine:
         progress: Callable[..., None],
     ) -> dict[str, Any]:
         """One run of `process_and_upload`, in a thread."""
-        moved = self._outbox.fact(MOVED)
-        if is_moved(moved, self._identity.installation_id):
-            raise FailedError(moved_text(moved))
+        if moved := self._outbox.moved_text(self._identity.installation_id):
+            raise FailedError(moved)
+        policy = self._author.runtime.egress
         run = UploadRun(
             author=self._author,
-            settings=self._settings,
-            runtime=self._runtime,
             identity=self._identity,
             outbox=self._outbox,
             wake=self._sender.wake,
             wait_ended=self._sender.wait_ended,
-            columns=ColumnFilter(self._runtime.egress, self._key),
-            names_key=self._key if self._runtime.egress.hash_sources else None,
-            folder=self._folder,
-            clock=self._clock,
+            columns=ColumnFilter(policy, self._key),
+            names_key=self._key if policy.hash_sources else None,
+            folder=self._author.state_dir,
             progress=progress,
             data_source=data_source,
             params=params,
@@ -168,7 +146,7 @@ class Engine:
             self._log.warning("egress rules matched no column", rules=unmatched)
         if "unmatched" in result:
             self._outbox.remember("egress_unmatched", unmatched)
-        policy = policy_digest(self._runtime.egress)
+        policy = policy_digest(self._author.runtime.egress)
         if self._outbox.fact("egress_policy") not in {None, policy}:
             sources = result.get("sources_under_other_policy", 0)
             self._log.warning("the egress policy changed", sources_under_other_policy=sources)
@@ -180,8 +158,7 @@ class Engine:
         """Push a health report made of the handler's metrics and what is known here."""
         extra = [f"the backend cannot be reached: {self._sender.fault_code}"]
         extra = extra if self._sender.fault_code and not self._sender.paused else []
-        extra += damage_text(await asyncio.to_thread(self._outbox.damage))
-        extra += await asyncio.to_thread(missing_text, self._outbox)
+        extra += await asyncio.to_thread(outbox_reasons, self._outbox)
         sent = await self._health.report(metrics, about, self._sender.paused_code, extra)
         self._changed()
         return {"sent": sent, "next_interval_s": self._health.next_interval_s}
@@ -199,11 +176,12 @@ class Engine:
         """Take an epoch and compare: at first, and whenever something says that it is due."""
         was_moved = False
         while True:
-            moved = await asyncio.to_thread(self._outbox.fact, MOVED)
-            if is_moved(moved, self._identity.installation_id):
+            installation_id = self._identity.installation_id
+            moved = await asyncio.to_thread(self._outbox.moved_text, installation_id)
+            if moved:
                 was_moved = True
                 self._sender.hold()
-                await self._sender.pause(moved_text(moved), "installation moved")
+                await self._sender.pause(moved, "installation moved")
                 self._changed()
                 await self._clock.sleep(_RETRY_LOOK_S)
                 continue
@@ -219,19 +197,29 @@ class Engine:
     async def _start(self) -> bool:
         """One try to take the next epoch; False where another is to come."""
         said = await asyncio.to_thread(self._outbox.start)
-        outcome = await self._ask("PUT", encode_json({**self._installation(), **said}))
+        here = self._installation()
+        outcome = await self._ask("PUT", encode_json({**here, **said}))
         if outcome.type == Kind.GENERATION_CHANGED.uri:  # nothing of it is kept but by the answer
             said["generation"] = outcome.members.get("generation")
-            outcome = await self._ask("PUT", encode_json({**self._installation(), **said}))
+            outcome = await self._ask("PUT", encode_json({**here, **said}))
         decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
         answer = outcome.members
-        if decision.verdict is Verdict.MOVED:
-            await self._move(outcome)
+        if decision.verdict is Verdict.MOVED:  # nothing is read or sent until `adopt` or `new`
+            since = answer.get("since")
+            moved = {"installation_id": self._identity.installation_id, "since": since}
+            await asyncio.to_thread(self._outbox.remember, MOVED, moved)
+            self._log.error("installation moved", since=since)
             return False
         if decision.verdict is Verdict.DONE and "epoch" in answer:
             known = await self._whole(answer)
             if known is not None:
-                await self._compare(known)
+                cleared = await asyncio.to_thread(
+                    self._outbox.started, known, self._identity.installation_id
+                )
+                if cleared:
+                    about = {"count": len(cleared), "source_keys": cleared[:_SHOWN]}
+                    self._log.warning("sources are read again", **about)
+                await self._sender.go(known.epoch)
                 return True
             decision = Decision(Verdict.RETRY, "the backend's answer to the start is not whole")
         fenced = outcome.status in _REFUSED or (
@@ -242,7 +230,7 @@ class Engine:
                 await self._sender.pause(decision.reason, outcome.code)
             else:
                 self._log.warning("start not answered", reason=decision.reason)
-                self._sender.failed_start(outcome.code, decision.retry_after_s)
+                self._sender.failed_all(outcome.code, decision.retry_after_s)
             self._changed()
             await self._sender.rest()
             return False
@@ -264,23 +252,6 @@ class Engine:
         except ValidationError:
             return None
         return known
-
-    async def _compare(self, known: Known) -> None:
-        """Keep the answer of a start and compare what is here with it; then send."""
-        cleared = await asyncio.to_thread(
-            self._outbox.started, known, self._identity.installation_id
-        )
-        if cleared:
-            shown = cleared[:_SHOWN]
-            self._log.warning("sources are read again", count=len(cleared), source_keys=shown)
-        await self._sender.go(known.epoch)
-
-    async def _move(self, outcome: Outcome) -> None:
-        """Another folder took the installation over: nothing is read or sent until adopt or new."""
-        since = outcome.body.get("since") if isinstance(outcome.body, dict) else None
-        moved = {"installation_id": self._identity.installation_id, "since": since}
-        await asyncio.to_thread(self._outbox.remember, MOVED, moved)
-        self._log.error("installation moved", since=since)
 
     def _start_again(self) -> None:
         """A start is due: another generation was seen, or another folder's epoch."""
@@ -304,7 +275,7 @@ class Engine:
             "sdk_version": self._identity.sdk_version,
             "handler": self._identity.handler_id,
             "host": host_facts(),
-            "methods": self._methods,
+            "methods": sorted(type(self._author).callable_methods()),
         }
 
     def _changed(self) -> None:

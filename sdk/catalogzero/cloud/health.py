@@ -10,6 +10,7 @@ import asyncio
 import platform
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -18,11 +19,10 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.clock import Clock
 from catalogzero.cloud.egress import AuditLog
 from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.outbox_rescue import Rescue
 from catalogzero.cloud.push import Pusher
 from catalogzero.cloud.sender import Backoff
 from catalogzero.protocol.bodies import AS_JSON, HEALTH_SCHEMA
-from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
+from catalogzero.protocol.deciding import Asked, Verdict, decide
 from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
 
@@ -53,23 +53,18 @@ def outbox_figures(outbox: Outbox, clock: Clock, paused: str) -> dict[str, Any]:
     }
 
 
-def missing_text(outbox: Outbox) -> list[str]:
-    """The reason of a report that names what the backend does not have and nobody read again."""
-    keys = outbox.missing_sources()
-    if not keys:
-        return []
-    return [f"not at the backend until they are read again, by source_key: {', '.join(keys)}"]
-
-
-def damage_text(damage: Rescue | None) -> list[str]:
-    """The reason of a report that says what a damaged file cost; ends with the file set aside."""
-    if damage is None:
-        return []
-    lost = len(damage["lost"])
-    return [
-        f"the outbox was damaged: {lost} uploads in it cannot be read "
-        f"(catalogzero check names them); it was set aside as {damage['file']}"
-    ]
+def outbox_reasons(outbox: Outbox) -> list[str]:
+    """What a damaged file cost, and what the backend does not have until it is read again."""
+    reasons = []
+    if (damage := outbox.damage()) is not None:
+        reasons.append(
+            f"the outbox was damaged: {len(damage['lost'])} uploads in it cannot be read "
+            f"(catalogzero check names them); it was set aside as {damage['file']}"
+        )
+    if keys := outbox.missing_sources():
+        named = ", ".join(keys)
+        reasons.append(f"not at the backend until they are read again, by source_key: {named}")
+    return reasons
 
 
 def judge(
@@ -161,7 +156,7 @@ class HealthPost:
                 return False
             await asyncio.to_thread(self._forget, body)
             if decision.verdict is Verdict.DONE:
-                await self._learn(outcome)
+                await self._learn(outcome.members)
                 if await asyncio.to_thread(self._outbox.is_other, outcome.generation):
                     self._on_generation()
             return decision.verdict is Verdict.DONE
@@ -173,14 +168,14 @@ class HealthPost:
             self._outbox.remember(_FACT_REPORT, None)
             self.waiting = False
 
-    async def _learn(self, outcome: Outcome) -> None:
+    async def _learn(self, answer: Mapping[str, Any]) -> None:
         """Take what the backend says of its clock and of the next report."""
-        answer = outcome.members
         interval = answer.get("next_interval_s")
         if isinstance(interval, int | float) and 1 <= interval <= 86_400:
             self.next_interval_s = float(interval)
-        skew = skew_s(answer.get("server_time"), self._clock.now())
-        if skew is not None:
+        with suppress(ValueError, TypeError):  # it says no time, or one without a zone
+            there = datetime.fromisoformat(str(answer.get("server_time")))
+            skew = round((self._clock.now() - there).total_seconds(), 3)
             await asyncio.to_thread(self._outbox.remember, _FACT_SKEW, skew)
 
     def _body(
@@ -236,15 +231,6 @@ def host_facts() -> dict[str, str]:
         "arch": platform.machine(),
         "python": platform.python_version(),
     }
-
-
-def skew_s(server_time: Any, now: datetime) -> float | None:
-    """This machine's clock minus the backend's, in seconds; None when it did not say."""
-    try:
-        there = datetime.fromisoformat(str(server_time))
-        return round((now - there).total_seconds(), 3)
-    except (ValueError, TypeError):
-        return None
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def joined(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if types.is_integer(one) and types.is_integer(other):
         return (
             max(one, other, key=lambda kind: kind.bit_width)
-            if _same_sign(one, other)
+            if types.is_signed_integer(one) == types.is_signed_integer(other)
             else pa.int64()
         )
     if is_number(one) and is_number(other):
@@ -192,11 +192,6 @@ def joined(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         time_like = other if types.is_string(one) else one
         return pa.string() if types.is_temporal(time_like) else None
     return None
-
-
-def _same_sign(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether both are signed, or neither."""
-    return bool(pa.types.is_signed_integer(one) == pa.types.is_signed_integer(other))
 
 
 def is_number(kind: pa.DataType) -> bool:
@@ -238,14 +233,14 @@ def only_finer(one: pa.DataType, other: pa.DataType) -> bool:
     return any(look(one) and look(other) for look in (*alike, types.is_map))
 
 
-_DIRECT: tuple[tuple[Callable[[Any], bool], frozenset[type]], ...] = (
-    (pa.types.is_integer, frozenset((int,))),
-    (pa.types.is_floating, frozenset((float, int))),
-    (pa.types.is_string, frozenset((str,))),
-    (pa.types.is_boolean, frozenset((bool,))),
-    (pa.types.is_date, frozenset((date,))),
-    (pa.types.is_binary, frozenset((bytes,))),
-    (pa.types.is_decimal, frozenset((Decimal, int))),
+_SCALARS: tuple[tuple[Callable[[Any], bool], tuple[type, ...]], ...] = (
+    (pa.types.is_integer, (int,)),
+    (pa.types.is_floating, (float, int)),
+    (pa.types.is_string, (str,)),
+    (pa.types.is_boolean, (bool,)),
+    (pa.types.is_date, (date,)),
+    (pa.types.is_binary, (bytes, bytearray, memoryview)),
+    (pa.types.is_decimal, (Decimal, int)),
 )
 """The kinds of values that pyarrow takes into a type as they are, or refuses."""
 
@@ -257,9 +252,9 @@ def array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
         UnfitError: One is of another kind; others of `_UNFIT` likewise.
     """
     kinds = set(map(type, values)) - {type(None)}
-    for look, direct in _DIRECT:
+    for look, direct in _SCALARS:
         if look(kind):
-            if not kinds <= direct:
+            if not kinds <= {*direct}:
                 values = [_fitted(value, kind) for value in values]
             return pa.array(values, kind)
     if kinds == {datetime} and pa.types.is_timestamp(kind) and kind.unit in ("us", "ns"):
@@ -325,22 +320,11 @@ def _name_of(value: Any) -> str:
 
 def _is_scalar(value: Any, kind: pa.DataType) -> bool:
     """Whether a value that is no text, time or nest is of a type's kind."""
-    types = pa.types
-    if types.is_boolean(kind):
-        return isinstance(value, bool)
     if isinstance(value, bool):
+        return bool(pa.types.is_boolean(kind))
+    if isinstance(value, datetime) or (isinstance(value, Decimal) and not value.is_finite()):
         return False
-    if types.is_integer(kind):
-        return isinstance(value, int)
-    if types.is_floating(kind):
-        return isinstance(value, int | float)
-    if types.is_decimal(kind):
-        return isinstance(value, int) or (isinstance(value, Decimal) and value.is_finite())
-    if types.is_date(kind):
-        return isinstance(value, date) and not isinstance(value, datetime)
-    if types.is_binary(kind):
-        return isinstance(value, bytes | bytearray | memoryview)
-    return False
+    return any(look(kind) and isinstance(value, direct) for look, direct in _SCALARS)
 
 
 def _struct(value: Mapping[str, Any], kind: pa.DataType) -> dict[str, Any]:

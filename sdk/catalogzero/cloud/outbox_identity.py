@@ -7,7 +7,7 @@ and unsent uploads with what the backend told. Knows neither requests nor runs.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from catalogzero.cloud.outbox_contents import OutboxContents, as_text, from_text
@@ -85,6 +85,17 @@ class OutboxIdentity(OutboxContents):
             self.execute(f"DELETE FROM {table}")  # noqa: S608  # a table's name
         for name in (EPOCH, GENERATION, NONCE, LAST_NONCE):
             self._remember(name, None)
+
+    def moved_text(self, installation_id: str) -> str:
+        """What an operator is to know and do where another folder took an installation over."""
+        moved = self.fact(MOVED)
+        if moved is None or moved.get("installation_id") != installation_id:
+            return ""
+        return (
+            f"another state folder took this installation over ({moved.get('since') or 'no date'}):"
+            " `catalogzero installation adopt` takes it back, `catalogzero installation new` makes "
+            "this folder one of its own"
+        )
 
     def waiting(self, found_by: str, params: Any) -> set[str]:
         """The source_keys of a call's sources whose content waits for them to be read again."""
@@ -222,17 +233,3 @@ class OutboxIdentity(OutboxContents):
             " AND number <= MIN((SELECT MAX(number) FROM uploads) - ?, ?)",
             (KEPT_ENDED, (self._kept_from or 1 << 62) - 1),
         )
-
-
-def is_moved(moved: Mapping[str, Any] | None, installation_id: str) -> bool:
-    """Whether another folder took this installation over, by the fact that says so."""
-    return moved is not None and moved.get("installation_id") == installation_id
-
-
-def moved_text(moved: Mapping[str, Any]) -> str:
-    """What an operator is to know and do."""
-    return (
-        f"another state folder took this installation over ({moved.get('since') or 'no date'}): "
-        "`catalogzero installation adopt` takes it back, `catalogzero installation new` makes "
-        "this folder one of its own"
-    )

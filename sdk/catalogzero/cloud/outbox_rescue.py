@@ -74,12 +74,14 @@ def _take_over(
     places = ", ".join("?" * len(names))
     insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({places})"  # noqa: S608  # our own names
     select = f"SELECT {columns} FROM {table} WHERE rowid BETWEEN ? AND ? ORDER BY rowid"  # noqa: S608  # the same
-    reader = _Reader(old, select)
-    count = 0
-    for found in reader.rows(0, _last_key(old, table)):
-        into.executemany(insert, found)
-        count += len(found)
-    return count, reader.unreadable
+    count = unreadable = 0
+    for found in _rows(old, select, _last_key(old, table)):
+        if found is None:
+            unreadable += 1
+        else:
+            into.executemany(insert, found)
+            count += len(found)
+    return count, unreadable
 
 
 def _last_key(old: sqlite3.Connection, table: str) -> int:
@@ -91,32 +93,22 @@ def _last_key(old: sqlite3.Connection, table: str) -> int:
         return int(old.execute("PRAGMA page_count").fetchone()[0]) * ROWS_A_PAGE
 
 
-class _Reader:
-    """Reads ranges of keys, halving those that cannot be read."""
-
-    def __init__(self, db: sqlite3.Connection, select: str) -> None:
-        self._db, self._select = db, select
-        self._left = MAX_HALVINGS
-        self.unreadable = 0
-
-    def rows(self, first: int, last: int) -> Iterator[list[Any]]:
-        """The rows from one key to another, in order, as far as they can be read."""
-        for low in range(first, last + 1, BATCH_KEYS):
-            ranges = [(low, min(low + BATCH_KEYS - 1, last))]
-            while ranges:
-                low, high = ranges.pop()
-                try:
-                    found = self._db.execute(self._select, (low, high)).fetchall()
-                except sqlite3.DatabaseError:
-                    self._left -= 1
-                    if low == high or self._left < 0:
-                        self.unreadable += 1
-                    else:
-                        middle = (low + high) // 2
-                        ranges += [(middle + 1, high), (low, middle)]
-                    continue
-                if found:
-                    yield found
+def _rows(old: sqlite3.Connection, select: str, last: int) -> Iterator[list[Any] | None]:
+    """The rows up to a key, in order, halving ranges that cannot be read; None for one of those."""
+    left = MAX_HALVINGS
+    for begin in range(0, last + 1, BATCH_KEYS):
+        ranges = [(begin, min(begin + BATCH_KEYS - 1, last))]
+        while ranges:
+            low, high = ranges.pop()
+            try:
+                yield old.execute(select, (low, high)).fetchall()
+            except sqlite3.DatabaseError:
+                left -= 1
+                if low == high or left < 0:
+                    yield None
+                else:
+                    middle = (low + high) // 2
+                    ranges += [(middle + 1, high), (low, middle)]
 
 
 def _name_lost(into: sqlite3.Connection) -> list[Lost]:

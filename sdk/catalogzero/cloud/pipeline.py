@@ -17,7 +17,6 @@ from typing import Any
 
 import orjson
 
-from catalogzero.clock import Clock
 from catalogzero.cloud.authors import Author, OwnItem, refuse_no_progress
 from catalogzero.cloud.egress import name_below, policy_digest, shown_params
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for
@@ -27,12 +26,11 @@ from catalogzero.cloud.outbox_contents import Mark
 from catalogzero.cloud.outbox_file import is_disk_full
 from catalogzero.cloud.records import BadRecords, ReadOptions, require_extra
 from catalogzero.cloud.sender import new_upload_id
-from catalogzero.cloud.settings import Batch, CloudSettings, Params
+from catalogzero.cloud.settings import Batch, Params
 from catalogzero.cloud.sources import FileItem, Files, Roots
 from catalogzero.cloud.streams import RowCheck, streams_of
 from catalogzero.cloud.tally import LISTED, Place, Rows, Tally
 from catalogzero.cloud.values import UnfitError, where
-from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.identities import Identity, digest_of, source_key, upload_key
 from catalogzero.wire.messages import utf8
@@ -55,17 +53,14 @@ class UploadRun:
     """One run over one data_source.
 
     Attributes:
-        author: The class that processes.
-        settings: The entry's settings.
-        runtime: The runtime's.
+        author: The class that processes, with its settings and clock.
         identity: Who sends.
         outbox: Where sealed uploads go.
         wake: Has the sender look at the outbox now.
         wait_ended: Waits until uploads have ended, a pause begins, or so many seconds are up.
         columns: The egress policy's rules for columns.
         names_key: Hashes the names of sources; None where they leave in clear.
-        folder: The handler's state folder.
-        clock: For the times that are written and the age of files.
+        folder: Where `bad_records` are kept; the handler's state folder.
         progress: Takes figures after each step.
         data_source: What is read.
         params: What the call gave; `format` and `full` in it are left out.
@@ -77,8 +72,6 @@ class UploadRun:
     """
 
     author: Author
-    settings: CloudSettings
-    runtime: RuntimeSettings
     identity: Identity
     outbox: Outbox
     wake: Callable[[], None]
@@ -86,7 +79,6 @@ class UploadRun:
     columns: ColumnFilter
     names_key: bytes | None
     folder: Path
-    clock: Clock
     progress: Callable[..., None]
     data_source: str
     params: Params
@@ -97,9 +89,9 @@ class UploadRun:
         self.params = {k: v for k, v in self.params.items() if k not in {"format", "full"}}
         self._tally = Tally()
         self._unsealed: list[tuple[str, Callable[[], int]]] = []
-        self._policy = policy_digest(self.runtime.egress)
+        self._policy = policy_digest(self.author.runtime.egress)
         self._files: Files | None = None
-        encoder_for(self.chunk_format, self.runtime.chunk_bytes)
+        encoder_for(self.chunk_format, self.author.runtime.chunk_bytes)
 
     def __call__(self) -> dict[str, Any]:
         """Read, process, store; wait a while for the backend; the run's result.
@@ -137,7 +129,7 @@ class UploadRun:
         """Wait a while for the backend; what came too late there is read and sealed again."""
         tally = self._tally
         for _ in range(ATTEMPTS):
-            self.wait_ended(tally.uploads, self.runtime.upload_wait_s)
+            self.wait_ended(tally.uploads, self.author.runtime.upload_wait_s)
             late = self.outbox.held(tally.uploads)
             if not late:
                 return
@@ -150,7 +142,7 @@ class UploadRun:
 
     def _items(self) -> Collection[Item]:
         """What is to be read."""
-        author, settings = self.author, self.settings
+        author, settings = self.author, self.author.settings
         options = ReadOptions(
             author.batch_rows,
             author.batch_type == "arrow",
@@ -261,7 +253,7 @@ class UploadRun:
             params=shown_params(self.params, self._shown),
         )
         bad = BadRecords(
-            self.settings.on_bad_record, self.folder / "bad_records" / f"{upload_id}.jsonl"
+            self.author.settings.on_bad_record, self.folder / "bad_records" / f"{upload_id}.jsonl"
         )
         try:
             seal = self._fill(upload_id, item, key, mark, bad, place, full=full)
@@ -269,7 +261,7 @@ class UploadRun:
                 bad.restart()
                 return self._skip(item, mark)
             self._tally.bad_records += bad.count
-            if self.runtime.egress.strict:
+            if self.author.runtime.egress.strict:
                 self._unsealed.append((upload_id, seal))
             else:
                 self._seal(upload_id, seal)
@@ -325,7 +317,7 @@ class UploadRun:
         """A source's name, or a text of the call's params, as it leaves."""
         if self.names_key:
             return self.columns.hash_of(text) or ""
-        return name_below(text, self.settings.data_roots)
+        return name_below(text, self.author.settings.data_roots)
 
     def _fill(
         self,
@@ -388,7 +380,7 @@ class UploadRun:
         def refuse(row: int, error: UnfitError, record: Any) -> None:
             bad.take(place.name, None, where(row, error), repr(record))
 
-        encoder = encoder_for(self.chunk_format, self.runtime.chunk_bytes, refuse)
+        encoder = encoder_for(self.chunk_format, self.author.runtime.chunk_bytes, refuse)
         schema = next((stream.schema for stream in streams_of(type(self.author))), None)
         check = RowCheck(schema, refuse, as_tables=self.chunk_format == "parquet")
 
@@ -455,13 +447,13 @@ class UploadRun:
         """Wait until a file is `settle_s` old."""
         files = item.items if isinstance(item, Group) else [item]
         ages = [
-            self.clock.now().timestamp() - file.modified_at()
+            self.author.clock.now().timestamp() - file.modified_at()
             for file in files
             if isinstance(file, FileItem)
         ]
-        wait_s = min(self.runtime.settle_s - min(ages, default=1e9), 60.0)
+        wait_s = min(self.author.runtime.settle_s - min(ages, default=1e9), 60.0)
         if wait_s > 0:
-            threading.Event().wait(min(wait_s, self.runtime.settle_s))
+            threading.Event().wait(min(wait_s, self.author.runtime.settle_s))
 
     def _tell(self, reading: Reading | None = None, **fields: Any) -> None:
         tally = self._tally
@@ -499,7 +491,7 @@ class UploadRun:
             "cloud_job_id": found.job_id,
             "uploads": len(tally.uploads),
             "upload_ids": found.upload_ids,
-            "timestamp": self.clock.now().isoformat(),
+            "timestamp": self.author.clock.now().isoformat(),
         }
         if self.columns.any_seen:
             unmatched = self._unmatched()

@@ -255,17 +255,7 @@ class CloudProcessor(Handler):
             if self._made_engine is None:
                 from catalogzero.cloud.engine import Engine
 
-                self._made_engine = Engine(
-                    self,
-                    self.settings,
-                    self.runtime,
-                    self.identity(),
-                    methods=sorted(type(self).callable_methods()),
-                    folder=self.state_dir,
-                    clock=self.clock,
-                    log=self.log,
-                    report_status=self.report_status,
-                )
+                self._made_engine = Engine(self, self.report_status)
             return self._made_engine
 
     _rejects: Callable[[Any, str], None] | None = None
@@ -275,19 +265,15 @@ class CloudProcessor(Handler):
     def identity(self) -> Identity:
         """Who sends, as the backend is told."""
         entry, version = entry_of(type(self))
+        declared = next((stream.name for stream in self.streams), None)
         return Identity(
             installation_id=self._installation_id(),
             handler_id=self.handler_id,
             entry=entry or type(self).__name__,
             version=version or "0",
-            stream=self._stream_name(),
+            stream=declared or self.stream or handler_name(type(self)),
             sdk_version=__version__,
         )
-
-    def _stream_name(self) -> str:
-        """The name of the results at the backend."""
-        declared = next((stream.name for stream in self.streams), None)
-        return declared or self.stream or handler_name(type(self))
 
     def _installation_id(self) -> str:
         """The id that the registry file sets, else one made at first start and kept."""

@@ -110,7 +110,7 @@ class Pusher:
         headers: Mapping[str, str],
         *,
         query: Mapping[str, str] | None = None,
-        **about: Any,
+        about: Mapping[str, Any] | None = None,
     ) -> Outcome:
         """Send one request, and say what came of it; a failed connection is an outcome.
 
@@ -127,32 +127,22 @@ class Pusher:
         if query:
             url = str(httpx.URL(url).copy_merge_params(dict(query)))
         try:
-            sent = {**self._headers(), **headers}
+            every = {
+                "Authorization": f"Bearer {self.key.current()}",
+                "User-Agent": self._identity.user_agent,
+                "Accept": f"{JSON}, {PROBLEM_MEDIA_TYPE}",
+            }
             check_host(self._policy, url)
-            digest = hashlib.sha256(body).hexdigest()
-            number = await asyncio.to_thread(
-                self._audit.begin,
-                request=asked.value,
-                url=url,
-                bytes=len(body),
-                sha256=digest,
-                **about,
-            )
+            left = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+            entry = {"request": asked.value, "url": url, **left, **(about or {})}
+            number = await asyncio.to_thread(self._audit.begin, **entry)
         except ConfigError as error:
             return Outcome(fault=str(error), blocked=True)
         except OSError as error:
             return Outcome(fault=f"the audit log cannot be written: {error}")
-        outcome = await self._exchange(method, url, body, sent)
+        outcome = await self._exchange(method, url, body, {**every, **headers})
         self._audit.settle(number, status=outcome.status, fault=outcome.fault)
         return outcome
-
-    def _headers(self) -> dict[str, str]:
-        """What every request carries."""
-        return {
-            "Authorization": f"Bearer {self.key.current()}",
-            "User-Agent": self._identity.user_agent,
-            "Accept": f"{JSON}, {PROBLEM_MEDIA_TYPE}",
-        }
 
     async def _exchange(
         self, method: str, url: str, body: bytes, headers: dict[str, str]

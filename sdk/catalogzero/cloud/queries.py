@@ -12,7 +12,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from sqlalchemy import Connection, column, func, make_url, select, text
+from sqlalchemy import column, func, make_url, select, text
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from catalogzero.cloud.items import Item, RowReading
@@ -91,7 +91,10 @@ class QueryReading(RowReading):
         try:
             source = open_source(database_url(query), query.answer_timeout_s)
             self._connection = self._stack.enter_context(source)
-            _load_dates(self._connection)
+            if self._connection.dialect.driver == "psycopg":
+                from catalogzero.cloud.dates import load_as_text
+
+                load_as_text(cast("Any", self._connection.connection.driver_connection))
         except SQLAlchemyError as error:
             raise query_error(self._item.name, error) from error
         return self
@@ -175,14 +178,6 @@ def database_url(query: QuerySource) -> str:
         return (query.url_file.read_text("utf-8") if query.url_file else "").strip()
     except OSError as error:
         raise ConfigError(f"url_file {query.url_file} cannot be read: {error.strerror}") from error
-
-
-def _load_dates(connection: Connection) -> None:
-    """Have psycopg read dates that Python cannot hold as text."""
-    if connection.dialect.driver == "psycopg":
-        from catalogzero.cloud.dates import load_as_text
-
-        load_as_text(cast("Any", connection.connection.driver_connection))
 
 
 def _json(value: Any) -> Any:

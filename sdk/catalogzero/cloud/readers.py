@@ -46,11 +46,12 @@ def read_records(
         return parquet_batches(content, found, options)
     opened = _opened(content, found, options, bad)
     if options.arrow:
-        from catalogzero.cloud.arrow import csv_tables, tables_of
+        from catalogzero.cloud.arrow import csv_tables
+        from catalogzero.cloud.tables import table_of_rows
 
         if isinstance(opened, CsvFile):
             return csv_tables(opened, options)
-        return tables_of(_json_batches(opened, bad, options.batch_rows), found.source)
+        return map(table_of_rows, _json_batches(opened, bad, options.batch_rows))
     if isinstance(opened, CsvFile):
         return _csv_batches(opened, options.batch_rows)
     return _json_batches(opened, bad, options.batch_rows)

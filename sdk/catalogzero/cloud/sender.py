@@ -165,10 +165,6 @@ class Sender:
         """An operator has ended a pause: what is tried next waits for nothing of before."""
         self._all.succeeded()
 
-    def failed_start(self, code: str, retry_after_s: float | None) -> None:
-        """A start was not answered: nothing is sent before the next try."""
-        self._failed_all(code, retry_after_s)
-
     async def rest(self) -> None:
         """Wait until a start may be tried again: after the backoff, or with another key."""
         while (left := self._all.not_before - self._clock.monotonic()) > 0:
@@ -224,11 +220,13 @@ class Sender:
             for upload in uploads:
                 if self._free_slots() <= 0:
                     return
-                if self._may_try(upload) and self._has_work(upload):
+                own = self._each.get(upload.upload_id, Backoff())
+                due = now >= max(own.not_before, self._all.not_before)
+                if due and self._has_work(upload):
                     await self._start(upload)
         except sqlite3.Error as error:
             self._log.warning("the outbox cannot be read", error=str(error))
-            self._failed_all("the outbox cannot be read")
+            self.failed_all("the outbox cannot be read")
 
     def _has_work(self, upload: Upload) -> bool:
         """Whether something of an upload can be sent: a simple one is sent whole, once sealed."""
@@ -239,10 +237,6 @@ class Sender:
         """How many more requests may start: one at a time until it is known that they succeed."""
         careful = self.paused or self._all.attempts or self._form == "unknown"
         return (1 if careful else self._settings.upload_concurrency) - len(self._flying)
-
-    def _may_try(self, upload: Upload) -> bool:
-        own = self._each.get(upload.upload_id, Backoff())
-        return self._clock.monotonic() >= max(own.not_before, self._all.not_before)
 
     async def _start(self, upload: Upload) -> None:
         """Start the next requests of one upload."""
@@ -292,12 +286,13 @@ class Sender:
         chunk = await asyncio.to_thread(self._outbox.chunk, upload.upload_id, seq)
         if chunk is None:
             return
-        body, coding = await self._as_accepted(chunk)
+        body, coding = chunk.body, chunk.coding
+        if coding not in ("identity", self._coding):  # this backend takes another one
+            body, coding = await asyncio.to_thread(recode, body, coding, self._coding), self._coding
         path, headers = chunk_request(upload.upload_id, chunk, body, coding)
-        about: dict[str, Any] = {"upload_id": upload.upload_id, "seq": seq}
-        about["records"] = chunk.records
-        outcome = await self._pusher.push(Asked.CHUNK, "PUT", path, body, headers, **about)
         body_key = upload.upload_id, seq
+        about = {"upload_id": upload.upload_id, "seq": seq, "records": chunk.records}
+        outcome = await self._pusher.push(Asked.CHUNK, "PUT", path, body, headers, about=about)
         decision = decide(
             Asked.CHUNK,
             outcome,
@@ -316,21 +311,13 @@ class Sender:
             return
         await self._act(upload, decision, outcome, seq=seq, size=len(body))
 
-    async def _as_accepted(self, chunk: Chunk) -> tuple[bytes, str]:
-        """The chunk's body in the coding that this backend takes."""
-        if chunk.coding == "identity" or chunk.coding == self._coding:
-            return chunk.body, chunk.coding
-        body = await asyncio.to_thread(recode, chunk.body, chunk.coding, self._coding)
-        return body, self._coding
-
     async def _complete(self, upload: Upload) -> None:
         if not await asyncio.to_thread(self._outbox.completing, upload.upload_id):
             return
         body = encode_json(complete_body(upload, self._identity, self.epoch))
         path = ("uploads", upload.upload_id, "complete")
-        outcome = await self._pusher.push(
-            Asked.COMPLETE, "POST", path, body, AS_JSON, upload_id=upload.upload_id
-        )
+        about = {"upload_id": upload.upload_id}
+        outcome = await self._pusher.push(Asked.COMPLETE, "POST", path, body, AS_JSON, about=about)
         decision = decide(Asked.COMPLETE, outcome, self._clock.now())
         await self._act(upload, decision, outcome, size=len(body))
 
@@ -342,8 +329,8 @@ class Sender:
             return
         bodies = await asyncio.to_thread(lambda: list(self._outbox.bodies(upload.upload_id)))
         body, headers = whole_request(upload, bodies, self._identity, self.epoch)
-        about: dict[str, Any] = {"upload_id": upload.upload_id, "records": upload.records}
-        outcome = await self._pusher.push(Asked.SIMPLE, "POST", (), body, headers, **about)
+        about = {"upload_id": upload.upload_id, "records": upload.records}
+        outcome = await self._pusher.push(Asked.SIMPLE, "POST", (), body, headers, about=about)
         if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
             self._learn_form("unknown")
         decision = decide(Asked.SIMPLE, outcome, self._clock.now())
@@ -405,10 +392,11 @@ class Sender:
         now = self._clock.monotonic()
         self._each.setdefault(key, Backoff()).failed(now, retry_after_s)
         if outcome.status is None or outcome.status in {429, 503} or retry_after_s:
-            self._failed_all(outcome.code, retry_after_s)
+            self.failed_all(outcome.code, retry_after_s)
         self.fault_code = outcome.code
 
-    def _failed_all(self, code: str, retry_after_s: float | None = None) -> None:
+    def failed_all(self, code: str, retry_after_s: float | None = None) -> None:
+        """Put everything off, as nothing can be sent now; `code` as in `fault_code`."""
         self._all.failed(self._clock.monotonic(), retry_after_s)
         self.fault_code = code
 

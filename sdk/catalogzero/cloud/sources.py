@@ -66,18 +66,19 @@ class Roots:
         if _MAGIC & set(data_source) and not os.path.exists(data_source):
             return Files(data_source, partial(self._matching, data_source, options))
         kind_of(data_source)
-        return Files(data_source, lambda _: iter([self._item(data_source, options)]))
+        return Files(data_source, lambda: iter([self._item(data_source, options)]))
 
-    def _in_folder(
-        self, root: str, folder: str, options: ReadOptions, leave_out: Callable[[str], None]
-    ) -> Iterator[FileItem]:
-        """The data files below a folder; one that only links lead to comes once, by the first."""
+    def _in_folder(self, root: str, folder: str, options: ReadOptions) -> Iterator[FileItem | str]:
+        """The files below a folder, of others than data the path alone.
+
+        One that only links lead to comes once, by the first.
+        """
         linked = set()
         for path, error in _below(folder):
             if error is not None:
                 yield Refused("", "", path, options, error)
             elif not is_data(path):
-                leave_out(path)
+                yield path
             elif not os.path.islink(path):
                 relative = path[len(root) + 1 :]
                 yield FileItem(root, relative, f"{self._roots[root]}/{relative}", options)
@@ -90,16 +91,14 @@ class Roots:
                     linked.add(item.name)
                     yield item
 
-    def _matching(
-        self, pattern: str, options: ReadOptions, leave_out: Callable[[str], None]
-    ) -> Iterator[FileItem]:
-        """The data files that a pattern matches, each once."""
+    def _matching(self, pattern: str, options: ReadOptions) -> Iterator[FileItem | str]:
+        """The files that a pattern matches, of others than data the path alone; each once."""
         seen = set()
         for path in sorted(glob.iglob(pattern, recursive=True)):
             if os.path.isdir(path):
                 continue
             if not is_data(path):
-                leave_out(path)
+                yield path
                 continue
             item = self._item_or_refused(path, options)
             if item.name not in seen:
@@ -142,9 +141,7 @@ class Files(Collection["FileItem"]):
         BadParamsError: There is none.
     """
 
-    def __init__(
-        self, data_source: str, listed: Callable[[Callable[[str], None]], Iterator[FileItem]]
-    ) -> None:
+    def __init__(self, data_source: str, listed: Callable[[], Iterator[FileItem | str]]) -> None:
         self._listed = listed
         self.left_out, self.left_out_names = 0, list[str]()
         self._count: int | None = None
@@ -153,19 +150,21 @@ class Files(Collection["FileItem"]):
 
     def __len__(self) -> int:
         if self._count is None:
-            self._count = sum(1 for _ in self._listed(self._leave_out))
+            self._count = 0
+            for one in self._listed():
+                if isinstance(one, FileItem):
+                    self._count += 1
+                else:
+                    self.left_out += 1
+                    if self.left_out <= SHOWN_NAMES:
+                        self.left_out_names.append(os.path.basename(one))
         return self._count
 
     def __iter__(self) -> Iterator[FileItem]:
-        return self._listed(lambda path: None)
+        return (one for one in self._listed() if isinstance(one, FileItem))
 
     def __contains__(self, item: object) -> bool:
         return any(item == one for one in self)
-
-    def _leave_out(self, path: str) -> None:
-        self.left_out += 1
-        if self.left_out <= SHOWN_NAMES:
-            self.left_out_names.append(os.path.basename(path))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, NaiveDatetime, ValidationError
-from pydantic.fields import FieldInfo
 
 from catalogzero.errors import ConfigError
 
@@ -179,19 +178,17 @@ def arrow_schema(model: type[BaseModel]) -> pa.Schema:
     """
     import pyarrow as pa
 
-    return pa.schema([_arrow_field(name, field) for name, field in model.model_fields.items()])
-
-
-def _arrow_field(name: str, field: FieldInfo) -> pa.Field:
-    import pyarrow as pa
-
-    try:
-        kind = _arrow_type(field.annotation, field.metadata)
-    except TypeError as error:
-        raise ConfigError(
-            f"field {name}: {error}; use another type, or a pyarrow schema"
-        ) from error
-    return pa.field(name, kind, nullable=type(None) in typing.get_args(field.annotation))
+    fields = []
+    for name, field in model.model_fields.items():
+        try:
+            kind = _arrow_type(field.annotation, field.metadata)
+        except TypeError as error:
+            raise ConfigError(
+                f"field {name}: {error}; use another type, or a pyarrow schema"
+            ) from error
+        nullable = type(None) in typing.get_args(field.annotation)
+        fields.append(pa.field(name, kind, nullable=nullable))
+    return pa.schema(fields)
 
 
 def _arrow_type(annotation: Any, metadata: list[Any]) -> pa.DataType:

@@ -108,23 +108,9 @@ def rows_in(table: pa.Table, *, texts: bool = False) -> Iterator[list[dict[str, 
     """
     names = table.column_names
     for start in range(0, table.num_rows, _SLICE_ROWS):
-        part = table.slice(start, _SLICE_ROWS)
-        part = _with_texts(part) if texts else part
-        if all(_is_python(field.type) for field in part.schema):
-            yield part.to_pylist()
-            continue
-        columns = [_values(column, texts=texts) for column in part.columns]
-        yield [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _with_texts(table: pa.Table) -> pa.Table:
-    """A table whose times are texts; but for a column that holds some that have none."""
-    for number, field in enumerate(table.schema):
-        if pa.types.is_temporal(field.type):
-            texts = _time_texts(table.column(number))
-            if not any(isinstance(text, UnfitError) for text in texts):
-                table = table.set_column(number, field.name, pa.array(texts, pa.string()))
-    return table
+        columns = table.slice(start, _SLICE_ROWS).columns
+        values = [_values(column, texts=texts) for column in columns]
+        yield [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _is_python(kind: pa.DataType) -> bool:
@@ -139,10 +125,10 @@ def _is_python(kind: pa.DataType) -> bool:
 def _values(column: pa.ChunkedArray, *, texts: bool) -> list[Any]:
     """A column's values: Python's, or texts where Python has no room for them."""
     kind = column.type
-    if pa.types.is_nested(kind) and not pa.types.is_union(kind):
-        return _nested_values(column, texts=texts)
-    if not pa.types.is_temporal(kind):
+    if _is_python(kind):
         return cast("list[Any]", column.to_pylist())
+    if pa.types.is_nested(kind):
+        return _nested_values(column, texts=texts)
     if texts:
         return _time_texts(column)
     if getattr(kind, "unit", "") == "ns":

@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -84,32 +85,26 @@ def refuse_twice(names: Sequence[str], source: str) -> None:
         raise FailedError(f"{source}: {shown} stands twice; each column needs a name of its own")
 
 
-class NanoDatetime(datetime):
+class _Nano:
+    """A value of a column that counts nanoseconds."""
+
+    nanosecond = 0
+    """What Python's own class has no room for, 0 to 999."""
+
+    def __str__(self) -> str:
+        return str(text_of(self))
+
+
+class NanoDatetime(_Nano, datetime):
     """A datetime of a column that counts nanoseconds."""
 
-    nanosecond = 0
-    """What datetime has no room for, 0 to 999."""
 
-    def __str__(self) -> str:
-        return moment_text(self)
+class NanoTime(_Nano, time):
+    """A time of a column that counts nanoseconds."""
 
 
-class NanoTime(time):
-    """A time of a column that counts nanoseconds; see `NanoDatetime`."""
-
-    nanosecond = 0
-
-    def __str__(self) -> str:
-        return moment_text(self)
-
-
-class NanoTimedelta(timedelta):
-    """A duration of a column that counts nanoseconds; see `NanoDatetime`."""
-
-    nanosecond = 0
-
-    def __str__(self) -> str:
-        return duration_text(self)
+class NanoTimedelta(_Nano, timedelta):
+    """A duration of a column that counts nanoseconds."""
 
 
 def nanosecond_of(value: Any) -> int | None:
@@ -120,18 +115,12 @@ def nanosecond_of(value: Any) -> int | None:
 
 def moment_text(value: datetime | time) -> str:
     """ISO 8601 with six digits of the second, nine where it counts nanoseconds."""
-    text = value.isoformat("T", "microseconds") if isinstance(value, datetime) else _time(value)
-    if (extra := nanosecond_of(value)) is None:
-        return text
-    end = 26 if isinstance(value, datetime) else 15
     if isinstance(value, datetime):
-        text = datetime.isoformat(value, "T", "microseconds")
-    return f"{text[:end]}{extra:03}{text[end:]}"
-
-
-def _time(value: time) -> str:
-    """A time with six digits of the second."""
-    return value.isoformat("microseconds")
+        text, end = datetime.isoformat(value, "T", "microseconds"), 26
+    else:
+        text, end = value.isoformat("microseconds"), 15
+    extra = nanosecond_of(value)
+    return text if extra is None else f"{text[:end]}{extra:03}{text[end:]}"
 
 
 def duration_text(value: timedelta) -> str:
@@ -298,12 +287,12 @@ def _name(name: Any) -> str:
 
 def _valid(text: str) -> str:
     """A text that UTF-8 can hold."""
-    if not _is_valid(text):
+    if not is_valid(text):
         raise UnfitError(NOT_UTF8)
     return str(text)
 
 
-def _is_valid(text: Any) -> bool:
+def is_valid(text: Any) -> bool:
     """Whether UTF-8 can hold a text."""
     try:
         str(text).encode()
@@ -389,20 +378,13 @@ def csv_cell(value: Any) -> Any:
     if kind is datetime:
         return value.isoformat("T", "microseconds")
     value = value if kind is str or kind is int or kind is float else plain(value)
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return digits_of(value)
     if isinstance(value, float):
         return repr(float(value)) if math.isfinite(value) else _NOT_FINITE[str(float(value))]
     if isinstance(value, Decimal):
         return "NaN" if value.is_nan() else decimal_text(value)
-    if (text := text_of(value)) is not None:
-        return text
     try:
-        return orjson.dumps(_exact(value)).decode()
+        exact = _exact(value)
+        return exact if exact is None or type(exact) is str else orjson.dumps(exact).decode()
     except (RecursionError, orjson.JSONEncodeError) as error:
         raise UnfitError("it nests too deep") from error
 
@@ -425,12 +407,10 @@ def csv_lines(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[b
         UnfitError: Of a row that cannot be written; see `json_lines`.
     """
     columns = [_cells(name, [row.get(name) for row in rows]) for name in names]
-    if any("" in column for column in columns):
-        return [_csv_line(names, cells) for cells in zip(*columns, strict=True)]
-    try:
-        return [f"{_WRITE(cells)[:-2]}\n".encode() for cells in zip(*columns, strict=True)]
-    except ValueError:  # half of a surrogate pair
-        return [_csv_line(names, cells) for cells in zip(*columns, strict=True)]
+    if not any("" in column for column in columns):
+        with suppress(ValueError):  # half of a surrogate pair
+            return [f"{_WRITE(cells)[:-2]}\n".encode() for cells in zip(*columns, strict=True)]
+    return [_csv_line(names, cells) for cells in zip(*columns, strict=True)]
 
 
 def _cells(name: str, values: list[Any]) -> list[Any]:
@@ -458,7 +438,7 @@ def _csv_line(names: Sequence[str], cells: Sequence[Any]) -> bytes:
     try:
         return (",".join(map(_quoted, cells)) + "\n").encode()
     except UnicodeEncodeError as error:
-        broken = [name for name, cell in zip(names, cells, strict=True) if not _is_valid(cell)]
+        broken = [name for name, cell in zip(names, cells, strict=True) if not is_valid(cell)]
         raise UnfitError(NOT_UTF8, broken[0]) from error
 
 

@@ -87,9 +87,9 @@ def batches(made: CloudProcessor, rows: Sequence[Row], size: int) -> Iterator[Ba
     for start in range(0, len(rows), size):
         part = [dict(row) for row in rows[start : start + size]]
         if made.batch_type == "arrow":
-            from catalogzero.cloud.arrow import tables_of
+            from catalogzero.cloud.tables import table_of_rows
 
-            yield from tables_of([part])
+            yield table_of_rows(part)
         else:
             yield part
 
