@@ -70,34 +70,26 @@ _KINDS = {
 def kind_of(values: Sequence[Any]) -> pa.DataType:
     """The type that values share; the type of the first of them where they share none."""
     found = pa.null()
-    kinds = set(map(type, values))
-    if len(kinds - {type(None)}) < 2:
-        for kind in kinds:
-            found = joined(found, _kind_of_alike(kind, values)) or found
-        return found
-    for value in values:
+    for value in _telling(values):
         found = joined(found, _KINDS.get(type(value)) or _kind_of_value(value)) or found
     return found
 
 
-def _kind_of_alike(kind: type, values: Sequence[Any]) -> pa.DataType:
-    """The type of values that are all of one kind, or null."""
+def _telling(values: Sequence[Any]) -> Sequence[Any]:
+    """As few of some values as say the type of all, where they are of one kind, or null."""
+    kinds = set(map(type, values)) - {type(None)}
+    if len(kinds) != 1:
+        return values if kinds else ()
+    [kind], real = kinds, [value for value in values if value is not None]
     if kind in _KINDS:
-        return _KINDS[kind]
-    real = [value for value in values if value is not None]
+        return real[:1]
     if kind is int:
-        few = [min(real), max(real)]
-    elif kind is datetime:
-        few = list({value.tzinfo: value for value in real}.values())
-    elif kind is Decimal:
-        few = [value for value in real if value.is_finite()]
-        few = [max(few, key=abs), min(few, key=_exponent)] if few else real[:1]
-    else:
-        few = real
-    found = pa.null()
-    for value in few:
-        found = joined(found, _kind_of_value(value)) or found
-    return found
+        return [min(real), max(real)]
+    if kind is datetime:
+        return list({value.tzinfo: value for value in real}.values())
+    if kind is Decimal and (finite := [value for value in real if value.is_finite()]):
+        return [max(finite, key=abs), min(finite, key=_exponent)]
+    return real[:1] if kind is Decimal else real
 
 
 def _exponent(value: Decimal) -> int:

@@ -244,19 +244,13 @@ class UploadRun:
         if not full and (self._stands_still(item, mark) or self._is_unchanged(item, key, mark)):
             return self._skip(item, mark)
         upload_id = new_upload_id()
-        self.outbox.begin(
-            upload_id,
-            key,
-            self._shown(item.name),
-            item.mode,
-            full=full,
-            params=shown_params(self.params, self._shown),
-        )
+        shown, params = self._shown(item.name), shown_params(self.params, self._shown)
+        self.outbox.begin(upload_id, key, shown, item.mode, full=full, params=params)
         bad = BadRecords(
             self.author.settings.on_bad_record, self.folder / "bad_records" / f"{upload_id}.jsonl"
         )
         try:
-            seal = self._fill(upload_id, item, key, mark, bad, place, full=full)
+            seal = self._fill(upload_id, key, mark, bad, place, full=full)
             if seal is None:
                 bad.restart()
                 return self._skip(item, mark)
@@ -320,18 +314,11 @@ class UploadRun:
         return name_below(text, self.author.settings.data_roots)
 
     def _fill(
-        self,
-        upload_id: str,
-        item: Item,
-        key: str,
-        mark: Mark,
-        bad: BadRecords,
-        place: Place,
-        *,
-        full: bool,
+        self, upload_id: str, key: str, mark: Mark, bad: BadRecords, place: Place, *, full: bool
     ) -> Callable[[], int] | None:
         """Produce an upload's chunks; what seals it, or None when nothing new was there."""
-        stamp, before = self._stamp(item), self._tally.rows_read
+        item, before = place.item, self._tally.rows_read
+        stamp = self._stamp(item)
         with item.open(None if full else mark.value, bad) as reading:
             place.reading = reading
             try:

@@ -45,16 +45,16 @@ def read_records(
 
         return parquet_batches(content, found, options)
     opened = _opened(content, found, options, bad)
-    if options.arrow:
+    if isinstance(opened, CsvFile) and options.arrow:
         from catalogzero.cloud.arrow import csv_tables
+
+        return csv_tables(opened, options)
+    batches = _batches(opened, bad, options.batch_rows)
+    if options.arrow:
         from catalogzero.cloud.tables import table_of_rows
 
-        if isinstance(opened, CsvFile):
-            return csv_tables(opened, options)
-        return map(table_of_rows, _json_batches(opened, bad, options.batch_rows))
-    if isinstance(opened, CsvFile):
-        return _csv_batches(opened, options.batch_rows)
-    return _json_batches(opened, bad, options.batch_rows)
+        return map(table_of_rows, batches)
+    return batches
 
 
 def look(content: io.BufferedIOBase, found: Found, options: ReadOptions) -> None:
@@ -93,17 +93,15 @@ def _opened(
     return text
 
 
-def _csv_batches(file: CsvFile, size: int) -> Iterator[list[dict[str, Any]]]:
-    """Lists of at most `size` rows as dicts, all values text."""
-    columns = file.columns
-    rows = chain.from_iterable(map(file.rows, iter(file.text.block, b"")))
-    while batch := [dict(zip(columns, row, strict=True)) for row in islice(rows, size)]:
-        yield batch
-
-
-def _json_batches(text: Text, bad: BadRecords, size: int) -> Iterator[list[dict[str, Any]]]:
-    """Lists of at most `size` objects, one a line; empty lines are passed over."""
-    rows = chain.from_iterable(_json_rows(text, bad, block) for block in iter(text.block, b""))
+def _batches(opened: CsvFile | Text, bad: BadRecords, size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of at most `size` rows; the values of a CSV file are text, empty lines passed over."""
+    rows: Iterator[dict[str, Any]]
+    if isinstance(opened, CsvFile):
+        cells = chain.from_iterable(map(opened.rows, iter(opened.text.block, b"")))
+        rows = (dict(zip(opened.columns, row, strict=True)) for row in cells)
+    else:
+        blocks = iter(opened.block, b"")
+        rows = chain.from_iterable(_json_rows(opened, bad, block) for block in blocks)
     while batch := list(islice(rows, size)):
         yield batch
 
