@@ -1,8 +1,8 @@
 """catalogzero: process your clients' data on their own machines."""
 
 from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
-from catalogzero.cloud.streams import Stream
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import (
     BadCallError,

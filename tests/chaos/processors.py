@@ -78,28 +78,28 @@ class Mortal(CloudProcessor):
 
 def seals_in_two_steps() -> None:
     """The fault that the outbox must not have: the mark advances before the upload is sealed."""
-    from catalogzero.cloud import outbox, outbox_file
+    from catalogzero.cloud.outbox import file, store
 
-    seal = outbox.Outbox.seal
+    seal = store.Outbox.seal
 
-    @outbox_file.transaction
-    def mark_first(self: outbox.Outbox, upload_id: str, key: str, stamp: Any) -> None:
+    @file.transaction
+    def mark_first(self: store.Outbox, upload_id: str, key: str, stamp: Any) -> None:
         self.execute(
             "INSERT OR REPLACE INTO sources (source_key, upload_id, upload_key, stamp)"
             " SELECT source_key, upload_id, ?, ? FROM uploads WHERE upload_id = ?",
             (key, json.dumps(stamp), upload_id),
         )
 
-    def in_two_steps(self: outbox.Outbox, upload_id: str, upload_key: str, **more: Any) -> int:
+    def in_two_steps(self: store.Outbox, upload_id: str, upload_key: str, **more: Any) -> int:
         mark_first(self, upload_id, upload_key, more["stamp"])
         return seal(self, upload_id, upload_key, **more)
 
-    outbox.Outbox.seal = in_two_steps  # type: ignore[method-assign]  # the mutant
+    store.Outbox.seal = in_two_steps  # type: ignore[method-assign]  # the mutant
 
 
 def dies_at_commits(order: Path) -> None:
     """Watch the outbox's commits; `order` holds `<method>:<before|after>` once."""
-    from catalogzero.cloud.outbox_file import OutboxFile
+    from catalogzero.cloud.outbox.file import OutboxFile
 
     plain = OutboxFile.execute
 

@@ -28,8 +28,8 @@ from typing import Any
 
 from catalogzero import CatalogZeroError
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.outbox_identity import MOVED
+from catalogzero.cloud.outbox.identity import MOVED
+from catalogzero.cloud.outbox.store import Outbox
 
 from tests.chaos.proxy import FaultProxy
 from tests.chaos.scenes import EVENTS, ORDERS, POINTS, SCENES

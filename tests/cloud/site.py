@@ -12,7 +12,7 @@ import structlog
 from catalogzero import CloudProcessor
 from catalogzero.clock import Clock
 from catalogzero.cloud.engine import Engine
-from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.config.settings import RuntimeSettings
 
 from tests.cloud.processors import Plain

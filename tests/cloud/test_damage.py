@@ -13,7 +13,7 @@ import pytest
 import structlog
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.checks import preflight
-from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError
 

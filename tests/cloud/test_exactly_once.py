@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.outbox_contents import Upload
-from catalogzero.cloud.sender import complete_body, new_upload_id, note_answer
+from catalogzero.cloud.outbox.contents import Upload
+from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.sending.sender import complete_body, new_upload_id, note_answer
 from catalogzero.protocol.bodies import GENERATION, Known
 from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity, upload_key

@@ -14,7 +14,7 @@ from aiohttp import web
 from catalogzero import Batch, Params
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.errors import BadParamsError, ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.bodies import Known, Told
 

@@ -11,7 +11,7 @@ import yaml
 from catalogzero.cli.main import app
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox.store import Outbox
 from typer.testing import CliRunner
 
 from tests.cloud.reference import ReferenceBackend

@@ -138,8 +138,8 @@ def arrived(body: bytes, chunk_format: str) -> dict[str, Any]:
     if chunk_format == "csv":
         names, cells = csv.reader(io.StringIO(body.decode(), newline=""))
         return dict(zip(names, cells, strict=True))
-    from catalogzero.cloud.tables import rows_in, table_of
-    from catalogzero.cloud.values import json_lines
+    from catalogzero.cloud.rows.tables import rows_in, table_of
+    from catalogzero.cloud.rows.values import json_lines
 
     [row] = next(rows_in(table_of(pq.read_table(io.BytesIO(body))), texts=True))
     return arrived(json_lines([row])[0], "ndjson")

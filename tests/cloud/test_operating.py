@@ -21,7 +21,7 @@ import yaml
 import zstandard
 from aiohttp import web
 from catalogzero.cli.main import app
-from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.errors import ConfigError
 from catalogzero.testing import serving
 from typer.testing import CliRunner

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import orjson
 import pytest
-from catalogzero.cloud import sources
-from catalogzero.cloud.records import BadRecords, ReadOptions
-from catalogzero.cloud.sources import Roots
+from catalogzero.cloud.reading import sources
+from catalogzero.cloud.reading.records import BadRecords, ReadOptions
+from catalogzero.cloud.reading.sources import Roots
 from catalogzero.errors import FailedError
 
 from tests.protocol.streams import SKIPPABLE, pack, zstd_bomb

@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox.store import Outbox
 
 THREADS = 4
 ROUNDS = 2_000

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from catalogzero.cloud.records import BadRecords, ReadOptions
-from catalogzero.cloud.sources import FileItem
+from catalogzero.cloud.reading.records import BadRecords, ReadOptions
+from catalogzero.cloud.reading.sources import FileItem
 from catalogzero.errors import FailedError
 from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st

@@ -218,7 +218,7 @@ async def test_a_result_of_many_uploads_lists_the_first_and_counts_all(
 async def test_a_run_knows_its_uploads_however_many_ended_meanwhile(
     backend: ReferenceBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("catalogzero.cloud.outbox_identity.KEPT_ENDED", 5)
+    monkeypatch.setattr("catalogzero.cloud.outbox.identity.KEPT_ENDED", 5)
     async with Site(backend.url, tmp_path, runtime={"upload_wait_s": 300}) as site:
         for number in range(25):
             site.write(f"{number}.csv", f"n\n{number}\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.outbox_contents import OPEN_AT_ONCE
-from catalogzero.cloud.sender import Backoff
+from catalogzero.cloud.outbox.contents import OPEN_AT_ONCE
+from catalogzero.cloud.sending.sender import Backoff
 from catalogzero.protocol.deciding import MAX_RESENT
 
 from tests.cloud.processors import Counter

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from catalogzero.cloud.records import BadRecords, ReadOptions
-from catalogzero.cloud.sources import Roots
-from catalogzero.cloud.values import json_lines
+from catalogzero.cloud.reading.records import BadRecords, ReadOptions
+from catalogzero.cloud.reading.sources import Roots
+from catalogzero.cloud.rows.values import json_lines
 from catalogzero.errors import FailedError
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from catalogzero.cloud.records import BadRecords, ReadOptions
-from catalogzero.cloud.sources import FileItem, Roots, open_beneath
+from catalogzero.cloud.reading.records import BadRecords, ReadOptions
+from catalogzero.cloud.reading.sources import FileItem, Roots, open_beneath
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from hypothesis import given, settings
 from hypothesis import strategies as st

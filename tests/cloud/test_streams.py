@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from catalogzero import Batch, CloudProcessor, FailedError, Params, Stream
-from catalogzero.cloud.batches import rows_of
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for
+from catalogzero.cloud.rows.batches import rows_of
 from catalogzero.config.settings import EgressPolicy
 from pydantic import BaseModel, Field
 
@@ -316,8 +316,8 @@ import sys
 sys.modules["pyarrow"] = None
 from pydantic import BaseModel
 from catalogzero.cloud.encoding import encoder_for, ColumnFilter
-from catalogzero.cloud.streams import RowCheck
-from catalogzero.cloud.values import fail
+from catalogzero.cloud.rows.streams import RowCheck
+from catalogzero.cloud.rows.values import fail
 from catalogzero.config.settings import EgressPolicy
 class Row(BaseModel):
     id: int

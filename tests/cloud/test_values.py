@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from catalogzero.cloud.encoding import encoder_for
-from catalogzero.cloud.tables import rows_in, table_of, table_of_rows
-from catalogzero.cloud.values import UnfitError, json_lines
+from catalogzero.cloud.rows.tables import rows_in, table_of, table_of_rows
+from catalogzero.cloud.rows.values import UnfitError, json_lines
 from catalogzero.errors import FailedError
 from catalogzero.protocol.codings import decoded
 

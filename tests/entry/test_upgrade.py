@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 CATALOGZERO = Path(sys.executable).parent / "catalogzero"
 NEWER_SDK = {
     "pyproject.toml": ('version = "0.1.0"', 'version = "0.2.0"'),
-    "sdk/catalogzero/cloud/outbox_schema.py": (
+    "sdk/catalogzero/cloud/outbox/schema.py": (
         "MIGRATIONS = (_SCHEMA, _IDENTITY)",
         'MIGRATIONS = (_SCHEMA, _IDENTITY, "ALTER TABLE uploads ADD COLUMN told TEXT")',
     ),

@@ -15,8 +15,8 @@ from catalogzero.backend import schema as backend_schema
 from catalogzero.backend import store as backend_store
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.clock import SystemClock
-from catalogzero.cloud import outbox_file
-from catalogzero.cloud.outbox import Outbox
+from catalogzero.cloud.outbox import file as outbox_file
+from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.scheduler import schema as scheduler_schema
 from catalogzero.scheduler.store import Store as SchedulerStore
 from catalogzero.sql import sqlite as files

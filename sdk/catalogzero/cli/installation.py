@@ -38,7 +38,7 @@ def new(
 
     Example: catalogzero installation new acme
     """
-    from catalogzero.cloud.outbox_identity import INSTALLATION
+    from catalogzero.cloud.outbox.identity import INSTALLATION
     from catalogzero.cloud.processor import CloudProcessor, make_installation_id
     from catalogzero.runtime.launch import make_handler
 

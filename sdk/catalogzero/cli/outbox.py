@@ -19,7 +19,7 @@ from catalogzero.cli.run import RegistryOption
 from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
-    from catalogzero.cloud.outbox import Outbox
+    from catalogzero.cloud.outbox.store import Outbox
 
 app = typer.Typer(no_args_is_help=True, help="What waits to be sent, dead letters, the audit log.")
 
@@ -150,7 +150,7 @@ def audit(target: Target, registry: RegistryOption = None, json: JsonFlag = Fals
 
     Example: catalogzero outbox audit acme
     """
-    from catalogzero.cloud.egress import verify_audit
+    from catalogzero.cloud.sending.egress import verify_audit
 
     path = _folder(target, registry) / "audit.jsonl"
     report = verify_audit(path)
@@ -171,7 +171,7 @@ def _folder(target: str, registry: Path | None) -> Path:
 def opened(target: str, registry: Path | None) -> Iterator[Outbox]:
     """The handler's outbox, opened beside it."""
     from catalogzero.clock import SystemClock
-    from catalogzero.cloud.outbox import Outbox
+    from catalogzero.cloud.outbox.store import Outbox
 
     folder = _folder(target, registry)
     if not (folder / "outbox.sqlite").exists():

@@ -19,7 +19,7 @@ from catalogzero.errors import CatalogZeroError, ConfigError, FailedError, place
 from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, registry_path
 
 if TYPE_CHECKING:
-    from catalogzero.cloud.outbox import Outbox
+    from catalogzero.cloud.outbox.store import Outbox
 
 NEXT_EPOCH = 0
 """Stands for the epoch that the next start is given."""
@@ -94,10 +94,10 @@ def preview_run(
     handler: CloudProcessor, data_source: str, params: dict[str, Any], *, full: bool = False
 ) -> tuple[dict[str, Any], list[Request]]:
     """What a run would answer and ask of the backend; reads the source, touches no state."""
-    from catalogzero.cloud.egress import egress_key
     from catalogzero.cloud.encoding import ColumnFilter
-    from catalogzero.cloud.outbox import Outbox
+    from catalogzero.cloud.outbox.store import Outbox
     from catalogzero.cloud.pipeline import UploadRun
+    from catalogzero.cloud.sending.egress import egress_key
 
     policy, state = handler.runtime.egress, handler.state_dir
     with ExitStack() as stack:
@@ -133,7 +133,7 @@ def _key_is_to_be_made(handler: CloudProcessor) -> bool:
 
 def _requests(handler: CloudProcessor, outbox: Outbox) -> Iterator[Request]:
     """Every request of the sealed uploads, in order."""
-    from catalogzero.cloud.sender import chunk_request, complete_body, whole_request
+    from catalogzero.cloud.sending.sender import chunk_request, complete_body, whole_request
     from catalogzero.protocol.bodies import AS_JSON
     from catalogzero.protocol.codings import decoded
     from catalogzero.protocol.identities import url_under

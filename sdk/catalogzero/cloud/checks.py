@@ -19,14 +19,14 @@ from pathlib import Path
 import httpx
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.egress import check_host, policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
-from catalogzero.cloud.health import SKEW_S
-from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.push import ApiKey, http_client
-from catalogzero.cloud.records import Found, ReadOptions, require_extra
+from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.reading.records import Found, ReadOptions, require_extra
+from catalogzero.cloud.reading.sources import Roots
+from catalogzero.cloud.sending.egress import check_host, policy_digest
+from catalogzero.cloud.sending.health import SKEW_S
+from catalogzero.cloud.sending.push import ApiKey, http_client
 from catalogzero.cloud.settings import CloudSettings
-from catalogzero.cloud.sources import Roots
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, CatalogZeroError, ConfigError
@@ -245,7 +245,7 @@ def _queries(settings: CloudSettings) -> Finding:
     require_extra("sql")
     from sqlalchemy.exc import SQLAlchemyError
 
-    from catalogzero.cloud.queries import database_url, query_error
+    from catalogzero.cloud.reading.queries import database_url, query_error
     from catalogzero.sql.engines import open_source
 
     for name, query in settings.sources.items():

@@ -16,17 +16,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
-from catalogzero.cloud.batches import (
+from catalogzero.cloud.reading.records import require_extra
+from catalogzero.cloud.rows.batches import (
     is_frame,
     lists_of,
     parts_of,
     rows_of,
     whole_table,
 )
-from catalogzero.cloud.egress import loose
-from catalogzero.cloud.records import require_extra
-from catalogzero.cloud.settings import Batch
-from catalogzero.cloud.values import (
+from catalogzero.cloud.rows.values import (
     Refuse,
     UnfitError,
     csv_header,
@@ -34,6 +32,8 @@ from catalogzero.cloud.values import (
     fail,
     json_lines,
 )
+from catalogzero.cloud.sending.egress import loose
+from catalogzero.cloud.settings import Batch
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, FailedError
 from catalogzero.protocol.bodies import CONTENT_TYPES
@@ -42,7 +42,7 @@ from catalogzero.protocol.codings import CODINGS, encoded
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from catalogzero.cloud.tables import Part
+    from catalogzero.cloud.rows.tables import Part
 
 _PLANS, _NAMED = 1_000, 20
 HOW_TO_DECLARE = (
@@ -216,7 +216,7 @@ class ParquetEncoder(ChunkEncoder):
 
     def __init__(self, chunk_bytes: int, refuse: Refuse = fail) -> None:
         require_extra("parquet")
-        from catalogzero.cloud.tables import Tables
+        from catalogzero.cloud.rows.tables import Tables
 
         super().__init__(chunk_bytes, refuse)
         self._fitting = Tables(None, refuse, chunk_bytes)

@@ -14,20 +14,20 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from catalogzero.cloud.authors import Author
-from catalogzero.cloud.egress import AuditLog, egress_key, policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
-from catalogzero.cloud.health import (
+from catalogzero.cloud.outbox.identity import MOVED
+from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.pipeline import UploadRun
+from catalogzero.cloud.reading.authors import Author
+from catalogzero.cloud.sending.egress import AuditLog, egress_key, policy_digest
+from catalogzero.cloud.sending.health import (
     HealthPost,
     host_facts,
     outbox_figures,
     outbox_reasons,
 )
-from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.outbox_identity import MOVED
-from catalogzero.cloud.pipeline import UploadRun
-from catalogzero.cloud.push import Pusher
-from catalogzero.cloud.sender import Sender
+from catalogzero.cloud.sending.push import Pusher
+from catalogzero.cloud.sending.sender import Sender
 from catalogzero.cloud.settings import Params
 from catalogzero.errors import CatalogZeroError, FailedError
 from catalogzero.protocol.bodies import AS_JSON, Known

@@ -17,20 +17,20 @@ from typing import Any
 
 import orjson
 
-from catalogzero.cloud.authors import Author, OwnItem, refuse_no_progress
-from catalogzero.cloud.egress import name_below, policy_digest, shown_params
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for
-from catalogzero.cloud.items import Group, Item, Reading
-from catalogzero.cloud.outbox import Outbox, UploadEndedError
-from catalogzero.cloud.outbox_contents import Mark
-from catalogzero.cloud.outbox_file import is_disk_full
-from catalogzero.cloud.records import BadRecords, ReadOptions, require_extra
-from catalogzero.cloud.sender import new_upload_id
+from catalogzero.cloud.outbox.contents import Mark
+from catalogzero.cloud.outbox.file import is_disk_full
+from catalogzero.cloud.outbox.store import Outbox, UploadEndedError
+from catalogzero.cloud.reading.authors import Author, OwnItem, refuse_no_progress
+from catalogzero.cloud.reading.items import Group, Item, Reading
+from catalogzero.cloud.reading.records import BadRecords, ReadOptions, require_extra
+from catalogzero.cloud.reading.sources import FileItem, Files, Roots
+from catalogzero.cloud.rows.streams import RowCheck, streams_of
+from catalogzero.cloud.rows.values import UnfitError, where
+from catalogzero.cloud.sending.egress import name_below, policy_digest, shown_params
+from catalogzero.cloud.sending.sender import new_upload_id
 from catalogzero.cloud.settings import Batch, Params
-from catalogzero.cloud.sources import FileItem, Files, Roots
-from catalogzero.cloud.streams import RowCheck, streams_of
 from catalogzero.cloud.tally import LISTED, Place, Rows, Tally
-from catalogzero.cloud.values import UnfitError, where
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.identities import Identity, digest_of, source_key, upload_key
 from catalogzero.wire.messages import utf8
@@ -155,7 +155,7 @@ class UploadRun:
             items = [OwnItem(author, self.data_source, self.params)]
         elif self.data_source.startswith("sql:"):
             require_extra("sql")
-            from catalogzero.cloud.queries import query_item
+            from catalogzero.cloud.reading.queries import query_item
 
             query = query_item(settings, self.data_source, options)
             mark = query.query.watermark

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from catalogzero.cloud.outbox_schema import MIGRATIONS
+from catalogzero.cloud.outbox.schema import MIGRATIONS
+from catalogzero.cloud.rows.streams import Stream, streams_of
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
-from catalogzero.cloud.streams import Stream, streams_of
 from catalogzero.config.preflight import Check
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError

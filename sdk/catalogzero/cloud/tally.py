@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalogzero.cloud.batches import row_count
-from catalogzero.cloud.items import GroupReading, Item, Reading
-from catalogzero.cloud.records import Found
+from catalogzero.cloud.reading.items import GroupReading, Item, Reading
+from catalogzero.cloud.reading.records import Found
+from catalogzero.cloud.rows.batches import row_count
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import (
     BadParamsError,

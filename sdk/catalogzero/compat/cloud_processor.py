@@ -55,7 +55,7 @@ class CloudStandIn(StandIn, CloudProcessor):
 
     def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
         """The author's `_process` over all records of one file or query at once."""
-        from catalogzero.cloud.batches import rows_of  # only here, in the worker: it is heavy
+        from catalogzero.cloud.rows.batches import rows_of  # only here, in the worker: it is heavy
 
         if self.reads_itself:
             yield from batches
@@ -71,7 +71,7 @@ class CloudStandIn(StandIn, CloudProcessor):
         await super()._worker_main()
 
     def _processed(self, data: Any, params: Params) -> Iterator[Batch]:
-        from catalogzero.cloud.batches import is_frame
+        from catalogzero.cloud.rows.batches import is_frame
 
         result = self._result_of(self.author._process(data, dict(params)))
         if is_frame(result):

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from catalogzero.cloud.streams import streams_of
+from catalogzero.cloud.rows.streams import streams_of
 from catalogzero.entry.manifest import GENERATED_MARK, MANIFEST_NAME, Manifest
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler

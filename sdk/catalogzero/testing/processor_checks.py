@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from catalogzero.cloud.batches import rows_of
+from catalogzero.cloud.rows.batches import rows_of
 from catalogzero.cloud.settings import Batch
 from catalogzero.testing.backend import API_KEY, FaultyBackend
 from catalogzero.testing.checks import PROCESSOR_CHECKS, check

@@ -21,11 +21,11 @@ from typing import Any, Protocol, cast
 
 import orjson
 
-from catalogzero.cloud.batches import lists_of, rows_of
 from catalogzero.cloud.processor import CloudProcessor
-from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.cloud.reading.records import BadRecords, ReadOptions
+from catalogzero.cloud.rows.batches import lists_of, rows_of
+from catalogzero.cloud.rows.values import json_lines
 from catalogzero.cloud.settings import Batch
-from catalogzero.cloud.values import json_lines
 from catalogzero.testing.backend import FaultyBackend
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import Lab, bounded, demand, output_to, shown
@@ -70,11 +70,11 @@ def _batches_of_source(made: CloudProcessor, source: str) -> Iterator[Batch]:
         yield from made.read(source, {})
         return
     if source.startswith("sql:"):
-        from catalogzero.cloud.queries import query_item
+        from catalogzero.cloud.reading.queries import query_item
 
         items: Collection[Any] = [query_item(made.settings, source, options)]
     else:
-        from catalogzero.cloud.sources import Roots
+        from catalogzero.cloud.reading.sources import Roots
 
         items = Roots(made.settings.data_roots).items(source, options)
     for item in items:
@@ -87,7 +87,7 @@ def batches(made: CloudProcessor, rows: Sequence[Row], size: int) -> Iterator[Ba
     for start in range(0, len(rows), size):
         part = [dict(row) for row in rows[start : start + size]]
         if made.batch_type == "arrow":
-            from catalogzero.cloud.tables import table_of_rows
+            from catalogzero.cloud.rows.tables import table_of_rows
 
             yield table_of_rows(part)
         else:

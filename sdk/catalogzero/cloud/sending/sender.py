@@ -22,9 +22,9 @@ from tenacity import RetryCallState, Retrying, wait_random_exponential
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk, json_array
-from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.outbox_contents import DamagedChunkError, Upload
-from catalogzero.cloud.push import Pusher
+from catalogzero.cloud.outbox.contents import DamagedChunkError, Upload
+from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.sending.push import Pusher
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.protocol.bodies import AS_JSON, CONTENT_TYPES, EPOCH, INSTALLATION, content_digest
 from catalogzero.protocol.codings import CODINGS, recode

@@ -1,9 +1,9 @@
 """The outbox: the durable local store of uploads that the backend has not yet completed.
 
-One file (see `outbox_file`) in the handler's state folder, with the marks of what was sealed last,
+One file (see `file`) in the handler's state folder, with the marks of what was sealed last,
 so that a seal and its mark are one transaction. Every public method is one transaction
 and may be called from any thread, beside other processes; what only reads is in
-`outbox_contents`. Never talks to a backend.
+`contents`. Never talks to a backend.
 
 States: building → sealed → completing → done, or superseded, held, dead, overtaken, abandoned.
 """
@@ -20,9 +20,9 @@ from zlib import crc32
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox_contents import DAMAGED, FIRST_SEQ, as_text, from_text
-from catalogzero.cloud.outbox_file import transaction
-from catalogzero.cloud.outbox_identity import OutboxIdentity
+from catalogzero.cloud.outbox.contents import DAMAGED, FIRST_SEQ, as_text, from_text
+from catalogzero.cloud.outbox.file import transaction
+from catalogzero.cloud.outbox.identity import OutboxIdentity
 from catalogzero.errors import ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.identities import digest_of
 

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from catalogzero.cloud.csv_rows import CELL_CHARS, CsvFile
-from catalogzero.cloud.records import Found, ReadOptions, refuse_names
+from catalogzero.cloud.reading.csv_rows import CELL_CHARS, CsvFile
+from catalogzero.cloud.reading.records import Found, ReadOptions, refuse_names
+from catalogzero.cloud.reading.text import line_ends
+from catalogzero.cloud.rows.tables import rows_in, table_of
 from catalogzero.cloud.settings import Batch
-from catalogzero.cloud.tables import rows_in, table_of
-from catalogzero.cloud.text import line_ends
 from catalogzero.errors import FailedError
 
 _BLOCKS = 4

@@ -15,7 +15,7 @@ from psycopg.abc import AdaptContext, Buffer
 from psycopg.adapt import Loader
 from psycopg.pq import Format
 
-from catalogzero.cloud.values import interval_text
+from catalogzero.cloud.rows.values import interval_text
 
 _TYPES = ("date", "timestamp", "timestamptz", "interval")
 _MOMENT = re.compile(r"(\d+-\d\d-\d\d) (\d\d:\d\d:\d\d)(?:\.(\d+))?([+-]\d\d)?(:\d\d)?(.*)")

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from sqlalchemy import column, func, make_url, select, text
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from catalogzero.cloud.items import Item, RowReading
-from catalogzero.cloud.records import BadRecords, ReadOptions
+from catalogzero.cloud.reading.items import Item, RowReading
+from catalogzero.cloud.reading.records import BadRecords, ReadOptions
+from catalogzero.cloud.rows.values import UnfitError, refuse_twice, where
 from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
-from catalogzero.cloud.values import UnfitError, refuse_twice, where
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
 from catalogzero.protocol.identities import Mode, digest_of
 from catalogzero.sql.engines import open_source
 
 if TYPE_CHECKING:
-    from catalogzero.cloud.tables import Tables
+    from catalogzero.cloud.rows.tables import Tables
 
 PREFIX = "sql:"
 _NAMED = 20
@@ -92,7 +92,7 @@ class QueryReading(RowReading):
             source = open_source(database_url(query), query.answer_timeout_s)
             self._connection = self._stack.enter_context(source)
             if self._connection.dialect.driver == "psycopg":
-                from catalogzero.cloud.dates import load_as_text
+                from catalogzero.cloud.reading.dates import load_as_text
 
                 load_as_text(cast("Any", self._connection.connection.driver_connection))
         except SQLAlchemyError as error:
@@ -139,7 +139,7 @@ class QueryReading(RowReading):
 
     def _table(self, batch: list[dict[str, Any]]) -> Batch:
         """The Arrow table of some rows, the first batch's columns and types in all of them."""
-        from catalogzero.cloud.tables import Tables
+        from catalogzero.cloud.rows.tables import Tables
 
         def refuse(row: int, error: UnfitError, record: Any) -> None:
             self._bad.take(self._item.name, None, where(row, error), repr(record))

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.batches import lists_of, parts_of
-from catalogzero.cloud.items import Item, RowReading
-from catalogzero.cloud.records import BadRecords
+from catalogzero.cloud.reading.items import Item, RowReading
+from catalogzero.cloud.reading.records import BadRecords
+from catalogzero.cloud.rows.batches import lists_of, parts_of
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.config.logs import Logger
 from catalogzero.config.settings import RuntimeSettings

@@ -1,6 +1,6 @@
 """What the outbox holds, to look at: uploads, chunks, marks, figures, facts.
 
-Reads the file that `outbox_file` keeps; nothing here changes an upload. Never talks to a backend.
+Reads the file that `file` keeps; nothing here changes an upload. Never talks to a backend.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from zlib import crc32
 import orjson
 
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox_file import OutboxFile, transaction
-from catalogzero.cloud.outbox_rescue import Rescue
+from catalogzero.cloud.outbox.file import OutboxFile, transaction
+from catalogzero.cloud.outbox.rescue import Rescue
 from catalogzero.errors import UnknownRunError
 from catalogzero.sql import is_damage
 

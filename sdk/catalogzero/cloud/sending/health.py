@@ -17,10 +17,10 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.egress import AuditLog
-from catalogzero.cloud.outbox import Outbox
-from catalogzero.cloud.push import Pusher
-from catalogzero.cloud.sender import Backoff
+from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.sending.egress import AuditLog
+from catalogzero.cloud.sending.push import Pusher
+from catalogzero.cloud.sending.sender import Backoff
 from catalogzero.protocol.bodies import AS_JSON, HEALTH_SCHEMA
 from catalogzero.protocol.deciding import Asked, Verdict, decide
 from catalogzero.protocol.identities import Identity

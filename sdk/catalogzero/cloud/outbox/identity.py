@@ -10,8 +10,8 @@ import uuid
 from collections.abc import Collection
 from typing import Any
 
-from catalogzero.cloud.outbox_contents import OutboxContents, as_text, from_text
-from catalogzero.cloud.outbox_file import transaction
+from catalogzero.cloud.outbox.contents import OutboxContents, as_text, from_text
+from catalogzero.cloud.outbox.file import transaction
 from catalogzero.protocol.bodies import Known, Told
 
 EPOCH, GENERATION, NONCE, MOVED = "epoch", "generation", "nonce", "moved"

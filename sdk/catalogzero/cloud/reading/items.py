@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
-from catalogzero.cloud.records import BadRecords, Found
+from catalogzero.cloud.reading.records import BadRecords, Found
+from catalogzero.cloud.rows.values import fingerprint
 from catalogzero.cloud.settings import Batch
-from catalogzero.cloud.values import fingerprint
 from catalogzero.protocol.identities import Mode, digest_of
 
 

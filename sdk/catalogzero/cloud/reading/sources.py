@@ -20,17 +20,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from catalogzero.cloud.items import Item, Reading
-from catalogzero.cloud.readers import look, read_records
-from catalogzero.cloud.records import (
+from catalogzero.cloud.reading.items import Item, Reading
+from catalogzero.cloud.reading.readers import look, read_records
+from catalogzero.cloud.reading.records import (
     BadRecords,
     Found,
     ReadOptions,
     is_data,
     kind_of,
 )
+from catalogzero.cloud.rows.values import SHOWN_NAMES
 from catalogzero.cloud.settings import Batch
-from catalogzero.cloud.values import SHOWN_NAMES
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.codings import MAX_RATIO, Bounds, OverBoundsError, UnpackError, unpack
 

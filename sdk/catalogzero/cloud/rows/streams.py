@@ -22,9 +22,9 @@ from catalogzero.errors import ConfigError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from catalogzero.cloud.rows.tables import Part
+    from catalogzero.cloud.rows.values import Refuse
     from catalogzero.cloud.settings import Batch
-    from catalogzero.cloud.tables import Part
-    from catalogzero.cloud.values import Refuse
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +103,13 @@ class RowCheck:
         self._refuse, self._rows, self._tables = refuse, 0, None
         arrow = schema if self._model is None else arrow_schema(schema) if as_tables else None
         if arrow is not None:
-            from catalogzero.cloud.tables import Tables
+            from catalogzero.cloud.rows.tables import Tables
 
             self._tables = Tables(arrow, refuse, 0)
 
     def __call__(self, batch: Batch) -> Iterator[tuple[int, Part]]:
         """The parts of a batch that fit, each with the number of its first row."""
-        from catalogzero.cloud.batches import parts_of
+        from catalogzero.cloud.rows.batches import parts_of
 
         for part in parts_of(batch):
             start, self._rows = self._rows + 1, self._rows + len(part)
@@ -122,7 +122,7 @@ class RowCheck:
 
     def _runs(self, part: Part, start: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         """What the model takes, cut where a row is refused."""
-        from catalogzero.cloud.batches import rows_of
+        from catalogzero.cloud.rows.batches import rows_of
 
         run: list[dict[str, Any]] = []
         number = start
@@ -139,7 +139,7 @@ class RowCheck:
 
     def _checked(self, row: Mapping[str, Any], number: int) -> dict[str, Any] | None:
         """A row as the model has it; None where it is refused."""
-        from catalogzero.cloud.values import UnfitError
+        from catalogzero.cloud.rows.values import UnfitError
 
         model = typing.cast("type[BaseModel]", self._model)
         if extra := sorted(map(str, row.keys() - self._keys.keys())):

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.outbox_rescue import Rescue, rescue
-from catalogzero.cloud.outbox_schema import MIGRATIONS
+from catalogzero.cloud.outbox.rescue import Rescue, rescue
+from catalogzero.cloud.outbox.schema import MIGRATIONS
 from catalogzero.errors import ConfigError
 from catalogzero.sql import DamagedFileError, create_private, open_file, set_aside
 

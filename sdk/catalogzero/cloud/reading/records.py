@@ -13,7 +13,7 @@ from typing import Literal
 
 import orjson
 
-from catalogzero.cloud.values import refuse_twice
+from catalogzero.cloud.rows.values import refuse_twice
 from catalogzero.errors import BadParamsError, FailedError
 
 _SUFFIXES = {

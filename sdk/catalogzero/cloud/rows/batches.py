@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from catalogzero.cloud.records import require_extra
+from catalogzero.cloud.reading.records import require_extra
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import FailedError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from catalogzero.cloud.tables import Part
+    from catalogzero.cloud.rows.tables import Part
 
 _SLICE_ROWS = 8_192
 
@@ -66,7 +66,7 @@ def lists_of(batch: Batch, *, texts: bool = False) -> Iterator[list[dict[str, An
         if isinstance(part, list):
             yield part
         else:
-            from catalogzero.cloud.tables import rows_in
+            from catalogzero.cloud.rows.tables import rows_in
 
             yield from rows_in(part, texts=texts)
 
@@ -91,7 +91,7 @@ def _tables_in(frame: Any) -> Iterator[pa.Table]:
     require_extra("parquet")
     import pyarrow as pa
 
-    from catalogzero.cloud.tables import table_of
+    from catalogzero.cloud.rows.tables import table_of
 
     if isinstance(frame, pa.Table | pa.RecordBatch):
         yield table_of(frame)

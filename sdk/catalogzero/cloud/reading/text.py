@@ -9,7 +9,7 @@ import codecs
 import io
 from typing import Any
 
-from catalogzero.cloud.records import ReadOptions
+from catalogzero.cloud.reading.records import ReadOptions
 from catalogzero.errors import FailedError
 
 SAMPLE_BYTES = 1 << 16

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from catalogzero.cloud.kinds import (
+from catalogzero.cloud.rows.kinds import (
     array_of,
     is_number,
     joined,
@@ -23,7 +23,7 @@ from catalogzero.cloud.kinds import (
     only_finer,
     plain_type,
 )
-from catalogzero.cloud.values import (
+from catalogzero.cloud.rows.values import (
     NOT_UTF8,
     NanoDatetime,
     NanoTime,

@@ -18,10 +18,10 @@ from typing import Any
 
 import orjson
 
-from catalogzero.cloud.csv_rows import CsvFile
-from catalogzero.cloud.records import BadRecords, Found, ReadOptions, empty, require_extra
+from catalogzero.cloud.reading.csv_rows import CsvFile
+from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions, empty, require_extra
+from catalogzero.cloud.reading.text import SAMPLE_BYTES, Text
 from catalogzero.cloud.settings import Batch
-from catalogzero.cloud.text import SAMPLE_BYTES, Text
 from catalogzero.errors import FailedError
 
 _DIGITS = bytes.maketrans(b"123456789.E", b"000000000" + b"0e")
@@ -41,17 +41,17 @@ def read_records(
     if options.arrow or found.kind == "parquet":
         require_extra("parquet")
     if found.kind == "parquet":
-        from catalogzero.cloud.arrow import parquet_batches
+        from catalogzero.cloud.reading.arrow import parquet_batches
 
         return parquet_batches(content, found, options)
     opened = _opened(content, found, options, bad)
     if isinstance(opened, CsvFile) and options.arrow:
-        from catalogzero.cloud.arrow import csv_tables
+        from catalogzero.cloud.reading.arrow import csv_tables
 
         return csv_tables(opened, options)
     batches = _batches(opened, bad, options.batch_rows)
     if options.arrow:
-        from catalogzero.cloud.tables import table_of_rows
+        from catalogzero.cloud.rows.tables import table_of_rows
 
         return map(table_of_rows, batches)
     return batches

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from catalogzero.cloud.values import UnfitError, is_interval, nanosecond_of, plain, text_of
+from catalogzero.cloud.rows.values import UnfitError, is_interval, nanosecond_of, plain, text_of
 
 _US, _UTC = timedelta(microseconds=1), UTC
 

@@ -12,9 +12,15 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from catalogzero.cloud.records import BadRecords, ReadOptions, bare_name, empty, refuse_names
-from catalogzero.cloud.text import SAMPLE_BYTES, Text, line_ends
-from catalogzero.cloud.values import is_valid
+from catalogzero.cloud.reading.records import (
+    BadRecords,
+    ReadOptions,
+    bare_name,
+    empty,
+    refuse_names,
+)
+from catalogzero.cloud.reading.text import SAMPLE_BYTES, Text, line_ends
+from catalogzero.cloud.rows.values import is_valid
 from catalogzero.errors import FailedError
 
 CELL_CHARS = 1 << 24
