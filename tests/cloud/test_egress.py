@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from aiohttp import web
 from catalogzero.clock import SystemClock
+from catalogzero.cloud.egress import AuditLog, Pace, check_host, egress_key, verify_audit
 from catalogzero.cloud.encoding import ColumnFilter
-from catalogzero.cloud.sending.egress import AuditLog, Pace, check_host, egress_key, verify_audit
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
 from hypothesis import given

@@ -11,12 +11,13 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import orjson
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.contents import Upload
 from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.cloud.sending.sender import complete_body, new_upload_id, note_answer
+from catalogzero.cloud.sending.sender import complete_body, note_answer
 from catalogzero.protocol.bodies import GENERATION, Known
 from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity, upload_key
@@ -87,7 +88,7 @@ class Uploading(RuleBasedStateMachine):
         work = self.due(full)
         if work is None:
             return
-        upload_id = new_upload_id()
+        upload_id = uuid4().hex
         full = full or self.outbox.mark(KEY).owed
         self.outbox.begin(upload_id, KEY, "src", self.mode, full=full, params={})
         for seq, rows in enumerate(self.chunks_of(work)):

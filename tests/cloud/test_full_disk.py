@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from catalogzero.clock import SystemClock
+from catalogzero.cloud.egress import AuditLog, verify_audit
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.file import is_disk_full
 from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.cloud.sending.egress import AuditLog, verify_audit
 from catalogzero.errors import FailedError
 from catalogzero.testing import serving
 

@@ -31,6 +31,9 @@ ACROSS = {
 }
 """What a wing imports of its own floor; anything else of it is closed to it."""
 
+ROOMS = ("rows", "reading", "outbox", "sending")
+"""The rooms of the cloud wing: each may import those before it."""
+
 PUBLIC = sorted(PUBLIC_MODULES)
 MODULES = sorted(SDK.rglob("*.py"))
 BUILT_ON_IT = sorted(
@@ -99,6 +102,18 @@ def test_no_modules_import_each_other() -> None:
             del waiting[path]
 
     assert [str(path.relative_to(SDK)) for path in waiting] == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_of_the_cloud_wing_imports_none_that_stands_on_it(room: str) -> None:
+    above = ROOMS[ROOMS.index(room) + 1 :]
+
+    assert not [
+        f"{path.name}: {module}"
+        for path in (SDK / "catalogzero" / "cloud" / room).glob("*.py")
+        for module, _ in imports(path)
+        if module.startswith(tuple(f"catalogzero.cloud.{one}" for one in above))
+    ]
 
 
 def test_every_wing_says_what_it_is_and_what_it_never_does() -> None:

@@ -86,8 +86,8 @@ def _versions() -> dict[str, Any]:
 
 def _state(handler: Handler) -> dict[str, Any]:
     """The outbox's list and the audit log's end, without a record."""
+    from catalogzero.cloud.egress import verify_audit
     from catalogzero.cloud.outbox.store import Outbox
-    from catalogzero.cloud.sending.egress import verify_audit
 
     parts: dict[str, Any] = {}
     folder = handler.state_dir

@@ -150,7 +150,7 @@ def audit(target: Target, registry: RegistryOption = None, json: JsonFlag = Fals
 
     Example: catalogzero outbox audit acme
     """
-    from catalogzero.cloud.sending.egress import verify_audit
+    from catalogzero.cloud.egress import verify_audit
 
     path = _folder(target, registry) / "audit.jsonl"
     report = verify_audit(path)

@@ -94,10 +94,10 @@ def preview_run(
     handler: CloudProcessor, data_source: str, params: dict[str, Any], *, full: bool = False
 ) -> tuple[dict[str, Any], list[Request]]:
     """What a run would answer and ask of the backend; reads the source, touches no state."""
+    from catalogzero.cloud.egress import egress_key
     from catalogzero.cloud.encoding import ColumnFilter
     from catalogzero.cloud.outbox.store import Outbox
     from catalogzero.cloud.pipeline import UploadRun
-    from catalogzero.cloud.sending.egress import egress_key
 
     policy, state = handler.runtime.egress, handler.state_dir
     with ExitStack() as stack:

@@ -19,11 +19,12 @@ from pathlib import Path
 import httpx
 
 from catalogzero.clock import Clock
+from catalogzero.cloud.egress import check_host, policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
+from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.cloud.reading.records import Found, ReadOptions, require_extra
+from catalogzero.cloud.reading.records import Found, ReadOptions
 from catalogzero.cloud.reading.sources import Roots
-from catalogzero.cloud.sending.egress import check_host, policy_digest
 from catalogzero.cloud.sending.health import SKEW_S
 from catalogzero.cloud.sending.push import ApiKey, http_client
 from catalogzero.cloud.settings import CloudSettings

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
-from catalogzero.cloud.reading.records import require_extra
+from catalogzero.cloud.egress import loose
+from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.rows.batches import (
     is_frame,
     lists_of,
@@ -32,7 +33,6 @@ from catalogzero.cloud.rows.values import (
     fail,
     json_lines,
 )
-from catalogzero.cloud.sending.egress import loose
 from catalogzero.cloud.settings import Batch
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, FailedError

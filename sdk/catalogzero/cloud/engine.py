@@ -14,12 +14,12 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
+from catalogzero.cloud.egress import AuditLog, egress_key, policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.outbox.identity import MOVED
 from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.cloud.pipeline import UploadRun
 from catalogzero.cloud.reading.authors import Author
-from catalogzero.cloud.sending.egress import AuditLog, egress_key, policy_digest
 from catalogzero.cloud.sending.health import (
     HealthPost,
     host_facts,

@@ -14,21 +14,22 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import orjson
 
+from catalogzero.cloud.egress import name_below, policy_digest, shown_params
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for
+from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.outbox.contents import Mark
 from catalogzero.cloud.outbox.file import is_disk_full
 from catalogzero.cloud.outbox.store import Outbox, UploadEndedError
 from catalogzero.cloud.reading.authors import Author, OwnItem, refuse_no_progress
 from catalogzero.cloud.reading.items import Group, Item, Reading
-from catalogzero.cloud.reading.records import BadRecords, ReadOptions, require_extra
+from catalogzero.cloud.reading.records import BadRecords, ReadOptions
 from catalogzero.cloud.reading.sources import FileItem, Files, Roots
 from catalogzero.cloud.rows.streams import RowCheck, streams_of
 from catalogzero.cloud.rows.values import UnfitError, where
-from catalogzero.cloud.sending.egress import name_below, policy_digest, shown_params
-from catalogzero.cloud.sending.sender import new_upload_id
 from catalogzero.cloud.settings import Batch, Params
 from catalogzero.cloud.tally import LISTED, Place, Rows, Tally
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
@@ -243,7 +244,7 @@ class UploadRun:
         full = self.full or mark.owed or mark.mode not in (None, item.mode)
         if not full and (self._stands_still(item, mark) or self._is_unchanged(item, key, mark)):
             return self._skip(item, mark)
-        upload_id = new_upload_id()
+        upload_id = uuid4().hex
         shown, params = self._shown(item.name), shown_params(self.params, self._shown)
         self.outbox.begin(upload_id, key, shown, item.mode, full=full, params=params)
         bad = BadRecords(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,9 @@ def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
     regular = re.compile(
         rb'(?:[^"]*+(?<![^%b\r\n])"[^"]*+"(?:"[^"]*+")*+(?=[%b\r\n]))*+[^"]*+' % (mark, mark)
     )
-    parse = _parser(file)
     for block in iter(partial(text.block, _BLOCKS * options.block_bytes), b""):
         border = _border(block, regular)
-        table = parse(block[:border]) if border else None
+        table = _parsed(file, block[:border]) if border else None
         if table is None:
             columns = list(zip(*file.rows(block), strict=True)) or [()] * len(file.columns)
             arrays = [pa.array(column, pa.string()) for column in columns]
@@ -65,26 +64,22 @@ def _border(block: bytes, regular: re.Pattern[bytes]) -> int:
     return 0
 
 
-def _parser(file: CsvFile) -> Callable[[bytes], pa.Table | None]:
-    """What makes a table of regular lines; None where pyarrow refuses or reads otherwise."""
+def _parsed(file: CsvFile, lines: bytes) -> pa.Table | None:
+    """The table of regular lines; None where pyarrow refuses them, or reads otherwise than csv."""
     columns, delimiter = file.columns, file.delimiter
+    if len(lines) > CELL_CHARS or not delimiter.isascii() or lines.startswith(codecs.BOM_UTF8):
+        return None
+    read = pc.ReadOptions(column_names=columns, block_size=len(lines) + 1)
+    form = pc.ParseOptions(
+        delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=len(columns) > 1
+    )
     convert = pc.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
     )
-
-    def parse(lines: bytes) -> pa.Table | None:
-        if len(lines) > CELL_CHARS or not delimiter.isascii() or lines.startswith(codecs.BOM_UTF8):
-            return None
-        read = pc.ReadOptions(column_names=columns, block_size=len(lines) + 1)
-        form = pc.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=len(columns) > 1
-        )
-        try:
-            return pc.read_csv(pa.BufferReader(lines), read, form, convert)
-        except pa.ArrowInvalid:
-            return None
-
-    return parse
+    try:
+        return pc.read_csv(pa.BufferReader(lines), read, form, convert)
+    except pa.ArrowInvalid:
+        return None
 
 
 def parquet_batches(content: Any, found: Found, options: ReadOptions) -> Iterator[Batch]:

@@ -18,8 +18,9 @@ from typing import Any
 
 import orjson
 
+from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.reading.csv_rows import CsvFile
-from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions, empty, require_extra
+from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions, empty
 from catalogzero.cloud.reading.text import SAMPLE_BYTES, Text
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import FailedError

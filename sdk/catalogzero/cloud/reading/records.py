@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -115,16 +114,6 @@ def kind_of(name: str) -> str:
 def is_data(name: str) -> bool:
     """Whether a file's name is that of a data file."""
     return Path(bare_name(name)).suffix in _SUFFIXES
-
-
-def require_extra(extra: Literal["parquet", "sql"]) -> None:
-    """Say how to get what an extra brings, where it is missing.
-
-    Raises:
-        FailedError: It is not installed.
-    """
-    if find_spec({"parquet": "pyarrow", "sql": "sqlalchemy"}[extra]) is None:
-        raise FailedError(f"the extra `{extra}` is missing: pip install 'catalogzero[{extra}]'")
 
 
 def refuse_names(names: list[str], where: str) -> None:

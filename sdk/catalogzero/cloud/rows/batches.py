@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from catalogzero.cloud.reading.records import require_extra
+from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import FailedError
 

@@ -17,8 +17,8 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
+from catalogzero.cloud.egress import AuditLog
 from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.cloud.sending.egress import AuditLog
 from catalogzero.cloud.sending.push import Pusher
 from catalogzero.cloud.sending.sender import Backoff
 from catalogzero.protocol.bodies import AS_JSON, HEALTH_SCHEMA

@@ -21,7 +21,7 @@ import orjson
 from httpx_aiohttp import AiohttpTransport
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.sending.egress import AuditLog, Pace, check_host
+from catalogzero.cloud.egress import AuditLog, Pace, check_host
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import ConfigError

@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
 
 from structlog.typing import FilteringBoundLogger
 from tenacity import RetryCallState, Retrying, wait_random_exponential
@@ -288,7 +287,8 @@ class Sender:
             return
         body, coding = chunk.body, chunk.coding
         if coding not in ("identity", self._coding):  # this backend takes another one
-            body, coding = await asyncio.to_thread(recode, body, coding, self._coding), self._coding
+            coding = self._coding
+            body = await asyncio.to_thread(recode, body, chunk.coding, coding)
         path, headers = chunk_request(upload.upload_id, chunk, body, coding)
         body_key = upload.upload_id, seq
         about = {"upload_id": upload.upload_id, "seq": seq, "records": chunk.records}
@@ -523,8 +523,3 @@ def simple_refusal(upload: Upload, content_types: set[str]) -> str:
             "raise chunk_bytes, split the source, or give the backend the chunked protocol"
         )
     return ""
-
-
-def new_upload_id() -> str:
-    """A random upload_id."""
-    return uuid4().hex
