@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -294,17 +295,24 @@ def _writable(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    new = not path.exists()
+    part = _part(path)
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part.unlink(missing_ok=True)
+        part.touch(mode=0o600, exist_ok=False)
     except OSError as error:
         raise _no_key_file(path, error) from None
     try:
         yield
     except BaseException:
-        if new:
-            path.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+
+
+def _part(path: Path) -> Path:
+    """Where a key is written first: who can read an old file at its place never reads the key."""
+    return path.with_name(f"{path.name}.part")
 
 
 def _no_key_file(path: Path, error: OSError) -> ConfigError:
@@ -312,10 +320,9 @@ def _no_key_file(path: Path, error: OSError) -> ConfigError:
 
 
 def _write_key(path: Path, key: str) -> None:
-    """Write a key to a new file that its owner alone can read."""
+    """Write a key to the private file that `_writable` made, in place of one that was there."""
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(key + "\n")
+        _part(path).write_text(key + "\n")
+        _part(path).replace(path)
     except OSError as error:
         raise _no_key_file(path, error) from None

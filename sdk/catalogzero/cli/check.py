@@ -16,6 +16,7 @@ from catalogzero.cli.output import JsonFlag, print_json, print_table
 from catalogzero.cli.run import RegistryOption
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding, run_checks
 from catalogzero.config.settings import DEFAULT_SCHEDULER, CurveSettings
+from catalogzero.config.state_folder import make_private, read_by_others
 from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import make_handler
@@ -78,13 +79,16 @@ def _check_state(handler: Handler) -> Finding:
     """Whether the state folder can be written."""
     folder = handler.state_dir
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
     except OSError as error:
         mend = "create it for this user, or set `state_dir`"
         return Finding("state folder", "fail", f"{folder}: {error.strerror}", mend)
     if not os.access(folder, os.W_OK):
         mend = "let this user write it, or set `state_dir`"
         return Finding("state folder", "fail", f"{folder} cannot be written", mend)
+    if wide := read_by_others(folder):
+        mend = f"chmod -R go-rwx {shlex.quote(str(folder))}"
+        return Finding("state folder", "warn", f"others on this machine can read {wide[0]}", mend)
     return Finding("state folder", "pass", str(folder))
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
+from catalogzero.config.state_folder import keep_private
 from catalogzero.errors import CatalogZeroError, ConfigError, UnauthorizedError, UnreachableError
 from catalogzero.version import __version__
 
@@ -31,6 +32,7 @@ class Command(NamedTuple):
     place: str
     sql_extra: str = "sql"  # the extra that brings SQLAlchemy for it
     variables: str | None = None  # what the environment variables of its options begin with
+    private: bool = False  # what it makes is its user's alone, and not for others to read
 
 
 COMMANDS = {
@@ -39,22 +41,24 @@ COMMANDS = {
     "test": Command(VENDOR, "test:run_contract"),
     "build": Command(VENDOR, "build:build"),
     "catalog": Command(VENDOR, "catalog:app"),
-    "run": Command(CLIENT, "run:run"),
+    "run": Command(CLIENT, "run:run", private=True),
     "call": Command(CLIENT, "call:call"),
     "ping": Command(CLIENT, "call:ping"),
     "metrics": Command(CLIENT, "call:metrics"),
     "describe": Command(CLIENT, "call:describe"),
     "cancel": Command(CLIENT, "call:cancel"),
-    "check": Command(CLIENT, "check:check"),
+    "check": Command(CLIENT, "check:check", private=True),
     "preview": Command(CLIENT, "preview:preview"),
     "outbox": Command(CLIENT, "outbox:app"),
-    "installation": Command(CLIENT, "installation:app"),
-    "bundle": Command(CLIENT, "bundle:bundle"),
+    "installation": Command(CLIENT, "installation:app", private=True),
+    "bundle": Command(CLIENT, "bundle:bundle", private=True),
     "keys": Command(CLIENT, "keys:app"),
     "systemd": Command(CLIENT, "systemd:systemd"),
-    "scheduler": Command(CLIENT, "scheduler:scheduler", "scheduler", "CATALOGZERO_SCHEDULER"),
+    "scheduler": Command(
+        CLIENT, "scheduler:scheduler", "scheduler", "CATALOGZERO_SCHEDULER", private=True
+    ),
     "schedule": Command(CLIENT, "schedule:app"),
-    "backend": Command(BACKEND, "backend:app", "backend"),
+    "backend": Command(BACKEND, "backend:app", "backend", private=True),
 }
 
 
@@ -121,6 +125,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    ctx: typer.Context,
     version: bool = typer.Option(
         False, "--version", help="Print the version.", callback=_print_version, is_eager=True
     ),
@@ -130,6 +135,9 @@ def root(
     A vendor begins with `catalogzero new`, a client with `catalogzero check`,
     a backend with `catalogzero backend serve`; each --help has an example.
     """
+    command = COMMANDS.get(ctx.invoked_subcommand or "")
+    if command and command.private:
+        keep_private()
 
 
 def main() -> None:

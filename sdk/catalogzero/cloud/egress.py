@@ -24,6 +24,7 @@ import orjson
 
 from catalogzero.clock import Clock
 from catalogzero.config.settings import EgressPolicy
+from catalogzero.config.state_folder import create_private
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.identities import digest_of
 
@@ -140,11 +141,10 @@ class AuditLog:
     def __init__(
         self, folder: Path, clock: Clock, make_room: Callable[[], bool] = lambda: False
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path, self._clock, self._make_room = folder / "audit.jsonl", clock, make_room
         self._lock = threading.Lock()
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._descriptor = os.open(self.path, flags, 0o600)
+        create_private(self.path)
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         self.head, self._number, self._torn = self._last()
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from catalogzero.cloud.rows.streams import Stream, streams_of
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.config.preflight import Check
 from catalogzero.config.settings import HandlerSettings
+from catalogzero.config.state_folder import create_private
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
 from catalogzero.protocol.identities import Identity, Mode
 from catalogzero.runtime.handler import Handler, entry_of
@@ -303,9 +304,9 @@ def kept_installation_id(folder: Path) -> str:
 
 def make_installation_id(folder: Path) -> str:
     """Another id for the installation of a state folder; the file is there whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = str(uuid.uuid4())
     part = folder / "installation_id.part"
+    create_private(part)
     part.write_text(f"{made}\n", "ascii")
     part.rename(folder / "installation_id")
     return made

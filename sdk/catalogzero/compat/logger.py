@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from catalogzero.config.state_folder import create_private
 from catalogzero.runtime.handler import Handler
 
 TRACED_EVERY = 100
@@ -103,7 +104,7 @@ def setup_handler_logging(handler_id: str, log_level: str = "INFO") -> Path:
         The file.
     """
     path = Path("logs", "handlers", folder_name(handler_id), "handler.log")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    create_private(path)
     to_file = logging.FileHandler(path, encoding="utf-8")
     formatter = logging.Formatter(FORMAT, "%Y-%m-%d %H:%M:%S")
     to_file.setFormatter(formatter)

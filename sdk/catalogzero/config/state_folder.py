@@ -1,7 +1,11 @@
-"""A handler's state folder: one process at a time owns it."""
+"""State on the disk: private from its first byte, and of one process at a time.
+
+Nothing is narrowed afterwards: what another user opened once stays open to them.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +26,37 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def keep_private() -> None:
+    """Whatever this process makes from now on is its user's alone: umask 077."""
+    os.umask(0o077)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder where it is missing, and those above it, each of mode 0700."""
+    for one in reversed([folder, *folder.parents]):
+        if not one.exists():
+            one.mkdir(mode=0o700, exist_ok=True)
+
+
+def create_private(path: Path) -> None:
+    """Make a file where it is missing, empty and of mode 0600, in a folder of mode 0700."""
+    make_private(path.parent)
+    if not path.exists():
+        path.touch(mode=0o600)
+
+
+def open_to_others(path: Path) -> bool:
+    """Whether other users of this machine can read a file, or list a folder; groups aside."""
+    path = path.absolute()
+    reachable = all(folder.stat().st_mode & 0o001 for folder in path.parents)
+    return sys.platform != "win32" and reachable and bool(path.stat().st_mode & 0o004)
+
+
+def read_by_others(folder: Path) -> list[Path]:
+    """What of a state folder other users of this machine can read: of an older release, say."""
+    return [path for path in (folder, *folder.rglob("*")) if open_to_others(path)]
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a state folder; the system lets go of it when this process ends, however it ends.
@@ -30,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
         ConfigError: It cannot be written, or another process holds it.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        create_private(folder / "lock")
         file = (folder / "lock").open("w")
     except OSError as error:
         told = f"state folder {folder} cannot be written ({error.strerror}): set `state_dir`"

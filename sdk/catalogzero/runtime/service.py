@@ -7,6 +7,7 @@ calls are answered whatever jobs are running, never counted as activity, never w
 from __future__ import annotations
 
 import asyncio
+import shlex
 import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from catalogzero.clock import Clock
 from catalogzero.config.logs import forward_logging
 from catalogzero.config.settings import RuntimeSettings, config_error, host_port
-from catalogzero.config.state_folder import locked
+from catalogzero.config.state_folder import keep_private, locked, read_by_others
 from catalogzero.errors import (
     BadRequestError,
     CallTimeoutError,
@@ -375,6 +376,9 @@ async def serve(
     handler._attach(runtime=settings, handler_id=handler_id, clock=clock)
     check_exposure(settings)
     with locked(handler.state_dir):
+        if wide := read_by_others(handler.state_dir):
+            mend = f"chmod -R go-rwx {shlex.quote(str(handler.state_dir))}"
+            handler.log.warning("state_readable_by_others", path=str(wide[0]), mend=mend)
         async with Service(handler, transport) as service:
             yield service
 
@@ -401,6 +405,7 @@ async def serve_until(
     on_ready: Callable[[Service], None] = lambda service: None,
 ) -> None:
     """Serve until `stop`, then drain and close; `hurry` ends the draining."""
+    keep_private()
     async with serve(handler) as service:
         service.farewell_s = FAREWELL_S
         on_ready(service)

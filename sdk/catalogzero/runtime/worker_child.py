@@ -27,6 +27,7 @@ from pydantic import SecretStr
 
 from catalogzero.config.logs import forward_logging, run_ids
 from catalogzero.config.settings import RuntimeSettings
+from catalogzero.config.state_folder import keep_private
 from catalogzero.errors import (
     BadCallError,
     CatalogZeroError,
@@ -157,6 +158,7 @@ class Child:
 
 def main() -> None:
     """Be the worker of the handler that started this process."""
+    keep_private()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer

@@ -21,7 +21,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 
 from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
 from catalogzero.sql.limits import Limits
-from catalogzero.sql.sqlite import PRAGMAS, create_private, explain, refuse_newer
+from catalogzero.sql.sqlite import PRAGMAS, explain, make_file, refuse_newer
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[sa.Connection], T]
@@ -173,7 +173,7 @@ class Database:
     def _prepare(self, schema: Schema) -> None:
         """Refuse a database of a newer release by reading alone; make or migrate another."""
         if self.dialect == "sqlite" and "uri" not in self.url.query:
-            create_private(Path(str(self.url.database)))
+            make_file(Path(str(self.url.database)))
         try:
             found = self.read_now(schema.version_in)
             refuse_newer(self.label, found or 0, schema.newest)

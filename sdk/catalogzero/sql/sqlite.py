@@ -6,11 +6,13 @@ small.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from catalogzero.config.state_folder import create_private, open_to_others
 from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class LockedFileError(UnreachableError):
     """Another process holds the file's lock, and did not give it up in time."""
 
 
-def create_private(path: Path) -> None:
+def make_file(path: Path) -> None:
     """Make the file where it is missing, empty and of mode 0600, and missing folders of mode 0700.
 
     SQLite gives `-wal` and `-shm` the mode of the file, so that others can read none of them.
@@ -45,11 +47,10 @@ def create_private(path: Path) -> None:
         ConfigError: A folder or the file cannot be made.
     """
     try:
-        missing = [folder for folder in path.absolute().parents if not folder.exists()]
-        for folder in reversed(missing):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        if not path.exists():
-            path.touch(mode=0o600)
+        create_private(path)
+        if open_to_others(path):
+            told = "others on this machine can read the database %s: chmod 600 %s*"
+            logging.getLogger(__name__).warning(told, path, path)
     except OSError as error:
         raise explain(path, error) from error
 
@@ -83,7 +84,7 @@ def open_file(
     import sqlite3
 
     if path.name != ":memory:":
-        create_private(path)
+        make_file(path)
     with ExitStack() as undo:
         try:
             db = sqlite3.connect(

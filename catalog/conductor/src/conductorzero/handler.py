@@ -193,10 +193,8 @@ class ConductorZero(Handler):
         """Open the history, serve the dashboard, and begin to watch."""
         await super()._on_start()
         watch = self._watch = self._new_watch()
-        folder = self.state_dir
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await watch.open_history(
-            folder / "history.sqlite3",
+            self.state_dir / "history.sqlite3",
             keep_days=self.settings.history_days,
             max_rows=self.settings.history_max_rows,
         )

@@ -17,8 +17,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from catalogzero.clock import Clock
 from catalogzero.cloud.outbox.rescue import Rescue, rescue
 from catalogzero.cloud.outbox.schema import MIGRATIONS
-from catalogzero.errors import ConfigError
-from catalogzero.sql import DamagedFileError, create_private, open_file, set_aside
+from catalogzero.config.state_folder import create_private
+from catalogzero.sql import DamagedFileError, open_file, set_aside
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -127,7 +127,7 @@ class OutboxFile:
                 create_private(self._reserve)
                 self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
                 self.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
-            except (OSError, ConfigError):
+            except OSError:
                 self._reserve.unlink(missing_ok=True)
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import orjson
 
 from catalogzero.cloud.rows.values import refuse_twice
+from catalogzero.config.state_folder import create_private
 from catalogzero.errors import BadParamsError, FailedError
 
 _SUFFIXES = {
@@ -81,7 +82,7 @@ class BadRecords:
         if self._rule == "set_aside":
             record = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             entry = {"source": name, "line": line, "reason": why, "record": record}
-            self._aside.parent.mkdir(parents=True, exist_ok=True)
+            create_private(self._aside)
             with self._aside.open("ab") as file:
                 file.write(orjson.dumps(entry) + b"\n")
 
