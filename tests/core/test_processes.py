@@ -85,6 +85,7 @@ class Desk(Handler):
 def desk(tmp_path: Path) -> Path:
     """A folder with a handler's module and a registry file of two handlers."""
     (tmp_path / "desk.py").write_text(DESK)
+    (tmp_path / "handler_registry.yaml").touch(mode=0o600)
     (tmp_path / "handler_registry.yaml").write_text(
         f"""\
 scheduler: none

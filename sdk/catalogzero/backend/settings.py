@@ -12,6 +12,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from catalogzero.config.key_files import read_key
 from catalogzero.config.settings import default_state_dir
 
 MIB = 1 << 20
@@ -78,7 +79,7 @@ class BackendSettings(BaseSettings):
         """Take the operator's token from its file."""
         if self.operator_token is None and self.operator_token_file is not None:
             try:
-                token = self.operator_token_file.read_text().strip()
+                token = read_key(self.operator_token_file, warn=True).strip()
             except (OSError, UnicodeDecodeError):
                 raise ValueError(
                     f"operator_token_file {self.operator_token_file}: no text to read"

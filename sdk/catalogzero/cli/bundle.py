@@ -19,12 +19,12 @@ import yaml
 from catalogzero.cli.check import check_handler
 from catalogzero.cli.run import RegistryOption
 from catalogzero.config.logs import SECRET_NAMES
+from catalogzero.config.settings import HIDDEN, shown_url
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import make_handler, registry_path
 from catalogzero.wire.messages import encode_json
 
 AUDIT_LINES = 200
-MASKED = "**********"
 LEFT_OUT = "(left out: --with-messages)"
 TEXTS = {
     "checks.json": frozenset({"found"}),
@@ -126,7 +126,9 @@ def _masked(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_masked(name, one) for one in value]
     secret = any(word in name for word in (*SECRET_NAMES, "url", "proxy"))
-    return MASKED if secret and value and not name.endswith("_file") else value
+    if secret and value and not name.endswith("_file"):
+        return HIDDEN
+    return shown_url(value) if isinstance(value, str) else value
 
 
 def _without_texts(part: str, value: Any) -> Any:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import sys
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from catalogzero.cli.output import JsonFlag, print_json, print_table
 from catalogzero.cli.run import RegistryOption
+from catalogzero.config import key_files
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding, run_checks
 from catalogzero.config.settings import DEFAULT_SCHEDULER, CurveSettings
 from catalogzero.config.state_folder import make_private, read_by_others
@@ -62,8 +63,9 @@ async def check_handler(handler: Handler) -> list[Finding]:
         Check("address", partial(_check_address, handler)),
         Check("scheduler", partial(_check_scheduler, handler)),
     ]
-    if curve := handler.runtime.curve:
-        own.append(Check("keys", partial(_check_key_file, curve)))
+    wide = [path for path in handler._key_files if key_files.read_by_others(path)]
+    if handler.runtime.curve or wide:
+        own.append(Check("keys", partial(_check_keys, handler.runtime.curve, wide)))
     return await run_checks([*own, *handler._preflight()])
 
 
@@ -92,16 +94,15 @@ def _check_state(handler: Handler) -> Finding:
     return Finding("state folder", "pass", str(folder))
 
 
-def _check_key_file(curve: CurveSettings) -> Finding:
-    """Whether the key pair is its owner's alone; whether it can be read, the address shows."""
-    try:
-        mode = curve.key_file.stat().st_mode
-    except OSError as error:
-        told, mend = f"{curve.key_file}: {error.strerror}", "make it: `catalogzero keys new`"
+def _check_keys(curve: CurveSettings | None, wide: list[Path]) -> Finding:
+    """Whether what holds a secret is its owner's alone, and the key pair is there."""
+    if curve and not curve.key_file.exists():
+        told, mend = f"{curve.key_file}: no such file", "make it: `catalogzero keys new`"
         return Finding("keys", "fail", told, mend)
-    if sys.platform != "win32" and mode & 0o077:
-        return Finding("keys", "warn", f"others may read {curve.key_file}", "chmod 600 it")
-    return Finding("keys", "pass", str(curve.key_file))
+    if wide:
+        told = f"others may read {', '.join(str(path) for path in wide)}"
+        return Finding("keys", "warn", told, "chmod 600 it")
+    return Finding("keys", "pass", str(curve.key_file) if curve else "")
 
 
 async def _check_address(handler: Handler) -> Finding:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from catalogzero.cli.output import print_json
+from catalogzero.config.logs import SECRET_NAMES
 from catalogzero.config.registry import load_registry
+from catalogzero.config.settings import secrets_in
 from catalogzero.errors import CatalogZeroError, ConfigError
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import Flags, make_handler, registry_path
@@ -74,6 +77,7 @@ def run(
         runtime={**assignments(set_ or [], "--set"), **runtime},
     )
     handler = make_handler(target, registry=registry, flags=flags)
+    _refuse_secrets(handler, flags.config)
     if once:
         _once(handler, once, json_object(params, "--params"))
     else:
@@ -92,6 +96,20 @@ def assignments(pairs: list[str], option: str) -> dict[str, Any]:
             raise typer.BadParameter(f"{pair!r} is not name=value", param_hint=option)
         found[name] = _value(text)
     return found
+
+
+def _refuse_secrets(handler: Handler, given: Iterable[str]) -> None:
+    """Refuse a secret on the command line: every user of the machine sees it there."""
+    for name in given:
+        value = getattr(getattr(handler, "settings", None), name, None)
+        named = any(word in name for word in SECRET_NAMES) and not name.endswith("_file")
+        if any(secrets_in(value)) or (named and isinstance(value, str)):
+            prefix = handler.settings_model.model_config.get("env_prefix", "")
+            raise ConfigError(
+                f"--config {name}: every user of this machine can read a command line: put the "
+                f"secret in a file ({name}_file), the environment ({prefix}{name.upper()}) or a "
+                "systemd credential"
+            )
 
 
 def json_object(text: str, option: str) -> dict[str, Any]:

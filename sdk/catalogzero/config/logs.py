@@ -13,7 +13,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TextIO, cast
 
-from catalogzero.config.settings import Mask
+from catalogzero.config.settings import HIDDEN, Mask
 
 _rich = sys.modules.get("rich")
 if _rich is None:
@@ -31,7 +31,6 @@ run_ids: ContextVar[Mapping[str, Any] | None] = ContextVar("run_ids", default=No
 Logger = FilteringBoundLogger
 """What the SDK's modules log with; they take it from here, so that the above comes first."""
 
-HIDDEN = "**********"
 SECRET_NAMES = ("api_key", "authorization", "password", "secret", "token")
 
 

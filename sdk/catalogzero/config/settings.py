@@ -38,7 +38,10 @@ from catalogzero.errors import ConfigError
 
 DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
 SCHEDULER_FORM = r"none|tcp://\S+:\d{1,5}"
+HIDDEN = "**********"
 MIN_SECRET_CHARS = 4
+LONG_CHARS = 16
+QUERY_SECRETS = r"key|code|sig|token|secret|pass|pwd|auth|cred"
 MAX_SECRET_FILE_BYTES = 1 << 16
 MAX_MESSAGE_BYTES = 16 << 20
 """The longest message that a handler may be set to take; no client reads a longer reply."""
@@ -249,8 +252,8 @@ class Mask:
 
     def learn(self, value: Any) -> None:
         """Remember every secret inside a settings model (or mapping, or list)."""
-        self._given.update(_secrets_in(value))
-        for path in _secret_files_in(value):
+        self._given.update(secrets_in(value), _secrets_in_urls(value))
+        for path in secret_files_in(value):
             self._files.setdefault(path, ((0, 0), ""))
         self._arrange()
 
@@ -259,8 +262,16 @@ class Mask:
         for path in self._files:
             self._look_at(path)
         for form in self._forms:
-            text = text.replace(form, "**********")
+            text = text.replace(form, HIDDEN)
         return text
+
+    def every(self, value: Any) -> Any:
+        """A JSON value with each text in it masked."""
+        if isinstance(value, dict):
+            return {key: self.every(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self.every(one) for one in value]
+        return self(value) if isinstance(value, str) else value
 
     def _look_at(self, path: Path) -> None:
         try:
@@ -280,31 +291,58 @@ class Mask:
 
 
 def _forms_of(secret: str) -> Iterator[str]:
-    """A secret as it is, as a URL, JSON and Python write it; and the password of a URL."""
+    """A secret as it is, as a URL, JSON and Python write it; and the secrets of a URL."""
     yield from (secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1])
-    if "://" in secret:
-        with suppress(ValueError):
-            password = urlsplit(secret).password or ""
-            yield from (password, unquote(password))
+    yield from _url_secrets(secret)
 
 
-def _secret_files_in(value: Any) -> Iterator[Path]:
-    """The files that stand for a secret: `x_file` of a model that has a secret `x`."""
+def shown_url(url: str) -> str:
+    """A URL as it may be seen: its password, and what of its query is a secret, masked."""
+    for secret in sorted(filter(None, _url_secrets(url)), key=len, reverse=True):
+        url = url.replace(secret, HIDDEN)
+    return url
+
+
+def _url_secrets(url: str) -> Iterator[str]:
+    """The password of a URL, and the values of its query that are long or named like a secret."""
+    with suppress(ValueError):
+        parts = urlsplit(url) if "://" in url else urlsplit("")
+        found = [parts.password or ""]
+        for pair in parts.query.split("&"):
+            name, _, text = pair.partition("=")
+            if len(text) >= LONG_CHARS or re.search(QUERY_SECRETS, name, re.IGNORECASE):
+                found.append(text)
+        for text in found:
+            yield from (text, unquote(text))
+
+
+def _secrets_in_urls(value: Any) -> Iterator[str]:
+    """The secrets of every URL inside a value: an endpoint may carry one in its query."""
+    if isinstance(value, str):
+        yield from _url_secrets(value)
+    for item in _items_of(value):
+        yield from _secrets_in_urls(item)
+
+
+def secret_files_in(value: Any) -> Iterator[Path]:
+    """The files that hold a secret: `x_file` of a model that has a secret `x`, and any key file."""
     if isinstance(value, BaseModel):
-        for name, field in type(value).model_fields.items():
-            path = getattr(value, f"{name}_file", None)
-            if isinstance(path, Path) and "SecretStr" in str(field.annotation):
+        fields = type(value).model_fields
+        for name in fields:
+            path, known = getattr(value, name), fields.get(name.removesuffix("_file"))
+            stands_for_one = known is not None and "SecretStr" in str(known.annotation)
+            if isinstance(path, Path) and (stands_for_one or name.endswith("key_file")):
                 yield path
     for item in _items_of(value):
-        yield from _secret_files_in(item)
+        yield from secret_files_in(item)
 
 
-def _secrets_in(value: Any) -> Iterator[str]:
+def secrets_in(value: Any) -> Iterator[str]:
     """Every secret's text inside a value."""
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
     for item in _items_of(value):
-        yield from _secrets_in(item)
+        yield from secrets_in(item)
 
 
 def _items_of(value: Any) -> Iterable[Any]:

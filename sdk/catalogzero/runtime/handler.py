@@ -88,6 +88,7 @@ class Handler:
         self.mask = Mask()
         self.clock = SystemClock()
         self.in_worker = False
+        self._key_files: list[Path] = []
         self._resources = Resources()
         self._vitals: Callable[[], dict[str, Any]] = dict
         self._last_failure: Callable[[], dict[str, Any] | None] = lambda: None
@@ -157,6 +158,7 @@ class Handler:
         """The answer to `describe`: identity, methods, settings; secrets masked."""
         entry, version = entry_of(type(self))
         settings = getattr(self, "settings", None)
+        shown = settings.model_dump(mode="json") if settings is not None else {}
         return {
             "handler_id": self.handler_id,
             "class": f"{type(self).__module__}:{type(self).__qualname__}",
@@ -166,8 +168,8 @@ class Handler:
             "sdk_version": __version__,
             "methods": [method.describe() for method in self.callable_methods().values()],
             "settings_schema": self.settings_model.model_json_schema(),
-            "settings": settings.model_dump(mode="json") if settings is not None else {},
-            "runtime": self.runtime.model_dump(mode="json", exclude_defaults=True),
+            "settings": self.mask.every(shown),
+            "runtime": self.mask.every(self.runtime.model_dump(mode="json", exclude_defaults=True)),
         }
 
     # --- for authors: hooks; each may be a coroutine ------------------------------------

@@ -15,8 +15,15 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
+from catalogzero.config.key_files import refuse_writable
 from catalogzero.config.registry import DEFAULT_NAME, Registry, Stanza, load_registry
-from catalogzero.config.settings import RuntimeSettings, merged_settings, problems_of
+from catalogzero.config.settings import (
+    RuntimeSettings,
+    merged_settings,
+    problems_of,
+    secret_files_in,
+    secrets_in,
+)
 from catalogzero.errors import ConfigError, place_of, text_of
 from catalogzero.runtime.handler import Handler, handler_class
 
@@ -175,6 +182,16 @@ def _make(
     except Exception as error:  # noqa: BLE001 - an author's constructor may do anything
         told = f"{cls.__name__} cannot be made: {text_of(error)}{place_of(error)}"
         faults.append(f"{stanza.where('config')}: {told}" if stanza else told)
+    if handler is not None and runtime is not None:
+        own = getattr(handler, "settings", None)
+        handler._key_files = [*secret_files_in(own), *secret_files_in(runtime)]
+        if stanza and any(any(secrets_in(getattr(own, name, None))) for name in config):
+            handler._key_files.append(stanza.path)
+        for path in handler._key_files:
+            try:
+                refuse_writable(path)
+            except ConfigError as error:
+                faults.append(error.message)
     if faults or handler is None or runtime is None:
         raise ConfigError("\n".join(faults))
     handler._attach(runtime=runtime, handler_id=runtime.handler_id)

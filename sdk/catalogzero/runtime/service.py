@@ -17,6 +17,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from catalogzero.clock import Clock
+from catalogzero.config import key_files
 from catalogzero.config.logs import forward_logging
 from catalogzero.config.settings import RuntimeSettings, config_error, host_port
 from catalogzero.config.state_folder import keep_private, locked, read_by_others
@@ -375,6 +376,8 @@ async def serve(
     handler_id = settings.handler_id or handler.handler_id
     handler._attach(runtime=settings, handler_id=handler_id, clock=clock)
     check_exposure(settings)
+    for path in filter(key_files.read_by_others, handler._key_files):
+        handler.log.warning("key_readable_by_others", path=str(path), mend="chmod 600 it")
     with locked(handler.state_dir):
         if wide := read_by_others(handler.state_dir):
             mend = f"chmod -R go-rwx {shlex.quote(str(handler.state_dir))}"

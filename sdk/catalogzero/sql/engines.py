@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from catalogzero.config.settings import shown_url
 from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
 from catalogzero.sql.limits import Limits
 from catalogzero.sql.sqlite import PRAGMAS, explain, make_file, refuse_newer
@@ -111,7 +112,7 @@ class Database:
     ) -> None:
         self.url = parse_url(url, setting)
         self.dialect = self.url.get_backend_name()
-        self.label = self.url.render_as_string(hide_password=True)
+        self.label = shown_url(self.url.render_as_string(hide_password=True))
         self._limits = Limits(answer_s)
         writers = 1 if self.dialect == "sqlite" else writers
         self._writers = _Lane(self.url, self._limits, writers, f"{name}-write", reads=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from catalogzero.config.key_files import read_key
 from catalogzero.errors import ConfigError
 
 MIN_TOKEN_CHARS = 16
@@ -19,7 +20,7 @@ def read_token(path: Path) -> str:
         ConfigError: The file cannot be read, or holds fewer than 16 characters.
     """
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        token = read_key(path, warn=True).strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8"
         raise ConfigError(

@@ -24,6 +24,7 @@ import zmq
 from zmq.utils import z85
 from zmq.utils.monitor import recv_monitor_message
 
+from catalogzero.config.key_files import read_key
 from catalogzero.config.settings import MAX_MESSAGE_BYTES, host_port
 from catalogzero.errors import CallTimeoutError, ConfigError, TooLargeError
 from catalogzero.wire.transport import Envelope, OnReply
@@ -65,7 +66,7 @@ class CurveKeys:
             ConfigError: No such file, or not a key pair.
         """
         try:
-            lines = path.read_text("ascii").splitlines()
+            lines = read_key(path).splitlines()
             pairs = dict(line.split(": ", 1) for line in lines if ": " in line)
             return cls(_key(pairs["public"]), _key(pairs["secret"]))
         except (OSError, KeyError, ValueError) as error:

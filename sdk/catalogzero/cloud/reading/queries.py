@@ -19,6 +19,7 @@ from catalogzero.cloud.reading.items import Item, RowReading
 from catalogzero.cloud.reading.records import BadRecords, ReadOptions
 from catalogzero.cloud.rows.values import UnfitError, refuse_twice, where
 from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
+from catalogzero.config.key_files import read_key
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
 from catalogzero.protocol.identities import Mode, digest_of
 from catalogzero.sql.engines import open_source
@@ -175,7 +176,7 @@ def database_url(query: QuerySource) -> str:
     if query.url is not None:
         return query.url.get_secret_value()
     try:
-        return (query.url_file.read_text("utf-8") if query.url_file else "").strip()
+        return (read_key(query.url_file) if query.url_file else "").strip()
     except OSError as error:
         raise ConfigError(f"url_file {query.url_file} cannot be read: {error.strerror}") from error
 

@@ -23,7 +23,8 @@ from httpx_aiohttp import AiohttpTransport
 from catalogzero.clock import Clock
 from catalogzero.cloud.egress import AuditLog, Pace, check_host
 from catalogzero.cloud.settings import CloudSettings
-from catalogzero.config.settings import EgressPolicy
+from catalogzero.config.key_files import read_key
+from catalogzero.config.settings import EgressPolicy, shown_url
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.bodies import JSON
 from catalogzero.protocol.deciding import MAX_PLAIN_BYTES, Asked, Outcome
@@ -58,7 +59,7 @@ class ApiKey:
         try:
             stamp = _stamp(self._file)
             if stamp != self._seen:
-                self._text = _checked_key(self._file.read_text("utf-8"), str(self._file))
+                self._text = _checked_key(read_key(self._file), str(self._file))
                 self._seen = stamp
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
@@ -123,9 +124,7 @@ class Pusher:
             query: What the URL asks for besides.
             about: What else the audit entry says: upload_id, seq, records.
         """
-        url = url_under(self._settings.endpoint, *path)
-        if query:
-            url = str(httpx.URL(url).copy_merge_params(dict(query)))
+        url = _url(self._settings.endpoint, path, query)
         try:
             every = {
                 "Authorization": f"Bearer {self.key.current()}",
@@ -134,7 +133,8 @@ class Pusher:
             }
             check_host(self._policy, url)
             left = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-            entry = {"request": asked.value, "url": url, **left, **(about or {})}
+            shown = _url(shown_url(self._settings.endpoint), path, query)
+            entry = {"request": asked.value, "url": shown, **left, **(about or {})}
             number = await asyncio.to_thread(self._audit.begin, **entry)
         except ConfigError as error:
             return Outcome(fault=str(error), blocked=True)
@@ -245,6 +245,12 @@ def _fault(error: Exception) -> Outcome:
 def _stamp(path: Path) -> tuple[int, int, int]:
     found = os.stat(path)
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _url(endpoint: str, path: tuple[str, ...], query: Mapping[str, str] | None) -> str:
+    """A request's URL below the endpoint, whose own query is kept."""
+    url = url_under(endpoint, *path)
+    return str(httpx.URL(url).copy_merge_params(dict(query))) if query else url
 
 
 def _checked_key(text: str, where: str) -> str:
