@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
+from catalogzero.cli.output import COLOURS, escape_output
 from catalogzero.config.state_folder import keep_private
 from catalogzero.errors import CatalogZeroError, ConfigError, UnauthorizedError, UnreachableError
 from catalogzero.version import __version__
@@ -142,10 +143,11 @@ def root(
 
 def main() -> None:
     """Entry point of the `catalogzero` command."""
+    escape_output()
     try:
         typer.main.get_command(app)(standalone_mode=True)
     except CatalogZeroError as error:
-        typer.echo(f"catalogzero: {error}", err=True)
+        typer.echo(f"catalogzero: {COLOURS.sub('', str(error))}", err=True)
         sys.exit(exit_code(error))
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:

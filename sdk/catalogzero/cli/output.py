@@ -5,6 +5,8 @@ They print tables on a terminal, plain text in a pipe, JSON for scripts.
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,12 +14,52 @@ from typing import Annotated, Any
 
 import typer
 
+from catalogzero.config.logs import printable
 from catalogzero.wire.messages import encode_json
 
+COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 PackageFolder = Annotated[
     Path, typer.Argument(help="The package's folder.", exists=True, file_okay=False)
 ]
+
+
+class Console(io.TextIOWrapper):
+    """Standard output or error of a command: whatever is written is escaped (see `printable`).
+
+    On a terminal colours pass: they are what we write ourselves.
+    """
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=True,
+            write_through=True,
+        )
+
+    def write(self, text: str) -> int:
+        """Write a text, escaped."""
+        parts = COLOURS.split(text) if self.isatty() else [text]
+        return super().write("".join(p if COLOURS.fullmatch(p) else printable(p) for p in parts))
+
+    def close(self) -> None:
+        """Leave the stream below open: it is the process's."""
+        self.flush()
+
+
+def escape_output() -> None:
+    """Let whatever this process prints from now on be escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = Console(sys.stdout)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = Console(sys.stderr)
+
+
+def _cell(value: Any) -> str:
+    """A value as one line."""
+    return printable(str(value), one_line=True)
 
 
 def print_json(value: Any) -> None:
@@ -27,7 +69,7 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table with lines and colour on a terminal, columns of plain text in a pipe."""
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    texts = [["" if cell is None else _cell(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         widths = [max(map(len, cells)) for cells in zip(columns, *texts, strict=True)]
         for row in (columns, *texts):
@@ -49,7 +91,7 @@ def print_fields(fields: dict[str, Any]) -> None:
     """One `name  value` line for each field."""
     width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
-        shown = value if isinstance(value, str) else encode_json(value).decode()
+        shown = _cell(value) if isinstance(value, str) else encode_json(value).decode()
         typer.echo(f"{name:<{width}}  {shown}")
 
 

@@ -46,7 +46,7 @@ async def _called(
     calling = client.call(method, params, timeout_s=timeout_s, request_id=request_id)
     call = asyncio.create_task(calling)
     try:
-        with typer.progressbar(length=1, label=method, file=sys.stderr) as bar:
+        with typer.progressbar(length=1, label=method, file=sys.__stderr__) as bar:
             while not (await asyncio.wait([call], timeout=LOOK_S))[0]:
                 told = await _progress(client, request_id)
                 done, bar.length = _share(told)

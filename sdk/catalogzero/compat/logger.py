@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from catalogzero.config.logs import printable
 from catalogzero.config.state_folder import create_private
 from catalogzero.runtime.handler import Handler
 
@@ -86,7 +87,8 @@ class HandlerLogger:
         getattr(self._handler.log, level)(text, **named)
         fault = named.pop("exc_info", None)
         extras = " ".join(f"{key}={value}" for key, value in named.items())
-        line = f"[{self._handler.handler_id}] {text} {extras}".rstrip() + _traceback(fault)
+        line = printable(f"[{self._handler.handler_id}] {text} {extras}".rstrip(), one_line=True)
+        line += printable(_traceback(fault))
         _to_file.log(logging.getLevelNamesMapping()[level.upper()], self._handler.mask(line))
 
 

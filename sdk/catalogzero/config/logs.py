@@ -5,8 +5,10 @@ Nothing global is configured: each handler owns its logger, and with it its mask
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -32,6 +34,39 @@ Logger = FilteringBoundLogger
 """What the SDK's modules log with; they take it from here, so that the above comes first."""
 
 SECRET_NAMES = ("api_key", "authorization", "password", "secret", "token")
+
+
+_UNSEEN = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+_UNPRINTABLE = re.compile(rf"[{_UNSEEN}\ud800-\udfff]|\r(?!\n)")
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    """A text without what a terminal obeys or hides: `\\u001b` for the byte that begins a command.
+
+    Controls, marks that turn the direction of text, and half surrogates; valid in JSON, too.
+
+    Args:
+        text: Of a peer, an exception or a file: it may hold anything.
+        one_line: Escape line ends and tabs as well, so that no text can pass for another line.
+    """
+    text = _UNPRINTABLE.sub(_escaped, text)
+    return re.sub(r"[\r\n\t]", _escaped, text) if one_line else text
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
+def _on_one_line(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+    """Let no text of a line end it, or reach the terminal; JSON does so by its nature."""
+    return {k: printable(v, one_line=True) if isinstance(v, str) else v for k, v in event.items()}
+
+
+def _write_traceback(stream: TextIO, exc_info: Any) -> None:
+    """A traceback as plain text, which holds whatever an exception says."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    stream.write(printable(text.getvalue()))
 
 
 def _add_ids(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
@@ -110,7 +145,7 @@ def make_logger(*, mask: Mask, log_format: str | None = None, level: str = "info
     renderer: Any = (
         structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
-            exception_formatter=structlog.dev.plain_traceback,
+            exception_formatter=_write_traceback,
         )
         if console
         else structlog.processors.JSONRenderer()
@@ -123,8 +158,9 @@ def make_logger(*, mask: Mask, log_format: str | None = None, level: str = "info
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([] if console else [structlog.processors.format_exc_info]),
             _hide_by_name,
+            *([_on_one_line] if console else []),
             renderer,
-            lambda logger, name, line: mask(cast(str, line)),
+            lambda logger, name, line: (str if console else printable)(mask(cast(str, line))),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
