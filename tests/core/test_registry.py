@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from catalogzero.config.registry import load_registry
@@ -81,6 +85,96 @@ def test_each_fault_of_a_file_is_told_with_its_line(tmp_path: Path, text: str, f
     with pytest.raises(ConfigError) as caught:
         load_registry(path)
     assert f"{path}{fault}" in str(caught.value)
+
+
+STANZA = "handlers:\n  - handler_id: a\n    entry: x\n"
+NINE = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+MERGES = "".join(f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("~\n", ":1: a mapping with `handlers:`"),
+        ("true\n", ":1: a mapping with `handlers:`"),
+        (STANZA + "    ~: 1\n", ":4: the key `~` is read as nothing: put it in quotes"),
+        (STANZA + "    on: 1\n", ":4: the key `on` is read as true or false"),
+        (STANZA + "    0x10: 1\n", ":4: the key `0x10` is read as a number"),
+        (STANZA + "    2026-01-02: 1\n", ":4: the key `2026-01-02` is read as a date"),
+        (STANZA + "    config: {null: 1}\n", ":4: the key `null` is read as nothing"),
+        (STANZA + "    config:\n      ? [b, c]\n      : 1\n", ":5: not YAML: found unhashable key"),
+        ("true: 1\nhandlers: []\n", ":1: the key `true` is read as true or false"),
+        (STANZA + "    idle_after_s: 2026-99-99\n", ":4: not YAML: `2026-99-99` is no timestamp"),
+        (STANZA + f"    port: {'9' * 5_000}\n", f":4: not YAML: `{'9' * 40}` is no int"),
+        ("handlers:\n  - handler_id: a\n    entry: true\n", ":3: `entry` is a text"),
+        (
+            "handlers:\n  - handler_id: a\n    module_path: 5\n    class_name: A\n",
+            ":3: `module_path`",
+        ),
+        (STANZA + "    config: !!python/name:os.system\n", ":4: not YAML: could not determine"),
+        ("handlers: []\nx: \x07\n", ":2: not YAML: "),
+        ("a0: &a0 x\n" + NINE + "handlers: *a9\n", ": aliases stand for too many values"),
+        ("m0: &m0 {b: 1}\n" + MERGES + "handlers: []\n", ": aliases stand for too many values"),
+        ("handlers: " + "[" * 200_000, ":1: nested more than 100 deep"),
+        ("handlers:\n  " + "- " * 200_000, ":2: nested more than 100 deep"),
+        ("# " + "x" * (30 << 20) + "\nhandlers: []\n", ": a registry file has 16 MiB at most"),
+    ],
+    ids=lambda value: value[:40].encode("unicode_escape").decode(),
+)
+def test_a_file_that_no_honest_client_writes_is_a_fault_too(
+    tmp_path: Path, text: str, fault: str
+) -> None:
+    path = written(tmp_path, text)
+
+    with pytest.raises(ConfigError) as told:
+        load_registry(path)
+
+    assert any(line.startswith(str(path)) and fault in line for line in str(told.value).split("\n"))
+
+
+def test_aliases_and_merged_keys_are_read_as_yaml_says(tmp_path: Path) -> None:
+    text = """\
+handlers:
+  - &first {handler_id: a, entry: x, port: 5001, config: {desks: {7: window}}}
+  - <<: *first
+    handler_id: b
+"""
+    first, second = load_registry(written(tmp_path, text)).handlers
+
+    assert (second.handler_id, second.runtime, second.config) == ("b", first.runtime, first.config)
+    assert first.config == {"desks": {7: "window"}}
+    assert second.where("port").endswith(":3: port")
+
+
+def test_the_work_of_reading_a_file_grows_with_it(tmp_path: Path) -> None:
+    stanza = GOOD.partition("handlers:\n")[2].partition("  - handler_id: b")[0]
+    texts = [
+        "handlers:\n" + "".join(stanza.replace(": a\n", f": a{n}\n") for n in range(count))
+        for count in (40, 80)
+    ]
+
+    small, large = (steps(partial(load_registry, written(tmp_path, text))) for text in texts)
+
+    assert 0 < small < large < 2.1 * small
+
+
+def steps(act: Callable[[], object]) -> int:
+    """How many of Python's own instructions it takes, in whatever module."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(before)
+    return count
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:

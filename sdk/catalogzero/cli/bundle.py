@@ -19,7 +19,9 @@ import yaml
 from catalogzero.cli.check import check_handler
 from catalogzero.cli.run import RegistryOption
 from catalogzero.config.logs import SECRET_NAMES
+from catalogzero.config.registry import read_yaml
 from catalogzero.config.settings import HIDDEN, shown_url
+from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import make_handler, registry_path
 from catalogzero.wire.messages import encode_json
@@ -114,9 +116,9 @@ def _entry(line: str) -> Any:
 def _registry(file: Path) -> Any:
     """The registry file's content, secrets masked by the names of their keys."""
     try:
-        return _masked("", yaml.safe_load(file.read_text("utf-8", "replace")))
-    except yaml.YAMLError:
-        return "(no YAML: left out)"
+        return _masked("", read_yaml(file, option="--registry")[0])
+    except ConfigError as error:
+        return f"(left out: {error})"
 
 
 def _masked(name: str, value: Any) -> Any:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from catalogzero.config.settings import DEFAULT_SCHEDULER, SCHEDULER_FORM, RuntimeSettings
 from catalogzero.errors import ConfigError
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import yaml
 
 DEFAULT_NAME = "handler_registry.yaml"
+MAX_BYTES = 16 << 20
+MAX_DEPTH = 100
+CONFIG_AT = ("handlers", 0)  # as deep as a stanza: what is below it is an entry's own
 STANZA_KEYS = frozenset({"handler_id", "module_path", "class_name", "entry", "config"})
 RUNTIME_KEYS = frozenset(RuntimeSettings.model_fields) - {"handler_id", "scheduler"}
 
@@ -50,10 +53,8 @@ class Stanza:
 
     def where(self, field_name: str) -> str:
         """`file:line: key` of a dotted field beside `config`, else the line of what it is in."""
-        path = tuple(int(part) if part.isdigit() else part for part in field_name.split("."))
-        while path not in self.lines:
-            path = path[:-1]
-        return f"{self.path}:{self.lines[path]}: {field_name}"
+        place = tuple(int(part) if part.isdigit() else part for part in field_name.split("."))
+        return f"{self.path}:{_line(self.lines, place)}: {field_name}"
 
     def where_in_config(self, field_name: str) -> str:
         """`file:line: config.key` of a dotted field of `config`."""
@@ -87,42 +88,49 @@ def load_registry(path: Path) -> Registry:
     Raises:
         ConfigError: It cannot be read, or is wrong; every fault with its line.
     """
-    document, lines, doubled = read_yaml(path, option="--registry")
+    document, lines, faults = read_yaml(path, option="--registry")
     if not isinstance(document, dict):
         raise ConfigError(f"{path}:1: a mapping with `handlers:` is expected")
     if "handlers" not in document:
         raise ConfigError(f"{path}:1: `handlers:` is missing{_schedulezero_hint(document)}")
-    faults = doubled + [
-        f"{path}:{lines[(key,)]}: unknown key `{key}`; known: scheduler, handlers"
+    faults += [
+        f"{path}:{_line(lines, (key,))}: unknown key `{key}`; known: scheduler, handlers"
         for key in document
-        if key not in ("scheduler", "handlers")
+        if isinstance(key, str) and key not in ("scheduler", "handlers")
     ]
     handlers = document["handlers"] or []
     if not isinstance(handlers, list):
-        raise ConfigError(f"{path}:{lines[('handlers',)]}: `handlers` is a list of handlers")
+        raise ConfigError(f"{path}:{_line(lines, ('handlers',))}: `handlers` is a list of handlers")
     scheduler = str(document.get("scheduler", DEFAULT_SCHEDULER) or "none")
     if not re.fullmatch(SCHEDULER_FORM, scheduler):
-        faults.append(f"{path}:{lines[('scheduler',)]}: `scheduler` is tcp://host:port, or none")
+        line = _line(lines, ("scheduler",))
+        faults.append(f"{path}:{line}: `scheduler` is tcp://host:port, or none")
     faults += _faults(path, handlers, lines)
     if faults:
         raise ConfigError("\n".join(faults))
-    stanzas = [_stanza(path, n, item, lines) for n, item in enumerate(handlers)]
+    own: list[Lines] = [{} for _ in handlers]
+    for place, line in lines.items():
+        if len(place) > 1 and place[0] == "handlers":
+            own[cast(int, place[1])][place[2:]] = line
+    stanzas = [_stanza(path, item, own[n]) for n, item in enumerate(handlers)]
     return Registry(path, scheduler, stanzas)
 
 
 def read_yaml(path: Path, *, option: str) -> tuple[Any, Lines, list[str]]:
-    """The document, the line of each of its keys, and what is said of keys that stand twice.
+    """The document, the line of each of its keys, and what is wrong with its keys, in bounds.
 
     Args:
         path: The file.
         option: That of the command line that names it.
 
     Raises:
-        ConfigError: It cannot be read, or is no YAML.
+        ConfigError: It cannot be read, is not YAML, or is past a bound.
     """
     import yaml  # a handler that is named without a file never needs it
 
     try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: more than {MAX_BYTES >> 20} MiB")
         text = path.read_text("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path} is not there: name the file with {option}") from None
@@ -130,35 +138,102 @@ def read_yaml(path: Path, *, option: str) -> tuple[Any, Lines, list[str]]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 (byte {error.start})") from None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
-        found = list(_lines(root)) if root else []
+        events = _bounded(path, yaml.parse(text, Loader=loader))
+        root = yaml.compose(text, Loader=loader)
+        if root is None:
+            return None, {(): 1}, []
+        lines: Lines = {}
+        faults = list(_look_through(path, root, lines, most=10 * events + 100_000))
+        return _constructed(root), lines, faults
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}:{line}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not YAML: {type(error).__name__}") from None
-    lines: Lines = {}
-    doubled = []
-    for key, line in found:
-        if line != lines.setdefault(key, line):
-            doubled.append(f"{path}:{line}: `{key[-1]}` stands in line {lines[key]} already")
-    return document, lines, doubled
+    except yaml.YAMLError as error:
+        at = text.count("\n", 0, getattr(error, "position", 0)) + 1
+        reason = getattr(error, "reason", type(error).__name__)
+        raise ConfigError(f"{path}:{at}: not YAML: {reason}") from None
 
 
-def _lines(node: yaml.Node, at: Place = ()) -> Iterator[tuple[Place, int]]:
+def _bounded(path: Path, events: Iterator[yaml.Event]) -> int:
+    """How many events a file has; refuses deep nesting, which composing it would not survive."""
     import yaml
 
-    yield at, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*at, str(key.value))
-            yield here, key.start_mark.line + 1
-            yield from list(_lines(value, here))[1:]
-    elif isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            yield from _lines(item, (*at, number))
+    count = depth = 0
+    for event in events:
+        count += 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ConfigError(f"{path}:{line}: nested more than {MAX_DEPTH} deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return count
+
+
+def _look_through(path: Path, root: yaml.Node, lines: Lines, *, most: int) -> Iterator[str]:
+    """Note the line of everything in a file; gives the faults of its keys.
+
+    Raises:
+        ConfigError: Its aliases stand for more than `most` values.
+    """
+    import yaml
+
+    nodes: list[tuple[Place, yaml.Node]] = [((), root)]
+    while nodes:
+        at, node = nodes.pop()
+        lines.setdefault(at, node.start_mark.line + 1)
+        if len(nodes) + len(lines) > most:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"{path}:{line}: aliases stand for too many values: write them out")
+        if isinstance(node, yaml.SequenceNode):
+            nodes += [((*at, number), item) for number, item in enumerate(node.value)][::-1]
+        elif isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                here, line = (*at, str(key.value)), key.start_mark.line + 1
+                if wrong := _wrong_key(key, at):
+                    yield f"{path}:{line}: {wrong}"
+                elif here in lines:
+                    yield f"{path}:{line}: `{key.value}` stands in line {lines[here]} already"
+                lines.setdefault(here, line)
+                nodes.append((here, value))
+
+
+def _wrong_key(key: yaml.Node, at: Place) -> str | None:
+    """What is wrong with a key: it is a text, and in an entry's own `config` it may be a number."""
+    kind = key.tag.rpartition(":")[2]
+    if kind in ("str", "merge") or (kind in ("int", "float") and len(at) > len(CONFIG_AT)):
+        return None
+    if not isinstance(key.value, str):
+        return "a key is a text"
+    read_as = {"bool": "true or false", "null": "nothing", "timestamp": "a date"}
+    told = read_as.get(kind, "a number")
+    return f"the key `{key.value}` is read as {told}: put it in quotes"
+
+
+def _constructed(root: yaml.Node) -> Any:
+    """The document of a composed node; a value that has no form is told with its line."""
+    import yaml
+
+    class Constructor(yaml.constructor.SafeConstructor):
+        def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+            try:
+                return super().construct_object(node, deep)
+            except (ValueError, OverflowError):
+                kind = node.tag.rpartition(":")[2]
+                problem = f"`{str(node.value)[:40]}` is no {kind}: put it in quotes"
+                raise yaml.MarkedYAMLError(None, None, problem, node.start_mark) from None
+
+    return Constructor().construct_document(root)
+
+
+def _line(lines: Lines, place: Place) -> int:
+    """The line of a place, else of what it is in: a merged key stands elsewhere."""
+    while place not in lines:
+        place = place[:-1]
+    return lines[place]
 
 
 def _faults(path: Path, handlers: Iterable[Any], lines: Lines) -> Iterator[str]:
@@ -179,15 +254,20 @@ def _faults(path: Path, handlers: Iterable[Any], lines: Lines) -> Iterator[str]:
             seen[name] = line
         if not item.get("entry") and not (item.get("module_path") and item.get("class_name")):
             yield f"{path}:{line}: `entry`, or `module_path` and `class_name`, are missing"
+        for key in ("entry", "module_path", "class_name"):
+            if not isinstance(item.get(key) or "", str):
+                at = _line(lines, ("handlers", number, key))
+                yield f"{path}:{at}: `{key}` is a text: put it in quotes"
         if not isinstance(item.get("config") or {}, dict):
-            yield f"{path}:{lines[('handlers', number, 'config')]}: `config` is a mapping"
+            at = _line(lines, ("handlers", number, "config"))
+            yield f"{path}:{at}: `config` is a mapping"
         for key in item:
-            if key not in STANZA_KEYS | RUNTIME_KEYS:
-                at = lines[("handlers", number, str(key))]
-                yield f"{path}:{at}: unknown key `{key}`{_meant(str(key))}"
+            if isinstance(key, str) and key not in STANZA_KEYS | RUNTIME_KEYS:
+                at = _line(lines, ("handlers", number, key))
+                yield f"{path}:{at}: unknown key `{key}`{_meant(key)}"
 
 
-def _stanza(path: Path, number: int, item: dict[str, Any], lines: Lines) -> Stanza:
+def _stanza(path: Path, item: dict[str, Any], lines: Lines) -> Stanza:
     return Stanza(
         handler_id=item["handler_id"],
         module_path=item.get("module_path"),
@@ -196,7 +276,7 @@ def _stanza(path: Path, number: int, item: dict[str, Any], lines: Lines) -> Stan
         config=item.get("config") or {},
         runtime={key: value for key, value in item.items() if key in RUNTIME_KEYS},
         path=path,
-        lines={key[2:]: line for key, line in lines.items() if key[:2] == ("handlers", number)},
+        lines=lines,
     )
 
 

@@ -71,8 +71,10 @@ def peers_of_file(path: Path) -> list[Peer]:
         ConfigError: Not readable, not YAML, or without a `handlers:` list.
     """
     try:
+        if path.stat().st_size > MAX_LIST_BYTES:
+            raise ValueError(f"more than {MAX_LIST_BYTES >> 20} MiB")
         body = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: cannot be read as a registry file: {reason}") from None
     stanzas = body.get("handlers") if isinstance(body, dict) else None
