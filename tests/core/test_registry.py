@@ -117,7 +117,7 @@ MERGES = "".join(f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 9)}]\n" for n
         ("m0: &m0 {b: 1}\n" + MERGES + "handlers: []\n", ": aliases stand for too many values"),
         ("handlers: " + "[" * 200_000, ":1: nested more than 100 deep"),
         ("handlers:\n  " + "- " * 200_000, ":2: nested more than 100 deep"),
-        ("# " + "x" * (30 << 20) + "\nhandlers: []\n", ": a registry file has 16 MiB at most"),
+        ("# " + "x" * (30 << 20) + "\nhandlers: []\n", ": more than 16 MiB"),
     ],
     ids=lambda value: value[:40].encode("unicode_escape").decode(),
 )
