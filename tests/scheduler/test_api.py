@@ -156,6 +156,36 @@ async def test_a_job_id_is_taken_once(scheduler: SchedulerServer, api: httpx.Asy
     ]
 
 
+@pytest.mark.parametrize(
+    ("query", "change", "message"),
+    [
+        ({}, {"job_id": "other"}, "'job_id' must be that of the path: 'one'."),
+        ({"dry_run": "maybe"}, {}, "dry_run must be true or false"),
+        ({}, {"paused": "yes"}, "'paused' must be true or false."),
+        ({}, {"job_method": "dig"}, "Method 'dig' not exposed"),
+        ({}, {"trigger": {"type": "cron", "hour": 25}}, "Invalid trigger configuration"),
+        ({}, {"max_runs": 1}, "'max_runs' must be more than the 1 runs there were"),
+    ],
+)
+async def test_a_schedule_is_not_changed_to_what_cannot_be(
+    scheduler: SchedulerServer,
+    api: httpx.AsyncClient,
+    query: dict[str, str],
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        await api.post("/api/schedule", json=schedule(job_id="one"))
+        await until(lambda: ended(api, job_id="one"))
+        before = (await api.get("/api/schedules")).json()
+        answer = await api.put("/api/schedules/one", params=query, json=schedule(**change))
+        after = (await api.get("/api/schedules")).json()
+
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]["message"]
+    assert after == before
+
+
 async def test_schedules_are_listed_and_removed(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:
@@ -209,6 +239,7 @@ async def test_schedules_are_listed_in_pages_and_whole(
     for number in range(10):
         one = make_schedule(nightly, job_id=f"n{number}.x")
         await scheduler.runner.write(scheduler.runner.store.add_schedule, one, paused=number > 6)
+    head = await api.head("/api/schedules")
     whole = (await api.get("/api/schedules")).json()
     found = (await api.get("/api/schedules", params={"search": "n7"})).json()
     pages: list[list[str]] = []
@@ -225,6 +256,7 @@ async def test_schedules_are_listed_in_pages_and_whole(
     ]
 
     ids = [f"n{number}.x" for number in range(10)]
+    assert (head.status_code, head.content) == (200, b"")
     assert empty == {"schedules": [], "count": 0}
     assert [one["id"] for one in whole["schedules"]] == ids
     assert whole["count"] == page["count"] == 10

@@ -565,3 +565,66 @@ def test_a_database_that_does_not_answer_is_named_without_its_password() -> None
 
     assert "127.0.0.1:1" in str(caught.value)
     assert "hunter2secret" not in str(caught.value)
+
+
+def test_a_changed_schedule_keeps_its_due_tick_unless_its_trigger_changes(
+    store: Store, clock: SetClock
+) -> None:
+    minutely, hourly = ({"type": "interval", unit: 1} for unit in ("minutes", "hours"))
+    store.add_schedule(make_schedule(minutely, job_id="j"))
+    created = store.find_schedule("j")
+    clock.forward(90)
+
+    dry = store.add_schedule(
+        make_schedule(minutely, job_id="j", params={"x": 1}), replace=True, dry=True
+    )
+    refused = store.add_schedule(make_schedule(minutely, job_id="j", params={"x": 1}))
+    before = store.find_schedule("j")
+    change = store.add_schedule(make_schedule(minutely, job_id="j", params={"x": 1}), replace=True)
+    after = store.find_schedule("j")
+    retimed = store.add_schedule(make_schedule(hourly, job_id="j", params={"x": 1}), replace=True)
+    at_last = store.find_schedule("j")
+
+    assert created
+    assert after
+    assert at_last
+    assert before == created
+    assert dry == refused == change
+    assert (change.status, dict(change.fields)) == ("changed", {"params": ({}, {"x": 1})})
+    assert after == replace(created, params={"x": 1})
+    assert (retimed.status, [*retimed.fields]) == ("changed", ["trigger_config"])
+    assert at_last.schedule_id == created.schedule_id
+    assert at_last.tick_us == at_last.due_us == (created.tick_us or 0) + 3_600_000_000
+
+
+def test_of_many_who_add_the_same_schedule_at_once_one_does(
+    make_store: MakeStore, clock: SetClock
+) -> None:
+    stores = [make_store(clock=clock) for _ in range(4)]
+    changes: list[str] = []
+    barrier = threading.Barrier(4)
+
+    def add(store: Store) -> None:
+        for number in range(10):
+            barrier.wait()
+            changes.append(store.add_schedule(make_schedule(job_id=str(number))).status)
+
+    threads = [threading.Thread(target=add, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(changes) == ["created"] * 10 + ["unchanged"] * 30
+
+
+def test_a_schedule_whose_end_passed_while_it_was_paused_is_over(
+    store: Store, clock: SetClock
+) -> None:
+    new = make_schedule(job_id="j")
+    new.end_us = round((clock.moment + timedelta(seconds=1)).timestamp() * 1e6)
+    store.add_schedule(new, paused=True)
+    clock.forward(10)
+
+    assert store.pause_schedule("j", False)
+    assert store.find_schedule("j") is None

@@ -48,7 +48,7 @@ KeyFile = Annotated[
 Name = Annotated[str, typer.Argument(help="The tenant's name.")]
 
 
-@app.command()
+@app.command(context_settings={"auto_envvar_prefix": "CATALOGZERO_BACKEND"})
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8800,

@@ -319,8 +319,7 @@ def apply(
     unnamed = {str(one["id"]) for one in listed} - {entry.job_id for entry in entries}
     if prune and not entries:
         raise FailedError(f"{file} names no schedule: --prune would remove all {len(unnamed)}")
-    is_ours = "implementation" in _ask(context, "GET", "/api/health")
-    if is_ours:
+    if _ask(context, "GET", "/api/health").get("implementation") == "catalogzero":
         told = _put_all(context, entries, dry_run=True)
         if not dry_run:
             told = _put_all(context, entries, dry_run=False)
@@ -376,15 +375,15 @@ def _replace(
         note = {"trigger": {"old": "not told by this server", "new": body["trigger"]}}
         return {"job_id": entry.job_id, "status": "kept", "changes": note}
     if not dry_run:
-        if there:
-            _ask(context, "DELETE", _place(entry.job_id))
-        _ask(context, "POST", "/api/schedule", body=body)
+        gone = there and _ask(context, "DELETE", _place(entry.job_id))
+        try:
+            _ask(context, "POST", "/api/schedule", body=body)
+        except FailedError as error:
+            hint = "; the earlier one is removed, and none is there now" if gone else ""
+            raise FailedError(f"{entry.where}: {error}{hint}") from None
     changes = {"call": {"old": there[0], "new": call}} if there else {}
-    return {
-        "job_id": entry.job_id,
-        "status": "changed" if there else "created",
-        "changes": changes,
-    }
+    status = "changed" if there else "created"
+    return {"job_id": entry.job_id, "status": status, "changes": changes}
 
 
 def _changes(changes: Mapping[str, Mapping[str, Any]]) -> str:

@@ -6,13 +6,14 @@ one, everything but the page itself needs it (see `catalogzero.web.Guard`).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from sqlalchemy.exc import DataError, DBAPIError
 from structlog.typing import FilteringBoundLogger
 
@@ -141,15 +142,20 @@ class Api:
         if "limit" in request.query or place is not None:
             limit = forms.read_limit(request.query)
             return await self.runner.read(self._page, limit, search, place)
-        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
-        told, seen = b'{"schedules":[', set[str]()
-        while not answer.prepared or place is not None:
-            part, place = await self.runner.read(self._part, search, place, seen)
-            if not answer.prepared:  # not before: a failure of the first look has its own answer
-                await answer.prepare(request)
-            await answer.write(told + part)
-            told = b""
-        await answer.write(b'],"count":%d}' % len(seen))
+        seen: set[str] = set()
+        part, place = await self.runner.read(self._part, search, None, seen)
+        told = b'{"schedules":[' + part
+        kind = "application/json"
+        if place is None:
+            return web.Response(body=told + _end(seen), content_type=kind)
+        answer = web.StreamResponse(headers={hdrs.CONTENT_TYPE: kind})
+        await answer.prepare(request)
+        if request.method == hdrs.METH_HEAD:
+            return answer
+        while place is not None:
+            await answer.write(told)
+            told, place = await self.runner.read(self._part, search, place, seen)
+        await answer.write(told + _end(seen))
         return answer
 
     def _page(self, limit: int, search: str, place: Place | None) -> web.Response:
@@ -371,6 +377,11 @@ def schedule_record(one: Schedule) -> dict[str, Any]:
 def _failure(error: HttpError) -> web.Response:
     told = {"code": error.status, "message": error.message}
     return json_response({"error": told}, error.status, error.headers)
+
+
+def _end(seen: Collection[str]) -> bytes:
+    """What stands behind all the schedules."""
+    return b'],"count":%d}' % len(seen)
 
 
 def _changes(change: Change) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class NewSchedule(Call):
     jitter_s: Seconds = 0.0
     max_runs: Count | None = None
     end_time: Annotated[Any, WithJsonSchema({"type": "string", "format": "date-time"})] = None
-    paused: bool | None = Field(
+    paused: Annotated[bool, Field(strict=True)] | None = Field(
         None, description="Whether it rests; without it, one that is there stays as it is."
     )
 

@@ -255,10 +255,13 @@ class Store(Database):
                 return Change("created")
             old = schedule_of(row)
             new.schedule_id = old.schedule_id
-            if new.trigger_config["type"] == "interval" == old.trigger_config.get("type"):
-                new.trigger_config = {**_start_of(old.trigger_config), **new.trigger_config}
+            began = old.trigger_config.get("start_time")
+            if began and new.trigger_config["type"] == "interval":  # it keeps its grid
+                new.trigger_config.setdefault("start_time", began)
             pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
             changes = {n: pair for n, pair in pairs.items() if _differ(*pair)}
+            if "max_runs" in changes and new.max_runs and new.max_runs <= old.runs:
+                raise ValueError(f"'max_runs' must be more than the {old.runs} runs there were")
             if replace and changes:
                 values = {name: new_value for name, (_, new_value) in changes.items()}
                 if changes.keys() & SETS_NEXT or old.tick_us is None:
@@ -599,11 +602,6 @@ def _set_next(new: Schedule, now: int) -> None:
     if first is None:
         raise ValueError("the trigger never fires")
     new.tick_us, new.due_us, new.decided_us = first, new.due_of(first), now
-
-
-def _start_of(interval: Mapping[str, Any]) -> dict[str, Any]:
-    """The grid of an interval: a new form that names none keeps it."""
-    return {name: interval[name] for name in ("start_time",) if name in interval}
 
 
 def _differ(old: Any, new: Any) -> bool:
