@@ -616,7 +616,7 @@ def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
 
 def _in_its_words(reply: Reply) -> Reply:
     """A handler's refusal marked as its own words, as ScheduleZero does."""
-    if reply.success or reply.code == "bad_reply":
+    if reply.success or reply.code in ("bad_reply", "too_large"):
         return reply
     return replace(reply, error=f"Handler returned error: {reply.error}")
 
