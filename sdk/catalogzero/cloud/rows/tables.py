@@ -108,9 +108,23 @@ def rows_in(table: pa.Table, *, texts: bool = False) -> Iterator[list[dict[str, 
     """
     names = table.column_names
     for start in range(0, table.num_rows, _SLICE_ROWS):
-        columns = table.slice(start, _SLICE_ROWS).columns
-        values = [_values(column, texts=texts) for column in columns]
-        yield [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+        part = table.slice(start, _SLICE_ROWS)
+        part = _with_texts(part) if texts else part
+        if all(_is_python(field.type) for field in part.schema):
+            yield part.to_pylist()
+            continue
+        columns = [_values(column, texts=texts) for column in part.columns]
+        yield [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _with_texts(table: pa.Table) -> pa.Table:
+    """A table whose times are texts; but for a column that holds some that have none."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_temporal(field.type):
+            texts = _time_texts(table.column(number))
+            if not any(isinstance(text, UnfitError) for text in texts):
+                table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+    return table
 
 
 def _is_python(kind: pa.DataType) -> bool:
