@@ -116,10 +116,13 @@ def test_a_file_that_is_not_the_one_published_is_refused(
 
 def test_a_catalog_that_contradicts_itself_is_refused(site: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(site, tmp_path / "changed")
-    (changed / "requirements/acme-processor-1.1.0.txt").write_text("acme-processor==1.1.0\n")
+    catalog = installing.open_catalog(str(changed))
+    other = min(catalog.hashes - {catalog.find("acme-processor").release(None).sha256})
+    pin = f"acme-processor==1.1.0 --hash=sha256:{other}\n"
+    (changed / "requirements/acme-processor-1.1.0.txt").write_text(pin)
 
     with pytest.raises(ConfigError, match="contradicts itself"):
-        installing.install(installing.open_catalog(str(changed)), "acme-processor")
+        installing.install(catalog, "acme-processor")
 
 
 def test_a_yanked_release_is_installed_only_when_it_is_named(site: Path) -> None:

@@ -188,6 +188,14 @@ def _releases(wheels: Iterable[Wheel], yanks: Mapping[str, str]) -> list[Release
         for wheel in wheels
         for entry_id in wheel.entries
     ]
+    owners: dict[str, str] = {}
+    for release in found:
+        owner = owners.setdefault(release.manifest.id, release.wheel.name)
+        if owner != release.wheel.name:
+            raise ConfigError(
+                f"{owner} and {release.wheel.name} both provide the entry {release.manifest.id!r}: "
+                "give one of them another id"
+            )
     known = {f"{release.manifest.id}=={release.wheel.version}" for release in found}
     if missing := sorted(set(yanks) - known):
         raise ConfigError(f"no release to yank: {', '.join(missing)}; write id==version")

@@ -6,17 +6,59 @@ is never imported. Nothing secret belongs in one: it is published.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from catalogzero.config.settings import problems_of
 from catalogzero.errors import ConfigError
 
 MANIFEST_NAME = "catalogzero.toml"
 GENERATED_MARK = "# Written by `catalogzero catalog lint --fix` from here on."
+
+
+MAX_SCHEMA_DEPTH = 20
+
+
+def _web_address(value: str) -> str:
+    """A link that a page may carry: http or https, and nothing that runs."""
+    if value and not re.fullmatch(r"https?://[^\s\"'<>\\\x00-\x1f\x7f-\x9f]+", value):
+        raise ValueError("write a link as https://host/path")
+    return value
+
+
+def _schema(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON Schema as far as it is read here: mappings in their places, 20 deep at most."""
+    parts: list[tuple[Any, int]] = [(value, 0)]
+    while parts:
+        part, depth = parts.pop()
+        if not isinstance(part, dict) or depth > MAX_SCHEMA_DEPTH:
+            raise ValueError(f"not a JSON Schema, or one deeper than {MAX_SCHEMA_DEPTH}")
+        named, choices = part.get("properties", {}), part.get("anyOf", [])
+        words = part.get("enum", [])
+        if not isinstance(named, dict) or any(type(one) is not list for one in (choices, words)):
+            raise ValueError("not a JSON Schema: properties are a mapping, anyOf and enum lists")
+        below = [*named.values(), *choices, *([part["items"]] if part.get("items") else [])]
+        parts += [(one, depth + 1) for one in below]
+    return value
+
+
+def _settings_schema(value: dict[str, Any]) -> dict[str, Any]:
+    """The schema of settings, whose names are keys of a client's registry file."""
+    named, required = _schema(value).get("properties", {}), value.get("required", [])
+    if not isinstance(required, list) or not set(map(str, required)) <= set(named):
+        raise ValueError("`required` names properties")
+    for name in named:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,99}", name):
+            raise ValueError(f"{name[:40]!r} is not a setting's name: letters, digits and `_`")
+    return value
+
+
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+JsonSchema = Annotated[dict[str, Any], AfterValidator(_schema)]
 
 
 class _Part(BaseModel):
@@ -29,8 +71,8 @@ class Vendor(_Part):
     """Who sells the entry."""
 
     name: str = Field(min_length=1)
-    url: str | None = None
-    support_email: str | None = None
+    url: WebAddress | None = None
+    support_email: str | None = Field(default=None, pattern=r"^([^\s@<>?&\"]+@[^\s@<>?&\"]+)?$")
 
 
 class Method(_Part):
@@ -38,8 +80,8 @@ class Method(_Part):
 
     name: str = Field(min_length=1)
     description: str = ""
-    params_schema: dict[str, Any] = Field(default_factory=dict)
-    result_schema: dict[str, Any] = Field(default_factory=dict)
+    params_schema: JsonSchema = Field(default_factory=dict)
+    result_schema: JsonSchema = Field(default_factory=dict)
     retry_safe: bool = False
     timeout_s: float | None = Field(default=None, gt=0)
 
@@ -48,7 +90,7 @@ class Output(_Part):
     """What a processor declares of its results: their name, and the JSON Schema of a row."""
 
     name: str = ""
-    row_schema: dict[str, Any] = Field(default_factory=dict, alias="schema")
+    row_schema: JsonSchema = Field(default_factory=dict, alias="schema")
 
 
 class Schedule(_Part):
@@ -77,10 +119,12 @@ class Manifest(_Part):
     description: str = Field(min_length=1)
     vendor: Vendor
     license: str = ""
-    documentation: str | None = None
+    documentation: WebAddress | None = None
     methods: list[Method] = Field(default_factory=list)
     streams: list[Output] = Field(default_factory=list)
-    config_schema: dict[str, Any] = Field(default_factory=dict)
+    config_schema: Annotated[dict[str, Any], AfterValidator(_settings_schema)] = Field(
+        default_factory=dict
+    )
     allowed_hosts: list[str] = Field(default_factory=list)
     data_collected: list[str] = Field(default_factory=list)
     default_schedules: list[Schedule] = Field(default_factory=list)

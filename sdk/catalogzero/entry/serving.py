@@ -43,7 +43,20 @@ class CatalogServer(ThreadingHTTPServer):
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
-    """Answers with files and keeps no log."""
+    """Answers with files of its folder, wherever links point, and keeps no log."""
+
+    def translate_path(self, path: str) -> str:
+        """The file of a path; one that is not there for a link that leads out of the folder."""
+        found, folder = Path(super().translate_path(path)), Path(self.directory).resolve()
+        inside = found.resolve().is_relative_to(folder)
+        return super().translate_path(path) if inside else str(folder / "nowhere" / "outside")
+
+    def end_headers(self) -> None:
+        """Pages run nothing and load nothing from elsewhere; no browser guesses a type."""
+        policy = "default-src 'none'; style-src 'self'; img-src data:; frame-ancestors 'none'"
+        self.send_header("Content-Security-Policy", policy)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing about requests."""

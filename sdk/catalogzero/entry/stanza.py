@@ -6,12 +6,16 @@ Owns the text that is added to the file; what stands there already is never chan
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from catalogzero.config.logs import printable
 from catalogzero.config.registry import Stanza, load_registry
 from catalogzero.entry.manifest import Manifest
 from catalogzero.errors import ConfigError
@@ -46,8 +50,12 @@ def add_stanza(path: Path, manifest: Manifest) -> str:
     text = stanza_text(manifest, handler_id, port, indent)
     path.write_text(f"{before.rstrip()}\n{text}", "utf-8")
     try:
-        load_registry(path).find(handler_id)
-    except ConfigError as error:
+        *others, added = load_registry(path).handlers
+        meant = (handler_id, manifest.id, None, {"port": port}, open_settings(manifest))
+        found = (added.handler_id, added.entry, added.module_path, added.runtime, added.config)
+        if found != meant or list(map(_content, others)) != list(map(_content, known)):
+            raise ConfigError("the file would say more than the stanza")
+    except (ConfigError, ValueError) as error:
         if existed:
             path.write_text(before, "utf-8")
         else:
@@ -58,32 +66,53 @@ def add_stanza(path: Path, manifest: Manifest) -> str:
 
 def stanza_text(manifest: Manifest, handler_id: str, port: int, indent: str = "  ") -> str:
     """The stanza: what must be set stands open, what may be set as comments."""
-    lines = [
-        f"- handler_id: {handler_id}",
-        f"  entry: {manifest.id}",
-        f"  port: {port}",
-        "  config:",
-        *(f"    {line}" for line in _config_lines(manifest)),
-    ]
+    head = {"handler_id": handler_id, "entry": manifest.id, "port": port}
+    first, *rest = (_dumped(name, value) for name, value in head.items())
+    config = (f"  {line}" for line in _config_lines(manifest))
+    lines = [f"- {first}", *(f"  {line}" for line in (*rest, "config:", *config))]
     return "".join(f"{indent}{line}\n" for line in lines)
+
+
+def open_settings(manifest: Manifest) -> dict[str, Any]:
+    """What a client must fill in, with the values that stand there first."""
+    schema = manifest.config_schema
+    named = schema.get("properties", {})
+    settings: dict[str, Any] = dict.fromkeys(schema.get("required", ()), "")
+    if "api_key_file" in named:
+        settings |= {"api_key_file": f"/etc/{manifest.id}/api_key", "data_roots": []}
+    return {name: settings[name] for name in named if name in settings}
 
 
 def _config_lines(manifest: Manifest) -> Iterator[str]:
     """A line for each setting: those that a client must fill in stand open."""
-    schema = manifest.config_schema
-    open_settings = dict.fromkeys(schema.get("required", ()), '""')
-    if "api_key_file" in schema.get("properties", {}):
-        open_settings |= {"api_key_file": f"/etc/{manifest.id}/api_key", "data_roots": "[]"}
-    for name, told in schema.get("properties", {}).items():
-        meaning = " ".join(str(told.get("description", "")).split())
-        words = ", ".join(filter(None, [_kind(told), meaning]))
-        if name in open_settings:
-            yield f"{name}: {open_settings[name]}  # {words}"
+    settings = open_settings(manifest)
+    for name, told in manifest.config_schema.get("properties", {}).items():
+        meaning = str(told.get("description", ""))
+        words = _comment(", ".join(filter(None, [_kind(told), meaning])))
+        if name in settings:
+            yield f"{_dumped(name, settings[name])}  {words}"
         else:
             default = json.dumps(told.get("default"), ensure_ascii=False)
-            yield f"# {name}: {default}  # {words}"
-    if not open_settings:
+            yield f"{_comment(f'{name}: {default}')}  {words}"
+    if not settings:
         yield "{}"
+
+
+def _dumped(name: str, value: Any) -> str:
+    """One key with its value, as YAML writes them in a line."""
+    quote = '"' if value == "" else None
+    text = yaml.safe_dump(value, default_style=quote, default_flow_style=True, width=math.inf)
+    return f"{name}: {text.removesuffix(chr(10)).removesuffix('...').strip()}"
+
+
+def _comment(text: str) -> str:
+    """A vendor's words as a comment: they end no line, whatever they hold."""
+    return f"# {printable(' '.join(text.split()), one_line=True)}"
+
+
+def _content(stanza: Stanza) -> tuple[Any, ...]:
+    """What a stanza says, wherever it stands."""
+    return stanza.handler_id, stanza.entry, stanza.module_path, stanza.config, stanza.runtime
 
 
 def _kind(schema: Mapping[str, Any]) -> str:

@@ -139,10 +139,17 @@ def load_class(module: str, name: str) -> type[Handler]:
 
 
 def class_of_entry(entry: str) -> type[Handler] | None:
-    """The handler class that an installed entry provides; `None` when it is not installed."""
-    for point in _points_of(entry):
-        return load_class(point.module, point.attr)
-    return None
+    """The handler class that an installed entry provides; `None` when it is not installed.
+
+    Raises:
+        ConfigError: Several distributions provide one of that name.
+    """
+    points = list(_points_of(entry))
+    owners = sorted({point.dist.name for point in points if point.dist})
+    if len(owners) > 1:
+        told = " and ".join(owners)
+        raise ConfigError(f"{told} both provide {entry!r}: name the distribution, or remove one")
+    return load_class(points[0].module, points[0].attr) if points else None
 
 
 def _points_of(entry: str) -> Iterator[importlib.metadata.EntryPoint]:
