@@ -77,7 +77,7 @@ def scheduler(
         int,
         typer.Option(
             min=1,
-            help="How many executions are kept, however new; about 1 KB each beside results.",
+            help="How many executions are kept, however new the rest is.",
         ),
     ] = 100_000,
     json: JsonFlag = False,
