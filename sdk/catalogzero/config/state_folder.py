@@ -48,8 +48,11 @@ def create_private(path: Path) -> None:
 def open_to_others(path: Path) -> bool:
     """Whether other users of this machine can read a file, or list a folder; groups aside."""
     path = path.absolute()
-    reachable = all(folder.stat().st_mode & 0o001 for folder in path.parents)
-    return sys.platform != "win32" and reachable and bool(path.stat().st_mode & 0o004)
+    try:
+        reachable = all(folder.stat().st_mode & 0o001 for folder in path.parents)
+        return sys.platform != "win32" and reachable and bool(path.stat().st_mode & 0o004)
+    except OSError:  # gone meanwhile, as a database's -wal goes with its last user
+        return False
 
 
 def read_by_others(folder: Path) -> list[Path]:
