@@ -259,7 +259,7 @@ async def test_listing_handlers_costs_them_nothing(tmp_path: Path) -> None:
             for _ in range(20):
                 await api.get("/api/handlers")
 
-            assert (before, fake.pings) == (1, 1)
+            assert fake.pings == before
 
 
 async def test_a_handler_that_no_schedule_names_can_be_removed(
@@ -305,7 +305,7 @@ async def test_params_are_checked_by_the_handler_s_own_rule(
     away = await api.post("/api/schedule", json=asked)
 
     assert [one["method_name"] for one in await executions(api, status="success")] == ["quick"]
-    assert good.json() == {"status": "success", "job_id": "good"}
+    assert good.json() == {"status": "success", "job_id": "good", "schedule_id": "good"}
     assert away.status_code == 201
     assert away.json()["warning"].startswith("the params were not checked: the handler is away: ")
     (line,) = told(log, "params_unchecked")

@@ -352,7 +352,7 @@ async def test_a_reply_of_a_plain_handler_ends_its_run_whatever_it_says(
     assert not known.success
     assert reply.result["status"] == "registered"
     assert (record["status"], record["attempt_number"]) == (status, 1)
-    assert record["error"] == ("not yet" if fails else None)
+    assert record["error"] == ("Handler returned error: not yet" if fails else None)
     told = {"success": True, "rows": 3}
     assert record["result"] == (told if status == "success" else None)
     assert peer.calls == [{"method": "work", "params": {"a": 1}}]
@@ -502,7 +502,7 @@ async def test_a_plain_handler_whose_replies_are_too_long_ends_in_an_error(
 
     assert len(plain.called("work")) == 1
     assert (record["status"], record["attempt_number"]) == ("error", 1)
-    assert "replied more than a client takes (16 MiB)" in record["error"]
+    assert f"replied more than {MAX_MESSAGE_BYTES:,} bytes" in record["error"]
 
 
 def running(**fields: Any) -> Execution:

@@ -243,6 +243,7 @@ VOID = (
     .where(_some)
     .values(
         status="skipped",
+        waiting=False,
         owner=None,
         lease=executions.c.lease + 1,
         completed_us=sa.bindparam("now_us"),
