@@ -36,7 +36,6 @@ NO_OBJECT = (
     *("no body", "not JSON", "null", "an empty object", "an empty list", "not UTF-8", "a list"),
     *("a text", "as text/plain", "as application/x-www-form-urlencoded"),
 )
-IN_ERRORS = ("of a status", "of a handler and a status")
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,6 @@ DIFFERENCES = {
     )),
     "cut results": Difference(r"body\.records\.\d+\.result\.(truncated|bytes|begins|rows)", (
         "executions: all", "executions: many",
-    )),
-    "attempts": Difference(r"body\.(records|errors)\.\d+\.attempt_number", (
-        *(f"executions: {what}" for what in ("all", "many", "a few", "of a handler", *IN_ERRORS)),
-        *(f"executions/errors: {what}" for what in ("all", "a few", "many")),
     )),
     "filters": Difference(r"body\.(count|records)", (
         "executions: of a few of a status", "executions: of a handler and a job",
