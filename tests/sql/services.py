@@ -127,14 +127,15 @@ def source(behind: str, straight: str, folder: Path) -> Iterator[Service]:
     query = {"query": "SELECT id FROM orders", "url": behind, "answer_timeout_s": TIMEOUT_S}
     with ExitStack() as undo:
         _, announced = undo.enter_context(served("--database", database))
-        command = [*CATALOGZERO, "run", "tests.sql.services:Rows", "--handler-id", "rows"]
-        command += ["--scheduler", "none", "--port", str(port)]
-        for name, value in (("state_dir", folder / "state"), ("drain_timeout_s", 1)):
-            command += ["--set", f"{name}={value}"]
-        config = {"endpoint": announced["endpoint"], "api_key_file": key_file}
-        config["sources"] = json.dumps({"orders": query})
-        for name, value in config.items():
-            command += ["--config", f"{name}={value}"]
+        config = {"endpoint": announced["endpoint"], "api_key_file": str(key_file)}
+        handler = {
+            **{"handler_id": "rows", "module_path": "tests.sql.services", "class_name": "Rows"},
+            **{"port": port, "state_dir": str(folder / "state"), "drain_timeout_s": 1},
+            "config": {**config, "sources": {"orders": query}},
+        }
+        registry = folder / "handler_registry.yaml"
+        registry.write_text(json.dumps({"scheduler": "none", "handlers": [handler]}))
+        command = [*CATALOGZERO, "run", "rows", "--registry", str(registry)]
         process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=sys.stderr)
         undo.callback(process.wait)
         undo.callback(process.kill)
