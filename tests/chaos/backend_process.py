@@ -27,8 +27,7 @@ STEPS: dict[str, Any] = {
     "complete": uploads,
     "register": installations,
     "clear_hidden": housekeeping,
-    "expire_chunk": housekeeping,
-    "forget_empty": housekeeping,
+    "collect_unfinished": housekeeping,
 }
 EMPTY = (None, False)
 

@@ -366,8 +366,7 @@ POINTS: dict[str, str] = {
     "outbox started": "folder_lost_at_rest",
     "outbox restamp": "same_content_again",
     "outbox superseded": "late_older_version",
-    "backend expire_chunk": "long_outage",
-    "backend forget_empty": "long_outage",
+    "backend collect_unfinished": "long_outage",
     "outbox missing": "long_outage",
     "outbox die": "refused_and_purged",
 }
