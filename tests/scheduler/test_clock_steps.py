@@ -116,9 +116,7 @@ def test_a_restart_after_the_clock_was_set_right_brings_schedules_forward(
 
     assert step is not None
     assert step.step_s is None
-    next_times = {
-        one.job_id: from_us(one.tick_us or 0) for one in restarted.list_schedules(1_000)[0]
-    }
+    next_times = {one.job_id: from_us(one.tick_us or 0) for one in restarted.list_schedules()}
     assert next_times == {
         "nightly": datetime(2026, 11, 29, 1, tzinfo=UTC),
         "rests": RIGHT + timedelta(minutes=5),

@@ -138,7 +138,7 @@ class Simulation:
 
     def _stop_schedules(self) -> None:
         """The week is over: what is queued still runs."""
-        for one in self.store.list_schedules(1_000)[0]:
+        for one in self.store.list_schedules():
             if not one.paused:
                 self.store.pause_schedule(one.job_id, True)
 

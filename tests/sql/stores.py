@@ -130,7 +130,7 @@ def scheduler(folder: Path, url: str | None) -> Store:
     return Store(
         open=lambda: SchedulerStore(where, answer_s=TIMEOUT_S),
         write=lambda it: it.add_schedule(make_schedule(job_id="kept")),
-        read=lambda it: [schedule.job_id for schedule in it.list_schedules(1_000)[0]],
+        read=lambda it: [schedule.job_id for schedule in it.list_schedules()],
         url=(url or f"sqlite:///{path}").replace("postgresql:", "postgresql+psycopg:"),
         file=None if url else path,
         set_version="UPDATE scheduler_version SET version = 99",

@@ -23,8 +23,8 @@ from catalogzero.scheduler.history import FILTERS
 from catalogzero.scheduler.openapi import document
 from catalogzero.scheduler.rows import Handler
 from catalogzero.scheduler.runner import Runner
-from catalogzero.scheduler.store import Change, Place
-from catalogzero.scheduler.ticks import Schedule, from_us, iso_of
+from catalogzero.scheduler.store import Change
+from catalogzero.scheduler.ticks import Place, Schedule, from_us, iso_of
 from catalogzero.scheduler.triggers import describe_trigger
 from catalogzero.sql.engines import DATABASE_AWAY
 from catalogzero.web import (
@@ -123,7 +123,8 @@ class Api:
 
     async def _take(self, body: Any, **how: bool) -> tuple[dict[str, Any], Change]:
         """Store the schedule of a body; what to answer of it, and what that changed."""
-        new, paused = await self.runner.read(forms.read_schedule, body, self._now())
+        new = await self.runner.read(forms.read_schedule, body, self._now())
+        paused = None if body.get("paused") is None else new.paused
         unchecked = await self._check_call(new.handler_id, new.method, new.params)
         add = partial(self.runner.store.add_schedule, new, paused=paused, **how)
         try:
@@ -160,23 +161,29 @@ class Api:
 
     def _page(self, limit: int, search: str, place: Place | None) -> web.Response:
         """One page of the schedules, with what each ran last."""
-        store = self.runner.store
-        found, next_place = store.list_schedules(limit, search, place)
+        found, next_place = self._after(place, limit, search)
         shown = [schedule_record(one) for one in found]
         last = self.runner.history.last_of([one["id"] for one in shown])
         for one in shown:
             one["last_execution"] = last.get(one["id"])
-        told = {"schedules": shown, "count": store.count_schedules(search)}
+        told = {"schedules": shown, "count": self.runner.store.count_schedules(search)}
         return json_response({**told, "cursor": next_place and forms.place_text(next_place)})
 
     def _part(self, search: str, place: Place | None, seen: set[str]) -> tuple[bytes, Place | None]:
         """A part of the answer that lists all, as JSON text: there may be very many."""
-        found, next_place = self.runner.store.list_schedules(PART, search, place)
+        found, next_place = self._after(place, PART, search)
         new = [one for one in found if one.job_id not in seen]  # none that fired meanwhile
         texts = [encode_json(schedule_record(one)) for one in new]
         comma = b"," if seen and texts else b""
         seen.update(one.job_id for one in new)
         return comma + b",".join(texts), next_place
+
+    def _after(
+        self, place: Place | None, limit: int, search: str
+    ) -> tuple[list[Schedule], Place | None]:
+        """The schedules after a place, and the last one's place; None where there are no more."""
+        found = self.runner.store.list_schedules(limit + 1, search, place)
+        return found[:limit], found[limit - 1].place if len(found) > limit else None
 
     async def _remove_schedule(self, request: web.Request) -> web.Response:
         job_id = request.match_info["job_id"]

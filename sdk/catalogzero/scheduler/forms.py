@@ -25,8 +25,7 @@ from pydantic import (
 )
 
 from catalogzero.scheduler.rows import Execution
-from catalogzero.scheduler.store import Place
-from catalogzero.scheduler.ticks import Schedule, to_us
+from catalogzero.scheduler.ticks import Place, Schedule, to_us
 from catalogzero.scheduler.triggers import make_trigger, parse_moment, parse_trigger
 from catalogzero.web import HttpError, query_int
 from catalogzero.wire.messages import encode_json
@@ -175,8 +174,8 @@ def read_model(model: type[ModelT], body: Any) -> ModelT:
         raise HttpError(400, _sentence(model, error)) from None
 
 
-def read_schedule(body: Any, now: datetime) -> tuple[Schedule, bool | None]:
-    """The schedule that the body of `POST /api/schedule` asks for, and whether it is to rest.
+def read_schedule(body: Any, now: datetime) -> Schedule:
+    """The schedule that the body of `POST /api/schedule` asks for.
 
     It looks for the first fire time, which may take long where there is none.
 
@@ -184,7 +183,9 @@ def read_schedule(body: Any, now: datetime) -> tuple[Schedule, bool | None]:
         HttpError: 400, with the first thing that is missing or wrong.
     """
     asked = read_model(NewSchedule, body)
-    return asked.schedule(now), asked.paused
+    schedule = asked.schedule(now)
+    schedule.paused = bool(asked.paused)
+    return schedule
 
 
 def digest_of(one: Execution) -> str:

@@ -37,7 +37,16 @@ from catalogzero.scheduler.rows import (
 )
 from catalogzero.scheduler.schema import executions, handlers, schedules
 from catalogzero.scheduler.statements import MOVED, Tally
-from catalogzero.scheduler.ticks import Schedule, fault_of, fire, from_us, iso_of, seconds_us, to_us
+from catalogzero.scheduler.ticks import (
+    Place,
+    Schedule,
+    fault_of,
+    fire,
+    from_us,
+    iso_of,
+    seconds_us,
+    to_us,
+)
 from catalogzero.sql.engines import Database
 from catalogzero.wire.messages import encode_json
 
@@ -53,9 +62,6 @@ GIVEN = (
     *("max_attempts", "timeout_s", "jitter_s", "max_runs"),
 )
 """What a schedule has of the request that made it."""
-
-Place = tuple[bool, int, str]
-"""Where a schedule stands in their order: paused, due_us, job_id."""
 
 SETS_NEXT = {"trigger_config", "end_us", "jitter_s", "paused"}
 NEXT = ("tick_us", "due_us", "decided_us", "steady_since_us", "folded")
@@ -275,11 +281,11 @@ class Store(Database):
             return Change("changed" if changes else "unchanged", changes)
 
     def list_schedules(
-        self, limit: int, search: str = "", after: Place | None = None
-    ) -> tuple[list[Schedule], Place | None]:
-        """The schedules, the next one first, those that are paused last; and the last one's place.
+        self, limit: int | None = None, search: str = "", after: Place | None = None
+    ) -> list[Schedule]:
+        """The schedules, the next one first, those that are paused last.
 
-        The place is None where there are no more. One that fires meanwhile comes again later.
+        One that fires between two looks comes again later.
 
         Args:
             limit: At most so many.
@@ -287,14 +293,10 @@ class Store(Database):
             after: The place after which to begin.
         """
         order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
-        query = sa.select(schedules).where(_mentions(search)).order_by(*order).limit(limit + 1)
+        query = sa.select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
         if after is not None:
             query = query.where(sa.tuple_(*order) > sa.tuple_(*after))
-        found = self.all_of(query, self._schedule_of)
-        more = len(found) > limit
-        last = found[limit - 1] if more else None
-        place = None if last is None else (last.paused, last.due_us or 0, last.job_id)
-        return found[:limit], place
+        return self.all_of(query, self._schedule_of)
 
     def count_schedules(self, search: str = "") -> int:
         """How many schedules there are that have this in their names."""

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeAlias
 
 from catalogzero.scheduler.triggers import EPOCH, MOMENT, Trigger, make_trigger
 
@@ -46,6 +46,10 @@ def fault_of(error: Exception) -> str:
 def seconds_us(seconds: float) -> int:
     """Microseconds of a length in seconds."""
     return round(seconds * 1_000_000)
+
+
+Place: TypeAlias = tuple[bool, int, str]
+"""Where a schedule stands in their order: paused, due_us, job_id."""
 
 
 @dataclass(slots=True)
@@ -94,6 +98,11 @@ class Schedule:
         if self.fault is not None:
             raise ValueError(self.fault)
         return make_trigger(self.trigger_config)
+
+    @property
+    def place(self) -> Place:
+        """Where it stands among the others."""
+        return self.paused, self.due_us or 0, self.job_id
 
     def next_tick(self, after_us: int) -> int | None:
         """The first tick later than a moment, not past the schedule's end."""
