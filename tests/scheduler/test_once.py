@@ -7,6 +7,7 @@ delays and repeats, handlers that restart or forget, schedulers that freeze past
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 from catalogzero.scheduler import calls
@@ -71,6 +72,16 @@ async def test_a_retry_safe_method_starts_at_most_max_attempts_times(seed: int) 
 
     assert world.broken == []
     assert world.starts <= world.row.max_attempts
+    assert world.row.is_final()
+
+
+@pytest.mark.parametrize("chance", [10_208, 500_208])
+async def test_a_handler_that_was_not_asked_yet_is_not_called_without_a_pause(chance: int) -> None:
+    """A record that waits was taken over, and its handler's link is new: calls had no end."""
+    random.seed(chance)
+    async with asyncio.timeout(30):
+        world = await live(1_028, retry_safe=True)
+
     assert world.row.is_final()
 
 

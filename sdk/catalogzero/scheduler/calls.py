@@ -516,7 +516,7 @@ class Driver:
 
     async def _watch(self, link: Link, one: Execution) -> None:
         """Ping a handler until it does not answer, or is not the boot that was called."""
-        while one.waiting == (link.away is not None):
+        while link.checked_us is None or one.waiting == (link.away is not None):
             await self._desk.clock.sleep(self._settings.ping_every_s)
             try:
                 stamp = await link.ask()
@@ -569,7 +569,7 @@ class Driver:
     async def _pause(self, one: Execution, tries: int) -> None:
         """Wait before the next try: exponential, jittered, bounded; less when its handler comes."""
         link = self._links.known(one.handler_id)
-        if one.waiting and link is not None and link.away is None:
+        if one.waiting and link is not None and link.checked_us and link.away is None:
             return  # it came back just now
         settings = self._settings
         delay_s = min(settings.retry_max_s, settings.retry_base_s * 2 ** min(tries - 1, 16))
