@@ -143,7 +143,7 @@ async def test_plain_calls_go_one_at_a_time_and_a_late_reply_is_not_the_next_one
     context.term()
 
 
-@pytest.mark.parametrize("answer", [b"nonsense", b"[]", b"\xff", b""])
+@pytest.mark.parametrize("answer", [b"nonsense", b"[", b"\xff", b""])
 async def test_a_reply_that_is_none_is_a_failure_of_a_plain_call(answer: bytes) -> None:
     context = zmq.asyncio.Context()
     odd = context.socket(zmq.REP)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import httpx
 import orjson
 import pytest
 from catalogzero import HandlerClient
-from catalogzero.scheduler.calls import judge, plain_result
+from catalogzero.scheduler.calls import judge
 from catalogzero.scheduler.rows import Execution
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
-from catalogzero.wire.messages import Reply
-from catalogzero.wire.zeromq import DealerPeer, RouterServer
+from catalogzero.wire.messages import Reply, plain_result
+from catalogzero.wire.zeromq import MAX_REPLY_BYTES, DealerPeer, RouterServer
 
+from tests.core.plain import PlainHandler
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.toys import Toy, ended, executions, toy, until
 
@@ -335,6 +338,97 @@ async def test_a_wrong_registration_is_answered_with_its_fault(
     assert error in reply["error"]
 
 
+async def test_params_that_are_too_long_are_refused_at_once(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    grows = {"xs": [1e15] * 100_000}  # 1e15 on the way in, 1000000000000000.0 to the handler
+    body = json.dumps(call("quick", job_params=grows)).replace("1000000000000000.0", "1e15")
+    declared = {"Content-Type": "application/json"}
+    async with toy(scheduler.zmq_address, api):
+        for path in ("schedule", "run_now"):
+            answer = await api.post(f"/api/{path}", content=body, headers=declared)
+            assert answer.status_code == 413
+            assert "at most 1,048,576 bytes" in answer.json()["error"]["message"]
+    async with toy(scheduler.zmq_address, api, max_message_bytes=20_000):
+        await until(lambda: _limited(scheduler, 20_000))
+        for path in ("schedule", "run_now"):
+            asked = call("quick", job_params={"x": "1" * 30_000})
+            assert (await api.post(f"/api/{path}", json=asked)).status_code == 413
+
+    assert await executions(api) == []
+
+
+async def _limited(scheduler: SchedulerServer, limit: int) -> bool:
+    await (await scheduler.runner.links.get("toy")).ask()
+    return scheduler.runner.links.max_call_bytes("toy") == limit
+
+
+async def test_a_schedule_whose_params_have_become_too_long_is_an_error_and_cuts_no_other(
+    tmp_path: Path,
+) -> None:
+    calls = replace(QUICK.calls, wait_s=600.0)
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    settings = SchedulerSettings(
+        port=0, zmq_port=0, database=database, runner=replace(QUICK, calls=calls)
+    )
+    async with serve_scheduler(settings) as server, httpx.AsyncClient(base_url=server.url) as api:
+        never = {"type": "date", "run_date": "2999-01-01T00:00:00+00:00"}
+        params = {"x": 1, "more": "x" * 30_000}
+        async with toy(server.zmq_address, api):
+            asked = call("quick", job_id="long", job_params=params, trigger=never)
+            assert (await api.post("/api/schedule", json=asked)).status_code == 201
+        async with toy(server.zmq_address, api, max_message_bytes=20_000) as served:
+            handler = served.handler
+            assert isinstance(handler, Toy)
+            await api.post("/api/schedule", json=call("long"))
+            await until(lambda: _started(handler))
+            await api.post("/api/schedules/long/run")
+            (record,) = await until(lambda: ended(api, method_name="quick"))
+            handler.going.set()
+            (other,) = await until(lambda: ended(api, method_name="long"))
+
+    assert record["status"] == "error"
+    assert "takes calls of at most 20,000 bytes" in record["error"]
+    assert (other["status"], handler.starts) == ("success", 1)
+
+
+async def test_a_run_whose_connection_breaks_is_found_again_at_once(tmp_path: Path) -> None:
+    calls = replace(QUICK.calls, wait_s=600.0, ping_every_s=600.0)
+    database = f"sqlite:///{tmp_path / 'scheduler.db'}"
+    settings = SchedulerSettings(
+        port=0, zmq_port=0, database=database, runner=replace(QUICK, calls=calls)
+    )
+    async with (
+        serve_scheduler(settings) as server,
+        httpx.AsyncClient(base_url=server.url) as api,
+        toy(server.zmq_address, api) as served,
+    ):
+        handler = served.handler
+        assert isinstance(handler, Toy)
+        await api.post("/api/schedule", json=call("long"))
+        await until(lambda: _started(handler))
+        link = await server.runner.links.get("toy")
+        link.caller._peer.try_send(b" " * (2 << 20))  # type: ignore[attr-defined]
+        handler.going.set()
+        (record,) = await until(lambda: ended(api))
+
+    assert (record["status"], handler.starts) == ("success", 1)
+
+
+async def test_a_plain_handler_whose_replies_are_too_long_ends_in_an_error(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    with PlainHandler({"work": b'"' + b"x" * MAX_REPLY_BYTES + b'"'}) as plain:
+        async with HandlerClient(scheduler.zmq_address) as wire:
+            given = {"handler_id": "plain", "address": plain.address, "methods": ["work"]}
+            await wire.request_plain("register", given)
+        await api.post("/api/run_now", json={"handler_id": "plain", "job_method": "work"})
+        (record,) = await ended(api)
+
+    assert record["status"] == "error"
+    assert "broke before a reply came" in record["error"]
+
+
 def running(**fields: Any) -> Execution:
     """An execution whose call was sent."""
     given = {"boot_id": "b", "start_by_s": 60.0, **fields}
@@ -381,6 +475,7 @@ def test_the_last_attempt_is_the_last() -> None:
     [
         ({"success": True, "rows": 3}, {"rows": 3}),
         ({"success": True, "result": [1]}, [1]),
+        ({"success": True, "result": {"rows": 3}}, {"result": {"rows": 3}}),
         ("odd", "odd"),
     ],
 )

@@ -85,8 +85,7 @@ async def test_peers_that_answer_nonsense_leave_the_others_alone() -> None:
         fleet = await stack.enter_async_context(shops("shop"))
         registry |= addresses(fleet)
         served = await stack.enter_async_context(conducting(registry, timeout_s=1.0))
-        for _ in range(2):  # the second goes in the plain form to those that did not answer
-            await served.client.call("health_check")
+        await served.client.call("health_check")
         metrics = await served.client.call("collect_metrics")
         done = await served.client.call("dispatch", {"method": "greet", "params": {"name": "ann"}})
         signalled = await served.client.call("signal", {"action": "wake"})
@@ -131,7 +130,10 @@ async def plain_handler() -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
         while True:
             call = json.loads(await socket.recv())
             calls.append(call)
-            known = {"ping": {"success": True, "message": "pong"}}
+            known = {
+                "ping": {"success": True, "message": "pong"},
+                "get_metrics": {"success": True, "memory_mb": 12, "rows": 10**30},
+            }
             refused = {"success": False, "error": f"Unknown method: {call['method']}"}
             await socket.send(json.dumps(known.get(call["method"], refused)).encode())
 
@@ -145,17 +147,22 @@ async def plain_handler() -> AsyncIterator[tuple[str, list[dict[str, Any]]]]:
         context.term()
 
 
-async def test_a_plain_handler_is_alive_from_the_second_question_on() -> None:
+async def test_a_plain_handler_is_alive_from_the_first_question_on() -> None:
     async with (
         plain_handler() as (address, calls),
-        ConductorZero({"plain": address}, timeout_s=0.3) as conductor,
+        ConductorZero({"plain": address}) as conductor,
     ):
         pongs = [await conductor.ping_handler("plain") for _ in range(3)]
         metrics = await conductor.collect_metrics()
 
-    assert [pong["alive"] for pong in pongs] == [False, True, True]
-    assert metrics["handlers"]["plain"] == {"error": "Unknown method: get_metrics"}
-    assert "request_id" not in calls[-1]
+        refused = await conductor.signal("sleep")
+        done = await conductor.dispatch("work")
+
+    assert [pong["alive"] for pong in pongs] == [True, True, True]
+    assert metrics["handlers"]["plain"]["memory_mb"] == 12
+    assert refused["handlers"]["plain"]["error"] == "Unknown method: sleep"
+    assert done["status"] == "refused"
+    assert all("request_id" not in call for call in calls[1:])
 
 
 async def test_a_handler_that_was_slow_at_first_is_not_taken_for_a_plain_one() -> None:

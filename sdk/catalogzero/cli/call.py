@@ -65,7 +65,7 @@ def _question(method: str) -> Callable[[Show], Callable[..., None]]:
             json: JsonFlag = False,
         ) -> None:
             told = _ask(_peer(target, registry, key_file, server_key), method, {}, timeout_s)
-            (print_json if json else show)(told)
+            (show if isinstance(told, dict) and not json else print_json)(told)
 
         command.__doc__ = show.__doc__
         return command
@@ -97,6 +97,9 @@ def describe(told: dict[str, Any]) -> None:
 
     Example: catalogzero describe acme
     """
+    if "boot_id" not in told:  # a plain handler's own
+        print_fields(told)
+        return
     print_fields({name: told[name] for name in ("handler_id", "class", "entry", "version")})
     flags = ("quiet", "retry_safe", "isolate")
     rows = [

@@ -25,6 +25,7 @@ async def call_shown(
 ) -> Any:
     """As `HandlerClient.call`; what `get_run` reports meanwhile stands on standard error.
 
+    A plain handler knows no runs, and works on one call at a time: nothing is asked meanwhile.
     What a failed run did all the same, its `details`, is printed as a result is.
     """
     try:
@@ -39,7 +40,7 @@ async def _called(
     client: HandlerClient, method: str, params: Mapping[str, Any], timeout_s: float
 ) -> Any:
     """The call, with a bar on a terminal."""
-    if not sys.stderr.isatty():
+    if client.is_plain or not sys.stderr.isatty():
         return await client.call(method, params, timeout_s=timeout_s)
     request_id = str(uuid.uuid4())
     calling = client.call(method, params, timeout_s=timeout_s, request_id=request_id)

@@ -283,6 +283,7 @@ class Service:
             "boot_id": self._boot.boot_id,
             "uptime_s": self._clock.monotonic() - self._boot.started_s,
             "dedupe_window_s": self.handler.runtime.dedupe_window_s,
+            "max_message_bytes": self.handler.runtime.max_message_bytes,
         }
 
     def _status(self) -> str:

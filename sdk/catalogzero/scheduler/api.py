@@ -35,10 +35,13 @@ from catalogzero.web import (
     json_response,
     read_json,
 )
-from catalogzero.wire.messages import one_line_ascii
+from catalogzero.wire.messages import encode_json, one_line_ascii
 
 PING_TIMEOUT_S = 2.0
 MAX_BODY_BYTES = 1 << 20
+CALL_BYTES = 600
+"""At most what a call has beside its method and params."""
+
 MAX_PREVIEW = 100
 SAME = (
     *("handler_id", "params", "trigger_config", "paused", "overlap", "runs"),
@@ -99,7 +102,7 @@ class Api:
     async def _add_schedule(self, request: web.Request) -> web.Response:
         body = await read_json(request, MAX_BODY_BYTES)
         new = await self.runner.read(forms.read_schedule, body, self._now())
-        await self._check_method(new.handler_id, new.method)
+        await self._check_call(new.handler_id, new.method, new.params)
         try:
             added = await self.runner.write(self.runner.store.add_schedule, new)
         except ValueError as error:
@@ -161,7 +164,7 @@ class Api:
 
     async def _run_now(self, request: web.Request) -> web.Response:
         body = forms.read_model(forms.RunNow, await read_json(request, MAX_BODY_BYTES))
-        await self._check_method(body.handler_id, body.job_method)
+        await self._check_call(body.handler_id, body.job_method, body.job_params)
         key = header_text(request, "Idempotency-Key", max_chars=forms.MAX_ID_CHARS)
         one = body.execution(self._now())
         try:
@@ -246,13 +249,17 @@ class Api:
         self.log.warning("database_away", error=why)
         return HttpError(503, f"The database does not take this now ({why}): try again.")
 
-    async def _check_method(self, handler_id: str, method: str) -> None:
-        """Refuse what is not registered."""
+    async def _check_call(self, handler_id: str, method: str, params: dict[str, Any]) -> None:
+        """Refuse what is not registered, and params that the handler would never take."""
         handler = await self.runner.read(self.runner.store.find_handler, handler_id)
         if handler is None:
             raise HttpError(404, f"Handler '{handler_id}' not registered.")
         if method not in handler.methods:
             raise HttpError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
+        limit = self.runner.links.max_call_bytes(handler_id)
+        if len(encode_json([method, params])) + CALL_BYTES > limit:
+            said = f"calls of at most {limit:,} bytes"
+            raise HttpError(413, f"The params are too long: '{handler_id}' takes {said}.")
 
     async def _moving_schedule(self, request: web.Request) -> Schedule:
         """The schedule that a path names; one that stands still is refused."""

@@ -26,7 +26,7 @@ from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import CallTimeoutError, CatalogZeroError, UnreachableError
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
-from catalogzero.wire.messages import Reply, StartBy
+from catalogzero.wire.messages import BAD_REPLY, MAX_CALL_BYTES, Reply, StartBy, plain_result
 
 NEVER_BEGAN = frozenset({"busy", "draining", "wake_failed"})
 REFUSED = frozenset({"bad_request", "unknown_method", "bad_params", "unauthorized", "too_large"})
@@ -123,6 +123,7 @@ class Link:
     caller: HandlerCaller
     room: Room
     ping_timeout_s: float
+    max_call_bytes: int = field(default=MAX_CALL_BYTES, init=False)
     _boot_id: str | None = field(default=None, init=False)
     _retry_safe: frozenset[str] = field(default=frozenset(), init=False)
     _asking: asyncio.Task[Stamp] | None = field(default=None, init=False)
@@ -142,7 +143,8 @@ class Link:
         await asyncio.sleep(0)
         self._asking = None
         answer = await self._ping()
-        boot_id = answer.get("boot_id")
+        boot_id, limit = answer.get("boot_id"), answer.get("max_message_bytes")
+        self.max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
         if not isinstance(boot_id, str) or not 0 < len(boot_id) <= MAX_BOOT_ID_CHARS:
             self._boot_id = None
             return Stamp(None)
@@ -194,6 +196,11 @@ class Links:
             link = Link(handler.address, caller, room, self.settings.ping_timeout_s)
             self._links[handler_id] = link
         return link
+
+    def max_call_bytes(self, handler_id: str) -> int:
+        """How long a call of a handler may be, as it told last."""
+        link = self._links.get(handler_id)
+        return MAX_CALL_BYTES if link is None else link.max_call_bytes
 
     def heard(self, handler_id: str, us: int) -> None:
         """Note that a handler was there at that moment."""
@@ -330,6 +337,7 @@ class Driver:
             if reply is not None:
                 away_since_s = None
                 continue
+            await self._pause(1)
             away_since_s = away_since_s or self._desk.clock.monotonic()
             if self._is_given_up(one, away_since_s):
                 one.status, one.error = "lost", "the handler stayed away: nobody can know the end"
@@ -353,6 +361,8 @@ class Driver:
             return call.result() if call.done() else None
         except (UnreachableError, CallTimeoutError):
             return None
+        except CatalogZeroError as error:  # it is too large for the handler
+            return Reply(success=False, error=error.message, code=error.code)
         finally:
             call.cancel()
             watch.cancel()
@@ -388,7 +398,7 @@ class Driver:
             reply = await self._send_plain(one)
             if reply.success:
                 one.status, one.result = "success", plain_result(reply.result)
-            elif one.attempt < one.max_attempts:
+            elif reply.code != BAD_REPLY and one.attempt < one.max_attempts:
                 one.status, one.error, one.attempt = "retry", reply.error, one.attempt + 1
             else:
                 one.status, one.error = "error", reply.error
@@ -473,14 +483,6 @@ def _start_by_s(answer: Mapping[str, Any]) -> float:
     if not math.isfinite(start_by_s):
         raise UnreachableError("its ping tells no uptime_s and dedupe_window_s")
     return start_by_s
-
-
-def plain_result(result: Any) -> Any:
-    """A flat reply without the flag that ScheduleZero's handlers add; a bare `result` unwrapped."""
-    if not isinstance(result, dict):
-        return result
-    rest = {key: value for key, value in result.items() if key != "success"}
-    return rest["result"] if rest.keys() == {"result"} else rest
 
 
 def _send_anew(one: Execution) -> None:

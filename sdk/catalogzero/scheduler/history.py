@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, RowMapping, and_, case, delete, func, or_,
 from catalogzero.scheduler.schema import FINAL, executions, schedules
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import iso_of, seconds_us
+from catalogzero.wire.messages import parse_json
 
 PURGE_LIMIT = 2_000
 SUMMARY_PARAMS = 5
@@ -142,7 +143,7 @@ def record_of(row: RowMapping) -> dict[str, Any]:
 
 def flat_result(stored: str | None) -> dict[str, Any]:
     """A result as ScheduleZero records it: the method's own keys beside `success`."""
-    result = None if stored is None else orjson.loads(stored)
+    result = None if stored is None else parse_json(stored, long_integer=orjson.Fragment)
     if not isinstance(result, dict):
         return {"success": True, "result": result}
     return {**result, "success": result.get("success", True)}

@@ -2,27 +2,51 @@
 
 One connection carries many calls at once. Nothing is queued for a peer that is not connected:
 a call to it ends with `UnreachableError`, and never reaches it later.
+
+A plain handler, as ScheduleZero's are, echoes no `request_id`. It is called one call at a time,
+and its reply is that of the call in flight, whatever it holds. Until a handler's first reply has
+shown its kind, one call at most is in flight; when a call to a plain one ends without a reply,
+the connection is closed, so that a late reply can never be the next call's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.errors import BadRequestError, CallTimeoutError, CatalogZeroError, UnreachableError
-from catalogzero.wire.messages import Call, Reply, StartBy, decode_reply, encode_call
+from catalogzero.errors import (
+    BadRequestError,
+    CallTimeoutError,
+    CatalogZeroError,
+    TooLargeError,
+    UnreachableError,
+)
+from catalogzero.wire.messages import (
+    MAX_CALL_BYTES,
+    Call,
+    Reply,
+    StartBy,
+    decode_plain_reply,
+    decode_reply,
+    encode_call,
+    plain_result,
+)
 from catalogzero.wire.transport import Peer, Transport
 from catalogzero.wire.zeromq import CurveClient, ZeroMQ
 
 REPLY_MARGIN = 0.05
 REPLY_MARGIN_MAX_S = 0.25
+PAST_CALLS = 1_000
+PATIENCE_S = 0.25
 
 
 class HandlerClient:
-    """One connection to one handler; many calls at once.
+    """One connection to one handler; many calls at once, to a plain one each in its turn.
 
     An async context manager; made on the event loop that it is used on.
 
@@ -48,11 +72,23 @@ class HandlerClient:
         self._transport = transport or ZeroMQ(client_keys=curve)
         self._clock = clock or SystemClock()
         self._calls: dict[str, asyncio.Future[Reply]] = {}
+        self._unsent: dict[asyncio.Future[Reply], bytes] = {}
+        self._sent: set[asyncio.Future[Reply]] = set()
+        self._max_call_bytes = MAX_CALL_BYTES
+        self._past: deque[str] = deque(maxlen=PAST_CALLS)
+        self._echoes: bool | None = None
+        self._finding_out = 0
+        self._in_order = asyncio.Lock()
         self._plain: asyncio.Future[Reply] | None = None
         self._plain_turn = asyncio.Lock()
-        self._unsent: dict[asyncio.Future[Reply], bytes] = {}
+        self._beside: HandlerClient | None = None
         self._peer = self._connect()
         self._closed = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the handler has shown that it echoes no `request_id`."""
+        return self._echoes is False
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,10 +102,11 @@ class HandlerClient:
             return
         self._closed = True
         self._peer.close()
-        for reply in (*self._calls.values(), *([self._plain] if self._plain else [])):
+        if self._beside is not None:
+            self._beside.close()
+        for reply in (*self._sent, *self._unsent):
             if not reply.done():
-                sent = reply not in self._unsent
-                kind = CallTimeoutError if sent else UnreachableError
+                kind = CallTimeoutError if reply in self._sent else UnreachableError
                 reply.set_exception(kind("the client was closed before a reply came"))
 
     async def call(
@@ -93,6 +130,7 @@ class HandlerClient:
         Raises:
             UnreachableError: Nobody was there; the call was never sent.
             CallTimeoutError: It was sent, and no reply came in time; a run may go on.
+            TooLargeError: It is longer than the handler takes; it was not sent.
             CatalogZeroError: The error that the handler answered with (see `errors`).
         """
         reply = await self.request(
@@ -109,46 +147,65 @@ class HandlerClient:
         request_id: str | None = None,
         start_by: StartBy | None = None,
     ) -> Reply:
-        """As `call`, but an error that the handler answers with is returned, not raised."""
+        """As `call`, but an error that the handler answers with is returned, not raised.
+
+        A plain handler is called at least once, whatever `request_id` and `start_by` say.
+        """
         request_id = request_id or str(uuid.uuid4())
+        if self._echoes is None or self._finding_out:
+            timeout_s = await self._find_out(timeout_s)
         if request_id in self._calls:
             raise BadRequestError(f"a call with request_id {request_id!r} is already under way")
         margin_s = min(REPLY_MARGIN_MAX_S, timeout_s * REPLY_MARGIN)
-        frame = encode_call(Call(method, params or {}, request_id, timeout_s - margin_s, start_by))
-        reply = asyncio.get_running_loop().create_future()
-        self._calls[request_id] = reply
+        call = Call(method, params or {}, request_id, timeout_s - margin_s, start_by)
+        if self.is_plain:
+            call = Call(method, call.params)
+        frame = encode_call(call)
+        if len(frame) > self._max_call_bytes and not self.is_plain:
+            await self.request("ping", timeout_s=timeout_s)  # it may take more, or be plain
+            if len(frame) > self._max_call_bytes and not self.is_plain:
+                most = f"{self._max_call_bytes:,} bytes"
+                raise TooLargeError(f"{self.address} takes calls of at most {most}")
+        waiting = asyncio.get_running_loop().create_future()
+        self._calls[request_id] = waiting
         try:
-            return await self._exchange(frame, reply, timeout_s)
+            reply = await self._exchange(frame, waiting, timeout_s)
         finally:
             del self._calls[request_id]
+            self._past.append(request_id)
+        if self.is_plain:
+            reply.result = plain_result(reply.result)
+        self._note(method, reply.result)
+        return reply
 
     async def request_plain(
         self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0
     ) -> Reply:
-        """Call without `request_id`, one at a time: for handlers that echo none.
+        """Call without `request_id`, one at a time, whatever the handler's kind.
 
-        The reply's `result` is the whole dict. Such a call is at least once.
+        The reply's `result` is all of it, any JSON; what is not JSON is an error of the code
+        `bad_reply`. Such a call is at least once. `timeout_s` counts from its turn.
 
         Raises:
             UnreachableError: Nobody was there.
-            CallTimeoutError: No reply in time; the connection is made anew, as a late reply
-                could not be told from the next one.
+            CallTimeoutError: No reply in time, or the connection broke.
         """
+        if self._echoes or (self._calls and not self.is_plain):
+            return await self._aside().request_plain(method, params, timeout_s=timeout_s)
         async with self._plain_turn:
             self._plain = asyncio.get_running_loop().create_future()
             try:
                 frame = encode_call(Call(method, params or {}))
-                return await self._exchange(frame, self._plain, timeout_s)
-            except (CallTimeoutError, asyncio.CancelledError):
-                self._reconnect()
-                raise
+                reply = await self._exchange(frame, self._plain, timeout_s)
             finally:
                 self._plain = None
+        self._note(method, reply.result)
+        return reply
 
     async def ping(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
         """The handler's answer to `ping`."""
-        result: dict[str, Any] = await self.call("ping", timeout_s=timeout_s)
-        return result
+        result = await self.call("ping", timeout_s=timeout_s)
+        return result if isinstance(result, dict) else {"result": result}
 
     async def _exchange(
         self, frame: bytes, reply: asyncio.Future[Reply], timeout_s: float
@@ -156,7 +213,7 @@ class HandlerClient:
         """Send a frame as soon as the peer is there, and wait for its reply."""
         if self._closed:
             raise UnreachableError("the client was closed")
-        if self._unsent or not self._peer.try_send(frame):  # none goes before one that waits
+        if self._unsent or not self._try_send(reply, frame):  # none goes before one that waits
             self._unsent[reply] = frame
         timer = self._clock.call_later(timeout_s, lambda: self._give_up(reply, timeout_s))
         try:
@@ -164,12 +221,72 @@ class HandlerClient:
         finally:
             timer.cancel()
             self._unsent.pop(reply, None)
+            if reply in self._sent:
+                self._settle(reply)
+
+    def _try_send(self, reply: asyncio.Future[Reply], frame: bytes) -> bool:
+        """Send a call; false while the handler does not take it, or while another call waits for
+        a reply that only its turn could tell from this one's.
+        """
+        if (self._sent and not self._echoes) or not self._peer.try_send(frame):
+            return False
+        self._sent.add(reply)
+        return True
+
+    def _settle(self, reply: asyncio.Future[Reply]) -> None:
+        """Note the end of a call that was sent, and that of its connection where a late reply
+        could be taken for another's.
+        """
+        self._sent.discard(reply)
+        unanswered = reply.cancelled() or reply.exception() is not None
+        if unanswered and (not self._echoes or reply is self._plain):
+            self._reconnect()
+        elif not self._echoes:
+            self._on_writable()
+
+    async def _find_out(self, timeout_s: float) -> float:
+        """Wait until a call may be sent, and say how much of `timeout_s` is left.
+
+        While a call is in flight to a handler of unknown kind, its reply tells the kind; where
+        that takes long, a ping on a connection of its own does. Calls keep their order.
+
+        Raises:
+            UnreachableError: There was no answer in time.
+        """
+        began_s = self._clock.monotonic()
+        self._finding_out += 1
+        try:
+            async with asyncio.timeout(timeout_s), self._in_order:
+                while self._echoes is None and (self._sent or self._unsent):
+                    first = next(iter((*self._sent, *self._unsent)))
+                    done, _ = await asyncio.wait({first}, timeout=PATIENCE_S)
+                    if self._sent and not done:
+                        with suppress(CatalogZeroError):
+                            await self._aside().request("ping", timeout_s=timeout_s)
+                            self._echoes = self._aside()._echoes
+                            self._on_writable()
+        except TimeoutError:
+            message = f"{self.address} did not answer another call: this one was not sent"
+            raise UnreachableError(message) from None
+        finally:
+            self._finding_out -= 1
+        return max(0.0, timeout_s - (self._clock.monotonic() - began_s))
+
+    def _note(self, method: str, told: Any) -> None:
+        """Take from a pong how long a call may be; one with a `boot_id` is no plain handler's."""
+        if method == "ping" and isinstance(told, dict):
+            limit = told.get("max_message_bytes")
+            self._max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
+            if self.is_plain and "boot_id" in told:
+                self._echoes = None
 
     def _give_up(self, reply: asyncio.Future[Reply], timeout_s: float) -> None:
         if reply.done():
             return
         if reply in self._unsent:
             message = f"no handler at {self.address} within {timeout_s:g} s: is it running?"
+            if self._sent:
+                message = f"{self.address} was busy with another call for {timeout_s:g} s"
             reply.set_exception(UnreachableError(message))
         else:
             message = f"{self.address} did not reply within {timeout_s:g} s"
@@ -177,28 +294,55 @@ class HandlerClient:
 
     def _on_writable(self) -> None:
         for reply, frame in list(self._unsent.items()):
-            if not reply.done() and not self._peer.try_send(frame):
+            if not reply.done() and not self._try_send(reply, frame):
                 return
             self._unsent.pop(reply, None)
 
-    def _on_reply(self, payload: bytes) -> None:
-        try:
-            reply = decode_reply(payload)
-        except BadRequestError as error:
-            reply = Reply(success=False, error=str(error), code="failed")
-        waiting = self._plain if reply.request_id is None else self._calls.get(reply.request_id)
-        if waiting is not None and not waiting.done():
+    def _on_reply(self, payload: bytes | None) -> None:
+        if payload is None:
+            self._reconnect()
+            return
+        reply = None
+        with suppress(BadRequestError):
+            reply = None if self.is_plain else decode_reply(payload)
+        request_id = None if reply is None else reply.request_id
+        waiting = self._calls.get(request_id) if request_id is not None else None
+        if reply is not None and waiting is not None:
+            is_news, self._echoes = not self._echoes, True
+            if is_news:
+                self._on_writable()
+        elif request_id not in self._past:
+            waiting = self._plain if self._echoes else next(iter(self._sent), None)
+            reply = decode_plain_reply(payload)
+            if waiting is not None and waiting is not self._plain:
+                self._echoes = False
+        if reply is not None and waiting is not None and not waiting.done():
             waiting.set_result(reply)
+
+    def _aside(self) -> HandlerClient:
+        """A connection beside this one."""
+        if self._beside is None:
+            transport = self._transport
+            self._beside = HandlerClient(self.address, clock=self._clock, transport=transport)
+        return self._beside
 
     def _connect(self) -> Peer:
         return self._transport.connect(self.address, self._on_reply, self._on_writable)
 
     def _reconnect(self) -> None:
-        """A new connection; frames that were not sent yet go over it."""
-        if not self._closed:
-            self._peer.close()
-            self._peer = self._connect()
-            self._on_writable()
+        """A new connection: frames that were not sent yet go over it, others get no reply."""
+        lost, self._sent = self._sent, set()
+        if self._closed:
+            return
+        self._peer.close()
+        self._peer = self._connect()
+        for reply in lost:
+            if not reply.done():
+                message = f"the connection to {self.address} broke before a reply came"
+                reply.set_exception(CallTimeoutError(message))
+        if not self._unsent:
+            self._echoes = None
+        self._on_writable()
 
 
 async def fan_out(

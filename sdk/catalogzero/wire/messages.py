@@ -6,8 +6,9 @@ codec's own rules; measured in docs/performance.md). Encoding writes NaN and inf
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -21,6 +22,12 @@ MAX_TIMEOUT_S = 10 * 365 * 86_400.0
 MAX_ID_CHARS = 200
 MAX_DEPTH = 200
 FLAT_ERROR_CHARS = 1_000
+MAX_INTEGER_DIGITS = 4_300
+MAX_CALL_BYTES = 1 << 20
+"""What a handler takes unless its pong tells another `max_message_bytes`."""
+
+BAD_REPLY = "bad_reply"
+"""The code of a reply that arrived and is not JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +77,42 @@ class Reply:
 def encode_json(value: Any, *, sort_keys: bool = False) -> bytes:
     """JSON text of a value; models, paths, sets and decimals are written as JSON's own kinds.
 
+    Integers keep all their digits; in calls and replies those past 64 bits are refused.
+
     Raises:
         TypeError: A value that has no JSON form, or nesting past the codec's depth.
     """
-    options = orjson.OPT_NON_STR_KEYS | (orjson.OPT_SORT_KEYS if sort_keys else 0)
-    return orjson.dumps(value, default=_jsonable, option=options)
+    try:
+        return _dumps(value, sort_keys=sort_keys)
+    except TypeError as error:
+        if "64-bit" not in str(error):
+            raise
+        return _dumps(_with_long_integers(value), sort_keys=sort_keys)
+
+
+def parse_json(text: bytes | str, *, long_integer: Callable[[str], Any] = int) -> Any:
+    """JSON as Python's own `json` reads it; NaN and infinity are null.
+
+    Args:
+        text: In UTF-8, or in what else `json` recognises.
+        long_integer: Makes the value of an integer of 19 digits or more; one past 4,300 digits
+            is a text, as Python reads no longer ones.
+
+    Raises:
+        ValueError: Not JSON.
+        RecursionError: Nested too deeply.
+    """
+
+    def integer(digits: str) -> Any:
+        if len(digits) > MAX_INTEGER_DIGITS:
+            return digits
+        return int(digits) if len(digits) < 19 else long_integer(digits)
+
+    def number(digits: str) -> float | None:
+        value = float(digits)
+        return value if math.isfinite(value) else None
+
+    return json.loads(text, parse_int=integer, parse_float=number, parse_constant=lambda name: None)
 
 
 def decode_call(frame: bytes) -> Call:
@@ -102,12 +140,12 @@ def encode_call(call: Call) -> bytes:
     """The JSON text frame of a call; absent fields are left out."""
     fields = ((name, getattr(call, name)) for name in ("request_id", "timeout_s", "start_by"))
     given = {name: value for name, value in fields if value is not None}
-    return encode_json({"method": call.method, "params": call.params, **given})
+    return _dumps({"method": call.method, "params": call.params, **given})
 
 
 def encode_reply(reply: Reply) -> bytes:
     """The JSON text frame of a reply: full with a `request_id`, flat without one."""
-    return encode_json(_flat(reply) if reply.request_id is None else _full(reply))
+    return _dumps(_flat(reply) if reply.request_id is None else _full(reply))
 
 
 def decode_reply(frame: bytes) -> Reply:
@@ -136,6 +174,41 @@ def decode_reply(frame: bytes) -> Reply:
         run_id=body.get("run_id"),
         duration_ms=body.get("duration_ms") or 0.0,
     )
+
+
+def decode_plain_reply(frame: bytes) -> Reply:
+    """The reply of a plain handler: any JSON is one, and all of it is the result.
+
+    What is not JSON is an error of the code `bad_reply`.
+    """
+    try:
+        body = parse_json(frame)
+        if b"\\u" in frame:  # half of a surrogate pair is a question mark: nothing could write it
+            body = parse_json(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError) as error:
+        return Reply(success=False, error=f"the reply is not JSON: {error}", code=BAD_REPLY)
+    if not isinstance(body, dict) or body.get("success") is not False:
+        return Reply(success=True, result=body)
+    return Reply(
+        success=False,
+        error=str(body.get("error") or "the handler gave no reason"),
+        code=str(body.get("code") or "failed"),
+        retryable=body.get("retryable") is True,
+        details=body.get("details"),
+    )
+
+
+def plain_result(result: Any) -> Any:
+    """The method's own result in a plain reply: without `success: true`.
+
+    A reply of nothing but `result` stands for it, where that is not an object: those stay at the
+    level at which the handler sent them.
+    """
+    if not isinstance(result, dict):
+        return result
+    rest = {name: value for name, value in result.items() if (name, value) != ("success", True)}
+    alone = rest.keys() == {"result"} and not isinstance(rest["result"], dict)
+    return rest["result"] if alone else rest
 
 
 def error_reply(error: CatalogZeroError, call: Call | None = None, **fields: Any) -> Reply:
@@ -241,6 +314,22 @@ def _seconds(body: dict[str, Any], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise BadRequestError(f"`{name}` is a number of seconds, 0 or more")
     return min(float(value), MAX_TIMEOUT_S)
+
+
+def _dumps(value: Any, *, sort_keys: bool = False) -> bytes:
+    """JSON text by the codec, whose integers have 64 bits."""
+    options = orjson.OPT_NON_STR_KEYS | (orjson.OPT_SORT_KEYS if sort_keys else 0)
+    return orjson.dumps(value, default=_jsonable, option=options)
+
+
+def _with_long_integers(value: Any) -> Any:
+    """The value with its integers as text that the codec copies."""
+    if isinstance(value, dict):
+        return {name: _with_long_integers(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_long_integers(item) for item in value]
+    is_long = type(value) is int and not -(1 << 63) <= value < 1 << 64
+    return orjson.Fragment(str(value)) if is_long else value
 
 
 def _jsonable(value: Any) -> Any:

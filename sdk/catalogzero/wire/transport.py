@@ -12,6 +12,9 @@ from typing import Protocol, TypeAlias
 Envelope: TypeAlias = Sequence[bytes]
 """What a server needs to answer the peer that a message came from; opaque to everyone else."""
 
+OnReply: TypeAlias = Callable[[bytes | None], None]
+"""Called with each reply, and with None once the connection has broken."""
+
 
 class Server(Protocol):
     """Takes messages at one address, and answers the peers that sent them."""
@@ -59,14 +62,13 @@ class Transport(Protocol):
             on_refused: Called with the public key of each peer that may not call.
         """
 
-    def connect(
-        self, address: str, on_reply: Callable[[bytes], None], on_writable: Callable[[], None]
-    ) -> Peer:
+    def connect(self, address: str, on_reply: OnReply, on_writable: Callable[[], None]) -> Peer:
         """A connection to a server's address.
 
         Args:
             address: Such as `tcp://host:port`.
-            on_reply: Called with the payload of each reply.
+            on_reply: Called with the payload of each reply; with None once the connection has
+                broken: what was sent over it gets no reply, and the peer may be closed.
             on_writable: Called whenever a message may be sent that could not be before.
 
         Raises:

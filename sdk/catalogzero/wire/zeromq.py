@@ -25,12 +25,13 @@ from zmq.utils import z85
 
 from catalogzero.config.settings import host_port
 from catalogzero.errors import ConfigError
-from catalogzero.wire.transport import Envelope
+from catalogzero.wire.transport import Envelope, OnReply
 
 MAX_SOCKETS = 16_384
 MAX_ENVELOPE_FRAMES = 8
 DRAIN_MESSAGES = 256
 HIGH_WATER_MESSAGES = 10_000
+MAX_REPLY_BYTES = 16 << 20
 HANDSHAKE_TIMEOUT_MS = 5_000
 RECONNECT_MS = 50
 RECONNECT_MAX_MS = 2_000
@@ -147,11 +148,12 @@ class ZeroMQ:
     """The transport over ZeroMQ: ROUTER servers and DEALER peers, with CURVE where keys are given.
 
     `server_keys` are those that `serve` uses, `client_keys` those of `connect`; without them the
-    wire is plain.
+    wire is plain. A connection over which a reply of more than `max_reply_bytes` comes is cut.
     """
 
     server_keys: CurveServer | None = None
     client_keys: CurveClient | None = None
+    max_reply_bytes: int = MAX_REPLY_BYTES
 
     def serve(
         self,
@@ -164,10 +166,11 @@ class ZeroMQ:
         return RouterServer(on_message, max_message_bytes, self.server_keys, on_refused)
 
     def connect(
-        self, address: str, on_reply: Callable[[bytes], None], on_writable: Callable[[], None]
+        self, address: str, on_reply: OnReply, on_writable: Callable[[], None]
     ) -> DealerPeer:
         """See `Transport.connect`; made and used on one event loop."""
-        return DealerPeer(address, on_reply, on_writable, curve=self.client_keys)
+        keys, limit = self.client_keys, self.max_reply_bytes
+        return DealerPeer(address, on_reply, on_writable, curve=keys, max_message_bytes=limit)
 
 
 class RouterServer:
@@ -263,22 +266,25 @@ class DealerPeer:
 
     Args:
         address: `tcp://host:port`.
-        on_reply: Called on the loop with the payload of each reply. It must not raise.
+        on_reply: Called on the loop with the payload of each reply, and with None once the
+            connection has broken (then `close` it). It must not raise.
         on_writable: Called on the loop whenever a message may be sent that could not before.
         curve: Keys; without them the wire is plain.
+        max_message_bytes: A longer reply ends the connection before it is read.
     """
 
     def __init__(
         self,
         address: str,
-        on_reply: Callable[[bytes], None],
+        on_reply: OnReply,
         on_writable: Callable[[], None],
         *,
         curve: CurveClient | None = None,
+        max_message_bytes: int = MAX_REPLY_BYTES,
     ) -> None:
         self._on_reply, self._on_writable = on_reply, on_writable
         self._socket = _context().socket(zmq.DEALER)
-        _configure(self._socket, max_message_bytes=-1)
+        _configure(self._socket, max_message_bytes)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # only a finished connection has a queue
         self._socket.setsockopt(zmq.IPV6, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
@@ -293,6 +299,8 @@ class DealerPeer:
             self._socket.close(linger=0)
             raise ConfigError(f"{address!r} is no address such as tcp://host:port") from error
         self._blocked = False
+        self._connected = False
+        self._unanswered = 0
         self._watch = _Watch(self._socket, self._drain)
 
     def _use(self, curve: CurveClient) -> None:
@@ -314,6 +322,8 @@ class DealerPeer:
             self._blocked = True
             self._watch.look_again()
             return False
+        self._connected = True
+        self._unanswered += 1
         self._watch.look_again()
         return True
 
@@ -328,14 +338,20 @@ class DealerPeer:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 break
+            self._unanswered = max(0, self._unanswered - 1)
             self._on_reply(frames[-1])
         else:
             return True
-        if self._blocked and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT:
+        events = int(self._socket.getsockopt(zmq.EVENTS))
+        if self._blocked and events & zmq.POLLOUT:
             self._blocked = False
             self._on_writable()
             return True
-        return False
+        is_full = self._unanswered >= HIGH_WATER_MESSAGES
+        if self._connected and not is_full and not events & (zmq.POLLIN | zmq.POLLOUT):
+            self._on_reply(None)  # of what was too long, ZeroMQ itself would not connect again
+            return False
+        return bool(events & zmq.POLLIN)
 
 
 class _Watch:

@@ -20,7 +20,6 @@ from catalogzero import (
     ConfigError,
     CurveClient,
     HandlerClient,
-    Reply,
     StartBy,
     UnreachableError,
 )
@@ -64,48 +63,6 @@ class Clock(Protocol):
         """Wait without holding up the loop."""
 
 
-class _Line:
-    """One peer's connection, and the form of call that it understands.
-
-    A handler that was written for ScheduleZero echoes no `request_id`. Where a first ping of ours
-    got no reply, the next goes in the plain form, until one of the two is answered; a pong
-    with a `boot_id` is of a handler that knows both.
-    """
-
-    def __init__(self, client: HandlerClient) -> None:
-        self._client = client
-        self._plain = False
-        self._known = False
-
-    async def request(
-        self, method: str, params: Mapping[str, Any] | None, timeout_s: float, **more: Any
-    ) -> Reply:
-        """One call, in the form that the peer understands.
-
-        Raises:
-            UnreachableError: Nobody is there.
-            CallTimeoutError: No reply in time.
-        """
-        try:
-            if self._plain:
-                reply = await self._client.request_plain(method, params, timeout_s=timeout_s)
-            else:
-                reply = await self._client.request(method, params, timeout_s=timeout_s, **more)
-        except CallTimeoutError:
-            if method == "ping" and not self._known:
-                self._plain = not self._plain
-            raise
-        told = reply.result if isinstance(reply.result, dict) else {}
-        if method == "ping" and self._plain and "boot_id" in told:
-            self._plain = False
-        self._known = True
-        return reply
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._client.close()
-
-
 class Fleet:
     """Asks handlers over connections that stay open.
 
@@ -117,13 +74,13 @@ class Fleet:
     def __init__(self, clock: Clock, curve: Mapping[str, CurveClient] | None = None) -> None:
         self._clock = clock
         self._curve = curve or {}
-        self._lines: dict[str, _Line | ConfigError] = {}
+        self._clients: dict[str, HandlerClient | ConfigError] = {}
         self._addresses: dict[str, str] = {}
 
     @property
     def handler_ids(self) -> list[str]:
         """The ids of all peers, in the order of their sources."""
-        return list(self._lines)
+        return list(self._clients)
 
     def connect(self, peers: Mapping[str, Peer]) -> None:
         """Hold a connection to exactly these peers: open what is new, close what is gone."""
@@ -135,13 +92,13 @@ class Fleet:
                 self._close(handler_id)
         allow_connections(len(wanted))
         for handler_id, address in wanted.items():
-            if handler_id not in self._lines:
-                self._lines[handler_id] = self._open(handler_id, address)
+            if handler_id not in self._clients:
+                self._clients[handler_id] = self._open(handler_id, address)
                 self._addresses[handler_id] = address
 
     def close(self) -> None:
         """Close every connection."""
-        for handler_id in list(self._lines):
+        for handler_id in list(self._clients):
             self._close(handler_id)
 
     async def ask(
@@ -155,16 +112,16 @@ class Fleet:
         start_by: StartBy | None = None,
     ) -> Answer:
         """Ask one handler; never raises for what the peer does or fails to do."""
-        line = self._lines.get(handler_id)
-        if line is None:
+        client = self._clients.get(handler_id)
+        if client is None:
             text = f"Unknown handler: {handler_id}"
             return Answer(handler_id, replied=False, error=text, code="unknown_handler")
-        if isinstance(line, ConfigError):
-            return Answer(handler_id, replied=False, error=str(line), code="unreachable")
+        if isinstance(client, ConfigError):
+            return Answer(handler_id, replied=False, error=str(client), code="unreachable")
         began_s = self._clock.monotonic()
         try:
-            reply = await line.request(
-                method, params, timeout_s, request_id=request_id, start_by=start_by
+            reply = await client.request(
+                method, params, timeout_s=timeout_s, request_id=request_id, start_by=start_by
             )
         except (UnreachableError, CallTimeoutError) as error:
             return Answer(handler_id, replied=False, error=TIMEOUT, code=error.code)
@@ -197,20 +154,19 @@ class Fleet:
         answers = await asyncio.gather(*(ask(one) for one in handler_ids))
         return {answer.handler_id: answer for answer in answers}
 
-    def _open(self, handler_id: str, address: str) -> _Line | ConfigError:
+    def _open(self, handler_id: str, address: str) -> HandlerClient | ConfigError:
         """A connection; or, for an address that is none, what is wrong with it."""
         try:
-            client = HandlerClient(address, curve=self._curve.get(handler_id), clock=self._clock)
+            return HandlerClient(address, curve=self._curve.get(handler_id), clock=self._clock)
         except ConfigError as error:
             return error
-        return _Line(client)
 
     def _close(self, handler_id: str) -> None:
         """Close and forget one connection."""
         self._addresses.pop(handler_id, None)
-        line = self._lines.pop(handler_id)
-        if isinstance(line, _Line):
-            line.close()
+        client = self._clients.pop(handler_id)
+        if isinstance(client, HandlerClient):
+            client.close()
 
 
 def allow_connections(number: int) -> None:

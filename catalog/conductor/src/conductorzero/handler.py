@@ -278,7 +278,13 @@ def _metrics_of(answer: Answer) -> dict[str, Any]:
     """A handler's metrics, or why there are none."""
     if answer.error is not None:
         return {"error": answer.error}
-    return answer.result if isinstance(answer.result, dict) else {"result": answer.result}
+    told = answer.result if isinstance(answer.result, dict) else {"result": answer.result}
+    return dict(json.loads(json.dumps(told), parse_int=_figure))
+
+
+def _figure(digits: str) -> float:
+    """A whole number; one that no reply can hold, as a plain handler may tell it, about so."""
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def _health_of(answer: Answer) -> dict[str, Any]:
