@@ -1,14 +1,19 @@
 """The reference backend: rows stored, and health reports taken, against the database alone.
 
-    python -m benchmarks.backend [--rows 200000] [--reports 4000] [--rounds 5] [--json]
+    python -m benchmarks.backend [--rows 200000] [--reports 4000] [--uploads 1000000]
+        [--rounds 5] [--json]
 
 A served backend (`catalogzero backend serve`, a process of its own) is sent records in zstd chunks
 of JSON Lines over HTTP. The floors write the very same rows into the same tables with nothing in
 front: `executemany` (SQLite, WAL, FULL, one transaction a chunk) and COPY (PostgreSQL); for health,
 one FULL transaction of SQLite for each report. Rounds are interleaved; figures are medians.
 
+A step of housekeeping is measured among 600 uploads and among a million (`--uploads`), with as many
+rows to delete.
+
 Budgets: rows at least 0.6 times the floor; health at least 2 times, and a p99 below 50 ms at
-10,000 installations that report once a minute.
+10,000 installations that report once a minute; a step among a million uploads at most 2 times one
+among 600.
 """
 
 from __future__ import annotations
@@ -33,8 +38,27 @@ import aiohttp
 import orjson
 import psycopg
 import zstandard
+from catalogzero.backend import schema, uploads
+from catalogzero.backend.housekeeping import clear_hidden
+from catalogzero.backend.store import Database
+from catalogzero.backend.tenants import add_tenant
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    String,
+    Table,
+    cast,
+    create_engine,
+    insert,
+    literal,
+    select,
+    text,
+    true,
+)
 
+AT = "2026-01-01T00:00:00.000+00:00"
 CHUNK_ROWS = 12_000
+FEW = 600
 CONNECTIONS = 4
 REPORTERS = 256
 FLEET_PER_S = 10_000 / 60
@@ -236,11 +260,78 @@ def measure_health(folder: Path, reports: int, rounds: int) -> list[dict[str, An
     return [_figure("health reports/s", ours, floor, 2.0), steady]
 
 
+def measure_housekeeping(folder: Path, count: int, rounds: int, kind: str) -> dict[str, Any]:
+    """Milliseconds of a step that deletes, among few uploads and among many."""
+    with _filled(folder, FEW, kind) as few, _filled(folder, count, kind) as many:
+        steps = [(_step_ms(few), _step_ms(many)) for _ in range(rounds + 1)]
+    small, large = zip(*steps[1:], strict=True)
+    ratio = statistics.median(large) / statistics.median(small)
+    what = f"ms of a step of housekeeping among {count:,} uploads and {FEW}, {kind}"
+    figures = {"ours": statistics.median(large), "few": statistics.median(small), "ratio": ratio}
+    return {"what": what, **figures, "budget": 2.0, "held": ratio <= 2.0}
+
+
+@contextmanager
+def _filled(folder: Path, count: int, kind: str) -> Iterator[Database]:
+    """A database with so many visible uploads."""
+    with _database(folder, kind, f"filled-{count}") as (url, _), closing(Database(url)) as made:
+        with made.writing() as connection:
+            if kind == "postgresql":
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+            add_tenant(connection, "filled", AT)
+            _fill(connection, count)
+        if kind == "postgresql":
+            engine = create_engine(made.url, isolation_level="AUTOCOMMIT")
+            with engine.connect() as connection:
+                connection.execute(text("VACUUM ANALYZE"))
+            engine.dispose()
+        yield made
+
+
+def _fill(connection: Connection, count: int) -> None:
+    """Insert so many visible uploads of the first tenant, of one chunk with one row each."""
+    numbers = select(literal(1).label("i")).cte(recursive=True)
+    following = select(numbers.c.i + 1).where(numbers.c.i < count)
+    number = (series := numbers.union_all(following)).c.i
+    name = literal("u") + cast(number, String)
+    rows: dict[Table, dict[str, Any]] = {
+        schema.uploads: {
+            "upload_no": number,
+            "tenant_id": 1,
+            "upload_id": name,
+            "state": "complete",
+            "visible": true(),
+            "opened_at": AT,
+            "ended_at": AT,
+            "job_id": name,
+        },
+        schema.chunks: {"upload_no": number, "seq": 0, "digest": "", "records": 1, "stored_at": AT},
+        schema.records: {"upload_no": number, "seq": 0, "row_index": 0, "payload": '{"row": 1}'},
+    }
+    for table, values in rows.items():
+        columns = [
+            one if isinstance(one, ColumnElement) else literal(one) for one in values.values()
+        ]
+        chosen = select(*columns).select_from(series)
+        connection.execute(insert(table).from_select(list(values), chosen))
+
+
+def _step_ms(database: Database) -> float:
+    """Hide 50 uploads, and measure the step that deletes their rows."""
+    visible = select(schema.uploads.c.upload_no).where(schema.uploads.c.visible)
+    some = schema.uploads.c.upload_no.in_(visible.order_by(schema.uploads.c.upload_no).limit(50))
+    database.write_now(lambda connection: uploads.hide(connection, some, AT))
+    begun = time.perf_counter()
+    assert database.write_now(clear_hidden)
+    return (time.perf_counter() - begun) * 1_000
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--reports", type=int, default=4_000)
+    parser.add_argument("--uploads", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -249,6 +340,8 @@ def main() -> None:
         figures = [measure_rows(folder, given.rows, given.rounds, "sqlite")]
         figures.append(measure_rows(folder, given.rows, given.rounds, "postgresql"))
         figures += measure_health(folder, given.reports, given.rounds)
+        for kind in ("sqlite", "postgresql"):
+            figures.append(measure_housekeeping(folder, given.uploads, given.rounds, kind))
     if given.json:
         print(json.dumps(figures))
         return
@@ -285,10 +378,10 @@ def _sqlite(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _database(folder: Path, kind: str) -> Iterator[tuple[str, str]]:
+def _database(folder: Path, kind: str, name: str = "backend") -> Iterator[tuple[str, str]]:
     """A database of one kind, and its schema."""
     if kind == "sqlite":
-        yield str(folder / "backend.db"), ""
+        yield str(folder / f"{name}.db"), ""
         return
     schema = f"bench_{uuid.uuid4().hex}"
     with psycopg.connect(POSTGRESQL, autocommit=True) as database:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import structlog
-from catalogzero.backend import BackendSettings
-from catalogzero.backend.housekeeping import Housekeeping
+from catalogzero.backend import BackendSettings, housekeeping
+from catalogzero.backend.housekeeping import Housekeeping, clear_hidden, to_clear, unfinished
 from catalogzero.backend.rate import RateLimit
 from catalogzero.backend.store import Database
 from catalogzero.testing import ManualClock
+from sqlalchemy import Connection, text
 
-from tests.backend.peer import Peer, serve_peer
+from tests.backend.peer import AT, Peer, serve_peer
 
 DAY_S = 86_400
 
@@ -25,7 +27,7 @@ class World:
     def __init__(self, peer: Peer, clock: ManualClock, database: Database) -> None:
         self.peer, self.clock = peer, clock
         settings = BackendSettings(database=peer.database)
-        log = structlog.get_logger()
+        log, self.database = structlog.get_logger(), database
         self.housekeeping = Housekeeping(settings, database, clock, log)
 
     async def after(self, seconds: float) -> None:
@@ -40,6 +42,13 @@ class World:
             " JOIN tenants USING (tenant_id) WHERE name = :tenant"
         )
         return int(count)
+
+    def waiting(self) -> list[Any]:
+        """The tenant's uploads whose rows may still go."""
+        return self.peer.sql(
+            "SELECT upload_id FROM uploads JOIN tenants USING (tenant_id)"
+            " WHERE name = :tenant AND clear_since IS NOT NULL"
+        )
 
 
 @pytest.fixture
@@ -103,6 +112,71 @@ async def test_rows_of_a_superseded_upload_go(world: World) -> None:
 
     assert world.rows() == 0
     assert (await world.peer.put("u2", 0, {"a": 1})).status == 410
+
+
+async def test_a_step_takes_many_uploads_and_no_more_than_fits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        await world.peer.put(f"u{number}", 0, *[{"a": n} for n in range(3)])
+        await world.peer.put(f"u{number}", 1, {"a": 3})
+        key = {"upload_key": f"key-{number}", "source_seq": number + 1}
+        await world.peer.complete(f"u{number}", **key, chunks=2, records=4)
+    rows = [world.rows()]
+
+    def step() -> bool:
+        more = world.database.write_now(clear_hidden)
+        rows.append(world.rows())
+        return more
+
+    monkeypatch.setattr(housekeeping, "RECORDS_A_STEP", 12)
+    step()
+    monkeypatch.setattr(housekeeping, "RECORDS_A_STEP", 1)
+    step()
+    monkeypatch.setattr(housekeeping, "CHUNKS_A_STEP", 3)
+    monkeypatch.setattr(housekeeping, "RECORDS_A_STEP", 1_000)
+    while step():
+        pass
+
+    # three whole uploads, then one chunk that is larger than a step, then three chunks at a time
+    assert rows == [32, 20, 17, 12, 5, 4, 4]
+    assert world.waiting() == []
+
+
+@pytest.mark.parametrize("kind", ["uploads_to_clear", "uploads_unfinished"])
+def test_what_may_go_is_found_by_an_index_that_holds_nothing_else(world: World, kind: str) -> None:
+    statement = {"uploads_to_clear": to_clear(), "uploads_unfinished": unfinished(AT)}[kind]
+
+    def plan(connection: Connection) -> str:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+        how = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        compiled = statement.limit(9).compile(connection, compile_kwargs={"literal_binds": True})
+        return str(connection.exec_driver_sql(f"{how} {compiled}").all())
+
+    assert kind in world.database.write_now(plan)
+
+
+async def test_how_far_it_is_behind_is_in_the_metrics(world: World) -> None:
+    async def lag() -> dict[str, float]:
+        answer = await world.peer.ask("GET", "/metrics")
+        name = "catalogzero_backend_housekeeping_lag_seconds"
+        found = re.findall(rf'{name}{{rows="(\w+)"}} (\S+)', answer.body.decode())
+        return {kind: float(seconds) for kind, seconds in found}
+
+    await world.after(60 * DAY_S)  # of what other tests left
+    at_first = await lag()
+    await world.peer.put("u1", 0, {"a": 1})
+    await world.peer.complete("u1")
+    await world.peer.put("u2", 0, {"a": 2})
+    await world.peer.complete("u2", upload_key="key-2", source_seq=2)
+    await world.peer.put("u3", 0, {"a": 3})
+    await world.clock.advance(9 * DAY_S)
+    behind = await lag()
+    await world.after(0)
+
+    assert set(at_first.values()) == set((await lag()).values()) == {0.0}
+    assert behind == {"hidden": 9.0 * DAY_S, "unfinished": 2.0 * DAY_S, "health": 0.0}
 
 
 async def test_what_is_known_of_a_source_outlives_its_rows(world: World) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +10,12 @@ import pytest
 from catalogzero.backend import installations
 from catalogzero.backend.generations import renew
 from catalogzero.backend.store import Database
-from sqlalchemy import create_engine, text
 
-from tests.backend.peer import POSTGRESQL, Answer, Peer, postgresql_url, serve_peer
+from tests.backend.peer import Answer, Peer
 from tests.backend.test_command import run
 
 HEADER = "Catalogzero-Generation"
 CHANGED = "generation-changed"
-OLD_SCHEMA = Path(__file__).parent / "data"
 
 
 async def start(
@@ -251,45 +246,6 @@ async def test_another_column_of_the_watermark_needs_full(peer: Peer) -> None:
 
     assert (other.status, other.problem) == (409, "mode-changed")
     assert same.status == 201
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
-def first_version(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database that the first release wrote, with rows in every table."""
-    if request.param == "sqlite":
-        path = tmp_path / "backend.db"
-        with closing(sqlite3.connect(path)) as connection:
-            connection.executescript((OLD_SCHEMA / "backend-1.sqlite.sql").read_text())
-        yield f"sqlite:///{path}"
-        return
-    for url in postgresql_url():
-        plain, _, options = url.partition("?")
-        assert plain == POSTGRESQL
-        engine = create_engine(f"{plain.replace('postgresql:', 'postgresql+psycopg:')}?{options}")
-        with engine.begin() as connection:
-            for statement in (OLD_SCHEMA / "backend-1.postgresql.sql").read_text().split(";\n"):
-                if statement.strip():
-                    connection.execute(text(statement.replace(":", r"\:")))
-        engine.dispose()
-        yield url
-
-
-async def test_a_database_of_the_first_version_goes_forward_with_its_rows(
-    first_version: str,
-) -> None:
-    async with serve_peer(first_version) as peer:
-        view = peer.sql("SELECT source, params, payload FROM visible_records ORDER BY source")
-        states = peer.sql("SELECT source_key, highest_seq, full_seq, mode FROM sources")
-        epochs = peer.sql("SELECT installation_id, epoch FROM installations")
-        [(generation,)] = peer.sql("SELECT generation FROM backend_generation")
-
-    assert view == [
-        ("2013.csv", '{"site":1}', '{"n": 1}'),
-        ("sql:orders", "{}", '{"n": 2}'),
-    ]
-    assert sorted(states) == [("files", 20, 20, "replace"), ("orders", 30, 30, "append")]
-    assert epochs == [("site-1", 0)]
-    assert generation
 
 
 def test_the_command_begins_another_generation(tmp_path: Path) -> None:

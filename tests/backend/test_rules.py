@@ -7,13 +7,15 @@ no code with the backend.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-from catalogzero.backend import uploads
+from catalogzero.backend import housekeeping, uploads
 from catalogzero.backend.bodies import Limits, seal
-from catalogzero.backend.housekeeping import clear_hidden, expire_chunk, forget_empty
+from catalogzero.backend.housekeeping import clear_hidden, collect_unfinished
 from catalogzero.backend.schema import tenants
 from catalogzero.backend.store import Database
 from catalogzero.backend.tenants import add_tenant
@@ -158,6 +160,14 @@ class Oracle:
         }
 
 
+@contextmanager
+def small_steps() -> Iterator[None]:
+    """Housekeeping deletes one chunk at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(housekeeping, "CHUNKS_A_STEP", 1)
+        yield
+
+
 class Completion(RuleBasedStateMachine):
     """Random chunks and completes, duplicated, reordered and contradictory."""
 
@@ -232,8 +242,8 @@ class Completion(RuleBasedStateMachine):
     @rule()
     def collect(self) -> None:
         """Seven days pass for one chunk of some upload that is still open."""
-        self.database.write_now(lambda c: expire_chunk(c, LATER))
-        self.database.write_now(lambda c: forget_empty(c, LATER))
+        with small_steps():
+            self.database.write_now(lambda c: collect_unfinished(c, LATER))
 
         gone = self.oracle.open_chunks() - self.stored(state="open")
         assert len(gone) <= 1
@@ -243,7 +253,8 @@ class Completion(RuleBasedStateMachine):
     @rule()
     def clear(self) -> None:
         """The rows that nobody sees any more are deleted, in part."""
-        self.database.write_now(clear_hidden)
+        with small_steps():
+            self.database.write_now(clear_hidden)
 
     def stored(self, state: str) -> set[tuple[str, int]]:
         """The chunks of the tenant's uploads in a state."""
@@ -258,7 +269,7 @@ class Completion(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Leave nothing to collect to the next example."""
-        for step in (clear_hidden, lambda c: expire_chunk(c, LATER)):
+        for step in (clear_hidden, lambda c: collect_unfinished(c, LATER)):
             while self.database.write_now(step):
                 pass
 

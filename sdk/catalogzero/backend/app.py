@@ -73,7 +73,9 @@ def create_app(
         basic=True,
         missing="this is the operator's side: send the operator token",
     )
-    observation, fleet = Observation(guard, database), FleetPages(guard, database, clock)
+    housekeeping = Housekeeping(settings, database, clock, log)
+    observation = Observation(guard, database, housekeeping)
+    fleet = FleetPages(guard, database, clock)
     app = edge_application(
         _answer, log, outer=[observation.counter()], meaning=partial(_meaning, log)
     )
@@ -85,7 +87,7 @@ def create_app(
             undo.callback(api.close)
             undo.push_async_callback(api.reports.flush)
             await _start(undo, api.reports.run())
-            await _start(undo, Housekeeping(settings, database, clock, log).run())
+            await _start(undo, housekeeping.run())
             if delivery:
                 await _start(undo, delivery.run())
             yield

@@ -156,7 +156,7 @@ def _claim(connection: Connection, now: str, leased_until: str) -> Row[Any] | No
     row = connection.execute(
         select(uploads, tenants.c.name.label("tenant"))
         .join(tenants, tenants.c.tenant_id == uploads.c.tenant_id)
-        .where(uploads.c.hook_due_at <= now, uploads.c.visible)
+        .where(uploads.c.hook_due_at <= now)
         .order_by(uploads.c.hook_due_at)
         .limit(1)
         .with_for_update(skip_locked=True, of=uploads)
@@ -172,13 +172,14 @@ def _claim(connection: Connection, now: str, leased_until: str) -> Row[Any] | No
 
 def _next_due(connection: Connection) -> str | None:
     """When the hook is due next, for any upload."""
-    found = connection.scalar(select(func.min(uploads.c.hook_due_at)).where(uploads.c.visible))
+    due = uploads.c.hook_due_at
+    found = connection.scalar(select(func.min(due)).where(due.is_not(None)))
     return None if found is None else str(found)
 
 
 def _settle(connection: Connection, upload_no: int, due_at: str | None) -> None:
-    """The hook ended: well (none), or to be called again."""
-    one = uploads.c.upload_no == upload_no
+    """The hook ended: well (none), or to be called again while the upload is visible."""
+    one = (uploads.c.upload_no == upload_no) & uploads.c.visible
     connection.execute(update(uploads).where(one).values(hook_due_at=due_at))
 
 

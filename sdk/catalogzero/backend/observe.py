@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.schema import installations, uploads
 from catalogzero.backend.store import Database
 from catalogzero.protocol.problems import Kind, ProblemError
@@ -34,10 +35,11 @@ class Observation:
     Args:
         guard: Lets the operator see the metrics.
         database: Asked whether it is there.
+        housekeeping: Asked how far behind it is.
     """
 
-    def __init__(self, guard: Guard, database: Database) -> None:
-        self._guard, self._database = guard, database
+    def __init__(self, guard: Guard, database: Database, housekeeping: Housekeeping) -> None:
+        self._guard, self._database, self._housekeeping = guard, database, housekeeping
         self._answers: Counter[tuple[str, str, int]] = Counter()
 
     def routes(self) -> list[web.RouteDef]:
@@ -80,7 +82,7 @@ class Observation:
         self._guard.check(request)
         held = await self._database.read(read_counts)
         registry = CollectorRegistry()
-        registry.register(_Figures(self._answers, held))
+        registry.register(_Figures(self._answers, held, await self._housekeeping.lag_s()))
         headers = {"Content-Type": METRICS_TYPE}
         return web.Response(body=generate_latest(registry), headers=headers)
 
@@ -97,8 +99,13 @@ def read_counts(connection: Connection) -> dict[str, int]:
 class _Figures(Collector):
     """One scrape: the answers since the start, and what `read_counts` found."""
 
-    def __init__(self, answers: Counter[tuple[str, str, int]], held: dict[str, int]) -> None:
-        self._answers, self._held = answers, held
+    def __init__(
+        self,
+        answers: Counter[tuple[str, str, int]],
+        held: dict[str, int],
+        lag_s: dict[str, float],
+    ) -> None:
+        self._answers, self._held, self._lag_s = answers, held, lag_s
 
     def collect(self) -> Iterator[Metric]:
         """The families, as prometheus_client asks for them."""
@@ -116,3 +123,9 @@ class _Figures(Collector):
         told = "Installations that were ever heard from."
         name = "catalogzero_backend_installations"
         yield GaugeMetricFamily(name, told, value=self._held["installations"])
+        told = "For how long the oldest rows that may be deleted wait for it, by kind."
+        name = "catalogzero_backend_housekeeping_lag_seconds"
+        lag = GaugeMetricFamily(name, told, labels=["rows"])
+        for kind, seconds in self._lag_s.items():
+            lag.add_metric([kind], seconds)
+        yield lag

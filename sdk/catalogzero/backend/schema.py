@@ -7,11 +7,13 @@ ISO 8601 text in UTC (they sort as text); opaque values are JSON text.
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     ForeignKey,
     Index,
@@ -30,6 +32,12 @@ from catalogzero.sql.engines import Schema
 
 metadata = MetaData()
 _Key = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _partial(name: str, column: Column[Any], where: ColumnElement[bool]) -> None:
+    """An index over the few rows of which `where` is true."""
+    Index(name, column, sqlite_where=where, postgresql_where=where)
+
 
 versions = Table("backend_schema", metadata, Column("version", Integer, nullable=False))
 
@@ -105,7 +113,7 @@ uploads = Table(
     Column("job_id", String(40)),
     Column("hook_due_at", String(40)),
     Column("hook_attempts", Integer, nullable=False, server_default=text("0")),
-    Column("rows_gone", Boolean(create_constraint=False), nullable=False, server_default=false()),
+    Column("clear_since", String(40)),
     Column("source_id", ForeignKey("sources.source_id")),
     Column("upload_key", Text),
     Column("key_digest", String(64)),
@@ -122,8 +130,10 @@ uploads = Table(
     UniqueConstraint("tenant_id", "upload_id"),
 )
 Index("uploads_of_source", uploads.c.source_id, uploads.c.visible, uploads.c.key_digest)
-Index("uploads_by_hook", uploads.c.hook_due_at)
-Index("uploads_by_state", uploads.c.state, uploads.c.visible, uploads.c.rows_gone)
+Index("uploads_by_state", uploads.c.state)
+_partial("uploads_by_hook", uploads.c.hook_due_at, uploads.c.hook_due_at.is_not(None))
+_partial("uploads_to_clear", uploads.c.clear_since, uploads.c.clear_since.is_not(None))
+_partial("uploads_unfinished", uploads.c.opened_at, uploads.c.ended_at.is_(None))
 
 chunks = Table(
     "chunks",
@@ -135,7 +145,6 @@ chunks = Table(
     Column("stored_at", String(40), nullable=False),
     sqlite_with_rowid=False,
 )
-Index("chunks_by_time", chunks.c.stored_at)
 
 records = Table(
     "records",
@@ -199,10 +208,35 @@ def _know_epochs_and_kinds(connection: Connection) -> None:
     _begin_generation(connection)
 
 
+_CLEAR_SINCE = (
+    "ALTER TABLE uploads ADD COLUMN clear_since VARCHAR(40)",
+    "UPDATE uploads SET clear_since = ended_at WHERE state <> 'open' AND NOT visible"
+    " AND NOT rows_gone",
+    "UPDATE uploads SET hook_due_at = NULL WHERE NOT visible",
+    "DROP INDEX uploads_by_state",
+    "DROP INDEX uploads_by_hook",
+    "DROP INDEX chunks_by_time",
+    "ALTER TABLE uploads DROP COLUMN rows_gone",
+    "CREATE INDEX uploads_by_state ON uploads (state)",
+    "CREATE INDEX uploads_by_hook ON uploads (hook_due_at) WHERE hook_due_at IS NOT NULL",
+    "CREATE INDEX uploads_to_clear ON uploads (clear_since) WHERE clear_since IS NOT NULL",
+    "CREATE INDEX uploads_unfinished ON uploads (opened_at) WHERE ended_at IS NULL",
+)
+
+
+def _know_what_may_go(connection: Connection) -> None:
+    """Version 3: since when an upload's rows may go, and indexes over what is to be done."""
+    for statement in _CLEAR_SINCE:
+        connection.execute(text(statement))
+
+
 def _begin_generation(connection: Connection) -> None:
     connection.execute(insert(generations).values(generation=uuid.uuid4().hex))
 
 
 SCHEMA = Schema(
-    version=versions, create=_create, upgrades=(_know_epochs_and_kinds,), lock_id=0x63617A30
+    version=versions,
+    create=_create,
+    upgrades=(_know_epochs_and_kinds, _know_what_may_go),
+    lock_id=0x63617A30,
 )

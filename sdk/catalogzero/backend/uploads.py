@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 from sqlalchemy.sql import Select
 
 from catalogzero.backend import generations, installations
@@ -137,7 +137,7 @@ def _judged(
     if verdict is Judgement.ACCEPTED:
         _check_totals(connection, upload.upload_no, body)
         job_id = uuid.uuid4().hex
-        _hide_older(connection, source, body)
+        _hide_older(connection, source, body, at)
         said = _said(body, source)
         _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
         installations.seen(connection, tenant_id, body.installation_id, at, last_upload_at=at)
@@ -287,11 +287,17 @@ def _check_totals(connection: Connection, upload_no: int, body: Complete) -> Non
         )
 
 
-def _hide_older(connection: Connection, source: Row[Any], body: Complete) -> None:
+def _hide_older(connection: Connection, source: Row[Any], body: Complete, at: str) -> None:
     """In replace mode, and with `full`, what the source showed until now is hidden."""
     if body.mode == "replace" or body.full:
         older = (uploads.c.source_id == source.source_id) & uploads.c.visible
-        connection.execute(update(uploads).where(older).values(visible=False))
+        hide(connection, older, at)
+
+
+def hide(connection: Connection, which: ColumnElement[bool], at: str) -> int:
+    """Take uploads out of sight, for good: their rows may go from now on; how many they are."""
+    hidden = {"visible": False, "clear_since": at, "hook_due_at": None}
+    return connection.execute(update(uploads).where(which).values(**hidden)).rowcount
 
 
 def _said(body: Complete, source: Row[Any]) -> dict[str, Any]:
@@ -322,6 +328,7 @@ def _end(
             visible=state is State.COMPLETE,
             job_id=job_id,
             ended_at=at,
+            clear_since=None if state is State.COMPLETE else at,
             hook_due_at=at if with_hook else None,
         )
     )
