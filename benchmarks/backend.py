@@ -58,7 +58,7 @@ from sqlalchemy import (
 
 AT = "2026-01-01T00:00:00.000+00:00"
 CHUNK_ROWS = 12_000
-FEW = 600
+FEW, FILL_S = 600, 3_600.0
 CONNECTIONS = 4
 REPORTERS = 256
 FLEET_PER_S = 10_000 / 60
@@ -274,7 +274,7 @@ def measure_housekeeping(folder: Path, count: int, rounds: int, kind: str) -> di
 @contextmanager
 def _filled(folder: Path, count: int, kind: str) -> Iterator[Database]:
     """A database with so many visible uploads."""
-    with _database(folder, kind, f"filled-{count}") as (url, _), closing(Database(url)) as made:
+    with _database(folder, kind, f"filled-{count}") as (url, _), closing(Database(url, FILL_S)) as made:
         with made.writing() as connection:
             if kind == "postgresql":
                 connection.execute(text("SET LOCAL statement_timeout = 0"))

@@ -7,7 +7,9 @@ late (also over a restore); the source may go on, or be deleted; retention may d
 append, content is a range (after, until]; `full` reads all again. What holds at rest (the client
 has heard the present generation, has nothing to send, and a run would say unchanged): replace:
 visible is the source; append: every row once, and none that a full upload replaced. What retention
-dropped stays dropped. Where the source is gone: its newest content is visible, or it is reported.
+dropped stays dropped, and so does what an operator removed, but for content that is sealed later:
+what was acknowledged before, in append what is up to the watermark. Where the source is gone: its
+newest content is visible, or it is reported.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ class Rules(NamedTuple):
     """`complete` carries the folder's generation; under another the backend does nothing."""
     keep_highest: bool = True
     """G2: retention drops rows, and keeps the source's highest source_seq and watermark."""
+    removed: Literal["generation", "always", "never"] = "generation"
+    """G2: a removed source is told as removed, so that compare leaves its mark and owes no full: in
+    the generation of its removal | for ever | never."""
     compared: Literal["full", "until"] = "full"
     """G5: in append the newest full's source_seq is compared too | only the watermark."""
     unequal: bool = True
@@ -105,6 +110,10 @@ class Backend(NamedTuple):
     again: bool = False
     """What was dropped is visible again."""
     number: int = 0
+    removed: int | None = None
+    """The generation in which an operator removed the source, until it has content again."""
+    purged: bool = False
+    """It was removed once."""
 
 
 class State(NamedTuple):
@@ -135,10 +144,13 @@ class State(NamedTuple):
     owed: bool
     newest: Content | None
     last: tuple[int, int]
+    erased: tuple[int, int, frozenset[Content]] | None = None
+    """Of a removal: the number of the first upload that is sealed after it, and what no such upload
+    may show: rows up to the watermark, contents."""
 
 
-SNAPSHOT, RESTORE, LOST, LATE, RETAIN, FULL, CRASH = range(7)
-USUAL = (1, 1, 1, 1, 0, 0, 0)
+SNAPSHOT, RESTORE, LOST, LATE, RETAIN, FULL, CRASH, REMOVE = range(8)
+USUAL = (1, 1, 1, 1, 0, 0, 0, 0)
 
 
 class Model:
@@ -210,7 +222,7 @@ class Model:
                 return backend._replace(superseded=ended), "superseded"
             again = backend.dropped == content
             created = created._replace(visible=((uid, content),), highest=seq)
-            return created._replace(dropped=None, again=again), "created"
+            return created._replace(dropped=None, again=again, removed=None), "created"
         if seq <= highest if content.full else content.after != backend.until:
             return backend._replace(superseded=ended), "superseded"
         created = created._replace(
@@ -220,6 +232,7 @@ class Model:
             full_seq=seq if content.full else backend.full_seq,
             dropped=None,
             again=False,
+            removed=None,
         )
         return created, "created"
 
@@ -254,10 +267,12 @@ class Model:
         highest = max(state.highest, backend.highest)
         state = state._replace(generation=backend.generation, seen=backend.generation)
         state = state._replace(last=(0, -1), highest=highest)
+        told = {"generation": backend.removed == backend.generation, "never": False}
+        removed = told.get(self.rules.removed, backend.removed is not None)
         if not self.append:
             mark = state.mark
             waits = mark and mark.uid in [entry.uid for entry in state.box]
-            if mark is None or (self.rules.in_outbox and waits):
+            if mark is None or removed or (self.rules.in_outbox and waits):
                 return state
             unequal = mark.seq != backend.highest
             if unequal if self.rules.unequal else backend.highest < mark.seq:
@@ -265,7 +280,7 @@ class Model:
             return state
         full_waits = any(is_full(entry) for entry in state.box)
         behind = self.rules.compared == "full" and state.full > backend.full_seq
-        if behind and not full_waits:
+        if behind and not full_waits and not removed:
             return state._replace(owed=True, box=())
         at, box = backend.until, tuple[Entry, ...]()
         for entry in state.box:
@@ -305,7 +320,7 @@ class Model:
             yield Move(f"run reads {due}", False, state._replace(reading=due))
         elif reading is None:
             if state.left[FULL] and isinstance(content, int):
-                following = state._replace(reading=Span(0, content, True))
+                following = state._replace(reading=Span(0, content, True), erased=None)
                 yield Move("run full: true", True, spent(following, FULL))
         elif isinstance(reading, Span) and not reading.full and reading.after != state.position:
             yield Move("seal refused: the watermark moved", False, state._replace(reading=None))
@@ -381,7 +396,21 @@ class Model:
         if state.left[RESTORE] and snapshot is not None and changed:
             generation = backend.generation + (self.rules.detect == "command")
             following = state._replace(backend=snapshot._replace(generation=generation))
+            erased = state.erased if snapshot.purged else None
+            following = following._replace(erased=erased)
             yield Move("RESTORED", True, spent(following, RESTORE))
+        if state.left[REMOVE] and backend.visible:
+            contents = {content for _, content in backend.visible}
+            if state.mark and state.mark.uid not in [entry.uid for entry in state.box]:
+                contents.add(state.mark.content)
+            first = state.uid + (state.reading is not None)
+            new = backend._replace(visible=(), removed=backend.generation, purged=True)
+            removal = (first, backend.until, frozenset(contents))
+            # a full that was begun, or owed, before is new content, which may come
+            begun = [*state.box, *([Entry(0, state.reading, 0)] if state.reading else [])]
+            full_waits = state.owed or any(is_full(entry) for entry in begun)
+            following = state._replace(backend=new, erased=None if full_waits else removal)
+            yield Move("an operator removes the source", True, spent(following, REMOVE))
         if state.left[RETAIN] and backend.visible:
             new = backend._replace(visible=(), dropped=backend.visible[0][1], again=False)
             if not self.rules.keep_highest:
@@ -410,12 +439,20 @@ class Model:
             yield f"rows twice: {rows}"
         elif backend.again:
             yield "what retention dropped is visible again"
-        elif not self.rest(state) or state.uid >= self.uploads or backend.dropped == content:
+        elif self.came_back(state):
+            yield "what was removed is visible again"
+        elif (
+            not self.rest(state)
+            or state.uid >= self.uploads
+            or backend.dropped == content
+            or self.was_before(state, content)
+        ):
             return
         elif isinstance(content, int):
-            if sorted(rows) != list(range(1, content + 1)):
+            least = state.erased[1] if state.erased and min(rows, default=2) > 1 else 0
+            if sorted(rows) != list(range(least + 1, content + 1)):
                 yield f"rest shows rows {rows} of {content}"
-            elif state.full and backend.full_seq < state.full:
+            elif state.full and backend.full_seq < state.full and state.erased is None:
                 yield "the full upload's effect is lost: older rows are visible again"
         else:
             shown = [visible for _, visible in backend.visible]
@@ -424,6 +461,24 @@ class Model:
                 yield f"rest shows {shown}, newest was {state.newest}, the source is gone, unnamed"
             elif content != "GONE" and shown != [content]:
                 yield f"rest shows {shown}, the source is {content}"
+
+    def was_before(self, state: State, content: Content | int) -> bool:
+        """Whether the source is what it was when it was removed, or sealed then."""
+        if state.erased is None:
+            return False
+        first, _, contents = state.erased
+        return content in contents or bool(state.mark and state.mark.uid < first)
+
+    def came_back(self, state: State) -> bool:
+        """Whether an upload that was sealed after the removal shows what was removed."""
+        if state.erased is None:
+            return False
+        first, until, contents = state.erased
+        return any(
+            uid >= first
+            and (content.after < until if isinstance(content, Span) else content in contents)
+            for uid, content in state.backend.visible
+        )
 
 
 def is_full(entry: Entry) -> bool:
@@ -442,7 +497,8 @@ def spent(state: State, kind: int) -> State:
     return state._replace(left=put(state.left, kind, state.left[kind] - 1))
 
 
-TWICE, KEPT, FULLS = (1, 2, 1, 1, 0, 0, 0), (1, 1, 0, 0, 1, 0, 0), (1, 1, 1, 1, 0, 1, 0)
+TWICE, KEPT, FULLS = (1, 2, 1, 1, 0, 0, 0, 0), (1, 1, 0, 0, 1, 0, 0, 0), (1, 1, 1, 1, 0, 1, 0, 0)
+REMOVES, FULL_REMOVES = (1, 1, 1, 1, 0, 0, 0, 1), (1, 1, 0, 0, 0, 1, 0, 1)
 NOBODY = Rules(compare=False, requests_carry=False, answers_carry=False)
 SILENT = Rules(requests_carry=False, answers_carry=False)
 ANSWERS = Rules(requests_carry=False)
@@ -480,11 +536,30 @@ CASES = [
     Case(
         "G3 out: generation noted, list asked later, crash between",
         ANY,
-        Model(Rules(one_answer=False), faults=(1, 1, 0, 0, 0, 0, 1)),
+        Model(Rules(one_answer=False), faults=(1, 1, 0, 0, 0, 0, 1, 0)),
     ),
     Case("compared by `lower` only", None, Model(Rules(unequal=False), BACK)),
     Case("marks in the outbox are cleared too", None, Model(Rules(in_outbox=False))),
     Case("append, the outbox is not rewound", None, Model(Rules(rewind=False), (1, 2, 3))),
+    Case("removed", None, Model(faults=REMOVES)),
+    Case("removed, and the source goes on", None, Model(script=("v1", "v2", "v3"), faults=REMOVES)),
+    Case(
+        "G2 out: a removed source is told as any other: what was removed is sent again",
+        ANY,
+        Model(Rules(removed="never"), faults=REMOVES),
+    ),
+    Case(
+        "G2 out: told as removed after a restore, too: what came after the removal is lost",
+        ANY,
+        Model(Rules(removed="always"), ("v1", "v2", "v3"), REMOVES),
+    ),
+    Case("append, removed", None, Model(script=(1, 2, 3), faults=REMOVES)),
+    Case("append and full, removed", None, Model(script=(1, 2), faults=FULL_REMOVES)),
+    Case(
+        "G2 out: append and full, a removed source's full is owed",
+        ANY,
+        Model(Rules(removed="never"), (1, 2), FULL_REMOVES),
+    ),
     Case(
         "G2 out: retention forgets the highest",
         ANY,
