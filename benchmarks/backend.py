@@ -274,7 +274,8 @@ def measure_housekeeping(folder: Path, count: int, rounds: int, kind: str) -> di
 @contextmanager
 def _filled(folder: Path, count: int, kind: str) -> Iterator[Database]:
     """A database with so many visible uploads."""
-    with _database(folder, kind, f"filled-{count}") as (url, _), closing(Database(url, FILL_S)) as made:
+    where = _database(folder, kind, f"filled-{count}")
+    with where as (url, _), closing(Database(url, FILL_S)) as made:
         with made.writing() as connection:
             if kind == "postgresql":
                 connection.execute(text("SET LOCAL statement_timeout = 0"))

@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 import structlog
-from catalogzero.backend import BackendSettings, housekeeping
-from catalogzero.backend.housekeeping import Housekeeping, clear_hidden, to_clear, unfinished
+from catalogzero.backend import BackendSettings, clearing
+from catalogzero.backend.housekeeping import (
+    Housekeeping,
+    clear_hidden,
+    to_clear,
+    unfinished,
+    uploads_of,
+)
 from catalogzero.backend.rate import RateLimit
 from catalogzero.backend.store import Database
 from catalogzero.testing import ManualClock
@@ -129,12 +135,12 @@ async def test_a_step_takes_many_uploads_and_no_more_than_fits(
         rows.append(world.rows())
         return more
 
-    monkeypatch.setattr(housekeeping, "RECORDS_A_STEP", 12)
+    monkeypatch.setattr(clearing, "RECORDS_A_STEP", 12)
     step()
-    monkeypatch.setattr(housekeeping, "RECORDS_A_STEP", 1)
+    monkeypatch.setattr(clearing, "RECORDS_A_STEP", 1)
     step()
-    monkeypatch.setattr(housekeeping, "CHUNKS_A_STEP", 3)
-    monkeypatch.setattr(housekeeping, "RECORDS_A_STEP", 1_000)
+    monkeypatch.setattr(clearing, "CHUNKS_A_STEP", 3)
+    monkeypatch.setattr(clearing, "RECORDS_A_STEP", 1_000)
     while step():
         pass
 
@@ -143,9 +149,13 @@ async def test_a_step_takes_many_uploads_and_no_more_than_fits(
     assert world.waiting() == []
 
 
-@pytest.mark.parametrize("kind", ["uploads_to_clear", "uploads_unfinished"])
+@pytest.mark.parametrize("kind", ["uploads_to_clear", "uploads_unfinished", "uploads_by_stream"])
 def test_what_may_go_is_found_by_an_index_that_holds_nothing_else(world: World, kind: str) -> None:
-    statement = {"uploads_to_clear": to_clear(), "uploads_unfinished": unfinished(AT)}[kind]
+    statement = {
+        "uploads_to_clear": to_clear(),
+        "uploads_unfinished": unfinished(AT),
+        "uploads_by_stream": uploads_of("flights", AT),
+    }[kind]
 
     def plan(connection: Connection) -> str:
         if connection.dialect.name == "postgresql":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-from catalogzero.backend import housekeeping, uploads
+from catalogzero.backend import clearing, uploads
 from catalogzero.backend.bodies import Limits, seal
 from catalogzero.backend.housekeeping import clear_hidden, collect_unfinished
 from catalogzero.backend.schema import tenants
@@ -164,7 +164,7 @@ class Oracle:
 def small_steps() -> Iterator[None]:
     """Housekeeping deletes one chunk at a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(housekeeping, "CHUNKS_A_STEP", 1)
+        patch.setattr(clearing, "CHUNKS_A_STEP", 1)
         yield
 
 

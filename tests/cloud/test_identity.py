@@ -436,6 +436,31 @@ def test_a_full_upload_that_the_backend_lost_is_owed(outbox: Outbox) -> None:
     assert not outbox.mark("K").owed
 
 
+def test_what_an_operator_removed_is_not_missing(outbox: Outbox) -> None:
+    seal(outbox, "u1")
+    outbox.done("u1", "j")
+    kept = told(outbox, source_seq=1, mode="replace", removed=True)
+    waiting = seal(outbox, "u2")
+
+    told(outbox, source_seq=1, mode="replace", removed=True)
+
+    assert (kept, outbox.missing_sources()) == ([], [])
+    assert outbox.mark("K").upload_key == "key-u2"
+    assert (states(outbox)["u2"], waiting > 1) == ("sealed", True)
+
+
+def test_of_what_an_operator_removed_no_full_upload_is_owed(outbox: Outbox) -> None:
+    first = seal(outbox, "u1", "append", until=5)
+    outbox.done("u1", "j")
+    position = outbox.mark("K").watermark
+    seal(outbox, "u2", "append", until=5, full=True)
+    outbox.done("u2", "j")
+
+    told(outbox, source_seq=first, watermark=position, mode="append", removed=True)
+
+    assert not outbox.mark("K").owed
+
+
 def test_a_lost_folder_goes_on_where_the_backend_is(outbox: Outbox) -> None:
     told(outbox, source_seq=7, watermark=[5, 10**12 + 7], full_seq=3, mode="append")
 

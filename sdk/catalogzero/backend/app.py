@@ -18,7 +18,7 @@ from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from structlog.typing import FilteringBoundLogger
 
@@ -130,7 +130,10 @@ def _meaning(log: FilteringBoundLogger, error: Exception) -> web.Response | None
     if not isinstance(error, DBAPIError | PoolTimeoutError):
         return None
     log.error("database_failed", exc_info=error)
-    passing = isinstance(error, PoolTimeoutError | OperationalError | InterfaceError)
+    # what refers to nothing is of a tenant that was removed meanwhile: its key opens nothing soon
+    passing = isinstance(
+        error, PoolTimeoutError | OperationalError | InterfaceError | IntegrityError
+    )
     return problem_response(
         ProblemError(
             Kind.UNAVAILABLE if passing else Kind.INTERNAL,

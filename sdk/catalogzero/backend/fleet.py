@@ -110,6 +110,7 @@ def read_fleet(connection: Connection, now: datetime) -> list[FleetRow]:
     statement = select(installations, tenants.c.name.label("tenant")).join(
         tenants, tenants.c.tenant_id == installations.c.tenant_id
     )
+    statement = statement.where(installations.c.removed_at.is_(None))
     fleet = [_fleet_row(row, now) for row in connection.execute(statement)]
     return sorted(fleet, key=lambda row: (STATES.index(row.state), row.tenant, row.installation_id))
 

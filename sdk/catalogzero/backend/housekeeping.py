@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
     and_,
-    bindparam,
     delete,
     exists,
-    func,
     or_,
     select,
     true,
@@ -27,24 +25,15 @@ from sqlalchemy import (
 )
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.backend.schema import chunks, health_reports, records, uploads
+from catalogzero.backend import removal
+from catalogzero.backend.clearing import HEALTH_BATCH, UPLOADS_A_STEP, clear
+from catalogzero.backend.schema import VISIBLE, chunks, health_reports, uploads
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
+from catalogzero.backend.uploads import hide
 from catalogzero.clock import Clock
 
-UPLOADS_A_STEP, CHUNKS_A_STEP, RECORDS_A_STEP = 500, 1_000, 10_000
-"""How much one transaction looks at and deletes at most, but one chunk at least."""
-HEALTH_BATCH = 5_000
-
 Step = Callable[[Connection], bool]
-
-
-class Cleared(NamedTuple):
-    """What one step deleted: `whole` are the uploads of which nothing is left to delete."""
-
-    whole: list[int]
-    chunks: int
-    records: int
 
 
 class Housekeeping:
@@ -71,10 +60,13 @@ class Housekeeping:
     async def sweep(self) -> None:
         """Delete all that may go now, one bounded transaction after the other."""
         unfinished, history = self._limits()
+        at, kept = self._ago(0), self._settings.stream_retention_s
         steps: list[Step] = [
+            *(_retiring(stream, self._ago(kept_s), at) for stream, kept_s in kept.items()),
             clear_hidden,
             lambda connection: collect_unfinished(connection, unfinished),
             lambda connection: prune_health(connection, history),
+            *(_going_on(number, at) for number in await self._database.read(removal.unfinished)),
         ]
         for step in steps:
             while await self._database.write(step):
@@ -82,9 +74,14 @@ class Housekeeping:
 
     async def lag_s(self) -> dict[str, float]:
         """For how many seconds the oldest rows of each kind could have been deleted."""
-        now, (unfinished, history) = self._clock.now(), self._limits()
-        found = await self._database.read(lambda connection: _oldest(connection, unfinished))
-        allowed = {"hidden": now.isoformat(), "unfinished": unfinished, "health": history}
+        unfinished, history = self._limits()
+        kept = self._settings.stream_retention_s.items()
+        expired = {f"stream:{stream}": (stream, self._ago(kept_s)) for stream, kept_s in kept}
+        found = await self._database.read(
+            lambda connection: _oldest(connection, unfinished, expired)
+        )
+        allowed = {"hidden": self._ago(0), "unfinished": unfinished, "health": history}
+        allowed |= {kind: before for kind, (_, before) in expired.items()}
         return {
             kind: max(0.0, _seconds(found[kind] or limit, limit)) for kind, limit in allowed.items()
         }
@@ -99,6 +96,23 @@ class Housekeeping:
         """The moment so long ago, as it is stored."""
         moment = self._clock.now() - timedelta(seconds=seconds)
         return moment.isoformat(timespec="milliseconds")
+
+
+def _retiring(stream: str, before: str, at: str) -> Step:
+    return lambda connection: retire(connection, stream, before, at)
+
+
+def _going_on(number: int, at: str) -> Step:
+    return lambda connection: removal.step(connection, number, at)
+
+
+def retire(connection: Connection, stream: str, before: str, at: str) -> bool:
+    """Hide some uploads of a stream that were completed before then; whether there were any.
+
+    What is known of their sources stays: what went on purpose is not missing.
+    """
+    old = uploads_of(stream, before).limit(UPLOADS_A_STEP).with_for_update(skip_locked=True)
+    return hide(connection, uploads.c.upload_no.in_(connection.scalars(old).all()), at) > 0
 
 
 def clear_hidden(connection: Connection) -> bool:
@@ -128,9 +142,10 @@ def collect_unfinished(connection: Connection, before: str) -> bool:
 
 def prune_health(connection: Connection, before: str) -> bool:
     """Delete some health reports received before then; whether there may be more."""
-    old = select(health_reports.c.report_no).where(health_reports.c.received_at < before)
-    batch = old.order_by(health_reports.c.received_at).limit(HEALTH_BATCH)
-    gone = connection.execute(delete(health_reports).where(health_reports.c.report_no.in_(batch)))
+    number, received = health_reports.c.report_no, health_reports.c.received_at
+    first = select(number).order_by(number).limit(HEALTH_BATCH)  # they come in order of time
+    old = delete(health_reports).where(number.in_(first), received < before)
+    gone = connection.execute(old)
     return gone.rowcount == HEALTH_BATCH
 
 
@@ -140,6 +155,13 @@ def to_clear() -> Select[Any]:
     return select(uploads.c.upload_no).where(since.is_not(None)).order_by(since)
 
 
+def uploads_of(stream: str, before: str) -> Select[Any]:
+    """The visible uploads of a stream that were completed before then, the oldest first."""
+    ended = uploads.c.ended_at
+    old = select(uploads.c.upload_no).where(VISIBLE, uploads.c.stream == stream, ended < before)
+    return old.order_by(ended)
+
+
 def unfinished(before: str) -> Select[Any]:
     """Open uploads with a chunk stored before then, or opened before then and without a chunk."""
     old = or_(_has_chunk(chunks.c.stored_at < before), ~_has_chunk())
@@ -147,51 +169,6 @@ def unfinished(before: str) -> Select[Any]:
         uploads.c.ended_at.is_(None), uploads.c.opened_at < before, old
     )
     return due.order_by(uploads.c.opened_at)
-
-
-def clear(
-    connection: Connection, victims: Sequence[int], which: ColumnElement[bool] | None = None
-) -> Cleared:
-    """Delete chunks of these uploads with their rows, in order, as many as fit into one step.
-
-    Args:
-        connection: Of a transaction that holds the uploads.
-        victims: The uploads' numbers.
-        which: Only these chunks.
-    """
-    if not victims:
-        return Cleared([], 0, 0)
-    due = connection.execute(
-        select(chunks.c.upload_no, chunks.c.seq, chunks.c.records)
-        .where(chunks.c.upload_no.in_(victims), true() if which is None else which)
-        .order_by(chunks.c.upload_no, chunks.c.seq)
-        .limit(CHUNKS_A_STEP + 1)
-    ).all()
-    taken, size = 0, 0
-    for row in due[:CHUNKS_A_STEP]:
-        if taken and size + row.records > RECORDS_A_STEP:
-            break
-        taken, size = taken + 1, size + row.records
-    ranges = _ranges(due[:taken])
-    for table in (records, chunks) if ranges else ():
-        between = table.c.seq.between(bindparam("first"), bindparam("last"))
-        one = and_(table.c.upload_no == bindparam("number"), between)
-        connection.execute(delete(table).where(one), ranges)
-    left = due[taken].upload_no if taken < len(due) else None
-    whole = [number for number in victims if left is None or number < left]
-    return Cleared(whole, taken, size)
-
-
-def _ranges(found: Sequence[Any]) -> list[dict[str, int]]:
-    """The chunks as ranges without a gap, in the order that they have."""
-    ranges: list[dict[str, int]] = []
-    for row in found:
-        last = ranges[-1] if ranges else None
-        if last and (last["number"], last["last"]) == (row.upload_no, row.seq - 1):
-            last["last"] = row.seq
-        else:
-            ranges.append({"number": row.upload_no, "first": row.seq, "last": row.seq})
-    return ranges
 
 
 def _locked(connection: Connection, due: Select[Any]) -> Sequence[int]:
@@ -206,13 +183,24 @@ def _has_chunk(which: ColumnElement[bool] | None = None) -> ColumnElement[bool]:
     return exists().where(of_it, true() if which is None else which)
 
 
-def _oldest(connection: Connection, before: str) -> dict[str, str | None]:
+def _oldest(
+    connection: Connection, before: str, expired: dict[str, tuple[str, str]]
+) -> dict[str, str | None]:
     """Since when the oldest rows of each kind wait to be deleted, or are there."""
+    of_streams = {
+        kind: connection.scalar(
+            uploads_of(stream, until).with_only_columns(uploads.c.ended_at).limit(1)
+        )
+        for kind, (stream, until) in expired.items()
+    }
     first = unfinished(before).with_only_columns(uploads.c.opened_at).limit(1)
     return {
+        **of_streams,
         "hidden": connection.scalar(to_clear().with_only_columns(uploads.c.clear_since).limit(1)),
         "unfinished": connection.scalar(first),
-        "health": connection.scalar(select(func.min(health_reports.c.received_at))),
+        "health": connection.scalar(
+            select(health_reports.c.received_at).order_by(health_reports.c.report_no).limit(1)
+        ),
     }
 
 

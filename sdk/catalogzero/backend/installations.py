@@ -52,7 +52,7 @@ def seen(
 ) -> None:
     """Note that an installation was heard from at `at`, with what else became known."""
     key = {"tenant_id": tenant_id, "installation_id": installation_id}
-    changes = {"last_seen_at": at, **columns}
+    changes = {"last_seen_at": at, "removed_at": None, **columns}
     upsert(connection, installations, [{**key, "first_seen_at": at, **changes}], KEY, changes)
 
 
@@ -139,6 +139,8 @@ def page_of(connection: Connection, tenant_id: int, installation_id: str, above:
             "full_seq": row.full_seq,
             "mode": row.mode,
         }
+        if row.removed_in == page.generation:
+            page.states[row.source_key]["removed"] = True
         page.sources[row.source_key], above = row.highest_seq, row.source_id
     return page
 
@@ -235,8 +237,10 @@ def store_reports(connection: Connection, reports: Sequence[Report]) -> str:
             "last_seen_at": report.received_at,
             "health_at": report.received_at,
             "health_report": report.report,
+            "removed_at": None,
         }
         for _, report in sorted(latest.items())
     ]
-    upsert(connection, installations, rows, KEY, ("last_seen_at", "health_at", "health_report"))
+    changed = ("last_seen_at", "health_at", "health_report", "removed_at")
+    upsert(connection, installations, rows, KEY, changed)
     return generations.current(connection)

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from catalogzero.backend.housekeeping import Housekeeping
-from catalogzero.backend.schema import installations, uploads
+from catalogzero.backend.schema import SCHEMA, installations, uploads, versions
 from catalogzero.backend.store import Database
 from catalogzero.protocol.problems import Kind, ProblemError
 from catalogzero.web import Guard
@@ -69,12 +69,17 @@ class Observation:
         return web.json_response({"status": "ok"})
 
     async def readyz(self, _: web.Request) -> web.Response:
-        """`GET /readyz`: the database answers too, within two seconds."""
+        """`GET /readyz`: the database answers within two seconds, and has this release's schema."""
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
-                await self._database.read(lambda connection: connection.scalar(select(1)))
+                version = await self._database.read(
+                    lambda connection: connection.scalar(select(versions.c.version))
+                )
         except (SQLAlchemyError, TimeoutError):
             raise ProblemError(Kind.UNAVAILABLE, "the database does not answer") from None
+        if version != SCHEMA.newest:
+            told = f"the database has schema {version}, this release needs {SCHEMA.newest}"
+            raise ProblemError(Kind.UNAVAILABLE, told)
         return web.json_response({"status": "ok"})
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -92,7 +97,8 @@ def read_counts(connection: Connection) -> dict[str, int]:
     by_state = select(uploads.c.state, func.count()).group_by(uploads.c.state)
     counts = {"open": 0, "complete": 0, "superseded": 0}
     counts.update({row[0]: row[1] for row in connection.execute(by_state)})
-    fleet = connection.scalar(select(func.count()).select_from(installations))
+    heard_of = installations.c.removed_at.is_(None)
+    fleet = connection.scalar(select(func.count()).select_from(installations).where(heard_of))
     return {**counts, "installations": fleet or 0}
 
 

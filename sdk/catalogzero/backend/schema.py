@@ -6,6 +6,7 @@ ISO 8601 text in UTC (they sort as text); opaque values are JSON text.
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any
 
@@ -23,8 +24,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     false,
     insert,
+    literal_column,
     text,
 )
 
@@ -34,9 +37,9 @@ metadata = MetaData()
 _Key = BigInteger().with_variant(Integer, "sqlite")
 
 
-def _partial(name: str, column: Column[Any], where: ColumnElement[bool]) -> None:
-    """An index over the few rows of which `where` is true."""
-    Index(name, column, sqlite_where=where, postgresql_where=where)
+def _partial(name: str, *columns: Column[Any], where: ColumnElement[bool]) -> None:
+    """An index over the rows alone of which `where` is true."""
+    Index(name, *columns, sqlite_where=where, postgresql_where=where)
 
 
 versions = Table("backend_schema", metadata, Column("version", Integer, nullable=False))
@@ -51,6 +54,7 @@ tenants = Table(
     Column("tenant_id", _Key, primary_key=True),
     Column("name", String(100), nullable=False, unique=True),
     Column("created_at", String(40), nullable=False),
+    sqlite_autoincrement=True,
 )
 
 tenant_keys = Table(
@@ -81,6 +85,7 @@ installations = Table(
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     Column("epoch_at", String(40)),
     Column("epoch_nonces", Text, nullable=False, server_default=text("'[]'")),
+    Column("removed_at", String(40)),
     sqlite_with_rowid=False,
 )
 
@@ -97,7 +102,10 @@ sources = Table(
     Column("full_seq", BigInteger, nullable=False, server_default=text("0")),
     Column("mode", String(8)),
     Column("watermark_of", Text, nullable=False, server_default=text("''")),
+    Column("removed_at", String(40)),
+    Column("removed_in", String(32)),
     UniqueConstraint("tenant_id", "installation_id", "key_digest"),
+    sqlite_autoincrement=True,
 )
 
 uploads = Table(
@@ -128,12 +136,20 @@ uploads = Table(
     Column("entry", Text),
     Column("version", Text),
     UniqueConstraint("tenant_id", "upload_id"),
+    sqlite_autoincrement=True,
 )
 Index("uploads_of_source", uploads.c.source_id, uploads.c.visible, uploads.c.key_digest)
 Index("uploads_by_state", uploads.c.state)
-_partial("uploads_by_hook", uploads.c.hook_due_at, uploads.c.hook_due_at.is_not(None))
-_partial("uploads_to_clear", uploads.c.clear_since, uploads.c.clear_since.is_not(None))
-_partial("uploads_unfinished", uploads.c.opened_at, uploads.c.ended_at.is_(None))
+VISIBLE: ColumnElement[bool] = literal_column("visible")
+"""As an index has it: SQLite finds one only by the very same words."""
+_column = uploads.c
+_partial("uploads_by_hook", _column.hook_due_at, where=_column.hook_due_at.is_not(None))
+_partial("uploads_to_clear", _column.clear_since, where=_column.clear_since.is_not(None))
+_partial("uploads_unfinished", _column.opened_at, where=_column.ended_at.is_(None))
+_partial("uploads_by_stream", _column.stream, _column.ended_at, where=VISIBLE)
+IS_SIMPLE = and_(_column.source_id.is_(None), _column.installation_id.is_not(None))
+"""It came in the simple form, of an installation that named itself."""
+_partial("uploads_simple", _column.tenant_id, _column.installation_id, where=IS_SIMPLE)
 
 chunks = Table(
     "chunks",
@@ -165,7 +181,27 @@ health_reports = Table(
     Column("received_at", String(40), nullable=False),
     Column("report", Text, nullable=False),
 )
-Index("health_by_time", health_reports.c.received_at)
+Index(
+    "health_of_installation",
+    health_reports.c.tenant_id,
+    health_reports.c.installation_id,
+    health_reports.c.received_at,
+)
+
+removals = Table(
+    "removals",
+    metadata,
+    Column("removal_no", _Key, primary_key=True),
+    Column("tenant_id", _Key, nullable=False),
+    Column("installation_id", String(200)),
+    Column("source_key", Text),
+    Column("began_at", String(40), nullable=False),
+    Column("ended_at", String(40)),
+    Column("up_to", BigInteger, nullable=False, server_default=text("0")),
+    Column("counts", Text, nullable=False, server_default=text("'{}'")),
+    sqlite_autoincrement=True,
+)
+_partial("removals_unfinished", removals.c.removal_no, where=removals.c.ended_at.is_(None))
 
 VISIBLE_RECORDS = """
 CREATE VIEW visible_records AS
@@ -230,6 +266,61 @@ def _know_what_may_go(connection: Connection) -> None:
         connection.execute(text(statement))
 
 
+_NUMBERED = ("tenants", "sources", "uploads")
+_REBUILT = ("chunks", "uploads", "sources", "installations", "tenant_keys", "tenants")
+"""In the order in which they can be dropped: nothing refers to the first."""
+_REMOVALS = (
+    "ALTER TABLE installations ADD COLUMN removed_at VARCHAR(40)",
+    "ALTER TABLE sources ADD COLUMN removed_at VARCHAR(40)",
+    "ALTER TABLE sources ADD COLUMN removed_in VARCHAR(32)",
+    "CREATE INDEX uploads_by_stream ON uploads (stream, ended_at) WHERE visible",
+    "CREATE INDEX uploads_simple ON uploads (tenant_id, installation_id)"
+    " WHERE source_id IS NULL AND installation_id IS NOT NULL",
+    "DROP INDEX health_by_time",
+    "CREATE INDEX health_of_installation"
+    " ON health_reports (tenant_id, installation_id, received_at)",
+)
+
+
+def _know_removals(connection: Connection) -> None:
+    """Version 4: what was removed, and numbers that are given once, on SQLite too."""
+    if connection.dialect.name == "sqlite":
+        _number_once(connection)
+    for statement in _REMOVALS:
+        connection.execute(text(statement))
+    removals.create(connection)
+
+
+def _number_once(connection: Connection) -> None:
+    """Make tables anew whose numbers SQLite gives a second time once their row is gone."""
+    connection.execute(text("DROP VIEW visible_records"))
+    found = connection.execute(
+        text("SELECT tbl_name, type, name, sql FROM sqlite_master WHERE sql <> ''")
+    )
+    made = [tuple(row) for row in found if row.tbl_name in _REBUILT]
+    for table, kind, name, _ in made:
+        gone = f"ALTER TABLE {table} RENAME TO old_{table}"
+        connection.exec_driver_sql(gone if kind == "table" else f"DROP INDEX {name}")
+    statements = {table: sql for table, kind, _, sql in made if kind == "table"}
+    for table in reversed(_REBUILT):
+        sql = statements[table]
+        connection.exec_driver_sql(_numbered(sql) if table in _NUMBERED else sql)
+        connection.exec_driver_sql(f"INSERT INTO {table} SELECT * FROM old_{table}")  # noqa: S608
+    for table in _REBUILT:
+        connection.exec_driver_sql(f"DROP TABLE old_{table}")
+    for sql in (sql for _, kind, _, sql in made if kind == "index"):
+        connection.exec_driver_sql(sql)
+    connection.execute(text(VISIBLE_RECORDS))
+
+
+def _numbered(statement: str) -> str:
+    """A table's CREATE statement, its key given once."""
+    [key] = re.findall(r"PRIMARY KEY \((\w+)\)", statement)
+    column = f"{key} INTEGER NOT NULL"
+    bare = re.sub(r"PRIMARY KEY \(\w+\),?\s*", "", statement)
+    return bare.replace(column, f"{column} PRIMARY KEY AUTOINCREMENT", 1)
+
+
 def _begin_generation(connection: Connection) -> None:
     connection.execute(insert(generations).values(generation=uuid.uuid4().hex))
 
@@ -237,6 +328,6 @@ def _begin_generation(connection: Connection) -> None:
 SCHEMA = Schema(
     version=versions,
     create=_create,
-    upgrades=(_know_epochs_and_kinds, _know_what_may_go),
+    upgrades=(_know_epochs_and_kinds, _know_what_may_go, _know_removals),
     lock_id=0x63617A30,
 )

@@ -64,6 +64,8 @@ class BackendSettings(BaseSettings):
     """How long chunks of an upload that is not completed are kept."""
     health_history_s: float = Field(default=30 * DAY_S, gt=0)
     """How long health reports are kept; the latest of each installation always is."""
+    stream_retention_s: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """How long uploads of a stream are shown, by the stream's name; others for ever."""
     housekeeping_interval_s: float = Field(default=60, gt=0)
     """How often rows that can go are looked for."""
     operator_token: SecretStr | None = None

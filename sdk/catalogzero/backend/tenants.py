@@ -62,7 +62,7 @@ def add_tenant(connection: Connection, name: str, at: str) -> str:
             "gives it a second key"
         )
     connection.execute(insert(tenants).values(name=name, created_at=at))
-    return _add_key(connection, _tenant_id(connection, name), at)
+    return _add_key(connection, tenant_id_of(connection, name), at)
 
 
 def rotate_key(connection: Connection, name: str, at: str) -> str:
@@ -71,7 +71,7 @@ def rotate_key(connection: Connection, name: str, at: str) -> str:
     Raises:
         ConfigError: No such tenant, or two keys are active already.
     """
-    tenant_id = _tenant_id(connection, name)
+    tenant_id = tenant_id_of(connection, name)
     active = key_ids(connection, tenant_id)
     if len(active) >= MAX_KEYS:
         raise ConfigError(
@@ -87,7 +87,7 @@ def revoke_key(connection: Connection, name: str, key_id: str) -> None:
     Raises:
         ConfigError: No such tenant, or it has no such key.
     """
-    one = (tenant_keys.c.tenant_id == _tenant_id(connection, name)) & (
+    one = (tenant_keys.c.tenant_id == tenant_id_of(connection, name)) & (
         tenant_keys.c.key_id == key_id
     )
     if connection.execute(delete(tenant_keys).where(one)).rowcount != 1:
@@ -99,6 +99,7 @@ def revoke_key(connection: Connection, name: str, key_id: str) -> None:
 def list_tenants(connection: Connection) -> list[TenantSummary]:
     """Every tenant, by name."""
     counts = select(installations.c.tenant_id, func.count()).group_by(installations.c.tenant_id)
+    counts = counts.where(installations.c.removed_at.is_(None))
     found = {row[0]: row[1] for row in connection.execute(counts)}
     return [
         TenantSummary(
@@ -160,8 +161,12 @@ def _reader(key_id: str) -> Callable[[Connection], tuple[str, Tenant] | None]:
     return read
 
 
-def _tenant_id(connection: Connection, name: str) -> int:
-    """The id of a tenant by name."""
+def tenant_id_of(connection: Connection, name: str) -> int:
+    """The id of a tenant by name.
+
+    Raises:
+        ConfigError: No such tenant.
+    """
     found = connection.scalar(select(tenants.c.tenant_id).where(tenants.c.name == name))
     if found is None:
         raise ConfigError(

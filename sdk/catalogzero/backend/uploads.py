@@ -173,7 +173,10 @@ def store_simple(
     with generations.named(connection) as generation:
         if sender is not None:
             installations.admit(connection, tenant_id, *sender, at)
-        return _store_array(connection, tenant_id, key, body, at, generation, with_hook=with_hook)
+        about = {"installation_id": None if sender is None else sender[0]}
+        return _store_array(
+            connection, tenant_id, key, body, at, generation, about, with_hook=with_hook
+        )
 
 
 def _store_array(
@@ -183,21 +186,29 @@ def _store_array(
     body: Records,
     at: str,
     generation: str,
+    about: dict[str, Any],
     *,
     with_hook: bool,
 ) -> Outcome:
     """The outcome of one array that was let in."""
-    upload_id = f"simple:{uuid.uuid4().hex if key is None else _digest(key)[:48]}"
+    upload_id = f"simple:{uuid.uuid4().hex if key is None else key_digest(key)[:48]}"
     upload = _upload(connection, tenant_id, upload_id, at, share=False)
     if upload.state == State.COMPLETE.value:
-        if _compare(connection, upload.upload_no, 0, body) is not Stored.SAME:
+        told = upload.visible and _compare(connection, upload.upload_no, 0, body)
+        if told and told is not Stored.SAME:
             raise ProblemError(Kind.KEY_REUSED, "this Idempotency-Key came with other records")
         return Outcome(Judgement.DUPLICATE, upload.job_id, 0, None, generation)
     row = {"upload_no": upload.upload_no, "seq": 0, "digest": body.digest}
     insert_new(connection, chunks, row | {"records": len(body.payloads), "stored_at": at})
     _insert_records(connection, upload.upload_no, 0, body.payloads)
     job_id = uuid.uuid4().hex
-    said = {"chunks": 1, "records": len(body.payloads), "upload_key": key, "mode": "append"}
+    said = {
+        "chunks": 1,
+        "records": len(body.payloads),
+        "upload_key": key,
+        "mode": "append",
+        **about,
+    }
     _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
     return Outcome(Judgement.ACCEPTED, job_id, 0, None, generation)
 
@@ -247,7 +258,7 @@ def _source(connection: Connection, tenant_id: int, upload: Row[Any], body: Comp
     key = {
         "tenant_id": tenant_id,
         "installation_id": body.installation_id,
-        "key_digest": _digest(body.source_key),
+        "key_digest": key_digest(body.source_key),
     }
     insert_new(connection, sources, {**key, "source_key": body.source_key})
     statement = select(sources).filter_by(**key).with_for_update()
@@ -260,7 +271,7 @@ def _visible_twin(connection: Connection, source: Row[Any], body: Complete) -> s
         select(uploads.c.job_id).where(
             uploads.c.source_id == source.source_id,
             uploads.c.visible,
-            uploads.c.key_digest == _digest(body.upload_key),
+            uploads.c.key_digest == key_digest(body.upload_key),
         )
     )
 
@@ -304,7 +315,7 @@ def _said(body: Complete, source: Row[Any]) -> dict[str, Any]:
     """The columns that a `complete` fills in."""
     said = body.model_dump(include={"upload_key", "source_seq", "mode", "chunks", "records"})
     said |= body.model_dump(include={"installation_id", "stream", "source", "entry", "version"})
-    said |= {"source_id": source.source_id, "key_digest": _digest(body.upload_key)}
+    said |= {"source_id": source.source_id, "key_digest": key_digest(body.upload_key)}
     return {**said, "params": orjson.dumps(body.params).decode()}
 
 
@@ -343,6 +354,7 @@ def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: 
     if verdict is Judgement.ACCEPTED:
         values["watermark"] = opaque_text(body.until if body.mode == "append" else None)
         values |= {"mode": body.mode, "watermark_of": body.watermark_of}
+        values |= {"removed_at": None, "removed_in": None}
         if body.full:
             values["full_seq"] = body.source_seq
     one = sources.c.source_id == source.source_id
@@ -389,6 +401,6 @@ def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\r", "\\r")
 
 
-def _digest(key: str) -> str:
+def key_digest(key: str) -> str:
     """A key's fixed-length stand-in, which an index can hold."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

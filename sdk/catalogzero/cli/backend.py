@@ -10,10 +10,12 @@ from contextlib import closing, contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from catalogzero.cli import backend_removal
+from catalogzero.cli.backend_database import DatabaseOption, backend_settings, now
 from catalogzero.cli.output import JsonFlag, print_json, print_rows
 from catalogzero.errors import ConfigError
 
@@ -34,14 +36,10 @@ UNENCRYPTED = (
 app = typer.Typer(no_args_is_help=True, help="The receiver of uploads and health reports.")
 tenants = typer.Typer(no_args_is_help=True, help="The backend's tenants and their keys.")
 app.add_typer(tenants, name="tenants")
+app.add_typer(backend_removal.installations, name="installations")
+app.add_typer(backend_removal.sources, name="sources")
+tenants.command("remove")(backend_removal.remove_tenant)
 
-Database = Annotated[
-    str | None,
-    typer.Option(
-        help="An SQLite file, or postgresql://user@host/name; else a file in the state folder.",
-        show_default=False,
-    ),
-]
 KeyFile = Annotated[
     Path | None,
     typer.Option(help="Write the key there, readable by you alone, instead of showing it."),
@@ -53,7 +51,7 @@ Name = Annotated[str, typer.Argument(help="The tenant's name.")]
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8800,
-    database: Database = None,
+    database: DatabaseOption = None,
     base_path: Annotated[str | None, typer.Option(help="Where the protocol is; else /v1.")] = None,
     operator_token_file: Annotated[
         Path | None, typer.Option(help="Holds the token that opens the fleet page.")
@@ -69,7 +67,7 @@ def serve(
     from catalogzero.backend import server
     from catalogzero.config.settings import is_loopback
 
-    settings = _settings(
+    settings = backend_settings(
         database=database, base_path=base_path, operator_token_file=operator_token_file
     )
     tls = server.load_tls(certificate, private_key)
@@ -126,7 +124,7 @@ def verify(
 
 
 @app.command()
-def restored(database: Database = None, as_json: JsonFlag = False) -> None:
+def restored(database: DatabaseOption = None, as_json: JsonFlag = False) -> None:
     """Say that the database was put back from a backup: clients send what it lacks now.
 
     Run it after each restore, before the backend is started again.
@@ -144,7 +142,7 @@ def restored(database: Database = None, as_json: JsonFlag = False) -> None:
 
 @tenants.command("add")
 def add(
-    name: Name, database: Database = None, key_file: KeyFile = None, as_json: JsonFlag = False
+    name: Name, database: DatabaseOption = None, key_file: KeyFile = None, as_json: JsonFlag = False
 ) -> None:
     """Make a tenant and show its key, this once.
 
@@ -153,13 +151,13 @@ def add(
     from catalogzero.backend.tenants import add_tenant
 
     with _writable(key_file):
-        key = _write(database, lambda connection: add_tenant(connection, name, _now()))
+        key = _write(database, lambda connection: add_tenant(connection, name, now()))
     _hand_over(name, key, key_file, as_json=as_json)
 
 
 @tenants.command("rotate")
 def rotate(
-    name: Name, database: Database = None, key_file: KeyFile = None, as_json: JsonFlag = False
+    name: Name, database: DatabaseOption = None, key_file: KeyFile = None, as_json: JsonFlag = False
 ) -> None:
     """Give a tenant a second key; both work until the old one is revoked.
 
@@ -168,7 +166,7 @@ def rotate(
     from catalogzero.backend.tenants import rotate_key
 
     with _writable(key_file):
-        key = _write(database, lambda connection: rotate_key(connection, name, _now()))
+        key = _write(database, lambda connection: rotate_key(connection, name, now()))
     _hand_over(name, key, key_file, as_json=as_json)
 
 
@@ -176,7 +174,7 @@ def rotate(
 def revoke(
     name: Name,
     key_id: Annotated[str, typer.Argument(help="As `tenants list` shows it.")],
-    database: Database = None,
+    database: DatabaseOption = None,
 ) -> None:
     """End one key of a tenant; a running backend refuses it within five seconds.
 
@@ -189,7 +187,7 @@ def revoke(
 
 
 @tenants.command("list")
-def list_all(database: Database = None, as_json: JsonFlag = False) -> None:
+def list_all(database: DatabaseOption = None, as_json: JsonFlag = False) -> None:
     """List the tenants with the ids of their keys.
 
     Example: catalogzero backend tenants list
@@ -243,24 +241,11 @@ def _show_report(report: Report) -> None:
         typer.echo(f"  {source}  {rows} rows")
 
 
-def _settings(**given: Any) -> BackendSettings:
-    """The settings: what was given, else the environment's, else the defaults."""
-    from pydantic import ValidationError
-
-    from catalogzero.backend.settings import BackendSettings
-    from catalogzero.config.settings import config_error
-
-    try:
-        return BackendSettings(**{key: value for key, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise config_error(error, where="backend settings") from None
-
-
 def _write(database: str | None, work: Callable[[Connection], T]) -> T:
     """Run `work` in one transaction of the backend's database."""
     from catalogzero.backend.store import Database
 
-    with closing(Database(_settings(database=database).database)) as store:
+    with closing(Database(backend_settings(database=database).database)) as store:
         return store.write_now(work)
 
 
@@ -334,10 +319,3 @@ def _write_key(path: Path, key: str) -> None:
             file.write(key + "\n")
     except OSError as error:
         raise _no_key_file(path, error) from None
-
-
-def _now() -> str:
-    """The time, as it is stored."""
-    from catalogzero.clock import SystemClock
-
-    return SystemClock().now().isoformat(timespec="milliseconds")

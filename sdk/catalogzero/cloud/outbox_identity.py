@@ -139,13 +139,14 @@ class OutboxIdentity(OutboxContents):
         )
         other_mode = None not in (told.mode, mode) and told.mode != mode
         lost_full = full_seq > told.full_seq and not any(one[2] for one in uploads)
+        lost_full = lost_full and not told.removed  # dropped on purpose
         chains = not lost_full and told.mode != "replace"
         at, position, mine = told.source_seq, told.watermark, seq == told.source_seq
         for upload_id, its_mode, full, its_seq, base, after, until, dead in uploads:
             if its_mode == "append":
                 stays = full or (from_text(after) == position and chains)
             else:
-                stays = base is None or at in (base, its_seq)
+                stays = told.removed or base is None or at in (base, its_seq)
             if stays:
                 at, position = its_seq, from_text(until)
                 mine = mine or upload_id == marked
@@ -166,7 +167,7 @@ class OutboxIdentity(OutboxContents):
                     key,
                 ),
             )
-        elif has_mark and not mine:
+        elif has_mark and not mine and not told.removed:
             cleared = True
             self._clear(key)
         self.execute(

@@ -109,13 +109,15 @@ class Told(_Body):
     """What a backend says of a source: what it knows beyond the rows themselves.
 
     `source_seq` is the highest one, `full_seq` that of the newest `full` upload, `mode` that of the
-    visible uploads; a source of which it knows nothing is told as this class without arguments.
+    visible uploads; `removed` says that an operator removed its rows, in this generation. A source
+    of which it knows nothing is told as this class without arguments.
     """
 
     source_seq: Count = 0
     watermark: Opaque = None
     full_seq: Count = 0
     mode: Mode | None = None
+    removed: bool = False
 
 
 class Known(_Body):
