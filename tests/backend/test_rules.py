@@ -186,7 +186,7 @@ class Completion(RuleBasedStateMachine):
     @rule(upload=UPLOADS, seq=st.integers(0, 2), content=CONTENTS)
     def put(self, upload: str, seq: int, content: str) -> None:
         """A chunk comes, perhaps again, perhaps with others' records."""
-        body = seal([f'{{"{content}":{index}}}' for index in range(ROWS[content])], LIMITS)
+        body = seal([f'{{"{content}":{index}}}'.encode() for index in range(ROWS[content])], LIMITS)
 
         stored = self.database.write_now(
             lambda c: uploads.put_chunk(c, self.tenant_id, upload, seq, body, AT)

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
+from sqlalchemy import Connection
 
 from catalogzero.backend import installations, uploads
 from catalogzero.backend.bodies import Limits, Records, decompress, parse, parse_array
@@ -42,18 +43,21 @@ from catalogzero.protocol.bodies import (
     Complete,
     HealthReport,
     Installation,
+    ModelT,
     check_digest,
     read_model,
 )
 from catalogzero.protocol.judging import Judgement
 from catalogzero.protocol.problems import Kind, ProblemError
-from catalogzero.web import body_parts, header_text, json_response, read_body, shown_token
-
-T = TypeVar("T")
+from catalogzero.web import body_parts, header_text, json_response, shown_token
 
 MAX_JSON_BYTES = 1 << 20
 MAX_REPORT_BYTES = 1 << 16
-DECODERS = 2
+ON_LOOP_BYTES = 4_096
+"""What is read on the loop's thread, where it is not packed; more is read in threads."""
+PLAIN = ("", "identity")
+DECODERS, READERS = 2, 1
+"""Threads that decode chunks, and other bodies."""
 
 
 class UploadApi:
@@ -82,6 +86,7 @@ class UploadApi:
         self._held_bytes = 0
         self._rate = RateLimit(settings.max_requests_per_s)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="backend-json")
         self.reports = GroupCommit[Report, str](
             database, installations.store_reports, clock, settings.health_commit_window_s
         )
@@ -105,6 +110,7 @@ class UploadApi:
     def close(self) -> None:
         """End the threads."""
         self._decoders.shutdown()
+        self._readers.shutdown()
 
     async def put_chunk(self, request: web.Request) -> web.Response:
         """`PUT uploads/{upload_id}/chunks/{seq}`: store one chunk's records."""
@@ -128,7 +134,7 @@ class UploadApi:
     async def complete(self, request: web.Request) -> web.Response:
         """`POST uploads/{upload_id}/complete`: make an upload visible, or say why not."""
         tenant, upload_id = await self._tenant(request), _upload_id(request)
-        body = read_model(Complete, await self._json_body(request))
+        body, _ = await self._model(request, Complete)
         at = self._now()
         outcome = await self._database.write(
             lambda connection: uploads.complete(
@@ -141,15 +147,17 @@ class UploadApi:
     async def show_upload(self, request: web.Request) -> web.Response:
         """`GET uploads/{upload_id}`: what is stored of an upload."""
         tenant, upload_id = await self._tenant(request), _upload_id(request)
-        found = await self._database.read(
-            lambda connection: uploads.progress(connection, tenant.tenant_id, upload_id)
-        )
-        if found is None:
-            raise ProblemError(Kind.NOT_FOUND, "no upload of that id is known")
-        answer = {"chunks": found.chunks, "state": found.state.value}
-        return json_response(
-            answer if found.job_id is None else {**answer, "job_id": found.job_id}, 200
-        )
+
+        def work(connection: Connection) -> web.Response:
+            found = uploads.progress(connection, tenant.tenant_id, upload_id)
+            if found is None:
+                raise ProblemError(Kind.NOT_FOUND, "no upload of that id is known")
+            answer = {"chunks": found.chunks, "state": found.state.value}
+            return json_response(
+                answer if found.job_id is None else {**answer, "job_id": found.job_id}
+            )
+
+        return await self._database.read(work)
 
     async def post_simple(self, request: web.Request) -> web.Response:
         """`POST {base}`: the simple form, one JSON array."""
@@ -180,8 +188,7 @@ class UploadApi:
     async def post_health(self, request: web.Request) -> web.Response:
         """`POST health`: one health report; answered once it is on the disk."""
         tenant = await self._tenant(request)
-        body = await self._json_body(request, MAX_REPORT_BYTES)
-        report = read_model(HealthReport, body)
+        report, body = await self._model(request, HealthReport, MAX_REPORT_BYTES)
         if KEY_PATTERN.search(report.client_id):
             raise ProblemError(
                 Kind.INVALID_REQUEST, "client_id is the installation's id, never its key"
@@ -198,16 +205,19 @@ class UploadApi:
         """`PUT installations/{installation_id}`: it says what it is, and takes the next epoch."""
         tenant = await self._tenant(request)
         installation_id = _installation_id(request.match_info["installation_id"])
-        body = read_model(Installation, await self._json_body(request))
+        body, _ = await self._model(request, Installation)
         at = self._now()
-        is_new, page = await self._database.write(
-            lambda connection: installations.register(
+
+        def work(connection: Connection) -> web.Response:
+            is_new, page = installations.register(
                 connection, tenant.tenant_id, installation_id, body, at
             )
-        )
-        if body.epoch is None:
-            return _json(201 if is_new else 200, {"sources": page.sources}, page.generation)
-        return _page(201 if is_new else 200, page)
+            status = 201 if is_new else 200
+            if body.epoch is None:
+                return _json(status, {"sources": page.sources}, page.generation)
+            return _page(status, page)
+
+        return await self._database.write(work)
 
     async def more_sources(self, request: web.Request) -> web.Response:
         """`GET installations/{installation_id}?next=…`: a further page of its sources."""
@@ -216,12 +226,12 @@ class UploadApi:
         place = request.query.get("next", "0")
         if not (place.isascii() and place.isdigit() and len(place) <= MAX_PLACE_DIGITS):
             raise ProblemError(Kind.INVALID_REQUEST, "next is what the page before it gave")
-        page = await self._database.read(
-            lambda connection: installations.page_of(
-                connection, tenant.tenant_id, installation_id, int(place)
+        return await self._database.read(
+            lambda connection: _page(
+                200,
+                installations.page_of(connection, tenant.tenant_id, installation_id, int(place)),
             )
         )
-        return _page(200, page)
 
     async def openapi(self, _: web.Request) -> web.Response:
         """`GET openapi.json`: this protocol, for machines."""
@@ -246,19 +256,22 @@ class UploadApi:
             )
         return tenant
 
-    async def _json_body(self, request: web.Request, limit: int = MAX_JSON_BYTES) -> bytes:
-        """A small body, decompressed and checked against its digest.
+    async def _model(
+        self, request: web.Request, model: type[ModelT], limit: int = MAX_JSON_BYTES
+    ) -> tuple[ModelT, bytes]:
+        """What a JSON body says, and the body decompressed; a large or packed one off the loop."""
+        coding, digest = _encoding(request), request.headers.get("Content-Digest")
 
-        What has arrived already, as most have, is taken without waiting.
-        """
-        if request.content.is_eof():
-            body = request.content.read_nowait()
-        else:
-            body = await read_body(request, limit)
-        if len(body) > limit:
-            raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
-        check_digest(body, request.headers.get("Content-Digest"))
-        return decompress(body, _encoding(request), limit)
+        def read(body: bytes) -> tuple[ModelT, bytes]:
+            check_digest(body, digest)
+            plain = decompress(body, coding, limit)
+            return read_model(model, plain), plain
+
+        async with self._body(request, limit) as body:
+            if len(body) <= ON_LOOP_BYTES and coding in PLAIN:
+                return read(body)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._readers, read, body)
 
     @asynccontextmanager
     async def _records(
@@ -268,32 +281,38 @@ class UploadApi:
 
         Without a media type it is the simple form's array.
         """
-        encoding, loop = _encoding(request), asyncio.get_running_loop()
+        coding, digest = _encoding(request), request.headers.get("Content-Digest")
+        loop = asyncio.get_running_loop()
         async with self._body(request, self._settings.max_body_bytes) as body, self._places:
             yield await loop.run_in_executor(
-                self._decoders, self._parse, body, encoding, media_type
+                self._decoders, self._parse, body, digest, coding, media_type
             )
 
     @asynccontextmanager
     async def _body(self, request: web.Request, limit: int) -> AsyncIterator[bytes]:
-        """The body as sent, at most `limit` bytes, checked against its digest.
+        """The body as sent, at most `limit` bytes; what has arrived is taken without waiting.
 
         What all requests hold at once is bounded too.
 
         Raises:
             HttpError: It is larger, or it stopped coming.
-            ProblemError: It is not what was digested, or too much is held already.
+            ProblemError: Too much is held already.
         """
         held = 0
         parts = []
         try:
+            if request.content.is_eof():
+                parts.append(request.content.read_nowait())
+                held = len(parts[0])
+                self._hold(held)
+                if held > limit:
+                    raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
             async for part in body_parts(request, limit):
                 held += len(part)
                 self._hold(len(part))
                 parts.append(part)
             body = b"".join(parts)
             parts.clear()
-            check_digest(body, request.headers.get("Content-Digest"))
             yield body
         finally:
             self._held_bytes -= held
@@ -306,11 +325,12 @@ class UploadApi:
                 Kind.UNAVAILABLE, "too much is arriving at once", headers={"Retry-After": "2"}
             )
 
-    def _parse(self, body: bytes, encoding: str, media_type: str | None) -> Records:
+    def _parse(self, body: bytes, digest: str | None, coding: str, media: str | None) -> Records:
         """The records of a body."""
-        decoded = decompress(body, encoding, self._settings.max_decoded_bytes)
-        if media_type is not None:
-            return parse(decoded, media_type, self._limits)
+        check_digest(body, digest)
+        decoded = decompress(body, coding, self._settings.max_decoded_bytes)
+        if media is not None:
+            return parse(decoded, media, self._limits)
         try:
             return parse_array(decoded, self._limits)
         except orjson.JSONEncodeError:

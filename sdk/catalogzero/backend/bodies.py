@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
+from itertools import chain, zip_longest
 from typing import Any
 
 import orjson
@@ -31,6 +32,10 @@ from catalogzero.protocol.problems import Kind, ProblemError
 
 MAX_FIELD_CHARS = 16 << 20
 PARQUET_BATCH_ROWS = 1024
+PORTION_BYTES, PORTION_ROWS = 1 << 20, 5_000
+LIGHT_BYTES = 1 << 16
+"""A record of up to so many bytes takes no memory to speak of, whatever is in it."""
+TOO_HEAVY = "too many values, or too long a text, for the memory that a body may take"
 BODY_BOUNDS = Bounds(max_frames=10_000, max_ratio=MAX_RATIO, max_window_bytes=8 << 20)
 """Of packed bodies, beside a setting's bytes; the window is the content coding's (RFC 9659)."""
 
@@ -45,9 +50,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """The records of one chunk: the JSON text of each, and a digest over them all."""
+    """The records of one chunk: the JSON text of each in UTF-8, and a digest over them all."""
 
-    payloads: list[str]
+    payloads: list[bytes]
     digest: str
 
 
@@ -81,9 +86,9 @@ def parse(decoded: bytes, media_type: str, limits: Limits) -> Records:
         ProblemError: Another format, or records that cannot be read; the line is named.
     """
     if media_type == NDJSON:
-        payloads = _ndjson(_text(decoded))
+        payloads = _ndjson(decoded, limits)
     elif media_type == CSV:
-        payloads = list(_csv(_text(decoded), limits))
+        payloads = list(_csv(decoded, limits))
     elif media_type == PARQUET:
         payloads = list(_parquet(decoded, limits))
     else:
@@ -101,6 +106,8 @@ def parse_array(decoded: bytes, limits: Limits) -> Records:
     Raises:
         ProblemError: Not that.
     """
+    if _weight(decoded) > 2 * limits.decoded_bytes:
+        raise ProblemError(Kind.TOO_LARGE, f"{TOO_HEAVY}: send it in chunks")
     try:
         values = orjson.loads(decoded)
     except orjson.JSONDecodeError as error:
@@ -110,67 +117,146 @@ def parse_array(decoded: bytes, limits: Limits) -> Records:
     for index, value in enumerate(values):
         if not isinstance(value, dict):
             raise ProblemError(Kind.REFUSED_RECORDS, f"item {index} is no JSON object")
-    return seal([orjson.dumps(value).decode() for value in values], limits)
+    return seal([orjson.dumps(value) for value in values], limits)
 
 
-def seal(payloads: list[str], limits: Limits) -> Records:
+def seal(payloads: list[bytes], limits: Limits) -> Records:
     """The records with their digest, if there are not too many."""
     if len(payloads) > limits.records:
-        raise ProblemError(Kind.TOO_LARGE, f"more than {limits.records} records in one chunk")
-    return Records(payloads, hashlib.sha256("\n".join(payloads).encode()).hexdigest())
+        raise _too_many(limits)
+    digest, between = hashlib.sha256(), b""
+    for _, some in portions(payloads):
+        digest.update(between + b"\n".join(some))
+        between = b"\n"
+    return Records(payloads, digest.hexdigest())
 
 
-def same_records(left: Iterable[str], right: Iterable[str]) -> bool:
+def portions(payloads: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """Some records after the other, each time of `PORTION_BYTES` or one; where each begins."""
+    start, size = 0, 0
+    for index, payload in enumerate(payloads):
+        if index > start and (size + len(payload) > PORTION_BYTES or index - start == PORTION_ROWS):
+            yield start, payloads[start:index]
+            start, size = index, 0
+        size += len(payload)
+    if payloads:
+        yield start, payloads[start:]
+
+
+def same_records(left: Iterable[str], right: Iterable[bytes]) -> bool:
     """Whether two lists of JSON texts hold equal values, however they are spelled."""
-    return [orjson.loads(text) for text in left] == [orjson.loads(text) for text in right]
+    pairs = zip_longest(left, right, fillvalue=b"null")
+    return all(orjson.loads(one) == orjson.loads(other) for one, other in pairs)
 
 
-def _text(decoded: bytes) -> str:
-    """The body as text."""
-    try:
-        return decoded.decode()
-    except UnicodeDecodeError as error:
-        raise ProblemError(
-            Kind.REFUSED_RECORDS, f"the body is not UTF-8 at byte {error.start}"
-        ) from None
+def _weight(text: bytes) -> int:
+    """At least the bytes that a text may take as objects of Python: an empty one takes 64."""
+    objects = 230 * text.count(b"{") + 64 * (text.count(b"[") + text.count(b","))
+    return objects + len(text) * (1 if text.isascii() else 4) + text.count(b"\\")
 
 
-def _ndjson(text: str) -> list[str]:
+def _check_weight(text: bytes, limits: Limits, number: int) -> None:
+    """Refuse a record that takes more memory, once it is read, than a whole body may have."""
+    if len(text) > LIGHT_BYTES and _weight(text) > limits.decoded_bytes:
+        raise ProblemError(Kind.TOO_LARGE, f"record {number}: {TOO_HEAVY}")
+
+
+def _too_many(limits: Limits) -> ProblemError:
+    return ProblemError(Kind.TOO_LARGE, f"more than {limits.records} records in one chunk")
+
+
+def _ndjson(body: bytes, limits: Limits) -> list[bytes]:
     """One JSON object a line; empty lines are passed over."""
-    payloads = [line for line in text.split("\n") if line and not line.isspace()]
+    payloads: list[bytes] = []
     loads = orjson.loads
-    try:
-        for number, line in enumerate(payloads, 1):
-            if type(loads(line)) is not dict:
+    for line in io.BytesIO(body):
+        if line.isspace():
+            continue
+        number = len(payloads) + 1
+        if number > limits.records:
+            raise _too_many(limits)
+        payload = line.removesuffix(b"\n")
+        _check_weight(payload, limits, number)
+        try:
+            if type(loads(payload)) is not dict:
                 raise ProblemError(Kind.REFUSED_RECORDS, f"record {number} is no JSON object")
-    except orjson.JSONDecodeError as error:
-        raise ProblemError(
-            Kind.REFUSED_RECORDS, f"record {number} is no JSON: {error.msg}"
-        ) from None
+        except orjson.JSONDecodeError as error:
+            _check_text(payload, number)
+            raise ProblemError(
+                Kind.REFUSED_RECORDS, f"record {number} is no JSON: {error.msg}"
+            ) from None
+        payloads.append(payload)
     return payloads
 
 
-def _csv(text: str, limits: Limits) -> Iterator[str]:
+def _check_text(payload: bytes, number: int) -> None:
+    """Refuse what is no UTF-8."""
+    try:
+        payload.decode()
+    except UnicodeDecodeError as error:
+        raise ProblemError(
+            Kind.REFUSED_RECORDS, f"record {number} is not UTF-8 at byte {error.start}"
+        ) from None
+
+
+def _csv(body: bytes, limits: Limits) -> Iterator[bytes]:
     """Rows under a header; every value is a string."""
     csv.field_size_limit(MAX_FIELD_CHARS)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = _Lines(body, limits)
+    reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
-        for number, row in enumerate(filter(None, reader), 1):
+        for row in reader:
+            lines.row_ended()
+            if not row:
+                continue
+            number = lines.rows
             if len(row) != len(header):
                 raise ProblemError(
                     Kind.REFUSED_RECORDS, f"record {number} has not as many fields as the header"
                 )
             if number > limits.records:
-                raise ProblemError(Kind.TOO_LARGE, f"more than {limits.records} records")
-            yield orjson.dumps(dict(zip(header, row, strict=True))).decode()
+                raise _too_many(limits)
+            lines.rows += 1
+            yield orjson.dumps(dict(zip(header, row, strict=True)))
     except csv.Error as error:
         raise ProblemError(
             Kind.REFUSED_RECORDS, f"line {reader.line_num} is no CSV: {error}"
         ) from None
 
 
-def _parquet(decoded: bytes, limits: Limits) -> Iterator[str]:
+class _Lines:
+    """The lines of a CSV body as text, as long as those of one row are not too much together."""
+
+    def __init__(self, body: bytes, limits: Limits) -> None:
+        parts = (line.splitlines(keepends=True) for line in io.BytesIO(body))
+        self._lines, self._limits = chain.from_iterable(parts), limits
+        self._size = self._weight = 0
+        self.rows = 1
+
+    def row_ended(self) -> None:
+        """The next line begins another row."""
+        self._size = self._weight = 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._size += len(line)
+        if self._size > LIGHT_BYTES:
+            self._weight += _weight(line)
+            if self._weight > self._limits.decoded_bytes:
+                raise ProblemError(Kind.TOO_LARGE, f"record {self.rows}: {TOO_HEAVY}")
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            raise ProblemError(
+                Kind.REFUSED_RECORDS, f"record {self.rows} is not UTF-8 at byte {error.start}"
+            ) from None
+
+
+def _parquet(decoded: bytes, limits: Limits) -> Iterator[bytes]:
     """The rows of a Parquet file; bytes as base64, times as ISO 8601, decimals as strings."""
     try:
         import pyarrow
@@ -182,13 +268,16 @@ def _parquet(decoded: bytes, limits: Limits) -> Iterator[str]:
     size = count = 0
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(decoded))
+        groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
+        if max((group.total_byte_size for group in groups), default=0) > limits.decoded_bytes:
+            raise ProblemError(Kind.TOO_LARGE, "the Parquet file has a row group that is too large")
         for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
             size += batch.nbytes
             count += batch.num_rows
             if size > limits.decoded_bytes or count > limits.records:
                 raise ProblemError(Kind.TOO_LARGE, "the Parquet file holds too much")
             for row in batch.to_pylist():
-                yield orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS).decode()
+                yield orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS)
     except (pyarrow.ArrowException, OSError, TypeError, UnicodeError) as error:
         raise ProblemError(
             Kind.REFUSED_RECORDS, f"no readable Parquet file: {type(error).__name__}"

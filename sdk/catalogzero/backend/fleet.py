@@ -85,8 +85,14 @@ class FleetPages:
         """`GET /`: the fleet as a page."""
         self._guard.check(request)
         now = self._clock.now()
-        fleet = await self._database.read(lambda connection: read_fleet(connection, now))
-        html = self._page.substitute(
+        html = await self._database.read(
+            lambda connection: self._html(read_fleet(connection, now), now)
+        )
+        return web.Response(text=html, content_type="text/html", headers=NOT_KEPT)
+
+    def _html(self, fleet: list[FleetRow], now: datetime) -> str:
+        """The page."""
+        return self._page.substitute(
             head="".join(_head_cell(title) for title in COLUMNS),
             body="\n".join(_table_row(row, now) for row in fleet),
             states="".join(f"<option>{state}</option>" for state in STATES),
@@ -95,14 +101,17 @@ class FleetPages:
             none="hidden" if fleet else "",
             empty="Nothing fits." if fleet else "No installation has been heard from yet.",
         )
-        return web.Response(text=html, content_type="text/html", headers=NOT_KEPT)
 
     async def rows(self, request: web.Request) -> web.Response:
         """`GET /fleet.json`: the same rows."""
         self._guard.check(request)
         now = self._clock.now()
-        fleet = await self._database.read(lambda connection: read_fleet(connection, now))
-        return json_response({"installations": [asdict(row) for row in fleet]}, headers=NOT_KEPT)
+
+        def read(connection: Connection) -> web.Response:
+            fleet = [asdict(row) for row in read_fleet(connection, now)]
+            return json_response({"installations": fleet}, headers=NOT_KEPT)
+
+        return await self._database.read(read)
 
 
 def read_fleet(connection: Connection, now: datetime) -> list[FleetRow]:
