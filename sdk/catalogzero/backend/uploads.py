@@ -310,7 +310,7 @@ def _hide_older(connection: Connection, source: Row[Any], body: Complete, at: st
 
 def hide(connection: Connection, which: ColumnElement[bool], at: str) -> int:
     """Take uploads out of sight, for good: their rows may go from now on; how many they are."""
-    hidden = {"visible": False, "clear_since": at, "hook_due_at": None}
+    hidden = {"visible": False, "clear_since": at, "hook_due_at": None, "hook_failed_at": None}
     return connection.execute(update(uploads).where(which).values(**hidden)).rowcount
 
 
