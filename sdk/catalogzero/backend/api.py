@@ -19,11 +19,13 @@ import orjson
 from aiohttp import web
 
 from catalogzero.backend import installations, uploads
+from catalogzero.backend.access_log import TENANT
 from catalogzero.backend.bodies import Limits, Records, decompress, parse, parse_array
 from catalogzero.backend.group_commit import GroupCommit
-from catalogzero.backend.installations import Report
+from catalogzero.backend.observe import ROWS
 from catalogzero.backend.openapi import document
 from catalogzero.backend.rate import RateLimit, retry_after
+from catalogzero.backend.reports import Report, store_reports
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
 from catalogzero.backend.tenants import KEY_PATTERN, KeyRing, Tenant
@@ -83,7 +85,7 @@ class UploadApi:
         self._rate = RateLimit(settings.max_requests_per_s)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
         self.reports = GroupCommit[Report, str](
-            database, installations.store_reports, clock, settings.health_commit_window_s
+            database, store_reports, clock, settings.health_commit_window_s
         )
 
     def routes(self) -> list[web.RouteDef]:
@@ -117,6 +119,8 @@ class UploadApi:
                     connection, tenant.tenant_id, upload_id, seq, records, at
                 )
             )
+        if stored is Stored.NEW:
+            request[ROWS] = len(records.payloads)
         if stored is Stored.DIFFERENT:
             raise ProblemError(Kind.CHUNK_DIFFERS, f"chunk {seq} is stored with other records")
         if stored is Stored.FINISHED:
@@ -174,6 +178,7 @@ class UploadApi:
         if outcome.verdict is Judgement.DUPLICATE:
             answer = {"job_id": outcome.job_id, "duplicate": True}
             return _json(200, answer, outcome.generation)
+        request[ROWS] = len(records.payloads)
         self._announce(outcome)
         return _json(201, {"job_id": outcome.job_id}, outcome.generation)
 
@@ -237,6 +242,7 @@ class UploadApi:
                 "send a key of this backend: Authorization: Bearer czk_…",
                 headers={"WWW-Authenticate": 'Bearer realm="catalogzero"'},
             )
+        request[TENANT] = tenant.name
         wait_s = self._rate.wait_s(tenant.tenant_id, self._clock.monotonic())
         if wait_s:
             raise ProblemError(

@@ -22,9 +22,11 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from structlog.typing import FilteringBoundLogger
 
+from catalogzero.backend.access_log import access_logger
 from catalogzero.backend.api import UploadApi
 from catalogzero.backend.delivery import Delivery, Hook
-from catalogzero.backend.fleet import FleetPages
+from catalogzero.backend.figures import Figures
+from catalogzero.backend.fleet_pages import FleetPages
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.observe import Observation
 from catalogzero.backend.settings import BackendSettings
@@ -73,10 +75,11 @@ def create_app(
         basic=True,
         missing="this is the operator's side: send the operator token",
     )
-    observation, fleet = Observation(guard, database), FleetPages(guard, database, clock)
-    app = edge_application(
-        _answer, log, outer=[observation.counter()], meaning=partial(_meaning, log)
-    )
+    figures = Figures(database, clock, log)
+    observation = Observation(guard, database, figures, clock)
+    fleet = FleetPages(guard, database, clock)
+    outer = [access_logger(log, enabled=settings.access_log), observation.counter()]
+    app = edge_application(_answer, log, outer=outer, meaning=partial(_meaning, log))
     app.add_routes([*api.routes(), *fleet.routes(), *observation.routes()])
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
@@ -85,6 +88,7 @@ def create_app(
             undo.callback(api.close)
             undo.push_async_callback(api.reports.flush)
             await _start(undo, api.reports.run())
+            await _start(undo, figures.run())
             await _start(undo, Housekeeping(settings, database, clock, log).run())
             if delivery:
                 await _start(undo, delivery.run())

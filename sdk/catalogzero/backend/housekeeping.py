@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, select, update
 from structlog.typing import FilteringBoundLogger
 
+from catalogzero.backend.hours import prune_hours
 from catalogzero.backend.schema import chunks, health_reports, records, uploads
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
@@ -54,6 +55,7 @@ class Housekeeping:
             lambda connection: expire_chunk(connection, unfinished),
             lambda connection: forget_empty(connection, unfinished),
             lambda connection: prune_health(connection, history),
+            lambda connection: prune_hours(connection, history),
         ]
         for step in steps:
             while await self._database.write(step):

@@ -7,13 +7,16 @@ ISO 8601 text in UTC (they sort as text); opaque values are JSON text.
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
     Connection,
+    Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -21,11 +24,17 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     false,
     insert,
+    literal,
+    select,
     text,
+    tuple_,
+    update,
 )
 
+from catalogzero.backend.report_columns import read_report
 from catalogzero.sql.engines import Schema
 
 metadata = MetaData()
@@ -73,8 +82,40 @@ installations = Table(
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     Column("epoch_at", String(40)),
     Column("epoch_nonces", Text, nullable=False, server_default=text("'[]'")),
+    Column("seen_s", BigInteger, nullable=False, server_default=text("0")),
+    Column("patience_s", BigInteger, nullable=False, server_default=text("86400")),
+    Column("status", String(8), nullable=False, server_default=text("'unknown'")),
+    Column("reasons", Text, nullable=False, server_default=text("''")),
+    Column("waiting", BigInteger),
+    Column("waiting_bytes", BigInteger),
+    Column("oldest_age_s", Float),
+    Column("dead", BigInteger),
+    Column("missing", BigInteger),
+    Column("labels", Text, nullable=False, server_default=text("'{}'")),
     sqlite_with_rowid=False,
 )
+
+installation_hours = Table(
+    "installation_hours",
+    metadata,
+    Column("tenant_id", _Key, primary_key=True, autoincrement=False),
+    Column("installation_id", String(200), primary_key=True),
+    Column("hour", String(13), primary_key=True),
+    Column("ok", BigInteger, nullable=False, server_default=text("0")),
+    Column("degraded", BigInteger, nullable=False, server_default=text("0")),
+    Column("failing", BigInteger, nullable=False, server_default=text("0")),
+    Column("waiting", BigInteger, nullable=False, server_default=text("0")),
+    Column("dead", BigInteger, nullable=False, server_default=text("0")),
+    Column("uploads", BigInteger, nullable=False, server_default=text("0")),
+    Column("records", BigInteger, nullable=False, server_default=text("0")),
+    ForeignKeyConstraint(
+        ["tenant_id", "installation_id"],
+        ["installations.tenant_id", "installations.installation_id"],
+        ondelete="CASCADE",
+    ),
+    sqlite_with_rowid=False,
+)
+Index("hours_by_time", installation_hours.c.hour)
 
 sources = Table(
     "sources",
@@ -122,6 +163,7 @@ uploads = Table(
     UniqueConstraint("tenant_id", "upload_id"),
 )
 Index("uploads_of_source", uploads.c.source_id, uploads.c.visible, uploads.c.key_digest)
+Index("uploads_of_installation", uploads.c.tenant_id, uploads.c.installation_id, uploads.c.ended_at)
 Index("uploads_by_hook", uploads.c.hook_due_at)
 Index("uploads_by_state", uploads.c.state, uploads.c.visible, uploads.c.rows_gone)
 
@@ -199,10 +241,54 @@ def _know_epochs_and_kinds(connection: Connection) -> None:
     _begin_generation(connection)
 
 
+_FLEET_COLUMNS = (
+    ("seen_s", "BIGINT DEFAULT 0 NOT NULL"),
+    ("patience_s", "BIGINT DEFAULT 86400 NOT NULL"),
+    ("status", "VARCHAR(8) DEFAULT 'unknown' NOT NULL"),
+    ("reasons", "TEXT DEFAULT '' NOT NULL"),
+    ("waiting", "BIGINT"),
+    ("waiting_bytes", "BIGINT"),
+    ("oldest_age_s", "FLOAT"),
+    ("dead", "BIGINT"),
+    ("missing", "BIGINT"),
+    ("labels", "TEXT DEFAULT '{}' NOT NULL"),
+)
+
+
+def _know_the_fleet(connection: Connection) -> None:
+    """What the fleet pages find, sort and count by, out of the last report of each installation."""
+    for name, kind in _FLEET_COLUMNS:
+        connection.execute(text(f"ALTER TABLE installations ADD COLUMN {name} {kind}"))
+    installation_hours.create(connection)
+    connection.execute(
+        text(
+            "CREATE INDEX uploads_of_installation ON uploads (tenant_id, installation_id, ended_at)"
+        )
+    )
+    one = [installations.c.tenant_id, installations.c.installation_id]
+    said = select(*one, installations.c.last_seen_at, installations.c.health_report)
+    above: tuple[int, str] = (-1, "")
+    while True:
+        further = tuple_(*one) > tuple_(*(literal(part) for part in above))
+        rows = connection.execute(said.where(further).order_by(*one).limit(1_000)).all()
+        for row in rows:
+            above = (row.tenant_id, row.installation_id)
+            seen_s = int(datetime.fromisoformat(row.last_seen_at).timestamp())
+            found = read_report(row.health_report) if row.health_report else {}
+            values = {**found, "seen_s": seen_s}
+            which = and_(*(column == part for column, part in zip(one, above, strict=True)))
+            connection.execute(update(installations).where(which).values(**values))
+        if not rows:
+            return
+
+
 def _begin_generation(connection: Connection) -> None:
     connection.execute(insert(generations).values(generation=uuid.uuid4().hex))
 
 
 SCHEMA = Schema(
-    version=versions, create=_create, upgrades=(_know_epochs_and_kinds,), lock_id=0x63617A30
+    version=versions,
+    create=_create,
+    upgrades=(_know_epochs_and_kinds, _know_the_fleet),
+    lock_id=0x63617A30,
 )

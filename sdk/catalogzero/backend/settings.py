@@ -66,6 +66,8 @@ class BackendSettings(BaseSettings):
     """How long health reports are kept; the latest of each installation always is."""
     housekeeping_interval_s: float = Field(default=60, gt=0)
     """How often rows that can go are looked for."""
+    access_log: bool = True
+    """A line in the log for each request; health probes and scrapes that succeed are left out."""
     operator_token: SecretStr | None = None
     """Opens the fleet page and `/metrics` (Bearer, or the password of Basic authentication)."""
     operator_token_file: Path | None = None

@@ -19,7 +19,7 @@ import orjson
 from sqlalchemy import Connection, Row, func, select, update
 from sqlalchemy.sql import Select
 
-from catalogzero.backend import generations, installations
+from catalogzero.backend import generations, hours, installations
 from catalogzero.backend.bodies import Records, same_records
 from catalogzero.backend.schema import chunks, records, sources, uploads
 from catalogzero.backend.store import insert_new
@@ -140,7 +140,7 @@ def _judged(
         _hide_older(connection, source, body)
         said = _said(body, source)
         _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
-        installations.seen(connection, tenant_id, body.installation_id, at, last_upload_at=at)
+        _note(connection, tenant_id, body.installation_id, body.records, at)
     elif verdict is Judgement.SUPERSEDED:
         _end(connection, upload.upload_no, _said(body, source), at)
     highest = _advance(connection, source, body, verdict)
@@ -173,7 +173,28 @@ def store_simple(
     with generations.named(connection) as generation:
         if sender is not None:
             installations.admit(connection, tenant_id, *sender, at)
-        return _store_array(connection, tenant_id, key, body, at, generation, with_hook=with_hook)
+        installation_id = None if sender is None else sender[0]
+        outcome = _store_array(
+            connection,
+            tenant_id,
+            key,
+            body,
+            at,
+            generation,
+            installation_id=installation_id,
+            with_hook=with_hook,
+        )
+        if outcome.verdict is Judgement.ACCEPTED and installation_id is not None:
+            _note(connection, tenant_id, installation_id, len(body.payloads), at)
+        return outcome
+
+
+def _note(
+    connection: Connection, tenant_id: int, installation_id: str, records: int, at: str
+) -> None:
+    """An upload of an installation became visible: what its page shows of that."""
+    installations.seen(connection, tenant_id, installation_id, at, last_upload_at=at)
+    hours.add_upload(connection, tenant_id, installation_id, records, at)
 
 
 def _store_array(
@@ -184,6 +205,7 @@ def _store_array(
     at: str,
     generation: str,
     *,
+    installation_id: str | None,
     with_hook: bool,
 ) -> Outcome:
     """The outcome of one array that was let in."""
@@ -198,6 +220,7 @@ def _store_array(
     _insert_records(connection, upload.upload_no, 0, body.payloads)
     job_id = uuid.uuid4().hex
     said = {"chunks": 1, "records": len(body.payloads), "upload_key": key, "mode": "append"}
+    said["installation_id"] = installation_id
     _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
     return Outcome(Judgement.ACCEPTED, job_id, 0, None, generation)
 
