@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from catalogzero.backend import installations, uploads
+from catalogzero.backend import api, installations, uploads
 from catalogzero.backend.conformance.suite import Report, verify
 from catalogzero.backend.server import serving
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
@@ -156,7 +157,7 @@ async def test_a_rule_of_identity_that_is_taken_out_is_found(
 
         monkeypatch.setattr(installations, "page_of", lossy)
     elif rule == "two generations":
-        monkeypatch.setattr(installations, "store_reports", lambda *_: "another")
+        monkeypatch.setattr(api, "store_reports", lambda *_: defaultdict(lambda: "another"))
     else:
 
         def same(claim: Claim, standing: Standing) -> Judgement:

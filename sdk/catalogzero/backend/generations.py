@@ -23,6 +23,11 @@ def current(connection: Connection) -> str:
     return str(connection.execute(select(generations.c.generation)).scalar_one())
 
 
+def of(connection: Connection, own: str) -> str:
+    """The generation of an installation, which may have one of its own within the backend's."""
+    return f"{current(connection)}.{own}" if own else current(connection)
+
+
 def renew(connection: Connection) -> str:
     """Begin another generation, and give it."""
     made = uuid.uuid4().hex
@@ -32,11 +37,10 @@ def renew(connection: Connection) -> str:
 
 
 @contextmanager
-def named(connection: Connection) -> Iterator[str]:
-    """The generation of what is answered here; a refusal names it too."""
-    generation = current(connection)
+def named(generation: str) -> Iterator[None]:
+    """What is answered here is of this generation: a refusal names it too."""
     try:
-        yield generation
+        yield
     except ProblemError as error:
         error.headers[GENERATION] = generation
         raise
