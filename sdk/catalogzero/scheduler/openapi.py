@@ -116,7 +116,6 @@ PUT = object_schema(
 )
 CLOCK_STEP = object_schema(seen_at=TIME, step_s=_or_null(NUMBER), schedules=WHOLE)
 OF_ONE = ((404,), [JOB_ID])
-OF_MOVING = ((404, 409), [JOB_ID])
 OPERATIONS = {
     "POST /api/schedule": Operation(
         "addSchedule",
