@@ -36,7 +36,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
 from apscheduler.schedulers.background import BackgroundScheduler
 from catalogzero import Handler
-from catalogzero.scheduler.rows import schedule_row
+from catalogzero.scheduler.models import schedule_row
 from catalogzero.scheduler.schema import metadata, schedules
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.scheduler.store import Store
@@ -132,7 +132,7 @@ async def _burst(server: SchedulerServer, api: httpx.AsyncClient, due: int) -> f
         await runner.clock.sleep(0.05)
     newest = runner.history.newest
     records, _ = await runner.read(newest, {"status": "success"}, due)
-    ends = [datetime.fromisoformat(record["completed_at"]) for record in records]
+    ends = [datetime.fromisoformat(record["completed_at"] or "") for record in records]
     assert len({record["job_id"] for record in records}) == len(records) == due
     return due / (max(ends) - first).total_seconds()
 

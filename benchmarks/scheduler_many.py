@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from catalogzero.scheduler.history import History
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.store import CLAIM_LIMIT, Store
 from sqlalchemy import text
 
@@ -80,7 +80,7 @@ def crowd(postgresql: str | None, due: int, schedulers: int) -> dict[str, float]
         commits = _commits(store) - before
         records, _ = history.newest({"status": "success"}, due)
         assert len({record["job_id"] for record in records}) == len(records) == due
-        ends = [datetime.fromisoformat(record["completed_at"]) for record in records]
+        ends = [datetime.fromisoformat(record["completed_at"] or "") for record in records]
         rate = due / (max(ends) - first).total_seconds()
         calls, owners = _calls_and_owners(store)
     found = {"runs_per_s": rate, "commits_a_run": commits / due, "calls_a_run": calls / due}

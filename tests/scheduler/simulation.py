@@ -7,9 +7,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 from catalogzero.clock import Timer
 from catalogzero.scheduler.history import History
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import Schedule
 from catalogzero.scheduler.triggers import parse_trigger
@@ -70,5 +71,6 @@ def end(store: Store, one: Execution, status: str = "success") -> bool:
 
 
 def records(store: Store, **filters: str) -> list[dict[str, Any]]:
-    """Every record, oldest first."""
-    return History(store).newest(filters, 1_000_000)[0][::-1]
+    """Every record, oldest first, as JSON shows it."""
+    found, _ = History(store).newest(filters, 1_000_000)
+    return [orjson.loads(orjson.dumps(record)) for record in found[::-1]]

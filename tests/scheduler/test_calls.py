@@ -16,7 +16,7 @@ import pytest
 from catalogzero import HandlerClient
 from catalogzero.config.settings import MAX_MESSAGE_BYTES
 from catalogzero.scheduler.calls import Room, judge
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
 from catalogzero.wire.messages import Reply, plain_result

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import from_us
 from catalogzero.scheduler.triggers import make_trigger, parse_trigger

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from catalogzero.clock import SystemClock
 from catalogzero.scheduler.history import History, Purged
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import Schedule, from_us
@@ -95,10 +95,10 @@ def test_the_step_is_seen_once_and_says_how_far_and_how_many(store: Store, clock
 
     assert (begun, on_time, slewed, again) == (None, None, None, None)
     assert back is not None
-    assert (back.seen_at, back.schedules) == (RIGHT.isoformat(), 3)
-    assert back.step_s == pytest.approx((RIGHT - WRONG).total_seconds(), abs=4_000)
+    assert (back["seen_at"], back["schedules"]) == (RIGHT.isoformat(), 3)
+    assert back["step_s"] == pytest.approx((RIGHT - WRONG).total_seconds(), abs=4_000)
     assert ahead is not None
-    assert (ahead.step_s, ahead.schedules) == (60.0, 0)
+    assert (ahead["step_s"], ahead["schedules"]) == (60.0, 0)
 
 
 def test_a_restart_after_the_clock_was_set_right_brings_schedules_forward(
@@ -115,7 +115,7 @@ def test_a_restart_after_the_clock_was_set_right_brings_schedules_forward(
     restarted.pause_schedule("rests", False)
 
     assert step is not None
-    assert step.step_s is None
+    assert step["step_s"] is None
     next_times = {one.job_id: from_us(one.tick_us or 0) for one in restarted.list_schedules()}
     assert next_times == {
         "nightly": datetime(2026, 11, 29, 1, tzinfo=UTC),

@@ -19,7 +19,7 @@ import structlog
 from catalogzero.scheduler import history as history_module
 from catalogzero.scheduler import runner as runner_module
 from catalogzero.scheduler.history import FILTERS, History, Purged
-from catalogzero.scheduler.rows import Execution, schedule_row
+from catalogzero.scheduler.models import Execution, schedule_row
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.schema import schedules
 from catalogzero.scheduler.store import CLAIM_LIMIT, Store

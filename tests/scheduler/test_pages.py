@@ -318,7 +318,7 @@ async def test_the_document_describes_every_path_and_method(
 ) -> None:
     async with httpx.AsyncClient(base_url=sqlite_scheduler.url) as client:
         document = (await client.get("/api/openapi.json")).json()
-    app = Api(sqlite_scheduler.runner, None, {}).application()  # type: ignore[arg-type]
+    app = Api(sqlite_scheduler.runner, None, {}).application()  # type: ignore[arg-type, typeddict-item]
 
     routes = {
         (route.method.lower(), str(route.resource.canonical))

@@ -16,7 +16,7 @@ import pytest
 from catalogzero.errors import ConfigError, UnreachableError
 from catalogzero.scheduler import schema
 from catalogzero.scheduler.history import History, Purged
-from catalogzero.scheduler.rows import MAX_RESULT_BYTES, Execution
+from catalogzero.scheduler.models import MAX_RESULT_BYTES, Execution
 from catalogzero.scheduler.store import Store
 from sqlalchemy import event, text
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from catalogzero.scheduler.rows import Execution
+from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import from_us, to_us
 

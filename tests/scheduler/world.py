@@ -16,7 +16,7 @@ from typing import Any
 from catalogzero.clock import Clock
 from catalogzero.errors import CallTimeoutError, UnreachableError
 from catalogzero.scheduler.calls import CallSettings, Driver, Links
-from catalogzero.scheduler.rows import Execution, Handler
+from catalogzero.scheduler.models import Execution, Handler
 from catalogzero.testing import ManualClock
 from catalogzero.wire.messages import Reply, StartBy
 

@@ -25,7 +25,7 @@ from catalogzero.protocol.bodies import (
 from catalogzero.protocol.bodies import EPOCH as EPOCH_HEADER
 from catalogzero.protocol.bodies import INSTALLATION as INSTALLATION_HEADER
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE, Kind
-from catalogzero.web import Operation, model_schema, object_schema, openapi_document, parameter
+from catalogzero.web import Operation, object_schema, openapi_document, parameter, type_schema
 
 COMMON = (400, 401, 408, 413, 415, 429, 500, 503)
 MEANINGS = {
@@ -49,7 +49,7 @@ JOB = {
 RECORDS = {"type": "array", "items": {"type": "object"}}
 SUPERSEDED = object_schema(superseded={"const": True}, source_seq=WHOLE)
 CHUNK = object_schema(seq=WHOLE, records=WHOLE)
-KNOWN = model_schema(Known)
+KNOWN = type_schema(Known)
 KNOWN["properties"]["sources"] = {"type": "object", "additionalProperties": WHOLE}
 NUMBERS = object_schema(sources=KNOWN["properties"]["sources"])
 STORED = object_schema(chunks=WHOLES, state={"enum": ["open", "complete", "superseded"]})
@@ -86,7 +86,7 @@ OPERATIONS = {
         {201: JOB, 200: {"anyOf": [SUPERSEDED, JOB]}},
         (409, 422),
         [UPLOAD],
-        model_schema(Complete),
+        type_schema(Complete),
     ),
     "GET /uploads/{upload_id}": Operation(
         "showUpload", "What is stored of an upload", {200: STORED}, (404,), [UPLOAD]
@@ -97,7 +97,7 @@ OPERATIONS = {
         {status: {"anyOf": [KNOWN, NUMBERS]} for status in (201, 200)},
         (404, 409),
         [INSTALLATION],
-        model_schema(Installation),
+        type_schema(Installation),
     ),
     "GET /installations/{installation_id}": Operation(
         "showSources",
@@ -107,7 +107,7 @@ OPERATIONS = {
         [INSTALLATION, NEXT],
     ),
     "POST /health": Operation(
-        "postHealth", "A health report", {200: SEEN}, body=model_schema(HealthReport)
+        "postHealth", "A health report", {200: SEEN}, body=type_schema(HealthReport)
     ),
     "POST /": Operation(
         "postRecords",

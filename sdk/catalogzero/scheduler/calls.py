@@ -32,7 +32,7 @@ from catalogzero.errors import (
     CatalogZeroError,
     UnreachableError,
 )
-from catalogzero.scheduler.rows import Execution, Handler
+from catalogzero.scheduler.models import Execution, Handler
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
 from catalogzero.wire.messages import (
     MAX_CALL_BYTES,

@@ -21,19 +21,17 @@ from sqlalchemy import (
     select,
 )
 
+from catalogzero.scheduler.answers import ExecutionRecord, HandlerCounts, Stats, TickSpan
 from catalogzero.scheduler.schema import FORGOTTEN, IS_FAILED, counts, executions, schedules
 from catalogzero.scheduler.statements import IS_FINAL, Tally, is_open
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import iso_of, seconds_us
-from catalogzero.wire.messages import parse_json
+from catalogzero.wire.messages import JsonObject, parse_json
 
 PURGE_LIMIT = 2_000
 LOOK_LIMIT = 20_000
 SUMMARY_PARAMS = 5
 SUMMARY_CHARS = 50
-SAME = ("execution_id", "job_id", "handler_id", "status", "late", "error", "max_attempts")
-"""What the API calls as the table does."""
-
 FILTERS = {
     "job_id": executions.c.job_id,
     "status": executions.c.status,
@@ -66,12 +64,12 @@ class History:
         before: int | None = None,
         *,
         failed: bool = False,
-    ) -> tuple[list[dict[str, Any]], int | None]:
-        """Records, newest first, and the cursor of the next page (None: there is none).
+    ) -> tuple[list[ExecutionRecord], int | None]:
+        """Records, newest first, and the cursor of the next page (None on the last).
 
         Args:
             filters: Values by name of `FILTERS`; they combine.
-            limit: At most so many.
+            limit: The most records of a page.
             before: The cursor of an earlier answer.
         """
         names = sorted(filters, key=[*FILTERS].index)
@@ -82,24 +80,24 @@ class History:
             wanted.append(executions.c.seq < before)
         with self._store.reading() as c:
             if len(names) > 1:
-                seqs, end = _look(c, names, filters, before, limit + 1)
+                seqs, end = look_for(c, names, filters, before, limit + 1)
                 wanted = [executions.c.seq.in_(seqs)]
             query = select(executions).where(*wanted).order_by(executions.c.seq.desc())
             rows = c.execute(query.limit(limit + 1)).mappings().all()
         more = rows[limit - 1]["seq"] if len(rows) > limit > 0 else end
         return [record_of(row) for row in rows[:limit]], more
 
-    def errors(self, limit: int) -> list[dict[str, Any]]:
+    def errors(self, limit: int) -> list[ExecutionRecord]:
         """Records of what counts as an error, newest first."""
         query = select(executions).where(IS_FAILED).order_by(executions.c.seq.desc())
         return self._store.all_of(query.limit(limit), record_of)
 
-    def find(self, execution_id: str) -> dict[str, Any] | None:
+    def find(self, execution_id: str) -> ExecutionRecord | None:
         """One record."""
         mine = select(executions).where(executions.c.execution_id == execution_id)
         return next(iter(self._store.all_of(mine, record_of)), None)
 
-    def last_of(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    def last_of(self, job_ids: Sequence[str]) -> dict[str, ExecutionRecord]:
         """The newest record of each of these schedules that has any, by job_id."""
         newest = select(func.max(executions.c.seq)).where(executions.c.job_id == schedules.c.job_id)
         seqs = select(newest.scalar_subquery()).where(schedules.c.job_id.in_(job_ids))
@@ -108,7 +106,7 @@ class History:
         )
         return {record["job_id"]: record for record in records}
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """Counts by status and by handler, over all executions that are kept.
 
         What is final was counted as it ended; what is open is counted here, by its index.
@@ -124,7 +122,7 @@ class History:
             rows = c.execute(over.union_all(still)).all()
             schedule_count = c.execute(select(func.count()).select_from(schedules)).scalar_one()
         by_status: Counter[str] = Counter()
-        by_handler: dict[str, dict[str, int]] = {}
+        by_handler: dict[str, HandlerCounts] = {}
         failed, took_us = 0, 0
         for handler_id, status, started, count, us in rows:
             by_status[status] += int(count)
@@ -141,17 +139,17 @@ class History:
                 took_us += int(us)
         lifetime, _ = by_status.total(), by_status.pop(FORGOTTEN, None)
         success, ran = by_status["success"], by_status["success"] + by_status["error"]
-        return {
-            "total_executions": by_status.total(),
-            "success_count": success,
-            "error_count": failed,
-            "success_rate": success / (success + failed) * 100 if success + failed else 0.0,
-            "avg_duration_ms": took_us / ran / 1_000 if ran else 0.0,
-            "by_handler": by_handler,
-            "by_status": +by_status,
-            "lifetime_executions": lifetime,
-            "schedules": schedule_count,
-        }
+        return Stats(
+            total_executions=by_status.total(),
+            success_count=success,
+            error_count=failed,
+            success_rate=success / (success + failed) * 100 if success + failed else 0.0,
+            avg_duration_ms=took_us / ran / 1_000 if ran else 0.0,
+            by_handler=by_handler,
+            by_status=+by_status,
+            lifetime_executions=lifetime,
+            schedules=schedule_count,
+        )
 
     def purge(self, retention_days: float, max_executions: int) -> Purged:
         """Forget final executions that are too old or too many, a few at a time.
@@ -162,20 +160,20 @@ class History:
         with self._store.writing() as c:
             now_us = self._store.now_us(c)
             old_us = now_us - seconds_us(retention_days * 86_400)
-            too_old = _some(c, completed_us < old_us, order=completed_us)
+            too_old = some_final(c, completed_us < old_us, order=completed_us)
             gone = self._forget(c, too_old)
             if too_old:
                 before = seq < max(row.seq for row in too_old)
-                ahead = _some(c, completed_us > now_us, before, order=completed_us)
+                ahead = some_final(c, completed_us > now_us, before, order=completed_us)
                 gone += self._forget(c, ahead)
             newest = c.execute(select(func.max(seq))).scalar() or 0
-            too_many = _some(c, seq <= newest - max_executions, order=seq)
+            too_many = some_final(c, seq <= newest - max_executions, order=seq)
             return Purged(gone, self._forget(c, too_many))
 
     def clear(self) -> bool:
         """Forget final executions, the oldest first, a few at a time; whether more may be left."""
         with self._store.writing() as c:
-            return self._forget(c, _some(c, order=executions.c.seq)) == PURGE_LIMIT
+            return self._forget(c, some_final(c, order=executions.c.seq)) == PURGE_LIMIT
 
     def _forget(self, c: Connection, rows: Sequence[Row[Any]]) -> int:
         """Delete executions and take them off the counts; how many they are."""
@@ -187,17 +185,17 @@ class History:
         return len(rows)
 
 
-def _some(
+def some_final(
     c: Connection, *conditions: ColumnElement[bool], order: ColumnElement[int]
 ) -> Sequence[Row[Any]]:
     """Some of the final executions of which this is true, locked where the database can."""
     names = ("seq", "handler_id", "status", "started_us", "completed_us")
-    found = select(*(executions.c[name] for name in names)).where(IS_FINAL, _ungrown(), *conditions)
-    found = found.order_by(order).limit(PURGE_LIMIT).with_for_update(skip_locked=True)
-    return c.execute(found).all()
+    found = select(*(executions.c[name] for name in names))
+    found = found.where(IS_FINAL, is_complete(), *conditions).order_by(order)
+    return c.execute(found.limit(PURGE_LIMIT).with_for_update(skip_locked=True)).all()
 
 
-def _look(
+def look_for(
     c: Connection, names: Sequence[str], filters: Mapping[str, str], before: int | None, most: int
 ) -> tuple[Sequence[int], int | None]:
     """The newest that pass several filters, and where the look for them ended early.
@@ -218,34 +216,41 @@ def _look(
     return seqs, last if count == LOOK_LIMIT else None
 
 
-def record_of(row: RowMapping) -> dict[str, Any]:
-    """An execution as the API tells it."""
+def record_of(row: RowMapping) -> ExecutionRecord:
+    """An execution as the API shows it."""
     started_us, completed_us = row["started_us"], row["completed_us"]
     ran = started_us is not None and completed_us is not None
-    record = {name: row[name] for name in SAME} | {
-        "method_name": row["method"],
-        "scheduled_at": iso_of(row["tick_us"]),
-        "started_at": iso_of(row["created_us"] if started_us is None else started_us),
-        "completed_at": iso_of(completed_us),
-        "duration_ms": (completed_us - started_us) / 1_000 if ran else None,
-        "waiting": row["waiting"],
-        "result": None if row["status"] != "success" else _stored_result(row["result"]),
-        "attempt_number": row["attempt"],
-        "params_summary": summary_of(orjson.loads(row["params"])),
-    }
+    result = None
+    if row["status"] == "success":
+        stored = row["result"] and parse_json(row["result"], long_integer=orjson.Fragment)
+        result = flat_result(stored)
+    record = ExecutionRecord(
+        execution_id=row["execution_id"],
+        job_id=row["job_id"],
+        handler_id=row["handler_id"],
+        method_name=row["method"],
+        scheduled_at=iso_of(row["tick_us"]),
+        started_at=iso_of(row["created_us"] if started_us is None else started_us),
+        completed_at=iso_of(completed_us),
+        duration_ms=(completed_us - started_us) / 1_000 if ran else None,
+        status=row["status"],
+        error=row["error"],
+        result=result,
+        params_summary=summary_of(orjson.loads(row["params"])),
+        attempt_number=row["attempt"],
+        max_attempts=row["max_attempts"],
+        late=row["late"],
+        waiting=row["waiting"],
+    )
     if row["status"] in ("missed", "skipped"):
         last_us = row["last_tick_us"] or row["tick_us"]
-        span = {"first": iso_of(row["tick_us"]), "last": iso_of(last_us), "count": row["ticks"]}
-        record["ticks"] = span
+        record["ticks"] = TickSpan(
+            first=iso_of(row["tick_us"]), last=iso_of(last_us), count=row["ticks"]
+        )
     return record
 
 
-def _stored_result(stored: str | None) -> dict[str, Any]:
-    """The result in a row."""
-    return flat_result(stored and parse_json(stored, long_integer=orjson.Fragment))
-
-
-def flat_result(result: Any) -> dict[str, Any]:
+def flat_result(result: Any) -> JsonObject:
     """A result as ScheduleZero records it: the method's own keys beside `success`."""
     if not isinstance(result, dict):
         return {"success": True, "result": result}
@@ -257,17 +262,17 @@ def summary_of(params: Mapping[str, Any]) -> str | None:
     if not params:
         return None
     first = islice(params.items(), SUMMARY_PARAMS)
-    shown = ", ".join(f"{key}={_cut(str(value))}" for key, value in first)
+    shown = ", ".join(f"{key}={shortened(str(value))}" for key, value in first)
     more = len(params) - SUMMARY_PARAMS
     return f"{shown} (+{more} more)" if more > 0 else shown
 
 
-def _ungrown() -> ColumnElement[bool]:
+def is_complete() -> ColumnElement[bool]:
     """Not a missed or skipped row to which its schedule may still add ticks."""
     growing = executions.c.status + ":" + executions.c.execution_id
     return ~select(schedules.c.folded).where(schedules.c.folded == growing).exists()
 
 
-def _cut(text: str) -> str:
-    """At most so many characters."""
+def shortened(text: str) -> str:
+    """The text, shortened to what a summary shows."""
     return text if len(text) <= SUMMARY_CHARS else f"{text[: SUMMARY_CHARS - 3]}..."

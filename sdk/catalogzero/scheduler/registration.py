@@ -1,4 +1,4 @@
-"""The scheduler's ZeroMQ side: handlers register here, and tell that they are online.
+"""The scheduler's ZeroMQ side: handlers register here, and report that they are online.
 
 One JSON text frame a request, as ScheduleZero's server takes it: `ping`, `register`,
 `report_status`; the replies are its replies.
@@ -14,9 +14,9 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.scheduler.forms import MAX_ID_CHARS
+from catalogzero.scheduler.requests import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
-from catalogzero.wire.messages import one_line_ascii
+from catalogzero.wire.messages import JsonObject, one_line_ascii
 from catalogzero.wire.transport import Envelope
 from catalogzero.wire.zeromq import CurveServer, ZeroMQ
 
@@ -29,7 +29,7 @@ class Registration:
 
     Args:
         runner: Has the store.
-        log: Where registrations are told.
+        log: Where registrations are reported.
         curve: Keys; without them the wire is plain.
     """
 
@@ -69,7 +69,7 @@ class Registration:
             reply = {"success": False, "error": one_line_ascii(str(error))}
         self._server.send(envelope, orjson.dumps(reply))
 
-    async def _reply(self, payload: bytes) -> dict[str, Any]:
+    async def _reply(self, payload: bytes) -> JsonObject:
         try:
             request = orjson.loads(payload)
         except orjson.JSONDecodeError:
@@ -84,12 +84,12 @@ class Registration:
             raise ValueError("'params' must be an object")
         return await method(params)
 
-    async def _ping(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    async def _ping(self, params: Mapping[str, Any]) -> JsonObject:
         return {"success": True, "message": "pong"}
 
-    async def _register(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        handler_id = _text(params, "handler_id", MAX_ID_CHARS)
-        address = _text(params, "address", MAX_ADDRESS_CHARS)
+    async def _register(self, params: Mapping[str, Any]) -> JsonObject:
+        handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
+        address = name_of(params, "address", MAX_ADDRESS_CHARS)
         if not address.startswith("tcp://"):
             raise ValueError(f"'address' must be tcp://host:port, not {address!r}")
         methods = params.get("methods") or []
@@ -101,13 +101,13 @@ class Registration:
         new = await self._runner.write(store.register, handler_id, address, methods)
         self._runner.handler_seen(handler_id)
         status = "registered" if new else "re-registered"
-        told = {"handler_id": handler_id, "address": address}
-        self._log.info(f"handler_{status}", **told)
+        named = {"handler_id": handler_id, "address": address}
+        self._log.info(f"handler_{status}", **named)
         message = f"Handler '{handler_id}' {status} successfully"
-        return {"success": True, **told, "status": status, "methods": methods, "message": message}
+        return {"success": True, **named, "status": status, "methods": methods, "message": message}
 
-    async def _report_status(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        handler_id = _text(params, "handler_id", MAX_ID_CHARS)
+    async def _report_status(self, params: Mapping[str, Any]) -> JsonObject:
+        handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
         status = "offline" if params.get("status") == "offline" else "online"
         known = await self._runner.write(self._runner.store.report, handler_id, status)
         if not known:
@@ -115,7 +115,7 @@ class Registration:
         return {"success": True, "handler_id": handler_id, "status": params.get("status")}
 
 
-def _text(params: Mapping[str, Any], name: str, longest: int) -> str:
+def name_of(params: Mapping[str, Any], name: str, longest: int) -> str:
     """A parameter that must be a printable name."""
     value = params.get(name)
     if not isinstance(value, str) or not value or len(value) > longest or not value.isprintable():

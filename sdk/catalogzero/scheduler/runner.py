@@ -23,10 +23,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from tenacity.wait import wait_random_exponential
 
 from catalogzero.clock import Clock, SystemClock
+from catalogzero.scheduler.answers import ClockStep, ExecutionRecord
 from catalogzero.scheduler.calls import CallSettings, Driver, HandlerCaller, Links
 from catalogzero.scheduler.history import History, flat_result
-from catalogzero.scheduler.rows import Execution, Handler
-from catalogzero.scheduler.store import ClockStep, LostRaceError, Store
+from catalogzero.scheduler.models import Execution, Handler
+from catalogzero.scheduler.store import LostRaceError, Store
 from catalogzero.scheduler.ticks import seconds_us
 from catalogzero.sql.engines import DATABASE_AWAY
 from catalogzero.wire.messages import encode_json
@@ -62,7 +63,7 @@ class Runner:
     Args:
         store: Handlers, schedules and executions.
         connect: Makes the caller for a handler, by its id and address.
-        log: Where it tells what happens.
+        log: Where it reports what happens.
         settings: Lengths of leases and waits.
         clock: Monotonic time and sleep; the times in the store are the database's.
     """
@@ -82,7 +83,7 @@ class Runner:
         self.owner = str(uuid.uuid4())
         self._log = log
         calls = self.settings.calls
-        self.links = Links(self._find_handler, connect, calls, self.now_us, self._tell_absence)
+        self.links = Links(self._find_handler, connect, calls, self.now_us, self._log_absence)
         self._driver = Driver(self, self.links, self.settings.calls)
         self._mine: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self._ended: dict[str, asyncio.Event] = {}
@@ -94,7 +95,7 @@ class Runner:
         self._waiting = False
         self._time = (0, 0.0)
         self._stepped_s = self.clock.monotonic()
-        self.clock_step: dict[str, Any] | None = None
+        self.clock_step: ClockStep | None = None
         self._lease_ends_s = 0.0
         self._renewing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -125,7 +126,7 @@ class Runner:
                 task.result()
 
     async def failure(self) -> None:
-        """Wait until one of the tasks fails, and raise its error: half a scheduler is none."""
+        """Wait until one of the tasks fails, and raise its error: the rest cannot work alone."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -164,8 +165,8 @@ class Runner:
         self._start(one)
         return one.execution_id
 
-    async def finished(self, execution_id: str) -> dict[str, Any]:
-        """An execution's record, once it is final, whichever scheduler runs it.
+    async def finished(self, execution_id: str) -> ExecutionRecord | None:
+        """An execution's record, once it is final, whichever scheduler runs it; None if cleared.
 
         Where it is this one, the result is whole, which the store cuts.
         """
@@ -174,10 +175,8 @@ class Runner:
         try:
             while True:
                 record = await self.read(self.history.find, execution_id)
-                if record is None:
-                    return {"status": "lost", "error": "the execution was cleared"}
-                if record["completed_at"] is not None:
-                    if mine and mine[0].status == record["status"] == "success":
+                if record is None or record["completed_at"] is not None:
+                    if mine and record and mine[0].status == record["status"] == "success":
                         with suppress(TypeError):  # nested too deeply to be written
                             whole = encode_json(flat_result(mine[0].result))
                             record["result"] = orjson.Fragment(whole)
@@ -187,7 +186,7 @@ class Runner:
         finally:
             self._ended.pop(execution_id, None)
 
-    # --- what an execution needs (see `calls.Desk`)
+    # --- what an execution needs (see `calls.LeaseHolder`)
 
     def now_us(self) -> int:
         """The database's time, as well as it is known."""
@@ -291,7 +290,7 @@ class Runner:
             self._probes[handler_id] = probe
             probe.add_done_callback(forget)
 
-    def _tell_absence(self, handler_id: str, why: str | None) -> None:
+    def _log_absence(self, handler_id: str, why: str | None) -> None:
         """Log that a handler is away, or is back."""
         if why is None:
             self._log.info("handler_back", handler_id=handler_id)
@@ -316,11 +315,11 @@ class Runner:
 
     def _note_step(self, step: ClockStep) -> None:
         """Log and show a step of the clock; what is running is no older or younger by that."""
-        self.clock_step = asdict(step)
-        self._log.warning("clock_stepped", **self.clock_step)
+        self.clock_step = step
+        self._log.warning("clock_stepped", **step)
         self._stepped_s = self.clock.monotonic()
         for one, _ in self._mine.values():
-            step_us = seconds_us(step.step_s or 0)
+            step_us = seconds_us(step["step_s"] or 0)
             one.created_us += step_us
             one.waiting_since_us += step_us
             one.started_us = one.started_us and one.started_us + step_us
@@ -376,12 +375,12 @@ class Runner:
             retry=retry_if_exception_type(TRY_AGAIN),
             wait=wait_random_exponential(multiplier=0.1, max=5.0),
             sleep=self.clock.sleep,
-            before_sleep=self._tell,
+            before_sleep=self._log_away,
         )
         return await attempts(run, call)
 
-    def _tell(self, state: RetryCallState) -> None:
-        """Say that the database is away."""
+    def _log_away(self, state: RetryCallState) -> None:
+        """Log that the database is away."""
         error = state.outcome.exception() if state.outcome else None
         why = str(getattr(error, "orig", error)).strip()
         self._log.warning("database_away", error=why, attempt=state.attempt_number)

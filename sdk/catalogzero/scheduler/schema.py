@@ -74,7 +74,7 @@ IS_FAILED = sa.text(
 """The executions that count as errors, as their index has it.
 
 A missed one that had been started was missed because its handler was away; any other because no
-scheduler was there. A literal without OR: a database can tell that the index holds all of them,
+scheduler was there. A literal without OR: a database can see that the index holds all of them,
 and has no other way that looks as good.
 """
 

@@ -15,6 +15,7 @@ from catalogzero.clock import Clock
 from catalogzero.config.logs import make_logger
 from catalogzero.config.settings import Mask, default_state_dir, is_loopback
 from catalogzero.errors import ConfigError
+from catalogzero.scheduler.answers import Config
 from catalogzero.scheduler.api import Api
 from catalogzero.scheduler.calls import HandlerCaller
 from catalogzero.scheduler.registration import Registration
@@ -79,11 +80,11 @@ async def serve_scheduler(
 
     Args:
         settings: Addresses and database; port 0 is any free one.
-        log: Where it tells what happens; standard error by default.
+        log: Where it reports what happens; standard error by default.
         clock: Monotonic time and sleep.
 
     Raises:
-        ConfigError: An address or the database cannot be had; names the mend.
+        ConfigError: An address or the database is not available; names the fix.
         UnreachableError: The database does not answer.
     """
     token = _token(settings)
@@ -101,16 +102,21 @@ async def serve_scheduler(
             zmq_port = registration.bind(settings.zmq_host, settings.zmq_port)
         except ConfigError as error:
             raise ConfigError(f"--zmq-host, --zmq-port: {error}") from None
-        config = {
-            "instance_name": "catalogzero scheduler",
-            "description": "Speaks ScheduleZero's protocols.",
-            "admin_contact": "N/A",
-            "version": __version__,
-            "database": store.label,
-            "lease_s": settings.runner.lease_s,
-            "retention_days": settings.runner.retention_days,
-            "max_executions": settings.runner.max_executions,
-        }
+        zmq_host = settings.zmq_host
+        zmq_address = f"tcp://{f'[{zmq_host}]' if ':' in zmq_host else zmq_host}:{zmq_port}"
+        config = Config(
+            instance_name="catalogzero scheduler",
+            description="Speaks ScheduleZero's protocols.",
+            admin_contact="N/A",
+            version=__version__,
+            database=store.label,
+            lease_s=settings.runner.lease_s,
+            retention_days=settings.runner.retention_days,
+            max_executions=settings.runner.max_executions,
+            host=settings.host,
+            port=settings.port,
+            zmq_address=zmq_address,
+        )
         guard = Guard(
             token,
             hosts=settings.hosts,
@@ -122,10 +128,7 @@ async def serve_scheduler(
         url = await undo.enter_async_context(
             listening(served, settings.host, settings.port, limits=settings.limits, taken=TAKEN)
         )
-        zmq_host = settings.zmq_host
-        zmq_address = f"tcp://{f'[{zmq_host}]' if ':' in zmq_host else zmq_host}:{zmq_port}"
-        port = int(url.rpartition(":")[2])
-        config.update(host=settings.host, port=port, zmq_address=zmq_address)
+        config["port"] = int(url.rpartition(":")[2])  # known only now where any was asked for
         yield SchedulerServer(url, zmq_address, store.label, runner)
 
 

@@ -20,12 +20,14 @@ from catalogzero.wire.messages import encode_json
 
 Given = Callable[[str], sa.ColumnElement[Any]]
 Write: TypeAlias = sa.Insert | sa.Update | sa.Delete
+Values: TypeAlias = dict[str, Any]
+"""The values of one row, by the names of a statement's parameters."""
 
 
 def is_open(status: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     """Whether a status is that of an open execution, written as the index of these has it.
 
-    With parameters instead, a database cannot tell that the index holds all that is asked for,
+    With parameters instead, a database cannot see that the index holds all that is asked for,
     and reads every execution that a schedule ever had.
     """
     return status.in_(sa.bindparam("open", OPEN, expanding=True, literal_execute=True))
@@ -56,10 +58,10 @@ class ForEach:
         types = {name: of.type for name, of in values.items()}
         self._each = (each or build)(lambda name: sa.bindparam(name, type_=types[name]))
         rows = sa.func.json_to_recordset(sa.cast(sa.bindparam("rows", type_=sa.Text), sa.JSON))
-        told = rows.table_valued(*(sa.Column(name, kind) for name, kind in types.items()))
-        self._at_once = build(told.render_derived("given", with_types=True).c.__getitem__)
+        given = rows.table_valued(*(sa.Column(name, kind) for name, kind in types.items()))
+        self._at_once = build(given.render_derived("given", with_types=True).c.__getitem__)
 
-    def write(self, c: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+    def write(self, c: sa.Connection, rows: Sequence[Values]) -> int:
         """Write the rows; how many of the table's were changed."""
         if not rows:
             return 0

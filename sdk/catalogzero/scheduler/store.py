@@ -26,7 +26,8 @@ from sqlalchemy.exc import IntegrityError
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.errors import RetryLaterError
 from catalogzero.scheduler import schema, statements
-from catalogzero.scheduler.rows import (
+from catalogzero.scheduler.answers import ClockStep
+from catalogzero.scheduler.models import (
     Execution,
     Handler,
     Lease,
@@ -36,14 +37,13 @@ from catalogzero.scheduler.rows import (
     to_json,
 )
 from catalogzero.scheduler.schema import executions, handlers, schedules
-from catalogzero.scheduler.statements import MOVED, Tally
+from catalogzero.scheduler.statements import MOVED, Tally, Values
 from catalogzero.scheduler.ticks import (
     Place,
     Schedule,
     fault_of,
     fire,
     from_us,
-    iso_of,
     seconds_us,
     to_us,
 )
@@ -66,17 +66,6 @@ GIVEN = (
 SETS_NEXT = {"trigger_config", "end_us", "jitter_s", "paused"}
 NEXT = ("tick_us", "due_us", "decided_us", "steady_since_us", "folded")
 JSON_FIELDS = ("params", "trigger_config")
-
-
-@dataclass(frozen=True, slots=True)
-class ClockStep:
-    """A step of the clock: when it was seen, how far (None at start), and how many schedules
-    waited for a time that it no longer shows.
-    """
-
-    seen_at: str | None
-    step_s: float | None
-    schedules: int
 
 
 class LostRaceError(RetryLaterError):
@@ -185,7 +174,7 @@ class Store(Database):
         with self.writing() as c:
             row_now = {**row, "seen_us": self.now_us(c)}
             mine = handlers.c.handler_id == handler_id
-            if _count(c.execute(sa.update(handlers).where(mine).values(row_now))):
+            if row_count(c.execute(sa.update(handlers).where(mine).values(row_now))):
                 return False
             c.execute(sa.insert(handlers).values(handler_id=handler_id, **row_now))
             return True
@@ -195,7 +184,7 @@ class Store(Database):
         with self.writing() as c:
             change = sa.update(handlers).where(handlers.c.handler_id == handler_id)
             seen = {"status": status, "seen_us": self.now_us(c)}
-            return _count(c.execute(change.values(seen))) > 0
+            return row_count(c.execute(change.values(seen))) > 0
 
     def list_handlers(self) -> list[Handler]:
         """Every handler that ever registered, by id."""
@@ -214,7 +203,7 @@ class Store(Database):
             if named:
                 return [*named]
             mine = handlers.c.handler_id == handler_id
-            return [] if _count(c.execute(sa.delete(handlers).where(mine))) else None
+            return [] if row_count(c.execute(sa.delete(handlers).where(mine))) else None
 
     # --- schedules
 
@@ -255,7 +244,7 @@ class Store(Database):
                 if replace and new.trigger_config["type"] == "date" and not new.next_tick(now):
                     return Change("over")
                 new.created_us = now
-                _set_next(new, now)
+                set_next(new, now)
                 if not dry:
                     c.execute(sa.insert(schedules).values(schedule_row(new)))
                 return Change("created")
@@ -265,13 +254,13 @@ class Store(Database):
             if began and new.trigger_config["type"] == "interval":  # it keeps its grid
                 new.trigger_config.setdefault("start_time", began)
             pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
-            changes = {n: pair for n, pair in pairs.items() if _differ(*pair)}
+            changes = {n: pair for n, pair in pairs.items() if differ(*pair)}
             if "max_runs" in changes and new.max_runs and new.max_runs <= old.runs:
                 raise ValueError(f"'max_runs' must be more than the {old.runs} runs there were")
             if replace and changes:
                 values = {name: new_value for name, (_, new_value) in changes.items()}
                 if changes.keys() & SETS_NEXT or old.tick_us is None:
-                    _set_next(new, now)
+                    set_next(new, now)
                     values |= {name: getattr(new, name) for name in NEXT}
                 values |= {n: to_json(values[n]) for n in JSON_FIELDS if n in values}
                 if not dry:
@@ -288,12 +277,12 @@ class Store(Database):
         One that fires between two looks comes again later.
 
         Args:
-            limit: At most so many.
+            limit: The most that are returned.
             search: Those that have this in their job_id, handler_id or method.
             after: The place after which to begin.
         """
         order = (schedules.c.paused, schedules.c.due_us, schedules.c.job_id)
-        query = sa.select(schedules).where(_mentions(search)).order_by(*order).limit(limit)
+        query = sa.select(schedules).where(mentions(search)).order_by(*order).limit(limit)
         if after is not None:
             query = query.where(sa.tuple_(*order) > sa.tuple_(*after))
         return self.all_of(query, self._schedule_of)
@@ -301,7 +290,7 @@ class Store(Database):
     def count_schedules(self, search: str = "") -> int:
         """How many schedules there are that have this in their names."""
         with self.reading() as c:
-            found = sa.select(sa.func.count()).select_from(schedules).where(_mentions(search))
+            found = sa.select(sa.func.count()).select_from(schedules).where(mentions(search))
             return int(c.execute(found).scalar_one())
 
     def find_schedule(self, job_id: str) -> Schedule | None:
@@ -321,7 +310,7 @@ class Store(Database):
             waiting = (executions.c.schedule_id == row.schedule_id, executions.c.status == "queued")
             reason = "the schedule was removed before this run began"
             given_up = {"status": "skipped", "completed_us": self.now_us(c), "error": reason}
-            skipped = _count(c.execute(sa.update(executions).where(*waiting).values(given_up)))
+            skipped = row_count(c.execute(sa.update(executions).where(*waiting).values(given_up)))
             if skipped:
                 tally = Tally()
                 tally.add(row.handler_id, "skipped", more=skipped)
@@ -344,7 +333,7 @@ class Store(Database):
             mine = schedules.c.schedule_id == found.schedule_id
             if found.paused and not paused:
                 now = self.now_us(c)
-                found.fired = _recorded(c, now, [found.schedule_id])[found.schedule_id]
+                found.fired = recorded_ticks(c, now, [found.schedule_id])[found.schedule_id]
                 with suppress(ValueError, OverflowError):
                     found.tick_us = found.reckon(now)
                     if found.tick_us is None:  # it ended meanwhile
@@ -385,7 +374,10 @@ class Store(Database):
             if step_us != 0:
                 moved = self._bring_forward(c, now, lease_s)
                 if step_us or moved:
-                    step = ClockStep(iso_of(now), step_us and step_us / 1_000_000, moved)
+                    step_s = step_us and step_us / 1_000_000
+                    step = ClockStep(
+                        seen_at=from_us(now).isoformat(), step_s=step_s, schedules=moved
+                    )
             lease = Lease(owner, now + seconds_us(lease_s))
             started, faulty = self._fire(c, now, lease, limit, careful=careful)
             queued = c.execute(statements.ANY_QUEUED).first() is not None
@@ -434,7 +426,7 @@ class Store(Database):
             ended = {"now_us": now, "at_most": CLAIM_LIMIT}
             rows = c.execute(statements.ENDED_LEASES, ended).mappings().all()
             taken = [Execution.of(row) for row in rows]
-            _take(c, taken, Lease(owner, until))
+            take_over(c, taken, Lease(owner, until))
             return Leases(held, taken)
 
     def release(self, owner: str) -> None:
@@ -482,12 +474,12 @@ class Store(Database):
     def _bring_forward(self, c: sa.Connection, now: int, lease_s: float) -> int:
         """Let nothing wait for a clock that was ahead; how many schedules did."""
         c.execute(statements.SHORTEN, {"until_us": now + seconds_us(lease_s)})
-        moved: list[dict[str, Any]] = []
+        moved: list[Values] = []
         found = c.execute(statements.AHEAD, {"now_us": now}).mappings()
         for rows in found.partitions(CLAIM_LIMIT):
             ids = [row["schedule_id"] for row in rows]
             unrun = self._free_unrun(c, now, ids)
-            recorded = _recorded(c, now, ids)
+            recorded = recorded_ticks(c, now, ids)
             for row in rows:
                 one = self._schedule_of(row)
                 one.fired = recorded[one.schedule_id]
@@ -526,7 +518,7 @@ class Store(Database):
         ids = [row["schedule_id"] for row in found]
         going = {row[0]: row[1:] for row in c.execute(statements.GOING_ON, {"schedule_ids": ids})}
         least_us = min(row["tick_us"] for row in found)
-        recorded = _recorded(c, least_us - 1, ids) if careful else defaultdict(set)
+        recorded = recorded_ticks(c, least_us - 1, ids) if careful else defaultdict(set)
         writes = Writes([], [], [])
         for row in found:
             schedule = schedule_of(row)
@@ -550,7 +542,7 @@ class Store(Database):
         statements.BEGIN.write(c, [{"old_execution_id": one.execution_id, **new} for one in found])
         for one in found:
             one.status, one.started_us = "running", now
-        _take(c, found, lease)
+        take_over(c, found, lease)
         return found
 
     def _write(self, c: sa.Connection, writes: Writes, now: int, lease: Lease) -> None:
@@ -570,7 +562,7 @@ class Store(Database):
         tally.write(c, self.shard)
 
 
-def _recorded(c: sa.Connection, after_us: int, ids: list[str]) -> defaultdict[str, set[int]]:
+def recorded_ticks(c: sa.Connection, after_us: int, ids: list[str]) -> defaultdict[str, set[int]]:
     """The ticks of some schedules after a moment that are recorded, by schedule_id."""
     found = defaultdict[str, set[int]](set)
     given = {"after_us": after_us, "schedule_ids": ids}
@@ -579,7 +571,7 @@ def _recorded(c: sa.Connection, after_us: int, ids: list[str]) -> defaultdict[st
     return found
 
 
-def _take(c: sa.Connection, taken: Sequence[Execution], lease: Lease) -> None:
+def take_over(c: sa.Connection, taken: Sequence[Execution], lease: Lease) -> None:
     """Make executions this owner's, each with the next lease number."""
     rows = []
     for one in taken:
@@ -590,11 +582,11 @@ def _take(c: sa.Connection, taken: Sequence[Execution], lease: Lease) -> None:
         raise LostRaceError("an execution was taken by two schedulers at once: nothing is written")
 
 
-def _set_next(new: Schedule, now: int) -> None:
+def set_next(new: Schedule, now: int) -> None:
     """Set the first tick from now on of a schedule that is new, or in a new form.
 
     Raises:
-        ValueError: There is none.
+        ValueError: It never fires.
     """
     if new.trigger_config["type"] == "interval":
         new.trigger_config.setdefault("start_time", from_us(now).isoformat())
@@ -606,18 +598,18 @@ def _set_next(new: Schedule, now: int) -> None:
     new.tick_us, new.due_us, new.decided_us = first, new.due_of(first), now
 
 
-def _differ(old: Any, new: Any) -> bool:
+def differ(old: Any, new: Any) -> bool:
     """Whether two values are not the same JSON."""
     return encode_json(old, sort_keys=True) != encode_json(new, sort_keys=True)
 
 
-def _mentions(search: str) -> sa.ColumnElement[bool]:
+def mentions(search: str) -> sa.ColumnElement[bool]:
     """Whether a schedule has a text in one of its names."""
     named = (schedules.c.job_id, schedules.c.handler_id, schedules.c.method)
     found = (name.icontains(search, autoescape=True) for name in named)
     return sa.or_(*found) if search else sa.true()
 
 
-def _count(result: object) -> int:
+def row_count(result: object) -> int:
     """How many rows a statement changed."""
     return cast("sa.CursorResult[Any]", result).rowcount

@@ -1,6 +1,6 @@
 """What happens when a schedule is due: which ticks were missed, which one runs, what comes next.
 
-Pure: it is told the moment and what is still going on, and answers with a `Firing`; the store
+Pure: from the moment and what is still going on it makes a `Firing`; the store
 writes that in the transaction of the claim. Moments are microseconds since 1970 in UTC.
 """
 
@@ -11,9 +11,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from catalogzero.scheduler.triggers import EPOCH, MOMENT, Trigger, make_trigger
+from catalogzero.wire.messages import JsonObject
 
 LATE_AFTER_S = 1.0
 MAX_TICKS_A_CLAIM = 2_000
@@ -26,7 +27,7 @@ def to_us(moment: datetime) -> int:
 
 
 def from_us(us: int) -> datetime:
-    """The moment of so many microseconds since 1970, in UTC."""
+    """The moment that is this many microseconds since 1970, in UTC."""
     return EPOCH + us * MOMENT
 
 
@@ -61,15 +62,15 @@ class Schedule:
     `decided_us` is the last tick that was decided on, or the moment that the next one was computed
     from; from `steady_since_us` to there no tick is left to fire, whatever of them is recorded.
     `fault` is why its next time cannot be computed here: it stands still. `fired` are ticks that
-    were recorded while the clock was ahead: these are none any more.
+    were recorded while the clock was ahead: these do not fire again.
     """
 
     schedule_id: str
     job_id: str
     handler_id: str
     method: str
-    params: dict[str, Any]
-    trigger_config: dict[str, Any]
+    params: JsonObject
+    trigger_config: JsonObject
     overlap: str = "skip"
     misfire_grace_s: float | None = None
     max_attempts: int = 3
@@ -211,7 +212,7 @@ def fire(schedule: Schedule, now_us: int, *, active: int, queued: int) -> Firing
         if following_us is None or schedule.due_of(following_us) > now_us:
             return Firing(None, None, None, False, following_us)
         schedule.tick_us = following_us
-    span, before_us, following_us = _due_ticks(schedule, now_us)
+    span, before_us, following_us = due_ticks(schedule, now_us)
     if following_us is not None and schedule.due_of(following_us) <= now_us:
         return Firing(span, None, None, False, following_us)
     late_us = now_us - schedule.due_of(span.last_us)
@@ -219,15 +220,15 @@ def fire(schedule: Schedule, now_us: int, *, active: int, queued: int) -> Firing
     if grace_s is not None and late_us > seconds_us(grace_s):
         return Firing(span, None, None, False, following_us)
     missed = None if before_us is None else Span(span.first_us, before_us, span.count - 1)
-    status = _overlap(schedule.overlap, active, queued)
+    status = decide_overlap(schedule.overlap, active, queued)
     if status != "skipped" and schedule.max_runs and schedule.runs + 1 >= schedule.max_runs:
         following_us = None
     late = late_us > seconds_us(LATE_AFTER_S)
     return Firing(missed, span.last_us, status, late, following_us)
 
 
-def _due_ticks(schedule: Schedule, now_us: int) -> tuple[Span, int | None, int | None]:
-    """The ticks that are due, at most so many a claim; the last but one; the following one."""
+def due_ticks(schedule: Schedule, now_us: int) -> tuple[Span, int | None, int | None]:
+    """The ticks that are due, as many as one claim takes; the last but one; the following one."""
     assert schedule.tick_us is not None  # noqa: S101 - a due schedule has a tick
     first_us = last_us = schedule.tick_us
     count, before_us = 1, None
@@ -240,7 +241,7 @@ def _due_ticks(schedule: Schedule, now_us: int) -> tuple[Span, int | None, int |
     return Span(first_us, last_us, count), before_us, following_us
 
 
-def _overlap(overlap: str, active: int, queued: int) -> str:
+def decide_overlap(overlap: str, active: int, queued: int) -> str:
     """What becomes of a tick while earlier runs of its schedule go on."""
     if overlap == "parallel" or not active + queued:
         return "running"

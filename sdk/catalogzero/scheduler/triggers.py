@@ -28,6 +28,8 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from tzlocal import get_localzone_name
 
+from catalogzero.wire.messages import JsonObject
+
 INTERVAL_UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 CRON_FIELDS = ("year", "month", "day", "week", "day_of_week", "hour", "minute", "second")
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -46,7 +48,7 @@ _ITEMS = {
 """The whole of an item in a field's list: the library ignores what follows a name it knows."""
 
 
-class _Calendar(Protocol):
+class Calendar(Protocol):
     """What is used of APScheduler's trigger classes."""
 
     def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
@@ -57,26 +59,26 @@ class Trigger(Protocol):
     """The ticks of a schedule."""
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """The first tick later than `moment`, in UTC; None when there is none."""
+        """The first tick later than `moment`, in UTC; None when it never fires again."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Either:
+class EitherCalendar:
     """The times of two calendars."""
 
-    calendars: tuple[_Calendar, _Calendar]
+    calendars: tuple[Calendar, Calendar]
 
     def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
-        """See `_Calendar.get_next_fire_time`."""
+        """See `Calendar.get_next_fire_time`."""
         times = (calendar.get_next_fire_time(previous, now) for calendar in self.calendars)
         return min((time for time in times if time), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class IntervalTicks:
-    """Every so many seconds from a start on; elapsed time, so clock changes do not matter."""
+    """A fixed length apart, from a start on; elapsed time, so clock changes do not matter."""
 
-    calendar: _Calendar
+    calendar: Calendar
 
     def next_after(self, moment: datetime) -> datetime | None:
         """See `Trigger.next_after`."""
@@ -97,7 +99,7 @@ class DateTicks:
 
 @dataclass(frozen=True, slots=True)
 class WallTicks:
-    """Wall times of a zone: those that match cron's fields, or come every so many days.
+    """Wall times of a zone: those that match cron's fields, or come every given number of days.
 
     The library searches a calendar without clock changes, which are then put in here: its own
     search through a zone loses days on which the clock changes. `every_hour` is true where the
@@ -105,14 +107,14 @@ class WallTicks:
     """
 
     zone: ZoneInfo
-    calendar: _Calendar
+    calendar: Calendar
     every_hour: bool
 
     def next_after(self, moment: datetime) -> datetime | None:
         """See `Trigger.next_after`."""
         local = moment.astimezone(self.zone)
         ahead = self._first(local.replace(tzinfo=None), moment, local.fold)
-        second_pass = _second_pass(local, self.zone) if self.every_hour else None
+        second_pass = second_pass_of(local, self.zone) if self.every_hour else None
         if second_pass is None:
             return ahead
         wall = second_pass.astimezone(self.zone).replace(tzinfo=None)
@@ -126,12 +128,12 @@ class WallTicks:
             if found is None:
                 return None
             wall = found.replace(tzinfo=None)
-            tick = _moment_of(wall, self.zone, fold if self.every_hour else 0)
+            tick = moment_of(wall, self.zone, fold if self.every_hour else 0)
             if tick > moment:
                 return tick
 
 
-def parse_trigger(config: Any) -> dict[str, Any]:
+def parse_trigger(config: Any) -> JsonObject:
     """The trigger as it is stored: complete, with its zone named, checked to be one.
 
     An interval that names no `start_time` gets that of its creation (see `Store.add_schedule`).
@@ -158,7 +160,7 @@ def parse_trigger(config: Any) -> dict[str, Any]:
 
 def make_trigger(stored: Mapping[str, Any]) -> Trigger:
     """The trigger of a stored config (see `parse_trigger`)."""
-    return _made(orjson.dumps(stored, option=orjson.OPT_SORT_KEYS))
+    return cached_trigger(orjson.dumps(stored, option=orjson.OPT_SORT_KEYS))
 
 
 def describe_trigger(stored: Mapping[str, Any]) -> str:
@@ -167,7 +169,7 @@ def describe_trigger(stored: Mapping[str, Any]) -> str:
         return f"date[{stored['run_date']}]"
     if stored["type"] == "interval":
         wall = f" wall {stored['timezone']}" if stored.get("wall") else ""
-        return f"interval[{_length(stored)}]{wall}"
+        return f"interval[{interval_length(stored)}]{wall}"
     named = [name for name in CRON_FIELDS if name in stored]
     shown = [name for name in named if stored[name] != "*" or name == named[-1]]
     fields = ", ".join(f"{name}='{stored[name]}'" for name in shown)
@@ -185,14 +187,16 @@ def parse_moment(value: Any, field: str, zone: str | None = None) -> datetime:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
-            moment = _from_iso(value)
-            return (moment if moment.tzinfo else moment.replace(tzinfo=_zone(zone))).astimezone(UTC)
+            moment = from_iso(value)
+            return (moment if moment.tzinfo else moment.replace(tzinfo=find_zone(zone))).astimezone(
+                UTC
+            )
     except (ValueError, OverflowError, OSError) as error:
         raise ValueError(f"'{field}': {error}") from None
     raise ValueError(f"'{field}' must be ISO string or Unix timestamp, got {type(value).__name__}")
 
 
-def _from_iso(text: str) -> datetime:
+def from_iso(text: str) -> datetime:
     """The moment of an ISO 8601 text."""
     try:
         return datetime.fromisoformat(text)
@@ -200,36 +204,36 @@ def _from_iso(text: str) -> datetime:
         raise ValueError(f"{text!r} is not ISO 8601, such as 2026-03-29T02:30") from None
 
 
-def _read_interval(config: dict[str, Any]) -> dict[str, Any]:
+def read_interval(config: JsonObject) -> JsonObject:
     """An interval's stored form."""
-    stored: dict[str, Any] = {
-        unit: _number(config[unit], unit) for unit in INTERVAL_UNITS if unit in config
+    stored: JsonObject = {
+        unit: read_number(config[unit], unit) for unit in INTERVAL_UNITS if unit in config
     }
-    seconds = _length(stored).total_seconds()
+    seconds = interval_length(stored).total_seconds()
     if not MIN_INTERVAL_S <= seconds <= MAX_INTERVAL_S:
         raise ValueError(f"the interval must be {MIN_INTERVAL_S} s or more, and under a century")
-    zone = _zone(config.get("timezone")).key
-    if _flag(config, "wall"):
+    zone = find_zone(config.get("timezone")).key
+    if read_flag(config, "wall"):
         if seconds % 86_400:
             raise ValueError("'wall' takes whole days or weeks")
         stored |= {"wall": True, "timezone": zone}
-    return stored | _bounds_of(config, zone)
+    return stored | read_bounds(config, zone)
 
 
-def _read_cron(config: dict[str, Any]) -> dict[str, Any]:
+def read_cron(config: JsonObject) -> JsonObject:
     """A cron trigger's stored form."""
     named = [name for name in CRON_FIELDS if name in config]
     if not named:
         raise ValueError(f"cron needs at least one of {', '.join(CRON_FIELDS)}")
-    stored: dict[str, Any] = {name: _cron_field(name, str(config[name])) for name in named}
+    stored: JsonObject = {name: cron_field(name, str(config[name])) for name in named}
     both = all(not str(config.get(name, "*")).strip().startswith("*") for name in _DAYS)
-    if _flag(config, "day_or_weekday") and both:
+    if read_flag(config, "day_or_weekday") and both:
         stored["day_or_weekday"] = True
-    stored["timezone"] = _zone(config.get("timezone")).key
-    return stored | _bounds_of(config, stored["timezone"])
+    stored["timezone"] = find_zone(config.get("timezone")).key
+    return stored | read_bounds(config, stored["timezone"])
 
 
-def _read_date(config: dict[str, Any]) -> dict[str, Any]:
+def read_date(config: JsonObject) -> JsonObject:
     """A date trigger's stored form."""
     value = config.get("run_date", config.get("run_time"))
     if value is None:
@@ -240,13 +244,13 @@ def _read_date(config: dict[str, Any]) -> dict[str, Any]:
 _DAYS = ("day", "day_of_week")
 _BOUNDS = {"start_time", "start_date", "end_time", "end_date", "timezone"}
 _READERS = {
-    "interval": ({*INTERVAL_UNITS, *_BOUNDS, "wall"}, _read_interval),
-    "cron": ({*CRON_FIELDS, *_BOUNDS, "day_or_weekday"}, _read_cron),
-    "date": ({"run_date", "run_time", "timezone"}, _read_date),
+    "interval": ({*INTERVAL_UNITS, *_BOUNDS, "wall"}, read_interval),
+    "cron": ({*CRON_FIELDS, *_BOUNDS, "day_or_weekday"}, read_cron),
+    "date": ({"run_date", "run_time", "timezone"}, read_date),
 }
 
 
-def _bounds_of(config: Mapping[str, Any], zone: str | None) -> dict[str, str]:
+def read_bounds(config: Mapping[str, Any], zone: str | None) -> dict[str, str]:
     """The trigger's own start and end, where it names them, by either library's spelling."""
     bounds = {}
     for bound in ("start", "end"):
@@ -257,7 +261,7 @@ def _bounds_of(config: Mapping[str, Any], zone: str | None) -> dict[str, str]:
 
 
 @lru_cache(maxsize=20_000)
-def _made(stored: bytes) -> Trigger:
+def cached_trigger(stored: bytes) -> Trigger:
     """The trigger of a stored config, made once."""
     config = orjson.loads(stored)
     if config["type"] == "date":
@@ -268,41 +272,43 @@ def _made(stored: bytes) -> Trigger:
         length = {unit: config.get(unit, 0) for unit in INTERVAL_UNITS}
         begin = moment or EPOCH
         if config.get("wall"):
-            zone = _zone(config["timezone"])
+            zone = find_zone(config["timezone"])
             wall_begin = begin.astimezone(zone).replace(tzinfo=UTC)
             days = IntervalTrigger(**length, start_date=wall_begin, timezone=UTC)
             return WallTicks(zone, days, every_hour=False)
         return IntervalTicks(IntervalTrigger(**length, start_date=begin, timezone=UTC))
-    zone = _zone(config["timezone"])
+    zone = find_zone(config["timezone"])
     fields = {name: config[name] for name in CRON_FIELDS if name in config}
     wall_start = moment.astimezone(zone).replace(tzinfo=UTC) if moment else None
     bounds = {"start_date": wall_start, "end_date": HORIZON, "timezone": UTC}
-    calendar: _Calendar = CronTrigger(**fields, **bounds)
+    calendar: Calendar = CronTrigger(**fields, **bounds)
     if config.get("day_or_weekday"):
         days, weekdays = (CronTrigger(**fields | {name: "*"}, **bounds) for name in _DAYS[::-1])
-        calendar = _Either((days, weekdays))
+        calendar = EitherCalendar((days, weekdays))
     hour = fields.get("hour", "*" if {"minute", "second"} & fields.keys() else "0")
     return WallTicks(zone, calendar, every_hour=hour == "*")
 
 
-def _moment_of(wall: datetime, zone: ZoneInfo, fold: int) -> datetime:
+def moment_of(wall: datetime, zone: ZoneInfo, fold: int) -> datetime:
     """The moment of a wall time; of one that the clock skips, when it springs forward."""
     before, after = (wall.replace(tzinfo=zone, fold=pass_).utcoffset() for pass_ in (0, 1))
     if before is None or after is None or before >= after:
         return wall.replace(tzinfo=zone, fold=fold).astimezone(UTC)
-    return _change((wall - after).replace(tzinfo=UTC), (wall - before).replace(tzinfo=UTC), zone)
+    return clock_change(
+        (wall - after).replace(tzinfo=UTC), (wall - before).replace(tzinfo=UTC), zone
+    )
 
 
-def _second_pass(local: datetime, zone: ZoneInfo) -> datetime | None:
+def second_pass_of(local: datetime, zone: ZoneInfo) -> datetime | None:
     """When the hour that comes twice begins again, at a local time of its first pass."""
     first, second = (local.replace(fold=pass_).utcoffset() for pass_ in (0, 1))
     if local.fold or first is None or second is None or first <= second:
         return None
     moment = local.astimezone(UTC)
-    return _change(moment, moment + (first - second), zone)
+    return clock_change(moment, moment + (first - second), zone)
 
 
-def _change(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
+def clock_change(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
     """The second at which a zone's clock changes, between two moments of which it lies."""
     offset = low.astimezone(zone).utcoffset()
     low, high = low.replace(microsecond=0), high.replace(microsecond=0)
@@ -315,7 +321,7 @@ def _change(low: datetime, high: datetime, zone: ZoneInfo) -> datetime:
     return high
 
 
-def _cron_field(name: str, text: str) -> str:
+def cron_field(name: str, text: str) -> str:
     """A field as it is stored: an item of its list is one of those of `_ITEMS`; weekdays by name.
 
     Weekday numbers are cron's (0 and 7: Sunday, so is the first of `*/2`); ranges of weekdays may
@@ -323,14 +329,14 @@ def _cron_field(name: str, text: str) -> str:
     """
     items = [item.strip() for item in text.lower().split(",")]
     if name == "day_of_week":
-        return ",".join(day for item in items for day in _weekday(item))
+        return ",".join(day for item in items for day in weekday_names(item))
     for item in items:
         if not re.fullmatch(_ITEMS.get(name, _NUMBERS), item):
             raise ValueError(f"'{name}' cannot be {item!r}")
     return ",".join(items)
 
 
-def _weekday(item: str) -> list[str]:
+def weekday_names(item: str) -> list[str]:
     """The names that one item of a `day_of_week` list stands for."""
     if item == "*":
         return [item]
@@ -340,8 +346,8 @@ def _weekday(item: str) -> list[str]:
     if not match:
         raise ValueError(f"'day_of_week' cannot be {item!r}")
     first, last, step = match.groups()
-    begin = _weekday_number(first)
-    end = begin if last is None else _weekday_number(last)
+    begin = weekday_number(first)
+    end = begin if last is None else weekday_number(last)
     if last is None and step:
         end = 6
     if last == "7" or end < begin:
@@ -350,7 +356,7 @@ def _weekday(item: str) -> list[str]:
     return [WEEKDAYS[day % 7] for day in days]
 
 
-def _weekday_number(name: str) -> int:
+def weekday_number(name: str) -> int:
     """0 for Sunday to 6 for Saturday."""
     if name.isdigit():
         return int(name) % 7
@@ -359,7 +365,7 @@ def _weekday_number(name: str) -> int:
     return WEEKDAYS.index(name)
 
 
-def _zone(name: Any) -> ZoneInfo:
+def find_zone(name: Any) -> ZoneInfo:
     """The zone of that name; without one, the machine's own.
 
     Raises:
@@ -371,7 +377,7 @@ def _zone(name: Any) -> ZoneInfo:
         raise ValueError(f"no time zone is called {name!r}") from None
 
 
-def _flag(config: Mapping[str, Any], name: str) -> bool:
+def read_flag(config: Mapping[str, Any], name: str) -> bool:
     """A flag, false when absent."""
     value = config.get(name, False)
     if not isinstance(value, bool):
@@ -379,7 +385,7 @@ def _flag(config: Mapping[str, Any], name: str) -> bool:
     return value
 
 
-def _number(value: Any, unit: str) -> float:
+def read_number(value: Any, unit: str) -> float:
     """A number, also one written as text (ScheduleZero takes both)."""
     try:
         number = float(value)
@@ -390,7 +396,7 @@ def _number(value: Any, unit: str) -> float:
     return number
 
 
-def _length(config: Mapping[str, Any]) -> timedelta:
+def interval_length(config: Mapping[str, Any]) -> timedelta:
     """The length of an interval."""
     try:
         return timedelta(**{unit: config[unit] for unit in INTERVAL_UNITS if unit in config})

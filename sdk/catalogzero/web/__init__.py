@@ -14,10 +14,11 @@ from catalogzero.web.guard import Guard, shown_token
 from catalogzero.web.listen import Limits, listening, stop_signal
 from catalogzero.web.openapi import (
     Operation,
-    model_schema,
+    Schema,
     object_schema,
     openapi_document,
     parameter,
+    type_schema,
 )
 from catalogzero.web.pages import Pages
 from catalogzero.web.tokens import read_token
@@ -28,13 +29,13 @@ __all__ = [
     "Limits",
     "Operation",
     "Pages",
+    "Schema",
     "body_parts",
     "edge_application",
     "header_text",
     "is_loopback",
     "json_response",
     "listening",
-    "model_schema",
     "object_schema",
     "openapi_document",
     "parameter",
@@ -44,4 +45,5 @@ __all__ = [
     "read_token",
     "shown_token",
     "stop_signal",
+    "type_schema",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
 from catalogzero.version import __version__
 
@@ -43,10 +43,9 @@ def openapi_document(
     error_type: str,
     common: Iterable[int],
     meanings: Mapping[int, str],
-    schemas: Mapping[str, Schema] | None = None,
     base_path: str = "/",
     open_too: bool = False,
-) -> dict[str, Any]:
+) -> Schema:
     """An OpenAPI 3.1 document.
 
     Args:
@@ -56,12 +55,10 @@ def openapi_document(
         error_type: See `error`.
         common: Statuses of errors that every operation may have.
         meanings: What each status of an error stands for.
-        schemas: Further named schemas, for `#/components/schemas/NAME`.
         base_path: What the paths are below.
         open_too: Requests may come without a token as well.
     """
-
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, Schema] = {}
     for place, one in operations.items():
         method, path = place.split()
         refused = {status: meanings[status] for status in {*one.refusals, *common}}
@@ -74,12 +71,12 @@ def openapi_document(
         "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-            "schemas": {"Error": error, **(schemas or {})},
+            "schemas": {"Error": error},
         },
     }
 
 
-def _described(one: Operation, refused: Mapping[int, str], error_type: str) -> dict[str, Any]:
+def _described(one: Operation, refused: Mapping[int, str], error_type: str) -> Schema:
     """One operation, with what its errors stand for."""
     error = _content([error_type], {"$ref": "#/components/schemas/Error"})
     responses: dict[int, Any] = {
@@ -88,12 +85,14 @@ def _described(one: Operation, refused: Mapping[int, str], error_type: str) -> d
     for status, schema in one.answers.items():
         content = _content(["application/json"], schema)
         responses[status] = {"description": "Success.", "content": content}
-    told: dict[str, Any] = {"operationId": one.operation_id, "summary": one.summary}
+    described: Schema = {"operationId": one.operation_id, "summary": one.summary}
     if one.parameters:
-        told["parameters"] = list(one.parameters)
+        described["parameters"] = list(one.parameters)
     if one.body is not None:
-        told["requestBody"] = {"required": True, "content": _content(one.media_types, one.body)}
-    return {**told, "responses": {str(status): responses[status] for status in sorted(responses)}}
+        content = _content(one.media_types, one.body)
+        described["requestBody"] = {"required": True, "content": content}
+    described["responses"] = {str(status): responses[status] for status in sorted(responses)}
+    return described
 
 
 def parameter(name: str, where: str, description: str = "", **schema: Any) -> Schema:
@@ -107,13 +106,13 @@ def object_schema(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
-def model_schema(model: type[BaseModel]) -> Schema:
-    """The schema of a model, with what it refers to in its place.
+def type_schema(of: Any) -> Schema:
+    """The schema of a model or a `TypedDict`, with what it refers to in its place.
 
     Raises:
         KeyError: It refers to itself.
     """
-    schema = model.model_json_schema()
+    schema = TypeAdapter(of).json_schema()
     return dict(_inlined(schema, schema.pop("$defs", {})))
 
 
@@ -129,5 +128,5 @@ def _inlined(part: Any, named: Mapping[str, Schema]) -> Any:
     return {key: _inlined(one, named) for key, one in part.items()}
 
 
-def _content(media_types: Iterable[str], schema: Schema) -> dict[str, Any]:
+def _content(media_types: Iterable[str], schema: Schema) -> Schema:
     return {name: {"schema": schema} for name in media_types}

@@ -18,6 +18,9 @@ from pydantic import BaseModel, SecretStr
 
 from catalogzero.errors import BadRequestError, CatalogZeroError, error_for_code
 
+JsonObject = dict[str, Any]
+"""A JSON object whose keys are an author's or a caller's to choose."""
+
 MAX_TIMEOUT_S = 10 * 365 * 86_400.0
 MAX_ID_CHARS = 200
 MAX_DEPTH = 200

@@ -25,9 +25,9 @@ async function ask(method, path) {
     at("token-form").hidden = false;
     at("main").hidden = true;
   }
-  const told = await answer.json();
-  if (!answer.ok) throw new Error(told.error.message);
-  return told;
+  const answered = await answer.json();
+  if (!answer.ok) throw new Error(answered.error.message);
+  return answered;
 }
 
 /** An element with children, of which texts stay texts, never markup. */
@@ -228,7 +228,7 @@ async function refresh() {
   at("main").hidden = false;
   const step = health.clock_step;
   const jump = step ? `; the clock jumped${step.step_s === null ? "" : ` by ${Math.round(step.step_s)} s`}, seen ${wall.format(new Date(step.seen_at))}` : "";
-  tell("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${jump}`);
+  showState("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${jump}`);
 }
 
 /** Where this page is among all; back to the first where nothing is left on it. */
@@ -247,13 +247,13 @@ function toFirst() {
   look();
 }
 
-function tell(link, text) {
+function showState(link, text) {
   document.body.dataset.link = link;
   if (at("state").textContent !== text) at("state").textContent = text;
 }
 
 function fail(text) {
-  tell("lost", text);
+  showState("lost", text);
 }
 
 function look() {

@@ -10,10 +10,10 @@ import orjson
 from sqlalchemy import RowMapping
 
 from catalogzero.scheduler.schema import ACTIVE, FINAL, schedules
-from catalogzero.scheduler.statements import LEASED, OUTCOME, ROW
+from catalogzero.scheduler.statements import LEASED, OUTCOME, ROW, Values
 from catalogzero.scheduler.ticks import Firing, Schedule, Span, fault_of
 from catalogzero.scheduler.triggers import make_trigger
-from catalogzero.wire.messages import encode_json
+from catalogzero.wire.messages import JsonObject, encode_json
 
 MAX_RESULT_BYTES = 256 * 1024
 MAX_ERROR_CHARS = 4_000
@@ -49,7 +49,7 @@ class Execution:
     job_id: str
     handler_id: str
     method: str
-    params: dict[str, Any]
+    params: JsonObject
     owner: str | None = None
     lease: int = 1
     schedule_id: str | None = None
@@ -90,7 +90,7 @@ class Execution:
         self.error = f"waiting for its handler, which is away: {reason}" if reason else None
         return True
 
-    def row(self, now_us: int, lease: Lease, span: Span | None) -> dict[str, Any]:
+    def row(self, now_us: int, lease: Lease, span: Span | None) -> Values:
         """Its row when it is new; a `span` is the ticks that a missed or skipped one stands for."""
         active = self.status in ACTIVE
         self.created_us, self.started_us = now_us, now_us if active else None
@@ -103,7 +103,7 @@ class Execution:
             "ticks": span.count if span else 1,
         }
 
-    def outcome(self, now_us: int) -> dict[str, Any]:
+    def outcome(self, now_us: int) -> Values:
         """The parameters of `statements.SAVE` for it."""
         row = {f"old_{name}": getattr(self, name) for name in LEASED}
         row |= {f"new_{name}": getattr(self, name) for name in OUTCOME if name != "completed_us"}
@@ -129,7 +129,7 @@ class Lease:
     until_us: int
 
 
-def schedule_row(one: Schedule) -> dict[str, Any]:
+def schedule_row(one: Schedule) -> Values:
     """A schedule's row."""
     row = {name: getattr(one, name) for name in _SCHEDULE_FIELDS}
     return row | {"params": to_json(one.params), "trigger_config": to_json(one.trigger_config)}
@@ -152,8 +152,8 @@ class Writes:
     """What the firings of one claim write."""
 
     inserted: list[tuple[Execution, Span | None]]
-    grown: list[dict[str, Any]]
-    swaps: list[dict[str, Any]]
+    grown: list[Values]
+    swaps: list[Values]
 
     def add(self, schedule: Schedule, firing: Firing, *, waiting: bool) -> None:
         """One schedule's executions, grown rows, and the swap of its next time.
@@ -166,7 +166,7 @@ class Writes:
             why = _WAITING.format(schedule.handler_id) if waiting else _GOING_ON
             self._fold(schedule, "skipped", Span(firing.tick_us, firing.tick_us, 1), why)
         elif firing.status is not None:
-            one = _execution_for(schedule, firing.status, firing.tick_us)
+            one = execution_for(schedule, firing.status, firing.tick_us)
             one.late = firing.late
             self.inserted.append((one, None))
             schedule.folded = None
@@ -194,7 +194,7 @@ class Writes:
             more = {"new_last_tick_us": span.last_us, "more": span.count, "new_error": why}
             self.grown.append({"old_execution_id": execution_id, **more})
             return
-        one = _execution_for(schedule, status, span.first_us)
+        one = execution_for(schedule, status, span.first_us)
         one.error = why
         self.inserted.append((one, span))
         schedule.folded = f"{status}:{one.execution_id}"
@@ -212,7 +212,7 @@ _TAKEN_OVER = (
 """What an execution has of its schedule."""
 
 
-def _execution_for(schedule: Schedule, status: str, tick_us: int | None) -> Execution:
+def execution_for(schedule: Schedule, status: str, tick_us: int | None) -> Execution:
     """A new execution of a schedule's tick."""
     same = {name: getattr(schedule, name) for name in _TAKEN_OVER}
     return Execution(execution_id=str(uuid.uuid4()), tick_us=tick_us, status=status, **same)

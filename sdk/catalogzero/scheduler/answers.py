@@ -1,0 +1,280 @@
+"""What the HTTP API answers: the types that the code is checked with, and the document is made of.
+
+ScheduleZero's fields come first, then ours. Times are ISO 8601 texts in UTC.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field, WithJsonSchema
+from typing_extensions import TypedDict
+
+from catalogzero.wire.messages import JsonObject
+
+# Python 3.11's own TypedDict is one that pydantic refuses to read.
+Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+Status = Literal["queued", "running", "retry", "success", "error", "missed", "skipped", "lost"]
+TRIGGER = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {"type": {"type": "string", "enum": ["interval", "cron", "date"]}},
+    "description": "interval: weeks, days, hours, minutes, seconds, start_time; days are 24 "
+    "hours, with wall: true they keep the hour in timezone. cron: year, month, "
+    "day, week, day_of_week (0 and 7 are Sunday), hour, minute, second, timezone, start_time; all "
+    "must match, but day and day_of_week either with day_or_weekday: true, as in crontab. "
+    "date: run_date, ISO 8601 or Unix seconds. end_time ends the first two.",
+}
+Trigger = Annotated[JsonObject, WithJsonSchema(TRIGGER)]
+
+
+class TickSpan(TypedDict):
+    """The ticks that a missed or skipped execution stands for."""
+
+    first: Time | None
+    last: Time | None
+    count: int
+
+
+class ExecutionRecord(TypedDict):
+    """An execution."""
+
+    execution_id: str
+    job_id: str
+    handler_id: str
+    method_name: str
+    scheduled_at: Time | None
+    started_at: Time | None
+    completed_at: Time | None
+    duration_ms: float | None
+    status: Status
+    error: str | None
+    result: Any
+    params_summary: str | None
+    attempt_number: int
+    max_attempts: int
+    late: bool
+    waiting: Annotated[
+        bool, Field(description="For its handler, which is away; its status is retry.")
+    ]
+    ticks: NotRequired[TickSpan]
+
+
+class ScheduleRecord(TypedDict):
+    """A schedule."""
+
+    id: str
+    handler_id: str
+    method_name: str
+    args: list[Any]
+    trigger: str
+    next_fire_time: Time | None
+    params: JsonObject
+    trigger_config: Trigger
+    timezone: str
+    paused: bool
+    overlap: str
+    misfire_grace_s: float | None
+    timeout_s: float | None
+    jitter_s: float
+    max_attempts: int
+    max_runs: int | None
+    runs: int
+    end_time: Time | None
+    created_at: Time | None
+    error: Annotated[
+        str | None, Field(description="Why it stands still: its next time is unknown here.")
+    ]
+    last_execution: NotRequired[
+        Annotated[
+            ExecutionRecord | None,
+            Field(description="Its newest execution, where `limit` was given."),
+        ]
+    ]
+
+
+class HandlerRecord(TypedDict):
+    """A handler, by the last probe of it."""
+
+    id: str
+    address: str
+    methods: list[str]
+    status: Literal["Connected", "Disconnected"]
+    checked_at: Annotated[Time | None, Field(description="When it was asked; null: not yet.")]
+    error: Annotated[str | None, Field(description="Why it is disconnected, where known.")]
+    last_seen_at: Time | None
+
+
+class Schedules(TypedDict):
+    """The schedules, or a page of them."""
+
+    schedules: list[ScheduleRecord]
+    count: int
+    cursor: NotRequired[Annotated[str | None, Field(description="Where `limit` was given.")]]
+
+
+class Executions(TypedDict):
+    """A page of executions, newest first."""
+
+    records: list[ExecutionRecord]
+    count: int
+    limit: int
+    cursor: str | None
+
+
+class Errors(TypedDict):
+    """The newest executions that count as errors."""
+
+    errors: list[ExecutionRecord]
+    count: int
+    limit: int
+
+
+class Handlers(TypedDict):
+    """The handlers."""
+
+    handlers: list[HandlerRecord]
+    count: int
+
+
+class HandlerCounts(TypedDict):
+    """A handler's executions."""
+
+    total: int
+    success: int
+    error: int
+
+
+class Stats(TypedDict):
+    """Counts over all executions that are kept."""
+
+    total_executions: int
+    success_count: int
+    error_count: int
+    success_rate: float
+    avg_duration_ms: float
+    by_handler: dict[str, HandlerCounts]
+    by_status: dict[str, int]
+    lifetime_executions: int
+    schedules: int
+
+
+class BufferStats(Stats):
+    """The same, with how much of the room for executions is used, in percent."""
+
+    buffer_size: int
+    buffer_utilization: float
+
+
+class Done(TypedDict):
+    """Something was done."""
+
+    status: str
+    message: str
+
+
+class ScheduleDone(Done):
+    """Something was done to a schedule."""
+
+    schedule_id: str
+
+
+class HandlerDone(Done):
+    """Something was done to a handler."""
+
+    handler_id: str
+
+
+class Accepted(TypedDict):
+    """A run begins."""
+
+    status: str
+    execution_id: str
+
+
+class RunResult(Done):
+    """A run succeeded."""
+
+    result: Any
+    execution_id: str
+
+
+class Added(TypedDict):
+    """A schedule is stored."""
+
+    status: str
+    job_id: str
+    schedule_id: str
+    warning: NotRequired[Annotated[str, Field(description="Why its params were not checked.")]]
+
+
+class ChangedField(TypedDict):
+    """A field's value before and after."""
+
+    old: Any
+    new: Any
+
+
+class Put(Added):
+    """A schedule is as the request says; `changes` are by the request's names."""
+
+    dry_run: bool
+    changes: dict[str, ChangedField]
+
+
+class FireTimes(TypedDict):
+    """The next fire times, in UTC and in the schedule's zone."""
+
+    schedule_id: str
+    paused: bool
+    timezone: str
+    next: list[Time]
+    local: list[Time]
+
+
+class ClockStep(TypedDict):
+    """The last step of the clock: when it was seen, how far (null at start), and how many
+    schedules waited for a time that it no longer shows.
+    """
+
+    seen_at: Time
+    step_s: float | None
+    schedules: int
+
+
+class Health(TypedDict):
+    """The scheduler answers."""
+
+    status: str
+    service: str
+    implementation: str
+    clock_step: ClockStep | None
+
+
+class Config(TypedDict):
+    """Where the scheduler listens, and what it works on; no secrets."""
+
+    instance_name: str
+    description: str
+    admin_contact: str
+    version: str
+    database: str
+    lease_s: float
+    retention_days: float
+    max_executions: int
+    host: str
+    port: int
+    zmq_address: str
+
+
+class ErrorDetail(TypedDict):
+    """What went wrong."""
+
+    code: int
+    message: str
+
+
+class Error(TypedDict):
+    """Every error's form."""
+
+    error: ErrorDetail
