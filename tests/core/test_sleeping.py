@@ -103,6 +103,18 @@ async def test_a_job_starts_the_time_anew() -> None:
         assert (await at.client.call("get_metrics"))["idle_s"] == 19
 
 
+async def test_one_that_was_woken_by_hand_falls_asleep_again() -> None:
+    clock = ManualClock()
+    async with serving(Sleeper(), clock=clock, idle_after_s=10, sleep_after_s=20) as at:
+        for _ in range(2):
+            await clock.advance(20)
+            await until(lambda: asleep(at))
+            await at.client.call("wake")
+            assert await status(at) == "active"
+        await clock.advance(20)
+        await until(lambda: asleep(at))
+
+
 async def test_zero_means_never_asleep() -> None:
     clock = ManualClock()
     async with serving(Sleeper(), clock=clock, sleep_after_s=0) as at:

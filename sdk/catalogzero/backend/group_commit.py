@@ -30,6 +30,7 @@ class GroupCommit(Generic[T, R]):
         store: Writes a batch in the transaction it is given.
         clock: What the window is measured on.
         window_s: How long a first item waits for others, in seconds.
+        max_batch: The most items of one transaction; the rest follow in the next.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class GroupCommit(Generic[T, R]):
         store: Callable[[Connection, Sequence[T]], R],
         clock: Clock,
         window_s: float,
+        max_batch: int = MAX_BATCH,
     ) -> None:
         self._database, self._store, self._clock = database, store, clock
-        self._window_s = window_s
+        self._window_s, self._max_batch = window_s, max_batch
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._arrived = asyncio.Event()
         self._since_s = 0.0
@@ -72,7 +74,8 @@ class GroupCommit(Generic[T, R]):
 
     async def flush(self) -> None:
         """Commit what is waiting now; a failure goes to those who wait for it."""
-        batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+        most = self._max_batch
+        batch, self._waiting = self._waiting[:most], self._waiting[most:]
         if not self._waiting:
             self._arrived.clear()
         if not batch:
@@ -81,7 +84,7 @@ class GroupCommit(Generic[T, R]):
         fault: BaseException | None = None
         try:
             result = await self._database.write(lambda connection: self._store(connection, items))
-        except BaseException as error:  # noqa: BLE001 - every waiting request is told of it
+        except BaseException as error:  # noqa: BLE001 - every waiting request gets it
             fault = error
         for _, done in batch:
             if not done.done():
