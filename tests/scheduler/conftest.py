@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
-from catalogzero.scheduler.calls import CallSettings
+from catalogzero.scheduler.links import CallSettings
 from catalogzero.scheduler.runner import RunnerSettings
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.scheduler.store import Store

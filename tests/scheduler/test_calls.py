@@ -15,7 +15,8 @@ import orjson
 import pytest
 from catalogzero import HandlerClient
 from catalogzero.config.settings import MAX_MESSAGE_BYTES
-from catalogzero.scheduler.calls import Room, judge
+from catalogzero.scheduler.calls import judge
+from catalogzero.scheduler.links import Slots
 from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
@@ -57,13 +58,13 @@ async def test_a_run_over_its_schedule_s_timeout_is_cancelled_before_it_is_an_er
 
 
 async def test_a_handler_that_others_keep_busy_is_called_less_at_once_and_then_more_again() -> None:
-    room, inside = Room(), 0
-    room.allow(40)
+    slots, inside = Slots(), 0
+    slots.allow(40)
     free = asyncio.Event()
 
     async def call_it() -> None:
         nonlocal inside
-        async with room:
+        async with slots:
             inside += 1
             await free.wait()
             inside -= 1
@@ -80,13 +81,13 @@ async def test_a_handler_that_others_keep_busy_is_called_less_at_once_and_then_m
 
     at_first = await most_inside()
     for _ in range(30):
-        room.answered(busy=True)
+        slots.answered(busy=True)
     when_busy = await most_inside()
     for _ in range(100):
-        room.answered(busy=True)
+        slots.answered(busy=True)
     at_least = await most_inside()
     for _ in range(10_000):
-        room.answered(busy=False)
+        slots.answered(busy=False)
     again = await most_inside()
 
     assert (at_first, when_busy, at_least, again) == (40, 10, 1, 40)
@@ -247,7 +248,7 @@ async def test_a_handler_whose_ping_makes_no_sense_ends_its_own_runs_only(
     strange.close()
 
     assert answer.status_code == 500
-    assert "tells no uptime_s and dedupe_window_s" in answer.json()["error"]["message"]
+    assert "has no uptime_s and dedupe_window_s" in answer.json()["error"]["message"]
 
 
 async def test_a_handler_with_an_endless_boot_id_is_served_as_a_plain_one(

@@ -12,7 +12,7 @@ import random
 import pytest
 from catalogzero.scheduler import calls
 
-from tests.scheduler.world import SETTINGS, WINDOW_S, Desk, World
+from tests.scheduler.world import SETTINGS, WINDOW_S, LeaseHolder, World
 
 STEP_S = 0.5
 FAULTY_S = 120.0
@@ -22,7 +22,7 @@ PATIENCE_S = 3_000.0
 async def live(seed: int, *, retry_safe: bool, timeout_s: float | None = None) -> World:
     """Let a world go on until its execution is final and nothing is under way."""
     world = World(seed, retry_safe=retry_safe, faults=seed % 7, timeout_s=timeout_s)
-    world.desks["A"].take_over()
+    world.holders["A"].take_over()
     while world.clock.monotonic() < PATIENCE_S:
         await world.clock.advance(STEP_S)
         happen(world)
@@ -40,21 +40,21 @@ def happen(world: World) -> None:
         if world.fault(0.02):
             world.restart()
         if world.fault(0.02):
-            owner = world.desks[str(world.row.owner)]
+            owner = world.holders[str(world.row.owner)]
             owner.frozen_until_s = world.clock.monotonic() + world.random.uniform(1, 2 * WINDOW_S)
             other(world).take_over()
-        if world.fault(0.01) and (task := world.desks[str(world.row.owner)].task):
+        if world.fault(0.01) and (task := world.holders[str(world.row.owner)].task):
             task.cancel()
-    owner = world.desks[str(world.row.owner)]
+    owner = world.holders[str(world.row.owner)]
     if not world.row.is_final() and (owner.task is None or owner.task.done()):
         other(world).take_over()
 
 
-def other(world: World) -> Desk:
+def other(world: World) -> LeaseHolder:
     """The scheduler that does not own the row, or the same one if that is frozen."""
-    desk = world.desks["B" if world.row.owner == "A" else "A"]
-    frozen = desk.frozen_until_s > world.clock.monotonic()
-    return world.desks[str(world.row.owner)] if frozen else desk
+    holder = world.holders["B" if world.row.owner == "A" else "A"]
+    frozen = holder.frozen_until_s > world.clock.monotonic()
+    return world.holders[str(world.row.owner)] if frozen else holder
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -97,7 +97,7 @@ async def test_a_run_over_its_schedule_s_timeout_is_over_before_it_is_an_error(s
 async def test_a_cancel_that_came_before_its_call_is_sent_again() -> None:
     world = World(1, retry_safe=False, faults=0, timeout_s=3.0, longest_s=1e6)
     world.lose_next = True
-    world.desks["A"].take_over()
+    world.holders["A"].take_over()
     await forward(world, 60)
 
     assert (world.starts, world.row.status, world.running) == (1, "error", 0)
@@ -109,13 +109,13 @@ async def test_a_handler_that_stays_away_is_given_up_whoever_waits_for_it(
 ) -> None:
     monkeypatch.setattr(calls, "PATIENCE_S", 60.0)
     world = World(1, retry_safe=False, faults=0, longest_s=1e6)
-    world.desks["A"].take_over()
+    world.holders["A"].take_over()
     await forward(world, 10)
     assert (world.starts, world.row.status) == (1, "running")
 
     world.silent = True
     await forward(world, SETTINGS.lost_after_s * 0.9)
-    world.desks["B"].take_over()
+    world.holders["B"].take_over()
     await forward(world, 40)
     assert (world.row.status, world.row.waiting) == ("retry", True)
     await forward(world, SETTINGS.lost_after_s * 0.1)

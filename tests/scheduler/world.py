@@ -15,7 +15,8 @@ from typing import Any
 
 from catalogzero.clock import Clock
 from catalogzero.errors import CallTimeoutError, UnreachableError
-from catalogzero.scheduler.calls import CallSettings, Driver, Links
+from catalogzero.scheduler.calls import Driver
+from catalogzero.scheduler.links import CallSettings, Links
 from catalogzero.scheduler.models import Execution, Handler
 from catalogzero.testing import ManualClock
 from catalogzero.wire.messages import Reply, StartBy
@@ -74,7 +75,7 @@ class World:
         self.row = Execution("e", "job", "h", "m", {}, owner="A", timeout_s=timeout_s)
         self.broken: list[str] = []
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.desks = {name: Desk(self, name) for name in "AB"}
+        self.holders = {name: LeaseHolder(self, name) for name in "AB"}
 
     def fault(self, chance: float) -> bool:
         """Whether a fault happens now; each is one less to come."""
@@ -172,7 +173,7 @@ class World:
             raise TimeoutError
 
 
-class Desk:
+class LeaseHolder:
     """One scheduler: what it believes of its lease may be wrong, what it writes is checked."""
 
     def __init__(self, world: World, name: str) -> None:
@@ -199,18 +200,18 @@ class Desk:
             await self.clock.sleep(left_s)
 
     def now_us(self) -> int:
-        """See `calls.Desk`."""
+        """See `calls.LeaseHolder`."""
         return round(self.clock.monotonic() * 1_000_000)
 
     async def holds(self, one: Execution) -> bool:
-        """See `calls.Desk`; it freezes right after it looked, at the worst moment."""
+        """See `calls.LeaseHolder`; it freezes right after it looked, at the worst moment."""
         row = self.world.row
         mine = (row.owner, row.lease) == (one.owner, one.lease) and not row.is_final()
         await self.thaw()
         return mine
 
     async def save(self, one: Execution) -> bool:
-        """See `calls.Desk`: conditional on owner and lease."""
+        """See `calls.LeaseHolder`: conditional on owner and lease."""
         await self.thaw()
         row = self.world.row
         if (row.owner, row.lease) != (one.owner, one.lease) or row.is_final():
@@ -226,8 +227,8 @@ class Desk:
 class Caller:
     """The network between one scheduler and the handler."""
 
-    def __init__(self, world: World, desk: Desk) -> None:
-        self.world, self.desk = world, desk
+    def __init__(self, world: World, holder: LeaseHolder) -> None:
+        self.world, self.holder = world, holder
 
     async def request(
         self,
@@ -241,7 +242,7 @@ class Caller:
     ) -> Reply:
         """See `HandlerClient.request`, with faults."""
         world = self.world
-        await self.desk.thaw()
+        await self.holder.thaw()
         if world.silent:
             await world.clock.sleep(timeout_s)
             raise UnreachableError("away")
@@ -262,7 +263,7 @@ class Caller:
         limit = world.spawn(world.clock.sleep(timeout_s))
         await asyncio.wait({answer, limit}, return_when=asyncio.FIRST_COMPLETED)
         limit.cancel()
-        await self.desk.thaw()
+        await self.holder.thaw()
         if not answer.done():
             answer.cancel()
             raise CallTimeoutError("no reply")
@@ -289,7 +290,7 @@ class Caller:
             about = {"name": "m", "retry_safe": world.retry_safe}
             return Reply(success=True, result={"methods": [about]})
         boot = {"boot_id": str(world.boot), "uptime_s": world.uptime_s}
-        await self.desk.thaw()
+        await self.holder.thaw()
         return Reply(success=True, result={**boot, "dedupe_window_s": WINDOW_S})
 
     async def _deliver(

@@ -24,8 +24,9 @@ from tenacity.wait import wait_random_exponential
 
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.scheduler.answers import ClockStep, ExecutionRecord
-from catalogzero.scheduler.calls import CallSettings, Driver, HandlerCaller, Links
+from catalogzero.scheduler.calls import Driver
 from catalogzero.scheduler.history import History, flat_result
+from catalogzero.scheduler.links import CallSettings, HandlerCaller, Links
 from catalogzero.scheduler.models import Execution, Handler
 from catalogzero.scheduler.store import LostRaceError, Store
 from catalogzero.scheduler.ticks import seconds_us

@@ -17,7 +17,7 @@ from catalogzero.config.settings import Mask, default_state_dir, is_loopback
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.answers import Config
 from catalogzero.scheduler.api import Api
-from catalogzero.scheduler.calls import HandlerCaller
+from catalogzero.scheduler.links import HandlerCaller
 from catalogzero.scheduler.registration import Registration
 from catalogzero.scheduler.runner import Runner, RunnerSettings
 from catalogzero.scheduler.store import ANSWER_S, Store
