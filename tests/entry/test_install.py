@@ -14,12 +14,12 @@ import pytest
 from catalogzero.config.registry import load_registry
 from catalogzero.entry import install as installing
 from catalogzero.entry import stanza
-from catalogzero.entry.closure import Origin
 from catalogzero.entry.index import build_catalog
+from catalogzero.entry.lock import Origin
 from catalogzero.entry.manifest import Manifest, parse_manifest
 from catalogzero.errors import ConfigError, UnreachableError
 
-from tests.entry.wheels import write_entry
+from tests.entry.wheels import LOCK, OURS, write_entry
 
 pytestmark = pytest.mark.xdist_group("catalog")
 MakeWheel = Callable[..., Path]
@@ -54,7 +54,7 @@ def site(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [shelf / "acme_processor-1.0.0-py3-none-any.whl", *newer, _sdk(shelf)],
         folder / "site",
         origin=Origin(find_links=(shelf,), no_index=True),
-        cache=folder / "cache",
+        pythons=(OURS,),
         yank={"acme-processor==2.0.0": "loses rows"},
     )
     return folder / "site"
@@ -111,15 +111,16 @@ def test_a_file_that_is_not_the_one_published_is_refused(
     with pytest.raises(Exception, match="DO NOT MATCH THE HASHES"):
         installing.install(installing.open_catalog(str(changed)), "acme-processor", python=client)
 
-    assert "acme-processor" not in installing.installed(client)
+    assert "acme-processor" not in installing.look("acme-processor", client)["distributions"]
 
 
 def test_a_catalog_that_contradicts_itself_is_refused(site: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(site, tmp_path / "changed")
     catalog = installing.open_catalog(str(changed))
-    other = min(catalog.hashes - {catalog.find("acme-processor").release(None).sha256})
+    own = catalog.find("acme-processor").release(None).sha256
+    other = min(set(catalog.content.files.values()) - {own})
     pin = f"acme-processor==1.1.0 --hash=sha256:{other}\n"
-    (changed / "requirements/acme-processor-1.1.0.txt").write_text(pin)
+    (changed / f"requirements/acme-processor-1.1.0-{LOCK}.txt").write_text(pin)
 
     with pytest.raises(ConfigError, match="contradicts itself"):
         installing.install(catalog, "acme-processor")

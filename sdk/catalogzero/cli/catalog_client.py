@@ -12,8 +12,7 @@ import typer
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_rows
 from catalogzero.entry import install as installing
 from catalogzero.entry import stanza as stanzas
-from catalogzero.entry.manifest import Manifest, parse_manifest
-from catalogzero.entry.pip import run_tool
+from catalogzero.entry.catalog_file import Offer
 
 CatalogOption = Annotated[
     str,
@@ -35,11 +34,11 @@ def list_entries(catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
 
     Example: catalogzero catalog list --catalog https://catalog.acme.example
     """
-    offers = installing.open_catalog(catalog).entries.values()
-    rows = [(o.id, o.manifest.version, o.manifest.kind, o.manifest.description) for o in offers]
+    offers = installing.open_catalog(catalog).content.entries
+    rows = [(offer.id, offer.version, offer.kind, offer.description) for offer in offers]
     columns = ("id", "version", "kind", "description")
-    told = [dict(zip(columns, row, strict=True)) for row in rows]
-    print_rows(told, columns, rows, json=as_json)
+    listed = [dict(zip(columns, row, strict=True)) for row in rows]
+    print_rows(listed, columns, rows, json=as_json)
 
 
 def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
@@ -48,22 +47,23 @@ def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag =
     Example: catalogzero catalog show acme-processor --catalog https://catalog.acme.example
     """
     offer = installing.open_catalog(catalog).find(entry_id)
-    manifest = offer.manifest
     if as_json:
-        print_json(manifest.model_dump(mode="json", by_alias=True))
+        of_the_catalog = {"distribution", "releases"}
+        print_json(offer.model_dump(mode="json", by_alias=True, exclude=of_the_catalog))
         return
     releases = [
-        f"{told.version} (yanked: {told.yanked})" if told.yanked else told.version
-        for told in offer.releases
+        f"{one.version} (yanked: {one.yanked})" if one.yanked else one.version
+        for one in offer.releases
     ]
     fields = {
-        "name": manifest.name,
-        "version": manifest.version,
-        "vendor": manifest.vendor.name,
-        "description": manifest.description,
-        "data that leaves": ", ".join(manifest.data_collected) or "not said",
-        "talks to": ", ".join(manifest.allowed_hosts) or "not said",
-        "methods": ", ".join(method.name for method in manifest.methods) or "not said",
+        "name": offer.name,
+        "version": offer.version,
+        "vendor": offer.vendor.name,
+        "description": offer.description,
+        "data that leaves": ", ".join(offer.data_collected) or "not said",
+        "talks to": ", ".join(offer.allowed_hosts) or "not said",
+        "methods": ", ".join(method.name for method in offer.methods) or "not said",
+        "served for": ", ".join(str(lock) for lock in offer.newest.locks) or "not said",
         "releases": ", ".join(releases),
     }
     print_fields(fields)
@@ -86,7 +86,7 @@ def install(
     change = installing.install(opened, entry_id, version=version, python=python)
     typer.echo("\n".join(change.lines() or ["nothing changed: it was installed already"]))
     offer = opened.find(entry_id)
-    manifest = _installed_manifest(offer, python) or offer.manifest
+    manifest = installing.installed_manifest(entry_id, python) or offer
     known = stanzas.stanzas_of(registry, manifest.id)
     if known:
         handler_id = known[0].handler_id
@@ -114,9 +114,9 @@ def upgrade(
     opened = installing.open_catalog(catalog)
     offer = opened.find(entry_id)
     _warn_of_yank(offer, version)
-    before = _installed_manifest(offer, python)
+    before = installing.installed_manifest(entry_id, python)
     change = installing.install(opened, entry_id, version=version, python=python)
-    after = _installed_manifest(offer, python)
+    after = installing.installed_manifest(entry_id, python)
     typer.echo("\n".join(change.lines() or ["nothing changed"]))
     if before and after:
         for line in stanzas.changed_settings(before.config_schema, after.config_schema):
@@ -144,26 +144,11 @@ def remove(
     typer.echo("The state folder stays: `catalogzero outbox` shows what was not sent.")
 
 
-def _warn_of_yank(offer: installing.Offer, version: str | None) -> None:
+def _warn_of_yank(offer: Offer, version: str | None) -> None:
     """Say why a release should not be installed."""
     release = offer.release(version)
     if release.yanked:
         typer.echo(f"warning: {offer.id} {release.version} is yanked: {release.yanked}", err=True)
-
-
-_READ_MANIFEST = (
-    "import importlib.metadata as m, importlib.util as u, pathlib, sys;"
-    "p = [e for e in m.entry_points(group='catalogzero.entries') if e.name == sys.argv[1]];"
-    "s = u.find_spec(p[0].value) if p else None;"
-    "print((pathlib.Path(s.submodule_search_locations[0]) / 'catalogzero.toml').read_text('utf-8')"
-    " if s else '')"
-)
-
-
-def _installed_manifest(offer: installing.Offer, python: str | None) -> Manifest | None:
-    """The manifest of an entry as it is installed; None where it is not."""
-    text = run_tool([python or sys.executable, "-c", _READ_MANIFEST, offer.id])
-    return parse_manifest(text, offer.id) if text.strip() else None
 
 
 def _check(handler_id: str, registry: Path, python: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,26 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from catalogzero.entry.catalog_file import Offer
 
-def write_pages(out: Path, document: Mapping[str, Any]) -> None:
+
+def write_pages(out: Path, offers: Sequence[Offer]) -> None:
     """Write the list of entries and a page for each into the site's folder."""
-    entries = document["entries"]
-    _write(out / "index.html", "list.html", entries=entries, root=".")
-    for entry in entries:
-        page = out / "entries" / entry["id"] / "index.html"
-        _write(page, "entry.html", entry=entry, root="../..")
+    _write(out / "index.html", "list.html", entries=offers, root=".")
+    for offer in offers:
+        page = out / "entries" / offer.id / "index.html"
+        _write(page, "entry.html", entry=offer, root="../..")
     style = Path(__file__).parent / "page_templates" / "style.css"
     (out / "style.css").write_bytes(style.read_bytes())
 
 
-def write_links(folder: Path, document: Mapping[str, Any]) -> None:
+def write_links(folder: Path, document: Mapping[str, object]) -> None:
     """Write a document of the JSON index (PEP 691) as a page of links (PEP 503)."""
     parts = {"name": "", "projects": (), "files": (), **document}
     _write(folder / "index.html", "simple.html", **parts)
 
 
-def _write(path: Path, template: str, **values: Any) -> None:
+def _write(path: Path, template: str, **values: object) -> None:
     """Render one page."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(_environment().get_template(template).render(**values), "utf-8")
