@@ -18,7 +18,7 @@ import pytest
 import yaml
 from catalogzero.config.registry import load_registry
 from catalogzero.entry import install as installing
-from catalogzero.entry import stanza
+from catalogzero.entry import registry_section
 from catalogzero.entry.index import build_catalog
 from catalogzero.entry.lock import Origin
 from catalogzero.entry.manifest import Manifest
@@ -69,7 +69,7 @@ def test_no_manifest_writes_a_key_into_the_client_s_file(
     schema = {"properties": {"region": setting, "depth": {"type": kind}}}
     path = tmp_path_factory.mktemp("client") / "handler_registry.yaml"
 
-    stanza.add_stanza(
+    registry_section.add_section(
         path, manifest(config_schema={**schema, "required": ["region"] if must else []})
     )
 

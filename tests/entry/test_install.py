@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from catalogzero.config.registry import load_registry
 from catalogzero.entry import install as installing
-from catalogzero.entry import stanza
+from catalogzero.entry import registry_section
 from catalogzero.entry.index import build_catalog
 from catalogzero.entry.lock import Origin
 from catalogzero.entry.manifest import Manifest, parse_manifest
@@ -183,10 +183,10 @@ def manifest() -> Manifest:
     return parse_manifest(MANIFEST, "test")
 
 
-def test_a_stanza_is_written_with_every_setting_explained(tmp_path: Path) -> None:
+def test_a_section_is_written_with_every_setting_explained(tmp_path: Path) -> None:
     path = tmp_path / "handler_registry.yaml"
 
-    handler_id = stanza.add_stanza(path, manifest())
+    handler_id = registry_section.add_section(path, manifest())
 
     written = load_registry(path).find(handler_id)
     assert (handler_id, written.entry) == ("acme_processor", "acme-processor")
@@ -196,11 +196,11 @@ def test_a_stanza_is_written_with_every_setting_explained(tmp_path: Path) -> Non
         "api_key_file": "/etc/acme-processor/api_key",
         "data_roots": [],
     }
-    assert 'region: ""  # string, Where you are.' in path.read_text()
-    assert "# depth: 3  # integer" in path.read_text()
+    assert 'region: ""  # text, Where you are.' in path.read_text()
+    assert "# depth: 3  # whole number" in path.read_text()
 
 
-def test_a_stanza_is_added_below_those_that_stand_there_and_changes_none(tmp_path: Path) -> None:
+def test_a_section_is_added_below_those_that_stand_there_and_changes_none(tmp_path: Path) -> None:
     path = tmp_path / "handler_registry.yaml"
     before = (
         "# mine\nscheduler: none\nhandlers:\n"
@@ -208,20 +208,20 @@ def test_a_stanza_is_added_below_those_that_stand_there_and_changes_none(tmp_pat
     )
     path.write_text(before)
 
-    handler_id = stanza.add_stanza(path, manifest())
+    handler_id = registry_section.add_section(path, manifest())
 
     assert path.read_text().startswith(before)
     assert handler_id == "acme_processor_2"
     assert load_registry(path).find(handler_id).runtime["port"] == 5002
 
 
-def test_a_file_to_which_no_stanza_can_be_added_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_file_to_which_no_section_can_be_added_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "handler_registry.yaml"
     before = "handlers: []\n"
     path.write_text(before)
 
     with pytest.raises(ConfigError, match="by hand"):
-        stanza.add_stanza(path, manifest())
+        registry_section.add_section(path, manifest())
 
     assert path.read_text() == before
 
@@ -233,7 +233,7 @@ def test_what_an_upgrade_asks_of_the_client_is_told() -> None:
         "required": ["c"],
     }
 
-    assert stanza.changed_settings(before, after) == [
+    assert registry_section.changed_settings(before, after) == [
         "new setting c (required)",
         "setting a is gone",
         "setting b means something else",

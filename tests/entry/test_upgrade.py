@@ -106,8 +106,8 @@ class Client:
             "api_key_file": str(self.folder / "key"),
             "data_roots": [str(self.folder / "data")],
         }
-        stanza = {"handler_id": "files", "entry": "file-processor", "port": 0, "config": config}
-        document = {"scheduler": "none", "handlers": [stanza]}
+        section = {"handler_id": "files", "entry": "file-processor", "port": 0, "config": config}
+        document = {"scheduler": "none", "handlers": [section]}
         (self.folder / "handler_registry.yaml").write_text(yaml.safe_dump(document))
 
     def change(self, verb: str, *options: str) -> str:

@@ -94,27 +94,28 @@ def lint(
     folder: PackageFolder = Path(),
     *,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write what the code can tell into the manifest.")
+        bool, typer.Option("--fix", help="Write what the code declares into the manifest.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Look whether a package is fit for a catalog; exit code 1 where it is not.
+    """Check whether a package is fit for a catalog; exit code 1 where it is not.
 
     Example: catalogzero catalog lint acme-processor --fix
     """
     from catalogzero.entry import lint as rules
-    from catalogzero.entry.subject import read_subject
+    from catalogzero.entry.package_source import read_package
 
-    subject = read_subject(folder)
-    changed = rules.fix(subject) if fix else []
-    findings = rules.lint(subject)
+    package = read_package(folder)
+    changed = rules.fix(package) if fix else []
+    findings = rules.lint(package)
     errors = [finding for finding in findings if finding.rule.severity == "error"]
     if as_json:
-        told = [
-            {**asdict(finding.rule), "path": finding.path, "message": finding.message}
-            for finding in findings
+        listed = [
+            # `mend` is what a release before called `fix`.
+            {**asdict(one.rule), "mend": one.rule.fix, "path": one.path, "message": one.message}
+            for one in findings
         ]
-        print_json({"changed": [str(path) for path in changed], "findings": told})
+        print_json({"changed": [str(path) for path in changed], "findings": listed})
     else:
         for path in changed:
             typer.echo(f"{path} written")

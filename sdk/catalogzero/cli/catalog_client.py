@@ -11,7 +11,7 @@ import typer
 
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_rows
 from catalogzero.entry import install as installing
-from catalogzero.entry import stanza as stanzas
+from catalogzero.entry import registry_section as sections
 from catalogzero.entry.catalog_file import Offer
 
 CatalogOption = Annotated[
@@ -77,7 +77,7 @@ def install(
     python: PythonOption = None,
     registry: RegistryOption = Path("handler_registry.yaml"),
 ) -> None:
-    """Install an entry, hash-checked; write its stanza; check it; say what changed.
+    """Install an entry, hash-checked; add its section to the registry file; check it.
 
     Example: catalogzero catalog install acme-processor --catalog https://catalog.acme.example
     """
@@ -87,12 +87,11 @@ def install(
     typer.echo("\n".join(change.lines() or ["nothing changed: it was installed already"]))
     offer = opened.find(entry_id)
     manifest = installing.installed_manifest(entry_id, python) or offer
-    known = stanzas.stanzas_of(registry, manifest.id)
-    if known:
-        handler_id = known[0].handler_id
-        typer.echo(f"{registry}: handler {handler_id} stands there already")
+    if known := sections.sections_of(registry, manifest.id):
+        handler_id = next(iter(known))
+        typer.echo(f"{registry}: handler {handler_id} is there already")
     else:
-        handler_id = stanzas.add_stanza(registry, manifest)
+        handler_id = sections.add_section(registry, manifest)
         typer.echo(f"{registry}: handler {handler_id} added; fill in what is required")
     _check(handler_id, registry, python)
 
@@ -119,10 +118,10 @@ def upgrade(
     after = installing.installed_manifest(entry_id, python)
     typer.echo("\n".join(change.lines() or ["nothing changed"]))
     if before and after:
-        for line in stanzas.changed_settings(before.config_schema, after.config_schema):
+        for line in sections.changed_settings(before.config_schema, after.config_schema):
             typer.echo(line)
-    for stanza in stanzas.stanzas_of(registry, entry_id):
-        _check(stanza.handler_id, registry, python)
+    for handler_id in sections.sections_of(registry, entry_id):
+        _check(handler_id, registry, python)
     typer.echo("Restart the handler: it goes on with the outbox that it finds.")
 
 
@@ -132,15 +131,15 @@ def remove(
     python: PythonOption = None,
     registry: RegistryOption = Path("handler_registry.yaml"),
 ) -> None:
-    """Take an entry's package away; its stanza and its state stay, and are named.
+    """Take an entry's package away; its section and its state stay, and are named.
 
     Example: catalogzero catalog remove acme-processor
     """
     change = installing.remove(entry_id, python=python)
     for line in change.lines():
         typer.echo(line)
-    for stanza in stanzas.stanzas_of(registry, entry_id):
-        typer.echo(f"{stanza.where('entry')}: still names {entry_id}; take it out")
+    for where in sections.sections_of(registry, entry_id).values():
+        typer.echo(f"{where}: still names {entry_id}; take it out")
     typer.echo("The state folder stays: `catalogzero outbox` shows what was not sent.")
 
 
@@ -156,4 +155,4 @@ def _check(handler_id: str, registry: Path, python: str | None) -> None:
     command = [python or sys.executable, "-m", "catalogzero", "check", handler_id]
     done = subprocess.run([*command, "--registry", str(registry)], check=False)  # noqa: S603 - our own command
     if done.returncode:
-        typer.echo(f"Not ready yet: mend what is named, then: catalogzero check {handler_id}")
+        typer.echo(f"Not ready yet: fix what is named, then: catalogzero check {handler_id}")

@@ -26,6 +26,7 @@ from pydantic import (
 
 from catalogzero.scheduler.rows import Execution
 from catalogzero.scheduler.ticks import Place, Schedule, to_us
+from catalogzero.scheduler.trigger_forms import KEYS
 from catalogzero.scheduler.triggers import make_trigger, parse_moment, parse_trigger
 from catalogzero.web import HttpError, query_int
 from catalogzero.wire.messages import encode_json
@@ -45,7 +46,7 @@ SPELT = {
 TRIGGER = {
     "type": "object",
     "required": ["type"],
-    "properties": {"type": {"type": "string", "enum": ["interval", "cron", "date"]}},
+    "properties": {"type": {"type": "string", "enum": [*KEYS]}},
     "description": "interval: weeks, days, hours, minutes, seconds, start_time; days are 24 "
     "hours, with wall: true they keep the hour in timezone. cron: year, month, "
     "day, week, day_of_week (0 and 7 are Sunday), hour, minute, second, timezone, start_time; all "
