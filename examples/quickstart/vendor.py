@@ -74,8 +74,9 @@ class Vendor:
 
     def publish(self) -> None:
         """`catalogzero catalog build`: a static site that any web server can serve."""
-        cache = self.folder.parents[1] / "wheels"
-        self._catalogzero("catalog", "build", *self.wheels(), "--out", self.site, "--cache", cache)
+        python = ".".join(map(str, sys.version_info[:2]))
+        where = ("--out", self.site, "--python", python)
+        self._catalogzero("catalog", "build", *self.wheels(), *where)
         files = sorted(self.site.rglob("*.whl"))
         self.stage.fact("vendor.catalog_wheels", len(files), f"{len(files)} wheels in the index")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from catalogzero.entry import lint
+from catalogzero.entry.package_source import read_package
 from catalogzero.entry.scaffold import scaffold
-from catalogzero.entry.subject import read_subject
 
 CATALOG = Path(__file__).parents[2] / "catalog"
 PROCESSORS = {"file-processor": "File Processor", "sql-processor": "SQL Processor"}
@@ -109,7 +109,7 @@ def test_the_conductor_is_shaped_as_the_template_makes_an_entry(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_an_entry_is_fit_for_a_catalog(name: str) -> None:
-    findings = lint.lint(read_subject(CATALOG / name))
+    findings = lint.lint(read_package(CATALOG / name))
 
     assert [str(found) for found in findings if found.rule.severity == "error"] == []
 

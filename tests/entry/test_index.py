@@ -12,29 +12,38 @@ import sys
 import threading
 import venv
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from catalogzero.entry.closure import Origin
 from catalogzero.entry.index import CatalogReport, build_catalog
+from catalogzero.entry.lock import Origin
 from catalogzero.entry.pip import pip_command
 from catalogzero.entry.serving import CatalogServer
 from catalogzero.errors import CatalogZeroError, ConfigError
+
+from tests.entry.wheels import LOCK, OURS
 
 pytestmark = pytest.mark.xdist_group("catalog")
 MakeWheel = Callable[..., Path]
 UV = Path(sys.executable).parent / "uv"
 
 
-def publish(*dists: Path, out: Path, shelf: Path, **options: object) -> CatalogReport:
-    sdk = shelf / "catalogzero-0.1.0-py3-none-any.whl"
+def publish(
+    *dists: Path,
+    out: Path,
+    shelf: Path,
+    pythons: Sequence[str] = (OURS,),
+    yank: Mapping[str, str] | None = None,
+    replace: bool = False,
+) -> CatalogReport:
     return build_catalog(
-        [*dists, sdk],
+        [*dists, shelf / "catalogzero-0.1.0-py3-none-any.whl"],
         out,
         origin=Origin(find_links=(shelf,), no_index=True),
-        cache=shelf.parent / "cache",
-        **options,  # type: ignore[arg-type]
+        pythons=pythons,
+        yank=yank,
+        replace=replace,
     )
 
 
@@ -105,7 +114,7 @@ def test_pip_installs_an_entry_and_all_that_it_needs_from_the_catalog_alone(
 
 
 def test_pip_installs_by_hashes_from_the_catalog_alone(served: str, client: Path) -> None:
-    requirements = f"{served}/requirements/acme-processor-1.0.0.txt"
+    requirements = f"{served}/requirements/acme-processor-1.0.0-{LOCK}.txt"
 
     done = pip(
         client, "install", "--require-hashes", "--index-url", f"{served}/simple", "-r", requirements

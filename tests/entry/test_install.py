@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from catalogzero.config.registry import load_registry
 from catalogzero.entry import install as installing
-from catalogzero.entry import stanza
-from catalogzero.entry.closure import Origin
+from catalogzero.entry import registry_section
 from catalogzero.entry.index import build_catalog
+from catalogzero.entry.lock import Origin
 from catalogzero.entry.manifest import Manifest, parse_manifest
 from catalogzero.errors import ConfigError, UnreachableError
 
-from tests.entry.wheels import write_entry
+from tests.entry.wheels import LOCK, OURS, write_entry
 
 pytestmark = pytest.mark.xdist_group("catalog")
 MakeWheel = Callable[..., Path]
@@ -54,7 +54,7 @@ def site(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [shelf / "acme_processor-1.0.0-py3-none-any.whl", *newer, _sdk(shelf)],
         folder / "site",
         origin=Origin(find_links=(shelf,), no_index=True),
-        cache=folder / "cache",
+        pythons=(OURS,),
         yank={"acme-processor==2.0.0": "loses rows"},
     )
     return folder / "site"
@@ -111,15 +111,16 @@ def test_a_file_that_is_not_the_one_published_is_refused(
     with pytest.raises(Exception, match="DO NOT MATCH THE HASHES"):
         installing.install(installing.open_catalog(str(changed)), "acme-processor", python=client)
 
-    assert "acme-processor" not in installing.installed(client)
+    assert "acme-processor" not in installing.look("acme-processor", client)["distributions"]
 
 
 def test_a_catalog_that_contradicts_itself_is_refused(site: Path, tmp_path: Path) -> None:
     changed = shutil.copytree(site, tmp_path / "changed")
     catalog = installing.open_catalog(str(changed))
-    other = min(catalog.hashes - {catalog.find("acme-processor").release(None).sha256})
+    own = catalog.find("acme-processor").release(None).sha256
+    other = min(set(catalog.content.files.values()) - {own})
     pin = f"acme-processor==1.1.0 --hash=sha256:{other}\n"
-    (changed / "requirements/acme-processor-1.1.0.txt").write_text(pin)
+    (changed / f"requirements/acme-processor-1.1.0-{LOCK}.txt").write_text(pin)
 
     with pytest.raises(ConfigError, match="contradicts itself"):
         installing.install(catalog, "acme-processor")
@@ -182,10 +183,10 @@ def manifest() -> Manifest:
     return parse_manifest(MANIFEST, "test")
 
 
-def test_a_stanza_is_written_with_every_setting_explained(tmp_path: Path) -> None:
+def test_a_section_is_written_with_every_setting_explained(tmp_path: Path) -> None:
     path = tmp_path / "handler_registry.yaml"
 
-    handler_id = stanza.add_stanza(path, manifest())
+    handler_id = registry_section.add_section(path, manifest())
 
     written = load_registry(path).find(handler_id)
     assert (handler_id, written.entry) == ("acme_processor", "acme-processor")
@@ -195,11 +196,11 @@ def test_a_stanza_is_written_with_every_setting_explained(tmp_path: Path) -> Non
         "api_key_file": "/etc/acme-processor/api_key",
         "data_roots": [],
     }
-    assert 'region: ""  # string, Where you are.' in path.read_text()
-    assert "# depth: 3  # integer" in path.read_text()
+    assert 'region: ""  # text, Where you are.' in path.read_text()
+    assert "# depth: 3  # whole number" in path.read_text()
 
 
-def test_a_stanza_is_added_below_those_that_stand_there_and_changes_none(tmp_path: Path) -> None:
+def test_a_section_is_added_below_those_that_stand_there_and_changes_none(tmp_path: Path) -> None:
     path = tmp_path / "handler_registry.yaml"
     before = (
         "# mine\nscheduler: none\nhandlers:\n"
@@ -207,20 +208,20 @@ def test_a_stanza_is_added_below_those_that_stand_there_and_changes_none(tmp_pat
     )
     path.write_text(before)
 
-    handler_id = stanza.add_stanza(path, manifest())
+    handler_id = registry_section.add_section(path, manifest())
 
     assert path.read_text().startswith(before)
     assert handler_id == "acme_processor_2"
     assert load_registry(path).find(handler_id).runtime["port"] == 5002
 
 
-def test_a_file_to_which_no_stanza_can_be_added_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_file_to_which_no_section_can_be_added_stays_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "handler_registry.yaml"
     before = "handlers: []\n"
     path.write_text(before)
 
     with pytest.raises(ConfigError, match="by hand"):
-        stanza.add_stanza(path, manifest())
+        registry_section.add_section(path, manifest())
 
     assert path.read_text() == before
 
@@ -232,7 +233,7 @@ def test_what_an_upgrade_asks_of_the_client_is_told() -> None:
         "required": ["c"],
     }
 
-    assert stanza.changed_settings(before, after) == [
+    assert registry_section.changed_settings(before, after) == [
         "new setting c (required)",
         "setting a is gone",
         "setting b means something else",

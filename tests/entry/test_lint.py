@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 from catalogzero.entry import lint
+from catalogzero.entry.class_rules import CLASS_RULES
+from catalogzero.entry.package_source import read_package
 from catalogzero.entry.scaffold import scaffold
-from catalogzero.entry.subject import read_subject
+from catalogzero.testing import HandlerContract
 
 CATALOGZERO = Path(sys.executable).parent / "catalogzero"
 SRC = "src/acme_processor"
@@ -71,7 +74,7 @@ def broken(package: Path, code: str) -> None:
 
 
 def test_a_fresh_package_breaks_no_rule(clean: Path) -> None:
-    assert lint.lint(read_subject(clean)) == []
+    assert lint.lint(read_package(clean)) == []
 
 
 def test_every_rule_has_a_fault() -> None:
@@ -82,25 +85,25 @@ def test_every_rule_has_a_fault() -> None:
 def test_a_fault_is_found_by_the_rule_that_names_it(package: Path, code: str) -> None:
     broken(package, code)
 
-    found = lint.lint(read_subject(package))
+    found = lint.lint(read_package(package))
 
     assert code in {finding.rule.code for finding in found}
     (finding, *_) = [finding for finding in found if finding.rule.code == code]
-    assert lint.RULES[code].mend in str(finding)
+    assert lint.RULES[code].fix in str(finding)
 
 
 def test_fix_writes_what_the_code_tells_and_keeps_what_the_vendor_wrote(package: Path) -> None:
     broken(package, "CZ106")
     before = (package / SRC / "catalogzero.toml").read_text()
 
-    changed = lint.fix(read_subject(package))
+    changed = lint.fix(read_package(package))
 
     after = (package / SRC / "catalogzero.toml").read_text()
     own = before.partition("# Written by")[0]
     assert changed == [(package / SRC / "catalogzero.toml").resolve()]
     assert after.startswith(own)
     assert 'name = "count"' in after
-    assert lint.lint(read_subject(package)) == []
+    assert lint.lint(read_package(package)) == []
 
 
 def test_a_declared_schema_that_the_manifest_lacks_is_drift_and_fix_writes_it(
@@ -115,15 +118,15 @@ def test_a_declared_schema_that_the_manifest_lacks_is_drift_and_fix_writes_it(
     )
 
     [found] = [
-        finding for finding in lint.lint(read_subject(package)) if finding.rule.code == "CZ106"
+        finding for finding in lint.lint(read_package(package)) if finding.rule.code == "CZ106"
     ]
-    lint.fix(read_subject(package))
+    lint.fix(read_package(package))
 
-    [stream] = read_subject(package).manifest("acme-processor").streams
+    [stream] = read_package(package).manifest("acme-processor").streams
     assert "output schema" in found.message
     assert list(stream.row_schema["properties"]) == ["id", "note"]
     assert stream.row_schema["required"] == ["id"]
-    assert [f for f in lint.lint(read_subject(package)) if f.rule.code == "CZ106"] == []
+    assert [f for f in lint.lint(read_package(package)) if f.rule.code == "CZ106"] == []
 
 
 def test_the_command_prints_findings_and_ends_with_1(package: Path) -> None:
@@ -141,3 +144,48 @@ def test_the_command_prints_findings_and_ends_with_1(package: Path) -> None:
     (finding,) = json.loads(done.stdout)["findings"]
     assert finding["code"] == "CZ107"
     assert finding["path"] == f"{SRC}/catalogzero.toml"
+
+
+@pytest.mark.parametrize(
+    ("trigger", "fault"),
+    [
+        ('{ type = "interval", minutes = 15 }', None),
+        ('{ type = "interval", minutes = 15, end_date = "2030-01-01" }', None),
+        ('{ type = "date", run_time = "2030-01-01T02:00:00+00:00" }', None),
+        ('{ type = "cron", hour = "2", day_or_weekday = true }', None),
+        ('{ type = "cron", hour = "25" }', "higher than the maximum"),
+        ('{ type = "interval", minutes = 0 }', "the interval must be"),
+        ('{ type = "interval", minute = 5 }', "interval takes no 'minute'"),
+        ('{ type = "cron", timezone = "Europe/Berlin" }', "cron needs at least one of"),
+    ],
+)
+def test_a_trigger_is_fit_where_the_scheduler_takes_it(
+    package: Path, trigger: str, fault: str | None
+) -> None:
+    path = package / SRC / "catalogzero.toml"
+    text = re.sub(r"^trigger = .*$", f"trigger = {trigger}", path.read_text(), flags=re.MULTILINE)
+    path.write_text(text)
+
+    found = [one.message for one in lint.lint(read_package(package)) if one.rule.code == "CZ110"]
+
+    assert bool(found) == (fault is not None)
+    assert all(fault and fault in message for message in found)
+
+
+def test_lint_and_contract_demand_the_same_of_a_class() -> None:
+    checks = {check.name: check for check in HandlerContract.checks()}
+
+    assert {rule.code for rule in CLASS_RULES} == {"CZ106", "CZ111", "CZ112", "CZ113"}
+    for rule in CLASS_RULES:
+        assert (checks[rule.name].reason, checks[rule.name].fix) == (rule.reason, rule.fix)
+        assert lint.RULES[rule.code].fix == rule.fix
+
+
+def test_what_only_the_contract_demanded_of_a_class_lint_demands_now(package: Path) -> None:
+    handler = package / SRC / "handler.py"
+    untyped = COUNT.format(doc=DOC).replace("first: int", "first")
+    handler.write_text(handler.read_text().replace("    def process(", untyped, 1))
+
+    found = [one.message for one in lint.lint(read_package(package)) if one.rule.code == "CZ113"]
+
+    assert found == ["parameter 'first' of 'count' has no type"]

@@ -33,6 +33,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "site" / "files").mkdir(parents=True)
     wheel = build_package(CATALOG / "file-processor", folder / "dist")[-1]
     shutil.copy(wheel, folder / "site" / "files")
+    (folder / "site" / "requirements").mkdir()
+    for python in ("3.11", "3.13"):
+        lock = f"requirements/file-processor-0.1.0-py{python}-linux_x86_64.txt"
+        (folder / "site" / lock).write_text("")
     publish(folder / "site", {"file-processor==0.1.0": "a newer one is better"})
     with CatalogServer(folder / "site") as server:
         thread = threading.Thread(target=server.serve_until_interrupted)
@@ -103,7 +107,8 @@ def test_a_client_finds_what_it_wants_to_know_before_it_installs(browser: Any, u
     for fact in (
         "What leaves your machine",
         '--index-url "$CATALOG/simple" file-processor',
-        "--require-hashes",
+        "Python 3.11, 3.13 on linux_x86_64",
+        '--require-hashes -r "$CATALOG/requirements/file-processor-0.1.0-py3.13-linux_x86_64.txt"',
         "process_and_upload",
         "data_source text, required",
         "The only folders that a call's data_source may lie in.",

@@ -9,6 +9,7 @@ import pytest
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.entry.lint import RULES
 from catalogzero.entry.manifest import Manifest
+from catalogzero.scheduler.trigger_forms import KEYS
 from catalogzero.testing import ProcessorContract
 from catalogzero.testing.checks import Check
 
@@ -16,16 +17,16 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
 
 @pytest.mark.parametrize("code", RULES)
-def test_every_rule_stands_on_its_page_with_its_mend(code: str) -> None:
+def test_every_rule_stands_on_its_page_with_its_fix(code: str) -> None:
     rule = RULES[code]
 
-    row = f"| {code} | {rule.demand} | {rule.mend} |"
+    row = f"| {code} | {rule.demand} | {rule.fix} |"
     assert row in (REFERENCE / "lint.md").read_text()
 
 
 @pytest.mark.parametrize("check", ProcessorContract.checks(), ids=lambda check: check.name)
-def test_every_check_stands_on_its_page_with_reason_and_mend(check: Check) -> None:
-    row = f"| `{check.name}` | {check.reason} | {check.mend} |"
+def test_every_check_stands_on_its_page_with_reason_and_fix(check: Check) -> None:
+    row = f"| `{check.name}` | {check.reason} | {check.fix} |"
 
     assert row in (REFERENCE / "contract.md").read_text()
 
@@ -33,6 +34,13 @@ def test_every_check_stands_on_its_page_with_reason_and_mend(check: Check) -> No
 @pytest.mark.parametrize("key", Manifest.model_fields)
 def test_every_key_of_a_manifest_stands_on_its_page(key: str) -> None:
     assert f"`{key}`" in (REFERENCE / "manifest.md").read_text()
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_every_key_of_a_trigger_stands_on_the_manifest_s_page(kind: str) -> None:
+    page = (REFERENCE / "manifest.md").read_text()
+
+    assert [key for key in (kind, *KEYS[kind]) if f"`{key}`" not in page] == []
 
 
 @pytest.mark.parametrize("name", CloudSettings.model_fields)

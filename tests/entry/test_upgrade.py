@@ -21,9 +21,11 @@ from pathlib import Path
 import pytest
 import yaml
 from catalogzero.entry.index import publish
+from catalogzero.entry.wheels import read_wheel
 
 from examples.quickstart.processes import Processes, free_ports
 from tests.entry.environments import borrowing_environment
+from tests.entry.wheels import LOCK
 
 pytestmark = [pytest.mark.xdist_group("catalog"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
@@ -70,6 +72,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build(ROOT, site / "files", changes)
     for changes in (OLDER_ENTRY, NEWER_ENTRY):
         build(ROOT / "catalog" / "file-processor", site / "files", changes)
+    (site / "requirements").mkdir()
+    for version in ("0.1.0", "0.2.0"):  # what they need beside each other is borrowed
+        lock = site / "requirements" / f"file-processor-{version}-{LOCK}.txt"
+        wheels = [read_wheel(path) for path in site.glob(f"files/*-{version}-*.whl")]
+        lock.write_text(
+            "".join(f"{one.name}=={version} --hash=sha256:{one.sha256}\n" for one in wheels)
+        )
     publish(site, {})
     return site
 
@@ -97,8 +106,8 @@ class Client:
             "api_key_file": str(self.folder / "key"),
             "data_roots": [str(self.folder / "data")],
         }
-        stanza = {"handler_id": "files", "entry": "file-processor", "port": 0, "config": config}
-        document = {"scheduler": "none", "handlers": [stanza]}
+        section = {"handler_id": "files", "entry": "file-processor", "port": 0, "config": config}
+        document = {"scheduler": "none", "handlers": [section]}
         (self.folder / "handler_registry.yaml").write_text(yaml.safe_dump(document))
 
     def change(self, verb: str, *options: str) -> str:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import sysconfig
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+
+OURS = ".".join(map(str, sys.version_info[:2]))
+PLATFORM = sysconfig.get_platform().replace("-", "_")
+LOCK = f"py{OURS}-{PLATFORM}"
+"""How the lock of a release for this very machine ends."""
 
 MANIFEST = """\
 manifest_version = 1
@@ -33,20 +40,23 @@ def write_wheel(
     requires: tuple[str, ...] = (),
     files: Mapping[str, str] | None = None,
     entry_points: str = "",
+    metadata: str = "",
+    tag: str = "py3-none-any",
 ) -> Path:
-    """Write a pure wheel with the files given."""
+    """Write a wheel with the files given."""
     stem = name.replace("-", "_")
     info = f"{stem}-{version}.dist-info"
-    needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    metadata += "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    head = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     members = {
         f"{stem}/__init__.py": "",
         **(files or {}),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/METADATA": head + metadata,
+        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     if entry_points:
         members[f"{info}/entry_points.txt"] = entry_points
-    path = folder / f"{stem}-{version}-py3-none-any.whl"
+    path = folder / f"{stem}-{version}-{tag}.whl"
     folder.mkdir(parents=True, exist_ok=True)
     record = "".join(f"{member},,\n" for member in members)
     with zipfile.ZipFile(path, "w") as archive:
@@ -56,7 +66,13 @@ def write_wheel(
 
 
 def write_entry(
-    folder: Path, name: str = "acme-processor", version: str = "1.0.0", more: str = ""
+    folder: Path,
+    name: str = "acme-processor",
+    version: str = "1.0.0",
+    more: str = "",
+    *,
+    requires: tuple[str, ...] = ("acme-helper",),
+    metadata: str = "",
 ) -> Path:
     """Write the wheel of an entry whose module would fail if it were imported."""
     stem = name.replace("-", "_")
@@ -64,10 +80,11 @@ def write_entry(
         folder,
         name,
         version,
-        requires=("catalogzero>=0.1", "acme-helper"),
+        requires=("catalogzero>=0.1", *requires),
         files={
             f"{stem}/__init__.py": "raise SystemExit('an entry was imported')",
             f"{stem}/catalogzero.toml": MANIFEST.format(name=name, version=version) + more,
         },
         entry_points=f"[catalogzero.entries]\n{name} = {stem}\n",
+        metadata=metadata,
     )

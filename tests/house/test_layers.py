@@ -25,6 +25,7 @@ FLOORS = (
 """The wings, each with the rooms that it may stand on: those of the floors above it here."""
 
 ACROSS = {
+    "entry": {"scheduler"},
     "testing": {"entry"},
     "cli": {"scheduler", "backend", "entry"},
     "__main__": {"cli"},

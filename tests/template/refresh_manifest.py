@@ -11,8 +11,8 @@ from pathlib import Path
 
 from catalogzero.entry import lint
 from catalogzero.entry.manifest import GENERATED_MARK
+from catalogzero.entry.package_source import read_package
 from catalogzero.entry.scaffold import scaffold, template_folder
-from catalogzero.entry.subject import read_subject
 
 ENDPOINT = "https://placeholder.example/v1"
 ANSWERS = {"endpoint": ENDPOINT, "source": "custom", "packaging": "none", "ci": "none"}
@@ -33,10 +33,10 @@ def manifest_template() -> Path:
 def refreshed() -> str:
     """The text that the template's manifest should have."""
     with tempfile.TemporaryDirectory() as folder:
-        subject = read_subject(scaffold(ANSWERS, Path(folder)))
-        lint.fix(subject)
-        (entry_id,) = subject.entries
-        text = subject.manifest_path(entry_id).read_text("utf-8")
+        package = read_package(scaffold(ANSWERS, Path(folder)))
+        lint.fix(package)
+        (entry_id,) = package.entries
+        text = package.manifest_path(entry_id).read_text("utf-8")
     generated = text[text.index(GENERATED_MARK) :]
     for plain, placeholder in PLACES.items():
         assert plain in generated

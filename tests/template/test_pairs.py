@@ -32,10 +32,10 @@ from pathlib import Path
 import pytest
 import yaml
 from catalogzero.entry import lint
+from catalogzero.entry.package_source import read_package
 from catalogzero.entry.packaging import build_package, describe_build
 from catalogzero.entry.pip import pip_command
 from catalogzero.entry.scaffold import scaffold, template_folder, template_rules
-from catalogzero.entry.subject import read_subject
 from catalogzero.entry.wheels import sha256_of
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
@@ -258,7 +258,7 @@ def test_every_package_previews_its_sample_and_breaks_no_check_of_the_contract(
 
 def test_every_package_is_fit_for_a_catalog(packages: Packages) -> None:
     for answers, folder in packages:
-        findings = lint.lint(read_subject(folder))
+        findings = lint.lint(read_package(folder))
         errors = [str(found) for found in findings if found.rule.severity == "error"]
         assert errors == [], answers
 

@@ -92,7 +92,7 @@ def test_a_seeded_fault_is_told_by_the_check_that_names_it(
 
     assert said
     assert said.startswith(f"{name}\n  seen: ")
-    assert CHECKS[name].mend in said
+    assert CHECKS[name].fix in said
 
 
 @pytest.mark.slow

@@ -27,16 +27,18 @@ def build(
     ] = None,
     no_index: Annotated[bool, typer.Option("--no-index", help="Ask no index at all.")] = False,
     python: Annotated[
-        list[str] | None, typer.Option(help="Also for this Python version, such as 3.12.")
+        list[str] | None,
+        typer.Option(help="Python to serve, such as 3.12; default: each that is allowed."),
     ] = None,
     platform: Annotated[
         list[str] | None,
-        typer.Option(help="Also for this platform, such as manylinux_2_28_x86_64."),
+        typer.Option(
+            help="Platform to serve, such as manylinux_2_28_x86_64; default: this machine's."
+        ),
     ] = None,
     yank: Annotated[
         list[str] | None, typer.Option(help="id==version=reason: warn clients off a release.")
     ] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of gathered wheels.")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="A published file may change its content.")
     ] = False,
@@ -44,16 +46,20 @@ def build(
 ) -> None:
     """Publish entries with everything that they need as a static site.
 
-    Example: catalogzero catalog build dist/ --out site --python 3.12
+    Every Python that an entry's requires-python and catalogzero allow is served, on this
+    machine's platform, unless you name others.
+
+    Example: catalogzero catalog build dist/ --out site
     """
-    from catalogzero.entry import closure, index
+    from catalogzero.entry import index
+    from catalogzero.entry.lock import Origin
 
     report = index.build_catalog(
         dists,
         out,
-        origin=closure.Origin(tuple(find_links or ()), index_url, no_index),
-        targets=closure.targets(python or [], platform or []),
-        cache=cache,
+        origin=Origin(tuple(find_links or ()), index_url, no_index),
+        pythons=python or (),
+        platforms=platform or (),
         yank=dict(parse_yank(text) for text in yank or ()),
         replace=replace,
     )
@@ -61,7 +67,8 @@ def build(
         print_json(asdict(report))
         return
     for entry_id, version in report.entries.items():
-        typer.echo(f"{entry_id} {version}")
+        machines = ", ".join(report.serves[entry_id]) or "no machine: build it again"
+        typer.echo(f"{entry_id} {version} for {machines}")
     size_mb = report.bytes / 1_000_000
     typer.echo(
         f"{report.out}: {report.wheels} wheels, {size_mb:.1f} MB. Serve it with any web "
@@ -87,27 +94,28 @@ def lint(
     folder: PackageFolder = Path(),
     *,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Write what the code can tell into the manifest.")
+        bool, typer.Option("--fix", help="Write what the code declares into the manifest.")
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Look whether a package is fit for a catalog; exit code 1 where it is not.
+    """Check whether a package is fit for a catalog; exit code 1 where it is not.
 
     Example: catalogzero catalog lint acme-processor --fix
     """
     from catalogzero.entry import lint as rules
-    from catalogzero.entry.subject import read_subject
+    from catalogzero.entry.package_source import read_package
 
-    subject = read_subject(folder)
-    changed = rules.fix(subject) if fix else []
-    findings = rules.lint(subject)
+    package = read_package(folder)
+    changed = rules.fix(package) if fix else []
+    findings = rules.lint(package)
     errors = [finding for finding in findings if finding.rule.severity == "error"]
     if as_json:
-        told = [
-            {**asdict(finding.rule), "path": finding.path, "message": finding.message}
-            for finding in findings
+        listed = [
+            # `mend` is what a release before called `fix`.
+            {**asdict(one.rule), "mend": one.rule.fix, "path": one.path, "message": one.message}
+            for one in findings
         ]
-        print_json({"changed": [str(path) for path in changed], "findings": told})
+        print_json({"changed": [str(path) for path in changed], "findings": listed})
     else:
         for path in changed:
             typer.echo(f"{path} written")

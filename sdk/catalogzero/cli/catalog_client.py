@@ -11,9 +11,8 @@ import typer
 
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_rows
 from catalogzero.entry import install as installing
-from catalogzero.entry import stanza as stanzas
-from catalogzero.entry.manifest import Manifest, parse_manifest
-from catalogzero.entry.pip import run_tool
+from catalogzero.entry import registry_section as sections
+from catalogzero.entry.catalog_file import Offer
 
 CatalogOption = Annotated[
     str,
@@ -35,11 +34,11 @@ def list_entries(catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
 
     Example: catalogzero catalog list --catalog https://catalog.acme.example
     """
-    offers = installing.open_catalog(catalog).entries.values()
-    rows = [(o.id, o.manifest.version, o.manifest.kind, o.manifest.description) for o in offers]
+    offers = installing.open_catalog(catalog).content.entries
+    rows = [(offer.id, offer.version, offer.kind, offer.description) for offer in offers]
     columns = ("id", "version", "kind", "description")
-    told = [dict(zip(columns, row, strict=True)) for row in rows]
-    print_rows(told, columns, rows, json=as_json)
+    listed = [dict(zip(columns, row, strict=True)) for row in rows]
+    print_rows(listed, columns, rows, json=as_json)
 
 
 def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag = False) -> None:
@@ -48,22 +47,23 @@ def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag =
     Example: catalogzero catalog show acme-processor --catalog https://catalog.acme.example
     """
     offer = installing.open_catalog(catalog).find(entry_id)
-    manifest = offer.manifest
     if as_json:
-        print_json(manifest.model_dump(mode="json", by_alias=True))
+        of_the_catalog = {"distribution", "releases"}
+        print_json(offer.model_dump(mode="json", by_alias=True, exclude=of_the_catalog))
         return
     releases = [
-        f"{told.version} (yanked: {told.yanked})" if told.yanked else told.version
-        for told in offer.releases
+        f"{one.version} (yanked: {one.yanked})" if one.yanked else one.version
+        for one in offer.releases
     ]
     fields = {
-        "name": manifest.name,
-        "version": manifest.version,
-        "vendor": manifest.vendor.name,
-        "description": manifest.description,
-        "data that leaves": ", ".join(manifest.data_collected) or "not said",
-        "talks to": ", ".join(manifest.allowed_hosts) or "not said",
-        "methods": ", ".join(method.name for method in manifest.methods) or "not said",
+        "name": offer.name,
+        "version": offer.version,
+        "vendor": offer.vendor.name,
+        "description": offer.description,
+        "data that leaves": ", ".join(offer.data_collected) or "not said",
+        "talks to": ", ".join(offer.allowed_hosts) or "not said",
+        "methods": ", ".join(method.name for method in offer.methods) or "not said",
+        "served for": ", ".join(str(lock) for lock in offer.newest.locks) or "not said",
         "releases": ", ".join(releases),
     }
     print_fields(fields)
@@ -77,7 +77,7 @@ def install(
     python: PythonOption = None,
     registry: RegistryOption = Path("handler_registry.yaml"),
 ) -> None:
-    """Install an entry, hash-checked; write its stanza; check it; say what changed.
+    """Install an entry, hash-checked; add its section to the registry file; check it.
 
     Example: catalogzero catalog install acme-processor --catalog https://catalog.acme.example
     """
@@ -86,13 +86,12 @@ def install(
     change = installing.install(opened, entry_id, version=version, python=python)
     typer.echo("\n".join(change.lines() or ["nothing changed: it was installed already"]))
     offer = opened.find(entry_id)
-    manifest = _installed_manifest(offer, python) or offer.manifest
-    known = stanzas.stanzas_of(registry, manifest.id)
-    if known:
-        handler_id = known[0].handler_id
-        typer.echo(f"{registry}: handler {handler_id} stands there already")
+    manifest = installing.installed_manifest(entry_id, python) or offer
+    if known := sections.sections_of(registry, manifest.id):
+        handler_id = next(iter(known))
+        typer.echo(f"{registry}: handler {handler_id} is there already")
     else:
-        handler_id = stanzas.add_stanza(registry, manifest)
+        handler_id = sections.add_section(registry, manifest)
         typer.echo(f"{registry}: handler {handler_id} added; fill in what is required")
     _check(handler_id, registry, python)
 
@@ -114,15 +113,15 @@ def upgrade(
     opened = installing.open_catalog(catalog)
     offer = opened.find(entry_id)
     _warn_of_yank(offer, version)
-    before = _installed_manifest(offer, python)
+    before = installing.installed_manifest(entry_id, python)
     change = installing.install(opened, entry_id, version=version, python=python)
-    after = _installed_manifest(offer, python)
+    after = installing.installed_manifest(entry_id, python)
     typer.echo("\n".join(change.lines() or ["nothing changed"]))
     if before and after:
-        for line in stanzas.changed_settings(before.config_schema, after.config_schema):
+        for line in sections.changed_settings(before.config_schema, after.config_schema):
             typer.echo(line)
-    for stanza in stanzas.stanzas_of(registry, entry_id):
-        _check(stanza.handler_id, registry, python)
+    for handler_id in sections.sections_of(registry, entry_id):
+        _check(handler_id, registry, python)
     typer.echo("Restart the handler: it goes on with the outbox that it finds.")
 
 
@@ -132,38 +131,23 @@ def remove(
     python: PythonOption = None,
     registry: RegistryOption = Path("handler_registry.yaml"),
 ) -> None:
-    """Take an entry's package away; its stanza and its state stay, and are named.
+    """Take an entry's package away; its section and its state stay, and are named.
 
     Example: catalogzero catalog remove acme-processor
     """
     change = installing.remove(entry_id, python=python)
     for line in change.lines():
         typer.echo(line)
-    for stanza in stanzas.stanzas_of(registry, entry_id):
-        typer.echo(f"{stanza.where('entry')}: still names {entry_id}; take it out")
+    for where in sections.sections_of(registry, entry_id).values():
+        typer.echo(f"{where}: still names {entry_id}; take it out")
     typer.echo("The state folder stays: `catalogzero outbox` shows what was not sent.")
 
 
-def _warn_of_yank(offer: installing.Offer, version: str | None) -> None:
+def _warn_of_yank(offer: Offer, version: str | None) -> None:
     """Say why a release should not be installed."""
     release = offer.release(version)
     if release.yanked:
         typer.echo(f"warning: {offer.id} {release.version} is yanked: {release.yanked}", err=True)
-
-
-_READ_MANIFEST = (
-    "import importlib.metadata as m, importlib.util as u, pathlib, sys;"
-    "p = [e for e in m.entry_points(group='catalogzero.entries') if e.name == sys.argv[1]];"
-    "s = u.find_spec(p[0].value) if p else None;"
-    "print((pathlib.Path(s.submodule_search_locations[0]) / 'catalogzero.toml').read_text('utf-8')"
-    " if s else '')"
-)
-
-
-def _installed_manifest(offer: installing.Offer, python: str | None) -> Manifest | None:
-    """The manifest of an entry as it is installed; None where it is not."""
-    text = run_tool([python or sys.executable, "-c", _READ_MANIFEST, offer.id])
-    return parse_manifest(text, offer.id) if text.strip() else None
 
 
 def _check(handler_id: str, registry: Path, python: str | None) -> None:
@@ -171,4 +155,4 @@ def _check(handler_id: str, registry: Path, python: str | None) -> None:
     command = [python or sys.executable, "-m", "catalogzero", "check", handler_id]
     done = subprocess.run([*command, "--registry", str(registry)], check=False)  # noqa: S603 - our own command
     if done.returncode:
-        typer.echo(f"Not ready yet: mend what is named, then: catalogzero check {handler_id}")
+        typer.echo(f"Not ready yet: fix what is named, then: catalogzero check {handler_id}")

@@ -173,6 +173,7 @@ _EXTRA_OF = {
     "build": "vendor",
     "packaging": "vendor",
     "jinja2": "vendor",
+    "uv": "vendor",
     "pyarrow": "parquet",
     "psycopg": "postgresql",
 }

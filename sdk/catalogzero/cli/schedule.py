@@ -17,6 +17,7 @@ from catalogzero.cli.output import JsonFlag, print_answer, print_json, print_row
 from catalogzero.cli.run import json_object
 from catalogzero.cli.schedule_file import NEEDED, Entry, exported, read_schedules
 from catalogzero.errors import ConfigError, FailedError, UnauthorizedError, UnreachableError
+from catalogzero.scheduler.trigger_forms import of_crontab
 from catalogzero.wire.messages import encode_json, parse_json
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ app = typer.Typer(no_args_is_help=True, cls=AnyOrder)
 
 CONNECT_TIMEOUT_S = 5.0
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-CRON_ORDER = ("minute", "hour", "day", "month", "day_of_week")
 SCHEDULE_OPTIONS = (
     *("job_id", "timeout_s", "overlap", "misfire_grace_s", "max_attempts"),
     *("jitter_s", "max_runs", "end_time"),
@@ -440,12 +440,10 @@ def _trigger(
     if at is not None:
         return {"type": "date", "run_date": at, **zone}
     if cron is not None:
-        texts = cron.split()
-        if len(texts) != len(CRON_ORDER):
-            raise typer.BadParameter(f"--cron takes five fields: {' '.join(CRON_ORDER)}")
-        fields = dict(zip(CRON_ORDER, texts, strict=True))
-        both = not fields["day"].startswith("*") and not fields["day_of_week"].startswith("*")
-        return {"type": "cron", **fields, **({"day_or_weekday": True} if both else {}), **zone}
+        try:
+            return {**of_crontab(cron), **zone}
+        except ValueError as error:
+            raise typer.BadParameter(f"--cron {error}") from error
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", every or "")
     if not match:
         raise typer.BadParameter("--every takes a number and s, m, h, d or w: 30s, 5m")

@@ -19,7 +19,6 @@ from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?)$")
 
 
 def methods_of_class(cls: type[Handler]) -> list[dict[str, Any]]:
@@ -36,13 +35,6 @@ def config_schema_of_class(cls: type[Handler]) -> dict[str, Any]:
     """The JSON Schema of the class's settings, as the manifest writes it."""
     schema = without_noise(cls.settings_model.model_json_schema())
     return {key: value for key, value in schema.items() if key != "description"}
-
-
-def plain_secrets_of_class(cls: type[Handler]) -> list[str]:
-    """The settings of a class that have a secret's name, and are plain text."""
-    fields = cls.settings_model.model_fields.items()
-    plain = [name for name, told in fields if told.annotation in (str, str | None)]
-    return [name for name in plain if _SECRET_NAME.search(name)]
 
 
 def _method(told: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A catalog as a static site: what pip reads, what programs read, what people read.
 
 Owns the site's folder: `files/` with every wheel and its metadata (PEP 658), `simple/` (PEP 503
-pages with SHA-256, PEP 691 JSON beside them), `requirements/` (each entry's whole closure with
-hashes), `catalog.json`, and a page per entry. The same wheels give the same bytes. Wheels are
-never imported. What was published before stays, unless it is given again with other content.
+pages with SHA-256, PEP 691 JSON beside them), `requirements/` (a lock of each release for each
+machine that it serves), `catalog.json`, and a page per entry. The same wheels give the same bytes.
+Wheels are never imported. What was published before stays, unless it is given again.
 """
 
 from __future__ import annotations
@@ -12,59 +12,46 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby, product
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import platformdirs
-
-from catalogzero.entry import closure, pages
+from catalogzero.entry import pages
+from catalogzero.entry.catalog_file import CATALOG_NAME, Catalog, Lock, Offer, Release
+from catalogzero.entry.lock import SDK, Origin, lock_entries, targets_for
 from catalogzero.entry.manifest import Manifest
-from catalogzero.entry.requirements import requirements_text
-from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, sha256_of
+from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, sdk_wheel
 from catalogzero.errors import ConfigError
-
-CATALOG_VERSION = 1
-SDK_EXTRAS = ("parquet", "scheduler", "sql")
-"""The SDK's extras that a client may need: they are in every catalog's closure."""
-
-
-@dataclass(frozen=True)
-class Release:
-    """One version of one entry, as the catalog shows it."""
-
-    manifest: Manifest
-    wheel: Wheel
-    yanked: str | None = None
-    """Why it should not be installed any more; None where it may."""
-
-    @property
-    def requirements(self) -> str:
-        """Its whole closure with hashes, for `pip install --require-hashes -r`: a file's name."""
-        return f"requirements/{self.manifest.id}-{self.wheel.version}.txt"
 
 
 @dataclass(frozen=True)
 class CatalogReport:
-    """What a build wrote."""
+    """What a build wrote.
+
+    Attributes:
+        out: The site's folder.
+        entries: Entry id → newest version that is not yanked.
+        serves: Entry id → the machines that this version is locked for, such as
+            `Python 3.12 on linux_x86_64`.
+        wheels: How many wheels the site has.
+        bytes: How large they are.
+    """
 
     out: Path
-    entries: dict[str, str] = field(default_factory=dict)
-    """Entry id → newest version."""
-    wheels: int = 0
-    bytes: int = 0
+    entries: dict[str, str]
+    serves: dict[str, list[str]]
+    wheels: int
+    bytes: int
 
 
 def build_catalog(
     dists: Sequence[Path],
     out: Path,
     *,
-    origin: closure.Origin | None = None,
-    targets: Sequence[closure.Target] = (closure.Target(),),
-    cache: Path | None = None,
+    origin: Origin | None = None,
+    pythons: Sequence[str] = (),
+    platforms: Sequence[str] = (),
     yank: Mapping[str, str] | None = None,
     replace: bool = False,
 ) -> CatalogReport:
@@ -74,193 +61,227 @@ def build_catalog(
         dists: Wheels, or folders that hold them.
         out: The site's folder; one that is a catalog already is added to.
         origin: Where dependencies come from.
-        targets: The machines that the closure is gathered for.
-        cache: Folder of gathered wheels, kept between builds; this user's own by default.
+        pythons: The Python versions to serve; by default all that an entry and catalogzero allow.
+        platforms: The platforms to serve; by default this machine's.
         yank: `id==version` → why it should not be installed any more.
         replace: Allow a file of a name that is published to change its content.
 
     Raises:
-        ConfigError: A file is no wheel, no wheel is an entry, or a published file would change.
-        CatalogZeroError: pip found no set of dependencies.
+        ConfigError: A file is not a wheel, no wheel is an entry, or a published file would change.
+        CatalogZeroError: An entry cannot be locked.
     """
-    origin, extras = origin or closure.Origin(), {closure.SDK: SDK_EXTRAS}
-    cache = cache or platformdirs.user_cache_path("catalogzero") / "wheels"
     with tempfile.TemporaryDirectory() as temporary:
-        own = _own_wheels(dists, Path(temporary))
-        paths = {wheel.path for wheel in own}
-        ours = {path for path in paths if path.parent == Path(temporary)}
-        for wheels, target in product(_rounds(own), targets):
-            found = closure.gather(wheels, origin=origin, target=target, extras=extras, cache=cache)
-            paths |= set(found)
-        if not replace:
-            _refuse_changes(sorted(paths - ours), out / "files")
-        (out / "files").mkdir(parents=True, exist_ok=True)
-        for path in paths:
-            shutil.copyfile(path, out / "files" / path.name)
+        stage = Path(temporary)
+        own = _own_wheels(dists, stage)
+        entries = [wheel for wheel in own if wheel.entries]
+        names = {wheel.name for wheel in own}
+        given = {wheel.path.name for wheel in own}
+        earlier = [wheel for wheel in _wheels_in(out / "files") if wheel.path.name not in given]
+        _releases([*earlier, *own], {**_published_yanks(out), **(yank or {})})
+        (stage / "own" / "files").mkdir(parents=True)
+        for wheel in (*own, *(wheel for wheel in earlier if wheel.name in names)):
+            shutil.copyfile(wheel.path, stage / "own" / "files" / wheel.path.name)
+        _write_simple(stage / "own", _wheels_in(stage / "own" / "files"), {})
+
+        locks: dict[str, str] = {}
+        for number, target in enumerate(targets_for(entries, pythons, platforms)):
+            folder = stage / f"target-{number}"
+            made = lock_entries(
+                entries, target, own=stage / "own", folder=folder, origin=origin or Origin()
+            )
+            for wheel in entries:
+                for entry_id in wheel.entries if wheel.path in made else ():
+                    where = f"{entry_id}-{wheel.version}-py{target.python}-{target.platform_name}"
+                    locks[f"requirements/{where}.txt"] = made[wheel.path]
+
+        files = {wheel.path.name: wheel for wheel in own}
+        for wheel in (wheel for folder in stage.glob("target-*") for wheel in _wheels_in(folder)):
+            files.setdefault(wheel.path.name, wheel)
+        _copy(files.values(), out, replace=replace)
+        for name, text in locks.items():
+            _write(out / name, text)
     return publish(out, yank or {})
 
 
 def publish(out: Path, yank: Mapping[str, str]) -> CatalogReport:
-    """Write every page of a site anew from the wheels in its `files/`.
+    """Write every page of a site again from the wheels and the locks that it has.
 
     Raises:
         ConfigError: A wheel cannot be read, or `yank` names a release that is not there.
     """
-    wheels = closure.read_all((out / "files").glob("*.whl"))
+    wheels = _wheels_in(out / "files")
     releases = _releases(wheels, {**_published_yanks(out), **yank})
-    withdrawn = {release.wheel.path.name: release.yanked for release in releases if release.yanked}
     for wheel in wheels:
         _write(out / "files" / f"{wheel.path.name}.metadata", wheel.metadata)
+    withdrawn = {wheel.path.name: why for _, wheel, why in releases if why}
     _write_simple(out, wheels, withdrawn)
-    for release in releases:
-        _write(out / release.requirements, requirements_text(release.wheel, wheels))
-    document = _catalog_document(releases, wheels)
-    _write(out / "catalog.json", _json(document))
-    pages.write_pages(out, document)
-    newest = {entry["id"]: entry["version"] for entry in document["entries"]}
-    total = sum(wheel.path.stat().st_size for wheel in wheels)
-    return CatalogReport(out, newest, len(wheels), total)
+    offers = []
+    for _, grouped in groupby(releases, key=lambda release: release[0].id):
+        of_entry = list(grouped)
+        manifest, newest, _ = next((one for one in of_entry if not one[2]), of_entry[0])
+        listed = [
+            Release(
+                version=str(wheel.version),
+                file=wheel.path.name,
+                sha256=wheel.sha256,
+                requires_python=wheel.requires_python,
+                locks=_locks(out, f"{manifest.id}-{wheel.version}"),
+                yanked=why,
+            )
+            for _, wheel, why in of_entry
+        ]
+        offers.append(
+            Offer.model_validate(
+                {
+                    **manifest.model_dump(by_alias=True),
+                    "distribution": newest.name,
+                    "releases": listed,
+                }
+            )
+        )
+    hashes = {wheel.path.name: wheel.sha256 for wheel in wheels}
+    document = Catalog(catalog_version=1, entries=offers, files=hashes)
+    _write(out / CATALOG_NAME, _json(document.model_dump(mode="json", by_alias=True)))
+    pages.write_pages(out, offers)
+    return CatalogReport(
+        out,
+        entries={offer.id: offer.version for offer in offers},
+        serves={offer.id: [str(lock) for lock in offer.newest.locks] for offer in offers},
+        wheels=len(wheels),
+        bytes=sum(wheel.path.stat().st_size for wheel in wheels),
+    )
 
 
 def _own_wheels(dists: Sequence[Path], folder: Path) -> list[Wheel]:
     """The wheels given, with one of the SDK where none was."""
-    files = [file for path in dists for file in _wheel_files(path)]
-    wheels = closure.read_all(set(files))
+    files: set[Path] = set()
+    for path in dists:
+        if path.is_dir():
+            files |= set(path.glob("*.whl"))
+        elif not path.is_file():
+            raise ConfigError(f"{path} does not exist; build it with `catalogzero build`")
+        elif not path.name.endswith(".tar.gz"):  # the sdist that `build` writes beside the wheel
+            files.add(path)
+    wheels = [read_wheel(path) for path in sorted(files, key=lambda path: path.name)]
     if not any(wheel.entries for wheel in wheels):
         given = ", ".join(str(path) for path in dists)
         raise ConfigError(f"no catalog entry among: {given}; build one with `catalogzero build`")
     for wheel in wheels:
         check_entries(wheel)
-    if not any(wheel.name == closure.SDK for wheel in wheels):
-        wheels.append(read_wheel(closure.sdk_wheel(folder)))
+    if not any(wheel.name == SDK for wheel in wheels):
+        wheels.append(read_wheel(sdk_wheel(folder)))
     return wheels
 
 
-def _rounds(wheels: Sequence[Wheel]) -> Iterator[list[Wheel]]:
-    """Sets of wheels that can be installed together: one version of each name, the SDK always."""
-    versions: dict[str, list[Wheel]] = defaultdict(list)
-    for wheel in sorted(wheels, key=lambda wheel: wheel.version, reverse=True):
-        versions[wheel.name].append(wheel)
-    for number in range(max(map(len, versions.values()))):
-        chosen = {name: found[number:] or [] for name, found in versions.items()}
-        chosen[closure.SDK] = chosen[closure.SDK] or versions[closure.SDK]
-        yield [found[0] for found in chosen.values() if found]
+def _wheels_in(folder: Path) -> list[Wheel]:
+    """The wheels of a folder, in the order of their names."""
+    return [read_wheel(path) for path in sorted(folder.glob("*.whl"))]
 
 
-def _wheel_files(path: Path) -> list[Path]:
-    """A wheel itself, or the wheels of a folder; a source archive stands aside."""
-    if path.is_dir():
-        return sorted(path.glob("*.whl"))
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; build it with `catalogzero build`")
-    return [] if path.name.endswith(".tar.gz") else [path]
-
-
-def _refuse_changes(paths: Iterable[Path], files: Path) -> None:
-    """A file that is published keeps its content: clients may have pinned its hash."""
-    for path in paths:
-        there = files / path.name
-        if there.is_file() and sha256_of(there) != sha256_of(path):
-            raise ConfigError(
-                f"{path.name} is published with other content; raise its version, "
-                "or say --replace where no client has it yet"
-            )
+def _copy(wheels: Iterable[Wheel], out: Path, *, replace: bool) -> None:
+    """Copy wheels into the site; what is published keeps its content, for locks name its hash."""
+    changed: dict[str, str] = {}
+    for wheel in wheels:
+        there = out / "files" / wheel.path.name
+        if there.is_file() and (before := read_wheel(there).sha256) != wheel.sha256:
+            if not replace:
+                raise ConfigError(
+                    f"{wheel.path.name} is published with other content; raise its version, "
+                    "or say --replace where no client has it yet"
+                )
+            changed[before] = wheel.sha256
+    (out / "files").mkdir(parents=True, exist_ok=True)
+    for wheel in wheels:
+        shutil.copyfile(wheel.path, out / "files" / wheel.path.name)
+    for path in (out / "requirements").glob("*.txt") if changed else ():
+        text = path.read_text("utf-8")
+        for before, after in changed.items():
+            text = text.replace(before, after)
+        path.write_text(text, "utf-8")
 
 
 def _published_yanks(out: Path) -> dict[str, str]:
     """What was yanked when the site was last written: `id==version` → reason."""
     try:
-        document = json.loads((out / "catalog.json").read_text("utf-8"))
+        document = Catalog.model_validate_json((out / CATALOG_NAME).read_text("utf-8"))
     except FileNotFoundError:
         return {}
     return {
-        f"{entry['id']}=={release['version']}": release["yanked"]
-        for entry in document["entries"]
-        for release in entry["releases"]
-        if release["yanked"]
+        f"{offer.id}=={release.version}": release.yanked
+        for offer in document.entries
+        for release in offer.releases
+        if release.yanked
     }
 
 
-def _releases(wheels: Iterable[Wheel], yanks: Mapping[str, str]) -> list[Release]:
-    """Every entry's releases, newest first, those that are yanked marked."""
+def _releases(
+    wheels: Iterable[Wheel], yanks: Mapping[str, str]
+) -> list[tuple[Manifest, Wheel, str | None]]:
+    """Every entry's releases, newest first, each with the reason why it is yanked, if it is."""
     found = [
-        Release(wheel.manifest(entry_id), wheel, yanks.get(f"{entry_id}=={wheel.version}"))
+        (wheel.manifest(entry_id), wheel, yanks.get(f"{entry_id}=={wheel.version}"))
         for wheel in wheels
         for entry_id in wheel.entries
     ]
     owners: dict[str, str] = {}
-    for release in found:
-        owner = owners.setdefault(release.manifest.id, release.wheel.name)
-        if owner != release.wheel.name:
+    for manifest, wheel, _ in found:
+        owner = owners.setdefault(manifest.id, wheel.name)
+        if owner != wheel.name:
             raise ConfigError(
-                f"{owner} and {release.wheel.name} both provide the entry {release.manifest.id!r}: "
+                f"{owner} and {wheel.name} both provide the entry {manifest.id!r}: "
                 "give one of them another id"
             )
-    known = {f"{release.manifest.id}=={release.wheel.version}" for release in found}
+    known = {f"{manifest.id}=={wheel.version}" for manifest, wheel, _ in found}
     if missing := sorted(set(yanks) - known):
         raise ConfigError(f"no release to yank: {', '.join(missing)}; write id==version")
-    found.sort(key=lambda release: release.wheel.version, reverse=True)
-    return sorted(found, key=lambda release: release.manifest.id)
+    found.sort(key=lambda release: release[1].version, reverse=True)
+    return sorted(found, key=lambda release: release[0].id)
+
+
+def _locks(out: Path, release: str) -> list[Lock]:
+    """The locks of a release that the site has; that of a site of 0.1 is for any Python."""
+    found = []
+    for path in (out / "requirements").glob(f"{release}-py3.*.txt"):
+        python, _, platform = path.stem.removeprefix(f"{release}-py").partition("-")
+        found.append(Lock(python=python, platform=platform, file=f"requirements/{path.name}"))
+    if not found and (out / "requirements" / f"{release}.txt").is_file():
+        return [Lock(python="", platform="", file=f"requirements/{release}.txt")]
+    return sorted(found, key=lambda lock: (int(lock.python.partition(".")[2]), lock.platform))
 
 
 def _write_simple(out: Path, wheels: Sequence[Wheel], withdrawn: Mapping[str, str]) -> None:
     """The simple index, as pages and as JSON."""
     meta = {"api-version": "1.1"}
     names = sorted({wheel.name for wheel in wheels})
-    projects = [{"name": name} for name in names]
-    documents: dict[str, dict[str, Any]] = {"": {"meta": meta, "projects": projects}}
+    documents: dict[str, dict[str, object]] = {
+        "": {"meta": meta, "projects": [{"name": name} for name in names]}
+    }
     for name in names:
-        files = [wheel for wheel in wheels if wheel.name == name]
-        versions = [str(version) for version in sorted({wheel.version for wheel in files})]
-        rows = [_file_row(wheel, withdrawn) for wheel in files]
-        documents[name] = {"meta": meta, "name": name, "versions": versions, "files": rows}
+        rows = []
+        for wheel in (wheel for wheel in wheels if wheel.name == name):
+            metadata = {"sha256": hashlib.sha256(wheel.metadata).hexdigest()}
+            row: dict[str, object] = {  # the keys are PEP 691's
+                "filename": wheel.path.name,
+                "url": f"../../files/{wheel.path.name}",
+                "hashes": {"sha256": wheel.sha256},
+                "size": wheel.path.stat().st_size,
+                "core-metadata": metadata,
+                "dist-info-metadata": metadata,
+                "yanked": withdrawn.get(wheel.path.name, False),
+            }
+            if wheel.requires_python:
+                row["requires-python"] = wheel.requires_python
+            rows.append(row)
+        versions = sorted({wheel.version for wheel in wheels if wheel.name == name})
+        documents[name] = {
+            "meta": meta,
+            "name": name,
+            "versions": [str(version) for version in versions],
+            "files": rows,
+        }
     for name, document in documents.items():
         _write(out / "simple" / name / "index.json", _json(document))
         pages.write_links(out / "simple" / name, document)
-
-
-def _file_row(wheel: Wheel, withdrawn: Mapping[str, str]) -> dict[str, Any]:
-    """A wheel in PEP 691's words."""
-    metadata = {"sha256": hashlib.sha256(wheel.metadata).hexdigest()}
-    row: dict[str, Any] = {
-        "filename": wheel.path.name,
-        "url": f"../../files/{wheel.path.name}",
-        "hashes": {"sha256": wheel.sha256},
-        "size": wheel.path.stat().st_size,
-        "core-metadata": metadata,
-        "dist-info-metadata": metadata,
-        "yanked": withdrawn.get(wheel.path.name, False),
-    }
-    if wheel.requires_python:
-        row["requires-python"] = wheel.requires_python
-    return row
-
-
-def _catalog_document(releases: Iterable[Release], wheels: Sequence[Wheel]) -> dict[str, Any]:
-    """What the catalog offers, for programs: `catalog.json`."""
-    by_entry = groupby(releases, key=lambda release: release.manifest.id)
-    entries = [_entry_document(list(of_entry)) for _, of_entry in by_entry]
-    hashes = {wheel.path.name: wheel.sha256 for wheel in wheels}
-    return {"catalog_version": CATALOG_VERSION, "entries": entries, "files": hashes}
-
-
-def _entry_document(releases: Sequence[Release]) -> dict[str, Any]:
-    """One entry: its newest manifest that is not yanked, and all its releases."""
-    newest = next((release for release in releases if not release.yanked), releases[0])
-    document = newest.manifest.model_dump(mode="json", by_alias=True)
-    document["distribution"] = newest.wheel.name
-    document["releases"] = [
-        {
-            "version": str(release.wheel.version),
-            "file": release.wheel.path.name,
-            "sha256": release.wheel.sha256,
-            "requires_python": release.wheel.requires_python,
-            "requirements": release.requirements,
-            "yanked": release.yanked,
-        }
-        for release in releases
-    ]
-    return document
 
 
 def _json(document: object) -> str:

@@ -1,8 +1,8 @@
 """Installs a catalog's entries at a client: hash-checked, into this or another environment.
 
-Owns reading a published catalog, the calls of pip, and the finding of what they changed. pip is
-told the catalog as its only index and takes no file whose hash is not the catalog's. Never starts
-a handler, and never touches the state of one.
+Owns reading a published catalog, the calls of pip, and the finding of what they changed. pip gets
+the catalog as its only index and takes no file whose hash is not the catalog's. Never starts a
+handler, and never touches the state of one.
 """
 
 from __future__ import annotations
@@ -11,84 +11,67 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from catalogzero.config.settings import is_loopback, problems_of
-from catalogzero.entry.manifest import Manifest
+from catalogzero.entry.catalog_file import CATALOG_NAME, Catalog, Lock, Offer, Release, normal
+from catalogzero.entry.manifest import Manifest, parse_manifest
 from catalogzero.entry.pip import only_index, pip_command, run_tool
 from catalogzero.errors import ConfigError, UnreachableError
 
 FETCH_TIMEOUT_S = 20.0
+MAX_ANSWER_BYTES = 32 << 20
 
-_LIST = (
-    "import importlib.metadata as m, json;"
-    "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions()}))"
-)
-_PROVIDERS = (
-    "import importlib.metadata as m, json, sys;"
-    "print(json.dumps([e.dist.name for e in m.entry_points(group='catalogzero.entries')"
-    " if e.name == sys.argv[1]]))"
-)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_WHEEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
-_REQUIREMENTS = re.compile(r"requirements/[A-Za-z0-9][A-Za-z0-9._+!-]*\.txt")
 _PIN = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*)==[A-Za-z0-9.!+_-]+(?: --hash=sha256:[0-9a-f]{64})+"
 )
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
-MAX_ANSWER_BYTES = 32 << 20
+_GLIBC = re.compile(r"manylinux_(\d+)_(\d+)_(\w+)")
+_LOOK = """
+import importlib.metadata as m, importlib.util as u, json, pathlib, platform, sys, sysconfig
+points = [p for p in m.entry_points(group="catalogzero.entries") if p.name == sys.argv[1]]
+spec = u.find_spec(points[0].value) if points else None
+folders = list(spec.submodule_search_locations or []) if spec else []
+files = [p for f in folders if (p := pathlib.Path(f) / "catalogzero.toml").is_file()]
+print(json.dumps({
+    "python": "%d.%d" % sys.version_info[:2],
+    "machine": sysconfig.get_platform().rpartition("-")[2],
+    "glibc": [int(n) for n in platform.libc_ver()[1].split(".") if n.isdigit()],
+    "distributions": {d.metadata["Name"]: d.version for d in m.distributions()},
+    "providers": [p.dist.name for p in points],
+    "manifest": files[0].read_text("utf-8") if files else "",
+}))
+"""
+
+
+class Environment(TypedDict):
+    """What an interpreter says of its environment and of one entry in it."""
+
+    python: str
+    """Version, such as `3.12`."""
+    machine: str
+    """Such as `x86_64`."""
+    glibc: list[int]
+    """Version of its C library, such as `[2, 36]`; empty where that is musl."""
+    distributions: dict[str, str]
+    """Normalised name → version."""
+    providers: list[str]
+    """The distributions that provide the entry, normalised."""
+    manifest: str
+    """The entry's manifest; empty where it is not installed."""
 
 
 @dataclass(frozen=True)
-class Release:
-    """One version of an entry, as the catalog offers it."""
-
-    version: str
-    sha256: str
-    requirements: str
-    yanked: str | None = None
-
-
-@dataclass(frozen=True)
-class Offer:
-    """One entry, as the catalog offers it."""
-
-    id: str
-    distribution: str
-    manifest: Manifest
-    releases: list[Release]
-
-    def release(self, version: str | None) -> Release:
-        """The release of a version; the newest that is not yanked where none is named.
-
-        Raises:
-            ConfigError: There is no such release.
-        """
-        fitting = [
-            release
-            for release in self.releases
-            if release.version == version or (version is None and not release.yanked)
-        ]
-        if not fitting:
-            known = ", ".join(release.version for release in self.releases)
-            raise ConfigError(f"{self.id} has no release {version or 'in use'}; there are: {known}")
-        return fitting[0]
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """A published catalog: a URL, or the folder of a site."""
+class PublishedCatalog:
+    """A catalog at its place: a URL, or the folder of a site."""
 
     place: str
-    entries: dict[str, Offer] = field(default_factory=dict)
-    hashes: frozenset[str] = frozenset()
-    """The SHA-256 of every wheel that it has."""
+    content: Catalog
 
     def find(self, entry_id: str) -> Offer:
         """An entry.
@@ -96,10 +79,11 @@ class Catalog:
         Raises:
             ConfigError: The catalog has none of that id.
         """
-        if entry_id not in self.entries:
-            known = ", ".join(sorted(self.entries)) or "none"
-            raise ConfigError(f"{self.place} has no entry {entry_id!r}; there are: {known}")
-        return self.entries[entry_id]
+        for offer in self.content.entries:
+            if offer.id == entry_id:
+                return offer
+        known = ", ".join(sorted(offer.id for offer in self.content.entries)) or "none"
+        raise ConfigError(f"{self.place} has no entry {entry_id!r}; there are: {known}")
 
     @property
     def index_url(self) -> str:
@@ -124,51 +108,34 @@ class Change:
         ]
 
 
-def open_catalog(place: str) -> Catalog:
-    """Read a catalog's offer.
+def open_catalog(place: str) -> PublishedCatalog:
+    """Read what a catalog offers.
 
     Raises:
         UnreachableError: Nobody answers at that address.
-        ConfigError: The address is neither https nor this machine's, or what answers is no catalog.
+        ConfigError: The address is neither https nor this machine's, or what answers is not a
+            catalog.
     """
     parts = urlsplit(place)
     here = parts.scheme == "http" and is_loopback(parts.hostname or "")
     if "://" in place and parts.scheme != "https" and not here:
         raise ConfigError(f"{place}: a catalog's address is https://…, or http to this machine")
-    text = _read(place, "catalog.json")
     try:
-        document = json.loads(text)
-        offers = [_offer(entry) for entry in document["entries"]]
-        files = {str(name): str(digest) for name, digest in document["files"].items()}
+        document = json.loads(_read(place, CATALOG_NAME))
+        return PublishedCatalog(place, Catalog.model_validate(document))
     except ValidationError as error:
-        told = "; ".join(f"{name}: {why}" for name, why in problems_of(error))
-        raise ConfigError(f"{place}: a manifest in its catalog.json is wrong: {told}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{place} is no catalog: its catalog.json cannot be read") from error
-    for name, digest in files.items():
-        if not (_WHEEL.fullmatch(name) and _SHA256.fullmatch(digest)):
-            raise ConfigError(f"{place} is refused: {name!r} is not a wheel's name with its hash")
-    ids = [offer.id for offer in offers]
-    names = [normal(offer.distribution) for offer in offers]
-    if doubled := [one for one in ids if ids.count(one) > 1]:
-        raise ConfigError(f"{place} is refused: it has two entries {doubled[0]!r}")
-    if doubled := [one for one in names if names.count(one) > 1]:
-        raise ConfigError(f"{place} is refused: two of its entries are of {doubled[0]!r}")
-    return Catalog(place, dict(zip(ids, offers, strict=True)), frozenset(files.values()))
-
-
-def _offer(entry: Mapping[str, Any]) -> Offer:
-    """One entry of catalog.json."""
-    releases = [
-        Release(told["version"], told["sha256"], told["requirements"], told["yanked"])
-        for told in entry["releases"]
-    ]
-    own = {key: value for key, value in entry.items() if key in Manifest.model_fields}
-    return Offer(entry["id"], entry["distribution"], Manifest.model_validate(own), releases)
+        faults = "; ".join(f"{name}: {why}" for name, why in problems_of(error))
+        raise ConfigError(f"{place} is refused: {CATALOG_NAME}: {faults}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{place}: {CATALOG_NAME} is not JSON: {error}") from error
 
 
 def install(
-    catalog: Catalog, entry_id: str, *, version: str | None = None, python: str | None = None
+    catalog: PublishedCatalog,
+    entry_id: str,
+    *,
+    version: str | None = None,
+    python: str | None = None,
 ) -> Change:
     """Install a release and all that it needs, every file checked against the catalog's hashes.
 
@@ -179,63 +146,98 @@ def install(
         python: The interpreter of the environment; this one by default.
 
     Raises:
-        ConfigError: No such release, or the catalog contradicts itself.
+        ConfigError: No such release, none for that Python and platform, or the catalog
+            contradicts itself.
         CatalogZeroError: pip failed; nothing of the entry changed.
     """
     offer = catalog.find(entry_id)
     release = offer.release(version)
-    if not _REQUIREMENTS.fullmatch(release.requirements):
-        raise ConfigError(f"{catalog.place} is refused: {release.requirements!r} is no file of it")
-    requirements = _pinned(catalog, release.requirements)
-    if f"--hash=sha256:{release.sha256}" not in requirements:
+    before = look(entry_id, python)
+    pins = _pins(catalog, _lock_for(before, offer, release).file)
+    if f"--hash=sha256:{release.sha256}" not in pins:
         raise ConfigError(
-            f"{catalog.place} contradicts itself: {release.requirements} does not name the hash "
-            "that catalog.json gives; ask the vendor"
+            f"{catalog.place} contradicts itself: the lock of {entry_id} {release.version} does "
+            f"not name the hash that {CATALOG_NAME} gives; ask the vendor"
         )
-    for other in _providers(entry_id, python):
+    for other in before["providers"]:
         if other != normal(offer.distribution):
             raise ConfigError(
                 f"{other} provides an entry {entry_id!r} here already: remove it first, or install "
                 f"{offer.distribution} into another environment"
             )
-    before = installed(python)
     with tempfile.TemporaryDirectory() as folder:
-        pinned = Path(folder) / "requirements.txt"
-        pinned.write_text(requirements, "utf-8")
+        path = Path(folder) / "requirements.txt"
+        path.write_text(pins, "utf-8")
         options = ["--require-hashes", "--only-binary=:all:", "--index-url", catalog.index_url]
-        _pip(python, "install", *options, "-r", str(pinned))
-    return Change(before, installed(python))
+        _pip(python, "install", *options, "-r", str(path))
+    return Change(before["distributions"], look(entry_id, python)["distributions"])
 
 
-def _pinned(catalog: Catalog, name: str) -> str:
-    """A requirements file of a catalog, written anew from what was understood of it.
+def _lock_for(environment: Environment, offer: Offer, release: Release) -> Lock:
+    """The lock of a release that an environment can install: for its Python, machine and libc.
+
+    Of several that of the newest glibc which is not newer than the environment's is chosen.
+    """
+    fitting: list[tuple[list[int], Lock]] = []
+    for lock in release.locks:
+        needed: list[int] = []
+        if found := _GLIBC.fullmatch(lock.platform):
+            needed = [int(found[1]), int(found[2])]
+        musl = lock.platform.startswith("musllinux")
+        if not lock.python or (  # a catalog of 0.1 has one lock for every machine
+            lock.python == environment["python"]
+            and lock.platform.endswith(f"_{environment['machine']}")
+            and musl == (not environment["glibc"])
+            and needed <= environment["glibc"]
+        ):
+            fitting.append((needed, lock))
+    if fitting:
+        return max(fitting, key=lambda one: one[0])[1]
+    served = ", ".join(str(lock) for lock in release.locks)
+    raise ConfigError(
+        f"{offer.id} {release.version} is not published for Python {environment['python']} on this "
+        f"{environment['machine']} machine, but for: {served or 'no machine'}; --python names "
+        "another interpreter"
+    )
+
+
+def _pins(catalog: PublishedCatalog, name: str) -> str:
+    """A lock of a catalog, written again from what was understood of it.
 
     Raises:
         ConfigError: A line is more than a pin, a hash is not of the catalog's own files, or two
             names are one.
     """
     place, pins = f"{catalog.place}/{name}", dict[str, str]()
+    hashes = set(catalog.content.files.values())
     lines = (line.strip() for line in _read(catalog.place, name).replace("\\\n", " ").splitlines())
     for line in filter(None, lines):
         found = _PIN.fullmatch(" ".join(line.split()))
         if found is None:
             raise ConfigError(f"{place} is refused: {line[:80]!r} is not name==version with a hash")
-        if set(_HASH.findall(line)) - catalog.hashes:
-            raise ConfigError(f"{place} is refused: {line[:80]!r} names a file of no catalog.json")
+        if set(_HASH.findall(line)) - hashes:
+            raise ConfigError(f"{place} is refused: {line[:80]!r} is not a file of the catalog")
         if pins.setdefault(normal(found[1]), found[0]) != found[0]:
             raise ConfigError(f"{place} is refused: it names {normal(found[1])} twice")
     return "".join(f"{pin}\n" for pin in pins.values())
 
 
-def _providers(entry_id: str, python: str | None) -> list[str]:
-    """The distributions that provide an entry in an environment."""
-    found = json.loads(run_tool([python or sys.executable, "-c", _PROVIDERS, entry_id]))
-    return sorted({normal(name) for name in found})
+def look(entry_id: str, python: str | None = None) -> Environment:
+    """What is installed in an environment, and which entry of an id.
+
+    Raises:
+        ConfigError: There is no such interpreter.
+    """
+    seen: Environment = json.loads(run_tool([python or sys.executable, "-c", _LOOK, entry_id]))
+    names = {normal(name): version for name, version in seen["distributions"].items()}
+    providers = sorted({normal(name) for name in seen["providers"]})
+    return {**seen, "distributions": names, "providers": providers}
 
 
-def normal(name: str) -> str:
-    """A distribution's name, normalised (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def installed_manifest(entry_id: str, python: str | None = None) -> Manifest | None:
+    """The manifest of an entry as it is installed; None where it is not."""
+    text = look(entry_id, python)["manifest"]
+    return parse_manifest(text, entry_id) if text else None
 
 
 def remove(distribution: str, *, python: str | None = None) -> Change:
@@ -245,17 +247,11 @@ def remove(distribution: str, *, python: str | None = None) -> Change:
         ConfigError: It is not installed there.
         CatalogZeroError: pip failed.
     """
-    before = installed(python)
+    before = look(distribution, python)["distributions"]
     if normal(distribution) not in before:
         raise ConfigError(f"{distribution} is not installed in {python or sys.executable}")
     _pip(python, "uninstall", "--yes", distribution)
-    return Change(before, installed(python))
-
-
-def installed(python: str | None = None) -> dict[str, str]:
-    """What is installed in an environment: normalised name → version."""
-    found: dict[str, str] = json.loads(run_tool([python or sys.executable, "-c", _LIST]))
-    return {normal(name): version for name, version in found.items()}
+    return Change(before, look(distribution, python)["distributions"])
 
 
 def _pip(python: str | None, verb: str, *arguments: str) -> None:
@@ -280,7 +276,7 @@ def _read(place: str, name: str) -> str:
     if "://" not in place:
         path = Path(place) / name
         if not path.is_file():
-            raise ConfigError(f"{place} is no catalog: it has no {name}")
+            raise ConfigError(f"{place} is not a catalog: it has no {name}")
         return path.read_text("utf-8")
     import httpx
 
@@ -288,8 +284,8 @@ def _read(place: str, name: str) -> str:
     try:  # redirects are not followed
         with httpx.stream("GET", url, timeout=FETCH_TIMEOUT_S) as answer:
             if answer.status_code != httpx.codes.OK:
-                told = f"{url} answers {answer.status_code}: name the catalog's own address"
-                raise ConfigError(told)
+                status = f"{url} answers {answer.status_code}: name the catalog's own address"
+                raise ConfigError(status)
             body = bytearray()
             for part in answer.iter_bytes():
                 body += part

@@ -6,6 +6,7 @@ is never imported. Nothing secret belongs in one: it is published.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -18,9 +19,35 @@ from catalogzero.errors import ConfigError
 
 MANIFEST_NAME = "catalogzero.toml"
 GENERATED_MARK = "# Written by `catalogzero catalog lint --fix` from here on."
-
-
 MAX_SCHEMA_DEPTH = 20
+JsonSchema = dict[str, Any]
+"""A JSON Schema: its keys are the standard's, and what is below is a schema again."""
+
+_KINDS = {
+    "string": "text",
+    "integer": "whole number",
+    "boolean": "true or false",
+    "object": "mapping",
+    "array": "list",
+    "password": "secret",
+}
+
+
+def kind_of(schema: JsonSchema) -> str:
+    """The kind of value that a JSON Schema describes, in a word or a few; null goes unsaid."""
+    if "enum" in schema:
+        return " | ".join(compact(word) for word in schema["enum"])
+    if "anyOf" in schema:
+        kinds = (kind_of(part) for part in schema["anyOf"] if part.get("type") != "null")
+        return " or ".join(dict.fromkeys(kinds))
+    name = str(schema.get("format") or schema.get("type") or "any")
+    kind = _KINDS.get(name, name)
+    return f"{kind} of {kind_of(schema['items'])}" if schema.get("items") else kind
+
+
+def compact(value: object) -> str:
+    """A value as one line of JSON; a text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _web_address(value: str) -> str:
@@ -30,7 +57,7 @@ def _web_address(value: str) -> str:
     return value
 
 
-def _schema(value: dict[str, Any]) -> dict[str, Any]:
+def _schema(value: JsonSchema) -> JsonSchema:
     """A JSON Schema as far as it is read here: mappings in their places, 20 deep at most."""
     parts: list[tuple[Any, int]] = [(value, 0)]
     while parts:
@@ -46,7 +73,7 @@ def _schema(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _settings_schema(value: dict[str, Any]) -> dict[str, Any]:
+def _settings_schema(value: JsonSchema) -> JsonSchema:
     """The schema of settings, whose names are keys of a client's registry file."""
     named, required = _schema(value).get("properties", {}), value.get("required", [])
     if not isinstance(required, list) or not set(map(str, required)) <= set(named):
@@ -58,7 +85,7 @@ def _settings_schema(value: dict[str, Any]) -> dict[str, Any]:
 
 
 WebAddress = Annotated[str, AfterValidator(_web_address)]
-JsonSchema = Annotated[dict[str, Any], AfterValidator(_schema)]
+_Schema = Annotated[JsonSchema, AfterValidator(_schema)]
 
 
 class _Part(BaseModel):
@@ -80,8 +107,8 @@ class Method(_Part):
 
     name: str = Field(min_length=1)
     description: str = ""
-    params_schema: JsonSchema = Field(default_factory=dict)
-    result_schema: JsonSchema = Field(default_factory=dict)
+    params_schema: _Schema = Field(default_factory=dict)
+    result_schema: _Schema = Field(default_factory=dict)
     retry_safe: bool = False
     timeout_s: float | None = Field(default=None, gt=0)
 
@@ -90,15 +117,15 @@ class Output(_Part):
     """What a processor declares of its results: their name, and the JSON Schema of a row."""
 
     name: str = ""
-    row_schema: JsonSchema = Field(default_factory=dict, alias="schema")
+    row_schema: _Schema = Field(default_factory=dict, alias="schema")
 
 
 class Schedule(_Part):
     """A schedule that the vendor proposes; the client decides."""
 
     method: str
-    params: dict[str, Any] = Field(default_factory=dict)
-    trigger: dict[str, Any]
+    params: dict[str, object] = Field(default_factory=dict)
+    trigger: dict[str, object]
 
 
 class Requires(_Part):
@@ -122,7 +149,7 @@ class Manifest(_Part):
     documentation: WebAddress | None = None
     methods: list[Method] = Field(default_factory=list)
     streams: list[Output] = Field(default_factory=list)
-    config_schema: Annotated[dict[str, Any], AfterValidator(_settings_schema)] = Field(
+    config_schema: Annotated[JsonSchema, AfterValidator(_settings_schema)] = Field(
         default_factory=dict
     )
     allowed_hosts: list[str] = Field(default_factory=list)

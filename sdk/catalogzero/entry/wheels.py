@@ -9,18 +9,24 @@ from __future__ import annotations
 import base64
 import email.parser
 import hashlib
+import json
+import shutil
+import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import Distribution, PackagePath, PathDistribution
+from importlib.metadata import Distribution, PackagePath, PathDistribution, distribution
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from catalogzero.entry.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from catalogzero.entry.pip import run_tool
 from catalogzero.errors import ConfigError
 
 
@@ -138,6 +144,26 @@ def _dist_info(archive: zipfile.ZipFile, path: Path) -> str:
     if len(found) != 1:
         raise ConfigError(f"{path} is no wheel: it has {len(found)} .dist-info folders")
     return found[0]
+
+
+def sdk_wheel(folder: Path) -> Path:
+    """A wheel of the catalogzero that is installed here, written to a folder.
+
+    An editable installation is built from its checkout; any other is packed again as installed.
+
+    Raises:
+        CatalogZeroError: The build failed.
+    """
+    installed = distribution("catalogzero")
+    place = json.loads(installed.read_text("direct_url.json") or "{}")
+    if not place.get("dir_info", {}).get("editable"):
+        return repack(installed, folder)
+    checkout = Path(unquote(urlsplit(place["url"]).path))
+    with tempfile.TemporaryDirectory() as temporary:
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", temporary]
+        run_tool(build, cwd=checkout)
+        (built,) = Path(temporary).glob("*.whl")
+        return Path(shutil.move(built, folder / built.name))
 
 
 def repack(distribution: Distribution, folder: Path) -> Path:

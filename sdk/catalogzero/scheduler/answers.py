@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
+from catalogzero.scheduler.trigger_forms import KEYS
 from catalogzero.wire.messages import JsonObject
 
 # Python 3.11's own TypedDict is one that pydantic refuses to read.
@@ -18,7 +19,7 @@ Status = Literal["queued", "running", "retry", "success", "error", "missed", "sk
 TRIGGER = {
     "type": "object",
     "required": ["type"],
-    "properties": {"type": {"type": "string", "enum": ["interval", "cron", "date"]}},
+    "properties": {"type": {"type": "string", "enum": [*KEYS]}},
     "description": "interval: weeks, days, hours, minutes, seconds, start_time; days are 24 "
     "hours, with wall: true they keep the hour in timezone. cron: year, month, "
     "day, week, day_of_week (0 and 7 are Sunday), hour, minute, second, timezone, start_time; all "

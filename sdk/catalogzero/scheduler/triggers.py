@@ -28,10 +28,9 @@ from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from tzlocal import get_localzone_name
 
+from catalogzero.scheduler.trigger_forms import CRON_FIELDS, INTERVAL_UNITS, KEYS
 from catalogzero.wire.messages import JsonObject
 
-INTERVAL_UNITS = ("weeks", "days", "hours", "minutes", "seconds")
-CRON_FIELDS = ("year", "month", "day", "week", "day_of_week", "hour", "minute", "second")
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MIN_INTERVAL_S = 0.1
 MAX_INTERVAL_S = 100 * 366 * 86_400.0
@@ -149,11 +148,10 @@ def parse_trigger(config: Any) -> JsonObject:
     kind = str(config.get("type", "")).lower()
     if kind not in _READERS:
         raise ValueError(f"Unsupported trigger type: '{kind}'. Use 'date', 'interval', or 'cron'.")
-    keys, read = _READERS[kind]
-    unknown = sorted(set(config) - keys - {"type"})
+    unknown = sorted(set(config) - KEYS[kind] - {"type"})
     if unknown:
         raise ValueError(f"{kind} takes no {', '.join(map(repr, unknown))}")
-    stored = {"type": kind, **read({k: v for k, v in config.items() if v is not None})}
+    stored = {"type": kind, **_READERS[kind]({k: v for k, v in config.items() if v is not None})}
     make_trigger(stored)
     return stored
 
@@ -242,12 +240,7 @@ def read_date(config: JsonObject) -> JsonObject:
 
 
 _DAYS = ("day", "day_of_week")
-_BOUNDS = {"start_time", "start_date", "end_time", "end_date", "timezone"}
-_READERS = {
-    "interval": ({*INTERVAL_UNITS, *_BOUNDS, "wall"}, read_interval),
-    "cron": ({*CRON_FIELDS, *_BOUNDS, "day_or_weekday"}, read_cron),
-    "date": ({"run_date", "run_time", "timezone"}, read_date),
-}
+_READERS = {"interval": read_interval, "cron": read_cron, "date": read_date}
 
 
 def read_bounds(config: Mapping[str, Any], zone: str | None) -> dict[str, str]:

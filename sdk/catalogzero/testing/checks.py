@@ -18,12 +18,12 @@ class Check:
     Attributes:
         name: How it is called in reports and in `exclude`.
         reason: Why it is demanded, in one line.
-        mend: What to do where it does not hold.
+        fix: What to do where it does not hold.
     """
 
     name: str
     reason: str
-    mend: str
+    fix: str
     look: Examine
 
     def examine(self, lab: Lab) -> None:
@@ -38,19 +38,20 @@ class Check:
         except (BrokenError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
             broken = isinstance(error, BrokenError)
             what = str(error) if broken else f"it raised {error!r}{place_of(error)}"
-            told = f"{self.name}\n  seen: {what}\n  why:  {self.reason}\n  mend: {self.mend}"
-            raise BrokenError(told) from error
+            raise BrokenError(
+                f"{self.name}\n  seen: {what}\n  why:  {self.reason}\n  fix:  {self.fix}"
+            ) from error
 
 
 HANDLER_CHECKS: list[Check] = []
 PROCESSOR_CHECKS: list[Check] = []
 
 
-def check(into: list[Check], reason: str, mend: str) -> Callable[[Examine], Examine]:
+def check(into: list[Check], reason: str, fix: str) -> Callable[[Examine], Examine]:
     """Add a function to a list of checks, under its own name."""
 
     def add(look: Examine) -> Examine:
-        into.append(Check(look.__name__, reason, mend, look))
+        into.append(Check(look.__name__, reason, fix, look))
         return look
 
     return add

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from catalogzero.entry import drift
-from catalogzero.entry.manifest import load_manifest
+from catalogzero.entry.class_rules import CLASS_RULES, ClassRule
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
-from catalogzero.testing.checks import HANDLER_CHECKS, check
+from catalogzero.testing.checks import HANDLER_CHECKS, Check, check
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import (
     BLOCKED_S,
@@ -119,24 +118,16 @@ def unknown_settings_are_refused(lab: Lab) -> None:
         demand(False, f"the class can be made with {CANARY_FIELD}=1")
 
 
-@_on_handler(
-    "A secret in a plain setting shows in logs, errors and describe.",
-    "Annotate it as pydantic's SecretStr.",
-)
-def secrets_are_secret_settings(lab: Lab) -> None:
-    """Settings with a secret's name are SecretStr."""
-    plain = drift.plain_secrets_of_class(lab.handler_class)
-    demand(not plain, f"plain text settings: {', '.join(plain)}")
+def _examine_class(rule: ClassRule, lab: Lab) -> None:
+    """One of the demands that `catalog lint` makes, too."""
+    found = list(rule.find(lab.handler_class))
+    demand(not found, "; ".join(found[:5]))
 
 
-@_on_handler(
-    "Each vendor's settings have their own names in the environment.",
-    "Set model_config = SettingsConfigDict(env_prefix='ACME_') in the settings class.",
-)
-def settings_have_a_prefix(lab: Lab) -> None:
-    """The settings read the environment under the vendor's own prefix."""
-    prefix = str(lab.handler_class.settings_model.model_config.get("env_prefix") or "")
-    demand(prefix and not prefix.upper().startswith("CATALOGZERO_"), f"the prefix is {prefix!r}")
+for _rule in CLASS_RULES:
+    HANDLER_CHECKS.append(
+        Check(_rule.name, _rule.reason, _rule.fix, partial(_examine_class, _rule))
+    )
 
 
 @_on_handler(
@@ -210,31 +201,6 @@ def unknown_params_are_refused(lab: Lab) -> None:
     for method, reply in _served(lab).refusals.items():
         answer = reply.code or "with success"
         demand(answer == "bad_params", f"{method}({CANARY_FIELD}=1) was answered {answer}")
-
-
-@_on_handler(
-    "A client reads in the catalog what each method does before it installs.",
-    "Write a docstring for each method, and a type for each parameter.",
-)
-def methods_are_documented(lab: Lab) -> None:
-    """Every method has a docstring, and every parameter a type."""
-    for name, method in lab.handler_class.callable_methods().items():
-        told = method.describe()
-        demand(told["doc"], f"{name} has no docstring")
-        for parameter, schema in told["params_schema"].get("properties", {}).items():
-            typed = schema.keys() - {"title", "default", "description"}
-            demand(typed, f"parameter {parameter!r} of {name} has no type")
-
-
-@_on_handler(
-    "What a client reads in the catalog must be what the code does.",
-    "Run catalogzero catalog lint --fix, and mend what it still names.",
-)
-def manifest_matches_the_code(lab: Lab) -> None:
-    """The manifest in the package says of methods and settings what the code says."""
-    manifest = load_manifest(drift.manifest_path(lab.handler_class))
-    found = list(drift.differences(manifest, lab.handler_class))
-    demand(not found, "; ".join(found[:5]))
 
 
 @_on_handler(
