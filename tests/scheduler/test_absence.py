@@ -13,6 +13,7 @@ import orjson
 import pytest
 import structlog
 from catalogzero import HandlerClient
+from catalogzero.config.address import Address
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.wire.zeromq import RouterServer
 
@@ -63,7 +64,7 @@ class Fake:
     def there(self) -> Iterator[None]:
         """Listen meanwhile."""
         self._server = RouterServer(self._on_message)
-        self._port = self._server.bind("127.0.0.1", self._port)
+        self._port = self._server.bind(Address("127.0.0.1", self._port)).port
         try:
             yield
         finally:

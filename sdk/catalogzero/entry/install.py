@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from catalogzero.config.settings import is_loopback, problems_of
+from catalogzero.config.address import is_loopback
+from catalogzero.config.settings import problems_of
 from catalogzero.entry.manifest import Manifest
 from catalogzero.entry.pip import only_index, pip_command, run_tool
 from catalogzero.errors import ConfigError, UnreachableError

@@ -10,7 +10,8 @@ import asyncio
 import shlex
 import signal
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self
 
@@ -18,8 +19,9 @@ from pydantic import ValidationError
 
 from catalogzero.clock import Clock
 from catalogzero.config import key_files
+from catalogzero.config.address import Address
 from catalogzero.config.logs import forward_logging
-from catalogzero.config.settings import RuntimeSettings, config_error, host_port
+from catalogzero.config.settings import RuntimeSettings, config_error
 from catalogzero.config.state_folder import keep_private, locked, read_by_others
 from catalogzero.errors import (
     BadRequestError,
@@ -27,6 +29,7 @@ from catalogzero.errors import (
     CatalogZeroError,
     ConfigError,
     FailedError,
+    TooLargeError,
     text_of,
 )
 from catalogzero.runtime.handler import Handler, Hosted, as_handler
@@ -53,6 +56,17 @@ from catalogzero.wire.zeromq import (
 MAX_LISTED_RUNS = 1_000
 MAX_REFUSED_KEYS = 100
 FAREWELL_S = 0.2
+WIRE_LOG_S = 10.0
+WIRE_MENDS = {
+    "client_key_refused": "if it may call, write it into `curve.clients_file` and start again",
+    "call_too_large": "send less, or raise `max_message_bytes`",
+    "peer_cut": "look at what that peer sends, and whether it reads its replies",
+    "reply_dropped": "look at why its caller does not read",
+    "socket_reopened": "look at who may connect",
+    "socket_lost": "stop what took the address; it is tried again",
+}
+"""What befalls the socket, and what an operator can do about it."""
+
 SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
 
 
@@ -61,8 +75,8 @@ class Service:
 
     Attributes:
         handler: The handler that is served.
-        address: `tcp://host:port` to call it at.
-        port: The bound port.
+        address: Where to call it: `tcp://host:port`, or `ipc:///folder/name.sock`.
+        port: The bound port; 0 for a socket file.
         farewell_s: How long the socket stays open after the last reply.
     """
 
@@ -80,9 +94,11 @@ class Service:
         self._server = transport.serve(
             self._on_message,
             max_message_bytes=runtime.max_message_bytes,
-            on_refused=self._tell_refused,
+            report=self._note_wire,
         )
         self._refused_keys: set[str] = set()
+        self._wire_events: Counter[str] = Counter()
+        self._wire_told_s: dict[str, float] = {}
         self._jobs = Jobs(handler, self._runs, self._sleeper, self._boot, self._server.send)
         self._controls = _control_methods(handler)
         self._plain_ping = type(handler).ping is Handler.ping
@@ -97,8 +113,11 @@ class Service:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._close_server)
             undo.push_async_callback(self._stop_controls)
-            self.port = self._server.bind(runtime.host, runtime.port)
-            self.address = f"tcp://{host_port(runtime.advertise_host or runtime.host, self.port)}"
+            bound = self._server.bind(runtime.address)
+            self.port = bound.port
+            if runtime.advertise_host and not bound.path:
+                bound = Address(runtime.advertise_host, bound.port)
+            self.address = str(bound)
             handler.worker = WorkerPort(lambda: spec_of(handler), self._clock, handler.log)
             undo.push_async_callback(handler.worker.close)
             if handler._worker_wanted():
@@ -128,12 +147,20 @@ class Service:
         if self._registration is not None:
             await self._registration.registered.wait()
 
-    def _tell_refused(self, key: str) -> None:
-        """Once for each key: its owner sees only that nobody answers."""
-        if key not in self._refused_keys and len(self._refused_keys) < MAX_REFUSED_KEYS:
+    def _note_wire(self, event: str, fields: Mapping[str, object]) -> None:
+        """Count what befalls the socket, and log it: a refused key once, others once in a while."""
+        self._wire_events[event] += 1
+        now_s = self._clock.monotonic()
+        if event == "client_key_refused":
+            key = str(fields["public_key"])
+            if key in self._refused_keys or len(self._refused_keys) >= MAX_REFUSED_KEYS:
+                return
             self._refused_keys.add(key)
-            mend = "if it may call, write it into `curve.clients_file` and start again"
-            self.handler.log.warning("client_key_refused", public_key=key, mend=mend)
+        elif now_s - self._wire_told_s.get(event, -WIRE_LOG_S) < WIRE_LOG_S:
+            return
+        self._wire_told_s[event] = now_s
+        times = self._wire_events[event]
+        self.handler.log.warning(event, **fields, mend=WIRE_MENDS[event], times=times)
 
     def _is_registered(self) -> bool:
         return self._registration is not None and self._registration.registered.is_set()
@@ -167,6 +194,10 @@ class Service:
         call: Call | None = None
         try:
             call = decode_call(frame)
+            limit = self.handler.runtime.max_message_bytes
+            if len(frame) > limit:
+                self._note_wire("call_too_large", {"call_bytes": len(frame), "limit": limit})
+                raise TooLargeError(f"the call has {len(frame)} bytes, the limit is {limit}")
             if call.method in self._controls:
                 self._control(call, envelope)
             else:
@@ -235,7 +266,11 @@ class Service:
         try:
             frame = encode_reply(reply)
         except TypeError as error:
-            fault = FailedError(f"{call.method} returned no JSON: {error}")
+            fault: CatalogZeroError = FailedError(f"{call.method} returned no JSON: {error}")
+            frame = encode_reply(error_reply(fault, call))
+        limit = self.handler.runtime.max_message_bytes
+        if len(frame) > limit:
+            fault = TooLargeError(f"the reply has {len(frame)} bytes, the limit is {limit}")
             frame = encode_reply(error_reply(fault, call))
         self._server.send(envelope, frame)
 
@@ -320,6 +355,8 @@ class Service:
             "idle_s": round(self._sleeper.idle_s, 3),
             "wakes_total": self._sleeper.wakes_total,
             "worker_memory_mb": worker.memory_mb,
+            "peers_cut_total": self._wire_events["peer_cut"],
+            "replies_dropped_total": self._wire_events["reply_dropped"],
         }
         return {**told, "outbox": worker.status["outbox"]} if "outbox" in worker.status else told
 

@@ -14,6 +14,8 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
+from catalogzero.config.address import Address
+from catalogzero.errors import ConfigError
 from catalogzero.scheduler.forms import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
 from catalogzero.wire.messages import one_line_ascii
@@ -46,9 +48,9 @@ class Registration:
             "report_status": self._report_status,
         }
 
-    def bind(self, host: str, port: int) -> int:
-        """Listen, and return the port."""
-        return self._server.bind(host, port)
+    def bind(self, address: Address) -> Address:
+        """Listen, and return the address with its port."""
+        return self._server.bind(address)
 
     async def close(self) -> None:
         """Stop listening; what is being answered is given up."""
@@ -90,8 +92,10 @@ class Registration:
     async def _register(self, params: Mapping[str, Any]) -> dict[str, Any]:
         handler_id = _text(params, "handler_id", MAX_ID_CHARS)
         address = _text(params, "address", MAX_ADDRESS_CHARS)
-        if not address.startswith("tcp://"):
-            raise ValueError(f"'address' must be tcp://host:port, not {address!r}")
+        try:
+            Address.parse(address)
+        except ConfigError as error:
+            raise ValueError(f"'address': {error}") from None
         methods = params.get("methods") or []
         if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
             raise ValueError("'methods' must be a list of names")

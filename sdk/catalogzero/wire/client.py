@@ -49,7 +49,7 @@ class HandlerClient:
     An async context manager; made on the event loop that it is used on.
 
     Args:
-        address: `tcp://host:port`.
+        address: `tcp://host:port`, or `ipc:///folder/name.sock` on this machine.
         curve: This client's keys and the handler's public key; without them, plain.
         clock: Time, for tests.
         transport: What carries the calls; ZeroMQ with `curve` by default.
@@ -76,7 +76,6 @@ class HandlerClient:
         self._calls: dict[str | int | None, asyncio.Future[Reply]] = {}
         self._unsent: dict[asyncio.Future[Reply], bytes] = {}
         self._sent: set[asyncio.Future[Reply]] = set()
-        self._is_watched = False
         self._beside: HandlerClient | None = None
         self._peer = self._connect()
         self._closed = False
@@ -233,9 +232,6 @@ class HandlerClient:
         self, method: str, params: Mapping[str, Any] | None, timeout_s: float
     ) -> Reply:
         """A call whose reply is known by being the only one in flight."""
-        if method != "ping" and not self._is_watched:
-            self._is_watched = True
-            self._peer.watch_breaks()
         frame = encode_call(Call(method, params or {}))
         return await self._exchange(frame, asyncio.get_running_loop().create_future(), timeout_s)
 
@@ -323,10 +319,7 @@ class HandlerClient:
             waiting.set_result(reply)
 
     def _connect(self) -> Peer:
-        peer = self._transport.connect(self.address, self._on_reply, self._on_writable)
-        if self._is_watched:
-            peer.watch_breaks()
-        return peer
+        return self._transport.connect(self.address, self._on_reply, self._on_writable)
 
     def _reconnect(self, error: CatalogZeroError | None = None) -> None:
         """A new connection, perhaps to another kind of handler: what was sent gets no reply."""
