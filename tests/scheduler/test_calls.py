@@ -434,7 +434,7 @@ async def test_params_that_are_too_long_are_refused_at_once(
 async def _limited(scheduler: SchedulerServer, limit: int) -> bool:
     link = await scheduler.runner.links.get("toy")
     await link.ask()
-    return link.max_call_bytes == limit
+    return link.caller.max_call_bytes == limit
 
 
 async def test_a_schedule_whose_params_have_become_too_long_is_an_error_and_cuts_no_other(

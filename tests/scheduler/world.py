@@ -228,6 +228,7 @@ class Caller:
 
     def __init__(self, world: World, desk: Desk) -> None:
         self.world, self.desk = world, desk
+        self.max_call_bytes = 1 << 20
 
     async def request(
         self,

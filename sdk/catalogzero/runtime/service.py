@@ -10,8 +10,7 @@ import asyncio
 import shlex
 import signal
 import uuid
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Self
 
@@ -25,6 +24,7 @@ from catalogzero.config.settings import RuntimeSettings, config_error
 from catalogzero.config.state_folder import keep_private, locked, read_by_others
 from catalogzero.errors import (
     BadRequestError,
+    BusyError,
     CallTimeoutError,
     CatalogZeroError,
     ConfigError,
@@ -43,7 +43,8 @@ from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import WorkerPort
 from catalogzero.runtime.worker_child import spec_of
 from catalogzero.wire.messages import Call, Reply, decode_call, encode_reply, error_reply
-from catalogzero.wire.transport import Envelope, Transport
+from catalogzero.wire.reporting import Reporter
+from catalogzero.wire.transport import MAX_IN_PROGRESS, Envelope, InProgress, Transport
 from catalogzero.wire.zeromq import (
     CurveClient,
     CurveKeys,
@@ -54,19 +55,7 @@ from catalogzero.wire.zeromq import (
 )
 
 MAX_LISTED_RUNS = 1_000
-MAX_REFUSED_KEYS = 100
 FAREWELL_S = 0.2
-WIRE_LOG_S = 10.0
-WIRE_MENDS = {
-    "client_key_refused": "if it may call, write it into `curve.clients_file` and start again",
-    "call_too_large": "send less, or raise `max_message_bytes`",
-    "peer_cut": "look at what that peer sends, and whether it reads its replies",
-    "reply_dropped": "look at why its caller does not read",
-    "socket_reopened": "look at who may connect",
-    "socket_lost": "stop what took the address; it is tried again",
-}
-"""What befalls the socket, and what an operator can do about it."""
-
 SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
 
 
@@ -88,21 +77,22 @@ class Service:
         self.farewell_s = 0.0
         self._clock = handler.clock
         self._boot = Boot(uuid.uuid4().hex, self._clock.monotonic())
-        self._runs = Runs(window_s=runtime.dedupe_window_s, clock=self._clock)
+        self._runs = Runs(
+            window_s=runtime.dedupe_window_s, started_s=self._boot.started_s, clock=self._clock
+        )
         self._sleeper = Sleeper(handler, self._on_asleep)
         transport = transport or ZeroMQ(server_keys=curve_server(runtime))
+        self._wire = Reporter(handler.log, self._clock)
         self._server = transport.serve(
             self._on_message,
             max_message_bytes=runtime.max_message_bytes,
-            report=self._note_wire,
+            report=self._wire,
         )
-        self._refused_keys: set[str] = set()
-        self._wire_events: Counter[str] = Counter()
-        self._wire_told_s: dict[str, float] = {}
         self._jobs = Jobs(handler, self._runs, self._sleeper, self._boot, self._server.send)
         self._controls = _control_methods(handler)
         self._plain_ping = type(handler).ping is Handler.ping
         self._tasks: set[asyncio.Task[None]] = set()
+        self._in_progress = InProgress()
         self._registration: Registration | None = None
         handler._vitals = self._vitals
         handler._last_failure = self._last_failure
@@ -147,21 +137,6 @@ class Service:
         if self._registration is not None:
             await self._registration.registered.wait()
 
-    def _note_wire(self, event: str, fields: Mapping[str, object]) -> None:
-        """Count what befalls the socket, and log it: a refused key once, others once in a while."""
-        self._wire_events[event] += 1
-        now_s = self._clock.monotonic()
-        if event == "client_key_refused":
-            key = str(fields["public_key"])
-            if key in self._refused_keys or len(self._refused_keys) >= MAX_REFUSED_KEYS:
-                return
-            self._refused_keys.add(key)
-        elif now_s - self._wire_told_s.get(event, -WIRE_LOG_S) < WIRE_LOG_S:
-            return
-        self._wire_told_s[event] = now_s
-        times = self._wire_events[event]
-        self.handler.log.warning(event, **fields, mend=WIRE_MENDS[event], times=times)
-
     def _is_registered(self) -> bool:
         return self._registration is not None and self._registration.registered.is_set()
 
@@ -196,7 +171,7 @@ class Service:
             call = decode_call(frame)
             limit = self.handler.runtime.max_message_bytes
             if len(frame) > limit:
-                self._note_wire("call_too_large", {"call_bytes": len(frame), "limit": limit})
+                self._wire("call_too_large", {"call_bytes": len(frame), "limit": limit})
                 raise TooLargeError(f"the call has {len(frame)} bytes, the limit is {limit}")
             if call.method in self._controls:
                 self._control(call, envelope)
@@ -219,6 +194,8 @@ class Service:
             self._reply(envelope, call, Reply(True, {**pong, **self._identity()}))
             return
         kwargs = method.bind(call.params)
+        if method.is_async and not self._in_progress.enter(envelope):
+            raise BusyError(f"{MAX_IN_PROGRESS} control calls of this peer are in progress")
         owner = self.handler if call.method in (*EXTENSIBLE_METHODS, "report_metrics") else self
         result = method.function(owner, **kwargs)
         if not method.is_async:
@@ -227,6 +204,7 @@ class Service:
         task = asyncio.create_task(self._answer(envelope, call, result), name=call.method)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._in_progress.leave(envelope))
 
     async def _answer(self, envelope: Envelope, call: Call, work: Awaitable[Any]) -> None:
         """Reply when a control method is done, or say at `timeout_s` that it goes on."""
@@ -355,8 +333,8 @@ class Service:
             "idle_s": round(self._sleeper.idle_s, 3),
             "wakes_total": self._sleeper.wakes_total,
             "worker_memory_mb": worker.memory_mb,
-            "peers_cut_total": self._wire_events["peer_cut"],
-            "replies_dropped_total": self._wire_events["reply_dropped"],
+            "peers_cut_total": self._wire.times["peer_cut"],
+            "replies_dropped_total": self._wire.times["reply_dropped"],
         }
         return {**told, "outbox": worker.status["outbox"]} if "outbox" in worker.status else told
 

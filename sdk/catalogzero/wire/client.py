@@ -54,6 +54,9 @@ class HandlerClient:
         clock: Time, for tests.
         transport: What carries the calls; ZeroMQ with `curve` by default.
 
+    Attributes:
+        max_call_bytes: The longest call that the handler takes, as its last greeting said.
+
     Raises:
         ConfigError: The address has no such form.
     """
@@ -72,7 +75,7 @@ class HandlerClient:
         self._echoes: bool | None = None
         self._greeting = asyncio.Lock()
         self._greeters = 0
-        self._max_call_bytes = MAX_CALL_BYTES
+        self.max_call_bytes = MAX_CALL_BYTES
         self._calls: dict[str | int | None, asyncio.Future[Reply]] = {}
         self._unsent: dict[asyncio.Future[Reply], bytes] = {}
         self._sent: set[asyncio.Future[Reply]] = set()
@@ -178,11 +181,15 @@ class HandlerClient:
             CallTimeoutError: No reply in time, or the connection broke.
         """
         if not self._echoes and not self._greeters:
-            return await self._request_flat(method, params, timeout_s)
-        if self._beside is None:  # its end without a reply must cut no other call
-            transport = self._transport
-            self._beside = HandlerClient(self.address, clock=self._clock, transport=transport)
-        return await self._beside.request_plain(method, params, timeout_s=timeout_s)
+            reply = await self._request_flat(method, params, timeout_s)
+        else:
+            if self._beside is None:  # its end without a reply must cut no other call
+                transport = self._transport
+                self._beside = HandlerClient(self.address, clock=self._clock, transport=transport)
+            reply = await self._beside.request_plain(method, params, timeout_s=timeout_s)
+        if method == "ping":
+            self._note_limit(reply)
+        return reply
 
     async def ping(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
         """The handler's answer to `ping`."""
@@ -224,9 +231,12 @@ class HandlerClient:
         frame = encode_call(Call("ping", {}, asked, timeout_s))
         pong = await self._request_by_id(asked, frame, timeout_s)
         self._echoes = pong.request_id == asked
+        self._note_limit(pong)
+
+    def _note_limit(self, pong: Reply) -> None:
         told = pong.result if isinstance(pong.result, dict) else {}
         limit = told.get("max_message_bytes")
-        self._max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
+        self.max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
 
     async def _request_flat(
         self, method: str, params: Mapping[str, Any] | None, timeout_s: float
@@ -239,8 +249,8 @@ class HandlerClient:
         """A call whose reply is found by its `request_id`."""
         if request_id in self._calls:
             raise BadRequestError(f"a call with request_id {request_id!r} is already under way")
-        if len(frame) > self._max_call_bytes:
-            most = f"{self._max_call_bytes:,} bytes"
+        if len(frame) > self.max_call_bytes:
+            most = f"{self.max_call_bytes:,} bytes"
             raise TooLargeError(f"{self.address} takes calls of at most {most}")
         waiting = asyncio.get_running_loop().create_future()
         self._calls[request_id] = waiting

@@ -6,6 +6,7 @@ on the event loop that `serve` or `connect` was called on, and must not raise.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
@@ -13,7 +14,9 @@ from catalogzero.config.address import Address
 from catalogzero.errors import CatalogZeroError
 
 Envelope: TypeAlias = Sequence[bytes]
-"""What a server needs to answer the peer that a message came from; opaque to everyone else."""
+"""What a server needs to answer the peer that a message came from; its first part names that
+peer, the rest is opaque to everyone else.
+"""
 
 OnReply: TypeAlias = Callable[[bytes | CatalogZeroError], None]
 """Called with each reply, and with an error once the connection has broken."""
@@ -33,6 +36,31 @@ Report: TypeAlias = Callable[[str, Mapping[str, object]], None]
 
 def ignore(event: str, fields: Mapping[str, object]) -> None:
     """A `Report` to nobody."""
+
+
+MAX_IN_PROGRESS = 64
+
+
+class InProgress:
+    """Counts what is being answered for each peer, at most `MAX_IN_PROGRESS`: one peer's flood
+    takes no other's turn.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: Counter[bytes] = Counter()
+
+    def enter(self, envelope: Envelope) -> bool:
+        """Count one more of a peer; false where it has too many already."""
+        if self._numbers[envelope[0]] >= MAX_IN_PROGRESS:
+            return False
+        self._numbers[envelope[0]] += 1
+        return True
+
+    def leave(self, envelope: Envelope) -> None:
+        """One of a peer is answered."""
+        self._numbers[envelope[0]] -= 1
+        if not self._numbers[envelope[0]]:
+            del self._numbers[envelope[0]]
 
 
 class Server(Protocol):

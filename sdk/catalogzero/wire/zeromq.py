@@ -227,6 +227,7 @@ class RouterServer:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._gate: _Gate | None = None
         self._watch: _Watch | None = None
+        self._socket_file: Path | None = None
         self._parts: list[bytes] = []
         self._part_bytes = self._part_frames = self._source_fd = 0
         self._late: dict[bytes, _Late] = {}
@@ -256,7 +257,7 @@ class RouterServer:
                 self._socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
                 self._socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
             if address.path:
-                _bind_socket_file(self._socket, address)
+                self._socket_file = _bind_socket_file(self._socket, address)
             else:
                 name = (
                     "127.0.0.1" if address.host == "localhost" else address.host
@@ -306,6 +307,8 @@ class RouterServer:
         if self._gate:
             self._gate.close()
         self._context.term()
+        if self._socket_file is not None:
+            self._socket_file.unlink(missing_ok=True)
         self._reset()
 
     def _reopen(self) -> None:
@@ -780,7 +783,7 @@ def _key(text: str) -> bytes:
     return key
 
 
-def _bind_socket_file(socket: zmq.Socket[bytes], address: Address) -> None:
+def _bind_socket_file(socket: zmq.Socket[bytes], address: Address) -> Path:
     """Bind a socket file of mode 0660, with the group of its folder where this user may give it.
 
     A file that nobody listens at is what a process left that was killed: it is replaced.
@@ -806,6 +809,7 @@ def _bind_socket_file(socket: zmq.Socket[bytes], address: Address) -> None:
             os.chown(path, -1, path.parent.stat().st_gid)
     except (OSError, AttributeError) as error:
         raise ConfigError(f"cannot listen at {address}: {error}") from None
+    return path
 
 
 def _bind_fault(address: Address, error: zmq.ZMQError) -> str:
