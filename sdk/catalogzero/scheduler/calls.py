@@ -17,9 +17,10 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from asyncio import FIRST_COMPLETED
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -35,7 +36,6 @@ from catalogzero.errors import (
 from catalogzero.scheduler.rows import Execution, Handler
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
 from catalogzero.wire.messages import (
-    MAX_CALL_BYTES,
     Reply,
     StartBy,
     may_get_better,
@@ -72,6 +72,8 @@ class CallSettings:
 
 class HandlerCaller(Protocol):
     """What is used of `catalogzero.wire.client.HandlerClient`."""
+
+    max_call_bytes: int
 
     async def request(
         self,
@@ -165,7 +167,6 @@ class Link:
     ping_timeout_s: float
     checked: Callable[[Link, str | None], None]
     away: str | None
-    max_call_bytes: int = field(default=MAX_CALL_BYTES, init=False)
     checked_us: int | None = field(default=None, init=False)
     plain_calls: int = field(default=0, init=False)
     _boot_id: str | None = field(default=None, init=False)
@@ -216,8 +217,7 @@ class Link:
 
     async def _stamp(self) -> Stamp:
         answer = await self._ping()
-        boot_id, limit = answer.get("boot_id"), answer.get("max_message_bytes")
-        self.max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
+        boot_id = answer.get("boot_id")
         if not isinstance(boot_id, str) or not 0 < len(boot_id) <= MAX_BOOT_ID_CHARS:
             self._boot_id = None
             return Stamp(None)
@@ -255,7 +255,7 @@ class Links:
     rooms: defaultdict[str, Room] = field(default_factory=lambda: defaultdict(Room), init=False)
     heard_us: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
     _links: dict[str, Link] = field(default_factory=dict, init=False)
-    _sleepers: defaultdict[str, set[asyncio.Task[None]]] = field(
+    _sleepers: defaultdict[str, set[asyncio.Task[Any]]] = field(
         default_factory=lambda: defaultdict(set), init=False
     )
 
@@ -306,7 +306,7 @@ class Links:
                 self.drop(handler_id)
 
     @contextmanager
-    def interrupting(self, handler_id: str, sleeper: asyncio.Task[None]) -> Iterator[None]:
+    def interrupting(self, handler_id: str, sleeper: asyncio.Task[Any]) -> Iterator[None]:
         """Have a task cancelled should the handler go, come back or move meanwhile."""
         sleepers = self._sleepers[handler_id]
         sleepers.add(sleeper)
@@ -368,10 +368,35 @@ class Driver:
         """Call until the execution is final and saved, or its lease is another's."""
         if one.boot_id is None and not await self._note_away(one):
             return
-        async with self._links.rooms[one.handler_id]:
-            ended = await self._until_judged(one)
+        async with self._place(one) as is_ours:
+            ended = is_ours and await self._until_judged(one)
         if ended:
             await self._desk.save(one)
+
+    @asynccontextmanager
+    async def _place(self, one: Execution) -> AsyncIterator[bool]:
+        """A place among those that wait on the handler; false once the lease is another's.
+
+        Until there is one, the record says whether the handler is away.
+        """
+        room = self._links.rooms[one.handler_id]
+        entering = asyncio.create_task(room.__aenter__(), name="scheduler-place")
+        try:
+            await asyncio.sleep(0)
+            is_ours = True
+            while is_ours and not entering.done():
+                was_waiting, is_ours = one.waiting, await self._note_away(one)
+                if is_ours and one.waiting == was_waiting:
+                    change = asyncio.create_task(asyncio.Event().wait(), name="scheduler-change")
+                    with self._links.interrupting(one.handler_id, change):
+                        await asyncio.wait({entering, change}, return_when=FIRST_COMPLETED)
+                    change.cancel()
+            yield is_ours
+        finally:
+            entering.cancel()
+            await asyncio.wait({entering})
+            if not entering.cancelled():
+                await room.__aexit__()
 
     async def _until_judged(self, one: Execution) -> bool:
         """Call until the handler has judged; false when there is nothing left to save."""
@@ -468,6 +493,9 @@ class Driver:
                 await self._cancel(one)
                 wait_s = self._settings.ping_timeout_s
             reply = await self._send(one, wait_s)
+            if reply is not None and reply.code == "busy" and _goes_on(reply):
+                await self._pause(one, 1)  # too many wait for its run already
+                continue
             if reply is not None and reply.code != "timeout":
                 self._links.rooms[one.handler_id].answered(busy=reply.code == "busy")
                 judge(one, reply, over_time=left_s <= 0)
@@ -503,7 +531,7 @@ class Driver:
         watch = asyncio.create_task(self._watch(link, one), name="scheduler-watch")
         try:
             with self._links.interrupting(one.handler_id, watch):
-                await asyncio.wait({call, watch}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({call, watch}, return_when=FIRST_COMPLETED)
             return _in_its_words(call.result()) if call.done() else None
         except (UnreachableError, CallTimeoutError):
             return None
@@ -612,6 +640,11 @@ def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
         one.error = f"the handler restarted or forgot: nobody can know the end ({reply.error})"
     else:
         one.status = "error"
+
+
+def _goes_on(reply: Reply) -> bool:
+    """Whether a refusal says that the run which was asked for is under way."""
+    return isinstance(reply.details, dict) and reply.details.get("running") is True
 
 
 def _in_its_words(reply: Reply) -> Reply:
