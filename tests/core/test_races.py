@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from catalogzero import DrainingError, FailedError, HandlerClient, RunCancelledError
+from catalogzero.config.address import Address
 from catalogzero.runtime import worker
 from catalogzero.runtime.service import Service, serve_until
 from catalogzero.testing import ManualClock, Serving, serving
@@ -408,7 +409,7 @@ async def test_a_goodbye_that_is_cut_short_leaves_no_socket() -> None:
             server.send(envelope, b'{"success": true}')
 
     server = RouterServer(answer)
-    port = server.bind("127.0.0.1", 0)
+    port = server.bind(Address("127.0.0.1")).port
     before = psutil.Process().num_fds()
     async with serving(Rough(), scheduler=f"tcp://127.0.0.1:{port}") as at:
         await at.service.registered()

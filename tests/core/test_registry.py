@@ -64,8 +64,8 @@ def test_without_a_scheduler_key_it_is_the_usual_one(tmp_path: Path) -> None:
         ("handlers:\n  - entry: x\n", ":2: `handler_id` is missing"),
         ("handlers:\n  - handler_id: 7\n    entry: x\n", ":2: `handler_id` is a text"),
         ("handlers:\n  - handler_id: a\n", ":2: `entry`, or `module_path`"),
-        ("scheduler: [1]\nhandlers: []\n", ":1: `scheduler` is tcp://host:port, or none"),
-        ("handlers: []\nscheduler: localhost:4242\n", ":2: `scheduler` is tcp://"),
+        ("scheduler: [1]\nhandlers: []\n", ":1: `scheduler`: write it as tcp://"),
+        ("handlers: []\nscheduler: localhost:4242\n", ":2: `scheduler`: write it as tcp://"),
         (
             "handlers:\n  - handler_id: a\n    entry: x\n    port: 5\n    port: 6\n",
             ":5: `port` stands in line 4 already",

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import zmq
 from catalogzero import ConfigError, HandlerClient, UnreachableError
+from catalogzero.config.address import Address
 from catalogzero.runtime.service import serve
 from catalogzero.testing import serving
 from catalogzero.wire.transport import Envelope
@@ -258,8 +259,8 @@ class LoopTransport:
         self.on_message = on_message
         return self
 
-    def bind(self, host: str, port: int) -> int:
-        return port
+    def bind(self, address: Address) -> Address:
+        return address
 
     def send(self, envelope: Envelope, payload: bytes) -> None:
         on_reply = self.peers[envelope[0]]
@@ -287,12 +288,6 @@ class LoopPeer:
         if on_message is not None:
             asyncio.get_running_loop().call_soon(on_message, [self._name], payload)
         return on_message is not None
-
-    def watch_breaks(self) -> None:
-        """Nothing breaks."""
-
-    def met_limit(self) -> bool:
-        return False
 
     def close(self) -> None:
         """Nothing is held."""

@@ -13,6 +13,7 @@ import orjson
 import pytest
 import structlog
 from catalogzero import HandlerClient
+from catalogzero.config.address import Address
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.wire.zeromq import RouterServer
 
@@ -63,7 +64,7 @@ class Fake:
     def there(self) -> Iterator[None]:
         """Listen meanwhile."""
         self._server = RouterServer(self._on_message)
-        self._port = self._server.bind("127.0.0.1", self._port)
+        self._port = self._server.bind(Address("127.0.0.1", self._port)).port
         try:
             yield
         finally:
@@ -319,3 +320,31 @@ async def _ended(api: httpx.AsyncClient, count: int) -> bool:
 async def _away(api: httpx.AsyncClient) -> bool:
     (one,) = (await api.get("/api/handlers")).json()["handlers"]
     return one["status"] == "Disconnected" and one["error"] is not None
+
+
+async def test_those_without_a_place_at_their_handler_say_that_it_went(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    number = 110  # six more than a handler runs and queues
+    fake = Fake()
+
+    async def all_of(status: str) -> list[dict[str, Any]]:
+        found = await executions(api, status=status, limit=number)
+        return found if len(found) == number else []
+
+    with fake.there():
+        await fake.register(scheduler)
+        for _ in range(number):
+            await api.post("/api/schedule", json={**call("work"), "handler_id": "fake"})
+
+        async def full() -> bool:
+            return len(fake.calls) == 104 and bool(await all_of("running"))
+
+        await until(full)
+
+    found = await until(lambda: all_of("retry"))
+    assert {one["waiting"] for one in found} == {True}
+    assert all("waiting for its handler, which is away" in one["error"] for one in found)
+    fake.end_runs()
+    with fake.there():
+        await until(lambda: all_of("success"))

@@ -14,6 +14,7 @@ import httpx
 import orjson
 import pytest
 from catalogzero import HandlerClient
+from catalogzero.config.address import Address
 from catalogzero.config.settings import MAX_MESSAGE_BYTES
 from catalogzero.scheduler.calls import judge
 from catalogzero.scheduler.links import Slots
@@ -216,7 +217,7 @@ class Strange:
     def __init__(self, **ping: Any) -> None:
         self._ping = ping
         self._server = RouterServer(self._on_message)
-        self.address = f"tcp://127.0.0.1:{self._server.bind('127.0.0.1', 0)}"
+        self.address = str(self._server.bind(Address("127.0.0.1")))
 
     def close(self) -> None:
         """Stop listening."""
@@ -283,7 +284,7 @@ async def test_handlers_are_probed_side_by_side(
                 lambda *given, n=number: answer_once_all_are_asked(servers[n], *given)
             )
             servers.append(server)
-            address = f"tcp://127.0.0.1:{server.bind('127.0.0.1', 0)}"
+            address = str(server.bind(Address("127.0.0.1")))
             given = {"handler_id": f"h{number}", "address": address, "methods": []}
             await wire.request_plain("register", given)
 
@@ -317,7 +318,7 @@ class PlainPeer:
         self.calls: list[dict[str, Any]] = []
         self.fails = fails
         self._server = RouterServer(self._on_message)
-        self.port = self._server.bind("127.0.0.1", 0)
+        self.port = self._server.bind(Address("127.0.0.1")).port
 
     def close(self) -> None:
         """Stop listening."""
@@ -370,7 +371,7 @@ async def test_a_result_that_cannot_be_written_down_ends_its_own_run_only(
 
     server = RouterServer(answer)
     async with HandlerClient(scheduler.zmq_address) as wire:
-        address = f"tcp://127.0.0.1:{server.bind('127.0.0.1', 0)}"
+        address = str(server.bind(Address("127.0.0.1")))
         given = {"handler_id": "deep", "address": address, "methods": ["work"]}
         await wire.request_plain("register", given)
     body = {"handler_id": "deep", "job_method": "work"}
@@ -434,7 +435,7 @@ async def test_params_that_are_too_long_are_refused_at_once(
 async def _limited(scheduler: SchedulerServer, limit: int) -> bool:
     link = await scheduler.runner.links.get("toy")
     await link.ask()
-    return link.max_call_bytes == limit
+    return link.caller.max_call_bytes == limit
 
 
 async def test_a_schedule_whose_params_have_become_too_long_is_an_error_and_cuts_no_other(

@@ -229,6 +229,7 @@ class Caller:
 
     def __init__(self, world: World, holder: LeaseHolder) -> None:
         self.world, self.holder = world, holder
+        self.max_call_bytes = 1 << 20
 
     async def request(
         self,

@@ -66,7 +66,7 @@ def serve(
     Example: catalogzero backend serve --database /var/lib/acme/backend.sqlite
     """
     from catalogzero.backend import server
-    from catalogzero.config.settings import is_loopback
+    from catalogzero.config.address import is_loopback
 
     settings = backend_settings(
         database=database, base_path=base_path, operator_token_file=operator_token_file

@@ -12,16 +12,14 @@ import typer
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
 from catalogzero.cli.progress import call_shown
 from catalogzero.cli.run import RegistryOption, json_object
+from catalogzero.config.address import FORMS, Address
 from catalogzero.config.registry import load_registry
-from catalogzero.config.settings import host_port
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.launch import registry_path
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.zeromq import CurveClient, CurveKeys, public_key
 
-Target = Annotated[
-    str, typer.Argument(help="A handler_id of the registry file, or tcp://host:port.")
-]
+Target = Annotated[str, typer.Argument(help="A handler_id of the registry file, or its address.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the reply.")]
 KeyFile = Annotated[
     Path | None, typer.Option(help="Your CURVE key pair, for a handler that is served with keys.")
@@ -136,14 +134,17 @@ def address_of(target: str, registry: Path | None) -> str:
     Raises:
         ConfigError: The file does not name it, or names no port.
     """
-    if target.startswith("tcp://"):
-        return target
+    if "://" in target:
+        return str(Address.parse(target))
     stanza = load_registry(registry_path(registry)).find(target)
-    port = stanza.runtime.get("port")
-    if not port:
-        raise ConfigError(f"{stanza.where('port')}: no port: name tcp://host:port instead")
-    host = stanza.runtime.get("advertise_host") or stanza.runtime.get("host", "127.0.0.1")
-    return f"tcp://{host_port(host, port)}"
+    runtime = stanza.runtime
+    bound = Address.of(str(runtime.get("host", "127.0.0.1")), runtime.get("port") or 0)
+    if bound.path:
+        return str(bound)
+    if not bound.port:
+        raise ConfigError(f"{stanza.where('port')}: no port: name its address, {FORMS}")
+    here = bound.callable_here
+    return str(Address(runtime.get("advertise_host") or here.host, here.port))
 
 
 def _peer(
@@ -167,7 +168,7 @@ def _peer(
 
 def _stanza_key(target: str, registry: Path | None) -> bytes | None:
     """The public key of a handler of the registry file that is served with keys."""
-    if target.startswith("tcp://"):
+    if "://" in target:
         return None
     curve = load_registry(registry_path(registry)).find(target).runtime.get("curve")
     try:

@@ -108,11 +108,12 @@ def _check_keys(curve: CurveSettings | None, wide: list[Path]) -> Finding:
 async def _check_address(handler: Handler) -> Finding:
     """Whether the address is allowed and free, and its keys can be read: by binding it."""
     runtime = handler.runtime
-    where = f"{runtime.host}:{runtime.port or 'any free port'}"
+    at = runtime.address
+    where = str(at) if at.port or at.path else f"any free port of {at.host}"
     check_exposure(runtime)
     server = ZeroMQ(curve_server(runtime)).serve(lambda envelope, frame: None)
     try:
-        server.bind(runtime.host, runtime.port)
+        server.bind(at)
     except ConfigError:
         if not await _runs_already(handler):
             raise
@@ -130,7 +131,7 @@ async def _runs_already(handler: Handler) -> bool:
     """Whether what listens at its address is this very handler."""
     runtime = handler.runtime
     try:
-        async with HandlerClient(f"tcp://{runtime.host}:{runtime.port}") as client:
+        async with HandlerClient(str(runtime.address.callable_here)) as client:
             told = await client.ping(timeout_s=CHECK_TIMEOUT_S / 3)
     except CatalogZeroError:
         return False

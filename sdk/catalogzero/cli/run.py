@@ -41,10 +41,12 @@ def run(
     ] = None,
     registry: RegistryOption = None,
     handler_id: Annotated[str | None, typer.Option(help="Its name to schedulers.")] = None,
-    host: Annotated[str | None, typer.Option(help="Address to bind; else 127.0.0.1.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to bind, or ipc:///folder/x.sock; else 127.0.0.1.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 0: any free one.")] = None,
     scheduler: Annotated[
-        str | None, typer.Option(help="Where to register, tcp://host:port; none: nowhere.")
+        str | None, typer.Option(help="Address to register at; none: nowhere.")
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A runtime setting, name=value.")

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from catalogzero.cli.run import RegistryOption
+from catalogzero.config.address import Address
 from catalogzero.config.registry import Stanza, load_registry
 from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import ConfigError
@@ -53,7 +54,7 @@ def unit_for(handler_id: str, registry: Path) -> str:
         registry=_quoted(str(registry)),
         folder=_quoted(str(registry.parent)),
         stop_s=int(drain_s) + CLOSE_S,
-        paths="".join(_paths(stanza)),
+        paths="".join([*_paths(stanza), *_who_may_call(stanza)]),
     )
 
 
@@ -70,6 +71,21 @@ def _paths(stanza: Stanza) -> Iterator[str]:
     if state_dir := stanza.runtime.get("state_dir"):
         yield f"# {state_dir} must belong to the unit's user: name its owner with User=\n"
         yield f"ReadWritePaths=-{_quoted(str(state_dir))}\n"
+
+
+def _who_may_call(stanza: Stanza) -> Iterator[str]:
+    """Lines for the address: a folder for a socket file, or what loopback leaves open."""
+    path = Address.of(str(stanza.runtime.get("host", ""))).path
+    if not path:
+        yield "# Any local user can call it over loopback TCP; members of a group alone can with\n"
+        yield f"#   host: ipc:///run/{stanza.handler_id}/{stanza.handler_id}.sock\n"
+    elif (folder := Path(path).parent).is_relative_to("/run") and folder != Path("/run"):
+        yield "# Members of its group can call it: name that group with Group=\n"
+        yield f"RuntimeDirectory={_quoted(str(folder.relative_to('/run')))}\n"
+        yield "RuntimeDirectoryMode=0750\n"
+    else:
+        yield "# Members of the folder's group can call it\n"
+        yield f"ReadWritePaths=-{_quoted(str(folder))}\n"
 
 
 def _quoted(text: str) -> str:

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from catalogzero.config.settings import HandlerSettings, is_loopback
+from catalogzero.config.address import is_loopback
+from catalogzero.config.settings import HandlerSettings
 
 Batch: TypeAlias = Any
 """Rows in memory: a list of dicts, or with `batch_type = "arrow"` a pyarrow Table."""

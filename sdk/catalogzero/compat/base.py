@@ -14,11 +14,11 @@ from datetime import datetime, timedelta
 from functools import wraps
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, TypeVar
-from urllib.parse import urlsplit
 
 from catalogzero.compat.life import Life
 from catalogzero.compat.logger import HandlerLogger
 from catalogzero.compat.stand_in import StandIn, awaited
+from catalogzero.config.address import Address
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 
@@ -57,7 +57,7 @@ class ZMQHandlerBase:
 
     Args:
         handler_id: Its name to the server; by default that of the class, in snake_case.
-        handler_address: `tcp://host:port` to listen at; by default a free port on loopback.
+        handler_address: Where to listen, such as `tcp://127.0.0.1:5001`; by default a free port.
         server_address: The server's registration address; by default tcp://127.0.0.1:4242.
         registration_retry_interval: Kept and not used: it tries again within 10 s, for ever.
         max_registration_retries: Kept and not used: see above.
@@ -153,8 +153,8 @@ class ZMQHandlerBase:
         if self._life is not None and self._life.alive:
             return self._life.address
         runtime = self._stand_in.runtime
-        served = self._stand_in.serving and runtime.port
-        return f"tcp://{runtime.host}:{runtime.port}" if served else None
+        at = runtime.address
+        return str(at) if self._stand_in.serving and (at.port or at.path) else None
 
     @property
     def is_registered(self) -> bool:
@@ -306,13 +306,12 @@ def _noting(hook: Callable[..., Any]) -> Callable[..., Any]:
 def _host_and_port(address: str) -> dict[str, Any]:
     """The runtime's settings for an address as ScheduleZero writes it."""
     try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if host is None or parts.scheme != "tcp":
-        raise ConfigError(f"handler_address {address!r}: write it as tcp://127.0.0.1:5001")
-    return {"host": "0.0.0.0" if host == "*" else host, "port": port or 0}  # noqa: S104 - refused without keys
+        at = Address.parse(address)
+    except ConfigError as error:
+        raise ConfigError(f"handler_address: {error}") from None
+    if at.path:
+        return {"host": str(at), "port": 0}
+    return {"host": "0.0.0.0" if at.host == "*" else at.host, "port": at.port}  # noqa: S104 - refused without keys
 
 
 @contextmanager

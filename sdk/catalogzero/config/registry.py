@@ -7,13 +7,12 @@ started. Every fault of the file is told at once, each with file, line and key.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from catalogzero.config.settings import DEFAULT_SCHEDULER, SCHEDULER_FORM, RuntimeSettings
+from catalogzero.config.settings import DEFAULT_SCHEDULER, RuntimeSettings, scheduler_fault
 from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,9 +101,8 @@ def load_registry(path: Path) -> Registry:
     if not isinstance(handlers, list):
         raise ConfigError(f"{path}:{_line(lines, ('handlers',))}: `handlers` is a list of handlers")
     scheduler = str(document.get("scheduler", DEFAULT_SCHEDULER) or "none")
-    if not re.fullmatch(SCHEDULER_FORM, scheduler):
-        line = _line(lines, ("scheduler",))
-        faults.append(f"{path}:{line}: `scheduler` is tcp://host:port, or none")
+    if fault := scheduler_fault(scheduler):
+        faults.append(f"{path}:{_line(lines, ('scheduler',))}: `scheduler`: {fault}")
     faults += _faults(path, handlers, lines)
     if faults:
         raise ConfigError("\n".join(faults))

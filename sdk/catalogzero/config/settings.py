@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -24,6 +23,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_core import CoreSchema
@@ -34,10 +34,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from catalogzero.config.address import Address
 from catalogzero.errors import ConfigError
 
 DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
-SCHEDULER_FORM = r"none|tcp://\S+:\d{1,5}"
 HIDDEN = "**********"
 MIN_SECRET_CHARS = 4
 LONG_CHARS = 16
@@ -91,7 +91,10 @@ class RuntimeSettings(BaseSettings):
     )
 
     handler_id: str | None = Field(None, description="Its name to schedulers and conductors.")
-    host: str = Field("127.0.0.1", description="Address to bind; loopback unless keys are set.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to bind, loopback unless keys are set; or ipc:///folder/name.sock.",
+    )
     port: int = Field(0, ge=0, le=65_535, description="Port to bind; 0: any free one.")
     scheduler: str = Field(DEFAULT_SCHEDULER, description="Where to register; `none`: nowhere.")
     advertise_host: str | None = Field(None, description="Host to register, where it differs.")
@@ -125,8 +128,22 @@ class RuntimeSettings(BaseSettings):
     @field_validator("scheduler")
     @classmethod
     def _an_address(cls, value: str) -> str:
-        if not re.fullmatch(SCHEDULER_FORM, value):
-            raise ValueError("write it as tcp://host:port, or none")
+        if fault := scheduler_fault(value):
+            raise ValueError(fault)
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _a_place_to_bind(cls, value: str) -> str:
+        if "://" in value and not (value.startswith("ipc://") and _is_address(value)):
+            raise ValueError("a host name, an IP address, or ipc:///folder/name.sock")
+        return value
+
+    @field_validator("port")
+    @classmethod
+    def _a_socket_file_has_no_port(cls, value: int, info: ValidationInfo) -> int:
+        if value and str(info.data.get("host", "")).startswith("ipc://"):
+            raise ValueError("a socket file has no port: leave `port` out")
         return value
 
     @field_validator("handler_id")
@@ -138,9 +155,14 @@ class RuntimeSettings(BaseSettings):
         return value
 
     @property
+    def address(self) -> Address:
+        """Where it binds."""
+        return Address.of(self.host, self.port)
+
+    @property
     def exposed(self) -> bool:
         """Whether other machines can reach it, and nothing is encrypted."""
-        return not is_loopback(self.host) and self.curve is None
+        return not self.address.is_local and self.curve is None
 
     @property
     def registers(self) -> bool:
@@ -174,25 +196,19 @@ class HandlerSettings(BaseSettings):
         return schema
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be this machine."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    address = parse_ip(host)
-    return address is not None and address.is_loopback
-
-
-def parse_ip(host: str) -> IPv4Address | IPv6Address | None:
-    """The IP address that a host is; `None` for a name."""
-    try:
-        return ip_address(host)
-    except ValueError:
+def scheduler_fault(value: str) -> str | None:
+    """What is wrong with a `scheduler` setting: an address with its port, or `none`."""
+    if value == "none" or (_is_address(value) and not value.endswith((":0", ":*"))):
         return None
+    return "write it as tcp://host:port or ipc:///folder/name.sock, or none"
 
 
-def host_port(host: str, port: int | str) -> str:
-    """`host:port`, with an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _is_address(value: str) -> bool:
+    try:
+        Address.parse(value)
+    except ConfigError:
+        return False
+    return True
 
 
 def default_state_dir() -> Path:

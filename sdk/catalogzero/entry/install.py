@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from catalogzero.config.settings import is_loopback, problems_of
+from catalogzero.config.address import is_loopback
+from catalogzero.config.settings import problems_of
 from catalogzero.entry.catalog_file import CATALOG_NAME, Catalog, Lock, Offer, Release, normal
 from catalogzero.entry.manifest import Manifest, parse_manifest
 from catalogzero.entry.pip import only_index, pip_command, run_tool

@@ -102,6 +102,7 @@ class Handler:
     ) -> None:
         """Take the runtime's settings, name and clock; the service does this before it serves."""
         self.runtime = runtime
+        self._described: asyncio.Future[dict[str, Any]] | None = None
         self.clock = clock or self.clock
         self.handler_id = handler_id or runtime.handler_id or _snake_case(type(self).__name__)
         logger = make_logger(mask=self.mask, log_format=runtime.log_format, level=runtime.log_level)
@@ -155,7 +156,15 @@ class Handler:
         }
 
     async def describe(self) -> dict[str, Any]:
-        """The answer to `describe`: identity, methods, settings; secrets masked."""
+        """The answer to `describe`: identity, methods, settings; secrets masked.
+
+        The schemas take long to make: that is done once, in a thread.
+        """
+        if self._described is None:
+            self._described = asyncio.ensure_future(asyncio.to_thread(self._describe))
+        return dict(await asyncio.shield(self._described))
+
+    def _describe(self) -> dict[str, Any]:
         entry, version = entry_of(type(self))
         settings = getattr(self, "settings", None)
         shown = settings.model_dump(mode="json") if settings is not None else {}

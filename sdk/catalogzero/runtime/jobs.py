@@ -44,6 +44,7 @@ from catalogzero.wire.transport import Envelope
 
 CLOSE_GRACE_S = 5.0
 MAX_ERROR_CHARS = 10_000
+MAX_WAITERS = 64
 _COUNTS = ("failed", "items")
 FAILURES = {"cancelled": RunState.CANCELLED, "wake_failed": RunState.REFUSED}
 
@@ -215,6 +216,8 @@ class Jobs:
             raise ExpiredError("the handler was restarted since this call was made")
         if self._clock.monotonic() - self._boot.started_s > call.start_by.uptime_s:
             raise ExpiredError("this call came past its start_by")
+        if call.start_by.uptime_s <= self._runs.forgotten_s:
+            raise ExpiredError("so many ran since that nobody knows whether this call did")
 
     def _check_room(self, run: Run) -> None:
         """Refuse when there is no room; a call with `start_by` is remembered as refused."""
@@ -392,6 +395,9 @@ class Jobs:
         if run.ended:
             self._send(envelope, outcome_frame(run))
             return
+        if len(run.waiters) >= MAX_WAITERS:
+            details = {"running": True, "run_id": run.run_id}
+            raise BusyError(f"{MAX_WAITERS} callers wait for this run already", details=details)
         waiter = Waiter(envelope)
         run.waiters = (*run.waiters, waiter)
         flat = call.request_id is None

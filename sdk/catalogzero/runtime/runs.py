@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 from collections import deque
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -34,6 +35,9 @@ from catalogzero.wire.transport import Envelope
 
 MAX_RUNS = 10_000
 MAX_BYTES = 16 << 20
+MAX_OUTCOME_BYTES = 64 << 20
+KEPT_ERROR_CHARS = 200
+RUN_BYTES = 1_000
 NOTHING: Mapping[str, Any] = {}
 
 
@@ -96,7 +100,9 @@ class Run:
         return {"run_id": self.run_id, "request_id": self.call.request_id}
 
     def note_progress(self, fields: Mapping[str, Any]) -> None:
-        """Take in what the method reports; later fields win."""
+        """Take in what the method reports; later fields win. After its end, nothing."""
+        if self.ended:
+            return
         self.progress = {**self.progress, **fields}
 
     def describe(self) -> dict[str, Any]:
@@ -145,17 +151,24 @@ class Runs:
 
     Args:
         window_s: Seconds that an ended run answers a repeated call.
+        started_s: When this boot began, on the clock: uptimes count from it.
         clock: The clock that `uptime_s` is on too.
+
+    Attributes:
+        forgotten_s: The latest uptime by which a call could still begin whose outcome had to be
+            forgotten for want of room: an unknown call up to it may be one that ran.
     """
 
-    def __init__(self, *, window_s: float, clock: Clock) -> None:
+    def __init__(self, *, window_s: float, started_s: float, clock: Clock) -> None:
+        self._started_s = started_s
         self._window_s = window_s
         self._clock = clock
         self._by_run: dict[str, Run] = {}
         self._by_request: dict[str | int | None, Run] = {}
         self._full: deque[Run] = deque()
         self._outcomes: deque[Run] = deque()  # each ended before any of `_full`
-        self._bytes = 0
+        self._bytes = self._outcome_bytes = 0
+        self.forgotten_s = -math.inf
         self._numbers = itertools.count(1)
 
     def new_id(self, boot_id: str) -> str:
@@ -231,10 +244,18 @@ class Runs:
 
     def expire(self) -> None:
         """Forget what is past the window, or over the bounds of number and bytes."""
-        while self._outcomes and self._is_past(self._outcomes[0]):
-            self._forget(self._outcomes.popleft())
         while self._full and (self._is_past(self._full[0]) or self._is_over()):
             self._shrink(self._full.popleft())
+        while self._outcomes and (
+            self._is_past(self._outcomes[0]) or self._outcome_bytes > MAX_OUTCOME_BYTES
+        ):
+            run = self._outcomes.popleft()
+            self._outcome_bytes -= _weight(run)
+            self._forget(run)
+            if run.call.start_by is not None and not self._is_past(run):
+                may_come_s = run.received_s - self._started_s + self._window_s
+                begins_by_s = min(run.call.start_by.uptime_s, may_come_s)
+                self.forgotten_s = max(self.forgotten_s, begins_by_s)
 
     def _is_past(self, run: Run) -> bool:
         """Whether a run ended before the window."""
@@ -252,6 +273,8 @@ class Runs:
             return
         run.params_digest = _digest(decode_call(run.call_frame))
         run.frame = run.call_frame = b""
+        run.progress, run.error = NOTHING, run.error[:KEPT_ERROR_CHARS]
+        self._outcome_bytes += _weight(run)
         self._outcomes.append(run)
 
     def _forget(self, run: Run) -> None:
@@ -285,4 +308,5 @@ def _digest(call: Call) -> bytes:
 
 def _weight(run: Run) -> int:
     """Bytes that a remembered run holds, roughly."""
-    return len(run.frame) + len(run.call_frame) + 1_000
+    progress = len(encode_json(run.progress)) if run.progress else 0
+    return RUN_BYTES + len(run.frame) + len(run.call_frame) + len(run.error) + progress

@@ -18,15 +18,18 @@ from pydantic import ValidationError
 
 from catalogzero.clock import Clock
 from catalogzero.config import key_files
+from catalogzero.config.address import Address
 from catalogzero.config.logs import forward_logging
-from catalogzero.config.settings import RuntimeSettings, config_error, host_port
+from catalogzero.config.settings import RuntimeSettings, config_error
 from catalogzero.config.state_folder import keep_private, locked, read_by_others
 from catalogzero.errors import (
     BadRequestError,
+    BusyError,
     CallTimeoutError,
     CatalogZeroError,
     ConfigError,
     FailedError,
+    TooLargeError,
     text_of,
 )
 from catalogzero.runtime.handler import Handler, Hosted, as_handler
@@ -40,7 +43,8 @@ from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import WorkerPort
 from catalogzero.runtime.worker_child import spec_of
 from catalogzero.wire.messages import Call, Reply, decode_call, encode_reply, error_reply
-from catalogzero.wire.transport import Envelope, Transport
+from catalogzero.wire.reporting import Reporter
+from catalogzero.wire.transport import MAX_IN_PROGRESS, Envelope, InProgress, Transport
 from catalogzero.wire.zeromq import (
     CurveClient,
     CurveKeys,
@@ -51,7 +55,6 @@ from catalogzero.wire.zeromq import (
 )
 
 MAX_LISTED_RUNS = 1_000
-MAX_REFUSED_KEYS = 100
 FAREWELL_S = 0.2
 SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
 
@@ -61,8 +64,8 @@ class Service:
 
     Attributes:
         handler: The handler that is served.
-        address: `tcp://host:port` to call it at.
-        port: The bound port.
+        address: Where to call it: `tcp://host:port`, or `ipc:///folder/name.sock`.
+        port: The bound port; 0 for a socket file.
         farewell_s: How long the socket stays open after the last reply.
     """
 
@@ -74,19 +77,22 @@ class Service:
         self.farewell_s = 0.0
         self._clock = handler.clock
         self._boot = Boot(uuid.uuid4().hex, self._clock.monotonic())
-        self._runs = Runs(window_s=runtime.dedupe_window_s, clock=self._clock)
+        self._runs = Runs(
+            window_s=runtime.dedupe_window_s, started_s=self._boot.started_s, clock=self._clock
+        )
         self._sleeper = Sleeper(handler, self._on_asleep)
         transport = transport or ZeroMQ(server_keys=curve_server(runtime))
+        self._wire = Reporter(handler.log, self._clock)
         self._server = transport.serve(
             self._on_message,
             max_message_bytes=runtime.max_message_bytes,
-            on_refused=self._tell_refused,
+            report=self._wire,
         )
-        self._refused_keys: set[str] = set()
         self._jobs = Jobs(handler, self._runs, self._sleeper, self._boot, self._server.send)
         self._controls = _control_methods(handler)
         self._plain_ping = type(handler).ping is Handler.ping
         self._tasks: set[asyncio.Task[None]] = set()
+        self._in_progress = InProgress()
         self._registration: Registration | None = None
         handler._vitals = self._vitals
         handler._last_failure = self._last_failure
@@ -97,8 +103,11 @@ class Service:
         async with AsyncExitStack() as undo:
             undo.push_async_callback(self._close_server)
             undo.push_async_callback(self._stop_controls)
-            self.port = self._server.bind(runtime.host, runtime.port)
-            self.address = f"tcp://{host_port(runtime.advertise_host or runtime.host, self.port)}"
+            bound = self._server.bind(runtime.address)
+            self.port = bound.port
+            if runtime.advertise_host and not bound.path:
+                bound = Address(runtime.advertise_host, bound.port)
+            self.address = str(bound)
             handler.worker = WorkerPort(lambda: spec_of(handler), self._clock, handler.log)
             undo.push_async_callback(handler.worker.close)
             if handler._worker_wanted():
@@ -127,13 +136,6 @@ class Service:
         """Wait until the scheduler has accepted the registration."""
         if self._registration is not None:
             await self._registration.registered.wait()
-
-    def _tell_refused(self, key: str) -> None:
-        """Once for each key: its owner sees only that nobody answers."""
-        if key not in self._refused_keys and len(self._refused_keys) < MAX_REFUSED_KEYS:
-            self._refused_keys.add(key)
-            mend = "if it may call, write it into `curve.clients_file` and start again"
-            self.handler.log.warning("client_key_refused", public_key=key, mend=mend)
 
     def _is_registered(self) -> bool:
         return self._registration is not None and self._registration.registered.is_set()
@@ -167,6 +169,10 @@ class Service:
         call: Call | None = None
         try:
             call = decode_call(frame)
+            limit = self.handler.runtime.max_message_bytes
+            if len(frame) > limit:
+                self._wire("call_too_large", {"call_bytes": len(frame), "limit": limit})
+                raise TooLargeError(f"the call has {len(frame)} bytes, the limit is {limit}")
             if call.method in self._controls:
                 self._control(call, envelope)
             else:
@@ -188,6 +194,8 @@ class Service:
             self._reply(envelope, call, Reply(True, {**pong, **self._identity()}))
             return
         kwargs = method.bind(call.params)
+        if method.is_async and not self._in_progress.enter(envelope):
+            raise BusyError(f"{MAX_IN_PROGRESS} control calls of this peer are in progress")
         owner = self.handler if call.method in (*EXTENSIBLE_METHODS, "report_metrics") else self
         result = method.function(owner, **kwargs)
         if not method.is_async:
@@ -196,6 +204,7 @@ class Service:
         task = asyncio.create_task(self._answer(envelope, call, result), name=call.method)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._in_progress.leave(envelope))
 
     async def _answer(self, envelope: Envelope, call: Call, work: Awaitable[Any]) -> None:
         """Reply when a control method is done, or say at `timeout_s` that it goes on."""
@@ -235,7 +244,11 @@ class Service:
         try:
             frame = encode_reply(reply)
         except TypeError as error:
-            fault = FailedError(f"{call.method} returned no JSON: {error}")
+            fault: CatalogZeroError = FailedError(f"{call.method} returned no JSON: {error}")
+            frame = encode_reply(error_reply(fault, call))
+        limit = self.handler.runtime.max_message_bytes
+        if len(frame) > limit:
+            fault = TooLargeError(f"the reply has {len(frame)} bytes, the limit is {limit}")
             frame = encode_reply(error_reply(fault, call))
         self._server.send(envelope, frame)
 
@@ -320,6 +333,8 @@ class Service:
             "idle_s": round(self._sleeper.idle_s, 3),
             "wakes_total": self._sleeper.wakes_total,
             "worker_memory_mb": worker.memory_mb,
+            "peers_cut_total": self._wire.times["peer_cut"],
+            "replies_dropped_total": self._wire.times["reply_dropped"],
         }
         return {**told, "outbox": worker.status["outbox"]} if "outbox" in worker.status else told
 

@@ -402,7 +402,7 @@ class Api:
             link = await self.runner.links.get(handler_id)
         except UnreachableError as error:  # it registered with another scheduler just now
             return error.message
-        limit = link.max_call_bytes
+        limit = link.caller.max_call_bytes
         if len(encode_json([method, params])) + CALL_BYTES > limit:
             said = f"calls of at most {limit:,} bytes"
             raise HttpError(413, f"The params are too long: '{handler_id}' takes {said}.")

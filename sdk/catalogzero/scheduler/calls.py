@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import suppress
+from asyncio import FIRST_COMPLETED
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
 
@@ -71,10 +73,35 @@ class Driver:
         """Call until the execution is final and saved, or its lease is another's."""
         if one.boot_id is None and not await self._note_away(one):
             return
-        async with self._links.slots_of[one.handler_id]:
-            ended = await self._until_judged(one)
+        async with self._slot(one) as is_ours:
+            ended = is_ours and await self._until_judged(one)
         if ended:
             await self._holder.save(one)
+
+    @asynccontextmanager
+    async def _slot(self, one: Execution) -> AsyncIterator[bool]:
+        """A slot among those that wait on the handler; false once the lease is another's.
+
+        Until there is one, the record says whether the handler is away.
+        """
+        slots = self._links.slots_of[one.handler_id]
+        entering = asyncio.create_task(slots.__aenter__(), name="scheduler-slot")
+        try:
+            await asyncio.sleep(0)
+            is_ours = True
+            while is_ours and not entering.done():
+                was_waiting, is_ours = one.waiting, await self._note_away(one)
+                if is_ours and one.waiting == was_waiting:
+                    change = asyncio.create_task(asyncio.Event().wait(), name="scheduler-change")
+                    with self._links.interrupting(one.handler_id, change):
+                        await asyncio.wait({entering, change}, return_when=FIRST_COMPLETED)
+                    change.cancel()
+            yield is_ours
+        finally:
+            entering.cancel()
+            await asyncio.wait({entering})
+            if not entering.cancelled():
+                await slots.__aexit__()
 
     async def _until_judged(self, one: Execution) -> bool:
         """Call until the handler has judged; false when there is nothing left to save."""
@@ -171,6 +198,9 @@ class Driver:
                 await self._cancel(one)
                 wait_s = self._settings.ping_timeout_s
             reply = await self._send(one, wait_s)
+            if reply is not None and reply.code == "busy" and goes_on(reply):
+                await self._pause(one, 1)  # too many wait for its run already
+                continue
             if reply is not None and reply.code != "timeout":
                 self._links.slots_of[one.handler_id].answered(busy=reply.code == "busy")
                 judge(one, reply, over_time=left_s <= 0)
@@ -206,7 +236,7 @@ class Driver:
         watch = asyncio.create_task(self._watch(link, one), name="scheduler-watch")
         try:
             with self._links.interrupting(one.handler_id, watch):
-                await asyncio.wait({call, watch}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({call, watch}, return_when=FIRST_COMPLETED)
             return in_its_words(call.result()) if call.done() else None
         except (UnreachableError, CallTimeoutError):
             return None
@@ -315,6 +345,11 @@ def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
         one.error = f"the handler restarted or forgot: nobody can know the end ({reply.error})"
     else:
         one.status = "error"
+
+
+def goes_on(reply: Reply) -> bool:
+    """Whether a refusal says that the run which was asked for is under way."""
+    return isinstance(reply.details, dict) and reply.details.get("running") is True
 
 
 def in_its_words(reply: Reply) -> Reply:

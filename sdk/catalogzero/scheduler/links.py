@@ -23,7 +23,7 @@ from catalogzero.errors import (
     UnreachableError,
 )
 from catalogzero.scheduler.models import Handler
-from catalogzero.wire.messages import MAX_CALL_BYTES, Reply, StartBy
+from catalogzero.wire.messages import Reply, StartBy
 
 DESCRIBE_TIMEOUT_S = 10.0
 MAX_CALLS = 1_000
@@ -53,6 +53,8 @@ class CallSettings:
 
 class HandlerCaller(Protocol):
     """What is used of `catalogzero.wire.client.HandlerClient`."""
+
+    max_call_bytes: int
 
     async def request(
         self,
@@ -146,7 +148,6 @@ class Link:
     ping_timeout_s: float
     checked: Callable[[Link, str | None], None]
     away: str | None
-    max_call_bytes: int = field(default=MAX_CALL_BYTES, init=False)
     checked_us: int | None = field(default=None, init=False)
     plain_calls: int = field(default=0, init=False)
     _boot_id: str | None = field(default=None, init=False)
@@ -197,8 +198,7 @@ class Link:
 
     async def _stamp(self) -> Stamp:
         answer = await self._ping()
-        boot_id, limit = answer.get("boot_id"), answer.get("max_message_bytes")
-        self.max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
+        boot_id = answer.get("boot_id")
         if not isinstance(boot_id, str) or not 0 < len(boot_id) <= MAX_BOOT_ID_CHARS:
             self._boot_id = None
             return Stamp(None)
@@ -238,7 +238,7 @@ class Links:
     )
     heard_us: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
     _links: dict[str, Link] = field(default_factory=dict, init=False)
-    _sleepers: defaultdict[str, set[asyncio.Task[None]]] = field(
+    _sleepers: defaultdict[str, set[asyncio.Task[Any]]] = field(
         default_factory=lambda: defaultdict(set), init=False
     )
 
@@ -289,7 +289,7 @@ class Links:
                 self.drop(handler_id)
 
     @contextmanager
-    def interrupting(self, handler_id: str, sleeper: asyncio.Task[None]) -> Iterator[None]:
+    def interrupting(self, handler_id: str, sleeper: asyncio.Task[Any]) -> Iterator[None]:
         """Have a task cancelled should the handler go, come back or move meanwhile."""
         sleepers = self._sleepers[handler_id]
         sleepers.add(sleeper)

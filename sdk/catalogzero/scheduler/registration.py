@@ -14,10 +14,13 @@ import orjson
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
+from catalogzero.config.address import Address
+from catalogzero.errors import ConfigError
 from catalogzero.scheduler.requests import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
-from catalogzero.wire.messages import JsonObject, one_line_ascii
-from catalogzero.wire.transport import Envelope
+from catalogzero.wire.messages import MAX_CALL_BYTES, JsonObject, one_line_ascii
+from catalogzero.wire.reporting import Reporter
+from catalogzero.wire.transport import MAX_IN_PROGRESS, Envelope, InProgress
 from catalogzero.wire.zeromq import CurveServer, ZeroMQ
 
 MAX_ADDRESS_CHARS = 500
@@ -38,7 +41,10 @@ class Registration:
     ) -> None:
         self._runner = runner
         self._log = log
-        self._server = ZeroMQ(server_keys=curve).serve(self._on_message)
+        self._server = ZeroMQ(server_keys=curve).serve(
+            self._on_message, report=Reporter(log, runner.clock)
+        )
+        self._in_progress = InProgress()
         self._tasks: set[asyncio.Task[None]] = set()
         self._methods = {
             "ping": self._ping,
@@ -46,9 +52,9 @@ class Registration:
             "report_status": self._report_status,
         }
 
-    def bind(self, host: str, port: int) -> int:
-        """Listen, and return the port."""
-        return self._server.bind(host, port)
+    def bind(self, address: Address) -> Address:
+        """Listen, and return the address with its port."""
+        return self._server.bind(address)
 
     async def close(self) -> None:
         """Stop listening; what is being answered is given up."""
@@ -58,9 +64,18 @@ class Registration:
         self._server.close()
 
     def _on_message(self, envelope: Envelope, payload: bytes) -> None:
+        refusal = None
+        if len(payload) > MAX_CALL_BYTES:
+            refusal = f"a request has at most {MAX_CALL_BYTES} bytes"
+        elif not self._in_progress.enter(envelope):
+            refusal = f"{MAX_IN_PROGRESS} requests of this peer are being answered: ask again"
+        if refusal:
+            self._server.send(envelope, orjson.dumps({"success": False, "error": refusal}))
+            return
         task = asyncio.create_task(self._answer(envelope, payload), name="scheduler-registration")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda task: self._in_progress.leave(envelope))
 
     async def _answer(self, envelope: Envelope, payload: bytes) -> None:
         try:
@@ -90,8 +105,10 @@ class Registration:
     async def _register(self, params: Mapping[str, Any]) -> JsonObject:
         handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
         address = name_of(params, "address", MAX_ADDRESS_CHARS)
-        if not address.startswith("tcp://"):
-            raise ValueError(f"'address' must be tcp://host:port, not {address!r}")
+        try:
+            Address.parse(address)
+        except ConfigError as error:
+            raise ValueError(f"'address': {error}") from None
         methods = params.get("methods") or []
         if not isinstance(methods, list) or not all(isinstance(name, str) for name in methods):
             raise ValueError("'methods' must be a list of names")

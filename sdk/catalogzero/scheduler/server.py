@@ -12,8 +12,9 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
+from catalogzero.config.address import Address, is_loopback
 from catalogzero.config.logs import make_logger
-from catalogzero.config.settings import Mask, default_state_dir, is_loopback
+from catalogzero.config.settings import Mask, default_state_dir
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.answers import Config
 from catalogzero.scheduler.api import Api
@@ -88,7 +89,7 @@ async def serve_scheduler(
         UnreachableError: The database does not answer.
     """
     token = _token(settings)
-    _check_registration(settings)
+    zmq = _registration_address(settings)
     connect = _connector(settings)
     log = log or make_logger(mask=Mask())
     database = settings.database or f"sqlite:///{default_state_dir() / 'scheduler.db'}"
@@ -99,11 +100,9 @@ async def serve_scheduler(
         registration = Registration(runner, log, curve=settings.curve)
         undo.push_async_callback(registration.close)
         try:
-            zmq_port = registration.bind(settings.zmq_host, settings.zmq_port)
+            zmq_address = str(registration.bind(zmq))
         except ConfigError as error:
             raise ConfigError(f"--zmq-host, --zmq-port: {error}") from None
-        zmq_host = settings.zmq_host
-        zmq_address = f"tcp://{f'[{zmq_host}]' if ':' in zmq_host else zmq_host}:{zmq_port}"
         config = Config(
             instance_name="catalogzero scheduler",
             description="Speaks ScheduleZero's protocols.",
@@ -170,13 +169,18 @@ def _token(settings: SchedulerSettings) -> str | None:
     return read_token(settings.token_file) if settings.token_file else None
 
 
-def _check_registration(settings: SchedulerSettings) -> None:
-    """Registration beyond loopback needs keys, or that plain text is allowed by name."""
-    if not (is_loopback(settings.zmq_host) or settings.curve or settings.allow_plaintext):
+def _registration_address(settings: SchedulerSettings) -> Address:
+    """Where handlers register: beyond loopback with keys, or where plain text is allowed by name.
+
+    A socket file has no port: `zmq_port` is left aside.
+    """
+    zmq = Address.of(settings.zmq_host, settings.zmq_port)
+    if not (zmq.is_local or settings.curve or settings.allow_plaintext):
         raise ConfigError(
             f"--zmq-host {settings.zmq_host} is not loopback: name a --curve-key-file and a "
             "--curve-clients-file, or --allow-plaintext on a private network"
         )
+    return zmq
 
 
 def _connector(settings: SchedulerSettings) -> Callable[[str, str], HandlerCaller]:

@@ -7,7 +7,7 @@ process after a signal (`stop_signal`), and OpenAPI documents (`openapi_document
 what a service answers, and never opens a database.
 """
 
-from catalogzero.config.settings import is_loopback
+from catalogzero.config.address import is_loopback
 from catalogzero.web.bodies import body_parts, header_text, query_int, read_body, read_json
 from catalogzero.web.edge import HttpError, edge_application, json_response
 from catalogzero.web.guard import Guard, shown_token

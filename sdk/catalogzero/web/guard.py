@@ -18,7 +18,7 @@ from functools import lru_cache
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
-from catalogzero.config.settings import is_loopback, parse_ip
+from catalogzero.config.address import is_loopback, parse_ip
 from catalogzero.web.edge import MORE_HEADERS, HttpError
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")

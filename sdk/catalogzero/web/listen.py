@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from aiohttp import http, http_exceptions, web
 
-from catalogzero.config.settings import host_port
+from catalogzero.config.address import host_port
 from catalogzero.errors import ConfigError
 from catalogzero.web.bodies import BODY_S, BODY_TIMEOUT_S
 from catalogzero.web.edge import HEADERS, SHAPE, HttpError, Shape

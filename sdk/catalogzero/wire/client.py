@@ -49,10 +49,13 @@ class HandlerClient:
     An async context manager; made on the event loop that it is used on.
 
     Args:
-        address: `tcp://host:port`.
+        address: `tcp://host:port`, or `ipc:///folder/name.sock` on this machine.
         curve: This client's keys and the handler's public key; without them, plain.
         clock: Time, for tests.
         transport: What carries the calls; ZeroMQ with `curve` by default.
+
+    Attributes:
+        max_call_bytes: The longest call that the handler takes, as its last greeting said.
 
     Raises:
         ConfigError: The address has no such form.
@@ -72,11 +75,10 @@ class HandlerClient:
         self._echoes: bool | None = None
         self._greeting = asyncio.Lock()
         self._greeters = 0
-        self._max_call_bytes = MAX_CALL_BYTES
+        self.max_call_bytes = MAX_CALL_BYTES
         self._calls: dict[str | int | None, asyncio.Future[Reply]] = {}
         self._unsent: dict[asyncio.Future[Reply], bytes] = {}
         self._sent: set[asyncio.Future[Reply]] = set()
-        self._is_watched = False
         self._beside: HandlerClient | None = None
         self._peer = self._connect()
         self._closed = False
@@ -179,11 +181,15 @@ class HandlerClient:
             CallTimeoutError: No reply in time, or the connection broke.
         """
         if not self._echoes and not self._greeters:
-            return await self._request_flat(method, params, timeout_s)
-        if self._beside is None:  # its end without a reply must cut no other call
-            transport = self._transport
-            self._beside = HandlerClient(self.address, clock=self._clock, transport=transport)
-        return await self._beside.request_plain(method, params, timeout_s=timeout_s)
+            reply = await self._request_flat(method, params, timeout_s)
+        else:
+            if self._beside is None:  # its end without a reply must cut no other call
+                transport = self._transport
+                self._beside = HandlerClient(self.address, clock=self._clock, transport=transport)
+            reply = await self._beside.request_plain(method, params, timeout_s=timeout_s)
+        if method == "ping":
+            self._note_limit(reply)
+        return reply
 
     async def ping(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
         """The handler's answer to `ping`."""
@@ -225,17 +231,17 @@ class HandlerClient:
         frame = encode_call(Call("ping", {}, asked, timeout_s))
         pong = await self._request_by_id(asked, frame, timeout_s)
         self._echoes = pong.request_id == asked
+        self._note_limit(pong)
+
+    def _note_limit(self, pong: Reply) -> None:
         told = pong.result if isinstance(pong.result, dict) else {}
         limit = told.get("max_message_bytes")
-        self._max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
+        self.max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
 
     async def _request_flat(
         self, method: str, params: Mapping[str, Any] | None, timeout_s: float
     ) -> Reply:
         """A call whose reply is known by being the only one in flight."""
-        if method != "ping" and not self._is_watched:
-            self._is_watched = True
-            self._peer.watch_breaks()
         frame = encode_call(Call(method, params or {}))
         return await self._exchange(frame, asyncio.get_running_loop().create_future(), timeout_s)
 
@@ -243,8 +249,8 @@ class HandlerClient:
         """A call whose reply is found by its `request_id`."""
         if request_id in self._calls:
             raise BadRequestError(f"a call with request_id {request_id!r} is already under way")
-        if len(frame) > self._max_call_bytes:
-            most = f"{self._max_call_bytes:,} bytes"
+        if len(frame) > self.max_call_bytes:
+            most = f"{self.max_call_bytes:,} bytes"
             raise TooLargeError(f"{self.address} takes calls of at most {most}")
         waiting = asyncio.get_running_loop().create_future()
         self._calls[request_id] = waiting
@@ -323,10 +329,7 @@ class HandlerClient:
             waiting.set_result(reply)
 
     def _connect(self) -> Peer:
-        peer = self._transport.connect(self.address, self._on_reply, self._on_writable)
-        if self._is_watched:
-            peer.watch_breaks()
-        return peer
+        return self._transport.connect(self.address, self._on_reply, self._on_writable)
 
     def _reconnect(self, error: CatalogZeroError | None = None) -> None:
         """A new connection, perhaps to another kind of handler: what was sent gets no reply."""

@@ -6,30 +6,75 @@ on the event loop that `serve` or `connect` was called on, and must not raise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
+from catalogzero.config.address import Address
 from catalogzero.errors import CatalogZeroError
 
 Envelope: TypeAlias = Sequence[bytes]
-"""What a server needs to answer the peer that a message came from; opaque to everyone else."""
+"""What a server needs to answer the peer that a message came from; its first part names that
+peer, the rest is opaque to everyone else.
+"""
 
 OnReply: TypeAlias = Callable[[bytes | CatalogZeroError], None]
 """Called with each reply, and with an error once the connection has broken."""
 
 
+Report: TypeAlias = Callable[[str, Mapping[str, object]], None]
+"""Called with an event for the operator, and its fields:
+
+- `client_key_refused`: `public_key` of a peer that may not call.
+- `peer_cut`: `peer`, `held_bytes`, `max_frame_bytes` of one that was disconnected, as it sent too
+  long a frame, an endless message or no protocol, did not read, or fell silent.
+- `reply_dropped`: `reply_bytes` of a reply to a peer that does not read.
+- `socket_reopened`: all were disconnected, as this process grew by `grown_bytes`.
+- `socket_lost`: the `error` for which that failed; it is tried again.
+"""
+
+
+def ignore(event: str, fields: Mapping[str, object]) -> None:
+    """A `Report` to nobody."""
+
+
+MAX_IN_PROGRESS = 64
+
+
+class InProgress:
+    """Counts what is being answered for each peer, at most `MAX_IN_PROGRESS`: one peer's flood
+    takes no other's turn.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: Counter[bytes] = Counter()
+
+    def enter(self, envelope: Envelope) -> bool:
+        """Count one more of a peer; false where it has too many already."""
+        if self._numbers[envelope[0]] >= MAX_IN_PROGRESS:
+            return False
+        self._numbers[envelope[0]] += 1
+        return True
+
+    def leave(self, envelope: Envelope) -> None:
+        """One of a peer is answered."""
+        self._numbers[envelope[0]] -= 1
+        if not self._numbers[envelope[0]]:
+            del self._numbers[envelope[0]]
+
+
 class Server(Protocol):
     """Takes messages at one address, and answers the peers that sent them."""
 
-    def bind(self, host: str, port: int) -> int:
-        """Listen, and return the port (a free one for 0).
+    def bind(self, address: Address) -> Address:
+        """Listen, and return the address with its port (a free one for 0).
 
         Raises:
             ConfigError: The address cannot be bound; names it and the fix.
         """
 
     def send(self, envelope: Envelope, payload: bytes) -> None:
-        """Send a reply; one to a peer that is gone or does not read is dropped."""
+        """Send a reply; one to a peer that is gone, or behind by too much, is dropped."""
 
     def close(self) -> None:
         """Stop listening: the address is free when this returns; what was not sent is dropped."""
@@ -40,9 +85,6 @@ class Peer(Protocol):
 
     def try_send(self, payload: bytes) -> bool:
         """Send now; false when the server is not connected or does not read."""
-
-    def watch_breaks(self) -> None:
-        """Tell from now on a connection that a reply too long breaks from any other that breaks."""
 
     def close(self) -> None:
         """Disconnect; what was not sent yet is dropped."""
@@ -56,25 +98,26 @@ class Transport(Protocol):
         on_message: Callable[[Envelope, bytes], None],
         *,
         max_message_bytes: int = 1 << 20,
-        on_refused: Callable[[str], None] = lambda key: None,
+        report: Report = ignore,
     ) -> Server:
         """A server, not yet bound.
 
         Args:
             on_message: Called with the envelope and the payload of each message; it may call
                 `Server.send` at once.
-            max_message_bytes: A peer that sends a longer message is disconnected.
-            on_refused: Called with the public key of each peer that may not call.
+            max_message_bytes: A message of up to twice that is handed over, so that it can be
+                answered; a peer that sends a longer one is disconnected.
+            report: Called with what an operator should know.
         """
 
     def connect(self, address: str, on_reply: OnReply, on_writable: Callable[[], None]) -> Peer:
         """A connection to a server's address.
 
         Args:
-            address: Such as `tcp://host:port`.
-            on_reply: Called with the payload of each reply; with a CallTimeoutError, or after
-                `watch_breaks` perhaps a TooLargeError, once the connection has broken: what was
-                sent over it gets no reply, and the peer may be closed.
+            address: `tcp://host:port`, or `ipc:///folder/name.sock` on this machine.
+            on_reply: Called with the payload of each reply; with a CallTimeoutError, or a
+                TooLargeError, once the connection has broken: what was sent over it gets no reply,
+                and the peer may be closed.
             on_writable: Called whenever a message may be sent that could not be before.
 
         Raises:

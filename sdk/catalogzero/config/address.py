@@ -1,0 +1,96 @@
+"""Where a process can be called: the one place that reads and writes addresses.
+
+`tcp://host:port`, or `ipc:///run/acme/acme.sock`: a socket file, for users of this machine alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Self
+
+from catalogzero.errors import ConfigError
+
+FORMS = "tcp://host:port or ipc:///folder/name.sock"
+MAX_PATH_BYTES = 100
+"""A little below what systems take for a socket file (Linux 107, macOS 103)."""
+
+WILDCARDS = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - recognised, not bound
+_TCP = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s\[\]:/?#@]+)):(\d{1,5}|\*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A host and port over TCP; or, where `path` is set, a socket file. Port 0 is any free one."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The address that a text is.
+
+        Raises:
+            ConfigError: It is not one; says how to write it.
+        """
+        scheme, _, rest = text.partition("://")
+        if scheme == "ipc" and _is_socket_path(rest):
+            return cls(path=rest)
+        found = _TCP.fullmatch(rest) if scheme == "tcp" else None
+        port = int(found[3].replace("*", "0")) if found else -1
+        if found is None or not 0 <= port < 65_536:
+            shown = text[:200]
+            raise ConfigError(f"{shown!r} is not an address: write {FORMS}")
+        return cls(found[1] or found[2], port)
+
+    @classmethod
+    def of(cls, host: str, port: int = 0) -> Self:
+        """The address of the settings `host`, which may be an `ipc://` address, and `port`.
+
+        Raises:
+            ConfigError: The host is an address of another form.
+        """
+        return cls.parse(host) if "://" in host else cls(host, port)
+
+    def __str__(self) -> str:
+        return f"ipc://{self.path}" if self.path else f"tcp://{host_port(self.host, self.port)}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only processes of this machine can reach it."""
+        return bool(self.path) or is_loopback(self.host)
+
+    @property
+    def callable_here(self) -> Self:
+        """Where this machine calls it: loopback where it is bound to every interface."""
+        loopback = "::1" if self.host == "::" else "127.0.0.1"
+        return type(self)(loopback, self.port) if self.host in WILDCARDS else self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    address = parse_ip(host)
+    return address is not None and address.is_loopback
+
+
+def parse_ip(host: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that a host is; `None` for a name."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def host_port(host: str, port: int | str) -> str:
+    """`host:port`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_socket_path(path: str) -> bool:
+    """Whether a path is absolute, printable, short enough, and names a file."""
+    fits = path.isprintable() and len(path.encode()) <= MAX_PATH_BYTES
+    return fits and path.startswith("/") and not path.endswith("/")
