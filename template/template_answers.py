@@ -146,7 +146,7 @@ def cron_trigger(line: str) -> str:
     """Five cron fields as a trigger, in the form of a TOML inline table (and its JSON words).
 
     Days of the week become names: cron counts them from Sunday, the scheduler from Monday.
-    A line that is no cron line gives the empty table.
+    A line that is not a cron line gives the empty table.
     """
     return _inline(trigger_of(line))
 
@@ -172,7 +172,7 @@ def cron_faults(line: str) -> list[str]:
     if len(fields) != len(CRON_FIELDS):
         return [f"has {len(fields)} fields; a cron line has five, such as '0 2 * * *'"]
     return [
-        f"has {text!r} as its {name}, which is none"
+        f"has {text!r} as its {name}, which is invalid"
         for (name, bounds), text in zip(CRON_FIELDS.items(), fields, strict=True)
         if not all(_is_cron_part(name, part, *bounds) for part in text.lower().split(","))
     ]
@@ -258,7 +258,7 @@ def docker(text: str) -> str:
 
 
 def faults(answers: Mapping[str, Any]) -> list[str]:
-    """Everything wrong with a full set of answers: a sentence each, with the mend."""
+    """Everything wrong with a full set of answers: a sentence each, with the fix."""
     found = [*_shape_faults(answers)]
     if not found:
         found = [*_name_faults(answers), *_endpoint_faults(answers), *_code_faults(answers)]
@@ -266,7 +266,7 @@ def faults(answers: Mapping[str, Any]) -> list[str]:
 
 
 def _shape_faults(answers: Mapping[str, Any]) -> Iterator[str]:
-    """Answers that are no single line of text, too long, or none of the words allowed."""
+    """Answers that are not one line of text, are too long, or are not among the words allowed."""
     for name, words in CHOICES.items():
         if answers.get(name) not in words:
             yield f"{name} is {answers.get(name)!r}; choose one of: {', '.join(words)}."

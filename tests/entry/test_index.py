@@ -313,5 +313,5 @@ def test_a_dependency_that_is_nowhere_is_told_in_pip_s_words(shelf: Path, tmp_pa
 
 
 def test_serving_a_folder_that_is_no_catalog_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no catalog"):
+    with pytest.raises(ConfigError, match="is not a catalog"):
         CatalogServer(tmp_path)

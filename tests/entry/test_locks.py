@@ -240,6 +240,31 @@ def test_an_index_gives_nothing_of_a_name_that_is_the_catalog_s_own(
     assert published.read_bytes() == entry.read_bytes() != same.read_bytes()
 
 
+def test_a_folder_gives_nothing_of_a_name_that_is_the_catalog_s_own(
+    tmp_path: Path, shelf: Path, sdk: Path
+) -> None:
+    write_wheel(shelf, "catalogzero", "9.0")
+    same = write_entry(shelf, requires=("acme-helper<2",))
+    entry = write_entry(tmp_path / "e")
+
+    build(entry, sdk, shelf=shelf, out=tmp_path / "site")
+
+    expected = {"acme-processor": "1.0.0", "acme-helper": "2.0", "catalogzero": "0.1.0"}
+    assert same.read_bytes() != entry.read_bytes()
+    assert lock_of(tmp_path / "site", "acme-processor-1.0.0") == expected
+    assert install(environment(tmp_path / "env"), tmp_path / "site", "acme-processor") == expected
+
+
+def test_a_wheel_of_the_catalog_s_own_in_pip_s_folders_is_refused(
+    tmp_path: Path, shelf: Path, sdk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_entry(tmp_path / "links", requires=("acme-helper<2",))
+    monkeypatch.setenv("UV_FIND_LINKS", str(tmp_path / "links"))
+
+    with pytest.raises(ConfigError, match=r"acme-processor==1\.0\.0 is the catalog's own, and is"):
+        build(write_entry(tmp_path / "e"), sdk, shelf=shelf, out=tmp_path / "site")
+
+
 def test_pip_s_own_index_is_asked_where_no_other_is_named(
     tmp_path: Path, shelf: Path, sdk: Path
 ) -> None:

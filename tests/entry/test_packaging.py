@@ -47,7 +47,7 @@ def test_what_cannot_be_published_is_not_built(
     assert not list((package / "dist").iterdir())
 
 
-def test_a_folder_that_is_no_package_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_package_is_refused_with_the_fix(tmp_path: Path) -> None:
     done = build(tmp_path)
 
     assert done.returncode == 3

@@ -82,7 +82,7 @@ def test_names_give_names_that_python_takes_or_are_refused_with_a_sentence(
 
 
 @pytest.mark.parametrize(
-    ("answer", "value", "mend"),
+    ("answer", "value", "fix"),
     [
         ("packaging", "vagrant", "choose one of: systemd, docker, both, none"),
         ("source", "", "choose one of: files, sql, custom"),
@@ -116,11 +116,11 @@ def test_names_give_names_that_python_takes_or_are_refused_with_a_sentence(
         ("default_schedule", "0 */30 * * *", "hour"),
     ],
 )
-def test_a_bad_answer_is_refused_with_a_sentence(answer: str, value: str, mend: str) -> None:
+def test_a_bad_answer_is_refused_with_a_sentence(answer: str, value: str, fix: str) -> None:
     with pytest.raises(ConfigError, match=answer) as refused:
         completed(**{answer: value})
 
-    assert mend in str(refused.value)
+    assert fix in str(refused.value)
 
 
 def test_an_unknown_answer_is_refused_with_the_names_that_there_are() -> None:

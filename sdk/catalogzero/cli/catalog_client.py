@@ -151,7 +151,7 @@ def _warn_of_yank(offer: Offer, version: str | None) -> None:
 
 
 def _check(handler_id: str, registry: Path, python: str | None) -> None:
-    """Run `catalogzero check` in the environment; what is still missing is no failure here."""
+    """Run `catalogzero check` in the environment; what is still missing is not a failure here."""
     command = [python or sys.executable, "-m", "catalogzero", "check", handler_id]
     done = subprocess.run([*command, "--registry", str(registry)], check=False)  # noqa: S603 - our own command
     if done.returncode:

@@ -64,7 +64,7 @@ def parse(arguments: Iterable[str]) -> tuple[Path, dict[str, str]]:
             answers[name] = value
     if len(folders) > 1:
         raise ConfigError(
-            f"{folders[1]!r} is no answer; write key=value, quoted where it has blanks."
+            f"{folders[1]!r} is not an answer; write key=value, quoted where it has blanks."
         )
     return Path(folders[0] if folders else "."), answers
 

@@ -10,14 +10,14 @@ import typer
 
 def update(
     answers: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Answers given anew.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Answers to replace.")
     ] = None,
     *,
     folder: Annotated[
         Path, typer.Option(help="The package's folder.", exists=True, file_okay=False)
     ] = Path(),
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether there is something; exit code 1.")
+        bool, typer.Option("--check", help="Only report whether there is a change; exit code 1.")
     ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Only print the difference.")] = False,
 ) -> None:
@@ -42,5 +42,5 @@ def update(
     else:
         typer.echo("updated; look with git diff HEAD, run make test, commit")
     for path in found.conflicts:
-        typer.echo(f"{path}: your change and the template's meet; mend the marks", err=True)
+        typer.echo(f"{path}: your change and the template's meet; resolve the marks", err=True)
     raise typer.Exit(1 if found.conflicts or (check and found.patch) else 0)

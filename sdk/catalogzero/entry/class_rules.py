@@ -42,12 +42,16 @@ class ClassRule:
 CLASS_RULES: list[ClassRule] = []
 
 
+def paragraphs(function: Callable[..., object]) -> list[str]:
+    """The paragraphs of a docstring, a line each: a rule's and a check's texts stand there."""
+    return [" ".join(text.split()) for text in cleandoc(function.__doc__ or "").split("\n\n")]
+
+
 def _rule(code: str) -> Callable[[Find], Find]:
     """Add a rule; the paragraphs of its docstring are demand, reason and fix."""
 
     def add(find: Find) -> Find:
-        demand, reason, fix = cleandoc(find.__doc__ or "").replace("\n\n", "\0").split("\0")
-        fix = " ".join(fix.split())
+        demand, reason, fix = paragraphs(find)
         CLASS_RULES.append(ClassRule(code, find.__name__, demand, reason, fix, find))
         return find
 

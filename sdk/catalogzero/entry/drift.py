@@ -1,4 +1,4 @@
-"""What an entry's code can tell of its manifest: methods, streams, configuration, as TOML.
+"""What an entry's code declares of its manifest: methods, streams, configuration, as TOML.
 
 Owns the part of `catalogzero.toml` below the generated mark, and the comparison with the code.
 The handler class is imported by the caller; nothing here imports an entry.
@@ -14,40 +14,43 @@ from pathlib import Path
 from typing import Any
 
 from catalogzero.cloud.rows.streams import streams_of
-from catalogzero.entry.manifest import GENERATED_MARK, MANIFEST_NAME, Manifest
+from catalogzero.entry.manifest import GENERATED_MARK, MANIFEST_NAME, JsonSchema, Manifest
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def methods_of_class(cls: type[Handler]) -> list[dict[str, Any]]:
-    """The methods that a scheduler may call, as the manifest writes them."""
-    return [_method(told.describe()) for _, told in sorted(cls.callable_methods().items())]
+Table = dict[str, object]
+"""A table of the manifest."""
 
 
-def streams_of_class(cls: type[Handler]) -> list[dict[str, Any]]:
+def methods_of_class(cls: type[Handler]) -> list[Table]:
+    """The methods that a scheduler may call: the first paragraph of their docs, their schemas."""
+    methods = []
+    for _, found in sorted(cls.callable_methods().items()):
+        described = found.describe()
+        first = " ".join(described["doc"].split("\n\n")[0].split())
+        method: Table = {"name": described["name"], "description": first}
+        if described["retry_safe"]:
+            method["retry_safe"] = True
+        if described["timeout_s"] is not None:
+            method["timeout_s"] = described["timeout_s"]
+        method["params_schema"] = without_noise(described["params_schema"])
+        method["result_schema"] = without_noise(described["result_schema"] or {})
+        methods.append(method)
+    return methods
+
+
+def streams_of_class(cls: type[Handler]) -> list[JsonSchema]:
     """What the class declares of its results, as the manifest writes it."""
     return [without_noise(stream.describe()) for stream in streams_of(cls)]
 
 
-def config_schema_of_class(cls: type[Handler]) -> dict[str, Any]:
+def config_schema_of_class(cls: type[Handler]) -> JsonSchema:
     """The JSON Schema of the class's settings, as the manifest writes it."""
     schema = without_noise(cls.settings_model.model_json_schema())
     return {key: value for key, value in schema.items() if key != "description"}
-
-
-def _method(told: Mapping[str, Any]) -> dict[str, Any]:
-    """One method: the first paragraph of its docs, its flags and schemas."""
-    first = " ".join(told["doc"].split("\n\n")[0].split())
-    method: dict[str, Any] = {"name": told["name"], "description": first}
-    if told["retry_safe"]:
-        method["retry_safe"] = True
-    if told["timeout_s"] is not None:
-        method["timeout_s"] = told["timeout_s"]
-    method["params_schema"] = without_noise(told["params_schema"])
-    method["result_schema"] = without_noise(told["result_schema"] or {})
-    return method
 
 
 def without_noise(schema: Any, *, named: bool = False) -> Any:
@@ -66,31 +69,27 @@ def without_noise(schema: Any, *, named: bool = False) -> Any:
     return [without_noise(part) for part in schema] if isinstance(schema, list) else schema
 
 
-def generated_text(cls: type[Handler]) -> str:
-    """The part of the manifest that the code tells, mark included."""
-    lines = [GENERATED_MARK]
-    for method in methods_of_class(cls):
-        lines += ["", "[[methods]]", *(f"{key} = {inline(value)}" for key, value in method.items())]
-    for stream in streams_of_class(cls):
-        lines += ["", "[[streams]]", *(f"{key} = {inline(value)}" for key, value in stream.items())]
-    lines += ["", *_config_lines(config_schema_of_class(cls)), ""]
-    return "\n".join(lines)
+def with_generated(text: str, cls: type[Handler]) -> str:
+    """A manifest's text with the part that the code declares written again, mark included."""
+    tables = [("methods", method) for method in methods_of_class(cls)]
+    tables += [("streams", stream) for stream in streams_of_class(cls)]
+    lines = [text.partition(GENERATED_MARK)[0].rstrip("\n"), "", GENERATED_MARK]
+    for name, table in tables:
+        lines += ["", f"[[{name}]]", *_lines(table)]
+    schema = config_schema_of_class(cls)
+    below = {key: schema.pop(key) for key in ("properties", "$defs") if schema.get(key)}
+    lines += ["", "[config_schema]", *_lines(schema)]
+    for key, table in below.items():  # a line for each setting
+        lines += ["", f"[config_schema.{_key(key)}]", *_lines(table)]
+    return "\n".join([*lines, ""])
 
 
-def _config_lines(schema: Mapping[str, Any]) -> Iterator[str]:
-    """The configuration's schema: a line for each setting."""
-    tables = ("properties", "$defs")
-    yield "[config_schema]"
-    for key, value in schema.items():
-        if key not in tables:
-            yield f"{_key(key)} = {inline(value)}"
-    for table in tables:
-        if schema.get(table):
-            yield f"\n[config_schema.{_key(table)}]"
-            yield from (f"{_key(name)} = {inline(value)}" for name, value in schema[table].items())
+def _lines(table: Mapping[str, object]) -> list[str]:
+    """The keys of a table, a line each."""
+    return [f"{_key(key)} = {inline(value)}" for key, value in table.items()]
 
 
-def inline(value: Any) -> str:
+def inline(value: object) -> str:
     """A value as inline TOML.
 
     Raises:
@@ -113,25 +112,19 @@ def _key(name: str) -> str:
     return name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
-def with_generated(text: str, cls: type[Handler]) -> str:
-    """A manifest's text with the part that the code tells written anew."""
-    own = text.partition(GENERATED_MARK)[0].rstrip("\n")
-    return f"{own}\n\n{generated_text(cls)}"
-
-
 def differences(manifest: Manifest, cls: type[Handler]) -> Iterator[str]:
     """What the manifest says otherwise than the code, a sentence each."""
-    said = {method.name: method for method in manifest.methods}
-    told = {method["name"]: method for method in methods_of_class(cls)}
-    for name in sorted(said.keys() | told.keys()):
-        if name not in told:
+    said = {method.name: method.model_dump(exclude_unset=True) for method in manifest.methods}
+    actual = {str(method["name"]): method for method in methods_of_class(cls)}
+    for name in sorted(said.keys() | actual.keys()):
+        if name not in actual:
             yield f"the manifest names a method {name!r}, which {cls.__name__} has not"
         elif name not in said:
             yield f"{cls.__name__} has a method {name!r}, which the manifest does not name"
         else:
-            written, actual = said[name].model_dump(exclude_unset=True), told[name]
-            keys = sorted(written.keys() | actual.keys())
-            if differing := [key for key in keys if written.get(key) != actual.get(key)]:
+            one, other = said[name], actual[name]
+            keys = sorted(one.keys() | other.keys())
+            if differing := [key for key in keys if one.get(key) != other.get(key)]:
                 yield f"method {name!r}: {', '.join(differing)} of code and manifest differ"
     outputs = [one.model_dump(exclude_unset=True, by_alias=True) for one in manifest.streams]
     if outputs != streams_of_class(cls):

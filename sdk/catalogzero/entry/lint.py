@@ -10,7 +10,6 @@ import ast
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from inspect import cleandoc
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -19,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from catalogzero.entry import drift
-from catalogzero.entry.class_rules import CLASS_RULES, Find
+from catalogzero.entry.class_rules import CLASS_RULES, Find, paragraphs
 from catalogzero.entry.package_source import PackageSource
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
@@ -69,14 +68,14 @@ def _add(
 ) -> None:
     """Add a rule to the list."""
     demand = demand[:1].lower() + demand[1:].removesuffix(".")
-    RULES[code], _FIND[code] = Rule(code, demand, " ".join(fix.split()), severity), find
+    RULES[code], _FIND[code] = Rule(code, demand, fix, severity), find
 
 
 def _rule(code: str, severity: Severity = "error") -> Callable[..., None]:
     """Add a rule that looks at a package; its docstring's paragraphs are demand and fix."""
 
     def add(find: Callable[[PackageSource], Found]) -> None:
-        demand, _, fix = cleandoc(find.__doc__ or "").partition("\n\n")
+        demand, fix = paragraphs(find)
         _add(code, demand, fix, find, severity)
 
     return add

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 from packaging.tags import platform_tags
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 from uv import find_uv_bin
 
@@ -132,7 +133,14 @@ def lock_entries(
     Raises:
         CatalogZeroError: There is no such set of wheels; the tool's own words are in the message.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    ours = {(one.name, one.version): one.sha256 for one in map(read_wheel, own.glob("files/*"))}
+    links = own / f"links-{folder.name}"  # what is at hand of other names
+    links.mkdir()
+    for path in (path for place in origin.find_links for path in place.iterdir()):
+        if canonicalize_name(path.name.partition("-")[0]) not in {name for name, _ in ours}:
+            (links / path.name).symlink_to(path.resolve())
+    origin = Origin((links,), origin.index_url, origin.no_index)
     pins: dict[Path, list[Key]] = {}
     wanted: dict[str, dict[Version, str]] = defaultdict(dict)
     for entry in entries:
@@ -158,7 +166,13 @@ def lock_entries(
             ) from error
         pins[entry.path] = [(name, Version(version)) for name, version, _ in _PIN.findall(alone)]
         for found in _PIN.finditer(full):
-            wanted[found[1]].setdefault(Version(found[2]), found[0])
+            key = (found[1], Version(found[2]))
+            if key in ours and ours[key] not in found[3]:
+                raise ConfigError(
+                    f"{found[1]}=={found[2]} is the catalog's own, and is found elsewhere with "
+                    "other content: take it out of the folders that pip is set up with (find-links)"
+                )
+            wanted[found[1]].setdefault(key[1], found[0])
     for together in zip_longest(*(texts.values() for texts in wanted.values()), fillvalue=""):
         _download("".join(together), target, own=own, folder=folder, origin=origin)
     hashes = {
@@ -193,8 +207,8 @@ def _compile(
         command += ["--python-platform", platform]
     index = f"{own.as_uri()}/simple"
     env = {**_indexes_of_pip(), **os.environ}
-    if origin.find_links:
-        env["UV_FIND_LINKS"] = ",".join(str(path.resolve()) for path in origin.find_links)
+    links = [env.get("UV_FIND_LINKS", ""), *(str(path) for path in origin.find_links)]
+    env["UV_FIND_LINKS"] = ",".join(filter(None, links))
     if origin.index_url:
         env["UV_DEFAULT_INDEX"] = origin.index_url
     if env.pop("UV_NO_INDEX", "") or origin.no_index:  # our own is an index, too

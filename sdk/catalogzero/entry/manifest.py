@@ -167,7 +167,7 @@ def parse_manifest(text: str, origin: str) -> Manifest:
         origin: Where the text comes from, for the error's sentence.
 
     Raises:
-        ConfigError: No TOML, or not of the manifest's form; every fault at once.
+        ConfigError: Not TOML, or not of the manifest's form; every fault at once.
     """
     try:
         return Manifest.model_validate(tomllib.loads(text))

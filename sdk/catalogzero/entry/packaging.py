@@ -26,7 +26,7 @@ def build_package(folder: Path, out: Path) -> list[Path]:
     The build backend is the one installed here, so that no index is asked.
 
     Raises:
-        ConfigError: The folder has no pyproject.toml, or what was built is no fit entry: it is
+        ConfigError: The folder has no pyproject.toml, or what was built cannot be published: it is
             taken away again.
         CatalogZeroError: The build failed; the tool's own words are in the message.
     """

@@ -1,4 +1,4 @@
-"""How pip is run: the vendor's to gather wheels, the client's to install them."""
+"""How tools are run, and pip: the vendor's to download wheels, the client's to install them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from catalogzero.errors import CatalogZeroError, ConfigError
 
-_TOLD_LINES = 12
+_SHOWN_LINES = 12
 
 
 def pip_command() -> list[str]:
@@ -31,7 +31,7 @@ def pip_command() -> list[str]:
 
 
 def only_index() -> dict[str, str]:
-    """An environment in which pip knows no index but the one that it is told.
+    """An environment in which pip knows no index but the one that it is given.
 
     Settings of the user and the machine that add an index or a folder of files are left out:
     through those a package of the same name could take an entry's place.
@@ -60,8 +60,8 @@ def run_tool(
         ) from error
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        told = [line for line in lines if not line.startswith("WARNING: ")] or lines
-        said = "\n".join(told[-_TOLD_LINES:])
+        kept = [line for line in lines if not line.startswith("WARNING: ")] or lines
+        said = "\n".join(kept[-_SHOWN_LINES:])
         name = " ".join(command[:4])
         raise CatalogZeroError(f"{name} … failed (exit status {done.returncode}):\n{said}")
     return done.stdout

@@ -20,12 +20,14 @@ class CatalogServer(ThreadingHTTPServer):
         port: Port to bind; 0 is any free one.
 
     Raises:
-        ConfigError: The folder is no catalog, or the port is taken.
+        ConfigError: The folder is not a catalog, or the port is taken.
     """
 
     def __init__(self, site: Path, host: str = "127.0.0.1", port: int = 0) -> None:
         if not (site / "catalog.json").is_file():
-            raise ConfigError(f"{site} is no catalog: write one with `catalogzero catalog build`")
+            raise ConfigError(
+                f"{site} is not a catalog: write one with `catalogzero catalog build`"
+            )
         try:
             super().__init__((host, port), functools.partial(_QuietHandler, directory=str(site)))
         except OSError as error:

@@ -51,7 +51,7 @@ def difference(
 
     Args:
         folder: The package's folder.
-        changes: Answers given anew.
+        changes: Answers that replace those recorded.
         template: Another template; the one that comes with catalogzero by default.
 
     Raises:
@@ -67,7 +67,7 @@ def update(
     """Bring the template's changes into a package's work tree, uncommitted.
 
     Raises:
-        ConfigError: As `difference`; or the folder is no clean git work tree.
+        ConfigError: As `difference`; or the folder is not a clean git work tree.
         CatalogZeroError: git failed.
     """
     _recorded_answers(folder)
@@ -75,7 +75,9 @@ def update(
         prefix = _git(folder, "rev-parse", "--show-prefix").strip()
         dirty = _git(folder, "status", "--porcelain", "--", ".").strip()
     except CatalogZeroError as error:
-        raise ConfigError(f"{folder} is in no git work tree: git init, and commit first") from error
+        raise ConfigError(
+            f"{folder} is not in a git work tree: git init, and commit first"
+        ) from error
     if dirty:
         raise ConfigError(f"{folder} has changes that are not committed: commit them first")
     with tempfile.TemporaryDirectory() as temporary:

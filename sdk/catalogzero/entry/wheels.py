@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import Distribution, PackagePath, PathDistribution, distribution
+from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -70,7 +70,7 @@ class Wheel:
             with zipfile.ZipFile(self.path) as archive:
                 text = archive.read(name).decode("utf-8")
         except (KeyError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{origin} is missing from the wheel, or no UTF-8 text") from error
+            raise ConfigError(f"{origin} is missing from the wheel, or is not UTF-8") from error
         return parse_manifest(text, origin)
 
 
@@ -78,18 +78,20 @@ def read_wheel(path: Path) -> Wheel:
     """Read a wheel's name, hash, metadata and entry points.
 
     Raises:
-        ConfigError: The file is no wheel.
+        ConfigError: The file is not a wheel.
     """
     try:
         name, version, _, _ = parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:
-            folder = _dist_info(archive, path)
-            metadata = archive.read(f"{folder}/METADATA")
-            told = PathDistribution(zipfile.Path(archive, f"{folder}/"))
-            points = told.entry_points.select(group="catalogzero.entries")
+            folders = {member.partition("/")[0] for member in archive.namelist()}
+            found = [folder for folder in folders if folder.endswith(".dist-info")]
+            if len(found) != 1:
+                raise ConfigError(f"{path} is not a wheel: it has {len(found)} .dist-info folders")
+            metadata = archive.read(f"{found[0]}/METADATA")
+            points = PathDistribution(zipfile.Path(archive, f"{found[0]}/")).entry_points
     except (InvalidWheelFilename, zipfile.BadZipFile, KeyError, OSError) as error:
-        raise ConfigError(f"{path} is no wheel: {error}") from error
-    entries = {point.name: point.value for point in points}
+        raise ConfigError(f"{path} is not a wheel: {error}") from error
+    entries = {point.name: point.value for point in points.select(group="catalogzero.entries")}
     return Wheel(path, name, version, sha256_of(path), metadata, entries)
 
 
@@ -97,31 +99,27 @@ def check_entries(wheel: Wheel) -> None:
     """Refuse a wheel whose entries cannot be published, or whose modules cannot be compiled.
 
     Raises:
-        ConfigError: A manifest is missing, wrong, or of another id or version; a module is no
-            Python.
+        ConfigError: A manifest is missing, wrong, or of another id or version; a module is not
+            valid Python.
     """
     for entry_id in wheel.entries:
         manifest = wheel.manifest(entry_id)
-        said, mend = f"{wheel.path.name}: its manifest says", "make them the same"
+        said, fix = f"{wheel.path.name}: its manifest says", "make them the same"
         if manifest.id != entry_id:
-            raise ConfigError(f"{said} id {manifest.id!r}, its entry point {entry_id!r}; {mend}")
+            raise ConfigError(f"{said} id {manifest.id!r}, its entry point {entry_id!r}; {fix}")
         if Version(manifest.version) != wheel.version:
-            raise ConfigError(f"{said} version {manifest.version}; {mend}")
+            raise ConfigError(f"{said} version {manifest.version}; {fix}")
     with zipfile.ZipFile(wheel.path) as archive:
         for name in archive.namelist() if wheel.entries else ():
             if name.endswith(".py"):
-                _compile(archive.read(name), f"{wheel.path.name}: {name}")
-
-
-def _compile(source: bytes, origin: str) -> None:
-    """Refuse a module that is no Python; it is not run."""
-    try:
-        compile(source, origin, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        where = f"{origin}, line {error.lineno}"
-        raise ConfigError(f"{where}: {error.msg}; mend it, and build again") from error
-    except ValueError as error:
-        raise ConfigError(f"{origin}: {error}; mend it, and build again") from error
+                origin = f"{wheel.path.name}: {name}"
+                try:  # it is not run
+                    compile(archive.read(name), origin, "exec", dont_inherit=True)
+                except SyntaxError as error:
+                    where = f"{origin}, line {error.lineno}"
+                    raise ConfigError(f"{where}: {error.msg}; fix it, and build again") from error
+                except ValueError as error:
+                    raise ConfigError(f"{origin}: {error}; fix it, and build again") from error
 
 
 def requirements_here(texts: Iterable[str] | None, extra: str) -> Iterator[Requirement]:
@@ -135,15 +133,6 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _dist_info(archive: zipfile.ZipFile, path: Path) -> str:
-    """The name of the one `.dist-info` folder of a wheel."""
-    folders = {name.split("/")[0] for name in archive.namelist()}
-    found = [folder for folder in folders if folder.endswith(".dist-info")]
-    if len(found) != 1:
-        raise ConfigError(f"{path} is no wheel: it has {len(found)} .dist-info folders")
-    return found[0]
 
 
 def sdk_wheel(folder: Path) -> Path:
@@ -179,33 +168,21 @@ def repack(distribution: Distribution, folder: Path) -> Path:
     if "py3-none-any" not in (distribution.read_text("WHEEL") or ""):
         raise ConfigError(f"{name} was not installed from a pure wheel: give its wheel's path")
     path = folder / f"{name}-{distribution.version}-py3-none-any.whl"
-    members = [file for file in distribution.files or () if _belongs(file)]
-    rows = []
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(members, key=str):
-            content = Path(str(file.locate())).read_bytes()
-            rows.append(f"{file.as_posix()},{_record_hash(content)},{len(content)}")
-            _write(archive, file.as_posix(), content)
-        record = f"{name}-{distribution.version}.dist-info/RECORD"
-        _write(archive, record, "\n".join([*rows, f"{record},,", ""]).encode())
-    return path
-
-
-def _belongs(file: PackagePath) -> bool:
-    """Whether an installed file came with the wheel."""
     installers = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json")
-    own = file.parent.suffix == ".dist-info" and file.name in installers
-    return not (own or file.suffix == ".pyc" or file.parts[0] == "..")
-
-
-def _record_hash(content: bytes) -> str:
-    """A content's hash as RECORD writes it."""
-    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
-    return f"sha256={digest.decode()}"
-
-
-def _write(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    """Add a file whose date is always the same."""
-    info = zipfile.ZipInfo(name)  # dated 1980, as none is given
-    info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o100644 << 16
-    archive.writestr(info, content)
+    members: dict[str, bytes] = {}
+    for file in sorted(distribution.files or (), key=str):
+        made = file.parent.suffix == ".dist-info" and file.name in installers
+        if not made and file.suffix != ".pyc" and file.parts[0] != "..":
+            members[file.as_posix()] = Path(str(file.locate())).read_bytes()
+    rows = []
+    for member, content in members.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=")
+        rows.append(f"{member},sha256={digest.decode()},{len(content)}\n")
+    record = f"{name}-{distribution.version}.dist-info/RECORD"
+    members[record] = "".join([*rows, f"{record},,\n"]).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            info = zipfile.ZipInfo(member)  # dated 1980, as no date is given
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o100644 << 16
+            archive.writestr(info, content)
+    return path

@@ -64,7 +64,7 @@ class FaultyBackend:
         self.installations: dict[str, dict[str, Any]] = {}
         self._uploads: defaultdict[str, Received] = defaultdict(Received)
         self._visible: defaultdict[str, list[Received]] = defaultdict(list)
-        self._told: dict[str, dict[str, Any]] = {}
+        self._sources: dict[str, dict[str, Any]] = {}
         self._epoch = 0
         self._nonces: list[str] = []
         self.generation = uuid.uuid4().hex
@@ -149,7 +149,7 @@ class FaultyBackend:
 
     def _start(self, about: Mapping[str, Any]) -> web.Response:
         """Give the next epoch and what is known of the sources; refuse an older folder."""
-        sources = {key: told["source_seq"] for key, told in self._told.items()}
+        sources = {key: known["source_seq"] for key, known in self._sources.items()}
         if "epoch" not in about:
             return web.json_response({"sources": sources})
         if about.get("generation") not in (None, self.generation):
@@ -161,7 +161,7 @@ class FaultyBackend:
             return _moved()
         self._epoch = max(self._epoch, about["epoch"]) + 1
         self._nonces.append(about["nonce"])
-        known = {"generation": self.generation, "epoch": self._epoch, "states": self._told}
+        known = {"generation": self.generation, "epoch": self._epoch, "states": self._sources}
         return web.json_response({**known, "sources": sources})
 
     def _put(self, upload: Received, seq: int, body: bytes) -> web.Response:
@@ -187,13 +187,13 @@ class FaultyBackend:
             return _moved()
         self._epoch = max(self._epoch, body.get("installation_epoch", 0))
         source = body["source_key"]
-        told, visible = self._told.get(source, _NOTHING), self._visible[source]
-        highest, watermark = told["source_seq"], told["watermark"]
+        kept, visible = self._sources.get(source, _NOTHING), self._visible[source]
+        highest, watermark = kept["source_seq"], kept["watermark"]
         twin = next((one for one in visible if one.body["upload_key"] == body["upload_key"]), None)
         missing = [number for number in range(body["chunks"]) if number not in upload.chunks]
         claim = Claim(body["mode"], body["full"], body["source_seq"], _text(body.get("after")))
         known = (upload.state, twin is not None, highest, _text(watermark), bool(missing))
-        judgement = judge(claim, Standing(*known, told["mode"]))
+        judgement = judge(claim, Standing(*known, kept["mode"]))
         if judgement in (Judgement.SUPERSEDED, Judgement.WAS_SUPERSEDED):
             upload.state = State.SUPERSEDED
             standing_at = {"source_seq": highest, "watermark": watermark}
@@ -205,14 +205,14 @@ class FaultyBackend:
         if judgement is Judgement.DUPLICATE:
             return _duplicate(upload.job_id, "upload_id", highest)
         highest = max(highest, body["source_seq"])
-        self._told[source] = {**told, "source_seq": highest}
+        self._sources[source] = {**kept, "source_seq": highest}
         if judgement is Judgement.SAME_KEY and twin is not None:
             return _duplicate(twin.job_id, "upload_key", highest)
         hides = body["full"] or body["mode"] == "replace"
         self._visible[source] = [upload] if hides else [*visible, upload]
-        self._told[source] |= {"watermark": body.get("until"), "mode": body["mode"]}
+        self._sources[source] |= {"watermark": body.get("until"), "mode": body["mode"]}
         if body["full"]:
-            self._told[source]["full_seq"] = body["source_seq"]
+            self._sources[source]["full_seq"] = body["source_seq"]
         upload.state, upload.body, upload.job_id = State.COMPLETE, body, f"job-{next(self._jobs)}"
         return web.json_response({"job_id": upload.job_id}, status=201)
 

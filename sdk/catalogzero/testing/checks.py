@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from catalogzero.entry.class_rules import paragraphs
 from catalogzero.errors import place_of
 from catalogzero.testing.lab import BrokenError, Lab
 
@@ -31,7 +32,7 @@ class Check:
 
         Raises:
             BrokenError: It does not hold.
-            UnfinishedError: It cannot be looked at.
+            UnfinishedError: Another check's failure keeps it from looking.
         """
         try:
             self.look(lab)
@@ -47,11 +48,8 @@ HANDLER_CHECKS: list[Check] = []
 PROCESSOR_CHECKS: list[Check] = []
 
 
-def check(into: list[Check], reason: str, fix: str) -> Callable[[Examine], Examine]:
-    """Add a function to a list of checks, under its own name."""
-
-    def add(look: Examine) -> Examine:
-        into.append(Check(look.__name__, reason, fix, look))
-        return look
-
-    return add
+def check(into: list[Check], look: Examine) -> Examine:
+    """Add a check; the paragraphs of its docstring are what holds, the reason and the fix."""
+    _, reason, fix = paragraphs(look)
+    into.append(Check(look.__name__, reason, fix, look))
+    return look

@@ -55,7 +55,7 @@ class Served:
 
 
 async def _serve_once(lab: Lab) -> Served:
-    """Serve, ask everything that is no work, and stop."""
+    """Serve, ask everything that runs no job, and stop."""
     # Once beforehand with a plain handler, so that what the SDK itself keeps is there already.
     async with serving(Handler(), state_dir=lab.new_folder("warm")) as warm:
         await warm.client.request("get_metrics")
@@ -92,24 +92,28 @@ def _demand_answer(lab: Lab, method: str, keys: tuple[str, ...]) -> None:
     demand_keys(reply.result, keys, f"the answer to {method}")
 
 
-@_on_handler(
-    "A client starts and stops it through systemd: what is left behind piles up.",
-    "Open what you need in @resource methods; end threads and children in _release_resources.",
-)
+@_on_handler
 def serves_and_stops(lab: Lab) -> None:
-    """It starts, answers, stops, and leaves no thread and no child behind."""
+    """It starts, answers, stops, and leaves no thread and no child behind.
+
+    A client starts and stops it through systemd: what is left behind piles up.
+
+    Open what you need in @resource methods; end threads and children in _release_resources.
+    """
     seen = _served(lab, mine=True)
     demand(not seen.threads_left, f"threads are left behind: {', '.join(seen.threads_left)}")
     left = seen.children_left
     demand(left <= 0, f"{left} child processes are left behind")
 
 
-@_on_handler(
-    "A wrong key in the client's file must be told, not ignored.",
-    "Leave `extra` alone in model_config: HandlerSettings forbids unknown keys.",
-)
+@_on_handler
 def unknown_settings_are_refused(lab: Lab) -> None:
-    """A setting that the class does not have is an error when it is made."""
+    """A setting that the class does not have is an error when it is made.
+
+    A wrong key in the client's file must be reported, not ignored.
+
+    Leave `extra` alone in model_config: HandlerSettings forbids unknown keys.
+    """
     try:
         lab.make(**{CANARY_FIELD: 1})
     except ConfigError as error:
@@ -130,49 +134,59 @@ for _rule in CLASS_RULES:
     )
 
 
-@_on_handler(
-    "Schedulers and conductors read these keys of a ping.",
-    "Extend ping through super(): `return {**await super().ping(), …}`.",
-)
+@_on_handler
 def ping_has_its_keys(lab: Lab) -> None:
-    """`ping` answers with the agreed keys."""
+    """`ping` answers with the agreed keys.
+
+    Schedulers and conductors read these keys of a ping.
+
+    Extend ping through super(): `return {**await super().ping(), …}`.
+    """
     _demand_answer(lab, "ping", PING_KEYS)
 
 
-@_on_handler(
-    "Dashboards and health reports read these keys of the metrics.",
-    "Extend get_metrics through super(): `return {**await super().get_metrics(), …}`.",
-)
+@_on_handler
 def metrics_have_their_keys(lab: Lab) -> None:
-    """`get_metrics` answers with the agreed keys."""
+    """`get_metrics` answers with the agreed keys.
+
+    Dashboards and health reports read these keys of the metrics.
+
+    Extend get_metrics through super(): `return {**await super().get_metrics(), …}`.
+    """
     _demand_answer(lab, "get_metrics", METRIC_KEYS)
 
 
-@_on_handler(
-    "Tools read methods and settings from describe.",
-    "Extend describe through super(): `return {**await super().describe(), …}`.",
-)
+@_on_handler
 def describe_has_its_keys(lab: Lab) -> None:
-    """`describe` answers with the agreed keys."""
+    """`describe` answers with the agreed keys.
+
+    Tools read methods and settings from describe.
+
+    Extend describe through super(): `return {**await super().describe(), …}`.
+    """
     _demand_answer(lab, "describe", DESCRIBE_KEYS)
 
 
-@_on_handler(
-    "A handler that blocks its loop looks dead to its scheduler.",
-    "Do slow work in plain methods (they run in threads) or in @job(isolate=True) ones.",
-)
+@_on_handler
 def control_calls_block_nothing(lab: Lab) -> None:
-    """No control method keeps the event loop from answering."""
+    """No control method keeps the event loop from answering.
+
+    A handler that blocks its loop looks dead to its scheduler.
+
+    Do slow work in plain methods (they run in threads) or in @job(isolate=True) ones.
+    """
     blocked_s = _served(lab).longest_block_s
     demand(blocked_s < BLOCKED_S, f"the event loop did not answer for {blocked_s:.1f} s")
 
 
-@_on_handler(
-    "A client drains a handler before it upgrades it, and looks whether it is drained.",
-    "Leave `status` in get_metrics as super() gives it.",
-)
+@_on_handler
 def drains_and_resumes(lab: Lab) -> None:
-    """Told to drain it says so, and told to resume it takes work again."""
+    """After `drain` it says so, and after `resume` it takes work again.
+
+    A client drains a handler before it upgrades it, and looks whether it is drained.
+
+    Leave `status` in get_metrics as super() gives it.
+    """
     drain, during, resume, after = _served(lab).draining
     for name, reply in (("drain", drain), ("resume", resume)):
         demand(reply.success, f"{name} failed: {reply.error}")
@@ -185,30 +199,34 @@ def _state(metrics: Reply) -> str:
     """The status in an answer to `get_metrics`.
 
     Raises:
-        UnfinishedError: There is none; another check tells of that.
+        UnfinishedError: It has no status; another check reports that.
     """
     if isinstance(metrics.result, Mapping) and "status" in metrics.result:
         return str(metrics.result["status"])
     raise UnfinishedError("metrics_have_their_keys")
 
 
-@_on_handler(
-    "A misspelt parameter must be told to the caller, not ignored.",
-    "Name the parameters in the signature, with types; take no **kwargs and no bare `params`.",
-)
+@_on_handler
 def unknown_params_are_refused(lab: Lab) -> None:
-    """Every method refuses a parameter that it does not have."""
+    """Every method refuses a parameter that it does not have.
+
+    A misspelt parameter must be reported to the caller, not ignored.
+
+    Name the parameters in the signature, with types; take no **kwargs and no bare `params`.
+    """
     for method, reply in _served(lab).refusals.items():
         answer = reply.code or "with success"
         demand(answer == "bad_params", f"{method}({CANARY_FIELD}=1) was answered {answer}")
 
 
-@_on_handler(
-    "A sleeping handler costs its client next to nothing: imports stay for ever.",
-    "Import heavy libraries inside the methods that need them, such as process.",
-)
+@_on_handler
 def importing_it_is_light(lab: Lab) -> None:
-    """Importing its module loads no HTTP, SQL or data library."""
+    """Importing its module loads no HTTP, SQL or data library.
+
+    A sleeping handler costs its client next to nothing: imports stay for ever.
+
+    Import heavy libraries inside the methods that need them, such as process.
+    """
     module = lab.handler_class.__module__
     code = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -252,54 +270,62 @@ async def _cycle(client: HandlerClient, seen: Slept) -> None:
         if not reply.success:
             seen.errors.append(f"{method}: {reply.error}")
     metrics = await client.request("get_metrics")
-    told = metrics.result if isinstance(metrics.result, Mapping) else {}
-    seen.states.append(str(told.get("status")))
-    if told.get("last_error"):
-        seen.errors.append(str(told["last_error"]))
+    figures = metrics.result if isinstance(metrics.result, Mapping) else {}
+    seen.states.append(str(figures.get("status")))
+    if figures.get("last_error"):
+        seen.errors.append(str(figures["last_error"]))
 
 
 def _slept(lab: Lab, *, mine: bool = False) -> Slept:
     return lab.recording("sleeps_and_wakes", _sleep_often, mine=mine)
 
 
-@_on_handler(
-    "Sleep is how a handler gives its client the machine back.",
-    "Let _release_resources, _ensure_resources and _warm_cache raise nothing.",
-)
+@_on_handler
 def sleeps_and_wakes(lab: Lab) -> None:
-    """It falls asleep and wakes when told to, again and again, without an error."""
+    """It falls asleep and wakes on request, again and again, without an error.
+
+    Sleep is how a handler gives its client the machine back.
+
+    Let _release_resources, _ensure_resources and _warm_cache raise nothing.
+    """
     seen = _slept(lab, mine=True)
     demand(not seen.errors, "; ".join(seen.errors[:3]))
     awake = [state for state in seen.states if state not in ("sleeping", "None")]
     demand(not awake, f"after sleep it is {', '.join(awake)}")
 
 
-@_on_handler(
-    "A handler runs for years: an open file a day ends it.",
-    "Close in _release_resources what _ensure_resources opens; better, use @resource.",
-)
+@_on_handler
 def sleep_leaks_no_descriptors(lab: Lab) -> None:
-    """Files and sockets do not grow from sleep to sleep."""
+    """Files and sockets do not grow from sleep to sleep.
+
+    A handler runs for years: an open file a day ends it.
+
+    Close in _release_resources what _ensure_resources opens; better, use @resource.
+    """
     counts = [figures.descriptors for figures in _slept(lab).figures[1:]]
     demand(counts[-1] - counts[0] < CYCLES - 2, f"open descriptors after each sleep: {counts}")
 
 
-@_on_handler(
-    "A handler runs for years: a thread a day ends it.",
-    "End in _release_resources the threads that _ensure_resources starts.",
-)
+@_on_handler
 def sleep_leaks_no_threads(lab: Lab) -> None:
-    """Threads do not grow from sleep to sleep."""
+    """Threads do not grow from sleep to sleep.
+
+    A handler runs for years: a thread a day ends it.
+
+    End in _release_resources the threads that _ensure_resources starts.
+    """
     counts = [figures.threads for figures in _slept(lab).figures[1:]]
     demand(counts[-1] - counts[0] < CYCLES - 2, f"threads after each sleep: {counts}")
 
 
-@_on_handler(
-    "A sleeping handler must give its memory back.",
-    "Drop in _release_resources what _ensure_resources and _warm_cache load.",
-)
+@_on_handler
 def sleep_leaks_no_memory(lab: Lab) -> None:
-    """Memory does not grow from sleep to sleep."""
+    """Memory does not grow from sleep to sleep.
+
+    A sleeping handler must give its memory back.
+
+    Drop in _release_resources what _ensure_resources and _warm_cache load.
+    """
     sizes = [figures.memory_mb for figures in _slept(lab).figures[1:]]
     grown = sizes[-1] - sizes[0]
     demand(grown < LEAK_MB, f"MB after each sleep: {[round(size) for size in sizes]}")

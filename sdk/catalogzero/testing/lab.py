@@ -2,7 +2,7 @@
 
 Owns the folder, the recordings (each made once per class, whatever many checks look at it) and
 the process's own figures. A recording that does not come to its end fails the check that owns it;
-the others that need it are skipped, so that one fault is told once.
+the others that need it are skipped, so that one fault is reported once.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Lab:
         if owner not in self._recordings and owner not in self._failures:
             try:
                 self._recordings[owner] = asyncio.run(bounded(record(self)))
-            except Exception as error:  # noqa: BLE001 - told by the check that owns it
+            except Exception as error:  # noqa: BLE001 - reported by the check that owns it
                 self._failures[owner] = error
         if owner in self._failures:
             if mine:
@@ -187,6 +187,6 @@ def demand(holds: object, what: str) -> None:
 
 def demand_keys(found: object, keys: tuple[str, ...], where: str) -> None:
     """Fail the check unless an answer is an object with these keys."""
-    demand(isinstance(found, Mapping), f"{where} is {shown(found)}, no object")
+    demand(isinstance(found, Mapping), f"{where} is {shown(found)}, not an object")
     missing = [key for key in keys if isinstance(found, Mapping) and key not in found]
     demand(not missing, f"{where} has no {', '.join(missing)}; it is {shown(found)}")

@@ -38,7 +38,7 @@ def _refuse_unknown(contract: Any) -> None:
         raise pytest.UsageError(f"{where}: set handler_class to the class under examination")
     for name, reason in contract.exclude.items():
         if name not in names:
-            raise pytest.UsageError(f"{where}.exclude names {name!r}, which is no check")
+            raise pytest.UsageError(f"{where}.exclude names {name!r}, which is not a check")
         if not isinstance(reason, str) or not reason.strip():
             raise pytest.UsageError(f"{where}.exclude[{name!r}]: say why it does not hold here")
 
@@ -59,7 +59,7 @@ def contract_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Any:
-    """Tell a broken check in its own words; skip one that another's failure keeps from looking."""
+    """Report a broken check in its own words; skip one whose recording another check owns."""
     if "contract_check" not in getattr(item, "fixturenames", ()):
         return (yield)
     from catalogzero.testing.lab import BrokenError, UnfinishedError
@@ -68,7 +68,7 @@ def pytest_runtest_call(item: pytest.Item) -> Any:
         return (yield)
     except (UnfinishedError, BrokenError) as error:
         found = error
-    # Outside of `except`, else pytest tells the same again for each error that led to this one.
+    # Outside of `except`, else pytest reports the same again for each error that led to this one.
     if isinstance(found, UnfinishedError):
         pytest.skip(str(found))
     pytest.fail(str(found), pytrace=False)

@@ -37,75 +37,87 @@ CANARY = "canary-4d1c9e77"
 _on_processor = partial(check, PROCESSOR_CHECKS)
 
 
-@_on_processor(
-    "What process yields is sent as it is: it must be rows in batches.",
-    "Yield lists of dicts (Arrow tables with batch_type = 'arrow') from a plain generator.",
-)
+@_on_processor
 def process_yields_batches_of_rows(lab: Lab) -> None:
-    """`process` is a generator of batches, and each is rows that JSON can hold."""
+    """`process` is a generator of batches, and each is rows that JSON can hold.
+
+    What process yields is sent as it is: it must be rows in batches.
+
+    Yield lists of dicts (Arrow tables with batch_type = 'arrow') from a plain generator.
+    """
     made = processor(lab)
     yielded = made.process(batches(made, sample_rows(lab), 10_000), {})
-    demand(hasattr(yielded, "__next__"), f"process returned {shown(yielded)}, no iterator")
+    demand(hasattr(yielded, "__next__"), f"process returned {shown(yielded)}, not an iterator")
     for batch in yielded:
         whole = isinstance(batch, list) or hasattr(batch, "num_rows")
-        demand(whole, f"process yielded {shown(batch)}, no batch")
+        demand(whole, f"process yielded {shown(batch)}, not a batch")
         for row in rows_of(batch):
-            demand(isinstance(row, dict), f"a batch holds {shown(row)}, no row")
+            demand(isinstance(row, dict), f"a batch holds {shown(row)}, not a row")
     processed(made, sample_rows(lab))
 
 
-@_on_processor(
-    "An export may be empty: that is no reason to fail at night.",
-    "Let process yield nothing (or an aggregate of nothing) where there are no batches.",
-)
+@_on_processor
 def process_takes_an_empty_source(lab: Lab) -> None:
-    """`process` of no batches, and of an empty batch, ends without an error."""
+    """`process` of no batches, and of an empty batch, ends without an error.
+
+    An export may be empty: a nightly run must not fail for that.
+
+    Let process yield nothing (or an aggregate of nothing) where there are no batches.
+    """
     made = processor(lab)
     processed(made, [])
     if made.batch_type == "dict":
         list(made.process(iter([[]]), {}))
 
 
-@_on_processor(
-    "A run is repeated after a crash: other rows would be another upload.",
-    "Take ids and times from the rows, not from uuid, random or the clock.",
-)
+@_on_processor
 def process_gives_the_same_again(lab: Lab) -> None:
-    """The same rows give the same rows, in the same and in another handler."""
+    """The same rows give the same rows, in the same and in another handler.
+
+    A run is repeated after a crash: other rows would be another upload.
+
+    Take ids and times from the rows, not from uuid, random or the clock.
+    """
     rows = sample_rows(lab)
     first, other = processor(lab), processor(lab)
     demand(processed(first, rows) == processed(other, rows), "a second run gave other rows")
 
 
-@_on_processor(
-    "Each file is an upload of its own: what was read before must not show in it.",
-    "Keep what process collects in its own variables, not on self or in the module.",
-)
+@_on_processor
 def process_keeps_nothing_between_sources(lab: Lab) -> None:
-    """A source gives the same rows whatever the handler processed before."""
+    """A source gives the same rows whatever the handler processed before.
+
+    Each file is an upload of its own: what was read before must not show in it.
+
+    Keep what process collects in its own variables, not on self or in the module.
+    """
     rows, made = sample_rows(lab), processor(lab)
     before = processed(made, rows)
     demand(processed(made, rows) == before, "the same source gave other rows the second time")
 
 
-@_on_processor(
-    "Batches are as large as memory allows: their borders mean nothing.",
-    "Carry what spans rows over from batch to batch.",
-)
+@_on_processor
 def process_ignores_batch_borders(lab: Lab) -> None:
-    """Small and large batches give the same rows, in whatever order."""
+    """Small and large batches give the same rows, in whatever order.
+
+    Batches are as large as memory allows: their borders mean nothing.
+
+    Carry what spans rows over from batch to batch.
+    """
     rows = sample_rows(lab)
     small, large = processed(processor(lab), rows, 2), processed(processor(lab), rows, 10_000)
     gave = f"batches of 2 gave {len(small)} rows, one batch {len(large)}, and not the same"
     _demand_same(small, large, gave)
 
 
-@_on_processor(
-    "Sources are larger than memory: a processor that collects all rows is killed.",
-    "Yield as you go. An aggregate of few rows may exclude this check.",
-)
+@_on_processor
 def process_streams(lab: Lab) -> None:
-    """`process` yields before it has read everything."""
+    """`process` yields before it has read everything.
+
+    Sources are larger than memory: a processor that collects all rows is killed.
+
+    Yield as you go. An aggregate of few rows may exclude this check.
+    """
     rows, made = sample_rows(lab), processor(lab)
     taken = 0
 
@@ -121,12 +133,14 @@ def process_streams(lab: Lab) -> None:
     demand(taken < STREAMED_BATCHES, f"it read all {taken} batches before its first row")
 
 
-@_on_processor(
-    "Data leaves through the outbox alone: elsewhere no policy and no audit log sees it.",
-    "Take out of process what connects to other machines.",
-)
+@_on_processor
 def process_connects_to_nothing(lab: Lab) -> None:
-    """`process` opens no connection."""
+    """`process` opens no connection.
+
+    Data leaves through the outbox alone: elsewhere no policy and no audit log sees it.
+
+    Take out of process what connects to other machines.
+    """
     rows, made = sample_rows(lab), processor(lab)
     with connections_watched() as seen:
         processed(made, rows)
@@ -158,64 +172,76 @@ def _demand_same(found: list[Row], expected: list[Row], what: str) -> None:
     demand(sorted_rows(found) == sorted_rows(expected), what)
 
 
-@_on_processor(
-    "It is what the handler is for.",
-    "Read the error; `catalogzero preview` shows what process makes of the sample.",
-)
+@_on_processor
 def uploads_its_sample(lab: Lab) -> None:
-    """The sample is uploaded, and the backend acknowledges it."""
+    """The sample is uploaded, and the backend acknowledges it.
+
+    It is what the handler is for.
+
+    Read the error; `catalogzero preview` shows what process makes of the sample.
+    """
     result = _delivered(lab, mine=True).result("first")
     demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
 
 
-@_on_processor(
-    "A job may take hours: a handler that answers nobody meanwhile looks dead.",
-    "Do slow work in process or in plain methods; in an `async def` await what takes long.",
-)
+@_on_processor
 def answers_while_it_works(lab: Lab) -> None:
-    """The event loop answers while jobs run."""
+    """The event loop answers while jobs run.
+
+    A job may take hours: a handler that answers nobody meanwhile looks dead.
+
+    Do slow work in process or in plain methods; in an `async def` await what takes long.
+    """
     blocked_s = _delivered(lab).longest_block_s
     demand(blocked_s < BLOCKED_S, f"while a job ran, nobody was answered for {blocked_s:.1f} s")
 
 
-@_on_processor(
-    "Execution logs and dashboards read these keys of the result.",
-    "Leave process_and_upload as it is; do your work in process.",
-)
+@_on_processor
 def result_has_its_keys(lab: Lab) -> None:
-    """The result of `process_and_upload` has the agreed keys."""
+    """The result of `process_and_upload` has the agreed keys.
+
+    Execution logs and dashboards read these keys of the result.
+
+    Leave process_and_upload as it is; do your work in process.
+    """
     demand_keys(_delivered(lab).replies["first"].result, RESULT_KEYS, "the result")
 
 
-@_on_processor(
-    "What arrives must be what process yields, row for row.",
-    "Let process depend on its rows and settings alone, not on the process that it runs in.",
-)
+@_on_processor
 def every_row_arrives_once(lab: Lab) -> None:
-    """The backend has exactly the rows that `process` yields."""
+    """The backend has exactly the rows that `process` yields.
+
+    What arrives must be what process yields, row for row.
+
+    Let process depend on its rows and settings alone, not on the process that it runs in.
+    """
     arrived = _delivered(lab).rows["first"]
     expected = processed(processor(lab), sample_rows(lab))
     came = f"{len(arrived)} rows arrived, process yields {len(expected)}, and not the same"
     _demand_same(arrived, expected, came)
 
 
-@_on_processor(
-    "Schedules run every night: what did not change must not be sent again.",
-    "Leave process_and_upload, output_version and stream as they are within one release.",
-)
+@_on_processor
 def unchanged_is_skipped(lab: Lab) -> None:
-    """A second run of the same source doubles nothing, and says so."""
+    """A second run of the same source doubles nothing, and says so.
+
+    Schedules run every night: what did not change must not be sent again.
+
+    Leave process_and_upload, output_version and stream as they are within one release.
+    """
     seen = _delivered(lab)
     status = seen.result("again").get("status")
     demand(status == "unchanged", f"the second run's status is {status!r}")
 
 
-@_on_processor(
-    "A backend restored from a backup is mended by `full: true`.",
-    "Leave process_and_upload as it is, `full` among its parameters.",
-)
+@_on_processor
 def full_sends_again_and_doubles_nothing(lab: Lab) -> None:
-    """`full: true` sends everything again, and the backend still shows each row once."""
+    """`full: true` sends everything again, and the backend still shows each row once.
+
+    `full: true` repairs a backend that was restored from a backup.
+
+    Leave process_and_upload as it is, `full` among its parameters.
+    """
     seen = _delivered(lab)
     result = seen.result("full")
     demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
@@ -223,12 +249,14 @@ def full_sends_again_and_doubles_nothing(lab: Lab) -> None:
     _demand_same(full, first, f"{len(full)} rows are visible instead of {len(first)}")
 
 
-@_on_processor(
-    "The vendor watches its clients by these reports.",
-    "Leave health_report as it is; add figures in get_metrics through super().",
-)
+@_on_processor
 def health_report_reaches_the_backend(lab: Lab) -> None:
-    """`health_report` pushes a report with the agreed keys."""
+    """`health_report` pushes a report with the agreed keys.
+
+    The vendor watches its clients by these reports.
+
+    Leave health_report as it is; add figures in get_metrics through super().
+    """
     seen = _delivered(lab)
     reply = seen.replies["health_report"]
     demand(reply.success, f"health_report failed: {reply.error}")
@@ -236,12 +264,14 @@ def health_report_reaches_the_backend(lab: Lab) -> None:
     demand_keys(seen.reports[0], HEALTH_KEYS, "the report")
 
 
-@_on_processor(
-    "A key in a log or a report is a key that is lost.",
-    "Never print, log or return settings; a secret stays a SecretStr to the end.",
-)
+@_on_processor
 def the_key_shows_nowhere(lab: Lab) -> None:
-    """The API key is in no answer, no log, no body and no file."""
+    """The API key is in no answer, no log, no body and no file.
+
+    A key in a log or a report is a key that is lost.
+
+    Never print, log or return settings; a secret stays a SecretStr to the end.
+    """
     seen = _delivered(lab)
     key = API_KEY.encode()
     answers = [repr(reply).encode() for reply in seen.replies.values()]
@@ -262,12 +292,14 @@ def _files(folder: Path) -> Iterator[bytes]:
             yield path.read_bytes()
 
 
-@_on_processor(
-    "Networks fail: a row must arrive once, whatever happens on the way.",
-    "Leave sending to the SDK: yield from process, send nothing yourself.",
-)
+@_on_processor
 def survives_a_faulty_network(lab: Lab) -> None:
-    """With refusals, cut connections and lost replies the same rows arrive, each once."""
+    """With refusals, cut connections and lost replies the same rows arrive, each once.
+
+    Networks fail: a row must arrive once, whatever happens on the way.
+
+    Leave sending to the SDK: yield from process, send nothing yourself.
+    """
     expected = _delivered(lab).rows["first"]
     backend = FaultyBackend(["cut", "503", "429", "ok", "lost_reply", "500", "lost_reply"])
     seen = uploaded_once(lab, backend, upload_wait_s=40)
@@ -276,23 +308,27 @@ def survives_a_faulty_network(lab: Lab) -> None:
     _demand_same(arrived, expected, f"{len(arrived)} rows arrived instead of {len(expected)}")
 
 
-@_on_processor(
-    "A backend that is away is no failure: the outbox keeps everything.",
-    "Leave process_and_upload as it is: `queued` is a success.",
-)
+@_on_processor
 def a_backend_that_is_away_gives_queued(lab: Lab) -> None:
-    """Without a backend the run succeeds, and says `queued`."""
+    """Without a backend the run succeeds, and says `queued`.
+
+    A backend that is away is not a failure: the outbox keeps everything.
+
+    Leave process_and_upload as it is: `queued` is a success.
+    """
     seen = uploaded_once(lab, FaultyBackend(always="503"), upload_wait_s=0)
     status = seen.result("upload").get("status")
     demand(status == "queued", f"the status is {status!r}")
 
 
-@_on_processor(
-    "A refused upload that looks like a success is found months later.",
-    "Leave process_and_upload as it is: catch no error around it.",
-)
+@_on_processor
 def a_refusal_is_a_failure(lab: Lab) -> None:
-    """Rows that the backend refuses for good fail the run."""
+    """Rows that the backend refuses for good fail the run.
+
+    A refused upload that looks like a success is found months later.
+
+    Leave process_and_upload as it is: catch no error around it.
+    """
     seen = uploaded_once(lab, FaultyBackend(always="422"), upload_wait_s=20)
     demand(not seen.replies["upload"].success, "a refused upload was answered with success")
 
@@ -321,12 +357,14 @@ def _source_with_canary(lab: Lab, column: str) -> str:
     return str(marked)
 
 
-@_on_processor(
-    "The client decides what leaves: a dropped column must not leave by another name.",
-    "Copy no column into another; a column that is needed elsewhere may exclude this check.",
-)
+@_on_processor
 def a_dropped_column_does_not_leave(lab: Lab) -> None:
-    """With a column dropped by the client, its values are in no body."""
+    """With a column dropped by the client, its values are in no body.
+
+    The client decides what leaves: a dropped column must not leave by another name.
+
+    Copy no column into another; a column that is needed elsewhere may exclude this check.
+    """
     column = _column_to_drop(lab)
     source = _source_with_canary(lab, column)
     seen = uploaded_once(lab, FaultyBackend(), source, egress={"drop": [column]})
@@ -347,12 +385,14 @@ def _file_outside(lab: Lab) -> Path:
     return outside
 
 
-@_on_processor(
-    "A call may name any path: only the client's data roots may be read.",
-    "Let an own `read` take names, not paths, and look for them in one folder of the settings.",
-)
+@_on_processor
 def reads_nothing_outside_its_roots(lab: Lab) -> None:
-    """A path outside `data_roots` is refused."""
+    """A path outside `data_roots` is refused.
+
+    A call may name any path: only the client's data roots may be read.
+
+    Let an own `read` take names, not paths, and look for them in one folder of the settings.
+    """
     seen = uploaded_once(lab, FaultyBackend(), str(_file_outside(lab)), upload_wait_s=20)
     demand(not seen.replies["upload"].success, "a file outside data_roots was read")
     demand(not seen.backend.rows, "rows of a file outside data_roots arrived")

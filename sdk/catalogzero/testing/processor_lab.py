@@ -46,7 +46,7 @@ class ProcessorSource(Protocol):
 def processor(lab: Lab, **config: Any) -> CloudProcessor:
     """A processor of the class."""
     made = lab.make(**config)
-    demand(isinstance(made, CloudProcessor), f"{type(made).__name__} is no CloudProcessor")
+    demand(isinstance(made, CloudProcessor), f"{type(made).__name__} is not a CloudProcessor")
     return cast("CloudProcessor", made)
 
 
@@ -142,7 +142,9 @@ class Uploaded:
         """The result of an upload that succeeded."""
         reply = self.replies[step]
         demand(reply.success, f"process_and_upload failed: {reply.error}")
-        demand(isinstance(reply.result, dict), f"its result is {shown(reply.result)}, no object")
+        demand(
+            isinstance(reply.result, dict), f"its result is {shown(reply.result)}, not an object"
+        )
         return cast("dict[str, Any]", reply.result)
 
 
@@ -191,6 +193,6 @@ _add_hook_once = cache(sys.addaudithook)
 def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook cannot be taken away again: it does nothing while nobody watches."""
     if _WATCHERS and event in ("socket.connect", "socket.getaddrinfo"):
-        told = arguments[1] if event == "socket.connect" else arguments[0]
+        address = arguments[1] if event == "socket.connect" else arguments[0]
         for watcher in _WATCHERS:
-            watcher(str(told))
+            watcher(str(address))

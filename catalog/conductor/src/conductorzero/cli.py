@@ -1,6 +1,6 @@
 """The command `conductorzero`: the verbs that a client needs, for this entry.
 
-Each verb is `catalogzero`'s own, with this entry as its target: `--help` behind it tells more.
+Each verb is `catalogzero`'s own, with this entry as its target: `--help` behind it shows more.
 
 Layer: catalog entry, imports nothing of catalogzero.
 """

@@ -1,6 +1,6 @@
 """The package's own command: the verbs that a client needs, for this entry.
 
-Each verb is `catalogzero`'s own, with this entry as its target: `--help` behind it tells more.
+Each verb is `catalogzero`'s own, with this entry as its target: `--help` behind it shows more.
 """
 
 import sys
