@@ -2,8 +2,9 @@
 
     python -m benchmarks.startup [--rounds 7] [--json]
 
-The peer is `python -c "import zmq, psutil, asyncio"`, started and ended. Rounds alternate; both
-wall time and processor time are told, as the latter suffers less from what else the machine does.
+The peer is `python -c "import zmq, psutil, asyncio"`, started and ended; `import catalogzero` is
+put beside the import of the libraries that it uses. Rounds alternate; both wall time and processor
+time are told, as the latter suffers less from what else the machine does.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ import orjson
 import zmq
 
 ROOT = Path(__file__).parents[1]
+LIBRARIES = "asyncio, orjson, psutil, pydantic, pydantic_settings, structlog, zmq, zmq.asyncio"
+"""What `import catalogzero` imports; tests/house/test_dependencies.py holds it to these."""
 Cost = tuple[float, float]
 """(wall seconds, processor seconds)"""
 
 
-def bare() -> Cost:
+def bare(names: str = "zmq, psutil, asyncio") -> Cost:
     """Start Python, import, end."""
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", "import zmq, psutil, asyncio"])
+    process = subprocess.Popen([sys.executable, "-c", f"import {names}"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     wall_s = time.perf_counter() - began
     _, _, usage = os.wait4(process.pid, 0)
@@ -71,6 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pairs = [(bare(), handler(folder)) for _ in range(options.rounds + 1)][1:]
+    imports = [(bare(LIBRARIES), bare("catalogzero")) for _ in range(options.rounds + 1)][1:]
     told = {
         "bare_s": statistics.median(b[0] for b, _ in pairs),
         "handler_s": statistics.median(h[0] for _, h in pairs),
@@ -78,7 +82,10 @@ def main() -> None:
         "bare_cpu_s": statistics.median(b[1] for b, _ in pairs),
         "handler_cpu_s": statistics.median(h[1] for _, h in pairs),
         "cpu_ratio": statistics.median(h[1] / b[1] for b, h in pairs),
+        "libraries_cpu_s": min(libraries[1] for libraries, _ in imports),
+        "import_cpu_s": min(ours[1] for _, ours in imports),
     }
+    import_ratio = told["import_ratio"] = told["import_cpu_s"] / told["libraries_cpu_s"]
     if options.json:
         print(json.dumps(told))
         return
@@ -86,6 +93,7 @@ def main() -> None:
     print(f"first reply     {told['handler_s']:6.2f} s wall {told['handler_cpu_s']:6.2f} s CPU")
     ratios = f"{told['wall_ratio']:6.2f}        {told['cpu_ratio']:6.2f}"
     print(f"ratio           {ratios}      budget <= 4")
+    print(f"import catalogzero / its libraries {import_ratio:5.2f} budget <= 1.15 (CPU, minimum)")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
+from catalogzero.config.registry import registry_stanzas
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import (
     BadCallError,
@@ -73,5 +74,6 @@ __all__ = [
     "fan_out",
     "internal",
     "job",
+    "registry_stanzas",
     "resource",
 ]

@@ -125,9 +125,16 @@ async def test_state_that_others_can_read_is_warned_of_and_left_as_it_is(home: P
     assert mend not in finished("check", "uploader", cwd=home, **known).stdout
 
 
-def test_a_database_that_others_can_read_is_warned_of(home: Path) -> None:
+@pytest.mark.parametrize(("mode", "group"), [(0o644, None), (0o640, NOBODY)])
+def test_a_database_that_others_can_read_is_warned_of(
+    home: Path, mode: int, group: int | None
+) -> None:
     database = home / "backend.db"
-    database.touch(mode=0o644)
+    database.touch(mode=mode)
+    if group is not None:
+        if os.getuid() != 0:
+            pytest.skip("only root gives a file to any group")
+        os.chown(database, -1, group)
 
     listed = finished("backend", "tenants", "list", "--database", str(database), cwd=home)
 

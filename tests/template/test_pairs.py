@@ -330,12 +330,17 @@ def test_a_package_builds_wheel_and_sdist_with_everything_in_them(
     assert not [name for name in names if name.startswith("tests/")]
     assert sums.read_text().splitlines() == [f"{sha256_of(path)}  {path.name}" for path in built]
     told = json.loads(bill.read_text())
-    named = {component["name"] for component in told["components"]}
-    assert {"catalogzero", "pydantic", "pyarrow", "pyzmq"} <= named
+    root = told["metadata"]["component"]
+    named = {component["name"]: component for component in told["components"]}
+    assert root["hashes"] == [{"alg": "SHA-256", "content": sha256_of(wheel)}]
+    assert {"catalogzero", "pydantic", "pyarrow", "pyzmq"} <= named.keys()
+    assert not named.keys() & {"pytest", "mypy", "cyclonedx-bom"}
+    assert named["pydantic"]["licenses"][0]["license"]["id"] == "MIT"
     assert {link["ref"] for link in told["dependencies"]} == {
-        told["metadata"]["component"]["purl"],
-        *(component["purl"] for component in told["components"]),
+        root["bom-ref"],
+        *(component["bom-ref"] for component in named.values()),
     }
+    assert str(Path.cwd()) not in bill.read_text()
     assert sdist.name.endswith(".tar.gz")
 
 

@@ -69,7 +69,17 @@ def test_a_registry_file_names_its_handlers(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["handlers: 3", "a: [", "[]", "\x00", "handlers: {a: 1}"])
+NINE = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("handlers: 3", "a: [", "[]", "\x00", "handlers: {a: 1}", "handlers: &a [*a]", "~: 1"),
+        *(f"a0: &a0 x\n{NINE}handlers: *a9\n", "handlers: " + "[" * 200_000),
+    ],
+    ids=lambda text: text[:20].encode("unicode_escape").decode(),
+)
 def test_a_file_that_is_no_registry_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "registry.yaml"
     path.write_text(text)

@@ -43,6 +43,7 @@ class AnyOrder(TyperGroup):
 app = typer.Typer(no_args_is_help=True, cls=AnyOrder)
 
 CONNECT_TIMEOUT_S = 5.0
+MAX_ANSWER_BYTES = 64 << 20
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SCHEDULE_OPTIONS = (
     *("job_id", "timeout_s", "overlap", "misfire_grace_s", "max_attempts"),
@@ -486,16 +487,16 @@ def _ask_all(
         UnauthorizedError: The token is missing or wrong.
     """
     import httpx
-    from httpx_aiohttp import AiohttpTransport
+
+    from catalogzero.cloud.sending.door import Door
 
     api: Api = context.obj
     headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
 
     async def ask() -> list[httpx.Response]:
-        async with httpx.AsyncClient(
-            transport=AiohttpTransport(), headers=headers, timeout=timeout
-        ) as client:
+        door = Door(max_answer_bytes=MAX_ANSWER_BYTES)
+        async with httpx.AsyncClient(transport=door, headers=headers, timeout=timeout) as client:
             return [await _send(client, api.url, one) for one in requests]
 
     try:

@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
-from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -31,6 +30,7 @@ from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, CatalogZeroError, ConfigError
+from catalogzero.protocol.deciding import http_date
 from catalogzero.protocol.identities import url_under
 from catalogzero.sql import DamagedFileError
 
@@ -132,12 +132,12 @@ async def _key(answer: Callable[[], Awaitable[httpx.Response]], settings: CloudS
 async def _clock(answer: Callable[[], Awaitable[httpx.Response]], clock: Clock) -> Finding:
     """Near the backend's."""
     try:
-        date = (await answer()).headers.get("date")
+        date = http_date((await answer()).headers.get("date", ""))
     except (httpx.HTTPError, OSError, ConfigError):
         return Finding("clock", "warn", "not compared: no answer from the backend", "see backend")
     if date is None:
         return Finding("clock", "pass", "the backend tells no time")
-    off_s = (clock.now() - parsedate_to_datetime(date)).total_seconds()
+    off_s = (clock.now() - date).total_seconds()
     if abs(off_s) > SKEW_S:
         mend = "turn on time synchronisation (timedatectl set-ntp true)"
         return Finding("clock", "warn", f"{off_s:+.0f} s off the backend's", mend)

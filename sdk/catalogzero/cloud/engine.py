@@ -12,8 +12,6 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import ValidationError
-
 from catalogzero.cloud.egress import AuditLog, egress_key, policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.outbox.identity import MOVED
@@ -30,7 +28,7 @@ from catalogzero.cloud.sending.push import Pusher
 from catalogzero.cloud.sending.sender import Sender
 from catalogzero.cloud.settings import Params
 from catalogzero.errors import CatalogZeroError, FailedError
-from catalogzero.protocol.bodies import AS_JSON, Known
+from catalogzero.protocol.bodies import AS_JSON, Known, fitting
 from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
 from catalogzero.protocol.problems import Kind
 from catalogzero.wire.messages import encode_json
@@ -39,6 +37,10 @@ _RETRY_LOOK_S = 1.0
 _REFUSED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers to a start that say nothing of epochs: the key, the proxy or the address is at fault."""
 _SHOWN = 20
+_NAME_CHARS = 200
+_TOLD_BYTES = 128 << 20
+_PAGE_BYTES, _SOURCE_BYTES = 1 << 16, 256
+"""What a backend may tell of sources in one start, and what a page and a source count at least."""
 
 
 class Engine:
@@ -200,12 +202,12 @@ class Engine:
         here = self._installation()
         outcome = await self._ask("PUT", encode_json({**here, **said}))
         if outcome.type == Kind.GENERATION_CHANGED.uri:  # nothing of it is kept but by the answer
-            said["generation"] = outcome.members.get("generation")
+            said["generation"] = str(outcome.members.get("generation"))[:_NAME_CHARS]
             outcome = await self._ask("PUT", encode_json({**here, **said}))
         decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
         answer = outcome.members
         if decision.verdict is Verdict.MOVED:  # nothing is read or sent until `adopt` or `new`
-            since = answer.get("since")
+            since = str(answer.get("since") or "")[:_NAME_CHARS]
             moved = {"installation_id": self._identity.installation_id, "since": since}
             await asyncio.to_thread(self._outbox.remember, MOVED, moved)
             self._log.error("installation moved", since=since)
@@ -221,7 +223,8 @@ class Engine:
                     self._log.warning("sources are read again", **about)
                 await self._sender.go(known.epoch)
                 return True
-            decision = Decision(Verdict.RETRY, "the backend's answer to the start is not whole")
+            told = "the backend's answer to the start is not whole, or beyond what one may tell"
+            decision = Decision(Verdict.RETRY, told)
         fenced = outcome.status in _REFUSED or (
             said["epoch"] and outcome.status == HTTPStatus.FORBIDDEN
         )
@@ -240,17 +243,23 @@ class Engine:
         return True
 
     async def _whole(self, answer: dict[str, Any]) -> Known | None:
-        """The answer with its further pages; None where they are not of one generation."""
-        try:
-            known = page = Known.model_validate(answer)
-            while page.next is not None:
-                outcome = await self._ask("GET", b"", next=page.next)
-                page = Known.model_validate(outcome.body if outcome.status == HTTPStatus.OK else {})
-                if (page.generation, page.epoch) != (known.generation, known.epoch):
-                    return None
-                known.states.update(page.states)
-        except ValidationError:
+        """The answer with its further pages.
+
+        None where they are not of one generation, name no source that is new, or are too many.
+        """
+        known = page = fitting(Known, answer)
+        if known is None or page is None:
             return None
+        left = _TOLD_BYTES
+        while page.next is not None:
+            outcome = await self._ask("GET", b"", next=page.next)
+            page = fitting(Known, outcome.body) if outcome.status == HTTPStatus.OK else None
+            if page is None or (page.generation, page.epoch) != (known.generation, known.epoch):
+                return None
+            left -= max(outcome.size, _SOURCE_BYTES * len(page.states), _PAGE_BYTES)
+            if left < 0 or not page.states.keys() - known.states.keys():
+                return None
+            known.states.update(page.states)
         return known
 
     def _start_again(self) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 DEFAULT_NAME = "handler_registry.yaml"
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 100
+MAX_FAULTS = 100
+"""Those that are named; of further ones only how many there are."""
 CONFIG_AT = ("handlers", 0)  # as deep as a stanza: what is below it is an entry's own
 STANZA_KEYS = frozenset({"handler_id", "module_path", "class_name", "entry", "config"})
 RUNTIME_KEYS = frozenset(RuntimeSettings.model_fields) - {"handler_id", "scheduler"}
@@ -105,13 +107,30 @@ def load_registry(path: Path) -> Registry:
         faults.append(f"{path}:{_line(lines, ('scheduler',))}: `scheduler`: {fault}")
     faults += _faults(path, handlers, lines)
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise _error(faults)
     own: list[Lines] = [{} for _ in handlers]
     for place, line in lines.items():
         if len(place) > 1 and place[0] == "handlers":
             own[cast(int, place[1])][place[2:]] = line
     stanzas = [_stanza(path, item, own[n]) for n, item in enumerate(handlers)]
     return Registry(path, scheduler, stanzas)
+
+
+def registry_stanzas(path: Path) -> list[Any]:
+    """The stanzas of a registry file as they stand there, read in bounds, nothing else looked at.
+
+    For who shows the handlers of a file without serving them, such as a dashboard.
+
+    Raises:
+        ConfigError: It cannot be read, is no registry file, or a key in it is at fault.
+    """
+    document, _, faults = read_yaml(path, option="--registry")
+    if faults:
+        raise _error(faults)
+    stanzas = document.get("handlers") if isinstance(document, dict) else None
+    if not isinstance(stanzas, list):
+        raise ConfigError(f"{path}:1: `handlers:` must be a list of stanzas")
+    return stanzas
 
 
 def read_yaml(path: Path, *, option: str) -> tuple[Any, Lines, list[str]]:
@@ -175,7 +194,7 @@ def _look_through(path: Path, root: yaml.Node, lines: Lines, *, most: int) -> It
     """Note the line of everything in a file; gives the faults of its keys.
 
     Raises:
-        ConfigError: Its aliases stand for more than `most` values.
+        ConfigError: Its aliases stand for more than `most` values, or nest too deeply.
     """
     import yaml
 
@@ -183,6 +202,9 @@ def _look_through(path: Path, root: yaml.Node, lines: Lines, *, most: int) -> It
     while nodes:
         at, node = nodes.pop()
         lines.setdefault(at, node.start_mark.line + 1)
+        if len(at) > MAX_DEPTH:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"{path}:{line}: nested more than {MAX_DEPTH} deep, by aliases")
         if len(nodes) + len(lines) > most:
             line = node.start_mark.line + 1
             raise ConfigError(f"{path}:{line}: aliases stand for too many values: write them out")
@@ -207,7 +229,7 @@ def _wrong_key(key: yaml.Node, at: Place) -> str | None:
     if not isinstance(key.value, str):
         return "a key is a text"
     read_as = {"bool": "true or false", "null": "nothing", "timestamp": "a date"}
-    told = read_as.get(kind, "a number")
+    told = {**read_as, "int": "a number", "float": "a number"}.get(kind, "no text")
     return f"the key `{key.value}` is read as {told}: put it in quotes"
 
 
@@ -219,12 +241,18 @@ def _constructed(root: yaml.Node) -> Any:
         def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
             try:
                 return super().construct_object(node, deep)
-            except (ValueError, OverflowError):
+            except (ValueError, OverflowError, LookupError, AttributeError):
                 kind = node.tag.rpartition(":")[2]
                 problem = f"`{str(node.value)[:40]}` is no {kind}: put it in quotes"
                 raise yaml.MarkedYAMLError(None, None, problem, node.start_mark) from None
 
     return Constructor().construct_document(root)
+
+
+def _error(faults: list[str]) -> ConfigError:
+    """The faults of a file, as one error."""
+    more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+    return ConfigError("\n".join([*faults[:MAX_FAULTS], *more]))
 
 
 def _line(lines: Lines, place: Place) -> int:

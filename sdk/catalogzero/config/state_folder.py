@@ -46,13 +46,23 @@ def create_private(path: Path) -> None:
 
 
 def open_to_others(path: Path) -> bool:
-    """Whether other users of this machine can read a file, or list a folder; groups aside."""
+    """Whether other users of this machine can read a file, or list a folder.
+
+    A group counts where it is not this process's own, as with key files.
+    """
+    if sys.platform == "win32":
+        return False
     path = path.absolute()
     try:
-        reachable = all(folder.stat().st_mode & 0o001 for folder in path.parents)
-        return sys.platform != "win32" and reachable and bool(path.stat().st_mode & 0o004)
+        found, above = path.stat(), [folder.stat() for folder in path.parents]
     except OSError:  # gone meanwhile, as a database's -wal goes with its last user
         return False
+    group = found.st_gid if found.st_mode & 0o040 and found.st_gid != os.getegid() else None
+    by_all = found.st_mode & 0o004 and all(one.st_mode & 0o001 for one in above)
+    by_group = group is not None and all(
+        one.st_mode & (0o010 if one.st_gid == group else 0o001) for one in above
+    )
+    return bool(by_all or by_group)
 
 
 def read_by_others(folder: Path) -> list[Path]:

@@ -283,12 +283,13 @@ def _read(place: str, name: str) -> str:
 
     url = f"{_url(place)}/{name}"
     try:  # redirects are not followed
-        with httpx.stream("GET", url, timeout=FETCH_TIMEOUT_S) as answer:
+        plain = {"Accept-Encoding": "identity"}
+        with httpx.stream("GET", url, headers=plain, timeout=FETCH_TIMEOUT_S) as answer:
             if answer.status_code != httpx.codes.OK:
                 status = f"{url} answers {answer.status_code}: name the catalog's own address"
                 raise ConfigError(status)
             body = bytearray()
-            for part in answer.iter_bytes():
+            for part in answer.iter_raw():  # no coding is unpacked, however small it came
                 body += part
                 if len(body) > MAX_ANSWER_BYTES:
                     raise ConfigError(f"{url} is longer than a catalog's file may be")

@@ -1,16 +1,18 @@
 """Builds a vendor's package: wheel and sdist, their hashes, and a bill of materials.
 
 Owns what stands in the vendor's `dist/`. The bill of materials (CycloneDX 1.6, JSON) names the
-package and everything that it needs, as it is installed here; it has no time and no serial
-number, so that the same build gives the same bytes.
+package and everything that it needs, as it is installed here, each with its licence; it has no time
+and no serial number, so that the same build gives the same bytes.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from packaging.utils import canonicalize_name
@@ -63,65 +65,51 @@ def describe_build(built: list[Path]) -> list[Path]:
 
 
 def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
-    """The wheel and all that it needs, in CycloneDX's words."""
-    root = _component(wheel.name, str(wheel.version), wheel.fields.get("License-Expression"))
+    """The wheel and all that it needs, with licences and what needs what, as cyclonedx-py says.
+
+    That looks at an environment as a whole, so it is shown the metadata of what the wheel needs
+    alone.
+    """
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for found in closure_of(wheel):
+            told = folder / f"{found.name}-{found.version}.dist-info" / "METADATA"
+            told.parent.mkdir()
+            told.write_text(found.read_text("METADATA") or "", "utf-8")
+        project = folder / "pyproject.toml"
+        about = {
+            "name": wheel.name,
+            "version": str(wheel.version),
+            "license": wheel.fields.get("License-Expression", ""),
+            "dependencies": wheel.fields.get_all("Requires-Dist") or [],
+        }
+        lines = [f"{key} = {json.dumps(value)}\n" for key, value in about.items() if value]
+        project.write_text("".join(["[project]\n", *lines]), "utf-8")
+        tool = [sys.executable, "-m", "cyclonedx_py", "environment", "-S", "--no-validate"]
+        form = ["--output-reproducible", "--sv", "1.6", "--mc-type", "library"]
+        shown = {**os.environ, "PYTHONPATH": str(folder)}
+        said = run_tool([*tool, *form, "--pyproject", str(project), sys.executable], env=shown)
+    bill: dict[str, Any] = json.loads(said)
+    root = bill["metadata"]["component"]
     root["hashes"] = [{"alg": "SHA-256", "content": wheel.sha256}]
-    needed, installed = _closure(wheel)
-    components = [
-        _component(name, found.version, found.metadata.json.get("license_expression"))
-        for name, found in sorted(installed.items())
-    ]
-    references = {component["name"]: component["bom-ref"] for component in (root, *components)}
-    links = [
-        {"ref": references[name], "dependsOn": sorted(references[other] for other in others)}
-        for name, others in sorted(needed.items())
-    ]
-    return {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "version": 1,
-        "metadata": {"component": root},
-        "components": components,
-        "dependencies": links,
-    }
+    return bill
 
 
-def _closure(wheel: Wheel) -> tuple[dict[str, set[str]], dict[str, Distribution]]:
+def closure_of(wheel: Wheel) -> list[Distribution]:
     """What the wheel needs, and what that needs, by name; what is not installed is left out."""
-    needed: dict[str, set[str]] = {wheel.name: set()}
-    installed: dict[str, Distribution] = {}
+    found: dict[str, Distribution] = {}
     seen: set[tuple[str, str]] = {(wheel.name, "")}
-    waiting = [(wheel.name, requirement) for requirement in wheel.needs()]
+    waiting = list(wheel.needs())
     while waiting:
-        parent, requirement = waiting.pop()
+        requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
         try:
-            found = installed.get(name) or distribution(name)
+            found[name] = found.get(name) or distribution(name)
         except PackageNotFoundError:
             continue
-        installed[name] = found
-        needed.setdefault(name, set())
-        if name != parent:  # a distribution may require itself, with an extra
-            needed[parent].add(name)
         for extra in ("", *requirement.extras):
             if (name, extra) not in seen:
                 seen.add((name, extra))
-                further = requirements_here(found.requires, extra)
-                waiting += [(name, requirement) for requirement in further]
-    installed.pop(wheel.name, None)
-    return needed, installed
-
-
-def _component(name: str, version: str, licence: object) -> dict[str, Any]:
-    """One distribution, with the SPDX expression of its licence where its metadata has one."""
-    purl = f"pkg:pypi/{name}@{version}"
-    component: dict[str, Any] = {
-        "type": "library",
-        "bom-ref": purl,
-        "name": name,
-        "version": version,
-        "purl": purl,
-    }
-    if isinstance(licence, str) and licence:
-        component["licenses"] = [{"expression": licence}]
-    return component
+                waiting += requirements_here(found[name].requires, extra)
+    found.pop(wheel.name, None)
+    return [found[name] for name in sorted(found)]

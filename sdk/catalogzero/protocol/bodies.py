@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -125,8 +125,24 @@ class Known(_Body):
 
     generation: Name
     epoch: Epoch
-    states: dict[str, Told]
+    states: dict[Key, Told]
     next: Text | None = None
+
+
+class Done(_Body):
+    """The answer to `complete` that ends an upload, and to an array of the simple form."""
+
+    job_id: Key | Count
+    by: Text = ""
+    source_seq: Count | None = None
+
+
+class Superseded(_Body):
+    """The answer to a `complete` that came too late."""
+
+    superseded: Literal[True]
+    source_seq: Epoch = 0
+    watermark: Opaque = None
 
 
 class HealthReport(_Body):
@@ -138,6 +154,14 @@ class HealthReport(_Body):
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def fitting(model: type[ModelT], value: Any) -> ModelT | None:
+    """The model of an answer's JSON; None where it does not fit."""
+    try:
+        return model.model_validate(value)
+    except ValidationError:
+        return None
 
 
 def read_model(model: type[ModelT], body: bytes) -> ModelT:

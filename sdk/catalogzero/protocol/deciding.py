@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from catalogzero.protocol.bodies import GENERATION
+from catalogzero.protocol.bodies import GENERATION, MAX_SEQ, Done, Superseded, fitting
 from catalogzero.protocol.problems import TYPE_PREFIX, Kind
 
 MAX_RETRY_AFTER_S = 3_600.0
@@ -37,13 +37,16 @@ class Asked(StrEnum):
 class Outcome:
     """What came of a request: an answer, or a fault (then `status` is None).
 
-    `body` is the answer's JSON, None where it is none; `text` the start of the answer as it came.
+    `body` is the answer's JSON, None where it is none; `text` the start of the answer as it came,
+    `size` its bytes.
+    A fault beside a status is that of the answer's content, which then counts for nothing.
     `blocked` is a fault on this side, such as a key file that cannot be read: nothing was sent.
     """
 
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
+    size: int = 0
     text: str = ""
     fault: str = ""
     blocked: bool = False
@@ -77,6 +80,8 @@ class Outcome:
 
         A sign-in page, or any other page on the way, is none.
         """
+        if self.fault:
+            return False
         text = self.text.strip()
         if self.body is not None or text in {"", "null"}:
             return True
@@ -202,8 +207,11 @@ CONDITIONS: dict[str, Callable[[_Sent], bool]] = {
     "": lambda sent: True,
     "nothing could be sent": lambda sent: sent.outcome.blocked,
     "`auto`, and no chunk was taken yet": lambda sent: sent.probing,
-    "`superseded`": lambda sent: sent.outcome.members.get("superseded") is True,
-    "a `job_id`": lambda sent: sent.outcome.members.get("job_id") is not None,
+    "`superseded`": lambda sent: fitting(Superseded, sent.outcome.members) is not None,
+    "a `job_id`": lambda sent: (
+        fitting(Done, sent.outcome.members) is not None
+        and not sent.outcome.members.get("superseded")
+    ),
     "`missing`": lambda sent: _is_numbers(sent.outcome.members.get("missing")),
     "`installation-moved`": lambda sent: sent.outcome.type == Kind.INSTALLATION_MOVED.uri,
     "`generation-changed`": lambda sent: sent.outcome.type == Kind.GENERATION_CHANGED.uri,
@@ -254,8 +262,10 @@ def _among(listed: str, names: set[str]) -> bool:
 
 
 def _is_numbers(value: Any) -> bool:
-    """Whether a member of an answer is a list of integers."""
-    return isinstance(value, list) and all(isinstance(item, int) for item in value)
+    """Whether a member of an answer is a list of numbers that chunks may have."""
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item <= MAX_SEQ for item in value
+    )
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
@@ -265,12 +275,19 @@ def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
         return None
     if value.isascii() and value.isdigit():
         return min(float(value[:12]), MAX_RETRY_AFTER_S)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
+    date = http_date(value)
+    if date is None:
         return None
-    date = date.replace(tzinfo=UTC) if date.tzinfo is None else date
     return min(max((date - now).total_seconds(), 0.0), MAX_RETRY_AFTER_S)
+
+
+def http_date(text: str) -> datetime | None:
+    """The time that a header names; None where it names none."""
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 
 
 def _header(headers: Mapping[str, str], name: str) -> str:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from catalogzero import ConfigError
+from catalogzero import ConfigError, registry_stanzas
 
 HTTP_TIMEOUT_S = 4.0
 MAX_LIST_BYTES = 4 << 20
@@ -71,15 +70,9 @@ def peers_of_file(path: Path) -> list[Peer]:
         ConfigError: Not readable, not YAML, or without a `handlers:` list.
     """
     try:
-        if path.stat().st_size > MAX_LIST_BYTES:
-            raise ValueError(f"more than {MAX_LIST_BYTES >> 20} MiB")
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: cannot be read as a registry file: {reason}") from None
-    stanzas = body.get("handlers") if isinstance(body, dict) else None
-    if not isinstance(stanzas, list):
-        raise ConfigError(f"{path}: handlers: must be a list of stanzas with handler_id and port")
+        stanzas = registry_stanzas(path)
+    except ConfigError as error:
+        raise ConfigError(f"cannot be read as a registry file: {error}") from None
     return [peer for stanza in stanzas if (peer := _peer_of_stanza(stanza)) is not None]
 
 
@@ -131,7 +124,7 @@ class RegistryFile:
             raise ConfigError(f"{self.path}: there is no such registry file") from None
         mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if mark != self._seen:
-            self._peers = peers_of_file(self.path)
+            self._peers = await asyncio.to_thread(peers_of_file, self.path)
             self._seen = mark
         return self._peers
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-from httpx_aiohttp import AiohttpTransport
 
 from catalogzero.backend.conformance import chunked, health, identity, simple
 from catalogzero.backend.conformance.probe import Check, Ledger, NotConformingError, Probe
+from catalogzero.cloud.sending.door import Door
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
 
 Form = Literal["auto", "chunked", "simple"]
@@ -122,8 +122,7 @@ async def _client(timeout_s: float, ca_file: Path | None) -> AsyncIterator[httpx
         tls = ssl.create_default_context(cafile=ca_file)
     except OSError as error:
         raise ConfigError(f"ca_file {ca_file}: {error.strerror or error}") from None
-    transport = AiohttpTransport(verify=tls, trust_env=False)
-    async with httpx.AsyncClient(transport=transport, timeout=timeout_s) as client:
+    async with httpx.AsyncClient(transport=Door(tls), timeout=timeout_s) as client:
         yield client
 
 

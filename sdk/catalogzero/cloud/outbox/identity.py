@@ -55,6 +55,7 @@ class OutboxIdentity(OutboxContents):
         self._remember(INSTALLATION, installation_id)
         self._remember(LAST_NONCE, self.fact(NONCE))
         self._remember(NONCE, None)
+        self._forget_told()
         here = self.execute(
             "SELECT source_key FROM sources UNION SELECT source_key FROM uploads"
             " WHERE ended_at IS NULL"
@@ -123,6 +124,13 @@ class OutboxIdentity(OutboxContents):
         return bool(generation) and self.fact(GENERATION) not in (None, generation)
 
     # Inside: each in the transaction of its caller
+
+    def _forget_told(self) -> None:
+        """Drop the sources that are known by what a backend told alone: each start tells all."""
+        self.execute(
+            "DELETE FROM sources WHERE source IS NULL AND COALESCE(upload_id, upload_key) IS NULL"
+            " AND source_key NOT IN (SELECT source_key FROM uploads)"
+        )
 
     def _compare(self, key: str, told: Told) -> bool:
         """Compare one source; whether its mark was cleared."""

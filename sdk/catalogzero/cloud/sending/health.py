@@ -28,6 +28,8 @@ from catalogzero.wire.messages import encode_json
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 OLD_BACKLOG_S = 3_600.0
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 10.0, 86_400.0
+"""What a backend may ask reports to come at."""
 SKEW_S = 300.0
 _FACT_REPORT = "health_report_2"
 """Not the name of earlier releases, whose waiting report may hold a message of an exception."""
@@ -171,8 +173,8 @@ class HealthPost:
     async def _learn(self, answer: Mapping[str, Any]) -> None:
         """Take what the backend says of its clock and of the next report."""
         interval = answer.get("next_interval_s")
-        if isinstance(interval, int | float) and 1 <= interval <= 86_400:
-            self.next_interval_s = float(interval)
+        if isinstance(interval, int | float) and interval is not True and interval > 0:
+            self.next_interval_s = min(max(interval, SHORTEST_INTERVAL_S), LONGEST_INTERVAL_S)
         with suppress(ValueError, TypeError):  # it says no time, or one without a zone
             there = datetime.fromisoformat(str(answer.get("server_time")))
             skew = round((self._clock.now() - there).total_seconds(), 3)

@@ -18,21 +18,21 @@ from typing import Any, Self
 import aiohttp
 import httpx
 import orjson
-from httpx_aiohttp import AiohttpTransport
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.egress import AuditLog, Pace, check_host
+from catalogzero.cloud.sending.door import AnswerError, Door
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.key_files import read_key
 from catalogzero.config.settings import EgressPolicy, shown_url
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.bodies import JSON
-from catalogzero.protocol.deciding import MAX_PLAIN_BYTES, Asked, Outcome
+from catalogzero.protocol.deciding import MAX_PLAIN_BYTES, MAX_SAID_CHARS, Asked, Outcome
 from catalogzero.protocol.identities import Identity, url_under
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE
 
 SLOWEST_BYTES_PER_S = 4_096
-MAX_ANSWER_BYTES = 1 << 20
+MAX_ANSWER_DEPTH = 200
 MASKED = b"**********"
 _SLICE_BYTES = 1 << 14
 _CONNECT_TIMEOUT_S = 10.0
@@ -160,12 +160,19 @@ class Pusher:
                 asyncio.timeout(self._settings.upload_timeout_s + 2 * len(body) / rate),
                 self._client.stream(method, url, content=content, headers=headers) as answer,
             ):
-                body = (await _bounded(answer)).replace(secret, MASKED)
+                status, heads, fault = answer.status_code, dict(answer.headers), ""
+                try:
+                    body = (await answer.aread()).replace(secret, MASKED)
+                except AnswerError as error:
+                    body, fault = b"", str(error)
+                text = body[: 2 * MAX_PLAIN_BYTES].decode("utf-8", "replace")
                 return Outcome(
-                    status=answer.status_code,
-                    headers=dict(answer.headers),
+                    status=status,
+                    headers=heads,
                     body=_json(body),
-                    text=body[: 2 * MAX_PLAIN_BYTES].decode("utf-8", "replace"),
+                    size=len(body),
+                    text=text,
+                    fault=fault,
                 )
         except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError) as error:
             return _fault(error)
@@ -184,11 +191,10 @@ def http_client(settings: CloudSettings) -> httpx.AsyncClient:
     Raises:
         ConfigError: A certificate or key file cannot be loaded.
     """
-    transport = AiohttpTransport(
-        verify=tls_context(settings),
+    transport = Door(
+        tls_context(settings),
         proxy=_proxy(settings.proxy.get_secret_value()) if settings.proxy else None,
-        trust_env=False,
-        limits=httpx.Limits(max_connections=settings.upload_concurrency + 2),
+        connections=settings.upload_concurrency + 2,
     )
     timeout = httpx.Timeout(settings.upload_timeout_s, connect=_CONNECT_TIMEOUT_S)
     return httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False)
@@ -215,23 +221,23 @@ def tls_context(settings: CloudSettings) -> ssl.SSLContext:
     return context
 
 
-async def _bounded(answer: httpx.Response) -> bytes:
-    """The answer's body, as far as its limit."""
-    parts, size = [], 0
-    async for part in answer.aiter_bytes():
-        parts.append(part)
-        size += len(part)
-        if size > MAX_ANSWER_BYTES:
-            break
-    return b"".join(parts)
-
-
 def _json(body: bytes) -> Any:
-    """The JSON of an answer; None where it is none."""
+    """The JSON of an answer; None where it is none, or nested deeper than it could be kept."""
     try:
-        return orjson.loads(body)
+        value = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
+    level = [value]
+    for _ in range(MAX_ANSWER_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return value
+    return None
 
 
 def _fault(error: Exception) -> Outcome:
@@ -239,7 +245,8 @@ def _fault(error: Exception) -> Outcome:
     cause = error.__cause__
     if isinstance(cause, aiohttp.ClientHttpProxyError):
         return Outcome(status=cause.status, fault=f"the proxy answered {cause.status}")
-    return Outcome(fault=f"{type(error).__name__}: {error}".rstrip(": "))
+    told = f"{type(error).__name__}: {error}"[:MAX_SAID_CHARS].splitlines()[0]
+    return Outcome(fault=told.rstrip(": "))
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -25,7 +25,16 @@ from catalogzero.cloud.outbox.contents import DamagedChunkError, Upload
 from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.cloud.sending.push import Pusher
 from catalogzero.cloud.settings import CloudSettings
-from catalogzero.protocol.bodies import AS_JSON, CONTENT_TYPES, EPOCH, INSTALLATION, content_digest
+from catalogzero.protocol.bodies import (
+    AS_JSON,
+    CONTENT_TYPES,
+    EPOCH,
+    INSTALLATION,
+    Done,
+    Superseded,
+    content_digest,
+    fitting,
+)
 from catalogzero.protocol.codings import CODINGS, recode
 from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
 from catalogzero.protocol.identities import Identity
@@ -35,15 +44,21 @@ from catalogzero.wire.messages import encode_json
 PAUSED_PROBE_S = 300.0
 KEY_LOOK_S = 2.0
 POLL_S = 5.0
+KEPT_ANSWER_BYTES = 16_384
+"""Of what a backend said to an upload that it refused."""
 _BACKOFF = wait_random_exponential(multiplier=1.0, max=300.0)
 
 
 @dataclass(slots=True)
 class Backoff:
-    """When to try again: jittered exponential, or as the backend asked."""
+    """When to try again: jittered exponential, or as the backend asked.
+
+    `relapses` are successes that the backend took back: they count as attempts until the end.
+    """
 
     attempts: int = 0
     not_before: float = 0.0
+    relapses: int = 0
 
     def failed(self, now: float, retry_after_s: float | None = None) -> None:
         """Put the next try off; several that fail at once count as one."""
@@ -54,9 +69,15 @@ class Backoff:
         state.attempt_number = min(self.attempts, 32)
         self.not_before = now + max(_BACKOFF(state), retry_after_s or 0.0)
 
+    def relapsed(self, now: float) -> None:
+        """What was there is to be sent again: each time that follows waits longer."""
+        self.relapses += 1
+        self.attempts = max(self.attempts, self.relapses - 1)
+        self.failed(now)
+
     def succeeded(self) -> None:
         """The next try may be at once."""
-        self.attempts, self.not_before = 0, 0.0
+        self.attempts, self.not_before = self.relapses, 0.0
 
 
 class Sender:
@@ -105,6 +126,7 @@ class Sender:
         self._coding = CODINGS[0]
         self._all = Backoff()
         self._each: dict[str, Backoff] = {}
+        self._late: dict[str, Backoff] = {}
         self._resent: Counter[tuple[str, int]] = Counter()
         self._flying: dict[tuple[str, int | None], asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -142,8 +164,8 @@ class Sender:
         """Seconds until the next try; None when nothing waits."""
         if not self._waiting_work:
             return None
-        waits = [max(self._all.not_before, each.not_before) for each in self._each.values()]
-        due = min(waits, default=self._all.not_before)
+        waits = [each.not_before for each in self._each.values() if each.not_before]
+        due = max(min(waits, default=0.0), self._all.not_before)
         return max(due - self._clock.monotonic(), 0.0)
 
     # The start
@@ -213,19 +235,27 @@ class Sender:
             uploads = await asyncio.to_thread(self._outbox.open_uploads, resting)
             kept = resting.union(upload.upload_id for upload in uploads)
             self._each = {key: own for key, own in self._each.items() if key in kept}
+            self._resent = Counter({one: n for one, n in self._resent.items() if one[0] in kept})
             self._waiting_work = bool(resting) or any(self._has_work(one) for one in uploads)
             if self.holds:
                 return
             for upload in uploads:
                 if self._free_slots() <= 0:
                     return
-                own = self._each.get(upload.upload_id, Backoff())
+                own = self._each.get(upload.upload_id) or self._late_one(upload)
                 due = now >= max(own.not_before, self._all.not_before)
                 if due and self._has_work(upload):
                     await self._start(upload)
         except sqlite3.Error as error:
             self._log.warning("the outbox cannot be read", error=str(error))
             self.failed_all("the outbox cannot be read")
+
+    def _late_one(self, upload: Upload) -> Backoff:
+        """The backoff of an upload without one: its source's, where that was superseded before."""
+        late = self._late.get(upload.source_key)
+        if late is None:
+            return Backoff()
+        return self._each.setdefault(upload.upload_id, Backoff(not_before=late.not_before))
 
     def _has_work(self, upload: Upload) -> bool:
         """Whether something of an upload can be sent: a simple one is sent whole, once sealed."""
@@ -355,7 +385,7 @@ class Sender:
         if verdict is Verdict.RETRY:
             self._failed(key, outcome, decision.retry_after_s)
         elif verdict is Verdict.MOVED:
-            self._on_start_due()
+            self._start_due(key)
         elif verdict is Verdict.PAUSE:
             await self.pause(decision.reason, outcome.code)
         elif verdict is Verdict.DEAD:
@@ -363,7 +393,6 @@ class Sender:
         elif verdict is Verdict.OTHER_FORM:
             self._learn_form("simple")
         else:
-            await self._went_well(key, chunked=seq is not None)
             noted = await asyncio.to_thread(
                 note_answer,
                 self._outbox,
@@ -374,16 +403,37 @@ class Sender:
                 size,
                 generation=outcome.generation,
             )
+            await self._went_well(key, chunked=seq is not None)
             if not noted:
-                self._on_start_due()
+                self._start_due(key)
             elif verdict is Verdict.SEND_MISSING:
-                self._each.setdefault(key, Backoff()).failed(self._clock.monotonic())
+                self._relapsed(key)
+            elif verdict is Verdict.SUPERSEDED:
+                self._was_late(upload.source_key)
+            elif verdict is Verdict.DONE:
+                self._late.pop(upload.source_key, None)
+
+    def _was_late(self, source_key: str) -> None:
+        """Note that a source was superseded: the first time it may be sent again at once."""
+        if source_key in self._late:
+            self._late[source_key].relapsed(self._clock.monotonic())
+        else:
+            self._late[source_key] = Backoff()
+
+    def _start_due(self, key: str) -> None:
+        """Have a start answered before this upload is tried again, which may change nothing."""
+        self._relapsed(key)
+        self._on_start_due()
+
+    def _relapsed(self, key: str) -> None:
+        self._each.setdefault(key, Backoff()).relapsed(self._clock.monotonic())
 
     async def _dead(self, upload: Upload, reason: str, outcome: Outcome) -> None:
-        answer = {"reason": reason, "status": outcome.status, "body": outcome.body}
+        said = outcome.body if outcome.size <= KEPT_ANSWER_BYTES else outcome.text
+        answer = {"reason": reason, "status": outcome.status, "body": said}
         generation = outcome.generation
         if not await asyncio.to_thread(self._outbox.die, upload.upload_id, answer, generation):
-            self._on_start_due()
+            self._start_due(upload.upload_id)
             return
         self._log.error("upload refused", upload_id=upload.upload_id, reason=reason)
 
@@ -412,7 +462,8 @@ class Sender:
     async def _went_well(self, key: str, *, chunked: bool) -> None:
         """The backend took something: no pause, no waits, and its form is known."""
         self._all.succeeded()
-        self._each.pop(key, None)
+        if key in self._each:
+            self._each[key].succeeded()
         self.fault_code = ""
         if chunked and self._form == "unknown":
             self._learn_form("chunked")
@@ -440,13 +491,15 @@ def note_answer(
     outbox: Outbox,
     upload_id: str,
     verdict: Verdict,
-    body: dict[str, Any],
+    said: dict[str, Any],
     seq: int | None = None,
     size: int = 0,
     *,
     generation: str = "",
 ) -> bool:
     """Write into the outbox what an answer means; `seq` is that of a chunk, `size` what left.
+
+    Of what the backend said, only what has the protocol's form and bounds gets there.
 
     Returns:
         False where the answer is of another `generation` than the known one: it ends nothing.
@@ -456,12 +509,14 @@ def note_answer(
     elif verdict is Verdict.COMPLETE_NOW:
         outbox.acknowledge(upload_id, None)
     elif verdict is Verdict.SEND_MISSING:
-        outbox.missing(upload_id, body["missing"])
+        outbox.missing(upload_id, said["missing"])
     elif verdict is Verdict.SUPERSEDED:
-        return outbox.superseded(upload_id, body, generation)
+        answer = Superseded.model_validate(said).model_dump()
+        return outbox.superseded(upload_id, answer, generation)
     elif verdict is Verdict.DONE:
-        job_id = None if body.get("job_id") is None else str(body["job_id"])
-        seq = body.get("source_seq") if body.get("by") == "upload_key" else None
+        done = fitting(Done, said)
+        job_id = None if done is None else str(done.job_id)
+        seq = done.source_seq if done is not None and done.by == "upload_key" else None
         return outbox.done(upload_id, job_id, size, same_key_seq=seq, generation=generation)
     return True
 
