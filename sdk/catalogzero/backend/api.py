@@ -15,7 +15,6 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
 from aiohttp import web
 from sqlalchemy import Connection
 
@@ -329,14 +328,9 @@ class UploadApi:
         """The records of a body."""
         check_digest(body, digest)
         decoded = decompress(body, coding, self._settings.max_decoded_bytes)
-        if media is not None:
-            return parse(decoded, media, self._limits)
-        try:
+        if media is None:
             return parse_array(decoded, self._limits)
-        except orjson.JSONEncodeError:
-            raise ProblemError(
-                Kind.REFUSED_RECORDS, "a record is nested too deeply, or has a number too large"
-            ) from None
+        return parse(decoded, media, self._limits)
 
     @property
     def _has_hook(self) -> bool:

@@ -52,6 +52,8 @@ class CompletedUpload:
     async def records(self) -> AsyncIterator[dict[str, Any]]:
         """The upload's records in order, read chunk by chunk.
 
+        Whole numbers beyond 64 bits come as floats; `payload` of `visible_records` is exact.
+
         Raises:
             LookupError: A newer upload of the source replaced this one meanwhile.
         """
