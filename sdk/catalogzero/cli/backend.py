@@ -98,6 +98,19 @@ def verify(
     ca_file: Annotated[Path | None, typer.Option(help="Authorities to trust, PEM.")] = None,
     only: Annotated[str, typer.Option(help="Only checks whose name holds this.")] = "",
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 30.0,
+    other_key_file: Annotated[
+        Path | None, typer.Option(help="Holds another test tenant's key: are tenants apart?")
+    ] = None,
+    restart: Annotated[
+        str, typer.Option(help="Shell command that kills it (-9) and starts it: is all kept?")
+    ] = "",
+    rows: Annotated[
+        str,
+        typer.Option(
+            help="Shell command that prints what is visible, as JSON Lines of source and record: "
+            "are they the rows that were sent? Names begin with $CATALOGZERO_VERIFY_PREFIX."
+        ),
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Check that a backend speaks the upload protocol. It writes rows: use a test tenant.
@@ -113,7 +126,16 @@ def verify(
     key = _test_key(key_file)
     show = (lambda _: None) if as_json else _show_result
     verifying = suite.verify(
-        url, key, form=form.value, timeout_s=timeout_s, ca_file=ca_file, only=only, on_result=show
+        url,
+        key,
+        form=form.value,
+        timeout_s=timeout_s,
+        ca_file=ca_file,
+        only=only,
+        other_key="" if other_key_file is None else _test_key(other_key_file),
+        restart=restart,
+        rows=rows,
+        on_result=show,
     )
     report = asyncio.run(verifying)
     if as_json:
@@ -240,6 +262,8 @@ def _show_report(report: Report) -> None:
     typer.echo("What should be visible of them now, and nothing else:")
     for source, rows in report.visible.items():
         typer.echo(f"  {source}  {rows} rows")
+    for absent in report.not_checked:
+        typer.echo(f"Not checked: {absent}")
 
 
 def _write(database: str | None, work: Callable[[Connection], T]) -> T:
