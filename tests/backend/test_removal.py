@@ -180,6 +180,7 @@ async def test_of_a_removed_tenant_nothing_stays_and_no_number_is_given_again(
         for table in ("tenant_keys", "installations", "sources", "uploads", "health_reports"):
             counted = f"SELECT count(*) FROM {table} WHERE tenant_id = {tenant_id}"  # noqa: S608
             assert gone.sql(counted) == [(0,)], table
+        assert gone.sql("SELECT count(*) FROM events WHERE tenant = :tenant") == [(0,)]
         orphans = "SELECT count(*) FROM {} WHERE upload_no NOT IN (SELECT upload_no FROM uploads)"
         assert [gone.sql(orphans.format(name)) for name in ("chunks", "records")] == [[(0,)]] * 2
         assert kept.visible() == [{"kept": 1}]
@@ -267,6 +268,8 @@ async def test_a_stream_is_shown_as_long_as_it_is_kept_and_its_numbers_for_ever(
         == []
     )
     assert await states(peer) == before
+    events = peer.sql("SELECT upload_id, kind, stream FROM events WHERE tenant = :tenant")
+    assert events[2:] == [("u1", "removed", "short")]
 
 
 async def test_a_backend_is_ready_only_with_its_own_schema(tmp_path: Path) -> None:

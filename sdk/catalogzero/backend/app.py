@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 
 from catalogzero.backend.api import UploadApi
 from catalogzero.backend.delivery import Delivery, Hook
+from catalogzero.backend.feed import EventFeed
 from catalogzero.backend.fleet import FleetPages
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.observe import Observation
@@ -75,11 +76,11 @@ def create_app(
     )
     housekeeping = Housekeeping(settings, database, clock, log)
     observation = Observation(guard, database, housekeeping)
-    fleet = FleetPages(guard, database, clock)
+    fleet, feed = FleetPages(guard, database, clock), EventFeed(guard, database, settings.base_path)
     app = edge_application(
         _answer, log, outer=[observation.counter()], meaning=partial(_meaning, log)
     )
-    app.add_routes([*api.routes(), *fleet.routes(), *observation.routes()])
+    app.add_routes([*api.routes(), *feed.routes(), *fleet.routes(), *observation.routes()])
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as undo:
@@ -96,7 +97,7 @@ def create_app(
         database.end_within()
 
     app.cleanup_ctx.append(life)
-    app.on_shutdown.append(stop)
+    app.on_shutdown.extend([feed.stop, stop])
     return app
 
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.backend import removal
+from catalogzero.backend import feed, removal
 from catalogzero.backend.clearing import HEALTH_BATCH, UPLOADS_A_STEP, clear
 from catalogzero.backend.schema import VISIBLE, chunks, health_reports, uploads
 from catalogzero.backend.settings import BackendSettings
@@ -112,7 +112,8 @@ def retire(connection: Connection, stream: str, before: str, at: str) -> bool:
     What is known of their sources stays: what went on purpose is not missing.
     """
     old = uploads_of(stream, before).limit(UPLOADS_A_STEP).with_for_update(skip_locked=True)
-    return hide(connection, uploads.c.upload_no.in_(connection.scalars(old).all()), at) > 0
+    numbers = connection.scalars(old).all()
+    return hide(connection, uploads.c.upload_no.in_(numbers), at, feed.What.REMOVED) > 0
 
 
 def clear_hidden(connection: Connection) -> bool:

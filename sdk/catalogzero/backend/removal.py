@@ -28,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 
-from catalogzero.backend import generations
+from catalogzero.backend import feed, generations
 from catalogzero.backend.clearing import HEALTH_BATCH, UPLOADS_A_STEP, Cleared, clear
 from catalogzero.backend.schema import (
     IS_SIMPLE,
@@ -204,7 +204,7 @@ def _remove_tenant(
 ) -> bool:
     """Delete some of a tenant's rows, and at last the tenant's own; whether there may be more."""
     tenant_id = removal.tenant_id
-    if _delete_uploads(connection, tenant_id, counts):
+    if _delete_uploads(connection, tenant_id, counts, at):
         return True
     for table, key in (
         (health_reports, health_reports.c.report_no),
@@ -218,7 +218,7 @@ def _remove_tenant(
     # Whoever writes for the tenant holds its row, and is awaited here; none comes afterwards
     own = tenants.c.tenant_id == tenant_id
     connection.execute(select(tenants.c.tenant_id).where(own).with_for_update())
-    if _delete_uploads(connection, tenant_id, counts):
+    if _delete_uploads(connection, tenant_id, counts, at):
         return True
     fleet = delete(installations).where(_tenant_is(installations, tenant_id))
     counts["installations"] += connection.execute(fleet).rowcount
@@ -226,11 +226,12 @@ def _remove_tenant(
     return False
 
 
-def _delete_uploads(connection: Connection, tenant_id: int, counts: Counter[str]) -> bool:
+def _delete_uploads(connection: Connection, tenant_id: int, counts: Counter[str], at: str) -> bool:
     """Delete some of a tenant's uploads with their rows; whether there were any."""
     first = select(uploads.c.upload_no).where(_tenant_is(uploads, tenant_id))
     victims = _take(connection, first.order_by(uploads.c.upload_id))
     cleared = clear(connection, victims)
+    feed.note_removed(connection, cleared.whole, at)
     connection.execute(delete(uploads).where(uploads.c.upload_no.in_(cleared.whole)))
     _add(counts, cleared)
     return bool(victims)
@@ -257,7 +258,7 @@ def _remove_sources(
         shown = select(uploads.c.upload_no).where(of_them, uploads.c.visible)
         hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
         named = and_(of_them, ~uploads.c.visible, uploads.c.key_digest.is_not(None))
-        if not _empty(connection, named, counts) and not hidden:
+        if not _empty(connection, named, counts, at) and not hidden:
             values["up_to"] = ids[-1]
         return True
     if removal.source_key is not None:
@@ -266,7 +267,8 @@ def _remove_sources(
     simple = and_(IS_SIMPLE, *(uploads.c[name] == one for name, one in of_installation.items()))
     shown = select(uploads.c.upload_no).where(simple, uploads.c.visible)
     hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
-    if _empty(connection, and_(simple, ~uploads.c.visible), counts, installation_id=None) or hidden:
+    old = and_(simple, ~uploads.c.visible)
+    if _empty(connection, old, counts, at, installation_id=None) or hidden:
         return True
     reports = select(health_reports.c.report_no).filter_by(**of_installation).limit(HEALTH_BATCH)
     gone = connection.execute(delete(health_reports).where(health_reports.c.report_no.in_(reports)))
@@ -291,11 +293,13 @@ def _empty(
     connection: Connection,
     which: ColumnElement[bool],
     counts: Counter[str],
+    at: str,
     **values: Any,
 ) -> bool:
     """Delete rows and names of some finished uploads; whether there were any."""
     victims = _take(connection, select(uploads.c.upload_no).where(which))
     cleared = clear(connection, victims)
+    feed.note_removed(connection, cleared.whole, at)
     bare = update(uploads).where(uploads.c.upload_no.in_(cleared.whole))
     connection.execute(bare.values(**_NO_NAMES, **values))
     _add(counts, cleared)

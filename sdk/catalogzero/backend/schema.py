@@ -203,22 +203,70 @@ removals = Table(
 )
 _partial("removals_unfinished", removals.c.removal_no, where=removals.c.ended_at.is_(None))
 
-VISIBLE_RECORDS = """
+events = Table(
+    "events",
+    metadata,
+    Column("event_no", _Key, primary_key=True),
+    Column("place", BigInteger, unique=True),
+    Column("kind", String(8), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("tenant", String(100)),
+    Column("installation_id", String(200)),
+    Column("stream", Text),
+    Column("source", Text),
+    Column("source_key", Text),
+    Column("upload_id", String(200)),
+    Column("upload_no", BigInteger, nullable=False),
+    Column("job_id", String(40), nullable=False),
+    Column("mode", String(8)),
+    Column("chunks", BigInteger),
+    Column("records", BigInteger),
+    Column("completed_at", String(40)),
+    sqlite_autoincrement=True,
+)
+"""What became of uploads that were visible once; `place` is given when the feed is read."""
+_partial("events_without_place", events.c.event_no, where=events.c.place.is_(None))
+Index("events_of_upload", events.c.upload_no)
+
+_VISIBLE_RECORDS = """
 CREATE VIEW visible_records AS
 SELECT t.name AS tenant, u.installation_id, u.stream, u.source, u.params, u.upload_id,
-       u.source_seq, r.seq, r.row_index, r.payload
+       u.source_seq, r.seq, r.row_index, r.payload, u.job_id, u.ended_at AS completed_at,
+       u.entry, u.version{data}
 FROM uploads u
 JOIN tenants t ON t.tenant_id = u.tenant_id
 JOIN records r ON r.upload_no = u.upload_no
 WHERE u.visible
 """
+_AS_JSONB = r"""
+CREATE FUNCTION catalogzero_jsonb(payload text) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN payload::jsonb;
+EXCEPTION WHEN others THEN
+    BEGIN
+        RETURN regexp_replace(payload, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g')::jsonb;
+    EXCEPTION WHEN others THEN
+        RETURN NULL;
+    END;
+END $$
+"""
+"""PostgreSQL holds no U+0000 in jsonb, nor some numbers and depths: no record breaks a query."""
 
 
 def _create(connection: Connection) -> None:
     """Make the tables and the view of an empty database."""
     metadata.create_all(connection)
-    connection.execute(text(VISIBLE_RECORDS))
+    _show_records(connection)
     _begin_generation(connection)
+
+
+def _show_records(connection: Connection) -> None:
+    """Make the view, on PostgreSQL with each record as `data`."""
+    data = ""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(_AS_JSONB)
+        data = ", catalogzero_jsonb(r.payload) AS data"
+    connection.execute(text(_VISIBLE_RECORDS.format(data=data)))
 
 
 _EPOCHS_AND_KINDS = (
@@ -231,13 +279,11 @@ _EPOCHS_AND_KINDS = (
     # No full upload was numbered: the highest number is not below its, nor above a later one.
     "UPDATE sources SET full_seq = highest_seq, mode = (SELECT u.mode FROM uploads u"
     " WHERE u.source_id = sources.source_id AND u.visible ORDER BY u.upload_no DESC LIMIT 1)",
-    "DROP VIEW visible_records",
-    VISIBLE_RECORDS,
 )
 
 
 def _know_epochs_and_kinds(connection: Connection) -> None:
-    """Version 2: epochs, the generation, each source's kind, and params in the view."""
+    """Version 2: epochs, the generation, and each source's kind."""
     for statement in _EPOCHS_AND_KINDS:
         connection.execute(text(statement))
     generations.create(connection)
@@ -292,7 +338,10 @@ def _know_removals(connection: Connection) -> None:
 
 
 def _number_once(connection: Connection) -> None:
-    """Make tables anew whose numbers SQLite gives a second time once their row is gone."""
+    """Make tables anew whose numbers SQLite gives a second time once their row is gone.
+
+    The view goes, and comes with the next version.
+    """
     connection.execute(text("DROP VIEW visible_records"))
     found = connection.execute(
         text("SELECT tbl_name, type, name, sql FROM sqlite_master WHERE sql <> ''")
@@ -310,7 +359,6 @@ def _number_once(connection: Connection) -> None:
         connection.exec_driver_sql(f"DROP TABLE old_{table}")
     for sql in (sql for _, kind, _, sql in made if kind == "index"):
         connection.exec_driver_sql(sql)
-    connection.execute(text(VISIBLE_RECORDS))
 
 
 def _numbered(statement: str) -> str:
@@ -321,6 +369,24 @@ def _numbered(statement: str) -> str:
     return bare.replace(column, f"{column} PRIMARY KEY AUTOINCREMENT", 1)
 
 
+_SHOWN_ALREADY = (
+    "INSERT INTO events (kind, at, tenant, installation_id, stream, source, source_key, upload_id,"
+    " upload_no, job_id, mode, chunks, records, completed_at)"
+    " SELECT 'visible', u.ended_at, t.name, u.installation_id, u.stream, u.source, s.source_key,"
+    " u.upload_id, u.upload_no, u.job_id, u.mode, u.chunks, u.records, u.ended_at"
+    " FROM uploads u JOIN tenants t ON t.tenant_id = u.tenant_id"
+    " LEFT JOIN sources s ON s.source_id = u.source_id WHERE u.visible ORDER BY u.upload_no"
+)
+
+
+def _know_events(connection: Connection) -> None:
+    """Version 5: the table of events, beginning with what is visible; more columns in the view."""
+    events.create(connection)
+    connection.execute(text(_SHOWN_ALREADY))
+    connection.execute(text("DROP VIEW IF EXISTS visible_records"))
+    _show_records(connection)
+
+
 def _begin_generation(connection: Connection) -> None:
     connection.execute(insert(generations).values(generation=uuid.uuid4().hex))
 
@@ -328,6 +394,6 @@ def _begin_generation(connection: Connection) -> None:
 SCHEMA = Schema(
     version=versions,
     create=_create,
-    upgrades=(_know_epochs_and_kinds, _know_what_may_go, _know_removals),
+    upgrades=(_know_epochs_and_kinds, _know_what_may_go, _know_removals, _know_events),
     lock_id=0x63617A30,
 )

@@ -18,7 +18,7 @@ import orjson
 from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 from sqlalchemy.sql import Select
 
-from catalogzero.backend import generations, installations
+from catalogzero.backend import feed, generations, installations
 from catalogzero.backend.bodies import PORTION_BYTES, Records, portions, same_records
 from catalogzero.backend.schema import chunks, records, sources, uploads
 from catalogzero.backend.store import insert_new
@@ -308,8 +308,15 @@ def _hide_older(connection: Connection, source: Row[Any], body: Complete, at: st
         hide(connection, older, at)
 
 
-def hide(connection: Connection, which: ColumnElement[bool], at: str) -> int:
+def hide(
+    connection: Connection,
+    which: ColumnElement[bool],
+    at: str,
+    what: feed.What = feed.What.HIDDEN,
+) -> int:
     """Take uploads out of sight, for good: their rows may go from now on; how many they are."""
+    connection.execute(select(uploads.c.upload_no).where(which).with_for_update())
+    feed.note(connection, what, which, at)
     hidden = {"visible": False, "clear_since": at, "hook_due_at": None}
     return connection.execute(update(uploads).where(which).values(**hidden)).rowcount
 
@@ -333,9 +340,10 @@ def _end(
 ) -> None:
     """Write an upload's end: complete and visible with a `job_id`, superseded without one."""
     state = State.SUPERSEDED if job_id is None else State.COMPLETE
+    one = uploads.c.upload_no == upload_no
     connection.execute(
         update(uploads)
-        .where(uploads.c.upload_no == upload_no)
+        .where(one)
         .values(
             **said,
             state=state.value,
@@ -346,6 +354,8 @@ def _end(
             hook_due_at=at if with_hook else None,
         )
     )
+    if state is State.COMPLETE:
+        feed.note(connection, feed.What.VISIBLE, one, at)
 
 
 def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: Judgement) -> int:

@@ -163,6 +163,39 @@ def restored(database: DatabaseOption = None, as_json: JsonFlag = False) -> None
         typer.echo(f"generation {generation}: each client compares, and sends what is missing here")
 
 
+@app.command()
+def export(
+    to: Annotated[
+        str,
+        typer.Option(help="A folder, or s3://bucket/prefix, gs://…, az://…; keys: environment."),
+    ],
+    database: DatabaseOption = None,
+    follow: Annotated[bool, typer.Option(help="Go on until Ctrl-C.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write each visible upload as a Parquet file, once; the next run goes on where this one ends.
+
+    Files are tenant=/stream=/date=/<job_id>.parquet, a row a record, its JSON in `payload`.
+    What was hidden since is named in _hidden/*.json.
+
+    Example: catalogzero backend export --to s3://acme-lake/catalogzero --follow
+    """
+    from catalogzero.backend import export as exporting
+    from catalogzero.backend.store import Database
+
+    def show(done: exporting.Exported) -> None:
+        if as_json:
+            print_json({"written": done.written, "hidden": done.hidden, "removed": done.removed})
+        else:
+            typer.echo(
+                f"{done.written} uploads written, {done.hidden} hidden, {done.removed} removed"
+            )
+
+    store = exporting.open_lake(to)
+    with closing(Database(backend_settings(database=database).database)) as source:
+        asyncio.run(exporting.run(exporting.Lake(source, store), show, follow=follow))
+
+
 @tenants.command("add")
 def add(
     name: Name, database: DatabaseOption = None, key_file: KeyFile = None, as_json: JsonFlag = False
