@@ -22,6 +22,7 @@ from catalogzero.backend.conformance.probe import (
     expect_job,
     expect_refused,
     output_of,
+    title_of,
 )
 
 A, B = {"row": "a"}, {"row": "b"}
@@ -80,9 +81,6 @@ async def the_rows_that_are_seen_are_those_that_were_sent(probe: Probe) -> None:
             )
 
 
-ROWS: Check = the_rows_that_are_seen_are_those_that_were_sent
-
-
 def _row(line: str) -> tuple[str, str]:
     """Source and canonical record of a line that the command printed."""
     try:
@@ -110,16 +108,12 @@ def _first(records: Counter[str]) -> str:
     return next((f"(such as {record[:100]})" for record in records), "")
 
 
-def checks(means: Means) -> tuple[list[Check], list[str]]:
-    """The checks that there are means for, and what it takes for the others."""
-    known: list[tuple[str, str, Check]] = [
-        ("--other-key-file", means.other_key, tenants_are_apart),
-        ("--restart", means.restart, what_was_acknowledged_outlives_a_kill),
-        ("--rows", means.rows, ROWS),
-    ]
-    absent = [f"{_title(check)} ({option})" for option, given, check in known if not given]
-    return [check for _, given, check in known if given], absent
-
-
-def _title(check: Check) -> str:
-    return check.__name__.replace("_", " ")
+def checks(form: str, means: Means) -> tuple[list[Check], list[str]]:
+    """The checks of a form that there are means for, and what it takes for the others."""
+    known = [(tenants_are_apart, "--other-key-file", means.other_key)]
+    known += [(what_was_acknowledged_outlives_a_kill, "--restart", means.restart)]
+    if form == "simple":
+        known = []
+    known += [(the_rows_that_are_seen_are_those_that_were_sent, "--rows", means.rows)]
+    absent = [f"{title_of(check)} ({option})" for check, option, given in known if not given]
+    return [check for check, _, given in known if given], absent

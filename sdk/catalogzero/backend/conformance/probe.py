@@ -245,6 +245,11 @@ class Check(Protocol):
         """Ask, and raise `NotConformingError` where the answer is another one."""
 
 
+def title_of(check: Check) -> str:
+    """A check's name, as people read it."""
+    return check.__name__.replace("_", " ")
+
+
 @functools.cache
 def gzip_bomb() -> bytes:
     """One JSON Lines record of 256 MiB, some 256 KiB as gzip, from one block that is repeated."""

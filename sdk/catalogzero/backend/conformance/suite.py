@@ -21,7 +21,14 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from catalogzero.backend.conformance import chunked, contents, health, identity, outside, simple
-from catalogzero.backend.conformance.probe import Check, Ledger, Means, NotConformingError, Probe
+from catalogzero.backend.conformance.probe import (
+    Check,
+    Ledger,
+    Means,
+    NotConformingError,
+    Probe,
+    title_of,
+)
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
 
 Form = Literal["auto", "chunked", "simple"]
@@ -123,20 +130,13 @@ async def verify(
 
 def _checks(form: str, means: Means, only: str) -> tuple[list[Check], list[str]]:
     """The checks of a form, those of one name where one is given; and what is not checked."""
-    of_form, (more, absent) = simple.CHECKS, outside.checks(means)
+    of_form, (more, absent) = simple.CHECKS, outside.checks(form, means)
     if form == "chunked":
         of_form = [*chunked.CHECKS, *contents.CHECKS, *identity.CHECKS]
-    else:
-        more, absent = [check for check in more if check is outside.ROWS], []
-    chosen = [check for check in (*of_form, *health.CHECKS, *more) if only in _title(check)]
+    chosen = [check for check in (*of_form, *health.CHECKS, *more) if only in title_of(check)]
     if not chosen:
         raise ConfigError(f"no check of the {form} form is called {only!r}")
     return chosen, absent
-
-
-def _title(check: Check) -> str:
-    """A check's name, as people read it."""
-    return check.__name__.replace("_", " ")
 
 
 def _trusting(ca_file: Path | None) -> ssl.SSLContext:
@@ -185,9 +185,7 @@ async def _run(check: Check, probe: Probe) -> Result:
         outcome, details = "fail", [str(error), *probe.doubts]
     except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
         outcome, details = "fail", [f"the connection failed: {_named(error)}", *probe.doubts]
-    return Result(
-        check.__name__.replace("_", " "), outcome, list(details), inspect.getdoc(check) or ""
-    )
+    return Result(title_of(check), outcome, list(details), inspect.getdoc(check) or "")
 
 
 def _named(error: Exception) -> str:
