@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 import os
 import re
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import orjson
@@ -137,6 +140,18 @@ async def test_an_empty_cell_is_null_and_blank_lines_and_marks_are_passed_over(
 
     assert answer.status == 201
     assert peer.visible() == [{"a": None, "b": ""}, {"a": 'x,",', "b": None}, {"n": 1}, {"n": 2}]
+
+
+async def test_values_of_parquet_become_those_of_json(peer: Peer) -> None:
+    sink = io.BytesIO()
+    at = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    row = {"nan": math.nan, "amount": Decimal("1.50"), "at": at, "raw": b"\0\1", "n": 2**60 + 1}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), sink)
+    await peer.put("u1", 0, data=sink.getvalue(), headers=PARQUET)
+    await peer.complete("u1")
+
+    as_json = {"nan": None, "amount": "1.50", "at": "2026-01-02T03:04:05+00:00", "raw": "AAE="}
+    assert peer.visible() == [{**as_json, "n": 2**60 + 1}]
 
 
 async def test_columns_of_one_name_are_refused(peer: Peer) -> None:
