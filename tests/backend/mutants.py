@@ -155,6 +155,17 @@ CHUNKED = [
         "SET visible = 1 WHERE source = ?",
         "the rows that are seen are those that were sent",
     ),
+    ("{1,128}", "{1,999}", "paths that do not fit are refused"),
+    (
+        'raise RefusedError(404, "not-found")\n\n    def',
+        "return 200, {}\n\n    def",
+        "paths that do not fit are refused",
+    ),
+    (
+        're.fullmatch("[0-9]{1,6}", seq)',
+        're.fullmatch("-?[0-9]+", seq)',
+        "paths that do not fit are refused",
+    ),
     # identity
     ("if (given or 0) < epoch:", "if False:", "an older folder is refused"),
     ("if (given or 0) < epoch:", "if given and given < epoch:", "an older folder is refused"),

@@ -280,6 +280,20 @@ async def a_complete_that_does_not_fit_is_refused(probe: Probe) -> None:
     expect_job(await probe.complete(probe.upload("u")), 201)
 
 
+async def paths_that_do_not_fit_are_refused(probe: Probe) -> None:
+    """A client would take what is none for its backend, or try again for ever."""
+    for seq in ("-1", "1.5", "x", "1000000"):
+        path = ("uploads", probe.upload("u"), "chunks", seq)
+        expect_refused(
+            await probe.ask("PUT", *path, content=b"{}", headers={"Content-Type": NDJSON})
+        )
+    for upload in ("u" * 129, "a%20b", "a%00b"):
+        expect_refused(await probe.put(upload, 0, [A]))
+    for parent in ((), ("uploads", probe.upload("u"))):
+        answer = await probe.ask("POST", *parent, "no-such-path", content=b"{}", headers=AS_JSON)
+        expect_refused(answer, 404, 405)
+
+
 async def refusals_are_problem_documents(probe: Probe) -> None:
     """Operators would not read why an upload was refused."""
     answer = await probe.complete(probe.upload("u"), mode="merge")
@@ -328,6 +342,7 @@ CHECKS: list[Check] = [
     a_full_append_hides_what_was_there,
     requests_at_once_end_as_one_after_the_other,
     a_complete_that_does_not_fit_is_refused,
+    paths_that_do_not_fit_are_refused,
     refusals_are_problem_documents,
     an_installation_registers,
 ]
