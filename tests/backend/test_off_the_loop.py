@@ -119,8 +119,15 @@ async def test_no_body_takes_more_than_four_times_what_it_may_unpack_to(
         "rows": (NDJSON, b'{"a":1,"b":"some text","c":2.5}\n' * (most // 33), 413),
         "a header of many columns": (CSV, b"a," * (most // 2), 413),
         "one row of many lines": (CSV, b"a\n" + b'"\n",' * (most // 4 - 9), 413),
+        "a row of an empty cell and one of quotes": (
+            CSV,
+            b'a,b\n,"%s"\n' % (b'""' * (most // 2 - 9)),
+            201,
+        ),
         "an array of empty objects": (JSON, b"[%s{}]" % (b"{}," * (most // 3 - 9)), 413),
         "an array of rows": (JSON, b"[%s{}]" % (b'{"a":1,"b":"text"},' * 400_000), 413),
+        "as many rows as may be": (JSON, b"[%s{}]" % (b'{"a":1,"b":"text"},' * 170_000), 201),
+        "an array of one long text": (JSON, b'[{"a":"%s"}]' % (b"x" * (most - 9)), 201),
     }
     with served("--database", database) as (process, announced):
         headers = {"Authorization": f"Bearer {key}"}

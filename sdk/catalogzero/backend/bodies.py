@@ -35,7 +35,7 @@ from catalogzero.protocol.problems import Kind, ProblemError
 MAX_FIELD_CHARS = 16 << 20
 BYTE_ORDER_MARK = "\ufeff".encode()
 BETWEEN_ITEMS = re.compile(r"[\s,]*")
-CELL = re.compile(rb'(?:^|,)("[^"]*+(?:""[^"]*+)*+"|[^,]*+)')
+CELL = re.compile(rb'(?:^|,)("[^"]*+(?:""[^"]*+)*+"|[^,\r\n]*+)')
 EXACT = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode)
 """Reads a number as the bytes of its text: no digit is lost, and 1, 1.0, true and "1" differ."""
 PARQUET_BATCH_ROWS = 1024
@@ -256,7 +256,7 @@ def _csv(body: bytes, limits: Limits) -> Iterator[bytes]:
             lines.rows += 1
             values: list[str | None] = [*row]
             if "" in row:
-                cells = zip(CELL.finditer(raw), row, strict=True)
+                cells = zip(CELL.finditer(b"".join(raw)), row, strict=True)
                 values = [value if cell[1] else None for cell, value in cells]
             yield orjson.dumps(dict(zip(header, values, strict=True)))
     except csv.Error as error:
@@ -271,13 +271,13 @@ class _Lines:
     def __init__(self, body: bytes, limits: Limits) -> None:
         parts = (line.splitlines(keepends=True) for line in _lines(body))
         self._lines, self._limits = chain.from_iterable(parts), limits
-        self._row, self._weight = bytearray(), 0
+        self._row: list[bytes] = []
+        self._size = self._weight = 0
         self.rows = 1
 
-    def end_row(self) -> bytearray:
-        """The next line begins another row; the text of this one, without its line's end."""
-        row = self._row.rstrip(b"\r\n")
-        self._row, self._weight = bytearray(), 0
+    def end_row(self) -> list[bytes]:
+        """The next line begins another row; the lines of this one."""
+        row, self._row, self._size, self._weight = self._row, [], 0, 0
         return row
 
     def __iter__(self) -> _Lines:
@@ -285,9 +285,10 @@ class _Lines:
 
     def __next__(self) -> str:
         line = next(self._lines)
-        self._row += line
-        if len(self._row) > LIGHT_BYTES:
-            self._weight += _weight(line)
+        self._row.append(line)
+        self._size += len(line)
+        if self._size > LIGHT_BYTES:
+            self._weight += 64 + _weight(line)
             if self._weight > self._limits.decoded_bytes:
                 raise ProblemError(Kind.TOO_LARGE, f"record {self.rows}: {TOO_HEAVY}")
         try:
