@@ -17,7 +17,6 @@ from catalogzero.backend.housekeeping import (
     unfinished,
     uploads_of,
 )
-from catalogzero.backend.rate import RateLimit
 from catalogzero.backend.store import Database
 from catalogzero.testing import ManualClock
 from sqlalchemy import Connection, text
@@ -262,28 +261,3 @@ async def test_old_health_reports_go_and_the_latest_state_stays(world: World) ->
         ("site-1", "silent"),
         ("site-2", "silent"),
     ]
-
-
-async def test_a_tenant_that_asks_too_fast_waits_and_others_do_not(database_url: str) -> None:
-    options = {"clock": ManualClock(), "max_requests_per_s": 1}
-    async with (
-        serve_peer(database_url, **options) as eager,
-        serve_peer(database_url, **options) as other,
-    ):
-        answers = [await eager.ask("GET", "/v1/uploads/u1") for _ in range(3)]
-
-        assert [answer.status for answer in answers] == [404, 404, 429]
-        assert answers[2].problem == "rate-limited"
-        assert answers[2].headers["Retry-After"] == "1"
-        assert (await other.ask("GET", "/v1/uploads/u1")).status == 404
-
-
-def test_a_bucket_fills_again_at_its_rate() -> None:
-    limit = RateLimit(2)
-
-    waits = [limit.wait_s("a", 0) for _ in range(5)]
-
-    assert waits == [0, 0, 0, 0, 0.5]
-    assert limit.wait_s("a", 0.5) == 0
-    assert limit.wait_s("a", 0.5) == 0.5
-    assert limit.wait_s("b", 0.5) == 0

@@ -66,7 +66,8 @@ def create_app(
     mask = Mask()
     mask.learn(settings)
     log = make_logger(mask=mask)
-    delivery = Delivery(database, clock, on_upload_completed, log) if on_upload_completed else None
+    hook = on_upload_completed
+    delivery = Delivery(database, clock, hook, log, settings) if hook else None
     api = UploadApi(settings, database, clock, delivery.wake if delivery else None)
     token = settings.operator_token
     guard = Guard(
@@ -75,7 +76,7 @@ def create_app(
         missing="this is the operator's side: send the operator token",
     )
     housekeeping = Housekeeping(settings, database, clock, log)
-    observation = Observation(guard, database, housekeeping)
+    observation = Observation(guard, database, housekeeping, api.shares)
     fleet, feed = FleetPages(guard, database, clock), EventFeed(guard, database, settings.base_path)
     app = edge_application(
         _answer, log, outer=[observation.counter()], meaning=partial(_meaning, log)

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.schema import SCHEMA, installations, uploads, versions
+from catalogzero.backend.shares import Shares
 from catalogzero.backend.store import Database
 from catalogzero.protocol.problems import Kind, ProblemError
 from catalogzero.web import Guard
@@ -36,10 +37,14 @@ class Observation:
         guard: Lets the operator see the metrics.
         database: Asked whether it is there.
         housekeeping: Asked how far behind it is.
+        shares: Asked what was refused.
     """
 
-    def __init__(self, guard: Guard, database: Database, housekeeping: Housekeeping) -> None:
-        self._guard, self._database, self._housekeeping = guard, database, housekeeping
+    def __init__(
+        self, guard: Guard, database: Database, housekeeping: Housekeeping, shares: Shares
+    ) -> None:
+        self._guard, self._database = guard, database
+        self._housekeeping, self._shares = housekeeping, shares
         self._answers: Counter[tuple[str, str, int]] = Counter()
 
     def routes(self) -> list[web.RouteDef]:
@@ -87,7 +92,8 @@ class Observation:
         self._guard.check(request)
         held = await self._database.read(read_counts)
         registry = CollectorRegistry()
-        registry.register(_Figures(self._answers, held, await self._housekeeping.lag_s()))
+        lag_s = await self._housekeeping.lag_s()
+        registry.register(_Figures(self._answers, held, lag_s, self._shares.refused))
         headers = {"Content-Type": METRICS_TYPE}
         return web.Response(body=generate_latest(registry), headers=headers)
 
@@ -99,6 +105,9 @@ def read_counts(connection: Connection) -> dict[str, int]:
     counts.update({row[0]: row[1] for row in connection.execute(by_state)})
     heard_of = installations.c.removed_at.is_(None)
     fleet = connection.scalar(select(func.count()).select_from(installations).where(heard_of))
+    for name, column in (("due", uploads.c.hook_due_at), ("failed", uploads.c.hook_failed_at)):
+        waiting = select(func.count()).select_from(uploads).where(column.is_not(None))
+        counts[f"hooks_{name}"] = connection.scalar(waiting) or 0
     return {**counts, "installations": fleet or 0}
 
 
@@ -110,8 +119,10 @@ class _Figures(Collector):
         answers: Counter[tuple[str, str, int]],
         held: dict[str, int],
         lag_s: dict[str, float],
+        refused: dict[str, int],
     ) -> None:
         self._answers, self._held, self._lag_s = answers, held, lag_s
+        self._refused = refused
 
     def collect(self) -> Iterator[Metric]:
         """The families, as prometheus_client asks for them."""
@@ -135,3 +146,13 @@ class _Figures(Collector):
         for kind, seconds in self._lag_s.items():
             lag.add_metric([kind], seconds)
         yield lag
+        told = "Requests answered 429, by the part of its share that a tenant had used up."
+        limited = CounterMetricFamily("catalogzero_backend_limited", told, labels=["share"])
+        for part, count in self._refused.items():
+            limited.add_metric([part], count)
+        yield limited
+        told = "Uploads that wait for the hook, and those that it failed for too often."
+        waiting = GaugeMetricFamily("catalogzero_backend_hooks", told, labels=["state"])
+        for state in ("due", "failed"):
+            waiting.add_metric([state], self._held[f"hooks_{state}"])
+        yield waiting

@@ -49,7 +49,9 @@ from catalogzero.errors import ConfigError
 
 SOURCES_A_STEP = 100
 _OF_UPLOAD = "stream source params entry version upload_key key_digest mode source_seq chunks"
-_NO_NAMES = dict.fromkeys([*_OF_UPLOAD.split(), "records", "clear_since", "hook_due_at"])
+_NO_NAMES = dict.fromkeys(
+    [*_OF_UPLOAD.split(), "records", "clear_since", "hook_due_at", "hook_failed_at", "hook_error"]
+)
 """What goes of a finished upload beside its rows."""
 _OF_INSTALLATION = "registered_at entry version handler host methods last_upload_at health_at"
 _NOT_HEARD_OF = dict.fromkeys([*_OF_INSTALLATION.split(), "health_report"])

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -54,6 +55,10 @@ tenants = Table(
     Column("tenant_id", _Key, primary_key=True),
     Column("name", String(100), nullable=False, unique=True),
     Column("created_at", String(40), nullable=False),
+    Column("requests_per_s", Float),
+    Column("held_bytes", BigInteger),
+    Column("chunks", Integer),
+    Column("rows_per_s", Float),
     sqlite_autoincrement=True,
 )
 
@@ -122,6 +127,8 @@ uploads = Table(
     Column("hook_due_at", String(40)),
     Column("hook_attempts", Integer, nullable=False, server_default=text("0")),
     Column("clear_since", String(40)),
+    Column("hook_failed_at", String(40)),
+    Column("hook_error", Text),
     Column("source_id", ForeignKey("sources.source_id")),
     Column("upload_key", Text),
     Column("key_digest", String(64)),
@@ -143,7 +150,13 @@ Index("uploads_by_state", uploads.c.state)
 VISIBLE: ColumnElement[bool] = literal_column("visible")
 """As an index has it: SQLite finds one only by the very same words."""
 _column = uploads.c
-_partial("uploads_by_hook", _column.hook_due_at, where=_column.hook_due_at.is_not(None))
+_partial(
+    "uploads_by_hook",
+    _column.tenant_id,
+    _column.hook_due_at,
+    where=_column.hook_due_at.is_not(None),
+)
+_partial("uploads_hook_failed", _column.hook_failed_at, where=_column.hook_failed_at.is_not(None))
 _partial("uploads_to_clear", _column.clear_since, where=_column.clear_since.is_not(None))
 _partial("uploads_unfinished", _column.opened_at, where=_column.ended_at.is_(None))
 _partial("uploads_by_stream", _column.stream, _column.ended_at, where=VISIBLE)
@@ -337,6 +350,26 @@ def _know_removals(connection: Connection) -> None:
     removals.create(connection)
 
 
+_SHARES = (
+    "ALTER TABLE tenants ADD COLUMN requests_per_s FLOAT",
+    "ALTER TABLE tenants ADD COLUMN held_bytes BIGINT",
+    "ALTER TABLE tenants ADD COLUMN chunks INTEGER",
+    "ALTER TABLE tenants ADD COLUMN rows_per_s FLOAT",
+    "ALTER TABLE uploads ADD COLUMN hook_failed_at VARCHAR(40)",
+    "ALTER TABLE uploads ADD COLUMN hook_error TEXT",
+    "DROP INDEX uploads_by_hook",
+    "CREATE INDEX uploads_by_hook ON uploads (tenant_id, hook_due_at)"
+    " WHERE hook_due_at IS NOT NULL",
+    "CREATE INDEX uploads_hook_failed ON uploads (hook_failed_at) WHERE hook_failed_at IS NOT NULL",
+)
+
+
+def _know_shares(connection: Connection) -> None:
+    """Version 6: a tenant's share, and uploads that the hook gave up."""
+    for statement in _SHARES:
+        connection.execute(text(statement))
+
+
 def _number_once(connection: Connection) -> None:
     """Make tables anew whose numbers SQLite gives a second time once their row is gone.
 
@@ -394,6 +427,12 @@ def _begin_generation(connection: Connection) -> None:
 SCHEMA = Schema(
     version=versions,
     create=_create,
-    upgrades=(_know_epochs_and_kinds, _know_what_may_go, _know_removals, _know_events),
+    upgrades=(
+        _know_epochs_and_kinds,
+        _know_what_may_go,
+        _know_removals,
+        _know_events,
+        _know_shares,
+    ),
     lock_id=0x63617A30,
 )

@@ -317,7 +317,7 @@ def hide(
     """Take uploads out of sight, for good: their rows may go from now on; how many they are."""
     connection.execute(select(uploads.c.upload_no).where(which).with_for_update())
     feed.note(connection, what, which, at)
-    hidden = {"visible": False, "clear_since": at, "hook_due_at": None}
+    hidden = {"visible": False, "clear_since": at, "hook_due_at": None, "hook_failed_at": None}
     return connection.execute(update(uploads).where(which).values(**hidden)).rowcount
 
 

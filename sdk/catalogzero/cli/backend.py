@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -36,7 +36,9 @@ UNENCRYPTED = (
 
 app = typer.Typer(no_args_is_help=True, help="The receiver of uploads and health reports.")
 tenants = typer.Typer(no_args_is_help=True, help="The backend's tenants and their keys.")
+hooks = typer.Typer(no_args_is_help=True, help="Uploads for which the hook failed too often.")
 app.add_typer(tenants, name="tenants")
+app.add_typer(hooks, name="hooks")
 app.add_typer(backend_removal.installations, name="installations")
 app.add_typer(backend_removal.sources, name="sources")
 tenants.command("remove")(backend_removal.remove_tenant)
@@ -46,6 +48,11 @@ KeyFile = Annotated[
     typer.Option(help="Write the key there, readable by you alone, instead of showing it."),
 ]
 Name = Annotated[str, typer.Argument(help="The tenant's name.")]
+
+
+def Limit(what: str) -> Any:
+    """An option for a part of a tenant's share."""
+    return typer.Option(min=0, help=what, show_default=False)
 
 
 @app.command(context_settings={"auto_envvar_prefix": "CATALOGZERO_BACKEND"})
@@ -259,6 +266,80 @@ def list_all(database: DatabaseOption = None, as_json: JsonFlag = False) -> None
     ]
     columns = ("tenant", "created", "installations", "keys")
     print_rows({"tenants": found}, columns, rows, json=as_json)
+
+
+@tenants.command("limit")
+def limit(
+    name: Name,
+    database: DatabaseOption = None,
+    requests_per_s: Annotated[float | None, Limit("Requests a second, on average.")] = None,
+    held_bytes: Annotated[int | None, Limit("Bytes of bodies in memory at once.")] = None,
+    chunks: Annotated[int | None, Limit("Large chunks decoded or stored at once.")] = None,
+    rows_per_s: Annotated[float | None, Limit("Rows stored a second, on average.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Set a tenant's share of the backend; 0 gives back what the settings say.
+
+    A tenant at its share is answered 429, and sends again later. A running backend goes by it
+    within five seconds. Without an option, the share is shown.
+
+    Example: catalogzero backend tenants limit acme --rows-per-s 20000 --chunks 2
+    """
+    from dataclasses import asdict
+
+    from catalogzero.backend.tenants import set_share
+
+    given = {
+        "requests_per_s": requests_per_s,
+        "held_bytes": held_bytes,
+        "chunks": chunks,
+        "rows_per_s": rows_per_s,
+    }
+    changed = {part: one or None for part, one in given.items() if one is not None}
+    share = asdict(_write(database, lambda connection: set_share(connection, name, changed)))
+    rows = [(part, "by the settings" if one is None else f"{one:g}") for part, one in share.items()]
+    print_rows({"tenant": name, "share": share}, ("of", "at most"), rows, json=as_json)
+
+
+@hooks.command("list")
+def list_hooks(
+    tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None,
+    database: DatabaseOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the uploads for which the hook failed too often: it is not called any more by itself.
+
+    Example: catalogzero backend hooks list
+    """
+    from dataclasses import asdict
+
+    from catalogzero.backend.delivery import failed_hooks
+
+    found = _write(database, lambda connection: failed_hooks(connection, tenant))
+    columns = ("job", "tenant", "stream", "source", "calls", "failed", "error")
+    rows = [tuple(asdict(one).values()) for one in found]
+    print_rows({"hooks": [asdict(one) for one in found]}, columns, rows, json=as_json)
+
+
+@hooks.command("retry")
+def retry_hooks(
+    job_ids: Annotated[list[str] | None, typer.Argument(help="As `hooks list` shows them.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Have the hook called again, as if for the first time.
+
+    Example: catalogzero backend hooks retry --all
+    """
+    from catalogzero.backend.delivery import retry_hooks as retry
+
+    if bool(job_ids) == everything:
+        raise typer.BadParameter("name the jobs, or --all")
+    which = None if everything else job_ids
+    count = _write(database, lambda connection: retry(connection, which, now()))
+    if not count:
+        raise ConfigError("no such dead letter: `catalogzero backend hooks list` shows them")
+    typer.echo(f"the hook is called again for {count} upload{'' if count == 1 else 's'}")
 
 
 def _test_key(key_file: Path | None) -> str:
