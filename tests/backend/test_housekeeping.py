@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -166,13 +165,8 @@ def test_what_may_go_is_found_by_an_index_that_holds_nothing_else(world: World, 
     assert kind in world.database.write_now(plan)
 
 
-async def test_how_far_it_is_behind_is_in_the_metrics(world: World) -> None:
-    async def lag() -> dict[str, float]:
-        answer = await world.peer.ask("GET", "/metrics")
-        name = "catalogzero_backend_housekeeping_lag_seconds"
-        found = re.findall(rf'{name}{{rows="(\w+)"}} (\S+)', answer.body.decode())
-        return {kind: float(seconds) for kind, seconds in found}
-
+async def test_how_far_it_is_behind_is_known(world: World) -> None:
+    lag = world.housekeeping.lag_s
     await world.after(60 * DAY_S)  # of what other tests left
     at_first = await lag()
     await world.peer.put("u1", 0, {"a": 1})

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from catalogzero.backend import api, fleet, installations
+from catalogzero.backend import api, fleet_pages, installations
 from catalogzero.protocol.bodies import content_digest
 
 from tests.backend.peer import NDJSON, Peer, completion
@@ -82,7 +82,7 @@ async def test_pages_are_built_off_the_loop(peer: Peer, monkeypatch: pytest.Monk
     await peer.put("u1", 0, {"a": 1})
     await peer.complete("u1")
     watch = Watch(monkeypatch)
-    watch.over(fleet, "_table_row", "asdict")
+    watch.over(fleet_pages, "_table_row", "asdict", "_upload_row")
     watch.over(api, "_page")
     watch.over(installations, "page_of")
 
@@ -90,8 +90,12 @@ async def test_pages_are_built_off_the_loop(peer: Peer, monkeypatch: pytest.Monk
     await peer.ask("GET", "/v1/installations/site-1")
     await peer.ask("GET", "/")
     await peer.ask("GET", "/fleet.json")
+    own = f"tenant={peer.name}&id=site-1"
+    await peer.ask("GET", f"/installation?{own}")
+    await peer.ask("GET", f"/installation.json?{own}")
 
-    built = {(name, False) for name in ("_table_row", "asdict", "_page", "page_of")}
+    names = ("_table_row", "asdict", "_upload_row", "_page", "page_of")
+    built = {(name, False) for name in names}
     assert set(watch.sizes) == built
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from catalogzero.backend import installations, uploads
+from catalogzero.backend import api, installations, uploads
 from catalogzero.backend.conformance import suite
 from catalogzero.backend.conformance.suite import Report, verify
 from catalogzero.backend.server import serving
@@ -182,7 +182,7 @@ async def test_a_rule_of_identity_that_is_taken_out_is_found(
 
         monkeypatch.setattr(installations, "page_of", lossy)
     elif rule == "two generations":
-        monkeypatch.setattr(installations, "store_reports", lambda *_: "another")
+        monkeypatch.setattr(api, "store_reports", lambda *_: "another")
     else:
 
         def same(claim: Claim, standing: Standing) -> Judgement:

@@ -20,10 +20,12 @@ from aiohttp import web
 from sqlalchemy import Connection
 
 from catalogzero.backend import installations, uploads
+from catalogzero.backend.access_log import TENANT
 from catalogzero.backend.bodies import Limits, Records, decompress, parse, parse_array
 from catalogzero.backend.group_commit import GroupCommit
-from catalogzero.backend.installations import Report
+from catalogzero.backend.observe import ROWS
 from catalogzero.backend.openapi import document
+from catalogzero.backend.reports import Report, store_reports
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.shares import InUse, Shares
 from catalogzero.backend.store import Database
@@ -88,7 +90,7 @@ class UploadApi:
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="backend-json")
         self.reports = GroupCommit[Report, str](
-            database, installations.store_reports, clock, settings.health_commit_window_s
+            database, store_reports, clock, settings.health_commit_window_s
         )
 
     def routes(self) -> list[web.RouteDef]:
@@ -123,6 +125,8 @@ class UploadApi:
                     connection, tenant.tenant_id, upload_id, seq, records, at
                 )
             )
+        if stored is Stored.NEW:
+            request[ROWS] = len(records.payloads)
         if stored is Stored.DIFFERENT:
             raise ProblemError(Kind.CHUNK_DIFFERS, f"chunk {seq} is stored with other records")
         if stored is Stored.FINISHED:
@@ -182,6 +186,7 @@ class UploadApi:
         if outcome.verdict is Judgement.DUPLICATE:
             answer = {"job_id": outcome.job_id, "duplicate": True}
             return _json(200, answer, outcome.generation)
+        request[ROWS] = len(records.payloads)
         self._announce(outcome)
         return _json(201, {"job_id": outcome.job_id}, outcome.generation)
 
@@ -247,6 +252,7 @@ class UploadApi:
                 "send a key of this backend: Authorization: Bearer czk_…",
                 headers={"WWW-Authenticate": 'Bearer realm="catalogzero"'},
             )
+        request[TENANT] = tenant.name
         self.shares.admit(tenant.tenant_id, tenant.share)
         return tenant
 

@@ -22,10 +22,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from structlog.typing import FilteringBoundLogger
 
+from catalogzero.backend.access_log import access_logger
 from catalogzero.backend.api import UploadApi
 from catalogzero.backend.delivery import Delivery, Hook
 from catalogzero.backend.feed import EventFeed
-from catalogzero.backend.fleet import FleetPages
+from catalogzero.backend.figures import Figures
+from catalogzero.backend.fleet_pages import FleetPages
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.observe import Observation
 from catalogzero.backend.settings import BackendSettings
@@ -76,11 +78,11 @@ def create_app(
         missing="this is the operator's side: send the operator token",
     )
     housekeeping = Housekeeping(settings, database, clock, log)
-    observation = Observation(guard, database, housekeeping, api.shares)
+    figures = Figures(database, housekeeping, clock, log)
+    observation = Observation(guard, database, figures, api.shares, clock)
     fleet, feed = FleetPages(guard, database, clock), EventFeed(guard, database, settings.base_path)
-    app = edge_application(
-        _answer, log, outer=[observation.counter()], meaning=partial(_meaning, log)
-    )
+    outer = [access_logger(log, enabled=settings.access_log), observation.counter()]
+    app = edge_application(_answer, log, outer=outer, meaning=partial(_meaning, log))
     app.add_routes([*api.routes(), *feed.routes(), *fleet.routes(), *observation.routes()])
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
@@ -89,6 +91,7 @@ def create_app(
             undo.callback(api.close)
             undo.push_async_callback(api.reports.flush)
             await _start(undo, api.reports.run())
+            await _start(undo, figures.run())
             await _start(undo, housekeeping.run())
             if delivery:
                 await _start(undo, delivery.run())

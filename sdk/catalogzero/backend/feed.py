@@ -29,12 +29,11 @@ from sqlalchemy import (
 )
 
 from catalogzero.backend import generations
-from catalogzero.backend.fleet import NOT_KEPT
 from catalogzero.backend.schema import events, sources, tenants, uploads
 from catalogzero.backend.store import Database
 from catalogzero.protocol.bodies import MAX_PLACE_DIGITS
 from catalogzero.protocol.problems import Kind, ProblemError
-from catalogzero.web import Guard, json_response
+from catalogzero.web import NOT_KEPT, Guard, json_response
 
 FEED_LOCK = 0x63617A31
 PAGE_EVENTS, NUMBERED_AT_ONCE = 1_000, 10_000

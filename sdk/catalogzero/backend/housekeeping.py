@@ -27,6 +27,7 @@ from structlog.typing import FilteringBoundLogger
 
 from catalogzero.backend import feed, removal
 from catalogzero.backend.clearing import HEALTH_BATCH, UPLOADS_A_STEP, clear
+from catalogzero.backend.hours import prune_hours
 from catalogzero.backend.schema import VISIBLE, chunks, health_reports, uploads
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
@@ -66,6 +67,7 @@ class Housekeeping:
             clear_hidden,
             lambda connection: collect_unfinished(connection, unfinished),
             lambda connection: prune_health(connection, history),
+            lambda connection: prune_hours(connection, history),
             *(_going_on(number, at) for number in await self._database.read(removal.unfinished)),
         ]
         for step in steps:

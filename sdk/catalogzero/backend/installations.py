@@ -1,39 +1,31 @@
-"""Installations in the database: who reports, what runs there, how it is.
+"""Installations in the database: what runs there, which epoch they took, what is known of them.
 
-Owns the rows of `installations` and `health_reports`; every function takes the connection of a
+Owns the rows of `installations`, but for what reports say; every function takes the connection of a
 running transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, and_, insert, select, update
+from sqlalchemy import Connection, Row, and_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from catalogzero.backend import generations
-from catalogzero.backend.schema import health_reports, installations, sources
+from catalogzero.backend.schema import installations, sources, tenants
 from catalogzero.backend.store import insert_new, upsert
+from catalogzero.errors import ConfigError
 from catalogzero.protocol.bodies import Installation
 from catalogzero.protocol.problems import Kind, ProblemError
 
 KEY = ("tenant_id", "installation_id")
 PAGE_SOURCES, PAGE_BYTES = 1_000, 1 << 19
 KEPT_NONCES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One health report as it is stored; times are ISO 8601."""
-
-    tenant_id: int
-    installation_id: str
-    received_at: str
-    report: str
+MAX_LABELS = 16
 
 
 @dataclass(slots=True)
@@ -52,7 +44,7 @@ def seen(
 ) -> None:
     """Note that an installation was heard from at `at`, with what else became known."""
     key = {"tenant_id": tenant_id, "installation_id": installation_id}
-    changes = {"last_seen_at": at, "removed_at": None, **columns}
+    changes = {"last_seen_at": at, "seen_s": unix_s(at), "removed_at": None, **columns}
     upsert(connection, installations, [{**key, "first_seen_at": at, **changes}], KEY, changes)
 
 
@@ -93,6 +85,35 @@ def register(
     if body.epoch is None:
         page.sources = highest_of(connection, tenant_id, installation_id)
     return row.registered_at is None, page
+
+
+def set_labels(
+    connection: Connection, tenant: str, installation_id: str, changes: Mapping[str, str]
+) -> dict[str, str]:
+    """Change the operator's labels of an installation; an empty value takes a label away.
+
+    Returns:
+        All of its labels now.
+
+    Raises:
+        ConfigError: There is no such installation, or it would have too many labels.
+    """
+    tenant_id = connection.scalar(select(tenants.c.tenant_id).where(tenants.c.name == tenant))
+    one = _one(-1 if tenant_id is None else tenant_id, installation_id)
+    row = connection.execute(
+        select(installations.c.labels).where(one).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise ConfigError(
+            f"{tenant!r} has no installation {installation_id!r}: the fleet page lists them"
+        )
+    known = {**orjson.loads(row.labels), **changes}
+    labels = {name: known[name] for name in sorted(known) if known[name]}
+    if len(labels) > MAX_LABELS:
+        raise ConfigError(f"an installation has at most {MAX_LABELS} labels")
+    stored = orjson.dumps(labels).decode()
+    connection.execute(update(installations).where(one).values(labels=stored))
+    return labels
 
 
 def admit(
@@ -155,6 +176,11 @@ def highest_of(connection: Connection, tenant_id: int, installation_id: str) -> 
     return {row.source_key: row.highest_seq for row in found}
 
 
+def unix_s(at: str) -> int:
+    """A stored time in Unix seconds."""
+    return int(datetime.fromisoformat(at).timestamp())
+
+
 def _one(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
     return and_(
         installations.c.tenant_id == tenant_id, installations.c.installation_id == installation_id
@@ -173,7 +199,8 @@ def _known(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
 def _locked(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
     """The installation's row, made where there is none, and locked to the transaction's end."""
     key = {"tenant_id": tenant_id, "installation_id": installation_id}
-    insert_new(connection, installations, {**key, "first_seen_at": at, "last_seen_at": at})
+    new = {"first_seen_at": at, "last_seen_at": at, "seen_s": unix_s(at)}
+    insert_new(connection, installations, {**key, **new})
     statement = select(installations).where(_one(tenant_id, installation_id)).with_for_update()
     return connection.execute(statement).one()
 
@@ -208,39 +235,3 @@ def _changed(generation: str) -> ProblemError:
         "for the one that is named here",
         generation=generation,
     )
-
-
-def store_reports(connection: Connection, reports: Sequence[Report]) -> str:
-    """Store health reports, all in the running transaction; the last of each is its health.
-
-    Returns:
-        The backend's generation.
-    """
-    connection.execute(
-        insert(health_reports),
-        [
-            {
-                "tenant_id": report.tenant_id,
-                "installation_id": report.installation_id,
-                "received_at": report.received_at,
-                "report": report.report,
-            }
-            for report in reports
-        ],
-    )
-    latest = {(report.tenant_id, report.installation_id): report for report in reports}
-    rows = [
-        {
-            "tenant_id": report.tenant_id,
-            "installation_id": report.installation_id,
-            "first_seen_at": report.received_at,
-            "last_seen_at": report.received_at,
-            "health_at": report.received_at,
-            "health_report": report.report,
-            "removed_at": None,
-        }
-        for _, report in sorted(latest.items())
-    ]
-    changed = ("last_seen_at", "health_at", "health_report", "removed_at")
-    upsert(connection, installations, rows, KEY, changed)
-    return generations.current(connection)

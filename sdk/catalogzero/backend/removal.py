@@ -29,11 +29,12 @@ from sqlalchemy import (
 )
 
 from catalogzero.backend import feed, generations
-from catalogzero.backend.clearing import HEALTH_BATCH, UPLOADS_A_STEP, Cleared, clear
+from catalogzero.backend.clearing import UPLOADS_A_STEP, Cleared, clear, delete_some
 from catalogzero.backend.schema import (
     IS_SIMPLE,
     chunks,
     health_reports,
+    installation_hours,
     installations,
     removals,
     sources,
@@ -54,7 +55,11 @@ _NO_NAMES = dict.fromkeys(
 )
 """What goes of a finished upload beside its rows."""
 _OF_INSTALLATION = "registered_at entry version handler host methods last_upload_at health_at"
-_NOT_HEARD_OF = dict.fromkeys([*_OF_INSTALLATION.split(), "health_report"])
+_OF_REPORT = "health_report waiting waiting_bytes oldest_age_s dead missing"
+_NOT_HEARD_OF = {
+    **dict.fromkeys([*_OF_INSTALLATION.split(), *_OF_REPORT.split()]),
+    **{"status": "unknown", "reasons": "", "labels": "{}"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +213,10 @@ def _remove_tenant(
     tenant_id = removal.tenant_id
     if _delete_uploads(connection, tenant_id, counts, at):
         return True
-    for table, key in (
-        (health_reports, health_reports.c.report_no),
-        (sources, sources.c.source_id),
-    ):
-        some = select(key).where(_tenant_is(table, tenant_id)).limit(HEALTH_BATCH)
-        gone = connection.execute(delete(table).where(key.in_(some))).rowcount
-        counts[str(table.name)] += gone
+    for table in (health_reports, installation_hours, sources):
+        gone = delete_some(connection, table, _tenant_is(table, tenant_id))
+        if table is not installation_hours:
+            counts[str(table.name)] += gone
         if gone:
             return True
     # Whoever writes for the tenant holds its row, and is awaited here; none comes afterwards
@@ -272,11 +274,12 @@ def _remove_sources(
     old = and_(simple, ~uploads.c.visible)
     if _empty(connection, old, counts, at, installation_id=None) or hidden:
         return True
-    reports = select(health_reports.c.report_no).filter_by(**of_installation).limit(HEALTH_BATCH)
-    gone = connection.execute(delete(health_reports).where(health_reports.c.report_no.in_(reports)))
-    counts["health_reports"] += gone.rowcount
-    if gone.rowcount:
+    mine = and_(*(health_reports.c[name] == one for name, one in of_installation.items()))
+    gone = delete_some(connection, health_reports, mine)
+    counts["health_reports"] += gone
+    if gone:
         return True
+    connection.execute(delete(installation_hours).filter_by(**of_installation))
     own = update(installations).filter_by(**of_installation)
     emptied = connection.execute(own.values(**_NOT_HEARD_OF, removed_at=at))
     counts["installations"] += emptied.rowcount

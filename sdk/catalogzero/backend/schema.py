@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -28,10 +30,15 @@ from sqlalchemy import (
     and_,
     false,
     insert,
+    literal,
     literal_column,
+    select,
     text,
+    tuple_,
+    update,
 )
 
+from catalogzero.backend.report_columns import read_report
 from catalogzero.sql.engines import Schema
 
 metadata = MetaData()
@@ -91,8 +98,40 @@ installations = Table(
     Column("epoch_at", String(40)),
     Column("epoch_nonces", Text, nullable=False, server_default=text("'[]'")),
     Column("removed_at", String(40)),
+    Column("seen_s", BigInteger, nullable=False, server_default=text("0")),
+    Column("patience_s", BigInteger, nullable=False, server_default=text("86400")),
+    Column("status", String(8), nullable=False, server_default=text("'unknown'")),
+    Column("reasons", Text, nullable=False, server_default=text("''")),
+    Column("waiting", BigInteger),
+    Column("waiting_bytes", BigInteger),
+    Column("oldest_age_s", Float),
+    Column("dead", BigInteger),
+    Column("missing", BigInteger),
+    Column("labels", Text, nullable=False, server_default=text("'{}'")),
     sqlite_with_rowid=False,
 )
+
+installation_hours = Table(
+    "installation_hours",
+    metadata,
+    Column("tenant_id", _Key, primary_key=True, autoincrement=False),
+    Column("installation_id", String(200), primary_key=True),
+    Column("hour", String(13), primary_key=True),
+    Column("ok", BigInteger, nullable=False, server_default=text("0")),
+    Column("degraded", BigInteger, nullable=False, server_default=text("0")),
+    Column("failing", BigInteger, nullable=False, server_default=text("0")),
+    Column("waiting", BigInteger, nullable=False, server_default=text("0")),
+    Column("dead", BigInteger, nullable=False, server_default=text("0")),
+    Column("uploads", BigInteger, nullable=False, server_default=text("0")),
+    Column("records", BigInteger, nullable=False, server_default=text("0")),
+    ForeignKeyConstraint(
+        ["tenant_id", "installation_id"],
+        ["installations.tenant_id", "installations.installation_id"],
+        ondelete="CASCADE",
+    ),
+    sqlite_with_rowid=False,
+)
+Index("hours_by_time", installation_hours.c.hour)
 
 sources = Table(
     "sources",
@@ -146,7 +185,7 @@ uploads = Table(
     sqlite_autoincrement=True,
 )
 Index("uploads_of_source", uploads.c.source_id, uploads.c.visible, uploads.c.key_digest)
-Index("uploads_by_state", uploads.c.state)
+Index("uploads_of_installation", uploads.c.tenant_id, uploads.c.installation_id, uploads.c.ended_at)
 VISIBLE: ColumnElement[bool] = literal_column("visible")
 """As an index has it: SQLite finds one only by the very same words."""
 _column = uploads.c
@@ -420,6 +459,50 @@ def _know_events(connection: Connection) -> None:
     _show_records(connection)
 
 
+_FLEET_COLUMNS = (
+    ("seen_s", "BIGINT DEFAULT 0 NOT NULL"),
+    ("patience_s", "BIGINT DEFAULT 86400 NOT NULL"),
+    ("status", "VARCHAR(8) DEFAULT 'unknown' NOT NULL"),
+    ("reasons", "TEXT DEFAULT '' NOT NULL"),
+    ("waiting", "BIGINT"),
+    ("waiting_bytes", "BIGINT"),
+    ("oldest_age_s", "FLOAT"),
+    ("dead", "BIGINT"),
+    ("missing", "BIGINT"),
+    ("labels", "TEXT DEFAULT '{}' NOT NULL"),
+)
+
+
+_OF_INSTALLATION = (
+    "CREATE INDEX uploads_of_installation ON uploads (tenant_id, installation_id, ended_at)",
+    "DROP INDEX uploads_by_state",
+)
+
+
+def _know_the_fleet(connection: Connection) -> None:
+    """Version 7: what the fleet is found, sorted and counted by, from each last report."""
+    for name, kind in _FLEET_COLUMNS:
+        connection.execute(text(f"ALTER TABLE installations ADD COLUMN {name} {kind}"))
+    installation_hours.create(connection)
+    for statement in _OF_INSTALLATION:
+        connection.execute(text(statement))
+    one = [installations.c.tenant_id, installations.c.installation_id]
+    said = select(*one, installations.c.last_seen_at, installations.c.health_report)
+    above: tuple[int, str] = (-1, "")
+    while True:
+        further = tuple_(*one) > tuple_(*(literal(part) for part in above))
+        rows = connection.execute(said.where(further).order_by(*one).limit(1_000)).all()
+        for row in rows:
+            above = (row.tenant_id, row.installation_id)
+            seen_s = int(datetime.fromisoformat(row.last_seen_at).timestamp())
+            found = read_report(row.health_report) if row.health_report else {}
+            values = {**found, "seen_s": seen_s}
+            which = and_(*(column == part for column, part in zip(one, above, strict=True)))
+            connection.execute(update(installations).where(which).values(**values))
+        if not rows:
+            return
+
+
 def _begin_generation(connection: Connection) -> None:
     connection.execute(insert(generations).values(generation=uuid.uuid4().hex))
 
@@ -433,6 +516,7 @@ SCHEMA = Schema(
         _know_removals,
         _know_events,
         _know_shares,
+        _know_the_fleet,
     ),
     lock_id=0x63617A30,
 )

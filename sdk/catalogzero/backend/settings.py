@@ -81,6 +81,8 @@ class BackendSettings(BaseSettings):
     """Calls of the hook for one upload, before it is a dead letter: 20 take about eight hours."""
     hook_secret: SecretStr | None = None
     """What `CompletedUpload.signature()` is made with."""
+    access_log: bool = True
+    """A line in the log for each request; health probes and scrapes that succeed are left out."""
     operator_token: SecretStr | None = None
     """Opens the fleet page and `/metrics` (Bearer, or the password of Basic authentication)."""
     operator_token_file: Path | None = None

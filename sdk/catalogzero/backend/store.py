@@ -32,7 +32,7 @@ class Database(engines.Database):
 
 def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is there already; whether it was inserted."""
-    statement = _insert(connection, table).values(dict(values)).on_conflict_do_nothing()
+    statement = insert_into(connection, table).values(dict(values)).on_conflict_do_nothing()
     counting = {"preserve_rowcount": True}
     return connection.execute(statement, execution_options=counting).rowcount == 1
 
@@ -45,7 +45,7 @@ def upsert(
     changed: Iterable[str],
 ) -> None:
     """Insert rows; where a key is there already, set its `changed` columns to the row's."""
-    statement = _insert(connection, table)
+    statement = insert_into(connection, table)
     changes = {name: statement.excluded[name] for name in changed}
     connection.execute(
         statement.on_conflict_do_update(index_elements=list(key), set_=changes),
@@ -53,7 +53,7 @@ def upsert(
     )
 
 
-def _insert(connection: Connection, table: Table) -> Any:
+def insert_into(connection: Connection, table: Table) -> Any:
     """The dialect's own INSERT, which knows ON CONFLICT."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     return dialect.insert(table)

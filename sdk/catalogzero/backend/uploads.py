@@ -18,7 +18,7 @@ import orjson
 from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 from sqlalchemy.sql import Select
 
-from catalogzero.backend import feed, generations, installations
+from catalogzero.backend import feed, generations, hours, installations
 from catalogzero.backend.bodies import PORTION_BYTES, Records, portions, same_records
 from catalogzero.backend.schema import chunks, records, sources, uploads
 from catalogzero.backend.store import insert_new
@@ -143,7 +143,7 @@ def _judged(
         _hide_older(connection, source, body, at)
         said = _said(body, source)
         _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
-        installations.seen(connection, tenant_id, body.installation_id, at, last_upload_at=at)
+        _note(connection, tenant_id, body.installation_id, body.records, at)
     elif verdict is Judgement.SUPERSEDED:
         _end(connection, upload.upload_no, _said(body, source), at)
     highest = _advance(connection, source, body, verdict)
@@ -176,10 +176,28 @@ def store_simple(
     with generations.named(connection) as generation:
         if sender is not None:
             installations.admit(connection, tenant_id, *sender, at)
-        about = {"installation_id": None if sender is None else sender[0]}
-        return _store_array(
-            connection, tenant_id, key, body, at, generation, about, with_hook=with_hook
+        installation_id = None if sender is None else sender[0]
+        outcome = _store_array(
+            connection,
+            tenant_id,
+            key,
+            body,
+            at,
+            generation,
+            installation_id=installation_id,
+            with_hook=with_hook,
         )
+        if outcome.verdict is Judgement.ACCEPTED and installation_id is not None:
+            _note(connection, tenant_id, installation_id, len(body.payloads), at)
+        return outcome
+
+
+def _note(
+    connection: Connection, tenant_id: int, installation_id: str, records: int, at: str
+) -> None:
+    """An upload of an installation became visible: what its page shows of that."""
+    installations.seen(connection, tenant_id, installation_id, at, last_upload_at=at)
+    hours.add_upload(connection, tenant_id, installation_id, records, at)
 
 
 def _store_array(
@@ -189,8 +207,8 @@ def _store_array(
     body: Records,
     at: str,
     generation: str,
-    about: dict[str, Any],
     *,
+    installation_id: str | None,
     with_hook: bool,
 ) -> Outcome:
     """The outcome of one array that was let in."""
@@ -205,13 +223,8 @@ def _store_array(
     insert_new(connection, chunks, row | {"records": len(body.payloads), "stored_at": at})
     _insert_records(connection, upload.upload_no, 0, body.payloads)
     job_id = uuid.uuid4().hex
-    said = {
-        "chunks": 1,
-        "records": len(body.payloads),
-        "upload_key": key,
-        "mode": "append",
-        **about,
-    }
+    said = {"chunks": 1, "records": len(body.payloads), "upload_key": key, "mode": "append"}
+    said["installation_id"] = installation_id
     _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
     return Outcome(Judgement.ACCEPTED, job_id, 0, None, generation)
 

@@ -203,6 +203,35 @@ def export(
         asyncio.run(exporting.run(exporting.Lake(source, store), show, follow=follow))
 
 
+@app.command()
+def label(
+    tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
+    installation: Annotated[str, typer.Argument(help="Its id, as the fleet page shows it.")],
+    labels: Annotated[list[str], typer.Argument(help="NAME=VALUE each; NAME= takes a label away.")],
+    database: DatabaseOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Label an installation for the fleet page, which shows labels and finds by them.
+
+    Example: catalogzero backend label acme 436ec312-0fc0 site=Hamburg stage=production
+    """
+    from catalogzero.backend.installations import set_labels
+
+    changes = {}
+    for one in labels:
+        name, separator, value = one.partition("=")
+        if not (separator and 0 < len(name) <= 40 and len(value) <= 80 and one.isprintable()):
+            raise typer.BadParameter(
+                f"{one!r} is no label: NAME=VALUE, of at most 40 and 80 characters"
+            )
+        changes[name] = value
+    now = _write(database, lambda at: set_labels(at, tenant, installation, changes))
+    if as_json:
+        print_json({"tenant": tenant, "installation_id": installation, "labels": now})
+    else:
+        typer.echo(", ".join(f"{name}={value}" for name, value in now.items()) or "no labels")
+
+
 @tenants.command("add")
 def add(
     name: Name, database: DatabaseOption = None, key_file: KeyFile = None, as_json: JsonFlag = False

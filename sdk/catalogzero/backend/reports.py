@@ -1,0 +1,85 @@
+"""Health reports in the database: each as it came, and what the latest of each says.
+
+Owns the rows of `health_reports`, and the columns of `installations` that a report fills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, func, insert
+
+from catalogzero.backend import generations, hours
+from catalogzero.backend.installations import KEY, unix_s
+from catalogzero.backend.report_columns import read_report, storable
+from catalogzero.backend.schema import health_reports, installations
+from catalogzero.backend.store import insert_into
+
+MAX_NAME_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One health report as it is stored; times are ISO 8601."""
+
+    tenant_id: int
+    installation_id: str
+    received_at: str
+    report: str
+
+
+def store_reports(connection: Connection, reports: Sequence[Report]) -> str:
+    """Store health reports, all in the running transaction; the last of each is its health.
+
+    Returns:
+        The backend's generation.
+    """
+    keys = [{"tenant_id": one.tenant_id, "installation_id": one.installation_id} for one in reports]
+    said = [read_report(one.report) for one in reports]
+    stored = [{"received_at": one.received_at, "report": one.report} for one in reports]
+    connection.execute(
+        insert(health_reports), [{**key, **row} for key, row in zip(keys, stored, strict=True)]
+    )
+    latest = {tuple(key.values()): place for place, key in enumerate(keys)}
+    rows = [_row(reports[place], said[place]) for _, place in sorted(latest.items())]
+    statement = insert_into(connection, installations)
+    new = statement.excluded
+    first = {"tenant_id", "installation_id", "first_seen_at"}
+    changes: dict[str, Any] = {name: new[name] for name in rows[0] if name not in first}
+    for name in ("entry", "version"):
+        changes[name] = func.coalesce(new[name], installations.c[name])
+    connection.execute(statement.on_conflict_do_update(index_elements=KEY, set_=changes), rows)
+    hours.add_reports(
+        connection,
+        [
+            (key, one.received_at, found)
+            for key, one, found in zip(keys, reports, said, strict=True)
+        ],
+    )
+    return generations.current(connection)
+
+
+def _row(report: Report, said: dict[str, Any]) -> dict[str, Any]:
+    """The row of an installation after a report."""
+    at, body = report.received_at, orjson.loads(report.report)
+    return {
+        "tenant_id": report.tenant_id,
+        "installation_id": report.installation_id,
+        "first_seen_at": at,
+        "last_seen_at": at,
+        "seen_s": unix_s(at),
+        "health_at": at,
+        "health_report": report.report,
+        "removed_at": None,
+        "entry": _name(body.get("entry")),
+        "version": _name(body.get("version")),
+        **said,
+    }
+
+
+def _name(value: Any) -> str | None:
+    """What a report calls something; None where it says nothing."""
+    return storable(value, MAX_NAME_CHARS) if isinstance(value, str) and value else None
