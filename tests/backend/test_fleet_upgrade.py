@@ -47,10 +47,11 @@ async def test_the_fleet_shows_what_was_said_before_the_upgrade(older: str) -> N
         [row] = (await peer.ask("GET", "/fleet.json")).json["installations"]
         tenant, name = row["tenant"], row["installation_id"]
         page = await peer.ask("GET", f"/installation.json?tenant={tenant}&id={name}")
-        await peer.complete("new", chunks=0, records=0, installation_id="site-2")
+        done = await peer.complete("new", chunks=0, records=0, installation_id="site-2")
         two = (await peer.ask("GET", "/fleet.json?q=site-2")).json
 
     assert (row["state"], row["reasons"], row["backlog"], row["dead"]) == ("silent", "401", 7, 2)
     outcomes = [upload["outcome"] for upload in page.json["uploads"]]
     assert sorted(outcomes) == ["replaced", "visible", "visible"]
     assert two["found"] == 1
+    assert done.json["number"] == 1

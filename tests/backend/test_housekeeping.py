@@ -104,7 +104,7 @@ async def test_rows_that_were_replaced_go_and_what_they_were_is_remembered(
 
     assert world.rows() == 1
     assert world.peer.visible() == [{"a": 2}]
-    known = {"duplicate": True, "by": "upload_id", "source_seq": 2}
+    known = {"duplicate": True, "by": "upload_id", "source_seq": 2, "number": 3}
     assert again.json == {**first.json, **known}
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,7 +183,7 @@ async def test_a_rule_of_identity_that_is_taken_out_is_found(
 
         monkeypatch.setattr(installations, "page_of", lossy)
     elif rule == "two generations":
-        monkeypatch.setattr(api, "store_reports", lambda *_: "another")
+        monkeypatch.setattr(api, "store_reports", lambda *_: defaultdict(lambda: "another"))
     else:
 
         def same(claim: Claim, standing: Standing) -> Judgement:

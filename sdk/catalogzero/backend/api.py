@@ -89,7 +89,7 @@ class UploadApi:
         self.shares = Shares(settings, clock)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="backend-json")
-        self.reports = GroupCommit[Report, str](
+        self.reports = GroupCommit[Report, dict[tuple[int, str], str]](
             database, store_reports, clock, settings.health_commit_window_s
         )
 
@@ -199,8 +199,15 @@ class UploadApi:
                 Kind.INVALID_REQUEST, "client_id is the installation's id, never its key"
             )
         at = self._now()
-        stored = Report(tenant.tenant_id, report.client_id, at, body.decode())
-        generation = await self.reports.add(stored)
+        stored = Report(
+            tenant.tenant_id,
+            report.client_id,
+            at,
+            body.decode(),
+            report.generation,
+            report.acknowledged,
+        )
+        generation = (await self.reports.add(stored))[tenant.tenant_id, report.client_id]
         answer: dict[str, Any] = {"server_time": at}
         if self._settings.health_interval_s is not None:
             answer["next_interval_s"] = self._settings.health_interval_s
@@ -364,10 +371,12 @@ def _completed(outcome: Outcome, body: Complete) -> web.Response:
     """The answer to a `complete`."""
     match outcome.verdict:
         case Judgement.ACCEPTED:
-            return _json(201, {"job_id": outcome.job_id}, outcome.generation)
+            accepted = {"job_id": outcome.job_id, "number": outcome.number}
+            return _json(201, accepted, outcome.generation)
         case Judgement.DUPLICATE | Judgement.SAME_KEY:
             by = "upload_id" if outcome.verdict is Judgement.DUPLICATE else "upload_key"
             known = {"duplicate": True, "by": by, "source_seq": outcome.source_seq}
+            known["number"] = outcome.number
             return _json(200, {"job_id": outcome.job_id, **known}, outcome.generation)
         case Judgement.MISSING:
             raise ProblemError(

@@ -178,13 +178,18 @@ def read_detail(
         health_at=row.health_at or "",
         handler=row.handler or "",
         sources=_source_count(connection, row.tenant_id, installation_id),
-        missing_sources=[str(one)[:SHOWN_CHARS] for one in named[:20]]
-        if isinstance(named, list)
-        else [],
+        missing_sources=[_named(one) for one in named[:20]] if isinstance(named, list) else [],
         days=days_of(connection, row.tenant_id, installation_id, now),
         uploads=_last_uploads(connection, row.tenant_id, installation_id),
         report=report,
     )
+
+
+def _named(source: Any) -> str:
+    """A source of a report, by its name and its key."""
+    one = source if isinstance(source, dict) else {"source_key": source}
+    key, name = str(one.get("source_key"))[:SHOWN_CHARS], one.get("source")
+    return f"{str(name)[:SHOWN_CHARS]} ({key})" if name else key
 
 
 def _state(now: datetime) -> ColumnElement[str]:

@@ -15,7 +15,7 @@ import orjson
 from sqlalchemy import Connection, Row, and_, select, update
 from sqlalchemy.sql import ColumnElement
 
-from catalogzero.backend import generations
+from catalogzero.backend import generations, witness
 from catalogzero.backend.schema import installations, sources, tenants
 from catalogzero.backend.store import insert_new, upsert
 from catalogzero.errors import ConfigError
@@ -37,6 +37,7 @@ class Page:
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
     next: str | None = None
+    acknowledged: dict[str, Any] | None = None
 
 
 def seen(
@@ -60,7 +61,7 @@ def register(
     Raises:
         ProblemError: Another folder took a later epoch, or the start is for another generation.
     """
-    row = _locked(connection, tenant_id, installation_id, at)
+    row = held(connection, tenant_id, installation_id, at)
     columns: dict[str, Any] = {
         "registered_at": at,
         "entry": body.entry,
@@ -71,7 +72,8 @@ def register(
     }
     if body.epoch is not None:
         taken = orjson.loads(row.epoch_nonces)
-        with generations.named(connection) as generation:
+        generation = generations.of(connection, row.generation)
+        with generations.named(generation):
             if body.generation not in (None, generation):
                 raise _changed(generation)
             if _is_older(body, row.epoch, taken):
@@ -116,19 +118,16 @@ def set_labels(
     return labels
 
 
-def admit(
-    connection: Connection, tenant_id: int, installation_id: str, epoch: int | None, at: str
-) -> None:
-    """Let an upload of the folder with this epoch pass, and hold off whoever would take the next.
+def admit(connection: Connection, row: Row[Any], epoch: int | None, at: str) -> None:
+    """Let an upload of the folder with this epoch pass; `row` is the installation's, held.
 
     Raises:
         ProblemError: Another folder took a later epoch.
     """
-    row = _locked(connection, tenant_id, installation_id, at)
     if (epoch or 0) < row.epoch:
         raise _moved(row)
     if epoch is not None and epoch > row.epoch:
-        one = _one(tenant_id, installation_id)
+        one = _one(row.tenant_id, row.installation_id)
         connection.execute(update(installations).where(one).values(epoch=epoch, epoch_at=at))
 
 
@@ -138,11 +137,12 @@ def page_of(connection: Connection, tenant_id: int, installation_id: str, above:
     Raises:
         ProblemError: There is no such installation.
     """
-    epoch = select(installations.c.epoch).where(_one(tenant_id, installation_id))
-    found = connection.execute(epoch).one_or_none()
+    one = select(installations).where(_one(tenant_id, installation_id))
+    found = connection.execute(one).one_or_none()
     if found is None:
         raise ProblemError(Kind.NOT_FOUND, "no installation of that id is known")
-    page, size = Page(generations.current(connection), found.epoch), 0
+    generation = generations.of(connection, found.generation)
+    page, size = Page(generation, found.epoch, acknowledged=witness.last_of(found)), 0
     rows = connection.execute(
         select(sources)
         .where(_known(tenant_id, installation_id), sources.c.source_id > above)
@@ -196,7 +196,7 @@ def _known(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
     )
 
 
-def _locked(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
+def held(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
     """The installation's row, made where there is none, and locked to the transaction's end."""
     key = {"tenant_id": tenant_id, "installation_id": installation_id}
     new = {"first_seen_at": at, "last_seen_at": at, "seen_s": unix_s(at)}

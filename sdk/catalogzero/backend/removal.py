@@ -257,7 +257,7 @@ def _remove_sources(
     first = following.order_by(sources.c.source_id).limit(SOURCES_A_STEP).with_for_update()
     ids = connection.scalars(first).all()
     if ids:
-        counts["sources"] += _mark(connection, ids, at)
+        counts["sources"] += _mark(connection, removal, ids, at)
         of_them = uploads.c.source_id.in_(ids)
         shown = select(uploads.c.upload_no).where(of_them, uploads.c.visible)
         hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
@@ -286,9 +286,12 @@ def _remove_sources(
     return False
 
 
-def _mark(connection: Connection, ids: Any, at: str) -> int:
-    """Note that sources are removed, in the present generation; how many were not before."""
-    generation = generations.current(connection)
+def _mark(connection: Connection, removal: Row[Any], ids: Any, at: str) -> int:
+    """Note that sources are removed, in the installation's generation; how many were not before."""
+    own = select(installations.c.generation).filter_by(
+        tenant_id=removal.tenant_id, installation_id=removal.installation_id
+    )
+    generation = generations.of(connection, connection.scalar(own.with_for_update()) or "")
     new = sources.c.removed_in.is_distinct_from(generation)
     marked = update(sources).where(sources.c.source_id.in_(ids), new)
     return connection.execute(marked.values(removed_at=at, removed_in=generation)).rowcount

@@ -5,37 +5,44 @@ Owns the rows of `health_reports`, and the columns of `installations` that a rep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, func, insert
+from sqlalchemy import Connection, func, insert, select, tuple_
 
-from catalogzero.backend import generations, hours
+from catalogzero.backend import hours, witness
 from catalogzero.backend.installations import KEY, unix_s
 from catalogzero.backend.report_columns import read_report, storable
 from catalogzero.backend.schema import health_reports, installations
 from catalogzero.backend.store import insert_into
+from catalogzero.protocol.bodies import Acknowledged
 
 MAX_NAME_CHARS = 200
+COLUMNS = ("tenant_id", "installation_id", "last_number", "last_upload_id", "generation")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One health report as it is stored; times are ISO 8601."""
+    """One health report as it is stored; times are ISO 8601.
+
+    `acknowledged` is what its folder holds for acknowledged, under the generation that it knows.
+    """
 
     tenant_id: int
     installation_id: str
     received_at: str
     report: str
+    known: str | None = None
+    acknowledged: Acknowledged | None = None
 
 
-def store_reports(connection: Connection, reports: Sequence[Report]) -> str:
+def store_reports(connection: Connection, reports: Sequence[Report]) -> dict[tuple[int, str], str]:
     """Store health reports, all in the running transaction; the last of each is its health.
 
     Returns:
-        The backend's generation.
+        The generation of each installation, by tenant_id and installation_id.
     """
     keys = [{"tenant_id": one.tenant_id, "installation_id": one.installation_id} for one in reports]
     said = [read_report(one.report) for one in reports]
@@ -59,7 +66,21 @@ def store_reports(connection: Connection, reports: Sequence[Report]) -> str:
             for key, one, found in zip(keys, reports, said, strict=True)
         ],
     )
-    return generations.current(connection)
+    return _generations(connection, {key: reports[place] for key, place in latest.items()})
+
+
+def _generations(
+    connection: Connection, reports: Mapping[Any, Report]
+) -> dict[tuple[int, str], str]:
+    """The generation of each installation that reports, after what it holds for acknowledged."""
+    key = tuple_(installations.c.tenant_id, installations.c.installation_id)
+    columns = (installations.c[name] for name in COLUMNS)
+    rows = connection.execute(select(*columns).where(key.in_(list(reports)))).all()
+    found = {(row.tenant_id, row.installation_id): row for row in rows}
+    return {
+        one: witness.heard(connection, row, reports[one].acknowledged, reports[one].known)
+        for one, row in found.items()
+    }
 
 
 def _row(report: Report, said: dict[str, Any]) -> dict[str, Any]:

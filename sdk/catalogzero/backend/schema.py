@@ -108,6 +108,9 @@ installations = Table(
     Column("dead", BigInteger),
     Column("missing", BigInteger),
     Column("labels", Text, nullable=False, server_default=text("'{}'")),
+    Column("last_number", BigInteger, nullable=False, server_default=text("0")),
+    Column("last_upload_id", String(200), nullable=False, server_default=text("''")),
+    Column("generation", String(32), nullable=False, server_default=text("''")),
     sqlite_with_rowid=False,
 )
 
@@ -503,6 +506,19 @@ def _know_the_fleet(connection: Connection) -> None:
             return
 
 
+_ACKNOWLEDGED = (
+    "ALTER TABLE installations ADD COLUMN last_number BIGINT DEFAULT 0 NOT NULL",
+    "ALTER TABLE installations ADD COLUMN last_upload_id VARCHAR(200) DEFAULT '' NOT NULL",
+    "ALTER TABLE installations ADD COLUMN generation VARCHAR(32) DEFAULT '' NOT NULL",
+)
+
+
+def _know_what_was_acknowledged(connection: Connection) -> None:
+    """Version 8: the last number of each installation, and a generation of its own."""
+    for statement in _ACKNOWLEDGED:
+        connection.execute(text(statement))
+
+
 def _begin_generation(connection: Connection) -> None:
     connection.execute(insert(generations).values(generation=uuid.uuid4().hex))
 
@@ -517,6 +533,7 @@ SCHEMA = Schema(
         _know_events,
         _know_shares,
         _know_the_fleet,
+        _know_what_was_acknowledged,
     ),
     lock_id=0x63617A30,
 )

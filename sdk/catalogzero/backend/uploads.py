@@ -18,7 +18,7 @@ import orjson
 from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 from sqlalchemy.sql import Select
 
-from catalogzero.backend import feed, generations, hours, installations
+from catalogzero.backend import feed, generations, hours, installations, witness
 from catalogzero.backend.bodies import PORTION_BYTES, Records, portions, same_records
 from catalogzero.backend.schema import chunks, records, sources, uploads
 from catalogzero.backend.store import insert_new
@@ -53,7 +53,8 @@ class Stored(Enum):
 class Outcome:
     """The answer to a `complete`: the verdict, and what the answer carries.
 
-    `job_id` is that of the visible upload; `source_seq` and `watermark` are the source's.
+    `job_id` is that of the visible upload; `source_seq` and `watermark` are the source's. `number`
+    rises with each upload of the installation that is answered as there.
     """
 
     verdict: Judgement
@@ -62,6 +63,7 @@ class Outcome:
     watermark: Any
     generation: str
     missing: tuple[int, ...] = ()
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +105,17 @@ def complete(
         ProblemError: It comes from a folder that another one took the place of, chunks are
             missing, or their totals are not those of the body.
     """
-    with generations.named(connection) as generation:
-        installations.admit(
-            connection, tenant_id, body.installation_id, body.installation_epoch, at
-        )
-        return _judged(connection, tenant_id, upload_id, body, at, generation, with_hook=with_hook)
+    row = installations.held(connection, tenant_id, body.installation_id, at)
+    with generations.named(generations.of(connection, row.generation)):
+        installations.admit(connection, row, body.installation_epoch, at)
+    generation = witness.heard(connection, row, body.acknowledged, body.generation)
+    with generations.named(generation):
+        return _judged(connection, row, upload_id, body, at, generation, with_hook=with_hook)
 
 
 def _judged(
     connection: Connection,
-    tenant_id: int,
+    installation: Row[Any],
     upload_id: str,
     body: Complete,
     at: str,
@@ -121,6 +124,7 @@ def _judged(
     with_hook: bool,
 ) -> Outcome:
     """The outcome of one `complete` that was let in."""
+    tenant_id, number = installation.tenant_id, None
     upload = _upload(connection, tenant_id, upload_id, at, share=False)
     source = _source(connection, tenant_id, upload, body)
     twin = _visible_twin(connection, source, body)
@@ -147,8 +151,12 @@ def _judged(
     elif verdict is Judgement.SUPERSEDED:
         _end(connection, upload.upload_no, _said(body, source), at)
     highest = _advance(connection, source, body, verdict)
+    if verdict in (Judgement.ACCEPTED, Judgement.DUPLICATE, Judgement.SAME_KEY):
+        given = witness.next_number(installation, upload_id)
+        installations.seen(connection, tenant_id, body.installation_id, at, **given)
+        number = given["last_number"]
     watermark = orjson.loads(source.watermark)
-    return Outcome(verdict, job_id, highest, watermark, generation, missing)
+    return Outcome(verdict, job_id, highest, watermark, generation, missing, number)
 
 
 def store_simple(
@@ -173,9 +181,14 @@ def store_simple(
         ProblemError: The key came with other records before, or another folder took the sender's
             place.
     """
-    with generations.named(connection) as generation:
+    own = ""
+    if sender is not None:
+        row = installations.held(connection, tenant_id, sender[0], at)
+        own = row.generation
+    generation = generations.of(connection, own)
+    with generations.named(generation):
         if sender is not None:
-            installations.admit(connection, tenant_id, *sender, at)
+            installations.admit(connection, row, sender[1], at)
         installation_id = None if sender is None else sender[0]
         outcome = _store_array(
             connection,

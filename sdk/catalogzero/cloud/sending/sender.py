@@ -314,7 +314,8 @@ class Sender:
     async def _complete(self, upload: Upload) -> None:
         if not await asyncio.to_thread(self._outbox.completing, upload.upload_id):
             return
-        body = encode_json(complete_body(upload, self._identity, self.epoch))
+        said = await asyncio.to_thread(self._outbox.witness)
+        body = encode_json({**complete_body(upload, self._identity, self.epoch), **said})
         path = ("uploads", upload.upload_id, "complete")
         about = {"upload_id": upload.upload_id}
         outcome = await self._pusher.push(Asked.COMPLETE, "POST", path, body, AS_JSON, about=about)
@@ -462,7 +463,14 @@ def note_answer(
     elif verdict is Verdict.DONE:
         job_id = None if body.get("job_id") is None else str(body["job_id"])
         seq = body.get("source_seq") if body.get("by") == "upload_key" else None
-        return outbox.done(upload_id, job_id, size, same_key_seq=seq, generation=generation)
+        return outbox.done(
+            upload_id,
+            job_id,
+            size,
+            same_key_seq=seq,
+            generation=generation,
+            number=body.get("number"),
+        )
     return True
 
 
