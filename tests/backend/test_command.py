@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catalogzero.backend.installations import seen
+from catalogzero.backend.installations import held
 from catalogzero.backend.store import Database
 from catalogzero.cli.main import main
 
@@ -222,7 +222,7 @@ def test_an_operator_labels_an_installation(tmp_path: Path) -> None:
     run("tenants", "add", "acme", *database)
     store = Database(str(tmp_path / "backend.db"))
     at = "2026-01-01T00:00:00.000+00:00"
-    store.write_now(lambda connection: seen(connection, 1, "site-1", at))
+    store.write_now(lambda connection: held(connection, 1, "site-1", at))
     store.close()
 
     added = run("label", "acme", "site-1", "site=Hamburg", "stage=test", *database)

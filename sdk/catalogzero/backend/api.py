@@ -335,10 +335,11 @@ class UploadApi:
                     self.shares.hold(mine, tenant.share, held)
                     if held > limit:
                         raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
-                async for part in body_parts(request, limit):
-                    held += len(part)
-                    self.shares.hold(mine, tenant.share, len(part))
-                    parts.append(part)
+                else:
+                    async for part in body_parts(request, limit):
+                        held += len(part)
+                        self.shares.hold(mine, tenant.share, len(part))
+                        parts.append(part)
                 body = b"".join(parts)
                 parts.clear()
                 yield body, mine

@@ -24,9 +24,8 @@ def current(connection: Connection) -> str:
     return str(connection.execute(select(generations.c.generation)).scalar_one())
 
 
-def of(connection: Connection, own: str) -> str:
+def of(generation: str, own: str) -> str:
     """The generation of an installation, which may have one of its own within the backend's."""
-    generation = current(connection)
     return sha256(f"{generation}.{own}".encode()).hexdigest()[:32] if own else generation
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, case, select
 
 from catalogzero.backend.clearing import HEALTH_BATCH, delete_some
 from catalogzero.backend.schema import installation_hours
-from catalogzero.backend.store import insert_into
+from catalogzero.backend.store import insert_many
 
 KEY = ("tenant_id", "installation_id", "hour")
 COUNTED = ("ok", "degraded", "failing", "uploads", "records")
@@ -99,14 +99,16 @@ def prune_hours(connection: Connection, before: str) -> bool:
 
 def _add(connection: Connection, rows: list[dict[str, Any]]) -> None:
     """Add rows to those of their hours."""
-    statement = insert_into(connection, installation_hours)
-    stored, new = installation_hours.c, statement.excluded
-    changes: dict[str, Any] = {name: stored[name] + new[name] for name in COUNTED}
-    for name in HIGHEST:
-        changes[name] = case((new[name] > stored[name], new[name]), else_=stored[name])
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=list(KEY), set_=changes), rows
-    )
+    stored = installation_hours.c
+
+    def changes(new: Any) -> dict[str, Any]:
+        highest = {
+            name: case((new[name] > stored[name], new[name]), else_=stored[name])
+            for name in HIGHEST
+        }
+        return {**{name: stored[name] + new[name] for name in COUNTED}, **highest}
+
+    insert_many(connection, installation_hours, rows, KEY, changes)
 
 
 _EMPTY = {name: value for name, value in asdict(Day("")).items() if name != "day"}

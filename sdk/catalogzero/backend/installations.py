@@ -15,9 +15,8 @@ import orjson
 from sqlalchemy import Connection, Row, and_, select, update
 from sqlalchemy.sql import ColumnElement
 
-from catalogzero.backend import generations, witness
+from catalogzero.backend import generations, store, witness
 from catalogzero.backend.schema import installations, sources, tenants
-from catalogzero.backend.store import insert_new, upsert
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.bodies import Installation
 from catalogzero.protocol.problems import Kind, ProblemError
@@ -40,13 +39,18 @@ class Page:
     acknowledged: dict[str, Any] | None = None
 
 
-def seen(
-    connection: Connection, tenant_id: int, installation_id: str, at: str, **columns: Any
-) -> None:
-    """Note that an installation was heard from at `at`, with what else became known."""
+def held(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
+    """The installation's row, made where there is none, and locked to the transaction's end."""
     key = {"tenant_id": tenant_id, "installation_id": installation_id}
+    new = {"first_seen_at": at, "last_seen_at": at, "seen_s": unix_s(at)}
+    return store.held(connection, installations, key, new)
+
+
+def seen(connection: Connection, row: Row[Any], at: str, **columns: Any) -> None:
+    """Note that an installation was heard from at `at`, with what else became known."""
     changes = {"last_seen_at": at, "seen_s": unix_s(at), "removed_at": None, **columns}
-    upsert(connection, installations, [{**key, "first_seen_at": at, **changes}], KEY, changes)
+    one = _one(row.tenant_id, row.installation_id)
+    connection.execute(update(installations).where(one).values(**changes))
 
 
 def register(
@@ -72,7 +76,7 @@ def register(
     }
     if body.epoch is not None:
         taken = orjson.loads(row.epoch_nonces)
-        generation = generations.of(connection, row.generation)
+        generation = generations.of(generations.current(connection), row.generation)
         with generations.named(generation):
             if body.generation not in (None, generation):
                 raise _changed(generation)
@@ -82,7 +86,7 @@ def register(
         columns["epoch"] = max(row.epoch + 1, body.epoch + 1, now_ms)
         nonces = [body.nonce, *taken][:KEPT_NONCES]
         columns |= {"epoch_at": at, "epoch_nonces": orjson.dumps(nonces).decode()}
-    seen(connection, tenant_id, installation_id, at, **columns)
+    seen(connection, row, at, **columns)
     page = page_of(connection, tenant_id, installation_id)
     if body.epoch is None:
         page.sources = highest_of(connection, tenant_id, installation_id)
@@ -141,7 +145,7 @@ def page_of(connection: Connection, tenant_id: int, installation_id: str, above:
     found = connection.execute(one).one_or_none()
     if found is None:
         raise ProblemError(Kind.NOT_FOUND, "no installation of that id is known")
-    generation = generations.of(connection, found.generation)
+    generation = generations.of(generations.current(connection), found.generation)
     page, size = Page(generation, found.epoch, acknowledged=witness.last_of(found)), 0
     rows = connection.execute(
         select(sources)
@@ -194,15 +198,6 @@ def _known(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
         sources.c.installation_id == installation_id,
         sources.c.highest_seq > 0,
     )
-
-
-def held(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
-    """The installation's row, made where there is none, and locked to the transaction's end."""
-    key = {"tenant_id": tenant_id, "installation_id": installation_id}
-    new = {"first_seen_at": at, "last_seen_at": at, "seen_s": unix_s(at)}
-    insert_new(connection, installations, {**key, **new})
-    statement = select(installations).where(_one(tenant_id, installation_id)).with_for_update()
-    return connection.execute(statement).one()
 
 
 def _is_older(body: Installation, epoch: int, taken: list[str]) -> bool:

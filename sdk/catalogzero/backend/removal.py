@@ -250,14 +250,17 @@ def _remove_sources(
 ) -> bool:
     """Empty the next sources of an installation, then its simple form, then what it says of itself.
 
-    Sources are locked, so that what a client completes comes before or after the transaction.
+    The installation is locked, so that what a client completes comes before or after this.
     """
+    of_installation = {"tenant_id": removal.tenant_id, "installation_id": removal.installation_id}
+    held = select(installations.c.generation).filter_by(**of_installation).with_for_update()
+    own = connection.scalar(held) or ""
     which = _sources_of(removal.tenant_id, removal.installation_id, removal.source_key)
     following = select(sources.c.source_id).where(which, sources.c.source_id > removal.up_to)
-    first = following.order_by(sources.c.source_id).limit(SOURCES_A_STEP).with_for_update()
+    first = following.order_by(sources.c.source_id).limit(SOURCES_A_STEP)
     ids = connection.scalars(first).all()
     if ids:
-        counts["sources"] += _mark(connection, removal, ids, at)
+        counts["sources"] += _mark(connection, own, ids, at)
         of_them = uploads.c.source_id.in_(ids)
         shown = select(uploads.c.upload_no).where(of_them, uploads.c.visible)
         hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
@@ -267,7 +270,6 @@ def _remove_sources(
         return True
     if removal.source_key is not None:
         return False
-    of_installation = {"tenant_id": removal.tenant_id, "installation_id": removal.installation_id}
     simple = and_(IS_SIMPLE, *(uploads.c[name] == one for name, one in of_installation.items()))
     shown = select(uploads.c.upload_no).where(simple, uploads.c.visible)
     hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
@@ -286,12 +288,9 @@ def _remove_sources(
     return False
 
 
-def _mark(connection: Connection, removal: Row[Any], ids: Any, at: str) -> int:
+def _mark(connection: Connection, own: str, ids: Any, at: str) -> int:
     """Note that sources are removed, in the installation's generation; how many were not before."""
-    own = select(installations.c.generation).filter_by(
-        tenant_id=removal.tenant_id, installation_id=removal.installation_id
-    )
-    generation = generations.of(connection, connection.scalar(own.with_for_update()) or "")
+    generation = generations.of(generations.current(connection), own)
     new = sources.c.removed_in.is_distinct_from(generation)
     marked = update(sources).where(sources.c.source_id.in_(ids), new)
     return connection.execute(marked.values(removed_at=at, removed_in=generation)).rowcount

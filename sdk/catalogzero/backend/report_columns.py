@@ -9,8 +9,6 @@ from __future__ import annotations
 from math import ceil, isfinite
 from typing import Any
 
-import orjson
-
 MISSED_REPORTS = 3
 SILENT_AFTER_S = 86_400
 MAX_PATIENCE_S = 10**9
@@ -18,14 +16,12 @@ MAX_REASONS_CHARS = 300
 MAX_COUNT = 10**12
 
 
-def read_report(body: str) -> dict[str, Any]:
+def read_report(report: dict[str, Any]) -> dict[str, Any]:
     """The columns of `installations` that a report fills.
 
     `patience_s` is how long the installation may be silent: three of its own intervals, or a day
     where it names none. Figures are those of its outbox, None where it did not say.
     """
-    report = orjson.loads(body)
-    report = report if isinstance(report, dict) else {}
     outbox = report.get("outbox")
     outbox = outbox if isinstance(outbox, dict) else {}
     status, reasons = report.get("status"), report.get("reasons")

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, func, insert, select, tuple_
+from sqlalchemy import Connection, func, select, tuple_
 
-from catalogzero.backend import hours, witness
+from catalogzero.backend import generations, hours, witness
 from catalogzero.backend.installations import KEY, unix_s
 from catalogzero.backend.report_columns import read_report, storable
 from catalogzero.backend.schema import health_reports, installations
-from catalogzero.backend.store import insert_into
+from catalogzero.backend.store import insert_many
 from catalogzero.protocol.bodies import Acknowledged
 
 MAX_NAME_CHARS = 200
@@ -45,20 +45,22 @@ def store_reports(connection: Connection, reports: Sequence[Report]) -> dict[tup
         The generation of each installation, by tenant_id and installation_id.
     """
     keys = [{"tenant_id": one.tenant_id, "installation_id": one.installation_id} for one in reports]
-    said = [read_report(one.report) for one in reports]
+    bodies = [_body(one.report) for one in reports]
+    said = [read_report(body) for body in bodies]
     stored = [{"received_at": one.received_at, "report": one.report} for one in reports]
-    connection.execute(
-        insert(health_reports), [{**key, **row} for key, row in zip(keys, stored, strict=True)]
-    )
+    reported = [{**key, **row} for key, row in zip(keys, stored, strict=True)]
+    insert_many(connection, health_reports, reported)
     latest = {tuple(key.values()): place for place, key in enumerate(keys)}
-    rows = [_row(reports[place], said[place]) for _, place in sorted(latest.items())]
-    statement = insert_into(connection, installations)
-    new = statement.excluded
+    rows = [_row(reports[place], bodies[place], said[place]) for _, place in sorted(latest.items())]
     first = {"tenant_id", "installation_id", "first_seen_at"}
-    changes: dict[str, Any] = {name: new[name] for name in rows[0] if name not in first}
-    for name in ("entry", "version"):
-        changes[name] = func.coalesce(new[name], installations.c[name])
-    connection.execute(statement.on_conflict_do_update(index_elements=KEY, set_=changes), rows)
+
+    def changes(new: Any) -> dict[str, Any]:
+        changed = {name: new[name] for name in rows[0] if name not in first}
+        for name in ("entry", "version"):
+            changed[name] = func.coalesce(new[name], installations.c[name])
+        return changed
+
+    insert_many(connection, installations, rows, KEY, changes)
     hours.add_reports(
         connection,
         [
@@ -77,15 +79,22 @@ def _generations(
     columns = (installations.c[name] for name in COLUMNS)
     rows = connection.execute(select(*columns).where(key.in_(list(reports)))).all()
     found = {(row.tenant_id, row.installation_id): row for row in rows}
+    current = generations.current(connection)
     return {
-        one: witness.heard(connection, row, reports[one].acknowledged, reports[one].known)
+        one: witness.heard(connection, current, row, reports[one].acknowledged, reports[one].known)
         for one, row in found.items()
     }
 
 
-def _row(report: Report, said: dict[str, Any]) -> dict[str, Any]:
+def _body(text: str) -> dict[str, Any]:
+    """What a report says; nothing where it is no object."""
+    body = orjson.loads(text)
+    return body if isinstance(body, dict) else {}
+
+
+def _row(report: Report, body: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """The row of an installation after a report."""
-    at, body = report.received_at, orjson.loads(report.report)
+    at = report.received_at
     return {
         "tenant_id": report.tenant_id,
         "installation_id": report.installation_id,

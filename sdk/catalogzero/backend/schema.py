@@ -11,6 +11,7 @@ import uuid
 from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -498,7 +499,7 @@ def _know_the_fleet(connection: Connection) -> None:
         for row in rows:
             above = (row.tenant_id, row.installation_id)
             seen_s = int(datetime.fromisoformat(row.last_seen_at).timestamp())
-            found = read_report(row.health_report) if row.health_report else {}
+            found = read_report(orjson.loads(row.health_report)) if row.health_report else {}
             values = {**found, "seen_s": seen_s}
             which = and_(*(column == part for column, part in zip(one, above, strict=True)))
             connection.execute(update(installations).where(which).values(**values))

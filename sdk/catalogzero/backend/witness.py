@@ -19,15 +19,19 @@ from catalogzero.protocol.judging import State
 
 
 def heard(
-    connection: Connection, row: Row[Any], told: Acknowledged | None, known: str | None
+    connection: Connection,
+    current: str,
+    row: Row[Any],
+    told: Acknowledged | None,
+    known: str | None,
 ) -> str:
     """Hear what a folder holds for acknowledged; the generation of its installation afterwards.
 
     A number that is not here, or is another upload's, was lost with a restore: the installation
     alone takes a new generation, by which its client compares. Only a folder that knows the present
-    one (`known`) counts: another will compare anyhow.
+    one (`known`) counts: another will compare anyhow. `current` is the backend's.
     """
-    generation = generations.of(connection, row.generation)
+    generation = generations.of(current, row.generation)
     if told is None or known != generation or _is_here(connection, row, told):
         return generation
     own = uuid.uuid4().hex
@@ -35,7 +39,7 @@ def heard(
         installations.c.installation_id == row.installation_id
     )
     connection.execute(update(installations).where(one).values(generation=own))
-    return generations.of(connection, own)
+    return generations.of(current, own)
 
 
 def next_number(row: Row[Any], upload_id: str) -> dict[str, Any]:
