@@ -8,18 +8,20 @@ of JSON Lines over HTTP. The floors write the very same rows into the same table
 front: `executemany` (SQLite, WAL, FULL, one transaction a chunk) and COPY (PostgreSQL); for health,
 one FULL transaction of SQLite for each report. Rounds are interleaved; figures are medians.
 
+A small upload is measured alone, and beside another tenant's 16 connections of large chunks.
 A step of housekeeping is measured among 600 uploads and among a million (`--uploads`), with as many
 rows to delete.
 
 Budgets: rows at least 0.6 times the floor; health at least 2 times, and a p99 below 50 ms at
 10,000 installations that report once a minute; a step among a million uploads at most 2 times one
-among 600.
+among 600; a small upload beside another tenant's 16 connections at most 3 times its p50 alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import sqlite3
@@ -58,6 +60,7 @@ from sqlalchemy import (
 
 AT = "2026-01-01T00:00:00.000+00:00"
 CHUNK_ROWS = 12_000
+SMALL_UPLOADS, HEAVY_CONNECTIONS = 100, 16
 FEW, FILL_S = 600, 3_600.0
 CONNECTIONS = 4
 REPORTERS = 256
@@ -260,6 +263,60 @@ def measure_health(folder: Path, reports: int, rounds: int) -> list[dict[str, An
     return [_figure("health reports/s", ours, floor, 2.0), steady]
 
 
+def measure_fairness(folder: Path) -> dict[str, Any]:
+    """A small upload's p50 in ms beside another tenant's 16 large connections, and alone."""
+    rows = "\n".join(itertools.chain.from_iterable(chunks_of(CHUNK_ROWS)))
+    body = zstandard.compress(rows.encode(), 1)
+    with _database(folder, "postgresql") as (url, _), served(url, folder) as (endpoint, key):
+        other = folder / "other"
+        add = ["tenants", "add", "other", "--key-file", str(other), "--database", url]
+        subprocess.run([*COMMAND, *add], check=True, stdout=subprocess.DEVNULL)
+        alone, beside = asyncio.run(_share(endpoint, key, other.read_text().strip(), body))
+    what = "ms of a small upload beside 16 heavy connections and alone, postgresql"
+    figures = {"ours": beside, "alone": alone, "ratio": beside / alone}
+    return {"what": what, **figures, "budget": 3.0, "held": beside <= 3 * alone}
+
+
+async def _share(endpoint: str, key: str, other: str, body: bytes) -> tuple[float, float]:
+    """The p50 of small uploads alone, and while another tenant sends what it can."""
+
+    async def heavy(session: aiohttp.ClientSession) -> None:
+        headers = {"Content-Type": "application/x-ndjson", "Content-Encoding": "zstd"}
+        while True:
+            where = f"{endpoint}/uploads/{uuid.uuid4().hex}/chunks/0"
+            async with session.put(where, data=body, headers=headers) as answer:
+                wait_s = float(answer.headers.get("Retry-After", 0))
+            await asyncio.sleep(wait_s)
+
+    async with _reporter(key) as small, _reporter(other) as large:
+        await _small_uploads(small, endpoint, 20)
+        alone = await _small_uploads(small, endpoint, SMALL_UPLOADS)
+        sending = [asyncio.create_task(heavy(large)) for _ in range(HEAVY_CONNECTIONS)]
+        await asyncio.sleep(1)
+        beside = await _small_uploads(small, endpoint, SMALL_UPLOADS)
+        for task in sending:
+            task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
+    return alone, beside
+
+
+async def _small_uploads(session: aiohttp.ClientSession, endpoint: str, count: int) -> float:
+    """The median in ms of an upload of one row, sent and completed."""
+    taken = []
+    for _ in range(count):
+        name, begun = uuid.uuid4().hex, time.perf_counter()
+        url, form = f"{endpoint}/uploads/{name}", {"Content-Type": "application/x-ndjson"}
+        async with session.put(f"{url}/chunks/0", data=b'{"n": 1}', headers=form) as answer:
+            assert answer.status == 201, await answer.text()
+        said = {"upload_key": name, "source_key": name, "source_seq": 1, "chunks": 1, "records": 1}
+        body = orjson.dumps({**said, "installation_id": "small"})
+        async with session.post(f"{url}/complete", data=body) as answer:
+            assert answer.status == 201, await answer.text()
+        taken.append((time.perf_counter() - begun) * 1_000)
+        await asyncio.sleep(0.02)
+    return statistics.median(taken)
+
+
 def measure_housekeeping(folder: Path, count: int, rounds: int, kind: str) -> dict[str, Any]:
     """Milliseconds of a step that deletes, among few uploads and among many."""
     with _filled(folder, FEW, kind) as few, _filled(folder, count, kind) as many:
@@ -341,6 +398,7 @@ def main() -> None:
         figures = [measure_rows(folder, given.rows, given.rounds, "sqlite")]
         figures.append(measure_rows(folder, given.rows, given.rounds, "postgresql"))
         figures += measure_health(folder, given.reports, given.rounds)
+        figures.append(measure_fairness(folder))
         for kind in ("sqlite", "postgresql"):
             figures.append(measure_housekeeping(folder, given.uploads, given.rounds, kind))
     if given.json:

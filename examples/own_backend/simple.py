@@ -3,6 +3,7 @@
 usage: OWN_BACKEND_KEY=… python simple.py [PORT] [DATABASE]
 """
 
+import hashlib
 import hmac
 import json
 import os
@@ -17,9 +18,12 @@ KEY, BASE = os.environ["OWN_BACKEND_KEY"], "/v1"
 PORT, DATABASE = [*sys.argv[1:], *["8801", "own_backend.db"][len(sys.argv) - 1 :]]
 SCHEMA = """
 PRAGMA journal_mode = WAL;
-CREATE TABLE IF NOT EXISTS uploads (key TEXT PRIMARY KEY, job_id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS uploads (key TEXT PRIMARY KEY, job_id TEXT NOT NULL,
+  digest TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rows (job_id TEXT NOT NULL, payload TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS health (client_id TEXT NOT NULL, report TEXT NOT NULL);
+CREATE VIEW IF NOT EXISTS visible AS SELECT key AS source, payload AS record
+  FROM uploads JOIN rows USING (job_id);
 """
 
 
@@ -27,13 +31,17 @@ def store(key: str, records: list[Any]) -> tuple[int, dict[str, Any]]:
     """Store an array in one transaction; the same key again gets the first answer."""
     with closing(sqlite3.connect(DATABASE, timeout=30)) as database, database:
         database.execute("BEGIN IMMEDIATE")
-        found = database.execute("SELECT job_id FROM uploads WHERE key = ?", [key]).fetchone()
+        rows = [json.dumps(record) for record in records]
+        digest = hashlib.sha256("\n".join(rows).encode()).hexdigest()
+        known = "SELECT job_id, digest FROM uploads WHERE key = ?"
+        found = database.execute(known, [key]).fetchone()
+        if found and found[1] != digest:
+            return 422, {"error": "other records came under that Idempotency-Key"}
         if found:
             return 200, {"job_id": found[0], "duplicate": True}
         job_id = uuid.uuid4().hex
-        database.execute("INSERT INTO uploads VALUES (?, ?)", [key, job_id])
-        rows = [(job_id, json.dumps(record)) for record in records]
-        database.executemany("INSERT INTO rows VALUES (?, ?)", rows)
+        database.execute("INSERT INTO uploads VALUES (?, ?, ?)", [key, job_id, digest])
+        database.executemany("INSERT INTO rows VALUES (?, ?)", [(job_id, row) for row in rows])
     return 201, {"job_id": job_id}
 
 
@@ -48,6 +56,7 @@ class Receiver(BaseHTTPRequestHandler):
     """Answers POST requests below `BASE`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         """Read a JSON body, take it, send the JSON answer."""

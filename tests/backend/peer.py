@@ -101,6 +101,14 @@ class Peer:
         finally:
             database.close()
 
+    def execute(self, statement: str) -> None:
+        """Change the database behind the backend's back."""
+        database = Database(self.database)
+        try:
+            database.write_now(lambda connection: connection.execute(text(statement)))
+        finally:
+            database.close()
+
     def visible(self) -> list[Any]:
         """The tenant's records that can be seen, in order of their upload."""
         rows = self.sql(

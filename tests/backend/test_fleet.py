@@ -13,6 +13,7 @@ import pytest
 from catalogzero.testing import ManualClock
 
 from tests.backend.peer import Answer, Peer, serve_peer
+from tests.web.axe import axe_source
 
 CHROMIUM = Path("/usr/bin/chromium")
 HAS_CHROMIUM = CHROMIUM.exists()
@@ -52,6 +53,42 @@ async def test_the_fleet_shows_what_each_installation_said(peer: Peer) -> None:
     assert (one["entry"], one["version"], one["last_upload_at"]) == ("skylark", "2.0", "")
     assert (two["state"], two["backlog"]) == ("unknown", None)
     assert two["last_upload_at"]
+
+
+async def test_an_installation_s_page_has_its_month_uploads_and_troubles(peer: Peer) -> None:
+    outbox = {"uploads": 3, "dead": 2, "missing": 1, "missing_sources": ["files/gone.csv"]}
+    await report(peer, "site-9", status="ok", outbox={"uploads": 40})
+    await report(peer, "site-9", status="degraded", reasons=["the clock"], outbox=outbox)
+    for number in (1, 2):
+        await peer.put(f"v{number}", 0, {"a": 1}, {"a": 2})
+        about = {"source_seq": number, "upload_key": f"k{number}", "installation_id": "site-9"}
+        await peer.complete(f"v{number}", records=2, **about)
+    simple = {"Catalogzero-Installation": "site-9", "Idempotency-Key": "s"}
+    await peer.ask("POST", "/v1", json=[{"a": 1}], headers=simple)
+
+    at = f"?tenant={peer.name}&id=site-9"
+    one = (await peer.ask("GET", f"/installation.json{at}")).json
+    page = (await peer.ask("GET", f"/installation{at}")).body.decode()
+
+    days = {name: one["days"][-1][name] for name in ("ok", "degraded", "failing", "uploads")}
+    most = {name: one["days"][-1][name] for name in ("records", "waiting", "dead")}
+    assert len(one["days"]) == 30
+    assert days == {"ok": 1, "degraded": 1, "failing": 0, "uploads": 3}
+    assert most == {"records": 5, "waiting": 40, "dead": 2}
+    assert sorted(row["outcome"] for row in one["uploads"]) == ["replaced", "visible", "visible"]
+    assert one["missing_sources"] == ["files/gone.csv"]
+    for told in ("files/gone.csv", "2 uploads were refused", "the clock", "<svg", "5 in 30 days"):
+        assert told in page
+
+
+@pytest.mark.parametrize(
+    "query", ["page=0", "page=x", "state=well", "sort=health", "q=" + "x" * 201]
+)
+async def test_what_no_page_can_be_asked_for_is_refused_by_name(peer: Peer, query: str) -> None:
+    answer = await peer.ask("GET", f"/fleet.json?{query}")
+
+    assert answer.status == 400
+    assert query.partition("=")[0] in answer.json["detail"]
 
 
 async def test_an_installation_that_missed_its_reports_is_silent(database_url: str) -> None:
@@ -95,7 +132,9 @@ async def test_a_report_whose_client_id_is_a_key_is_refused(peer: Peer) -> None:
     assert peer.key.encode() not in answer.body
 
 
-@pytest.mark.parametrize("path", ["/", "/fleet.json", "/fleet.js", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/", "/fleet.json", "/fleet.js", "/metrics", "/installation.json"]
+)
 async def test_without_a_token_only_this_machine_sees_the_operator_s_side(
     peer: Peer, path: str
 ) -> None:
@@ -103,7 +142,8 @@ async def test_without_a_token_only_this_machine_sees_the_operator_s_side(
     proxied = await peer.ask("GET", path, headers={"X-Forwarded-For": "203.0.113.9"})
     rebound = await peer.ask("GET", path, headers={"Host": "backend.example"})
 
-    assert [direct.status, proxied.status, rebound.status] == [200, 403, 403]
+    found = 404 if path == "/installation.json" else 200
+    assert [direct.status, proxied.status, rebound.status] == [found, 403, 403]
 
 
 async def test_a_token_opens_the_operator_s_side_and_a_tenant_s_key_does_not(
@@ -124,33 +164,22 @@ async def test_a_token_opens_the_operator_s_side_and_a_tenant_s_key_does_not(
     assert answers[0].headers["WWW-Authenticate"].startswith("Basic")
 
 
-async def test_health_readiness_and_metrics_tell_what_happened(peer: Peer) -> None:
-    await peer.put("u1", 0, {"a": 1})
-    await peer.complete("u1")
-
-    alive = await peer.ask("GET", "/healthz", headers={"Authorization": ""})
-    ready = await peer.ask("GET", "/readyz", headers={"Authorization": ""})
-    text = (await peer.ask("GET", "/metrics")).body.decode()
-
-    route = "/v1/uploads/{upload_id}/complete"
-    assert (alive.status, ready.status) == (200, 200)
-    assert f'answers_total{{method="POST",route="{route}",status="201"}} 1.0\n' in text
-    assert "catalogzero_backend_installations " in text
-    assert peer.key not in text
-
-
 @asynccontextmanager
-async def page_of(peer: Peer, width: int) -> AsyncIterator[Any]:
-    """The fleet page in a real browser."""
+async def page_of(peer: Peer, width: int, path: str = "/", **options: Any) -> AsyncIterator[Any]:
+    """A page of the operator's in a real browser; an error in its scripts fails the test."""
     playwright = pytest.importorskip("playwright.async_api")
     if not HAS_CHROMIUM:
         pytest.skip("no Chromium here: apt-get install chromium")
     async with playwright.async_playwright() as driver:
         browser = await driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
         try:
-            page = await browser.new_page(viewport={"width": width, "height": 800})
-            await page.goto(peer.url + "/")
+            size = {"width": width, "height": 800}
+            page = await browser.new_page(viewport=size, **options)
+            errors: list[str] = []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            await page.goto(peer.url + path)
             yield page
+            assert errors == []
         finally:
             await browser.close()
 
@@ -165,37 +194,90 @@ async def three(tmp_path: Path) -> AsyncIterator[Peer]:
         yield peer
 
 
-SHOWN = "tbody tr:not([hidden]) td:nth-child(2)"
+NAMES = "#fleet tbody th a"
 
 
 @pytest.mark.browser
 async def test_a_person_sorts_and_filters_the_fleet(three: Peer) -> None:
     async with page_of(three, 1_200) as page:
-        first = await page.locator(SHOWN).all_text_contents()
-        await page.get_by_role("button", name="Backlog").click()
-        rising = await page.locator(SHOWN).all_text_contents()
-        await page.get_by_role("button", name="Backlog").click()
-        falling = await page.locator(SHOWN).all_text_contents()
-        await page.get_by_label("Health").select_option("ok")
-        healthy = await page.locator(SHOWN).all_text_contents()
-        await page.get_by_label("Find").fill("nothing like that")
-        none = await page.locator("#none").is_visible()
-        title = await page.title()
+        first = await page.locator(NAMES).all_text_contents()
+        await page.get_by_role("link", name="Waits there").click()
+        rising = await page.locator(NAMES).all_text_contents()
+        await page.get_by_role("link", name="Waits there").click()
+        falling = await page.locator(NAMES).all_text_contents()
+        await page.get_by_role("link", name="ok 2").click()
+        healthy = await page.locator(NAMES).all_text_contents()
+        kept = page.url
+        await page.keyboard.press("/")
+        await page.keyboard.type("nothing like that")
+        await page.keyboard.press("Enter")
+        await page.locator("#none").wait_for()
+        none = await page.locator("#none").text_content()
 
     assert first == ["a", "b", "c"]
     assert rising == ["a", "b", "c"]
     assert falling == ["c", "b", "a"]
     assert healthy == ["c", "b"]
-    assert none
-    assert title == "Fleet"
+    assert "state=ok" in kept
+    assert "sort=-waiting" in kept
+    assert none == "Nothing fits."
 
 
 @pytest.mark.browser
-async def test_on_a_phone_nothing_stands_beyond_the_screen(three: Peer) -> None:
-    async with page_of(three, 360) as page:
-        width = await page.evaluate("document.documentElement.scrollWidth")
-        backlog = page.locator("tbody tr").first.locator("td").last
-        title = await backlog.evaluate("cell => getComputedStyle(cell, '::before').content")
+async def test_without_a_script_the_fleet_is_found_through_all_the_same(three: Peer) -> None:
+    await report(three, "needle", status="ok")
+    async with page_of(three, 1_200, java_script_enabled=False) as page:
+        await page.get_by_label("Find installations").fill("NEED")
+        await page.get_by_role("button", name="Find").click()
+        found = await page.locator(NAMES).all_text_contents()
+        await page.get_by_role("link", name="needle").click()
+        heading = await page.get_by_role("heading", level=1).text_content()
 
-    assert width <= 360
-    assert title == '"Backlog"'
+    assert found == ["needle"]
+    assert heading == "needle ok"
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("path", ["/", "/installation?tenant={tenant}&id=a"])
+async def test_the_pages_are_whole_on_a_phone_and_for_who_cannot_see_them(
+    three: Peer, path: str
+) -> None:
+    axe, found, widths = await axe_source(), [], []
+    address = path.format(tenant=three.name)
+    for width in (360, 1_200):
+        async with page_of(three, width, address) as page:
+            await page.evaluate(axe)
+            for scheme in ("light", "dark"):
+                await page.emulate_media(color_scheme=scheme)
+                result = await page.evaluate("axe.run(document)")
+                found += [
+                    (width, scheme, fault["id"], fault["nodes"][0]["html"])
+                    for fault in result["violations"]
+                ]
+            widths.append(await page.evaluate("document.documentElement.scrollWidth"))
+
+    assert found == []
+    assert widths[0] <= 360
+    assert widths[1] <= 1_200
+
+
+@pytest.mark.browser
+async def test_on_a_phone_each_figure_says_what_it_is(three: Peer) -> None:
+    async with page_of(three, 360) as page:
+        cell = page.locator("#fleet tbody tr").first.locator("td[data-title='Waits there']")
+        title = await cell.evaluate("cell => getComputedStyle(cell, '::before').content")
+
+    assert title == '"Waits there"'
+
+
+@pytest.mark.browser
+async def test_a_page_that_stays_open_shows_what_is_new(three: Peer) -> None:
+    async with page_of(three, 1_200) as page:
+        await page.clock.install()
+        await page.reload()
+        await report(three, "d", status="failing")
+        await page.clock.run_for(31_000)
+        await page.get_by_role("heading", name="2 of 4 installations are in trouble").wait_for()
+        title = await page.title()
+
+    assert title.startswith("◆ 2 of 4")

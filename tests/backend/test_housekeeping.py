@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,7 +16,6 @@ from catalogzero.backend.housekeeping import (
     unfinished,
     uploads_of,
 )
-from catalogzero.backend.rate import RateLimit
 from catalogzero.backend.store import Database
 from catalogzero.testing import ManualClock
 from sqlalchemy import Connection, text
@@ -106,7 +104,7 @@ async def test_rows_that_were_replaced_go_and_what_they_were_is_remembered(
 
     assert world.rows() == 1
     assert world.peer.visible() == [{"a": 2}]
-    known = {"duplicate": True, "by": "upload_id", "source_seq": 2}
+    known = {"duplicate": True, "by": "upload_id", "source_seq": 2, "number": 3}
     assert again.json == {**first.json, **known}
 
 
@@ -167,13 +165,8 @@ def test_what_may_go_is_found_by_an_index_that_holds_nothing_else(world: World, 
     assert kind in world.database.write_now(plan)
 
 
-async def test_how_far_it_is_behind_is_in_the_metrics(world: World) -> None:
-    async def lag() -> dict[str, float]:
-        answer = await world.peer.ask("GET", "/metrics")
-        name = "catalogzero_backend_housekeeping_lag_seconds"
-        found = re.findall(rf'{name}{{rows="(\w+)"}} (\S+)', answer.body.decode())
-        return {kind: float(seconds) for kind, seconds in found}
-
+async def test_how_far_it_is_behind_is_known(world: World) -> None:
+    lag = world.housekeeping.lag_s
     await world.after(60 * DAY_S)  # of what other tests left
     at_first = await lag()
     await world.peer.put("u1", 0, {"a": 1})
@@ -262,28 +255,3 @@ async def test_old_health_reports_go_and_the_latest_state_stays(world: World) ->
         ("site-1", "silent"),
         ("site-2", "silent"),
     ]
-
-
-async def test_a_tenant_that_asks_too_fast_waits_and_others_do_not(database_url: str) -> None:
-    options = {"clock": ManualClock(), "max_requests_per_s": 1}
-    async with (
-        serve_peer(database_url, **options) as eager,
-        serve_peer(database_url, **options) as other,
-    ):
-        answers = [await eager.ask("GET", "/v1/uploads/u1") for _ in range(3)]
-
-        assert [answer.status for answer in answers] == [404, 404, 429]
-        assert answers[2].problem == "rate-limited"
-        assert answers[2].headers["Retry-After"] == "1"
-        assert (await other.ask("GET", "/v1/uploads/u1")).status == 404
-
-
-def test_a_bucket_fills_again_at_its_rate() -> None:
-    limit = RateLimit(2)
-
-    waits = [limit.wait_s("a", 0) for _ in range(5)]
-
-    assert waits == [0, 0, 0, 0, 0.5]
-    assert limit.wait_s("a", 0.5) == 0
-    assert limit.wait_s("a", 0.5) == 0.5
-    assert limit.wait_s("b", 0.5) == 0

@@ -195,7 +195,7 @@ async def test_a_finished_upload_takes_no_chunk_and_repeats_its_answer(peer: Pee
     again = await peer.complete("u1", chunks=7)
 
     assert (late.status, late.problem) == (410, "upload-finished")
-    known = {"duplicate": True, "by": "upload_id", "source_seq": 1}
+    known = {"duplicate": True, "by": "upload_id", "source_seq": 1, "number": 2}
     assert (again.status, again.json) == (200, {**first.json, **known})
 
 
@@ -209,7 +209,7 @@ async def test_another_attempt_under_the_same_key_is_never_seen_beside_the_first
     second = await peer.complete("u2", source_seq=9)
     registered = await peer.ask("PUT", "/v1/installations/site-1", json={"entry": "skylark"})
 
-    known = {"duplicate": True, "by": "upload_key", "source_seq": 9}
+    known = {"duplicate": True, "by": "upload_key", "source_seq": 9, "number": 2}
     assert second.json == {**first.json, **known}
     assert peer.visible() == [{"a": 1}]
     assert registered.json == {"sources": {"source-1": 9}}

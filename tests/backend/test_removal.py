@@ -20,6 +20,7 @@ from catalogzero.backend.removal import Target, preview, remove
 from catalogzero.backend.store import Database
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.clock import SystemClock
+from catalogzero.protocol.bodies import GENERATION
 from catalogzero.testing import serving
 
 from tests.backend.peer import AT, Peer, serve_peer
@@ -121,13 +122,29 @@ async def test_what_a_client_sends_after_a_removal_is_judged_as_before(
     assert "removed" not in (await states(peer))["source-1"]
 
 
+async def test_a_removal_is_known_in_a_generation_that_is_the_installations_own(
+    peer: Peer, database: Database
+) -> None:
+    await deliver(peer, "u1", {"a": 1})
+    report: dict[str, Any] = {"client_id": "site-1"}
+    before = (await peer.ask("POST", "/v1/health", json=report)).headers[GENERATION]
+    report |= {"generation": before, "acknowledged": {"number": 9, "upload_id": "lost"}}
+    told = await peer.ask("POST", "/v1/health", json=report)
+
+    remove(database, Target(peer.name, "site-1", "source-1"), SystemClock())
+
+    assert told.headers[GENERATION] != before
+    assert (await states(peer))["source-1"]["removed"] is True
+
+
 async def test_a_removed_installation_leaves_its_epoch_and_its_sources_numbers(
     peer: Peer, database: Database
 ) -> None:
     about = {"entry": "skylark", "epoch": 0, "nonce": "n", "host": {"os": "Linux"}}
     epoch = (await peer.ask("PUT", "/v1/installations/site-1", json=about)).json["epoch"]
-    report = {"client_id": "site-1", "metrics": {}, "timestamp": "", "status": "ok"}
+    report = {"client_id": "site-1", "status": "ok", "outbox": {"dead": 2}}
     await peer.ask("POST", "/v1/health", json=report)
+    run("label", peer.name, "site-1", "city=Ulm", "--database", peer.database)
     own: dict[str, Any] = {"installation_epoch": epoch}
     for number in range(3):
         key = {"source_key": f"s{number}", "source_seq": number + 1}
@@ -147,9 +164,14 @@ async def test_a_removed_installation_leaves_its_epoch_and_its_sources_numbers(
     assert (again.status, again.json["duplicate"]) == (200, True)
     assert [row["installation_id"] for row in fleet if row["tenant"] == peer.name] == ["site-2"]
     assert peer.sql(
-        "SELECT epoch, entry, host, health_report FROM installations"
-        " JOIN tenants USING (tenant_id) WHERE name = :tenant AND installation_id = 'site-1'"
-    ) == [(epoch, None, None, None)]
+        "SELECT epoch, last_number, entry, host, health_report, status, dead, labels"
+        " FROM installations JOIN tenants USING (tenant_id)"
+        " WHERE name = :tenant AND installation_id = 'site-1'"
+    ) == [(epoch, 3, None, None, None, "unknown", None, "{}")]
+    assert peer.sql(
+        "SELECT installation_id FROM installation_hours JOIN tenants USING (tenant_id)"
+        " WHERE name = :tenant"
+    ) == [("site-2",)]
     assert {key: told["removed"] for key, told in (await states(peer)).items()} == {
         "s0": True,
         "s1": True,
@@ -180,6 +202,7 @@ async def test_of_a_removed_tenant_nothing_stays_and_no_number_is_given_again(
         for table in ("tenant_keys", "installations", "sources", "uploads", "health_reports"):
             counted = f"SELECT count(*) FROM {table} WHERE tenant_id = {tenant_id}"  # noqa: S608
             assert gone.sql(counted) == [(0,)], table
+        assert gone.sql("SELECT count(*) FROM events WHERE tenant = :tenant") == [(0,)]
         orphans = "SELECT count(*) FROM {} WHERE upload_no NOT IN (SELECT upload_no FROM uploads)"
         assert [gone.sql(orphans.format(name)) for name in ("chunks", "records")] == [[(0,)]] * 2
         assert kept.visible() == [{"kept": 1}]
@@ -267,6 +290,8 @@ async def test_a_stream_is_shown_as_long_as_it_is_kept_and_its_numbers_for_ever(
         == []
     )
     assert await states(peer) == before
+    events = peer.sql("SELECT upload_id, kind, stream FROM events WHERE tenant = :tenant")
+    assert events[2:] == [("u1", "removed", "short")]
 
 
 async def test_a_backend_is_ready_only_with_its_own_schema(tmp_path: Path) -> None:

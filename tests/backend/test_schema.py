@@ -56,7 +56,10 @@ async def test_a_database_of_the_first_version_goes_forward_with_its_rows(
             states = peer.sql("SELECT source_key, highest_seq, full_seq, mode FROM sources")
             epochs = peer.sql("SELECT installation_id, epoch FROM installations")
             [(generation,)] = peer.sql("SELECT generation FROM backend_generation")
+            asked = await peer.ask("GET", "/v1/events", headers={"Authorization": ""})
+            jobs = peer.sql("SELECT job_id FROM visible_records")
 
+    told = asked.json["events"]
     assert view == [
         ("2013.csv", '{"site":1}', '{"n": 1}'),
         ("sql:orders", "{}", '{"n": 2}'),
@@ -64,6 +67,9 @@ async def test_a_database_of_the_first_version_goes_forward_with_its_rows(
     assert sorted(states) == [("files", 20, 20, "replace"), ("orders", 30, 30, "append")]
     assert epochs == [("site-1", 0)]
     assert generation
+    assert [event["kind"] for event in told] == ["visible", "visible"]
+    assert {event["job_id"] for event in told} == {job for (job,) in jobs}
+    assert {event["source_key"] for event in told} == {"files", "orders"}
 
 
 async def test_a_database_of_the_second_version_goes_forward_with_its_rows(

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +18,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from catalogzero.backend import installations, uploads
+from catalogzero.backend import api, installations, uploads
+from catalogzero.backend.conformance import suite
 from catalogzero.backend.conformance.suite import Report, verify
 from catalogzero.backend.server import serving
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
@@ -21,20 +27,38 @@ from catalogzero.protocol.bodies import Installation
 from catalogzero.protocol.judging import Claim, Judgement, Standing, judge
 from sqlalchemy import Connection
 
+from tests.backend.mutants import MUTANTS, Mutant
 from tests.backend.peer import Peer, serve_peer
 from tests.backend.test_command import run
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "own_backend"
-KEY = "a-key-for-tests"
+KEY, OTHER = "a-key-for-tests", "another-tenant-s"
+PRINT_REFERENCE = """\
+import json, sys
+from catalogzero.backend.store import Database
+from sqlalchemy import text
+view = text("SELECT source, payload FROM visible_records WHERE tenant = :tenant")
+for source, record in Database(sys.argv[1]).read_now(
+    lambda connection: connection.execute(view, {"tenant": sys.argv[2]}).all()
+):
+    print(json.dumps({"source": source, "record": record}))
+"""
+PRINT_VISIBLE = """\
+import json, sqlite3, sys
+for source, record in sqlite3.connect(sys.argv[1]).execute("SELECT source, record FROM visible"):
+    print(json.dumps({"source": source, "record": record}))
+"""
 
 
 @contextmanager
 def own_backend(name: str, database: Path) -> Iterator[str]:
-    """One of the example backends as a process; gives its endpoint."""
+    """One of the example backends, with two tenants, as a process; gives its endpoint."""
+    keys = KEY if name.endswith("simple.py") else f"{KEY} {OTHER}"
     process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / name), "0", str(database)],
-        env={**os.environ, "OWN_BACKEND_KEY": KEY},
+        [*interpreter_of(name), str(EXAMPLES / name), "0", str(database)],
+        env={**os.environ, "OWN_BACKEND_KEY": keys},
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     )
     try:
@@ -45,21 +69,41 @@ def own_backend(name: str, database: Path) -> Iterator[str]:
         process.communicate()
 
 
+def interpreter_of(name: str) -> list[str]:
+    """What runs an example; where it is not installed, the test is skipped."""
+    if not name.endswith(".mjs"):
+        return [sys.executable]
+    if not shutil.which("node"):
+        pytest.skip("no node here: install Node.js 20 or later")
+    return ["node"]
+
+
+def rows_command(name: str, database: Path) -> str:
+    """The command that prints what an example shows."""
+    command = [*interpreter_of(name), str(EXAMPLES / name), "--rows", str(database)]
+    if name.endswith(".py"):
+        command = [sys.executable, "-c", PRINT_VISIBLE, str(database)]
+    return shlex.join(command)
+
+
 def failures(report: Report) -> dict[str, list[str]]:
     """The checks that failed, with what was found."""
     return {r.check: r.details for r in report.results if r.outcome == "fail"}
 
 
 async def test_the_reference_backend_conforms_and_shows_the_rows_that_are_named(
-    peer: Peer,
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = await verify(peer.url + "/v1", peer.key)
+    monkeypatch.setattr(suite, "SLOW_S", 120.0)  # this machine may be busy
+    rows = shlex.join([sys.executable, "-c", PRINT_REFERENCE, peer.database, peer.name])
+    async with serve_peer(peer.database) as beside:
+        report = await verify(peer.url + "/v1", peer.key, other_key=beside.key, rows=rows)
 
     assert report.form == "chunked"
     assert [r for r in report.results if r.outcome != "pass"] == []
     seen = peer.sql(
         "SELECT source, count(*) FROM visible_records"
-        " WHERE tenant = :tenant AND stream = 'catalogzero-verify' GROUP BY source"
+        " WHERE tenant = :tenant AND stream LIKE 'catalogzero-verify%' GROUP BY source"
     )
     named = {source: rows for source, rows in report.visible.items() if rows}
     assert dict(seen) == named
@@ -72,45 +116,28 @@ async def test_the_reference_backend_conforms_in_the_simple_form(peer: Peer) -> 
     assert [r for r in report.results if r.outcome != "pass"] == []
 
 
-@pytest.mark.parametrize("form", ["simple", "chunked"])
-async def test_an_example_of_an_own_backend_conforms(tmp_path: Path, form: str) -> None:
-    with own_backend(f"{form}.py", tmp_path / "own.db") as endpoint:
-        report = await verify(endpoint, KEY)
+@pytest.mark.parametrize("name", ["simple.py", "chunked.py", "chunked.mjs"])
+async def test_an_example_of_an_own_backend_conforms(tmp_path: Path, name: str) -> None:
+    database = tmp_path / "own.db"
+    with own_backend(name, database) as endpoint:
+        rows = rows_command(name, database)
+        report = await verify(endpoint, KEY, other_key=OTHER, rows=rows)
 
-    assert (report.form, failures(report)) == (form, {})
+    assert (report.form, failures(report)) == (name.partition(".")[0], {})
+    assert ("--restart" in str(report.not_checked)) is (report.form == "chunked")
 
 
-@pytest.mark.parametrize(
-    ("line", "broken", "found"),
-    [
-        (
-            'if not hmac.compare_digest(shown.encode(), f"Bearer {KEY}".encode()):',
-            "if False:",
-            "keys are checked",
-        ),
-        ("if json.loads(stored[0]) != records:", "if False:", "other records under a number"),
-        ("if twin and not full:", "if False:", "two attempts are never both seen"),
-        ("if twin and not full:", "if twin:", "full is exempt from the key"),
-        ("database.execute(rise, [number, source])\n        return", "return", "two attempts"),
-        (" AND key = ? AND visible", " AND key = ?", "content that comes back"),
-        ("number <= highest:", "number < highest:", "older content never replaces"),
-        ('if state != "open":', "if False:", "older content never replaces"),
-        ("chained = append and not full", "chained = False", "appends follow the watermark"),
-        ("chained = append and not full", "chained = append", "a full append hides"),
-        ("if missing:", "if False:", "complete names the missing chunks"),
-    ],
-)
-async def test_a_rule_that_is_taken_out_is_found(
-    tmp_path: Path, line: str, broken: str, found: str
+@pytest.mark.parametrize("mutant", MUTANTS, ids=str)
+async def test_a_rule_that_is_taken_out_of_an_example_is_found(
+    tmp_path: Path, mutant: Mutant
 ) -> None:
-    source = (EXAMPLES / "chunked.py").read_text()
-    assert line in source
-    mutant = tmp_path / "mutant.py"
-    mutant.write_text(source.replace(line, broken))
-    with own_backend(str(mutant), tmp_path / "own.db") as endpoint:
-        report = await verify(endpoint, KEY, only=found)
+    database = tmp_path / "own.db"
+    with own_backend(str(mutant.write(EXAMPLES, tmp_path)), database) as endpoint:
+        rows = rows_command(str(tmp_path / mutant.example), database)
+        only = "" if "rows that are seen" in mutant.found else mutant.found
+        report = await verify(endpoint, KEY, only=only, other_key=OTHER, rows=rows)
 
-    assert any(name.startswith(found) for name in failures(report))
+    assert mutant.found in failures(report)
 
 
 def admits_all(*_: Any) -> None:
@@ -156,7 +183,7 @@ async def test_a_rule_of_identity_that_is_taken_out_is_found(
 
         monkeypatch.setattr(installations, "page_of", lossy)
     elif rule == "two generations":
-        monkeypatch.setattr(installations, "store_reports", lambda *_: "another")
+        monkeypatch.setattr(api, "store_reports", lambda *_: defaultdict(lambda: "another"))
     else:
 
         def same(claim: Claim, standing: Standing) -> Judgement:
@@ -171,21 +198,74 @@ async def test_a_rule_of_identity_that_is_taken_out_is_found(
 
 
 async def test_a_backend_without_epochs_passes_with_warnings(tmp_path: Path) -> None:
-    with own_backend("chunked.py", tmp_path / "own.db") as endpoint:
+    source = (EXAMPLES / "chunked.py").read_text()
+    old = source.replace('"epoch" in body', "False").replace('"Catalogzero-Generation"', '"Via"')
+    (tmp_path / "old.py").write_text(old)
+    with own_backend(str(tmp_path / "old.py"), tmp_path / "own.db") as endpoint:
         report = await verify(endpoint, KEY, only="folder")
 
     assert [result.outcome for result in report.results] == ["warn"]
     assert "no epochs" in report.results[0].details[0]
 
 
-async def test_an_array_that_is_stored_twice_is_found(tmp_path: Path) -> None:
-    source = (EXAMPLES / "simple.py").read_text()
-    mutant = tmp_path / "mutant.py"
-    mutant.write_text(source.replace("if found:", "if False:").replace("INSERT", "REPLACE"))
-    with own_backend(str(mutant), tmp_path / "own.db") as endpoint:
-        report = await verify(endpoint, KEY, only="stored once")
+class Restarted:
+    """An example backend that a command kills and starts again."""
 
-    assert "the same key is stored once" in failures(report)
+    def __init__(self, folder: Path, name: str, database: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.pid, out, script = folder / "pid", folder / "out", folder / "restart.sh"
+        command = shlex.join([*interpreter_of(name), str(EXAMPLES / name), port, str(database)])
+        script.write_text(
+            f"[ -f {self.pid} ] && kill -9 $(cat {self.pid})\nrm -f {out}\n"
+            f"{command} >{out} 2>&1 &\necho $! >{self.pid}\n"
+            f"until [ -s {out} ]; do sleep 0.02; done\n"
+        )
+        self.endpoint, self.command = f"http://127.0.0.1:{port}/v1", f"sh {script}"
+
+    def __enter__(self) -> Restarted:
+        env = {**os.environ, "OWN_BACKEND_KEY": KEY}
+        subprocess.run(["sh", "-c", self.command], check=True, env=env)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(int(self.pid.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("name", ["chunked.py", "chunked.mjs"])
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_what_a_kill_costs_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, keeps: bool
+) -> None:
+    monkeypatch.setenv("OWN_BACKEND_KEY", KEY)
+    database = tmp_path / "own.db"
+    with Restarted(tmp_path, name, database) as backend:
+        command = backend.command if keeps else f"rm {database}*; {backend.command}"
+        report = await verify(backend.endpoint, KEY, only="outlives a kill", restart=command)
+
+    assert report.passed is keeps
+
+
+async def test_a_command_that_fails_and_lines_that_are_no_rows_are_failures(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {}
+    for rows in ("exit 3", "echo no", """echo '{"source": "verify-none"}'"""):
+        report = await verify(peer.url + "/v1", peer.key, only="rows that are seen", rows=rows)
+        told[rows] = report.results[0].details[0]
+
+    assert "ended with 3" in told["exit 3"]
+    assert all("expected lines of" in told[rows] for rows in list(told)[1:])
+
+
+async def test_a_slow_answer_is_a_warning(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "SLOW_S", 0.0)
+
+    report = await verify(peer.url + "/v1", peer.key, only="health reports")
+
+    assert report.results[0].outcome == "warn"
+    assert "slow: POST /v1/health" in report.results[0].details[0]
 
 
 @pytest.fixture
@@ -214,7 +294,7 @@ async def test_nobody_there_and_a_wrong_key_are_told_apart(peer: Peer, tmp_path:
     with pytest.raises(UnauthorizedError, match="refused the key"):
         await verify(peer.url + "/v1", "wrong")
     with pytest.raises(ConfigError, match="no check of the chunked form"):
-        await verify(peer.url + "/v1", peer.key, only="nothing")
+        await verify(peer.url + "/v1", peer.key, only="no such check")
     with pytest.raises(ConfigError, match="ca_file"):
         await verify(peer.url + "/v1", KEY, ca_file=tmp_path / "absent.pem")
 
@@ -235,6 +315,7 @@ def test_the_command_says_what_failed_and_what_it_wrote(tmp_path: Path) -> None:
     assert "fail  older content never replaces newer" in done.stdout
     assert "why it matters: A request that was delayed" in done.stdout
     assert "Written:" in done.stdout
+    assert "Not checked: tenants are apart (--other-key-file)" in done.stdout
     assert KEY not in done.stdout + report.stdout
     assert json.loads(report.stdout)["passed"] is False
 

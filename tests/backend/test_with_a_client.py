@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from catalogzero.backend.server import serving as served_backend
 from catalogzero.testing import serving
 
 from tests.backend.peer import Peer, serve_peer
+from tests.backend.test_protocol_page import names_in
 from tests.cloud.processors import Doubler
 
 
@@ -43,6 +45,11 @@ async def test_a_file_arrives_once_and_its_new_content_replaces_it(
     (mine,) = [row for row in fleet if row["tenant"] == peer.name]
     assert (mine["installation_id"], mine["state"], mine["backlog"]) == ("site-7", "ok", 0)
     assert mine["last_upload_at"]
+    ((report,),) = peer.sql(
+        "SELECT health_report FROM installations JOIN tenants USING (tenant_id)"
+        " WHERE name = :tenant"
+    )
+    assert set(json.loads(report)) == names_in("## What a backend hears beside the records")
 
 
 async def test_a_backend_works_mounted_in_a_service_of_another(database_url: str) -> None:

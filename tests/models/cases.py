@@ -12,10 +12,22 @@ from tests.models import (
     schedules,
     streams,
     uploads,
+    witness,
 )
 from tests.models.explore import Case
 
-MODELS = (dead_letters, folders, keyed, parts, replicas, restored, schedules, streams, uploads)
+MODELS = (
+    dead_letters,
+    folders,
+    keyed,
+    parts,
+    replicas,
+    restored,
+    schedules,
+    streams,
+    uploads,
+    witness,
+)
 ALL: list[tuple[str, Case]] = [
     (module.__name__.rpartition(".")[2], case) for module in MODELS for case in module.CASES
 ]

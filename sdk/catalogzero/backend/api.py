@@ -10,22 +10,24 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
-import orjson
 from aiohttp import web
 from sqlalchemy import Connection
 
 from catalogzero.backend import installations, uploads
+from catalogzero.backend.access_log import TENANT
 from catalogzero.backend.bodies import Limits, Records, decompress, parse, parse_array
 from catalogzero.backend.group_commit import GroupCommit
-from catalogzero.backend.installations import Report
+from catalogzero.backend.observe import ROWS
 from catalogzero.backend.openapi import document
-from catalogzero.backend.rate import RateLimit, retry_after
+from catalogzero.backend.reports import Report, store_reports
 from catalogzero.backend.settings import BackendSettings
+from catalogzero.backend.shares import InUse, Shares
 from catalogzero.backend.store import Database
 from catalogzero.backend.tenants import KEY_PATTERN, KeyRing, Tenant
 from catalogzero.backend.uploads import Outcome, Stored
@@ -56,8 +58,9 @@ MAX_REPORT_BYTES = 1 << 16
 ON_LOOP_BYTES = 4_096
 """What is read on the loop's thread, where it is not packed; more is read in threads."""
 PLAIN = ("", "identity")
-DECODERS, READERS = 2, 1
-"""Threads that decode chunks, and other bodies."""
+SMALL_BYTES = 1 << 16
+DECODERS, READERS = 2, 2
+"""Threads that decode large bodies, and small ones."""
 
 
 class UploadApi:
@@ -83,12 +86,11 @@ class UploadApi:
         self._limits = Limits(settings.max_decoded_bytes, settings.max_chunk_records)
         self._keys = KeyRing(database, clock)
         self._places = asyncio.Semaphore(settings.max_concurrent_chunks)
-        self._held_bytes = 0
-        self._rate = RateLimit(settings.max_requests_per_s)
+        self.shares = Shares(settings, clock)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="backend-json")
-        self.reports = GroupCommit[Report, str](
-            database, installations.store_reports, clock, settings.health_commit_window_s
+        self.reports = GroupCommit[Report, dict[tuple[int, str], str]](
+            database, store_reports, clock, settings.health_commit_window_s
         )
 
     def routes(self) -> list[web.RouteDef]:
@@ -116,13 +118,15 @@ class UploadApi:
         """`PUT uploads/{upload_id}/chunks/{seq}`: store one chunk's records."""
         tenant = await self._tenant(request)
         upload_id, seq = _upload_id(request), _seq(request)
-        async with self._records(request, request.content_type) as records:
+        async with self._records(request, tenant, request.content_type) as records:
             at = self._now()
             stored = await self._database.write(
                 lambda connection: uploads.put_chunk(
                     connection, tenant.tenant_id, upload_id, seq, records, at
                 )
             )
+        if stored is Stored.NEW:
+            request[ROWS] = len(records.payloads)
         if stored is Stored.DIFFERENT:
             raise ProblemError(Kind.CHUNK_DIFFERS, f"chunk {seq} is stored with other records")
         if stored is Stored.FINISHED:
@@ -134,7 +138,7 @@ class UploadApi:
     async def complete(self, request: web.Request) -> web.Response:
         """`POST uploads/{upload_id}/complete`: make an upload visible, or say why not."""
         tenant, upload_id = await self._tenant(request), _upload_id(request)
-        body, _ = await self._model(request, Complete)
+        body, _ = await self._model(request, tenant, Complete)
         at = self._now()
         outcome = await self._database.write(
             lambda connection: uploads.complete(
@@ -166,7 +170,7 @@ class UploadApi:
             raise ProblemError(Kind.UNSUPPORTED, "the simple form is application/json")
         key = header_text(request, "Idempotency-Key", max_chars=MAX_KEY_CHARS)
         sender = _sender(request)
-        async with self._records(request, None) as records:
+        async with self._records(request, tenant, None) as records:
             at = self._now()
             outcome = await self._database.write(
                 lambda connection: uploads.store_simple(
@@ -182,20 +186,28 @@ class UploadApi:
         if outcome.verdict is Judgement.DUPLICATE:
             answer = {"job_id": outcome.job_id, "duplicate": True}
             return _json(200, answer, outcome.generation)
+        request[ROWS] = len(records.payloads)
         self._announce(outcome)
         return _json(201, {"job_id": outcome.job_id}, outcome.generation)
 
     async def post_health(self, request: web.Request) -> web.Response:
         """`POST health`: one health report; answered once it is on the disk."""
         tenant = await self._tenant(request)
-        report, body = await self._model(request, HealthReport, MAX_REPORT_BYTES)
+        report, body = await self._model(request, tenant, HealthReport, MAX_REPORT_BYTES)
         if KEY_PATTERN.search(report.client_id):
             raise ProblemError(
                 Kind.INVALID_REQUEST, "client_id is the installation's id, never its key"
             )
         at = self._now()
-        stored = Report(tenant.tenant_id, report.client_id, at, body.decode())
-        generation = await self.reports.add(stored)
+        stored = Report(
+            tenant.tenant_id,
+            report.client_id,
+            at,
+            body.decode(),
+            report.generation,
+            report.acknowledged,
+        )
+        generation = (await self.reports.add(stored))[tenant.tenant_id, report.client_id]
         answer: dict[str, Any] = {"server_time": at}
         if self._settings.health_interval_s is not None:
             answer["next_interval_s"] = self._settings.health_interval_s
@@ -205,7 +217,7 @@ class UploadApi:
         """`PUT installations/{installation_id}`: it says what it is, and takes the next epoch."""
         tenant = await self._tenant(request)
         installation_id = _installation_id(request.match_info["installation_id"])
-        body, _ = await self._model(request, Installation)
+        body, _ = await self._model(request, tenant, Installation)
         at = self._now()
 
         def work(connection: Connection) -> web.Response:
@@ -247,17 +259,16 @@ class UploadApi:
                 "send a key of this backend: Authorization: Bearer czk_…",
                 headers={"WWW-Authenticate": 'Bearer realm="catalogzero"'},
             )
-        wait_s = self._rate.wait_s(tenant.tenant_id, self._clock.monotonic())
-        if wait_s:
-            raise ProblemError(
-                Kind.RATE_LIMITED,
-                f"more than {self._settings.max_requests_per_s:g} requests a second",
-                headers={"Retry-After": retry_after(wait_s)},
-            )
+        request[TENANT] = tenant.name
+        self.shares.admit(tenant.tenant_id, tenant.share)
         return tenant
 
     async def _model(
-        self, request: web.Request, model: type[ModelT], limit: int = MAX_JSON_BYTES
+        self,
+        request: web.Request,
+        tenant: Tenant,
+        model: type[ModelT],
+        limit: int = MAX_JSON_BYTES,
     ) -> tuple[ModelT, bytes]:
         """What a JSON body says, and the body decompressed; a large or packed one off the loop."""
         coding, digest = _encoding(request), request.headers.get("Content-Digest")
@@ -267,76 +278,81 @@ class UploadApi:
             plain = decompress(body, coding, limit)
             return read_model(model, plain), plain
 
-        async with self._body(request, limit) as body:
+        async with self._body(request, tenant, limit) as (body, mine):
             if len(body) <= ON_LOOP_BYTES and coding in PLAIN:
                 return read(body)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._readers, read, body)
+            async with mine.small:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._readers, read, body)
 
     @asynccontextmanager
     async def _records(
-        self, request: web.Request, media_type: str | None
+        self, request: web.Request, tenant: Tenant, media_type: str | None
     ) -> AsyncIterator[Records]:
-        """The records of the body, read first, then decoded in a thread when there is a place.
+        """The records of the body, read first, then decoded in a thread.
 
-        Without a media type it is the simple form's array.
+        A large body needs one of its tenant's places, until it is stored; of small ones each tenant
+        has one decoded at a time. Without a media type it is the simple form's array.
         """
         coding, digest = _encoding(request), request.headers.get("Content-Digest")
         loop = asyncio.get_running_loop()
-        async with self._body(request, self._settings.max_body_bytes) as body, self._places:
-            yield await loop.run_in_executor(
-                self._decoders, self._parse, body, digest, coding, media_type
-            )
+        self.shares.check_rows(tenant.tenant_id, tenant.share)
+        async with (
+            self._body(request, tenant, self._settings.max_body_bytes) as (body, mine),
+            AsyncExitStack() as places,
+        ):
+            parse = partial(self._parse, body, digest, coding, media_type)
+            if len(body) <= SMALL_BYTES:
+                async with mine.small:
+                    records = await loop.run_in_executor(self._readers, parse)
+            else:
+                place = self.shares.place(tenant.tenant_id, mine, tenant.share)
+                await places.enter_async_context(place)
+                await places.enter_async_context(self._places)
+                records = await loop.run_in_executor(self._decoders, parse)
+            self.shares.count_rows(tenant.tenant_id, tenant.share, len(records.payloads))
+            yield records
 
     @asynccontextmanager
-    async def _body(self, request: web.Request, limit: int) -> AsyncIterator[bytes]:
+    async def _body(
+        self, request: web.Request, tenant: Tenant, limit: int
+    ) -> AsyncIterator[tuple[bytes, InUse]]:
         """The body as sent, at most `limit` bytes; what has arrived is taken without waiting.
 
-        What all requests hold at once is bounded too.
+        Gives what the tenant has in use, too.
 
         Raises:
             HttpError: It is larger, or it stopped coming.
-            ProblemError: Too much is held already.
+            ProblemError: Too much is held already, of this tenant or of all.
         """
         held = 0
         parts = []
-        try:
-            if request.content.is_eof():
-                parts.append(request.content.read_nowait())
-                held = len(parts[0])
-                self._hold(held)
-                if held > limit:
-                    raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
-            async for part in body_parts(request, limit):
-                held += len(part)
-                self._hold(len(part))
-                parts.append(part)
-            body = b"".join(parts)
-            parts.clear()
-            yield body
-        finally:
-            self._held_bytes -= held
-
-    def _hold(self, size: int) -> None:
-        """Count bytes in memory, up to the limit of all requests together."""
-        self._held_bytes += size
-        if self._held_bytes > self._settings.max_held_bytes:
-            raise ProblemError(
-                Kind.UNAVAILABLE, "too much is arriving at once", headers={"Retry-After": "2"}
-            )
+        with self.shares.using(tenant.tenant_id) as mine:
+            try:
+                if request.content.is_eof():
+                    parts.append(request.content.read_nowait())
+                    held = len(parts[0])
+                    self.shares.hold(mine, tenant.share, held)
+                    if held > limit:
+                        raise ProblemError(Kind.TOO_LARGE, f"more than {limit} bytes as sent")
+                else:
+                    async for part in body_parts(request, limit):
+                        held += len(part)
+                        self.shares.hold(mine, tenant.share, len(part))
+                        parts.append(part)
+                body = b"".join(parts)
+                parts.clear()
+                yield body, mine
+            finally:
+                self.shares.let_go(mine, held)
 
     def _parse(self, body: bytes, digest: str | None, coding: str, media: str | None) -> Records:
         """The records of a body."""
         check_digest(body, digest)
         decoded = decompress(body, coding, self._settings.max_decoded_bytes)
-        if media is not None:
-            return parse(decoded, media, self._limits)
-        try:
+        if media is None:
             return parse_array(decoded, self._limits)
-        except orjson.JSONEncodeError:
-            raise ProblemError(
-                Kind.REFUSED_RECORDS, "a record is nested too deeply, or has a number too large"
-            ) from None
+        return parse(decoded, media, self._limits)
 
     @property
     def _has_hook(self) -> bool:
@@ -356,10 +372,12 @@ def _completed(outcome: Outcome, body: Complete) -> web.Response:
     """The answer to a `complete`."""
     match outcome.verdict:
         case Judgement.ACCEPTED:
-            return _json(201, {"job_id": outcome.job_id}, outcome.generation)
+            accepted = {"job_id": outcome.job_id, "number": outcome.number}
+            return _json(201, accepted, outcome.generation)
         case Judgement.DUPLICATE | Judgement.SAME_KEY:
             by = "upload_id" if outcome.verdict is Judgement.DUPLICATE else "upload_key"
             known = {"duplicate": True, "by": by, "source_seq": outcome.source_seq}
+            known["number"] = outcome.number
             return _json(200, {"job_id": outcome.job_id, **known}, outcome.generation)
         case Judgement.MISSING:
             raise ProblemError(

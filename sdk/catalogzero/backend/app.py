@@ -22,9 +22,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from structlog.typing import FilteringBoundLogger
 
+from catalogzero.backend.access_log import access_logger
 from catalogzero.backend.api import UploadApi
 from catalogzero.backend.delivery import Delivery, Hook
-from catalogzero.backend.fleet import FleetPages
+from catalogzero.backend.feed import EventFeed
+from catalogzero.backend.figures import Figures
+from catalogzero.backend.fleet_pages import FleetPages
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.observe import Observation
 from catalogzero.backend.settings import BackendSettings
@@ -65,7 +68,8 @@ def create_app(
     mask = Mask()
     mask.learn(settings)
     log = make_logger(mask=mask)
-    delivery = Delivery(database, clock, on_upload_completed, log) if on_upload_completed else None
+    hook = on_upload_completed
+    delivery = Delivery(database, clock, hook, log, settings) if hook else None
     api = UploadApi(settings, database, clock, delivery.wake if delivery else None)
     token = settings.operator_token
     guard = Guard(
@@ -74,12 +78,12 @@ def create_app(
         missing="this is the operator's side: send the operator token",
     )
     housekeeping = Housekeeping(settings, database, clock, log)
-    observation = Observation(guard, database, housekeeping)
-    fleet = FleetPages(guard, database, clock)
-    app = edge_application(
-        _answer, log, outer=[observation.counter()], meaning=partial(_meaning, log)
-    )
-    app.add_routes([*api.routes(), *fleet.routes(), *observation.routes()])
+    figures = Figures(database, housekeeping, clock, log)
+    observation = Observation(guard, database, figures, api.shares, clock)
+    fleet, feed = FleetPages(guard, database, clock), EventFeed(guard, database, settings.base_path)
+    outer = [access_logger(log, enabled=settings.access_log), observation.counter()]
+    app = edge_application(_answer, log, outer=outer, meaning=partial(_meaning, log))
+    app.add_routes([*api.routes(), *feed.routes(), *fleet.routes(), *observation.routes()])
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as undo:
@@ -87,6 +91,7 @@ def create_app(
             undo.callback(api.close)
             undo.push_async_callback(api.reports.flush)
             await _start(undo, api.reports.run())
+            await _start(undo, figures.run())
             await _start(undo, housekeeping.run())
             if delivery:
                 await _start(undo, delivery.run())
@@ -96,7 +101,7 @@ def create_app(
         database.end_within()
 
     app.cleanup_ctx.append(life)
-    app.on_shutdown.append(stop)
+    app.on_shutdown.extend([feed.stop, stop])
     return app
 
 

@@ -10,6 +10,8 @@ import base64
 import csv
 import hashlib
 import io
+import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
@@ -31,6 +33,11 @@ from catalogzero.protocol.codings import (
 from catalogzero.protocol.problems import Kind, ProblemError
 
 MAX_FIELD_CHARS = 16 << 20
+BYTE_ORDER_MARK = "\ufeff".encode()
+BETWEEN_ITEMS = re.compile(r"[\s,]*")
+CELL = re.compile(rb'(?:^|,)("[^"]*+(?:""[^"]*+)*+"|[^,\r\n]*+)')
+EXACT = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode)
+"""Reads a number as the bytes of its text: no digit is lost, and 1, 1.0, true and "1" differ."""
 PARQUET_BATCH_ROWS = 1024
 PORTION_BYTES, PORTION_ROWS = 1 << 20, 5_000
 LIGHT_BYTES = 1 << 16
@@ -117,7 +124,11 @@ def parse_array(decoded: bytes, limits: Limits) -> Records:
     for index, value in enumerate(values):
         if not isinstance(value, dict):
             raise ProblemError(Kind.REFUSED_RECORDS, f"item {index} is no JSON object")
-    return seal([orjson.dumps(value) for value in values], limits)
+    del values
+    try:
+        return seal(list(_items(decoded)), limits)
+    except RecursionError:
+        raise ProblemError(Kind.REFUSED_RECORDS, "a record is nested too deeply") from None
 
 
 def seal(payloads: list[bytes], limits: Limits) -> Records:
@@ -144,9 +155,32 @@ def portions(payloads: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def same_records(left: Iterable[str], right: Iterable[bytes]) -> bool:
-    """Whether two lists of JSON texts hold equal values, however they are spelled."""
-    pairs = zip_longest(left, right, fillvalue=b"null")
-    return all(orjson.loads(one) == orjson.loads(other) for one, other in pairs)
+    """Whether two lists of JSON texts hold the same records, whatever their spacing and order.
+
+    Numbers are compared as they are written; records that nest too deeply for it are not the same.
+    """
+    pairs = zip_longest(left, (payload.decode() for payload in right), fillvalue="null")
+    try:
+        return all(a == b or EXACT.decode(a) == EXACT.decode(b) for a, b in pairs)
+    except RecursionError:
+        return False
+
+
+def _items(array: bytes) -> Iterator[bytes]:
+    """The text of each item of a JSON array, which was found valid."""
+    text = array.decode("latin-1")  # a character is a byte, and all that divides items is ASCII
+    at = text.index("[") + 1
+    while text[at := BETWEEN_ITEMS.match(text, at).end()] != "]":  # type: ignore[union-attr]
+        end = EXACT.raw_decode(text, at)[1]
+        yield array[at:end].replace(b"\n", b" ")
+        at = end
+
+
+def _lines(body: bytes) -> io.BytesIO:
+    """The body's lines, without a byte order mark."""
+    lines = io.BytesIO(body)
+    lines.seek(len(BYTE_ORDER_MARK) if body.startswith(BYTE_ORDER_MARK) else 0)
+    return lines
 
 
 def _weight(text: bytes) -> int:
@@ -169,7 +203,7 @@ def _ndjson(body: bytes, limits: Limits) -> list[bytes]:
     """One JSON object a line; empty lines are passed over."""
     payloads: list[bytes] = []
     loads = orjson.loads
-    for line in io.BytesIO(body):
+    for line in _lines(body):
         if line.isspace():
             continue
         number = len(payloads) + 1
@@ -200,14 +234,16 @@ def _check_text(payload: bytes, number: int) -> None:
 
 
 def _csv(body: bytes, limits: Limits) -> Iterator[bytes]:
-    """Rows under a header; every value is a string."""
+    """Rows under a header; every value is a string, or null where a cell is empty."""
     csv.field_size_limit(MAX_FIELD_CHARS)
     lines = _Lines(body, limits)
     reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
+        _refuse_twice(header)
+        lines.end_row()
         for row in reader:
-            lines.row_ended()
+            raw = lines.end_row()
             if not row:
                 continue
             number = lines.rows
@@ -218,7 +254,11 @@ def _csv(body: bytes, limits: Limits) -> Iterator[bytes]:
             if number > limits.records:
                 raise _too_many(limits)
             lines.rows += 1
-            yield orjson.dumps(dict(zip(header, row, strict=True)))
+            values: list[str | None] = [*row]
+            if "" in row:
+                cells = zip(CELL.finditer(b"".join(raw)), row, strict=True)
+                values = [value if cell[1] else None for cell, value in cells]
+            yield orjson.dumps(dict(zip(header, values, strict=True)))
     except csv.Error as error:
         raise ProblemError(
             Kind.REFUSED_RECORDS, f"line {reader.line_num} is no CSV: {error}"
@@ -229,23 +269,26 @@ class _Lines:
     """The lines of a CSV body as text, as long as those of one row are not too much together."""
 
     def __init__(self, body: bytes, limits: Limits) -> None:
-        parts = (line.splitlines(keepends=True) for line in io.BytesIO(body))
+        parts = (line.splitlines(keepends=True) for line in _lines(body))
         self._lines, self._limits = chain.from_iterable(parts), limits
+        self._row: list[bytes] = []
         self._size = self._weight = 0
         self.rows = 1
 
-    def row_ended(self) -> None:
-        """The next line begins another row."""
-        self._size = self._weight = 0
+    def end_row(self) -> list[bytes]:
+        """The next line begins another row; the lines of this one."""
+        row, self._row, self._size, self._weight = self._row, [], 0, 0
+        return row
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
         line = next(self._lines)
+        self._row.append(line)
         self._size += len(line)
         if self._size > LIGHT_BYTES:
-            self._weight += _weight(line)
+            self._weight += 64 + _weight(line)
             if self._weight > self._limits.decoded_bytes:
                 raise ProblemError(Kind.TOO_LARGE, f"record {self.rows}: {TOO_HEAVY}")
         try:
@@ -268,6 +311,7 @@ def _parquet(decoded: bytes, limits: Limits) -> Iterator[bytes]:
     size = count = 0
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(decoded))
+        _refuse_twice(file.schema_arrow.names)
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         if max((group.total_byte_size for group in groups), default=0) > limits.decoded_bytes:
             raise ProblemError(Kind.TOO_LARGE, "the Parquet file has a row group that is too large")
@@ -282,6 +326,12 @@ def _parquet(decoded: bytes, limits: Limits) -> Iterator[bytes]:
         raise ProblemError(
             Kind.REFUSED_RECORDS, f"no readable Parquet file: {type(error).__name__}"
         ) from None
+
+
+def _refuse_twice(columns: list[str]) -> None:
+    """Refuse columns of which two have one name: one of them would be lost."""
+    if len(set(columns)) != len(columns):
+        raise ProblemError(Kind.REFUSED_RECORDS, "two columns have one name")
 
 
 def _plain(value: Any) -> Any:

@@ -8,13 +8,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    select,
+    true,
+    tuple_,
+)
 
 from catalogzero.backend.schema import chunks, records
 
 UPLOADS_A_STEP, CHUNKS_A_STEP, RECORDS_A_STEP = 500, 1_000, 10_000
 """How much one transaction looks at and deletes at most, but one chunk at least."""
 HEALTH_BATCH = 5_000
+
+
+def delete_some(connection: Connection, table: Table, which: ColumnElement[bool]) -> int:
+    """Delete rows of a table, `HEALTH_BATCH` at most; how many they were."""
+    key = tuple_(*table.primary_key.columns)
+    some = select(*table.primary_key.columns).where(which).limit(HEALTH_BATCH)
+    return connection.execute(delete(table).where(key.in_(some))).rowcount
 
 
 class Cleared(NamedTuple):

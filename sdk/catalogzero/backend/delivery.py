@@ -8,22 +8,28 @@ when its turn comes. `CompletedUpload.job_id` tells a repetition.
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select, update
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.backend.schema import records, tenants, uploads
+from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock
+from catalogzero.errors import ConfigError
 from catalogzero.sql.engines import DATABASE_AWAY
 
 POLL_S = 5.0
-LEASE_S = 300.0
+LEASE_S = 60.0
+"""Beside the hook's own time: for what comes before and after it."""
+HOOKS_AT_ONCE = 16
 MAX_BACKOFF_S = 3_600.0
 
 
@@ -48,9 +54,29 @@ class CompletedUpload:
     chunk_count: int
     _upload_no: int = field(repr=False)
     _database: Database = field(repr=False)
+    _secret: bytes | None = field(repr=False, default=None)
+
+    def message(self) -> bytes:
+        """What the upload is, without its records, as JSON: to be passed on to another service."""
+        shown = {one.name: getattr(self, one.name) for one in fields(self) if one.name[0] != "_"}
+        return orjson.dumps(shown, option=orjson.OPT_SORT_KEYS)
+
+    def signature(self) -> str:
+        """`sha256=` and the HMAC of `message()` under `hook_secret`, in hexadecimal.
+
+        Whoever is passed the message makes the same of it, and so knows who sent it.
+
+        Raises:
+            ConfigError: No `hook_secret` is set.
+        """
+        if self._secret is None:
+            raise ConfigError("set hook_secret, or CATALOGZERO_BACKEND_HOOK_SECRET, to sign")
+        return f"sha256={hmac.new(self._secret, self.message(), 'sha256').hexdigest()}"
 
     async def records(self) -> AsyncIterator[dict[str, Any]]:
         """The upload's records in order, read chunk by chunk.
+
+        Whole numbers beyond 64 bits come as floats; `payload` of `visible_records` is exact.
 
         Raises:
             LookupError: A newer upload of the source replaced this one meanwhile.
@@ -69,16 +95,27 @@ Hook = Callable[[CompletedUpload], Awaitable[None]]
 
 
 class Delivery:
-    """Calls the hook for one upload after the other, oldest first.
+    """Calls the hook, oldest upload first: one at a time of a tenant, several tenants at once.
 
-    A hook that raises is logged and called again, later each time (1 s, then doubled, to an hour).
+    A hook that raises, or takes longer than `timeout_s`, is logged and called again, later each
+    time (1 s, then doubled, to an hour); after the settings' number of calls the upload is a dead
+    letter, until an operator has it tried again.
     """
 
     def __init__(
-        self, database: Database, clock: Clock, hook: Hook, log: FilteringBoundLogger
+        self,
+        database: Database,
+        clock: Clock,
+        hook: Hook,
+        log: FilteringBoundLogger,
+        settings: BackendSettings,
     ) -> None:
         self._database, self._clock, self._hook, self._log = database, clock, hook, log
+        self._timeout_s, self._attempts = settings.hook_timeout_s, settings.hook_attempts
+        secret = settings.hook_secret
+        self._secret = None if secret is None else secret.get_secret_value().encode()
         self._work = asyncio.Event()
+        self._busy: dict[int, asyncio.Task[None]] = {}
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -86,46 +123,66 @@ class Delivery:
 
     async def run(self) -> None:
         """Deliver until cancelled; looks again every few seconds for what other processes left."""
-        while True:
-            self._work.clear()
-            timer = self._clock.call_later(await self._deliver_all(), self._work.set)
-            try:
-                await self._work.wait()
-            finally:
-                timer.cancel()
-
-    async def _deliver_all(self) -> float:
-        """Deliver what is due; in how many seconds to look again."""
         try:
-            while await self.deliver_one():
-                pass
+            while True:
+                self._work.clear()
+                timer = self._clock.call_later(await self._begin_all(), self._work.set)
+                try:
+                    await self._work.wait()
+                finally:
+                    timer.cancel()
+        finally:
+            for task in self._busy.values():
+                task.cancel()
+            await asyncio.gather(*self._busy.values(), return_exceptions=True)
+
+    async def _begin_all(self) -> float:
+        """Begin what is due, of each tenant its oldest; in how many seconds to look again."""
+        try:
+            now, busy = self._clock.now(), list(self._busy)
+            free = HOOKS_AT_ONCE - len(busy)
+            if free <= 0:
+                return POLL_S
+            leased_until = (now + timedelta(seconds=self._timeout_s + LEASE_S)).isoformat()
+            for row in await self._database.write(
+                lambda connection: _claim(connection, now.isoformat(), leased_until, busy, free)
+            ):
+                task = asyncio.create_task(self._deliver(row))
+                self._busy[row.tenant_id] = task
+                task.add_done_callback(partial(self._ended, row.tenant_id))
             return await self._pause_s()
         except DATABASE_AWAY:
             self._log.exception("upload_hook_waits_for_the_database")
             return POLL_S
 
-    async def deliver_one(self) -> bool:
-        """Call the hook for the oldest upload that is due; whether there was one."""
-        now = self._clock.now()
-        leased_until = (now + timedelta(seconds=LEASE_S)).isoformat()
-        row = await self._database.write(
-            lambda connection: _claim(connection, now.isoformat(), leased_until)
-        )
-        if row is None:
-            return False
-        due_at = None
+    def _ended(self, tenant_id: int, task: asyncio.Task[None]) -> None:
+        del self._busy[tenant_id]
+        if not task.cancelled() and task.exception():
+            self._log.error("upload_hook_waits_for_the_database", exc_info=task.exception())
+            return  # its lease runs out
+        self._work.set()
+
+    async def _deliver(self, row: Row[Any]) -> None:
+        """Call the hook for one upload, and note how that ended."""
+        values: dict[str, Any] = {"hook_due_at": None, "hook_error": None}
         try:
-            await self._hook(self._upload(row))
-        except Exception:  # noqa: BLE001 - the vendor's code: logged, and called again
-            backoff_s = min(2.0**row.hook_attempts, MAX_BACKOFF_S)
-            due_at = (self._clock.now() + timedelta(seconds=backoff_s)).isoformat()
-            self._log.exception("upload_hook_failed", job_id=row.job_id, retry_in_s=backoff_s)
-        await self._database.write(lambda connection: _settle(connection, row.upload_no, due_at))
-        return True
+            async with asyncio.timeout(self._timeout_s):
+                await self._hook(self._upload(row))
+        except Exception as error:  # noqa: BLE001 - the vendor's code: logged, and called again
+            now, attempts = self._clock.now(), row.hook_attempts + 1
+            values["hook_error"] = type(error).__name__
+            if attempts >= self._attempts:
+                values["hook_failed_at"] = now.isoformat(timespec="milliseconds")
+                self._log.exception("upload_hook_gave_up", job_id=row.job_id, attempts=attempts)
+            else:
+                backoff_s = min(2.0 ** (attempts - 1), MAX_BACKOFF_S)
+                values["hook_due_at"] = (now + timedelta(seconds=backoff_s)).isoformat()
+                self._log.exception("upload_hook_failed", job_id=row.job_id, retry_in_s=backoff_s)
+        await self._database.write(lambda connection: _settle(connection, row.upload_no, values))
 
     async def _pause_s(self) -> float:
         """Seconds until something comes due here, or may have been left by another process."""
-        next_due = await self._database.read(_next_due)
+        next_due = await self._database.read(_next_due(list(self._busy)))
         if next_due is None:
             return POLL_S
         wait_s = (datetime.fromisoformat(next_due) - self._clock.now()).total_seconds()
@@ -148,39 +205,101 @@ class Delivery:
             chunk_count=row.chunks,
             _upload_no=row.upload_no,
             _database=self._database,
+            _secret=self._secret,
         )
 
 
-def _claim(connection: Connection, now: str, leased_until: str) -> Row[Any] | None:
-    """Take the oldest visible upload that is due, out of other processes' reach for a while."""
-    row = connection.execute(
+@dataclass(frozen=True, slots=True)
+class FailedHook:
+    """A dead letter of the hook: an upload for which it is not called any more by itself."""
+
+    job_id: str
+    tenant: str
+    stream: str | None
+    source: str | None
+    attempts: int
+    failed_at: str
+    error: str
+
+
+def failed_hooks(connection: Connection, tenant: str | None = None) -> list[FailedHook]:
+    """The dead letters of the hook, the oldest first."""
+    found = (
         select(uploads, tenants.c.name.label("tenant"))
         .join(tenants, tenants.c.tenant_id == uploads.c.tenant_id)
-        .where(uploads.c.hook_due_at <= now)
-        .order_by(uploads.c.hook_due_at)
-        .limit(1)
-        .with_for_update(skip_locked=True, of=uploads)
-    ).one_or_none()
-    if row is not None:
-        connection.execute(
-            update(uploads)
-            .where(uploads.c.upload_no == row.upload_no)
-            .values(hook_due_at=leased_until, hook_attempts=row.hook_attempts + 1)
+        .where(uploads.c.hook_failed_at.is_not(None))
+        .order_by(uploads.c.hook_failed_at)
+    )
+    if tenant is not None:
+        found = found.where(tenants.c.name == tenant)
+    return [
+        FailedHook(
+            row.job_id,
+            row.tenant,
+            row.stream,
+            row.source,
+            row.hook_attempts,
+            row.hook_failed_at,
+            row.hook_error or "",
         )
-    return row
+        for row in connection.execute(found)
+    ]
 
 
-def _next_due(connection: Connection) -> str | None:
-    """When the hook is due next, for any upload."""
-    due = uploads.c.hook_due_at
-    found = connection.scalar(select(func.min(due)).where(due.is_not(None)))
-    return None if found is None else str(found)
+def retry_hooks(connection: Connection, job_ids: list[str] | None, at: str) -> int:
+    """Have the hook called again for these dead letters, or for all; how many they are."""
+    which: ColumnElement[bool] = uploads.c.hook_failed_at.is_not(None)
+    if job_ids is not None:
+        which = and_(which, uploads.c.job_id.in_(job_ids))
+    again = {"hook_failed_at": None, "hook_due_at": at, "hook_attempts": 0}
+    return connection.execute(update(uploads).where(which).values(**again)).rowcount
 
 
-def _settle(connection: Connection, upload_no: int, due_at: str | None) -> None:
-    """The hook ended: well (none), or to be called again while the upload is visible."""
+def _claim(
+    connection: Connection, now: str, leased_until: str, busy: list[int], most: int
+) -> list[Row[Any]]:
+    """Take the oldest upload that is due of each tenant, out of other processes' reach for a while.
+
+    Tenants whose hook another process calls are passed over.
+    """
+    due = and_(uploads.c.tenant_id == tenants.c.tenant_id, uploads.c.hook_due_at <= now)
+    waiting = select(tenants.c.tenant_id).where(
+        exists().where(due), tenants.c.tenant_id.not_in(busy)
+    )
+    rows = []
+    for tenant_id in connection.scalars(waiting.order_by(tenants.c.tenant_id).limit(most)).all():
+        row = connection.execute(
+            select(uploads, tenants.c.name.label("tenant"))
+            .join(tenants, tenants.c.tenant_id == uploads.c.tenant_id)
+            .where(uploads.c.tenant_id == tenant_id, uploads.c.hook_due_at <= now)
+            .order_by(uploads.c.hook_due_at)
+            .limit(1)
+            .with_for_update(skip_locked=True, of=uploads)
+        ).one_or_none()
+        if row is not None:
+            one = uploads.c.upload_no == row.upload_no
+            taken = {"hook_due_at": leased_until, "hook_attempts": row.hook_attempts + 1}
+            connection.execute(update(uploads).where(one).values(**taken))
+            rows.append(row)
+    return rows
+
+
+def _next_due(busy: list[int]) -> Callable[[Connection], str | None]:
+    """What reads when the hook is due next, for a tenant that has none now."""
+    first = (
+        select(func.min(uploads.c.hook_due_at))
+        .where(uploads.c.tenant_id == tenants.c.tenant_id, uploads.c.hook_due_at.is_not(None))
+        .scalar_subquery()
+        .label("first")
+    )
+    of_each = select(first).where(tenants.c.tenant_id.not_in(busy)).subquery()
+    return lambda connection: connection.scalar(select(func.min(of_each.c.first)))
+
+
+def _settle(connection: Connection, upload_no: int, values: dict[str, Any]) -> None:
+    """The hook ended; it is called again only while the upload is visible."""
     one = (uploads.c.upload_no == upload_no) & uploads.c.visible
-    connection.execute(update(uploads).where(one).values(hook_due_at=due_at))
+    connection.execute(update(uploads).where(one).values(**values))
 
 
 def _reader(upload_no: int, seq: int) -> Callable[[Connection], list[str]]:

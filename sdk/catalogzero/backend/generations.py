@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 
 from sqlalchemy import Connection, delete, insert, select
 
@@ -23,6 +24,11 @@ def current(connection: Connection) -> str:
     return str(connection.execute(select(generations.c.generation)).scalar_one())
 
 
+def of(generation: str, own: str) -> str:
+    """The generation of an installation, which may have one of its own within the backend's."""
+    return sha256(f"{generation}.{own}".encode()).hexdigest()[:32] if own else generation
+
+
 def renew(connection: Connection) -> str:
     """Begin another generation, and give it."""
     made = uuid.uuid4().hex
@@ -32,11 +38,10 @@ def renew(connection: Connection) -> str:
 
 
 @contextmanager
-def named(connection: Connection) -> Iterator[str]:
-    """The generation of what is answered here; a refusal names it too."""
-    generation = current(connection)
+def named(generation: str) -> Iterator[None]:
+    """What is answered here is of this generation: a refusal names it too."""
     try:
-        yield generation
+        yield
     except ProblemError as error:
         error.headers[GENERATION] = generation
         raise

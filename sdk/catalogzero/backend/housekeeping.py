@@ -25,8 +25,9 @@ from sqlalchemy import (
 )
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.backend import removal
+from catalogzero.backend import feed, removal
 from catalogzero.backend.clearing import HEALTH_BATCH, UPLOADS_A_STEP, clear
+from catalogzero.backend.hours import prune_hours
 from catalogzero.backend.schema import VISIBLE, chunks, health_reports, uploads
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.store import Database
@@ -66,6 +67,7 @@ class Housekeeping:
             clear_hidden,
             lambda connection: collect_unfinished(connection, unfinished),
             lambda connection: prune_health(connection, history),
+            lambda connection: prune_hours(connection, history),
             *(_going_on(number, at) for number in await self._database.read(removal.unfinished)),
         ]
         for step in steps:
@@ -112,7 +114,8 @@ def retire(connection: Connection, stream: str, before: str, at: str) -> bool:
     What is known of their sources stays: what went on purpose is not missing.
     """
     old = uploads_of(stream, before).limit(UPLOADS_A_STEP).with_for_update(skip_locked=True)
-    return hide(connection, uploads.c.upload_no.in_(connection.scalars(old).all()), at) > 0
+    numbers = connection.scalars(old).all()
+    return hide(connection, uploads.c.upload_no.in_(numbers), at, feed.What.REMOVED) > 0
 
 
 def clear_hidden(connection: Connection) -> bool:

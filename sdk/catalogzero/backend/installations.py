@@ -1,39 +1,30 @@
-"""Installations in the database: who reports, what runs there, how it is.
+"""Installations in the database: what runs there, which epoch they took, what is known of them.
 
-Owns the rows of `installations` and `health_reports`; every function takes the connection of a
+Owns the rows of `installations`, but for what reports say; every function takes the connection of a
 running transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Row, and_, insert, select, update
+from sqlalchemy import Connection, Row, and_, select, update
 from sqlalchemy.sql import ColumnElement
 
-from catalogzero.backend import generations
-from catalogzero.backend.schema import health_reports, installations, sources
-from catalogzero.backend.store import insert_new, upsert
+from catalogzero.backend import generations, store, witness
+from catalogzero.backend.schema import installations, sources, tenants
+from catalogzero.errors import ConfigError
 from catalogzero.protocol.bodies import Installation
 from catalogzero.protocol.problems import Kind, ProblemError
 
 KEY = ("tenant_id", "installation_id")
 PAGE_SOURCES, PAGE_BYTES = 1_000, 1 << 19
 KEPT_NONCES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """One health report as it is stored; times are ISO 8601."""
-
-    tenant_id: int
-    installation_id: str
-    received_at: str
-    report: str
+MAX_LABELS = 16
 
 
 @dataclass(slots=True)
@@ -45,15 +36,21 @@ class Page:
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
     next: str | None = None
+    acknowledged: dict[str, Any] | None = None
 
 
-def seen(
-    connection: Connection, tenant_id: int, installation_id: str, at: str, **columns: Any
-) -> None:
-    """Note that an installation was heard from at `at`, with what else became known."""
+def held(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
+    """The installation's row, made where there is none, and locked to the transaction's end."""
     key = {"tenant_id": tenant_id, "installation_id": installation_id}
-    changes = {"last_seen_at": at, "removed_at": None, **columns}
-    upsert(connection, installations, [{**key, "first_seen_at": at, **changes}], KEY, changes)
+    new = {"first_seen_at": at, "last_seen_at": at, "seen_s": unix_s(at)}
+    return store.held(connection, installations, key, new)
+
+
+def seen(connection: Connection, row: Row[Any], at: str, **columns: Any) -> None:
+    """Note that an installation was heard from at `at`, with what else became known."""
+    changes = {"last_seen_at": at, "seen_s": unix_s(at), "removed_at": None, **columns}
+    one = _one(row.tenant_id, row.installation_id)
+    connection.execute(update(installations).where(one).values(**changes))
 
 
 def register(
@@ -68,7 +65,7 @@ def register(
     Raises:
         ProblemError: Another folder took a later epoch, or the start is for another generation.
     """
-    row = _locked(connection, tenant_id, installation_id, at)
+    row = held(connection, tenant_id, installation_id, at)
     columns: dict[str, Any] = {
         "registered_at": at,
         "entry": body.entry,
@@ -79,7 +76,8 @@ def register(
     }
     if body.epoch is not None:
         taken = orjson.loads(row.epoch_nonces)
-        with generations.named(connection) as generation:
+        generation = generations.of(generations.current(connection), row.generation)
+        with generations.named(generation):
             if body.generation not in (None, generation):
                 raise _changed(generation)
             if _is_older(body, row.epoch, taken):
@@ -88,26 +86,52 @@ def register(
         columns["epoch"] = max(row.epoch + 1, body.epoch + 1, now_ms)
         nonces = [body.nonce, *taken][:KEPT_NONCES]
         columns |= {"epoch_at": at, "epoch_nonces": orjson.dumps(nonces).decode()}
-    seen(connection, tenant_id, installation_id, at, **columns)
+    seen(connection, row, at, **columns)
     page = page_of(connection, tenant_id, installation_id)
     if body.epoch is None:
         page.sources = highest_of(connection, tenant_id, installation_id)
     return row.registered_at is None, page
 
 
-def admit(
-    connection: Connection, tenant_id: int, installation_id: str, epoch: int | None, at: str
-) -> None:
-    """Let an upload of the folder with this epoch pass, and hold off whoever would take the next.
+def set_labels(
+    connection: Connection, tenant: str, installation_id: str, changes: Mapping[str, str]
+) -> dict[str, str]:
+    """Change the operator's labels of an installation; an empty value takes a label away.
+
+    Returns:
+        All of its labels now.
+
+    Raises:
+        ConfigError: There is no such installation, or it would have too many labels.
+    """
+    tenant_id = connection.scalar(select(tenants.c.tenant_id).where(tenants.c.name == tenant))
+    one = _one(-1 if tenant_id is None else tenant_id, installation_id)
+    row = connection.execute(
+        select(installations.c.labels).where(one).with_for_update()
+    ).one_or_none()
+    if row is None:
+        raise ConfigError(
+            f"{tenant!r} has no installation {installation_id!r}: the fleet page lists them"
+        )
+    known = {**orjson.loads(row.labels), **changes}
+    labels = {name: known[name] for name in sorted(known) if known[name]}
+    if len(labels) > MAX_LABELS:
+        raise ConfigError(f"an installation has at most {MAX_LABELS} labels")
+    stored = orjson.dumps(labels).decode()
+    connection.execute(update(installations).where(one).values(labels=stored))
+    return labels
+
+
+def admit(connection: Connection, row: Row[Any], epoch: int | None, at: str) -> None:
+    """Let an upload of the folder with this epoch pass; `row` is the installation's, held.
 
     Raises:
         ProblemError: Another folder took a later epoch.
     """
-    row = _locked(connection, tenant_id, installation_id, at)
     if (epoch or 0) < row.epoch:
         raise _moved(row)
     if epoch is not None and epoch > row.epoch:
-        one = _one(tenant_id, installation_id)
+        one = _one(row.tenant_id, row.installation_id)
         connection.execute(update(installations).where(one).values(epoch=epoch, epoch_at=at))
 
 
@@ -117,11 +141,12 @@ def page_of(connection: Connection, tenant_id: int, installation_id: str, above:
     Raises:
         ProblemError: There is no such installation.
     """
-    epoch = select(installations.c.epoch).where(_one(tenant_id, installation_id))
-    found = connection.execute(epoch).one_or_none()
+    one = select(installations).where(_one(tenant_id, installation_id))
+    found = connection.execute(one).one_or_none()
     if found is None:
         raise ProblemError(Kind.NOT_FOUND, "no installation of that id is known")
-    page, size = Page(generations.current(connection), found.epoch), 0
+    generation = generations.of(generations.current(connection), found.generation)
+    page, size = Page(generation, found.epoch, acknowledged=witness.last_of(found)), 0
     rows = connection.execute(
         select(sources)
         .where(_known(tenant_id, installation_id), sources.c.source_id > above)
@@ -155,6 +180,11 @@ def highest_of(connection: Connection, tenant_id: int, installation_id: str) -> 
     return {row.source_key: row.highest_seq for row in found}
 
 
+def unix_s(at: str) -> int:
+    """A stored time in Unix seconds."""
+    return int(datetime.fromisoformat(at).timestamp())
+
+
 def _one(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
     return and_(
         installations.c.tenant_id == tenant_id, installations.c.installation_id == installation_id
@@ -168,14 +198,6 @@ def _known(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
         sources.c.installation_id == installation_id,
         sources.c.highest_seq > 0,
     )
-
-
-def _locked(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
-    """The installation's row, made where there is none, and locked to the transaction's end."""
-    key = {"tenant_id": tenant_id, "installation_id": installation_id}
-    insert_new(connection, installations, {**key, "first_seen_at": at, "last_seen_at": at})
-    statement = select(installations).where(_one(tenant_id, installation_id)).with_for_update()
-    return connection.execute(statement).one()
 
 
 def _is_older(body: Installation, epoch: int, taken: list[str]) -> bool:
@@ -208,39 +230,3 @@ def _changed(generation: str) -> ProblemError:
         "for the one that is named here",
         generation=generation,
     )
-
-
-def store_reports(connection: Connection, reports: Sequence[Report]) -> str:
-    """Store health reports, all in the running transaction; the last of each is its health.
-
-    Returns:
-        The backend's generation.
-    """
-    connection.execute(
-        insert(health_reports),
-        [
-            {
-                "tenant_id": report.tenant_id,
-                "installation_id": report.installation_id,
-                "received_at": report.received_at,
-                "report": report.report,
-            }
-            for report in reports
-        ],
-    )
-    latest = {(report.tenant_id, report.installation_id): report for report in reports}
-    rows = [
-        {
-            "tenant_id": report.tenant_id,
-            "installation_id": report.installation_id,
-            "first_seen_at": report.received_at,
-            "last_seen_at": report.received_at,
-            "health_at": report.received_at,
-            "health_report": report.report,
-            "removed_at": None,
-        }
-        for _, report in sorted(latest.items())
-    ]
-    changed = ("last_seen_at", "health_at", "health_report", "removed_at")
-    upsert(connection, installations, rows, KEY, changed)
-    return generations.current(connection)

@@ -44,6 +44,7 @@ JOB = {
         "duplicate": {"type": "boolean"},
         "by": {"enum": ["upload_id", "upload_key"]},
         "source_seq": WHOLE,
+        "number": WHOLE,
     },
 }
 RECORDS = {"type": "array", "items": {"type": "object"}}

@@ -28,12 +28,13 @@ from sqlalchemy import (
     update,
 )
 
-from catalogzero.backend import generations
-from catalogzero.backend.clearing import HEALTH_BATCH, UPLOADS_A_STEP, Cleared, clear
+from catalogzero.backend import feed, generations
+from catalogzero.backend.clearing import UPLOADS_A_STEP, Cleared, clear, delete_some
 from catalogzero.backend.schema import (
     IS_SIMPLE,
     chunks,
     health_reports,
+    installation_hours,
     installations,
     removals,
     sources,
@@ -49,10 +50,16 @@ from catalogzero.errors import ConfigError
 
 SOURCES_A_STEP = 100
 _OF_UPLOAD = "stream source params entry version upload_key key_digest mode source_seq chunks"
-_NO_NAMES = dict.fromkeys([*_OF_UPLOAD.split(), "records", "clear_since", "hook_due_at"])
+_NO_NAMES = dict.fromkeys(
+    [*_OF_UPLOAD.split(), "records", "clear_since", "hook_due_at", "hook_failed_at", "hook_error"]
+)
 """What goes of a finished upload beside its rows."""
 _OF_INSTALLATION = "registered_at entry version handler host methods last_upload_at health_at"
-_NOT_HEARD_OF = dict.fromkeys([*_OF_INSTALLATION.split(), "health_report"])
+_OF_REPORT = "health_report waiting waiting_bytes oldest_age_s dead missing"
+_NOT_HEARD_OF = {
+    **dict.fromkeys([*_OF_INSTALLATION.split(), *_OF_REPORT.split()]),
+    **{"status": "unknown", "reasons": "", "labels": "{}"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,21 +211,18 @@ def _remove_tenant(
 ) -> bool:
     """Delete some of a tenant's rows, and at last the tenant's own; whether there may be more."""
     tenant_id = removal.tenant_id
-    if _delete_uploads(connection, tenant_id, counts):
+    if _delete_uploads(connection, tenant_id, counts, at):
         return True
-    for table, key in (
-        (health_reports, health_reports.c.report_no),
-        (sources, sources.c.source_id),
-    ):
-        some = select(key).where(_tenant_is(table, tenant_id)).limit(HEALTH_BATCH)
-        gone = connection.execute(delete(table).where(key.in_(some))).rowcount
-        counts[str(table.name)] += gone
+    for table in (health_reports, installation_hours, sources):
+        gone = delete_some(connection, table, _tenant_is(table, tenant_id))
+        if table is not installation_hours:
+            counts[str(table.name)] += gone
         if gone:
             return True
     # Whoever writes for the tenant holds its row, and is awaited here; none comes afterwards
     own = tenants.c.tenant_id == tenant_id
     connection.execute(select(tenants.c.tenant_id).where(own).with_for_update())
-    if _delete_uploads(connection, tenant_id, counts):
+    if _delete_uploads(connection, tenant_id, counts, at):
         return True
     fleet = delete(installations).where(_tenant_is(installations, tenant_id))
     counts["installations"] += connection.execute(fleet).rowcount
@@ -226,11 +230,12 @@ def _remove_tenant(
     return False
 
 
-def _delete_uploads(connection: Connection, tenant_id: int, counts: Counter[str]) -> bool:
+def _delete_uploads(connection: Connection, tenant_id: int, counts: Counter[str], at: str) -> bool:
     """Delete some of a tenant's uploads with their rows; whether there were any."""
     first = select(uploads.c.upload_no).where(_tenant_is(uploads, tenant_id))
     victims = _take(connection, first.order_by(uploads.c.upload_id))
     cleared = clear(connection, victims)
+    feed.note_removed(connection, cleared.whole, at)
     connection.execute(delete(uploads).where(uploads.c.upload_no.in_(cleared.whole)))
     _add(counts, cleared)
     return bool(victims)
@@ -245,43 +250,47 @@ def _remove_sources(
 ) -> bool:
     """Empty the next sources of an installation, then its simple form, then what it says of itself.
 
-    Sources are locked, so that what a client completes comes before or after the transaction.
+    The installation is locked, so that what a client completes comes before or after this.
     """
+    of_installation = {"tenant_id": removal.tenant_id, "installation_id": removal.installation_id}
+    held = select(installations.c.generation).filter_by(**of_installation).with_for_update()
+    own = connection.scalar(held) or ""
     which = _sources_of(removal.tenant_id, removal.installation_id, removal.source_key)
     following = select(sources.c.source_id).where(which, sources.c.source_id > removal.up_to)
-    first = following.order_by(sources.c.source_id).limit(SOURCES_A_STEP).with_for_update()
+    first = following.order_by(sources.c.source_id).limit(SOURCES_A_STEP)
     ids = connection.scalars(first).all()
     if ids:
-        counts["sources"] += _mark(connection, ids, at)
+        counts["sources"] += _mark(connection, own, ids, at)
         of_them = uploads.c.source_id.in_(ids)
         shown = select(uploads.c.upload_no).where(of_them, uploads.c.visible)
         hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
         named = and_(of_them, ~uploads.c.visible, uploads.c.key_digest.is_not(None))
-        if not _empty(connection, named, counts) and not hidden:
+        if not _empty(connection, named, counts, at) and not hidden:
             values["up_to"] = ids[-1]
         return True
     if removal.source_key is not None:
         return False
-    of_installation = {"tenant_id": removal.tenant_id, "installation_id": removal.installation_id}
     simple = and_(IS_SIMPLE, *(uploads.c[name] == one for name, one in of_installation.items()))
     shown = select(uploads.c.upload_no).where(simple, uploads.c.visible)
     hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
-    if _empty(connection, and_(simple, ~uploads.c.visible), counts, installation_id=None) or hidden:
+    old = and_(simple, ~uploads.c.visible)
+    if _empty(connection, old, counts, at, installation_id=None) or hidden:
         return True
-    reports = select(health_reports.c.report_no).filter_by(**of_installation).limit(HEALTH_BATCH)
-    gone = connection.execute(delete(health_reports).where(health_reports.c.report_no.in_(reports)))
-    counts["health_reports"] += gone.rowcount
-    if gone.rowcount:
+    mine = and_(*(health_reports.c[name] == one for name, one in of_installation.items()))
+    gone = delete_some(connection, health_reports, mine)
+    counts["health_reports"] += gone
+    if gone:
         return True
+    connection.execute(delete(installation_hours).filter_by(**of_installation))
     own = update(installations).filter_by(**of_installation)
     emptied = connection.execute(own.values(**_NOT_HEARD_OF, removed_at=at))
     counts["installations"] += emptied.rowcount
     return False
 
 
-def _mark(connection: Connection, ids: Any, at: str) -> int:
-    """Note that sources are removed, in the present generation; how many were not before."""
-    generation = generations.current(connection)
+def _mark(connection: Connection, own: str, ids: Any, at: str) -> int:
+    """Note that sources are removed, in the installation's generation; how many were not before."""
+    generation = generations.of(generations.current(connection), own)
     new = sources.c.removed_in.is_distinct_from(generation)
     marked = update(sources).where(sources.c.source_id.in_(ids), new)
     return connection.execute(marked.values(removed_at=at, removed_in=generation)).rowcount
@@ -291,11 +300,13 @@ def _empty(
     connection: Connection,
     which: ColumnElement[bool],
     counts: Counter[str],
+    at: str,
     **values: Any,
 ) -> bool:
     """Delete rows and names of some finished uploads; whether there were any."""
     victims = _take(connection, select(uploads.c.upload_no).where(which))
     cleared = clear(connection, victims)
+    feed.note_removed(connection, cleared.whole, at)
     bare = update(uploads).where(uploads.c.upload_no.in_(cleared.whole))
     connection.execute(bare.values(**_NO_NAMES, **values))
     _add(counts, cleared)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import re
 import uuid
+from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
     ColumnElement,
     Connection,
+    Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -27,10 +31,15 @@ from sqlalchemy import (
     and_,
     false,
     insert,
+    literal,
     literal_column,
+    select,
     text,
+    tuple_,
+    update,
 )
 
+from catalogzero.backend.report_columns import read_report
 from catalogzero.sql.engines import Schema
 
 metadata = MetaData()
@@ -54,6 +63,10 @@ tenants = Table(
     Column("tenant_id", _Key, primary_key=True),
     Column("name", String(100), nullable=False, unique=True),
     Column("created_at", String(40), nullable=False),
+    Column("requests_per_s", Float),
+    Column("held_bytes", BigInteger),
+    Column("chunks", Integer),
+    Column("rows_per_s", Float),
     sqlite_autoincrement=True,
 )
 
@@ -86,8 +99,43 @@ installations = Table(
     Column("epoch_at", String(40)),
     Column("epoch_nonces", Text, nullable=False, server_default=text("'[]'")),
     Column("removed_at", String(40)),
+    Column("seen_s", BigInteger, nullable=False, server_default=text("0")),
+    Column("patience_s", BigInteger, nullable=False, server_default=text("86400")),
+    Column("status", String(8), nullable=False, server_default=text("'unknown'")),
+    Column("reasons", Text, nullable=False, server_default=text("''")),
+    Column("waiting", BigInteger),
+    Column("waiting_bytes", BigInteger),
+    Column("oldest_age_s", Float),
+    Column("dead", BigInteger),
+    Column("missing", BigInteger),
+    Column("labels", Text, nullable=False, server_default=text("'{}'")),
+    Column("last_number", BigInteger, nullable=False, server_default=text("0")),
+    Column("last_upload_id", String(200), nullable=False, server_default=text("''")),
+    Column("generation", String(32), nullable=False, server_default=text("''")),
     sqlite_with_rowid=False,
 )
+
+installation_hours = Table(
+    "installation_hours",
+    metadata,
+    Column("tenant_id", _Key, primary_key=True, autoincrement=False),
+    Column("installation_id", String(200), primary_key=True),
+    Column("hour", String(13), primary_key=True),
+    Column("ok", BigInteger, nullable=False, server_default=text("0")),
+    Column("degraded", BigInteger, nullable=False, server_default=text("0")),
+    Column("failing", BigInteger, nullable=False, server_default=text("0")),
+    Column("waiting", BigInteger, nullable=False, server_default=text("0")),
+    Column("dead", BigInteger, nullable=False, server_default=text("0")),
+    Column("uploads", BigInteger, nullable=False, server_default=text("0")),
+    Column("records", BigInteger, nullable=False, server_default=text("0")),
+    ForeignKeyConstraint(
+        ["tenant_id", "installation_id"],
+        ["installations.tenant_id", "installations.installation_id"],
+        ondelete="CASCADE",
+    ),
+    sqlite_with_rowid=False,
+)
+Index("hours_by_time", installation_hours.c.hour)
 
 sources = Table(
     "sources",
@@ -122,6 +170,8 @@ uploads = Table(
     Column("hook_due_at", String(40)),
     Column("hook_attempts", Integer, nullable=False, server_default=text("0")),
     Column("clear_since", String(40)),
+    Column("hook_failed_at", String(40)),
+    Column("hook_error", Text),
     Column("source_id", ForeignKey("sources.source_id")),
     Column("upload_key", Text),
     Column("key_digest", String(64)),
@@ -139,11 +189,17 @@ uploads = Table(
     sqlite_autoincrement=True,
 )
 Index("uploads_of_source", uploads.c.source_id, uploads.c.visible, uploads.c.key_digest)
-Index("uploads_by_state", uploads.c.state)
+Index("uploads_of_installation", uploads.c.tenant_id, uploads.c.installation_id, uploads.c.ended_at)
 VISIBLE: ColumnElement[bool] = literal_column("visible")
 """As an index has it: SQLite finds one only by the very same words."""
 _column = uploads.c
-_partial("uploads_by_hook", _column.hook_due_at, where=_column.hook_due_at.is_not(None))
+_partial(
+    "uploads_by_hook",
+    _column.tenant_id,
+    _column.hook_due_at,
+    where=_column.hook_due_at.is_not(None),
+)
+_partial("uploads_hook_failed", _column.hook_failed_at, where=_column.hook_failed_at.is_not(None))
 _partial("uploads_to_clear", _column.clear_since, where=_column.clear_since.is_not(None))
 _partial("uploads_unfinished", _column.opened_at, where=_column.ended_at.is_(None))
 _partial("uploads_by_stream", _column.stream, _column.ended_at, where=VISIBLE)
@@ -203,22 +259,70 @@ removals = Table(
 )
 _partial("removals_unfinished", removals.c.removal_no, where=removals.c.ended_at.is_(None))
 
-VISIBLE_RECORDS = """
+events = Table(
+    "events",
+    metadata,
+    Column("event_no", _Key, primary_key=True),
+    Column("place", BigInteger, unique=True),
+    Column("kind", String(8), nullable=False),
+    Column("at", String(40), nullable=False),
+    Column("tenant", String(100)),
+    Column("installation_id", String(200)),
+    Column("stream", Text),
+    Column("source", Text),
+    Column("source_key", Text),
+    Column("upload_id", String(200)),
+    Column("upload_no", BigInteger, nullable=False),
+    Column("job_id", String(40), nullable=False),
+    Column("mode", String(8)),
+    Column("chunks", BigInteger),
+    Column("records", BigInteger),
+    Column("completed_at", String(40)),
+    sqlite_autoincrement=True,
+)
+"""What became of uploads that were visible once; `place` is given when the feed is read."""
+_partial("events_without_place", events.c.event_no, where=events.c.place.is_(None))
+Index("events_of_upload", events.c.upload_no)
+
+_VISIBLE_RECORDS = """
 CREATE VIEW visible_records AS
 SELECT t.name AS tenant, u.installation_id, u.stream, u.source, u.params, u.upload_id,
-       u.source_seq, r.seq, r.row_index, r.payload
+       u.source_seq, r.seq, r.row_index, r.payload, u.job_id, u.ended_at AS completed_at,
+       u.entry, u.version{data}
 FROM uploads u
 JOIN tenants t ON t.tenant_id = u.tenant_id
 JOIN records r ON r.upload_no = u.upload_no
 WHERE u.visible
 """
+_AS_JSONB = r"""
+CREATE FUNCTION catalogzero_jsonb(payload text) RETURNS jsonb LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN payload::jsonb;
+EXCEPTION WHEN others THEN
+    BEGIN
+        RETURN regexp_replace(payload, '(?<!\\)((?:\\\\)*)\\u0000', '\1\\ufffd', 'g')::jsonb;
+    EXCEPTION WHEN others THEN
+        RETURN NULL;
+    END;
+END $$
+"""
+"""PostgreSQL holds no U+0000 in jsonb, nor some numbers and depths: no record breaks a query."""
 
 
 def _create(connection: Connection) -> None:
     """Make the tables and the view of an empty database."""
     metadata.create_all(connection)
-    connection.execute(text(VISIBLE_RECORDS))
+    _show_records(connection)
     _begin_generation(connection)
+
+
+def _show_records(connection: Connection) -> None:
+    """Make the view, on PostgreSQL with each record as `data`."""
+    data = ""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(_AS_JSONB)
+        data = ", catalogzero_jsonb(r.payload) AS data"
+    connection.execute(text(_VISIBLE_RECORDS.format(data=data)))
 
 
 _EPOCHS_AND_KINDS = (
@@ -231,13 +335,11 @@ _EPOCHS_AND_KINDS = (
     # No full upload was numbered: the highest number is not below its, nor above a later one.
     "UPDATE sources SET full_seq = highest_seq, mode = (SELECT u.mode FROM uploads u"
     " WHERE u.source_id = sources.source_id AND u.visible ORDER BY u.upload_no DESC LIMIT 1)",
-    "DROP VIEW visible_records",
-    VISIBLE_RECORDS,
 )
 
 
 def _know_epochs_and_kinds(connection: Connection) -> None:
-    """Version 2: epochs, the generation, each source's kind, and params in the view."""
+    """Version 2: epochs, the generation, and each source's kind."""
     for statement in _EPOCHS_AND_KINDS:
         connection.execute(text(statement))
     generations.create(connection)
@@ -291,8 +393,31 @@ def _know_removals(connection: Connection) -> None:
     removals.create(connection)
 
 
+_SHARES = (
+    "ALTER TABLE tenants ADD COLUMN requests_per_s FLOAT",
+    "ALTER TABLE tenants ADD COLUMN held_bytes BIGINT",
+    "ALTER TABLE tenants ADD COLUMN chunks INTEGER",
+    "ALTER TABLE tenants ADD COLUMN rows_per_s FLOAT",
+    "ALTER TABLE uploads ADD COLUMN hook_failed_at VARCHAR(40)",
+    "ALTER TABLE uploads ADD COLUMN hook_error TEXT",
+    "DROP INDEX uploads_by_hook",
+    "CREATE INDEX uploads_by_hook ON uploads (tenant_id, hook_due_at)"
+    " WHERE hook_due_at IS NOT NULL",
+    "CREATE INDEX uploads_hook_failed ON uploads (hook_failed_at) WHERE hook_failed_at IS NOT NULL",
+)
+
+
+def _know_shares(connection: Connection) -> None:
+    """Version 6: a tenant's share, and uploads that the hook gave up."""
+    for statement in _SHARES:
+        connection.execute(text(statement))
+
+
 def _number_once(connection: Connection) -> None:
-    """Make tables anew whose numbers SQLite gives a second time once their row is gone."""
+    """Make tables anew whose numbers SQLite gives a second time once their row is gone.
+
+    The view goes, and comes with the next version.
+    """
     connection.execute(text("DROP VIEW visible_records"))
     found = connection.execute(
         text("SELECT tbl_name, type, name, sql FROM sqlite_master WHERE sql <> ''")
@@ -310,7 +435,6 @@ def _number_once(connection: Connection) -> None:
         connection.exec_driver_sql(f"DROP TABLE old_{table}")
     for sql in (sql for _, kind, _, sql in made if kind == "index"):
         connection.exec_driver_sql(sql)
-    connection.execute(text(VISIBLE_RECORDS))
 
 
 def _numbered(statement: str) -> str:
@@ -321,6 +445,81 @@ def _numbered(statement: str) -> str:
     return bare.replace(column, f"{column} PRIMARY KEY AUTOINCREMENT", 1)
 
 
+_SHOWN_ALREADY = (
+    "INSERT INTO events (kind, at, tenant, installation_id, stream, source, source_key, upload_id,"
+    " upload_no, job_id, mode, chunks, records, completed_at)"
+    " SELECT 'visible', u.ended_at, t.name, u.installation_id, u.stream, u.source, s.source_key,"
+    " u.upload_id, u.upload_no, u.job_id, u.mode, u.chunks, u.records, u.ended_at"
+    " FROM uploads u JOIN tenants t ON t.tenant_id = u.tenant_id"
+    " LEFT JOIN sources s ON s.source_id = u.source_id WHERE u.visible ORDER BY u.upload_no"
+)
+
+
+def _know_events(connection: Connection) -> None:
+    """Version 5: the table of events, beginning with what is visible; more columns in the view."""
+    events.create(connection)
+    connection.execute(text(_SHOWN_ALREADY))
+    connection.execute(text("DROP VIEW IF EXISTS visible_records"))
+    _show_records(connection)
+
+
+_FLEET_COLUMNS = (
+    ("seen_s", "BIGINT DEFAULT 0 NOT NULL"),
+    ("patience_s", "BIGINT DEFAULT 86400 NOT NULL"),
+    ("status", "VARCHAR(8) DEFAULT 'unknown' NOT NULL"),
+    ("reasons", "TEXT DEFAULT '' NOT NULL"),
+    ("waiting", "BIGINT"),
+    ("waiting_bytes", "BIGINT"),
+    ("oldest_age_s", "FLOAT"),
+    ("dead", "BIGINT"),
+    ("missing", "BIGINT"),
+    ("labels", "TEXT DEFAULT '{}' NOT NULL"),
+)
+
+
+_OF_INSTALLATION = (
+    "CREATE INDEX uploads_of_installation ON uploads (tenant_id, installation_id, ended_at)",
+    "DROP INDEX uploads_by_state",
+)
+
+
+def _know_the_fleet(connection: Connection) -> None:
+    """Version 7: what the fleet is found, sorted and counted by, from each last report."""
+    for name, kind in _FLEET_COLUMNS:
+        connection.execute(text(f"ALTER TABLE installations ADD COLUMN {name} {kind}"))
+    installation_hours.create(connection)
+    for statement in _OF_INSTALLATION:
+        connection.execute(text(statement))
+    one = [installations.c.tenant_id, installations.c.installation_id]
+    said = select(*one, installations.c.last_seen_at, installations.c.health_report)
+    above: tuple[int, str] = (-1, "")
+    while True:
+        further = tuple_(*one) > tuple_(*(literal(part) for part in above))
+        rows = connection.execute(said.where(further).order_by(*one).limit(1_000)).all()
+        for row in rows:
+            above = (row.tenant_id, row.installation_id)
+            seen_s = int(datetime.fromisoformat(row.last_seen_at).timestamp())
+            found = read_report(orjson.loads(row.health_report)) if row.health_report else {}
+            values = {**found, "seen_s": seen_s}
+            which = and_(*(column == part for column, part in zip(one, above, strict=True)))
+            connection.execute(update(installations).where(which).values(**values))
+        if not rows:
+            return
+
+
+_ACKNOWLEDGED = (
+    "ALTER TABLE installations ADD COLUMN last_number BIGINT DEFAULT 0 NOT NULL",
+    "ALTER TABLE installations ADD COLUMN last_upload_id VARCHAR(200) DEFAULT '' NOT NULL",
+    "ALTER TABLE installations ADD COLUMN generation VARCHAR(32) DEFAULT '' NOT NULL",
+)
+
+
+def _know_what_was_acknowledged(connection: Connection) -> None:
+    """Version 8: the last number of each installation, and a generation of its own."""
+    for statement in _ACKNOWLEDGED:
+        connection.execute(text(statement))
+
+
 def _begin_generation(connection: Connection) -> None:
     connection.execute(insert(generations).values(generation=uuid.uuid4().hex))
 
@@ -328,6 +527,14 @@ def _begin_generation(connection: Connection) -> None:
 SCHEMA = Schema(
     version=versions,
     create=_create,
-    upgrades=(_know_epochs_and_kinds, _know_what_may_go, _know_removals),
+    upgrades=(
+        _know_epochs_and_kinds,
+        _know_what_may_go,
+        _know_removals,
+        _know_events,
+        _know_shares,
+        _know_the_fleet,
+        _know_what_was_acknowledged,
+    ),
     lock_id=0x63617A30,
 )

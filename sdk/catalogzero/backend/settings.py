@@ -61,6 +61,12 @@ class BackendSettings(BaseSettings):
     """What installations are asked to report at (`next_interval_s`); none: theirs."""
     max_requests_per_s: float = Field(default=1_000, gt=0)
     """What one tenant may ask for, on average; twice that in a burst."""
+    tenant_held_bytes: int = Field(default=128 * MIB, ge=1024)
+    """Bodies of one tenant in memory at once, as sent; past that, 429. At least one body fits."""
+    tenant_chunks: int = Field(default=4, ge=1)
+    """Chunks of one tenant above 64 KiB decoded or being stored at once; past that, 429."""
+    tenant_rows_per_s: float | None = Field(default=None, gt=0)
+    """Rows that one tenant may store, on average; past that, 429. None: as many as it can."""
     open_upload_ttl_s: float = Field(default=7 * DAY_S, gt=0)
     """How long chunks of an upload that is not completed are kept."""
     health_history_s: float = Field(default=30 * DAY_S, gt=0)
@@ -69,6 +75,14 @@ class BackendSettings(BaseSettings):
     """How long uploads of a stream are shown, by the stream's name; others for ever."""
     housekeeping_interval_s: float = Field(default=60, gt=0)
     """How often rows that can go are looked for."""
+    hook_timeout_s: float = Field(default=300, gt=0)
+    """Longest time that one call of the hook may take; then it is called again."""
+    hook_attempts: int = Field(default=20, ge=1)
+    """Calls of the hook for one upload, before it is a dead letter: 20 take about eight hours."""
+    hook_secret: SecretStr | None = None
+    """What `CompletedUpload.signature()` is made with."""
+    access_log: bool = True
+    """A line in the log for each request; health probes and scrapes that succeed are left out."""
     operator_token: SecretStr | None = None
     """Opens the fleet page and `/metrics` (Bearer, or the password of Basic authentication)."""
     operator_token_file: Path | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table
+import orjson
+from sqlalchemy import JSON, Connection, Row, Table, Text, bindparam, cast, column, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from catalogzero.backend import schema
@@ -32,28 +33,73 @@ class Database(engines.Database):
 
 def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is there already; whether it was inserted."""
-    statement = _insert(connection, table).values(dict(values)).on_conflict_do_nothing()
+    statement = insert_into(connection, table).values(dict(values)).on_conflict_do_nothing()
     counting = {"preserve_rowcount": True}
     return connection.execute(statement, execution_options=counting).rowcount == 1
 
 
-def upsert(
+def held(
+    connection: Connection,
+    table: Table,
+    key: Mapping[str, Any],
+    new: Mapping[str, Any],
+    *,
+    share: bool = False,
+) -> Row[Any]:
+    """The row of a key, made of `new` where there is none, and locked to the transaction's end.
+
+    One that another transaction deletes between the two statements is made again. Most are there,
+    so that looking first takes one statement.
+
+    Args:
+        connection: Of a running transaction.
+        table: The row's.
+        key: Columns that are unique together.
+        new: The other columns of a row that is made.
+        share: Others may hold it so at the same time.
+    """
+    locked = select(table).filter_by(**key).with_for_update(read=share)
+    made = insert_into(connection, table).values(**key, **new)
+    made = made.on_conflict_do_nothing().returning(table)
+    while True:
+        row = connection.execute(locked).one_or_none() or connection.execute(made).one_or_none()
+        if row is not None:
+            return row
+
+
+def insert_many(
     connection: Connection,
     table: Table,
     rows: Sequence[Mapping[str, Any]],
-    key: Sequence[str],
-    changed: Iterable[str],
+    key: Sequence[str] = (),
+    changes: Callable[[Any], Mapping[str, Any]] | None = None,
 ) -> None:
-    """Insert rows; where a key is there already, set its `changed` columns to the row's."""
-    statement = _insert(connection, table)
-    changes = {name: statement.excluded[name] for name in changed}
-    connection.execute(
-        statement.on_conflict_do_update(index_elements=list(key), set_=changes),
-        [dict(row) for row in rows],
-    )
+    """Insert rows of the same columns, on PostgreSQL by one statement.
+
+    Args:
+        connection: Of a running transaction.
+        table: Where they go.
+        rows: At least one, each with another key.
+        key: The columns by which one is there already.
+        changes: What such a one becomes, by the new row's columns; without it that is an error.
+    """
+    names = list(rows[0])
+    statement, given = insert_into(connection, table), [dict(row) for row in rows]
+    if connection.dialect.name == "postgresql":
+        typed = (column(name, table.c[name].type) for name in names)
+        read = func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON)).table_valued(
+            *typed
+        )
+        read = read.render_derived(with_types=True)
+        statement = statement.from_select(names, select(*read.c))
+        given = [{"rows": orjson.dumps(given).decode()}]
+    if changes is not None:
+        new = changes(statement.excluded)
+        statement = statement.on_conflict_do_update(index_elements=list(key), set_=new)
+    connection.execute(statement, given)
 
 
-def _insert(connection: Connection, table: Table) -> Any:
+def insert_into(connection: Connection, table: Table) -> Any:
     """The dialect's own INSERT, which knows ON CONFLICT."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     return dialect.insert(table)

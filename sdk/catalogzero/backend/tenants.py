@@ -13,10 +13,12 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from catalogzero.backend.schema import installations, tenant_keys, tenants
+from catalogzero.backend.shares import Share
 from catalogzero.backend.store import Database
 from catalogzero.clock import Clock
 from catalogzero.errors import ConfigError
@@ -34,16 +36,18 @@ class Tenant:
 
     tenant_id: int
     name: str
+    share: Share
 
 
 @dataclass(frozen=True, slots=True)
 class TenantSummary:
-    """A tenant with its keys' ids (oldest first) and its number of installations."""
+    """A tenant with its keys' ids (oldest first), its number of installations and its share."""
 
     name: str
     created_at: str
     key_ids: list[str]
     installations: int
+    share: Share
 
 
 def add_tenant(connection: Connection, name: str, at: str) -> str:
@@ -96,6 +100,18 @@ def revoke_key(connection: Connection, name: str, key_id: str) -> None:
         )
 
 
+def set_share(connection: Connection, name: str, share: dict[str, float | None]) -> Share:
+    """Set parts of a tenant's share, each None for what the settings say; the whole share.
+
+    Raises:
+        ConfigError: No such tenant.
+    """
+    one = tenants.c.tenant_id == tenant_id_of(connection, name)
+    if share:
+        connection.execute(update(tenants).where(one).values(**share))
+    return _share(connection.execute(select(tenants).where(one)).one())
+
+
 def list_tenants(connection: Connection) -> list[TenantSummary]:
     """Every tenant, by name."""
     counts = select(installations.c.tenant_id, func.count()).group_by(installations.c.tenant_id)
@@ -107,6 +123,7 @@ def list_tenants(connection: Connection) -> list[TenantSummary]:
             row.created_at,
             key_ids(connection, row.tenant_id),
             found.get(row.tenant_id, 0),
+            _share(row),
         )
         for row in connection.execute(select(tenants).order_by(tenants.c.name))
     ]
@@ -121,12 +138,13 @@ def key_ids(connection: Connection, tenant_id: int) -> list[str]:
 class KeyRing:
     """Tells the tenant of a key; what it read is remembered for a few seconds.
 
-    A key that is revoked opens nothing `CACHE_S` seconds later.
+    A key that is revoked opens nothing `CACHE_S` seconds later; one that is not known is not looked
+    for again before.
     """
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database, self._clock = database, clock
-        self._known: dict[str, tuple[float, str, Tenant]] = {}
+        self._known: dict[str, tuple[float, str, Tenant | None]] = {}
 
     async def tenant_of(self, key: str) -> Tenant | None:
         """The tenant that a key belongs to, none for a key that is not active."""
@@ -137,26 +155,23 @@ class KeyRing:
         known = self._known.get(key_id)
         if known is None or known[0] <= now:
             found = await self._database.read(_reader(key_id))
-            if found is None:
-                self._known.pop(key_id, None)
-                return None
             if len(self._known) >= MAX_CACHED_KEYS:
                 self._known.clear()
-            known = self._known[key_id] = (now + CACHE_S, *found)
+            known = self._known[key_id] = (now + CACHE_S, *(found or ("", None)))
         return known[2] if hmac.compare_digest(known[1], _digest(match[2])) else None
 
 
 def _reader(key_id: str) -> Callable[[Connection], tuple[str, Tenant] | None]:
     """What reads a key's digest and tenant."""
     statement = (
-        select(tenant_keys.c.digest, tenants.c.tenant_id, tenants.c.name)
+        select(tenant_keys.c.digest, tenants)
         .join(tenants, tenants.c.tenant_id == tenant_keys.c.tenant_id)
         .where(tenant_keys.c.key_id == key_id)
     )
 
     def read(connection: Connection) -> tuple[str, Tenant] | None:
         row = connection.execute(statement).one_or_none()
-        return None if row is None else (row.digest, Tenant(row.tenant_id, row.name))
+        return None if row is None else (row.digest, Tenant(row.tenant_id, row.name, _share(row)))
 
     return read
 
@@ -173,6 +188,11 @@ def tenant_id_of(connection: Connection, name: str) -> int:
             f"there is no tenant {name!r}: `catalogzero backend tenants add {name}` makes one"
         )
     return int(found)
+
+
+def _share(row: Row[Any]) -> Share:
+    """A tenant's share."""
+    return Share(row.requests_per_s, row.held_bytes, row.chunks, row.rows_per_s)
 
 
 def _add_key(connection: Connection, tenant_id: int, at: str) -> str:

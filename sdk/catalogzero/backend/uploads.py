@@ -15,13 +15,12 @@ from enum import Enum
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Row, func, select, update
-from sqlalchemy.sql import Select
+from sqlalchemy import ColumnElement, Connection, Row, select, update
 
-from catalogzero.backend import generations, installations
+from catalogzero.backend import feed, generations, hours, installations, witness
 from catalogzero.backend.bodies import PORTION_BYTES, Records, portions, same_records
 from catalogzero.backend.schema import chunks, records, sources, uploads
-from catalogzero.backend.store import insert_new
+from catalogzero.backend.store import held, insert_new
 from catalogzero.protocol.bodies import Complete
 from catalogzero.protocol.judging import Claim, Judgement, Standing, State, judge
 from catalogzero.protocol.problems import Kind, ProblemError
@@ -53,7 +52,8 @@ class Stored(Enum):
 class Outcome:
     """The answer to a `complete`: the verdict, and what the answer carries.
 
-    `job_id` is that of the visible upload; `source_seq` and `watermark` are the source's.
+    `job_id` is that of the visible upload; `source_seq` and `watermark` are the source's. `number`
+    rises with each upload of the installation that is answered as there.
     """
 
     verdict: Judgement
@@ -62,6 +62,7 @@ class Outcome:
     watermark: Any
     generation: str
     missing: tuple[int, ...] = ()
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +104,18 @@ def complete(
         ProblemError: It comes from a folder that another one took the place of, chunks are
             missing, or their totals are not those of the body.
     """
-    with generations.named(connection) as generation:
-        installations.admit(
-            connection, tenant_id, body.installation_id, body.installation_epoch, at
-        )
-        return _judged(connection, tenant_id, upload_id, body, at, generation, with_hook=with_hook)
+    row = installations.held(connection, tenant_id, body.installation_id, at)
+    current = generations.current(connection)
+    with generations.named(generations.of(current, row.generation)):
+        installations.admit(connection, row, body.installation_epoch, at)
+    generation = witness.heard(connection, current, row, body.acknowledged, body.generation)
+    with generations.named(generation):
+        return _judged(connection, row, upload_id, body, at, generation, with_hook=with_hook)
 
 
 def _judged(
     connection: Connection,
-    tenant_id: int,
+    installation: Row[Any],
     upload_id: str,
     body: Complete,
     at: str,
@@ -121,10 +124,14 @@ def _judged(
     with_hook: bool,
 ) -> Outcome:
     """The outcome of one `complete` that was let in."""
+    tenant_id, number = installation.tenant_id, None
     upload = _upload(connection, tenant_id, upload_id, at, share=False)
     source = _source(connection, tenant_id, upload, body)
     twin = _visible_twin(connection, source, body)
-    missing = _missing(connection, upload.upload_no, body.chunks)
+    of_upload = select(chunks.c.seq, chunks.c.records).where(chunks.c.upload_no == upload.upload_no)
+    stored = {row.seq: row.records for row in connection.execute(of_upload)}
+    absent = (seq for seq in range(body.chunks) if seq not in stored)
+    missing = tuple(itertools.islice(absent, MAX_MISSING))
     claim = Claim(body.mode, body.full, body.source_seq, opaque_text(body.after), body.watermark_of)
     standing = Standing(
         State(upload.state),
@@ -138,17 +145,23 @@ def _judged(
     verdict = judge(claim, standing)
     job_id = twin if verdict is Judgement.SAME_KEY else upload.job_id
     if verdict is Judgement.ACCEPTED:
-        _check_totals(connection, upload.upload_no, body)
+        _check_totals(stored, body)
         job_id = uuid.uuid4().hex
         _hide_older(connection, source, body, at)
         said = _said(body, source)
         _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
-        installations.seen(connection, tenant_id, body.installation_id, at, last_upload_at=at)
     elif verdict is Judgement.SUPERSEDED:
         _end(connection, upload.upload_no, _said(body, source), at)
     highest = _advance(connection, source, body, verdict)
+    if verdict in (Judgement.ACCEPTED, Judgement.DUPLICATE, Judgement.SAME_KEY):
+        given = witness.next_number(installation, upload_id)
+        number = given["last_number"]
+        if verdict is Judgement.ACCEPTED:
+            given["last_upload_at"] = at
+            hours.add_upload(connection, tenant_id, body.installation_id, body.records, at)
+        installations.seen(connection, installation, at, **given)
     watermark = orjson.loads(source.watermark)
-    return Outcome(verdict, job_id, highest, watermark, generation, missing)
+    return Outcome(verdict, job_id, highest, watermark, generation, missing, number)
 
 
 def store_simple(
@@ -173,13 +186,29 @@ def store_simple(
         ProblemError: The key came with other records before, or another folder took the sender's
             place.
     """
-    with generations.named(connection) as generation:
+    own = ""
+    if sender is not None:
+        row = installations.held(connection, tenant_id, sender[0], at)
+        own = row.generation
+    generation = generations.of(generations.current(connection), own)
+    with generations.named(generation):
         if sender is not None:
-            installations.admit(connection, tenant_id, *sender, at)
-        about = {"installation_id": None if sender is None else sender[0]}
-        return _store_array(
-            connection, tenant_id, key, body, at, generation, about, with_hook=with_hook
+            installations.admit(connection, row, sender[1], at)
+        installation_id = None if sender is None else sender[0]
+        outcome = _store_array(
+            connection,
+            tenant_id,
+            key,
+            body,
+            at,
+            generation,
+            installation_id=installation_id,
+            with_hook=with_hook,
         )
+        if outcome.verdict is Judgement.ACCEPTED and installation_id is not None:
+            installations.seen(connection, row, at, last_upload_at=at)
+            hours.add_upload(connection, tenant_id, installation_id, len(body.payloads), at)
+        return outcome
 
 
 def _store_array(
@@ -189,8 +218,8 @@ def _store_array(
     body: Records,
     at: str,
     generation: str,
-    about: dict[str, Any],
     *,
+    installation_id: str | None,
     with_hook: bool,
 ) -> Outcome:
     """The outcome of one array that was let in."""
@@ -205,20 +234,16 @@ def _store_array(
     insert_new(connection, chunks, row | {"records": len(body.payloads), "stored_at": at})
     _insert_records(connection, upload.upload_no, 0, body.payloads)
     job_id = uuid.uuid4().hex
-    said = {
-        "chunks": 1,
-        "records": len(body.payloads),
-        "upload_key": key,
-        "mode": "append",
-        **about,
-    }
+    said = {"chunks": 1, "records": len(body.payloads), "upload_key": key, "mode": "append"}
+    said["installation_id"] = installation_id
     _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
     return Outcome(Judgement.ACCEPTED, job_id, 0, None, generation)
 
 
 def progress(connection: Connection, tenant_id: int, upload_id: str) -> Progress | None:
     """What is stored of an upload; none where it is not known."""
-    upload = connection.execute(_select_upload(tenant_id, upload_id)).one_or_none()
+    one = select(uploads).filter_by(tenant_id=tenant_id, upload_id=upload_id)
+    upload = connection.execute(one).one_or_none()
     if upload is None:
         return None
     stored = select(chunks.c.seq).where(chunks.c.upload_no == upload.upload_no)
@@ -231,26 +256,13 @@ def opaque_text(value: Any) -> str:
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def _select_upload(tenant_id: int, upload_id: str) -> Select[Any]:
-    """The row of an upload."""
-    return select(uploads).where(uploads.c.tenant_id == tenant_id, uploads.c.upload_id == upload_id)
-
-
 def _upload(
     connection: Connection, tenant_id: int, upload_id: str, at: str, *, share: bool
 ) -> Row[Any]:
-    """The upload's row, opened where there is none, and locked: shared among chunks.
-
-    One that housekeeping takes away between the two statements is opened again.
-    """
-    row: dict[str, Any] = {"tenant_id": tenant_id, "upload_id": upload_id}
-    row |= {"state": State.OPEN.value, "opened_at": at}
-    locked = _select_upload(tenant_id, upload_id).with_for_update(read=share)
-    while True:
-        insert_new(connection, uploads, row)
-        found = connection.execute(locked).one_or_none()
-        if found is not None:
-            return found
+    """The upload's row, opened where there is none, and locked: shared among chunks."""
+    key = {"tenant_id": tenant_id, "upload_id": upload_id}
+    new = {"state": State.OPEN.value, "opened_at": at}
+    return held(connection, uploads, key, new, share=share)
 
 
 def _source(connection: Connection, tenant_id: int, upload: Row[Any], body: Complete) -> Row[Any]:
@@ -263,9 +275,7 @@ def _source(connection: Connection, tenant_id: int, upload: Row[Any], body: Comp
         "installation_id": body.installation_id,
         "key_digest": key_digest(body.source_key),
     }
-    insert_new(connection, sources, {**key, "source_key": body.source_key})
-    statement = select(sources).filter_by(**key).with_for_update()
-    return connection.execute(statement).one()
+    return held(connection, sources, key, {"source_key": body.source_key})
 
 
 def _visible_twin(connection: Connection, source: Row[Any], body: Complete) -> str | None:
@@ -279,24 +289,13 @@ def _visible_twin(connection: Connection, source: Row[Any], body: Complete) -> s
     )
 
 
-def _missing(connection: Connection, upload_no: int, count: int) -> tuple[int, ...]:
-    """The first numbers below `count` that are not stored."""
-    stored = set(connection.scalars(select(chunks.c.seq).where(chunks.c.upload_no == upload_no)))
-    absent = (seq for seq in range(count) if seq not in stored)
-    return tuple(itertools.islice(absent, MAX_MISSING))
-
-
-def _check_totals(connection: Connection, upload_no: int, body: Complete) -> None:
+def _check_totals(stored: dict[int, int], body: Complete) -> None:
     """Refuse an upload with chunks past its last, or with another number of records."""
-    stored = connection.execute(
-        select(func.count(), func.coalesce(func.sum(chunks.c.records), 0)).where(
-            chunks.c.upload_no == upload_no
-        )
-    ).one()
-    if tuple(map(int, stored)) != (body.chunks, body.records):
+    records_stored = sum(stored.values())
+    if (len(stored), records_stored) != (body.chunks, body.records):
         raise ProblemError(
             Kind.TOTALS_DIFFER,
-            f"{stored[0]} chunks with {stored[1]} records are stored, "
+            f"{len(stored)} chunks with {records_stored} records are stored, "
             f"complete says {body.chunks} with {body.records}",
         )
 
@@ -308,9 +307,17 @@ def _hide_older(connection: Connection, source: Row[Any], body: Complete, at: st
         hide(connection, older, at)
 
 
-def hide(connection: Connection, which: ColumnElement[bool], at: str) -> int:
+def hide(
+    connection: Connection,
+    which: ColumnElement[bool],
+    at: str,
+    what: feed.What = feed.What.HIDDEN,
+) -> int:
     """Take uploads out of sight, for good: their rows may go from now on; how many they are."""
-    hidden = {"visible": False, "clear_since": at, "hook_due_at": None}
+    if not connection.execute(select(uploads.c.upload_no).where(which).with_for_update()).all():
+        return 0
+    feed.note(connection, what, which, at)
+    hidden = {"visible": False, "clear_since": at, "hook_due_at": None, "hook_failed_at": None}
     return connection.execute(update(uploads).where(which).values(**hidden)).rowcount
 
 
@@ -333,9 +340,10 @@ def _end(
 ) -> None:
     """Write an upload's end: complete and visible with a `job_id`, superseded without one."""
     state = State.SUPERSEDED if job_id is None else State.COMPLETE
+    one = uploads.c.upload_no == upload_no
     connection.execute(
         update(uploads)
-        .where(uploads.c.upload_no == upload_no)
+        .where(one)
         .values(
             **said,
             state=state.value,
@@ -346,6 +354,8 @@ def _end(
             hook_due_at=at if with_hook else None,
         )
     )
+    if state is State.COMPLETE:
+        feed.note(connection, feed.What.VISIBLE, one, at)
 
 
 def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: Judgement) -> int:

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -36,7 +36,9 @@ UNENCRYPTED = (
 
 app = typer.Typer(no_args_is_help=True, help="The receiver of uploads and health reports.")
 tenants = typer.Typer(no_args_is_help=True, help="The backend's tenants and their keys.")
+hooks = typer.Typer(no_args_is_help=True, help="Uploads for which the hook failed too often.")
 app.add_typer(tenants, name="tenants")
+app.add_typer(hooks, name="hooks")
 app.add_typer(backend_removal.installations, name="installations")
 app.add_typer(backend_removal.sources, name="sources")
 tenants.command("remove")(backend_removal.remove_tenant)
@@ -46,6 +48,11 @@ KeyFile = Annotated[
     typer.Option(help="Write the key there, readable by you alone, instead of showing it."),
 ]
 Name = Annotated[str, typer.Argument(help="The tenant's name.")]
+
+
+def Limit(what: str) -> Any:
+    """An option for a part of a tenant's share."""
+    return typer.Option(min=0, help=what, show_default=False)
 
 
 @app.command(context_settings={"auto_envvar_prefix": "CATALOGZERO_BACKEND"})
@@ -98,6 +105,19 @@ def verify(
     ca_file: Annotated[Path | None, typer.Option(help="Authorities to trust, PEM.")] = None,
     only: Annotated[str, typer.Option(help="Only checks whose name holds this.")] = "",
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 30.0,
+    other_key_file: Annotated[
+        Path | None, typer.Option(help="Holds another test tenant's key: are tenants apart?")
+    ] = None,
+    restart: Annotated[
+        str, typer.Option(help="Shell command that kills it (-9) and starts it: is all kept?")
+    ] = "",
+    rows: Annotated[
+        str,
+        typer.Option(
+            help="Shell command that prints what is visible, as JSON Lines of source and record: "
+            "are they the rows that were sent? Names begin with $CATALOGZERO_VERIFY_PREFIX."
+        ),
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Check that a backend speaks the upload protocol. It writes rows: use a test tenant.
@@ -113,7 +133,16 @@ def verify(
     key = _test_key(key_file)
     show = (lambda _: None) if as_json else _show_result
     verifying = suite.verify(
-        url, key, form=form.value, timeout_s=timeout_s, ca_file=ca_file, only=only, on_result=show
+        url,
+        key,
+        form=form.value,
+        timeout_s=timeout_s,
+        ca_file=ca_file,
+        only=only,
+        other_key="" if other_key_file is None else _test_key(other_key_file),
+        restart=restart,
+        rows=rows,
+        on_result=show,
     )
     report = asyncio.run(verifying)
     if as_json:
@@ -139,6 +168,68 @@ def restored(database: DatabaseOption = None, as_json: JsonFlag = False) -> None
         print_json({"generation": generation})
     else:
         typer.echo(f"generation {generation}: each client compares, and sends what is missing here")
+
+
+@app.command()
+def export(
+    to: Annotated[
+        str,
+        typer.Option(help="A folder, or s3://bucket/prefix, gs://…, az://…; keys: environment."),
+    ],
+    database: DatabaseOption = None,
+    follow: Annotated[bool, typer.Option(help="Go on until Ctrl-C.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write each visible upload as a Parquet file, once; the next run goes on where this one ends.
+
+    Files are tenant=/stream=/date=/<job_id>.parquet, a row a record, its JSON in `payload`.
+    What was hidden since is named in _hidden/*.json.
+
+    Example: catalogzero backend export --to s3://acme-lake/catalogzero --follow
+    """
+    from catalogzero.backend import export as exporting
+    from catalogzero.backend.store import Database
+
+    def show(done: exporting.Exported) -> None:
+        if as_json:
+            print_json({"written": done.written, "hidden": done.hidden, "removed": done.removed})
+        else:
+            typer.echo(
+                f"{done.written} uploads written, {done.hidden} hidden, {done.removed} removed"
+            )
+
+    store = exporting.open_lake(to)
+    with closing(Database(backend_settings(database=database).database)) as source:
+        asyncio.run(exporting.run(exporting.Lake(source, store), show, follow=follow))
+
+
+@app.command()
+def label(
+    tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
+    installation: Annotated[str, typer.Argument(help="Its id, as the fleet page shows it.")],
+    labels: Annotated[list[str], typer.Argument(help="NAME=VALUE each; NAME= takes a label away.")],
+    database: DatabaseOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Label an installation for the fleet page, which shows labels and finds by them.
+
+    Example: catalogzero backend label acme 436ec312-0fc0 site=Hamburg stage=production
+    """
+    from catalogzero.backend.installations import set_labels
+
+    changes = {}
+    for one in labels:
+        name, separator, value = one.partition("=")
+        if not (separator and 0 < len(name) <= 40 and len(value) <= 80 and one.isprintable()):
+            raise typer.BadParameter(
+                f"{one!r} is no label: NAME=VALUE, of at most 40 and 80 characters"
+            )
+        changes[name] = value
+    now = _write(database, lambda at: set_labels(at, tenant, installation, changes))
+    if as_json:
+        print_json({"tenant": tenant, "installation_id": installation, "labels": now})
+    else:
+        typer.echo(", ".join(f"{name}={value}" for name, value in now.items()) or "no labels")
 
 
 @tenants.command("add")
@@ -206,6 +297,80 @@ def list_all(database: DatabaseOption = None, as_json: JsonFlag = False) -> None
     print_rows({"tenants": found}, columns, rows, json=as_json)
 
 
+@tenants.command("limit")
+def limit(
+    name: Name,
+    database: DatabaseOption = None,
+    requests_per_s: Annotated[float | None, Limit("Requests a second, on average.")] = None,
+    held_bytes: Annotated[int | None, Limit("Bytes of bodies in memory at once.")] = None,
+    chunks: Annotated[int | None, Limit("Large chunks decoded or stored at once.")] = None,
+    rows_per_s: Annotated[float | None, Limit("Rows stored a second, on average.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Set a tenant's share of the backend; 0 gives back what the settings say.
+
+    A tenant at its share is answered 429, and sends again later. A running backend goes by it
+    within five seconds. Without an option, the share is shown.
+
+    Example: catalogzero backend tenants limit acme --rows-per-s 20000 --chunks 2
+    """
+    from dataclasses import asdict
+
+    from catalogzero.backend.tenants import set_share
+
+    given = {
+        "requests_per_s": requests_per_s,
+        "held_bytes": held_bytes,
+        "chunks": chunks,
+        "rows_per_s": rows_per_s,
+    }
+    changed = {part: one or None for part, one in given.items() if one is not None}
+    share = asdict(_write(database, lambda connection: set_share(connection, name, changed)))
+    rows = [(part, "by the settings" if one is None else f"{one:g}") for part, one in share.items()]
+    print_rows({"tenant": name, "share": share}, ("of", "at most"), rows, json=as_json)
+
+
+@hooks.command("list")
+def list_hooks(
+    tenant: Annotated[str | None, typer.Option(help="Only of this tenant.")] = None,
+    database: DatabaseOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the uploads for which the hook failed too often: it is not called any more by itself.
+
+    Example: catalogzero backend hooks list
+    """
+    from dataclasses import asdict
+
+    from catalogzero.backend.delivery import failed_hooks
+
+    found = _write(database, lambda connection: failed_hooks(connection, tenant))
+    columns = ("job", "tenant", "stream", "source", "calls", "failed", "error")
+    rows = [tuple(asdict(one).values()) for one in found]
+    print_rows({"hooks": [asdict(one) for one in found]}, columns, rows, json=as_json)
+
+
+@hooks.command("retry")
+def retry_hooks(
+    job_ids: Annotated[list[str] | None, typer.Argument(help="As `hooks list` shows them.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    database: DatabaseOption = None,
+) -> None:
+    """Have the hook called again, as if for the first time.
+
+    Example: catalogzero backend hooks retry --all
+    """
+    from catalogzero.backend.delivery import retry_hooks as retry
+
+    if bool(job_ids) == everything:
+        raise typer.BadParameter("name the jobs, or --all")
+    which = None if everything else job_ids
+    count = _write(database, lambda connection: retry(connection, which, now()))
+    if not count:
+        raise ConfigError("no such dead letter: `catalogzero backend hooks list` shows them")
+    typer.echo(f"the hook is called again for {count} upload{'' if count == 1 else 's'}")
+
+
 def _test_key(key_file: Path | None) -> str:
     """The key to check with, from its file or the environment: never from the command line."""
     if key_file is None:
@@ -240,6 +405,8 @@ def _show_report(report: Report) -> None:
     typer.echo("What should be visible of them now, and nothing else:")
     for source, rows in report.visible.items():
         typer.echo(f"  {source}  {rows} rows")
+    for absent in report.not_checked:
+        typer.echo(f"Not checked: {absent}")
 
 
 def _write(database: str | None, work: Callable[[Connection], T]) -> T:

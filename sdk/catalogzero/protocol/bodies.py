@@ -64,6 +64,13 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
 
+class Acknowledged(_Body):
+    """The greatest number that a backend gave to an answer, and the upload that it answered."""
+
+    number: Count
+    upload_id: Text
+
+
 class Complete(_Body):
     """The body of `POST uploads/{upload_id}/complete`."""
 
@@ -84,6 +91,8 @@ class Complete(_Body):
     installation_id: Name
     installation_epoch: Epoch | None = None
     watermark_of: Text = ""
+    generation: Text | None = None
+    acknowledged: Acknowledged | None = None
 
 
 class Installation(_Body):
@@ -127,6 +136,7 @@ class Known(_Body):
     epoch: Epoch
     states: dict[Key, Told]
     next: Text | None = None
+    acknowledged: Acknowledged | None = None
 
 
 class Done(_Body):
@@ -135,6 +145,7 @@ class Done(_Body):
     job_id: Key | Count
     by: Text = ""
     source_seq: Count | None = None
+    number: Count | None = None
 
 
 class Superseded(_Body):
@@ -151,6 +162,8 @@ class HealthReport(_Body):
     client_id: Name
     metrics: JsonValue = None
     timestamp: Text = ""
+    generation: Text | None = None
+    acknowledged: Acknowledged | None = None
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

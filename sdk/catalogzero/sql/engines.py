@@ -78,6 +78,15 @@ class Schema:
             connection.execute(sa.update(self.version).values(version=self.newest))
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Connections of one kind: how many there may be, are in use, and are waited for."""
+
+    size: int
+    busy: int
+    waiting: int
+
+
 class Database:
     """A database opened by URL: transactions in threads of its own, each wait with an end.
 
@@ -161,6 +170,11 @@ class Database:
         """Call what uses `reading`, in a thread that reads."""
         return await self._readers.run(call)
 
+    def pools(self) -> dict[str, Pool]:
+        """How busy the connections are that write, and those that read."""
+        lanes = {"write": self._writers, "read": self._readers}
+        return {name: Pool(lane.size, lane.busy, lane.waiting) for name, lane in lanes.items()}
+
     def end_within(self, delay_s: float = CLOSE_S) -> None:
         """The service stops: no wait for PostgreSQL goes on for more than `delay_s` from now."""
         self._limits.end_within(delay_s)
@@ -218,6 +232,7 @@ class _Lane:
         self.engine = _engine(url, limits, reads=reads, pool_pre_ping=True, **pool)
         self._threads = ThreadPoolExecutor(size, name)
         self._free = asyncio.Semaphore(size)
+        self.size, self.busy, self.waiting = size, 0, 0
 
     async def run(self, call: Callable[[], T]) -> T:
         """Call in a thread.
@@ -225,16 +240,21 @@ class _Lane:
         Raises:
             sqlalchemy.exc.TimeoutError: No thread was free in time.
         """
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._limits.answer_s / 2):
                 await self._free.acquire()
         except TimeoutError:
             raise exc.TimeoutError(f"{self._name}: all connections are busy") from None
+        finally:
+            self.waiting -= 1
+        self.busy += 1
         work = asyncio.get_running_loop().run_in_executor(self._threads, call)
         work.add_done_callback(self._ended)
         return await asyncio.shield(work)  # a cancelled caller's thread is busy all the same
 
     def _ended(self, work: asyncio.Future[Any]) -> None:
+        self.busy -= 1
         self._free.release()
         if not work.cancelled():
             work.exception()  # its caller may be gone

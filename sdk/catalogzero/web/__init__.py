@@ -9,7 +9,7 @@ what a service answers, and never opens a database.
 
 from catalogzero.config.address import is_loopback
 from catalogzero.web.bodies import body_parts, header_text, query_int, read_body, read_json
-from catalogzero.web.edge import HttpError, edge_application, json_response
+from catalogzero.web.edge import NOT_KEPT, HttpError, edge_application, json_response
 from catalogzero.web.guard import Guard, shown_token
 from catalogzero.web.listen import Limits, listening, stop_signal
 from catalogzero.web.openapi import (
@@ -24,6 +24,7 @@ from catalogzero.web.pages import Pages
 from catalogzero.web.tokens import read_token
 
 __all__ = [
+    "NOT_KEPT",
     "Guard",
     "HttpError",
     "Limits",

@@ -21,7 +21,7 @@ from catalogzero.errors import CatalogZeroError
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
-    " img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+    " img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self';"
     " frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -86,6 +86,10 @@ def edge_application(
     app[SHAPE] = shape
     app.on_response_prepare.append(_add_headers)
     return app
+
+
+NOT_KEPT = {"Cache-Control": "no-store"}
+"""The header of an answer that no browser or proxy may keep."""
 
 
 def json_response(

@@ -6,6 +6,7 @@ Owns the list `CHECKS`; a check raises `NotConformingError`, or notes a doubt.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from catalogzero.backend.conformance.probe import (
     Check,
@@ -14,8 +15,10 @@ from catalogzero.backend.conformance.probe import (
     expect,
     expect_fields,
     expect_job,
+    expect_missing,
     expect_refused,
     gzip_bomb,
+    stepped_bomb,
 )
 from catalogzero.protocol.bodies import AS_JSON, NDJSON
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE
@@ -25,9 +28,17 @@ NESTED = b'{"params":' + b"[" * 50_000
 
 
 async def keys_are_checked(probe: Probe) -> None:
-    """Anyone could write into a client's data."""
-    for key in ("", "not-a-key"):
-        answer = await probe.put(probe.upload("u"), 0, [A], key=key)
+    """Anyone could write into a client's data, or read what arrived."""
+    own, upload = probe.means.key, probe.upload("u")
+    for key in ("", "not-a-key", own[:-1], own[: len(own) // 2], own + "x", own[:-1] + "~"):
+        expect_refused(await probe.put(upload, 0, [A], key=key), 401, 403)
+    expect(await probe.put(upload, 0, [A]), 201)
+    about = {"entry": "verify"}
+    for answer in (
+        await probe.complete(upload, key="not-a-key"),
+        await probe.ask("GET", "uploads", upload, key="not-a-key"),
+        await probe.ask("PUT", "installations", probe.run, json=about, key="not-a-key"),
+    ):
         expect_refused(answer, 401, 403)
 
 
@@ -78,21 +89,22 @@ async def a_body_that_is_no_gzip_is_refused(probe: Probe) -> None:
 
 async def records_that_cannot_be_read_are_refused(probe: Probe) -> None:
     """Half a record would be stored, or the client would try again for ever."""
-    path = ("uploads", probe.upload("u"), "chunks", "0")
-    answer = await probe.ask("PUT", *path, content=b'{"row":\n', headers={"Content-Type": NDJSON})
-    expect_refused(answer)
+    for line in (b'{"row":', b'{"row":NaN}', b"[1]", b'"a"', b"null", b'{"row":"\xff"}', b"{} {}"):
+        answer = await probe.put(probe.upload("u"), 0, [], content=b'{"row":1}\n' + line)
+        expect_refused(answer)
 
 
 async def a_bomb_is_refused(probe: Probe) -> None:
     """One small request could fill the backend's memory."""
     path = ("uploads", probe.upload("u"), "chunks", "0")
     headers = {"Content-Type": NDJSON, "Content-Encoding": "gzip"}
-    bomb = await asyncio.to_thread(gzip_bomb)
-    answer = await probe.ask("PUT", *path, content=bomb, headers=headers)
-    if answer.is_success:
-        probe.doubt("a body of 256 MiB once decompressed was accepted: set a limit (413)")
-        return
-    expect_refused(answer, 413, 415)
+    for make in (gzip_bomb, stepped_bomb):
+        bomb = await asyncio.to_thread(make)
+        answer = await probe.ask("PUT", *path, content=bomb, headers=headers)
+        if answer.is_success:
+            probe.doubt("a body of 256 MiB once decompressed was accepted: set a limit (413)")
+            return
+        expect_refused(answer, 413, 415)
 
 
 async def what_is_stored_can_be_asked(probe: Probe) -> None:
@@ -107,9 +119,8 @@ async def complete_names_the_missing_chunks(probe: Probe) -> None:
     """A client would not know what to send again, and part of an upload would be seen."""
     upload = probe.upload("u")
     expect(await probe.put(upload, 1, [A]), 201)
-    missing = expect(await probe.complete(upload, chunks=3, records=3), 409).get("missing")
-    if missing != [0, 2]:
-        raise NotConformingError(f"complete answered 409 with missing {missing!r}, expected [0, 2]")
+    expect_missing(await probe.complete(upload, chunks=3, records=3), [0, 2])
+    expect_missing(await probe.complete(probe.upload("none"), chunks=2), [0, 1])
     expect(await probe.put(upload, 0, [B]), 201)
     expect(await probe.put(upload, 2, [C]), 201)
     expect_job(await probe.complete(upload, chunks=3, records=3), 201)
@@ -153,6 +164,52 @@ async def older_content_never_replaces_newer(probe: Probe) -> None:
         expect_fields(late, superseded=True, source_seq=2_000)
     expect_fields(await probe.complete(probe.upload("u1000"), source_seq=9_000), superseded=True)
     expect_refused(await probe.put(probe.upload("u1000"), 0, [A]), 410)
+
+
+async def a_complete_that_comes_late_brings_nothing_back(probe: Probe) -> None:
+    """A request that was repeated on its way would bring old rows back, or be answered in vain."""
+    old = expect_job(await probe.deliver("u1", [A]), 201)
+    new = {"upload_key": probe.upload("k2"), "source_seq": 2_000}
+    job = expect_job(await probe.deliver("u2", [B], **new), 201)
+    expect_fields(await probe.complete(probe.upload("u1")), duplicate=True, job_id=old)
+    expect_fields(await probe.deliver("u3", [B], **new), duplicate=True, job_id=job)
+
+
+async def installations_are_apart(probe: Probe) -> None:
+    """Two hosts with the same file would replace each other's rows, or be told of them."""
+    site = f"verify-{probe.run}-beside"
+    one = expect_job(await probe.deliver("u1", [A], source_seq=2_000), 201)
+    two = expect_job(await probe.deliver("u2", [A], installation_id=site), 201)
+    if one == two:
+        raise NotConformingError(f"two installations got one job_id {one!r}")
+    expect_fields(await probe.deliver("u3", [A], source_seq=2_500), duplicate=True, job_id=one)
+    newer = {"upload_key": probe.upload("k2"), "source_seq": 1_500, "installation_id": site}
+    expect_job(await probe.deliver("u4", [B], **newer), 201)
+
+
+async def sources_are_apart(probe: Probe) -> None:
+    """Two files with the same content would be one, or the later one would be refused."""
+    expect_job(await probe.deliver("u1", [A], source_seq=2_000), 201)
+    beside = {"source_key": probe.upload("s2"), "source": probe.upload("s2")}
+    expect_job(await probe.deliver("u2", [A], **beside), 201)
+
+
+async def watermarks_keep_their_type(probe: Probe) -> None:
+    """A range that follows another value would be taken for the next one."""
+    place, turned = {"at": [1, None], "id": 5}, {"id": 5, "at": [1, None]}
+    steps: list[tuple[Any, Any, list[Any]]] = [
+        (None, 5, ["5", 5.5, [5], None]),
+        (5, 1, [True, "1", {}]),
+        (1, place, [5, [1, None]]),
+        (turned, 6, [turned]),
+    ]
+    for seq, (after, until, others) in enumerate(steps, 1):
+        append: dict[str, Any] = {"mode": "append", "source_seq": seq, "upload_key": f"k{seq}"}
+        expect_job(await probe.deliver(f"u{seq}", [A], **append, after=after, until=until), 201)
+        for number, other in enumerate(others):
+            late = {**append, "upload_key": f"k{seq}-{number}", "after": other, "until": 9}
+            answer = await probe.complete(probe.upload(f"late-{seq}-{number}"), **late, chunks=0)
+            expect_fields(answer, superseded=True, watermark=until)
 
 
 async def content_that_comes_back_is_seen_again(probe: Probe) -> None:
@@ -214,7 +271,27 @@ async def a_complete_that_does_not_fit_is_refused(probe: Probe) -> None:
     path = ("uploads", probe.upload("u"), "complete")
     for content in (b"{", b"[]", b"{}", NESTED):
         expect_refused(await probe.ask("POST", *path, content=content, headers=AS_JSON))
-    expect_refused(await probe.complete(probe.upload("u"), mode="merge"))
+    expect(await probe.put(probe.upload("u"), 0, [A]), 201)
+    wrong: list[dict[str, Any]] = [{"mode": "merge"}, {"upload_key": ""}, {"installation_id": 7}]
+    wrong += [{"source_seq": seq} for seq in (0, -1, "1", 1.5, 2**63, None)]
+    wrong += [{name: value} for name in ("chunks", "records") for value in (-1, "1", None)]
+    for fields in wrong:
+        expect_refused(await probe.complete(probe.upload("u"), **fields))
+    expect_job(await probe.complete(probe.upload("u")), 201)
+
+
+async def paths_that_do_not_fit_are_refused(probe: Probe) -> None:
+    """A client would take what is none for its backend, or try again for ever."""
+    for seq in ("-1", "1.5", "x", "1000000"):
+        path = ("uploads", probe.upload("u"), "chunks", seq)
+        expect_refused(
+            await probe.ask("PUT", *path, content=b"{}", headers={"Content-Type": NDJSON})
+        )
+    for upload in ("u" * 129, "a%20b", "a%00b"):
+        expect_refused(await probe.put(upload, 0, [A]))
+    for parent in ((), ("uploads", probe.upload("u"))):
+        answer = await probe.ask("POST", *parent, "no-such-path", content=b"{}", headers=AS_JSON)
+        expect_refused(answer, 404, 405)
 
 
 async def refusals_are_problem_documents(probe: Probe) -> None:
@@ -255,12 +332,17 @@ CHECKS: list[Check] = [
     an_empty_upload_is_valid,
     two_attempts_are_never_both_seen,
     older_content_never_replaces_newer,
+    a_complete_that_comes_late_brings_nothing_back,
+    sources_are_apart,
+    installations_are_apart,
+    watermarks_keep_their_type,
     content_that_comes_back_is_seen_again,
     full_is_exempt_from_the_key,
     appends_follow_the_watermark,
     a_full_append_hides_what_was_there,
     requests_at_once_end_as_one_after_the_other,
     a_complete_that_does_not_fit_is_refused,
+    paths_that_do_not_fit_are_refused,
     refusals_are_problem_documents,
     an_installation_registers,
 ]

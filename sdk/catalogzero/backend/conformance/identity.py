@@ -31,36 +31,41 @@ NO_GENERATION = "no generation: after a restore each client must be called with 
 async def an_older_folder_is_refused(probe: Probe) -> None:
     """A host that was replaced, and comes back, would put its old content over the new."""
     site = f"verify-{probe.run}-epochs"
-    first = (await _start(probe, site)).get("epoch")
+    first = (await start(probe, site)).get("epoch")
     if first is None:
-        probe.doubt(NO_EPOCHS)
         return
     expect_job(await probe.deliver("u1", [A], installation_id=site, installation_epoch=first), 201)
-    second = (await _start(probe, site)).get("epoch")
+    second = (await start(probe, site)).get("epoch")
     if not (isinstance(second, int) and second > first):
         raise NotConformingError(f"a second start got epoch {second!r} after {first!r}")
     newer: dict[str, Any] = {"upload_key": "k2", "source_seq": 2_000, "installation_id": site}
     expect(await probe.put(probe.upload("u2"), 0, [B]), 201)
     for epoch in ({"installation_epoch": first}, {}):
-        _expect_moved(await probe.complete(probe.upload("u2"), **newer, **epoch))
-    _expect_moved(await _ask_start(probe, site, epoch=first))
+        expect_moved(await probe.complete(probe.upload("u2"), **newer, **epoch))
+    expect_moved(await ask_start(probe, site, epoch=first))
     again = await probe.complete(probe.upload("u2"), **newer, installation_epoch=second)
     expect_job(again, 201)
+    higher = {"upload_key": "k3", "source_seq": 3_000, "installation_id": site}
+    restored = await probe.deliver("u3", [A], **higher, installation_epoch=second + 10**9)
+    expect_job(restored, 201)
+    expect_moved(await ask_start(probe, site, epoch=second))
+    unknown = {"installation_id": f"{site}-unknown", "source_seq": 4_000}
+    expect_job(await probe.deliver("u4", [A], **unknown, installation_epoch=second), 201)
+    expect_moved(await probe.complete(probe.upload("u4"), **unknown))
 
 
 async def a_start_whose_answer_was_lost_is_known_again(probe: Probe) -> None:
     """A host that was killed in its start would be refused its own installation."""
     site = f"verify-{probe.run}-nonces"
-    first = (await _start(probe, site)).get("epoch")
+    first = (await start(probe, site)).get("epoch")
     if first is None:
-        probe.doubt(NO_EPOCHS)
         return
-    lost = (await _start(probe, site, epoch=first, nonce="n1")).get("epoch", 0)
-    known = (await _start(probe, site, epoch=first, nonce="n1")).get("epoch", 0)
+    lost = (await start(probe, site, epoch=first, nonce="n1")).get("epoch", 0)
+    known = (await start(probe, site, epoch=first, nonce="n1")).get("epoch", 0)
     if not first < lost < known:
         raise NotConformingError(f"three starts got epochs {first}, {lost}, {known}")
-    _expect_moved(await _ask_start(probe, site, epoch=first, nonce="n2"))
-    higher = (await _start(probe, site, epoch=known + 10**9)).get("epoch", 0)
+    expect_moved(await ask_start(probe, site, epoch=first, nonce="n2"))
+    higher = (await start(probe, site, epoch=known + 10**9)).get("epoch", 0)
     if higher <= known + 10**9:
         raise NotConformingError(f"epoch {known + 10**9} of before a restore got {higher} next")
 
@@ -68,16 +73,15 @@ async def a_start_whose_answer_was_lost_is_known_again(probe: Probe) -> None:
 async def a_start_that_comes_again_takes_nobodys_place(probe: Probe) -> None:
     """A host that is alone would stop until an operator has looked."""
     site = f"verify-{probe.run}-again"
-    own = (await _start(probe, site, nonce="n1")).get("epoch")
+    own = (await start(probe, site, nonce="n1")).get("epoch")
     if own is None:
-        probe.doubt(NO_EPOCHS)
         return
-    expect(await _ask_start(probe, site, nonce="n1"), 200)
-    expect(await _ask_start(probe, site, epoch=own, nonce="n2", last_nonce="n1"), 200)
-    _expect_moved(await _ask_start(probe, site, nonce="n1"))
-    other = await _ask_start(probe, site, nonce="n3", generation=f"not-{probe.run}")
+    expect(await ask_start(probe, site, nonce="n1"), 200)
+    expect(await ask_start(probe, site, epoch=own, nonce="n2", last_nonce="n1"), 200)
+    expect_moved(await ask_start(probe, site, nonce="n1"))
+    other = await ask_start(probe, site, nonce="n3", generation=f"not-{probe.run}")
     if other.is_success:
-        probe.doubt(ANY_GENERATION)
+        _lacks(probe, other, ANY_GENERATION)
         return
     expect_refused(other, Kind.GENERATION_CHANGED.status)
     document = other.json() if other.content else {}
@@ -94,16 +98,15 @@ async def a_start_that_comes_again_takes_nobodys_place(probe: Probe) -> None:
 async def a_start_is_told_what_is_known(probe: Probe) -> None:
     """A client could not see that its backend was restored, or that another host sent."""
     site = f"verify-{probe.run}-states"
-    epoch = (await _start(probe, site)).get("epoch")
+    epoch = (await start(probe, site)).get("epoch")
     if epoch is None:
-        probe.doubt(NO_EPOCHS)
         return
     append = {"mode": "append", "installation_id": site, "installation_epoch": epoch}
     one = {"upload_key": "0-5", "until": ["5", 2_000], "source_seq": 2_000, "full": True}
     two = {"upload_key": "5-9", "after": ["5", 2_000], "until": ["9", 3_000], "source_seq": 3_000}
     expect_job(await probe.deliver("u1", [A], **append, **one), 201)
     expect_job(await probe.deliver("u2", [B], **append, **two), 201)
-    page = await _start(probe, site, epoch=epoch)
+    page = await start(probe, site, epoch=epoch)
     states = dict(page.get("states") or {})
     while page.get("next") is not None:
         answer = await probe.ask("GET", "installations", site, query={"next": str(page["next"])})
@@ -123,7 +126,7 @@ async def every_answer_names_the_generation(probe: Probe) -> None:
         await probe.complete(probe.upload("u1")),
         await probe.complete(probe.upload("u2"), upload_key="k2", source_seq=2_000),
         await probe.ask("POST", "health", json=report),
-        await _ask_start(probe, f"{site}-generation"),
+        await ask_start(probe, f"{site}-generation"),
     ]
     named = [answer.headers.get(GENERATION) for answer in answers]
     if not any(named):
@@ -138,40 +141,58 @@ async def another_mode_needs_full(probe: Probe) -> None:
     expect_job(await probe.deliver("u1", [A]), 201)
     answer = await probe.deliver("u2", [B], **append)
     if answer.is_success:
-        probe.doubt("another mode is accepted without full: rows may be there twice")
+        _lacks(probe, answer, "another mode is accepted without full: rows may be there twice")
         return
     expect_refused(answer, Kind.MODE_CHANGED.status)
-    expect_job(await probe.complete(probe.upload("u2"), **append, full=True), 201)
+    by_id = {**append, "watermark_of": "id"}
+    expect_job(await probe.complete(probe.upload("u2"), **by_id, full=True), 201)
+    back = await probe.deliver("u3", [A], upload_key="k3", source_seq=3_000)
+    expect_refused(back, Kind.MODE_CHANGED.status)
+    next_range = {"upload_key": "5-9", "source_seq": 3_000, "after": ["5", 2_000]}
+    other = {**append, **next_range, "watermark_of": "at"}
+    expect_refused(await probe.deliver("u4", [A], **other), Kind.MODE_CHANGED.status)
+    expect_job(await probe.complete(probe.upload("u4"), **{**by_id, **next_range}), 201)
 
 
 async def a_duplicate_says_how(probe: Probe) -> None:
     """A client could not tell content that another host sent from an answer that was lost."""
     expect_job(await probe.deliver("u1", [A]), 201)
-    answer = expect(await probe.complete(probe.upload("u1")), 200)
-    if "by" not in answer:
-        probe.doubt("duplicate does not say by what: upload_id or upload_key")
+    answer = await probe.complete(probe.upload("u1"))
+    if "by" not in expect(answer, 200):
+        _lacks(probe, answer, "duplicate does not say by what: upload_id or upload_key")
         return
     expect_fields(await probe.complete(probe.upload("u1")), by="upload_id", source_seq=1_000)
     same = await probe.deliver("u2", [A], source_seq=1_500)
     expect_fields(same, by="upload_key", source_seq=1_500)
 
 
-async def _ask_start(
+def _lacks(probe: Probe, answer: httpx.Response, sentence: str) -> None:
+    """A doubt about a backend that knows no generation; one that does must have the rest too."""
+    if answer.headers.get(GENERATION):
+        raise NotConformingError(sentence)
+    probe.doubt(sentence)
+
+
+async def ask_start(
     probe: Probe, site: str, epoch: int = 0, nonce: str = "", **more: str
 ) -> httpx.Response:
     about = {"entry": "verify", "version": "1", "handler": "verify", "epoch": epoch, "nonce": nonce}
     return await probe.ask("PUT", "installations", site, json={**about, **more})
 
 
-async def _start(probe: Probe, site: str, epoch: int = 0, nonce: str = "") -> dict[str, Any]:
+async def start(probe: Probe, site: str, epoch: int = 0, nonce: str = "") -> dict[str, Any]:
     """What a folder's start is answered; nothing where the backend knows no installations."""
-    answer = await _ask_start(probe, site, epoch, nonce)
+    answer = await ask_start(probe, site, epoch, nonce)
     if answer.status_code in (404, 405):
+        probe.doubt(NO_EPOCHS)
         return {}
-    return expect(answer, 200, 201)
+    told = expect(answer, 200, 201)
+    if "epoch" not in told:
+        _lacks(probe, answer, NO_EPOCHS)
+    return told
 
 
-def _expect_moved(answer: httpx.Response) -> None:
+def expect_moved(answer: httpx.Response) -> None:
     """The refusal that makes a client stop until an operator has looked."""
     expect_refused(answer, Kind.INSTALLATION_MOVED.status)
     document = answer.json() if answer.content else {}

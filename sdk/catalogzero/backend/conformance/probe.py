@@ -6,9 +6,14 @@ states. Every upload and source of one run carries the run's name, so that they 
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import os
+import ssl
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,8 +27,10 @@ from catalogzero.protocol.identities import url_under
 STREAM = "catalogzero-verify"
 MAX_SHOWN = 300
 BOMB_STEP_BYTES, BOMB_STEPS = 1 << 20, 256
+CUT_S, COMMAND_S, ANSWERS_S = 2.0, 60.0, 30.0
 
-Record = Mapping[str, Any]
+Record = Mapping[str, Any] | str
+"""A record, or its JSON text."""
 
 
 class NotConformingError(Exception):
@@ -32,47 +39,55 @@ class NotConformingError(Exception):
 
 @dataclass
 class Ledger:
-    """What a run wrote: records by (upload_id, seq), and the uploads that a source should show."""
+    """What a run wrote: records by (upload_id, seq), and what each source should show.
 
-    chunks: dict[tuple[str, int], Sequence[Record]] = field(default_factory=dict)
-    shown: dict[str, list[str]] = field(default_factory=dict)
+    A source is an installation, a source_key and the name that people read.
+    """
 
-    def completed(self, source: str, upload_id: str, *, alone: bool) -> None:
+    chunks: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    shown: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+
+    def completed(self, source: tuple[str, str, str], upload_id: str, *, alone: bool) -> None:
         """An upload was accepted."""
         earlier = [] if alone else self.shown.get(source, [])
         self.shown[source] = [*earlier, upload_id]
 
-    def rows(self, source: str) -> int:
-        """How many rows of a source should be visible."""
-        uploads = self.shown[source]
-        return sum(len(rows) for (upload, _), rows in self.chunks.items() if upload in uploads)
+    def visible(self) -> dict[str, list[str]]:
+        """The records, as JSON, that should be visible of each source's name."""
+        seen: dict[str, list[str]] = {}
+        for (_, _, name), uploads in self.shown.items():
+            rows = seen.setdefault(name, [])
+            for (upload, _), records in self.chunks.items():
+                rows += records if upload in uploads else ()
+        return seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a run has to check with.
+
+    `other_key` is another tenant's; `restart` and `rows` are commands of a shell.
+    """
+
+    client: httpx.AsyncClient
+    tls: ssl.SSLContext
+    endpoint: str
+    key: str
+    run: str
+    ledger: Ledger
+    other_key: str = ""
+    restart: str = ""
+    rows: str = ""
 
 
 class Probe:
-    """One check's way to the backend.
+    """One check's way to the backend; `name` is the check's, unique in the run."""
 
-    Args:
-        client: Sends the requests.
-        endpoint: The base, as a handler's settings name it.
-        key: The test key.
-        run: The run's name.
-        name: The check's name, unique in the run.
-        ledger: Where what is written is noted.
-    """
-
-    def __init__(
-        self,
-        client: httpx.AsyncClient,
-        endpoint: str,
-        key: str,
-        run: str,
-        name: str,
-        ledger: Ledger,
-    ) -> None:
-        self._client, self.endpoint, self._key = client, endpoint, key
-        self._ledger = ledger
-        self.run, self.source = run, f"verify-{run}-{name}"
+    def __init__(self, means: Means, name: str) -> None:
+        self.means, self.run = means, means.run
+        self.source = f"verify-{means.run}-{name}"
         self.doubts: list[str] = []
+        self.slowest = (0.0, "")
 
     def upload(self, label: str) -> str:
         """An upload_id of this check's own."""
@@ -86,22 +101,25 @@ class Probe:
         self,
         method: str,
         *path: str,
-        content: bytes | None = None,
+        content: bytes | AsyncIterator[bytes] | None = None,
         json: Any = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         key: str | None = None,
     ) -> httpx.Response:
         """Send one request with the test key, or with `key` (empty: none)."""
-        key = self._key if key is None else key
+        key = self.means.key if key is None else key
         sent = {"User-Agent": "catalogzero-verify", **(headers or {})}
         if key:
             sent["Authorization"] = f"Bearer {key}"
         if json is not None:
             content = orjson.dumps(json)
             sent = {**AS_JSON, **sent}
-        url = httpx.URL(url_under(self.endpoint, *path)).copy_merge_params(dict(query or {}))
-        return await self._client.request(method, url, content=content, headers=sent)
+        url = httpx.URL(url_under(self.means.endpoint, *path)).copy_merge_params(dict(query or {}))
+        began = time.monotonic()
+        answer = await self.means.client.request(method, url, content=content, headers=sent)
+        self.slowest = max(self.slowest, (time.monotonic() - began, f"{method} {url.path}"))
+        return answer
 
     async def put(
         self,
@@ -110,36 +128,63 @@ class Probe:
         records: Sequence[Record],
         *,
         encoding: str = "identity",
+        content: bytes | AsyncIterator[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         key: str | None = None,
     ) -> httpx.Response:
-        """Send one chunk of JSON Lines."""
-        lines = b"".join(orjson.dumps(record) + b"\n" for record in records)
-        body = encoded(lines, encoding)
-        sent = {"Content-Type": NDJSON, "Content-Digest": content_digest(body)}
+        """Send one chunk of JSON Lines, or `content`, which holds these records."""
+        texts = [r if isinstance(r, str) else orjson.dumps(r).decode() for r in records]
+        sent = {"Content-Type": NDJSON}
+        if content is None:
+            content = encoded("".join(f"{text}\n" for text in texts).encode(), encoding)
+            sent["Content-Digest"] = content_digest(content)
         if encoding != "identity":
             sent["Content-Encoding"] = encoding
         path = ("uploads", upload_id, "chunks", str(seq))
         answer = await self.ask(
-            "PUT", *path, content=body, headers={**sent, **(headers or {})}, key=key
+            "PUT", *path, content=content, headers={**sent, **(headers or {})}, key=key
         )
-        if answer.is_success:
-            self._ledger.chunks.setdefault((upload_id, seq), records)
+        if answer.is_success and key is None:
+            self.means.ledger.chunks.setdefault((upload_id, seq), texts)
         return answer
+
+    async def put_cut(self, upload_id: str, content: bytes, length: int) -> None:
+        """Send a chunk 0 that says it has `length` bytes, and end the connection before."""
+        url = httpx.URL(url_under(self.means.endpoint, "uploads", upload_id, "chunks", "0"))
+        tls = self.means.tls if url.scheme == "https" else None
+        port = url.port or (443 if tls else 80)
+        reader, writer = await asyncio.open_connection(url.host, port, ssl=tls)
+        head = (
+            f"PUT {url.raw_path.decode()} HTTP/1.1\r\nHost: {url.netloc.decode()}\r\n"
+            f"Authorization: Bearer {self.means.key}\r\nContent-Type: {NDJSON}\r\n"
+            f"Content-Length: {length}\r\n\r\n"
+        )
+        writer.write(head.encode() + content)
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(CUT_S):
+                await writer.drain()
+                if writer.can_write_eof():
+                    writer.write_eof()
+                    await reader.read()
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
     async def complete(self, upload_id: str, **fields: Any) -> httpx.Response:
         """Complete an upload: of one chunk with one record, unless `fields` say otherwise."""
+        key = fields.pop("key", None)
         body = {**self.completion(), **fields}
-        answer = await self.ask("POST", "uploads", upload_id, "complete", json=body)
-        if answer.status_code == 201:
+        answer = await self.ask("POST", "uploads", upload_id, "complete", json=body, key=key)
+        if answer.status_code == 201 and key is None:
+            source = (body["installation_id"], body["source_key"], body["source"])
             alone = body["mode"] == "replace" or body["full"]
-            self._ledger.completed(body["source_key"], upload_id, alone=alone)
+            self.means.ledger.completed(source, upload_id, alone=alone)
         return answer
 
     async def deliver(self, label: str, records: Sequence[Record], **fields: Any) -> httpx.Response:
         """One chunk, and its complete, in an upload of this check's own."""
         upload_id = self.upload(label)
-        expect(await self.put(upload_id, 0, records), 201)
+        expect(await self.put(upload_id, 0, records, key=fields.get("key")), 201)
         return await self.complete(upload_id, records=len(records), **fields)
 
     async def post_array(
@@ -148,10 +193,27 @@ class Probe:
         """Send the simple form's one array, under an Idempotency-Key of this check's own."""
         headers = {"Idempotency-Key": self.upload(label)}
         answer = await self.ask("POST", json=records, headers=headers, key=key)
-        if answer.is_success:
-            self._ledger.chunks.setdefault((self.upload(label), 0), records)
-            self._ledger.shown.setdefault(self.upload(label), [self.upload(label)])
+        if answer.is_success and key is None:
+            name, ledger = self.upload(label), self.means.ledger
+            ledger.chunks.setdefault((name, 0), [orjson.dumps(row).decode() for row in records])
+            ledger.shown.setdefault(("", name, name), [name])
         return answer
+
+    async def restart(self) -> None:
+        """Have the backend killed and started again, and wait until it answers.
+
+        Raises:
+            NotConformingError: The command failed, or nobody answers.
+        """
+        await output_of(self.means.restart, self.run)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWERS_S):
+                while True:
+                    with suppress(httpx.HTTPError):
+                        if (await self.ask("GET", "uploads", "none")).status_code < 500:
+                            return
+                    await asyncio.sleep(0.1)
+        raise NotConformingError(f"nobody answers {ANSWERS_S:.0f} s after the restart")
 
     def completion(self) -> dict[str, Any]:
         """The body of a `complete` of one chunk with one record."""
@@ -183,13 +245,54 @@ class Check(Protocol):
         """Ask, and raise `NotConformingError` where the answer is another one."""
 
 
+def title_of(check: Check) -> str:
+    """A check's name, as people read it."""
+    return check.__name__.replace("_", " ")
+
+
 @functools.cache
 def gzip_bomb() -> bytes:
-    """One JSON Lines record of 256 MiB, some 256 KiB as gzip."""
+    """One JSON Lines record of 256 MiB, some 256 KiB as gzip, from one block that is repeated."""
+    block, crc, size = bytes([48]) * BOMB_STEP_BYTES, zlib.crc32(b'{"x":"'), 9
+    packer = zlib.compressobj(level=9, wbits=-15)
+    head = packer.compress(b'{"x":"') + packer.flush(zlib.Z_FULL_FLUSH)
+    step = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)
+    tail = packer.compress(b'"}\n') + packer.flush()
+    for _ in range(BOMB_STEPS):
+        crc, size = zlib.crc32(block, crc), size + BOMB_STEP_BYTES
+    trailer = zlib.crc32(b'"}\n', crc).to_bytes(4, "little") + size.to_bytes(4, "little")
+    return b"\x1f\x8b\x08" + bytes(7) + head + step * BOMB_STEPS + tail + trailer
+
+
+@functools.cache
+def stepped_bomb() -> bytes:
+    """256 MiB of JSON Lines, in gzip members of 1 MiB each."""
     packer = zlib.compressobj(level=9, wbits=31)
-    parts = [packer.compress(b'{"x":"')]
-    parts += [packer.compress(bytes([48]) * BOMB_STEP_BYTES) for _ in range(BOMB_STEPS)]
-    return b"".join([*parts, packer.compress(b'"}\n'), packer.flush()])
+    line = b'{"x":"' + bytes([48]) * (BOMB_STEP_BYTES - 9) + b'"}\n'
+    return (packer.compress(line) + packer.flush()) * BOMB_STEPS
+
+
+async def output_of(command: str, run: str) -> str:
+    """What a command of the operator's prints; it is told the run's prefix of names.
+
+    Raises:
+        NotConformingError: It failed, or took more than a minute.
+    """
+    process = await asyncio.create_subprocess_shell(
+        command,
+        env={**os.environ, "CATALOGZERO_VERIFY_PREFIX": f"verify-{run}-"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(COMMAND_S):
+            said, _ = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise NotConformingError(f"{command!r} took more than {COMMAND_S:.0f} s") from None
+    if process.returncode:
+        raise NotConformingError(f"{command!r} ended with {process.returncode}")
+    return said.decode(errors="replace")
 
 
 def expect(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
@@ -230,6 +333,17 @@ def expect_job(answer: httpx.Response, status: int) -> str:
     if job_id is None:
         raise NotConformingError(f"{_said(answer)}: no job_id")
     return str(job_id)
+
+
+def expect_missing(answer: httpx.Response, seqs: Iterable[int]) -> None:
+    """A 409 that lists these chunks as missing.
+
+    Raises:
+        NotConformingError: Another status, or other numbers.
+    """
+    missing = expect(answer, 409).get("missing")
+    if missing != list(seqs):
+        raise NotConformingError(f"{_said(answer)}: expected missing {list(seqs)}"[: 2 * MAX_SHOWN])
 
 
 def expect_fields(answer: httpx.Response, **fields: Any) -> None:

@@ -24,7 +24,8 @@ UNKNOWABLE = "answers carry no job_id: whether an array is stored once cannot be
 
 async def keys_are_checked(probe: Probe) -> None:
     """Anyone could write into a client's data."""
-    for key in ("", "not-a-key"):
+    own = probe.means.key
+    for key in ("", "not-a-key", own[:-1], own + "x", own[:-1] + "~"):
         expect_refused(await probe.post_array("u", [A], key=key), 401, 403)
 
 
@@ -59,6 +60,13 @@ async def the_same_key_is_stored_once(probe: Probe) -> None:
         raise NotConformingError(f"another Idempotency-Key got the same job_id {first!r}")
 
 
+async def other_records_under_a_key_are_refused(probe: Probe) -> None:
+    """Records would be acknowledged, and thrown away."""
+    expect(await probe.post_array("u", [A, B]), *OK)
+    for other in ([A], [A, {"row": "c"}], []):
+        expect_refused(await probe.post_array("u", other), 409, 422)
+
+
 async def the_same_key_at_once_is_stored_once(probe: Probe) -> None:
     """Two tries that meet would be stored twice; a 409 would end them as a dead letter."""
     answers = await asyncio.gather(*(probe.post_array("u", [A]) for _ in range(6)))
@@ -82,6 +90,7 @@ CHECKS: list[Check] = [
     a_large_array_is_taken,
     an_empty_array_is_taken,
     the_same_key_is_stored_once,
+    other_records_under_a_key_are_refused,
     the_same_key_at_once_is_stored_once,
     what_is_no_array_is_refused,
 ]

@@ -1,7 +1,7 @@
 """Runs the checks against one backend, and reports.
 
-Owns the order, the choice of the form, and the report; what is checked stands in `chunked`,
-`identity`, `simple` and `health`.
+Owns the order, the choice of the form, and the report; what is checked stands in the modules
+beside it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import aiohttp
 import httpx
 
-from catalogzero.backend.conformance import chunked, health, identity, simple
-from catalogzero.backend.conformance.probe import Check, Ledger, NotConformingError, Probe
+from catalogzero.backend.conformance import chunked, contents, health, identity, outside, simple
+from catalogzero.backend.conformance.probe import (
+    Check,
+    Ledger,
+    Means,
+    NotConformingError,
+    Probe,
+    title_of,
+)
 from catalogzero.cloud.sending.door import Door
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
 
 Form = Literal["auto", "chunked", "simple"]
+SLOW_S = 5.0
+"""An answer that takes longer is worth a warning: a client waits a minute at most."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,8 @@ class Result:
 class Report:
     """A run of the suite: its results, and what it wrote under which names.
 
-    `visible` tells for each source how many rows should be visible now.
+    `visible` tells for each source how many rows should be visible now; `not_checked` names what
+    it takes another option to check.
     """
 
     endpoint: str
@@ -52,6 +63,7 @@ class Report:
     results: list[Result] = field(default_factory=list)
     visible: dict[str, int] = field(default_factory=dict)
     rows_sent: int = 0
+    not_checked: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -67,6 +79,9 @@ async def verify(
     timeout_s: float = 30.0,
     ca_file: Path | None = None,
     only: str = "",
+    other_key: str = "",
+    restart: str = "",
+    rows: str = "",
     on_result: Callable[[Result], None] = lambda _: None,
 ) -> Report:
     """Check a backend; it is written to, under names that begin with `verify-` and the run's.
@@ -78,6 +93,10 @@ async def verify(
         timeout_s: How long one request may take.
         ca_file: The authorities to trust instead of the system's, PEM.
         only: Run only the checks whose name holds this.
+        other_key: A key of another tenant made for tests.
+        restart: A shell's command that kills the backend and starts it again.
+        rows: A shell's command that prints what is visible, a line of JSON for each record:
+            `{"source": …, "record": {…}}`.
         on_result: Called after each check.
 
     Raises:
@@ -85,43 +104,52 @@ async def verify(
         UnauthorizedError: The key is refused.
         ConfigError: `ca_file` cannot be read, or there is no check of that name.
     """
-    run, ledger = secrets.token_hex(4), Ledger()
-    async with _client(timeout_s, ca_file) as client:
-
-        def probe(name: str) -> Probe:
-            return Probe(client, endpoint, key, run=run, name=name, ledger=ledger)
-
-        report = Report(endpoint, await _form(probe("first"), form), run)
-        for check in _checks(report.form, only):
-            result = await _run(check, probe(check.__name__.replace("_", "-")))
+    tls = _trusting(ca_file)
+    async with _client(timeout_s, tls) as client:
+        means = Means(
+            client=client,
+            tls=tls,
+            endpoint=endpoint,
+            key=key,
+            run=secrets.token_hex(4),
+            ledger=Ledger(),
+            other_key=other_key,
+            restart=restart,
+            rows=rows,
+        )
+        report = Report(endpoint, await _form(Probe(means, "first"), form), means.run)
+        checks, report.not_checked = _checks(report.form, means, only)
+        for check in checks:
+            result = await _run(check, Probe(means, check.__name__.replace("_", "-")))
             report.results.append(result)
             on_result(result)
-    report.visible = {source: ledger.rows(source) for source in ledger.shown}
-    report.rows_sent = sum(map(len, ledger.chunks.values()))
+    report.visible = {source: len(seen) for source, seen in means.ledger.visible().items()}
+    report.rows_sent = sum(map(len, means.ledger.chunks.values()))
     return report
 
 
-def _checks(form: str, only: str) -> list[Check]:
-    """The checks of a form, those of one name where one is given."""
-    of_form = [*chunked.CHECKS, *identity.CHECKS] if form == "chunked" else simple.CHECKS
-    chosen = [check for check in (*of_form, *health.CHECKS) if only in _title(check)]
+def _checks(form: str, means: Means, only: str) -> tuple[list[Check], list[str]]:
+    """The checks of a form, those of one name where one is given; and what is not checked."""
+    of_form, (more, absent) = simple.CHECKS, outside.checks(form, means)
+    if form == "chunked":
+        of_form = [*chunked.CHECKS, *contents.CHECKS, *identity.CHECKS]
+    chosen = [check for check in (*of_form, *health.CHECKS, *more) if only in title_of(check)]
     if not chosen:
         raise ConfigError(f"no check of the {form} form is called {only!r}")
-    return chosen
+    return chosen, absent
 
 
-def _title(check: Check) -> str:
-    """A check's name, as people read it."""
-    return check.__name__.replace("_", " ")
+def _trusting(ca_file: Path | None) -> ssl.SSLContext:
+    """TLS that trusts the system's authorities, or those of a file."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigError(f"ca_file {ca_file}: {error.strerror or error}") from None
 
 
 @asynccontextmanager
-async def _client(timeout_s: float, ca_file: Path | None) -> AsyncIterator[httpx.AsyncClient]:
+async def _client(timeout_s: float, tls: ssl.SSLContext) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client as the handlers have one: TLS verified, no redirect followed."""
-    try:
-        tls = ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise ConfigError(f"ca_file {ca_file}: {error.strerror or error}") from None
     async with httpx.AsyncClient(transport=Door(tls), timeout=timeout_s) as client:
         yield client
 
@@ -135,9 +163,9 @@ async def _form(probe: Probe, form: Form) -> Literal["chunked", "simple"]:
             answer = await probe.post_array("u", [{"row": "first"}])
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         why = re.sub(r" ssl:\w+ ", " ", str(error)) or _named(error)
-        raise UnreachableError(f"nobody answers at {probe.endpoint}: {why}") from None
+        raise UnreachableError(f"nobody answers at {probe.means.endpoint}: {why}") from None
     if answer.status_code in (401, 403):
-        raise UnauthorizedError(f"{probe.endpoint} refused the key ({answer.status_code})")
+        raise UnauthorizedError(f"{probe.means.endpoint} refused the key ({answer.status_code})")
     if form != "auto":
         return form
     return "simple" if is_simple else "chunked"
@@ -149,14 +177,14 @@ async def _run(check: Check, probe: Probe) -> Result:
     outcome: Literal["pass", "warn", "fail"]
     try:
         await check(probe)
+        if probe.slowest[0] > SLOW_S:
+            probe.doubt(f"slow: {probe.slowest[1]} was answered after {probe.slowest[0]:.1f} s")
         outcome = "warn" if probe.doubts else "pass"
     except NotConformingError as error:
         outcome, details = "fail", [str(error), *probe.doubts]
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
         outcome, details = "fail", [f"the connection failed: {_named(error)}", *probe.doubts]
-    return Result(
-        check.__name__.replace("_", " "), outcome, list(details), inspect.getdoc(check) or ""
-    )
+    return Result(title_of(check), outcome, list(details), inspect.getdoc(check) or "")
 
 
 def _named(error: Exception) -> str:

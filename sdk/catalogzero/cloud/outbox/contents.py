@@ -292,6 +292,16 @@ class OutboxContents(OutboxFile):
         )
         return [row[0] for row in rows]
 
+    def missing_named(self, limit: int = 20) -> list[dict[str, Any]]:
+        """The same, each with the name that `complete` told of its last upload, if it is known."""
+        rows = self.execute(
+            "SELECT source_key, (SELECT u.source FROM uploads u WHERE u.source_key = s.source_key"
+            " ORDER BY u.number DESC LIMIT 1) FROM sources s WHERE missing"
+            " ORDER BY source_key LIMIT ?",
+            (limit,),
+        )
+        return [{"source_key": row[0], "source": row[1]} for row in rows]
+
     def also_under(self, found_by: str, params: Any, limit: int) -> list[dict[str, Any]]:
         """The sources of a call that are stored under other params as well, each with those."""
         rows = self.execute(

@@ -16,6 +16,7 @@ from catalogzero.protocol.bodies import Known, Told
 
 EPOCH, GENERATION, NONCE, MOVED = "epoch", "generation", "nonce", "moved"
 INSTALLATION, LAST_NONCE = "installation_id", "last_nonce"
+ACKNOWLEDGED = "acknowledged"
 """The names of facts. `moved` says whose installation another folder took over, and since when."""
 GONE = "the backend has a newer state of the source, and the source is gone"
 KEPT_ENDED = 1_000
@@ -53,6 +54,8 @@ class OutboxIdentity(OutboxContents):
         self._remember(EPOCH, known.epoch)
         self._remember(GENERATION, known.generation)
         self._remember(INSTALLATION, installation_id)
+        last = known.acknowledged
+        self._remember(ACKNOWLEDGED, None if last is None else last.model_dump())
         self._remember(LAST_NONCE, self.fact(NONCE))
         self._remember(NONCE, None)
         self._forget_told()
@@ -84,7 +87,7 @@ class OutboxIdentity(OutboxContents):
         self._remember(MOVED, {"installation_id": installation_id, "since": self._now()})
         for table in ("chunks", "uploads", "sources"):
             self.execute(f"DELETE FROM {table}")  # noqa: S608  # a table's name
-        for name in (EPOCH, GENERATION, NONCE, LAST_NONCE):
+        for name in (EPOCH, GENERATION, NONCE, LAST_NONCE, ACKNOWLEDGED):
             self._remember(name, None)
 
     def moved_text(self, installation_id: str) -> str:
@@ -118,6 +121,14 @@ class OutboxIdentity(OutboxContents):
                 said = {"reason": f"superseded: {GONE}", "superseded": True}
                 answer = as_text({**(from_text(answer) or {}), **said})
                 self._set_upload(upload_id, state="dead", answer=answer)
+
+    def witness(self) -> dict[str, Any]:
+        """What this folder holds for acknowledged, as `complete` and health tell it.
+
+        A backend that lost it was restored, and answers with another generation.
+        """
+        last = self.fact(ACKNOWLEDGED)
+        return {} if last is None else {"generation": self.fact(GENERATION), "acknowledged": last}
 
     def is_other(self, generation: str) -> bool:
         """Whether an answer is of another life of the backend than the one that is known."""
@@ -206,6 +217,12 @@ class OutboxIdentity(OutboxContents):
     def _clear(self, key: str) -> None:
         """Take a mark back: the next run reads the source, whatever it reads."""
         self._set_source(key, upload_id=None, upload_key=None, stamp=None, missing=1)
+
+    def _acknowledge(self, upload_id: str, number: Any) -> None:
+        """Note the number that an answer gave, unless a greater one is known."""
+        last = self.fact(ACKNOWLEDGED) or {"number": 0}
+        if type(number) is int and last["number"] < number < 1 << 62:
+            self._remember(ACKNOWLEDGED, {"number": number, "upload_id": upload_id})
 
     def _raise_high(self, key: str, high: Any) -> None:
         """Note that a source_seq is taken."""

@@ -242,6 +242,7 @@ class Outbox(OutboxIdentity):
         *,
         same_key_seq: int | None = None,
         generation: str = "",
+        number: Any = None,
     ) -> bool:
         """The backend has completed the upload: its chunks go, its row stays for a while.
 
@@ -252,6 +253,7 @@ class Outbox(OutboxIdentity):
             same_key_seq: The source's number there, where the content was visible already under
                 another upload_id.
             generation: The backend's; an answer of another than the known one is none.
+            number: That of the answer, where the backend numbers them.
 
         Returns:
             False where the answer is none.
@@ -263,6 +265,7 @@ class Outbox(OutboxIdentity):
                 "UPDATE sources SET source_seq = MAX(source_seq, ?) WHERE upload_id = ?",
                 (same_key_seq, upload_id),
             )
+        self._acknowledge(upload_id, number)
         self._end_overtaken(upload_id)
         self._end(upload_id, "done", job_id=job_id)
         self._count_sent(upload_id, size)

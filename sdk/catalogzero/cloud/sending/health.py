@@ -215,7 +215,8 @@ class HealthPost:
             "status": status,
             "reasons": [*reasons, *about.get("notes", ())],
             "last_success_at": self._outbox.fact(_FACT_SUCCESS),
-            "outbox": figures,
+            "outbox": {**figures, "missing_sources": self._outbox.missing_named()},
+            **self._outbox.witness(),
             "runs": {
                 "ok": max(metrics.get("runs_total", 0) - failed, 0),
                 "failed": failed,

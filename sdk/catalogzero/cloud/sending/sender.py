@@ -344,7 +344,8 @@ class Sender:
     async def _complete(self, upload: Upload) -> None:
         if not await asyncio.to_thread(self._outbox.completing, upload.upload_id):
             return
-        body = encode_json(complete_body(upload, self._identity, self.epoch))
+        said = await asyncio.to_thread(self._outbox.witness)
+        body = encode_json({**complete_body(upload, self._identity, self.epoch), **said})
         path = ("uploads", upload.upload_id, "complete")
         about = {"upload_id": upload.upload_id}
         outcome = await self._pusher.push(Asked.COMPLETE, "POST", path, body, AS_JSON, about=about)
@@ -515,9 +516,16 @@ def note_answer(
         return outbox.superseded(upload_id, answer, generation)
     elif verdict is Verdict.DONE:
         done = fitting(Done, said)
-        job_id = None if done is None else str(done.job_id)
-        seq = done.source_seq if done is not None and done.by == "upload_key" else None
-        return outbox.done(upload_id, job_id, size, same_key_seq=seq, generation=generation)
+        if done is None:
+            return outbox.done(upload_id, None, size, generation=generation)
+        return outbox.done(
+            upload_id,
+            str(done.job_id),
+            size,
+            same_key_seq=done.source_seq if done.by == "upload_key" else None,
+            generation=generation,
+            number=done.number,
+        )
     return True
 
 

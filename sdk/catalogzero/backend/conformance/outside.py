@@ -1,0 +1,119 @@
+"""The checks that need more than an endpoint: another tenant's key, and the operator's commands.
+
+Owns `checks`, which gives those that can be made, and names the others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import orjson
+
+from catalogzero.backend.conformance.identity import ask_start, expect_moved, start
+from catalogzero.backend.conformance.probe import (
+    Check,
+    Means,
+    NotConformingError,
+    Probe,
+    expect,
+    expect_fields,
+    expect_job,
+    expect_refused,
+    output_of,
+    title_of,
+)
+
+A, B = {"row": "a"}, {"row": "b"}
+EXACT = json.JSONDecoder(
+    parse_int=lambda text: {"number": text}, parse_float=lambda t: {"number": t}
+)
+
+
+async def tenants_are_apart(probe: Probe) -> None:
+    """One customer would see, replace or keep out the rows of another."""
+    other = probe.means.other_key
+    job = expect_job(await probe.deliver("u1", [A], source_seq=2_000), 201)
+    expect_refused(await probe.ask("GET", "uploads", probe.upload("u1"), key=other), 404)
+    if expect_job(await probe.deliver("u1", [A], key=other), 201) == job:
+        raise NotConformingError(f"two tenants got one job_id {job!r}")
+    own = await probe.deliver("u2", [A], source_seq=2_500)
+    expect_fields(own, duplicate=True, job_id=job)
+    expect(await probe.put(probe.upload("u3"), 0, [B]), 201)
+    expect_refused(await probe.ask("GET", "uploads", probe.upload("u3"), key=other), 404)
+
+
+async def what_was_acknowledged_outlives_a_kill(probe: Probe) -> None:
+    """Rows would be gone that nobody sends again."""
+    site = f"verify-{probe.run}-killed"
+    epoch = (await start(probe, site)).get("epoch")
+    if epoch is not None:
+        await start(probe, site, epoch=epoch)
+    job = expect_job(await probe.deliver("u1", [A]), 201)
+    expect(await probe.put(probe.upload("u2"), 0, [B]), 201)
+    await probe.restart()
+    expect_fields(await probe.ask("GET", "uploads", probe.upload("u2")), chunks=[0])
+    expect_fields(await probe.complete(probe.upload("u1")), duplicate=True, job_id=job)
+    expect_fields(await probe.deliver("u3", [A], source_seq=1_500), duplicate=True, job_id=job)
+    newer = {"upload_key": probe.upload("k2"), "source_seq": 2_000}
+    expect_job(await probe.complete(probe.upload("u2"), **newer), 201)
+    if epoch is not None:
+        expect_moved(await ask_start(probe, site, epoch=epoch))
+
+
+async def the_rows_that_are_seen_are_those_that_were_sent(probe: Probe) -> None:
+    """Everything above may be answered rightly, and the rows be others."""
+    seen: dict[str, list[str]] = {}
+    prefix = f"verify-{probe.run}-"
+    for line in (await output_of(probe.means.rows, probe.run)).splitlines():
+        source, record = _row(line)
+        if source.startswith(prefix):
+            seen.setdefault(source, []).append(record)
+    wanted = probe.means.ledger.visible()
+    for source in sorted({*seen, *wanted}):
+        there, sent = Counter(seen.get(source)), Counter(map(_canonical, wanted.get(source, ())))
+        lost, more = sent - there, there - sent
+        if lost or more:
+            raise NotConformingError(
+                f"{source}: {lost.total()} of {sent.total()} records are not there as sent "
+                f"{_first(lost)}, and {more.total()} others are {_first(more)}"
+            )
+
+
+def _row(line: str) -> tuple[str, str]:
+    """Source and canonical record of a line that the command printed."""
+    try:
+        value: dict[str, Any] = EXACT.decode(line)
+        record = value["record"]
+        return str(value["source"]), _canonical(record) if isinstance(record, str) else _text(
+            record
+        )
+    except (ValueError, KeyError, TypeError):
+        raise NotConformingError(
+            f'--rows printed {line[:100]!r}, expected lines of {{"source": …, "record": {{…}}}}'
+        ) from None
+
+
+def _canonical(text: str) -> str:
+    return _text(EXACT.decode(text))
+
+
+def _text(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def _first(records: Counter[str]) -> str:
+    """The first of some records, to look for."""
+    return next((f"(such as {record[:100]})" for record in records), "")
+
+
+def checks(form: str, means: Means) -> tuple[list[Check], list[str]]:
+    """The checks of a form that there are means for, and what it takes for the others."""
+    known = [(tenants_are_apart, "--other-key-file", means.other_key)]
+    known += [(what_was_acknowledged_outlives_a_kill, "--restart", means.restart)]
+    if form == "simple":
+        known = []
+    known += [(the_rows_that_are_seen_are_those_that_were_sent, "--rows", means.rows)]
+    absent = [f"{title_of(check)} ({option})" for check, option, given in known if not given]
+    return [check for check, _, given in known if given], absent
