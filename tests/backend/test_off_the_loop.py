@@ -82,7 +82,7 @@ async def test_pages_are_built_off_the_loop(peer: Peer, monkeypatch: pytest.Monk
     await peer.put("u1", 0, {"a": 1})
     await peer.complete("u1")
     watch = Watch(monkeypatch)
-    watch.over(fleet_pages, "_table_row", "asdict", "_upload_row")
+    watch.over(fleet_pages, "html", "asdict")
     watch.over(api, "_page")
     watch.over(installations, "page_of")
 
@@ -94,7 +94,7 @@ async def test_pages_are_built_off_the_loop(peer: Peer, monkeypatch: pytest.Monk
     await peer.ask("GET", f"/installation?{own}")
     await peer.ask("GET", f"/installation.json?{own}")
 
-    names = ("_table_row", "asdict", "_upload_row", "_page", "page_of")
+    names = ("html", "asdict", "_page", "page_of")
     built = {(name, False) for name in names}
     assert set(watch.sizes) == built
 

@@ -41,6 +41,15 @@ class Day:
     waiting: int = 0
     dead: int = 0
 
+    @property
+    def tone(self) -> str:
+        """The style of the day in charts: the worst that was reported, or that nothing was."""
+        if self.failing:
+            return "fail"
+        if self.degraded:
+            return "warn"
+        return "ok" if self.ok or self.uploads else "miss"
+
 
 def add_upload(
     connection: Connection, tenant_id: int, installation_id: str, records: int, at: str
