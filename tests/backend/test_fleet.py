@@ -220,7 +220,7 @@ async def test_a_person_sorts_and_filters_the_fleet(three: Peer) -> None:
     assert healthy == ["c", "b"]
     assert "state=ok" in kept
     assert "sort=-waiting" in kept
-    assert none == "Nothing fits."
+    assert none == "Nothing matches."
 
 
 @pytest.mark.browser
