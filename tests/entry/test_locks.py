@@ -212,9 +212,14 @@ def test_the_extras_of_sdk_and_entry_are_in_the_catalog_and_the_vendor_s_own_are
 def test_a_source_archive_is_refused(tmp_path: Path, sdk: Path) -> None:
     shelf = tmp_path / "sources"
     shelf.mkdir()
-    (tmp_path / "setup.py").write_text("raise SystemExit('a source archive was run')")
+    files = {
+        "PKG-INFO": "Metadata-Version: 2.2\nName: acme-helper\nVersion: 2.0\n",
+        "setup.py": "raise SystemExit('a source archive was run')",
+    }
     with tarfile.open(shelf / "acme_helper-2.0.tar.gz", "w:gz") as archive:
-        archive.add(tmp_path / "setup.py", "acme_helper-2.0/setup.py")
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+            archive.add(tmp_path / name, f"acme_helper-2.0/{name}")
 
     with pytest.raises(CatalogZeroError, match=r"(?s)cannot be locked.*acme-helper") as refused:
         build(write_entry(tmp_path / "e"), sdk, shelf=shelf, out=tmp_path / "site")

@@ -82,11 +82,11 @@ def install(
     Example: catalogzero catalog install acme-processor --catalog https://catalog.acme.example
     """
     opened = installing.open_catalog(catalog)
-    _warn_of_yank(opened.find(entry_id), version)
+    offer = opened.find(entry_id)
+    _warn_of_yank(offer, version)
     change = installing.install(opened, entry_id, version=version, python=python)
     typer.echo("\n".join(change.lines() or ["nothing changed: it was installed already"]))
-    offer = opened.find(entry_id)
-    manifest = installing.installed_manifest(entry_id, python) or offer
+    manifest = change.manifests[1] or offer
     if known := sections.sections_of(registry, manifest.id):
         handler_id = next(iter(known))
         typer.echo(f"{registry}: handler {handler_id} is there already")
@@ -111,11 +111,9 @@ def upgrade(
     Example: catalogzero catalog upgrade acme-processor --catalog https://catalog.acme.example
     """
     opened = installing.open_catalog(catalog)
-    offer = opened.find(entry_id)
-    _warn_of_yank(offer, version)
-    before = installing.installed_manifest(entry_id, python)
+    _warn_of_yank(opened.find(entry_id), version)
     change = installing.install(opened, entry_id, version=version, python=python)
-    after = installing.installed_manifest(entry_id, python)
+    before, after = change.manifests
     typer.echo("\n".join(change.lines() or ["nothing changed"]))
     if before and after:
         for line in sections.changed_settings(before.config_schema, after.config_schema):

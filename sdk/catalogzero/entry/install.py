@@ -94,10 +94,17 @@ class PublishedCatalog:
 
 @dataclass(frozen=True)
 class Change:
-    """What an installation changed: distribution → versions before and after."""
+    """What an installation changed.
+
+    Attributes:
+        before: Distribution → version, before it.
+        after: The same after it.
+        manifests: The entry's manifest before and after; None where it was not installed.
+    """
 
     before: dict[str, str]
     after: dict[str, str]
+    manifests: tuple[Manifest | None, Manifest | None] = (None, None)
 
     def lines(self) -> list[str]:
         """The changes, a line each."""
@@ -171,7 +178,10 @@ def install(
         path.write_text(pins, "utf-8")
         options = ["--require-hashes", "--only-binary=:all:", "--index-url", catalog.index_url]
         _pip(python, "install", *options, "-r", str(path))
-    return Change(before["distributions"], look(entry_id, python)["distributions"])
+    after = look(entry_id, python)
+    texts = (before["manifest"], after["manifest"])
+    old, new = (parse_manifest(text, entry_id) if text else None for text in texts)
+    return Change(before["distributions"], after["distributions"], (old, new))
 
 
 def _lock_for(environment: Environment, offer: Offer, release: Release) -> Lock:
@@ -233,12 +243,6 @@ def look(entry_id: str, python: str | None = None) -> Environment:
     names = {normal(name): version for name, version in seen["distributions"].items()}
     providers = sorted({normal(name) for name in seen["providers"]})
     return {**seen, "distributions": names, "providers": providers}
-
-
-def installed_manifest(entry_id: str, python: str | None = None) -> Manifest | None:
-    """The manifest of an entry as it is installed; None where it is not."""
-    text = look(entry_id, python)["manifest"]
-    return parse_manifest(text, entry_id) if text else None
 
 
 def remove(distribution: str, *, python: str | None = None) -> Change:

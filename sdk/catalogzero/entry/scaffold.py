@@ -57,7 +57,7 @@ def complete(answers: Mapping[str, str], template: Path) -> dict[str, str]:
         ConfigError: An answer is unknown, or one is refused; the message has a sentence for each.
     """
     full = _context(answers, template)
-    return {name: full[name] for name in answer_names(template)}
+    return {name: str(full[name]) for name in answer_names(template)}
 
 
 def scaffold(answers: Mapping[str, str], parent: Path, template: Path | None = None) -> Path:
@@ -91,7 +91,7 @@ def scaffold(answers: Mapping[str, str], parent: Path, template: Path | None = N
     return folder
 
 
-def _context(answers: Mapping[str, str], template: Path) -> dict[str, Any]:
+def _context(answers: Mapping[str, str], template: Path) -> dict[str, object]:
     """Everything that the template's files may name, answers checked."""
     from cookiecutter.generate import generate_context
     from cookiecutter.prompt import prompt_for_config

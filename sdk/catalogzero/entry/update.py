@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from catalogzero.entry.pip import run_tool
 from catalogzero.entry.scaffold import answer_names, scaffold, template_folder
@@ -130,8 +129,7 @@ def _recorded_answers(folder: Path) -> dict[str, str]:
     """The answers that a package was made with."""
     path = folder / RECORD / "template.json"
     try:
-        document: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return dict(document["answers"])
+        return dict(json.loads(path.read_text("utf-8"))["answers"])
     except FileNotFoundError:
         raise ConfigError(
             f"{path} is missing: only a package made from the template can be updated"

@@ -11,7 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypedDict
 
 import orjson
 from aiohttp import web
@@ -24,7 +24,21 @@ from catalogzero.protocol.problems import Kind, ProblemError
 Fault = Literal["ok", "500", "503", "429", "cut", "lost_reply", "422", "401"]
 """What happens to a request: served, refused, its connection cut, or served with no reply."""
 
-_NOTHING: dict[str, Any] = {"source_seq": 0, "watermark": None, "full_seq": 0, "mode": None}
+Row = dict[str, Any]
+"""A row; its columns are the author's."""
+
+Body = dict[str, Any]
+"""A request's JSON as it arrived: a client's, whatever it holds."""
+
+
+class SourceState(TypedDict):
+    """What the backend knows of a source, in the protocol's words."""
+
+    source_seq: int
+    watermark: object
+    full_seq: int
+    mode: str | None
+
 
 API_KEY = "contract-key-7f3a91c05b"
 """The one key that the backend takes: a canary that must never show anywhere else."""
@@ -34,9 +48,9 @@ API_KEY = "contract-key-7f3a91c05b"
 class Received:
     """What is stored of one upload."""
 
-    chunks: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    chunks: dict[int, list[Row]] = field(default_factory=dict)
     state: State = State.OPEN
-    body: dict[str, Any] = field(default_factory=dict)
+    body: Body = field(default_factory=dict)
     job_id: str = ""
 
 
@@ -60,15 +74,15 @@ class FaultyBackend:
         self.always = always
         self.requests: list[tuple[str, str]] = []
         self.bodies: list[bytes] = []
-        self.reports: list[dict[str, Any]] = []
-        self.installations: dict[str, dict[str, Any]] = {}
+        self.reports: list[Body] = []
+        self.installations: dict[str, Body] = {}
         self._uploads: defaultdict[str, Received] = defaultdict(Received)
         self._visible: defaultdict[str, list[Received]] = defaultdict(list)
-        self._sources: dict[str, dict[str, Any]] = {}
+        self._sources: dict[str, SourceState] = {}
         self._epoch = 0
         self._nonces: list[str] = []
         self.generation = uuid.uuid4().hex
-        self._simple: dict[str, tuple[str, list[dict[str, Any]]]] = {}
+        self._simple: dict[str, tuple[str, list[Row]]] = {}
         self._jobs = itertools.count(1)
         self._runner: web.AppRunner | None = None
 
@@ -86,7 +100,7 @@ class FaultyBackend:
             await self._runner.cleanup()
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Every row that is visible, uploads in the order of their completion."""
         chunked = [
             row
@@ -181,13 +195,14 @@ class FaultyBackend:
             self._simple[key] = f"job-{next(self._jobs)}", orjson.loads(body)
         return web.json_response({"job_id": self._simple[key][0]}, status=201)
 
-    def _complete(self, upload: Received, body: dict[str, Any]) -> web.Response:
+    def _complete(self, upload: Received, body: Body) -> web.Response:
         """Make an upload visible, or say why not."""
         if body.get("installation_epoch", 0) < self._epoch:
             return _moved()
         self._epoch = max(self._epoch, body.get("installation_epoch", 0))
         source = body["source_key"]
-        kept, visible = self._sources.get(source, _NOTHING), self._visible[source]
+        unknown: SourceState = {"source_seq": 0, "watermark": None, "full_seq": 0, "mode": None}
+        kept, visible = self._sources.get(source, unknown), self._visible[source]
         highest, watermark = kept["source_seq"], kept["watermark"]
         twin = next((one for one in visible if one.body["upload_key"] == body["upload_key"]), None)
         missing = [number for number in range(body["chunks"]) if number not in upload.chunks]
@@ -205,14 +220,14 @@ class FaultyBackend:
         if judgement is Judgement.DUPLICATE:
             return _duplicate(upload.job_id, "upload_id", highest)
         highest = max(highest, body["source_seq"])
-        self._sources[source] = {**kept, "source_seq": highest}
+        kept = self._sources[source] = {**kept, "source_seq": highest}
         if judgement is Judgement.SAME_KEY and twin is not None:
             return _duplicate(twin.job_id, "upload_key", highest)
         hides = body["full"] or body["mode"] == "replace"
         self._visible[source] = [upload] if hides else [*visible, upload]
-        self._sources[source] |= {"watermark": body.get("until"), "mode": body["mode"]}
+        kept["watermark"], kept["mode"] = body.get("until"), body["mode"]
         if body["full"]:
-            self._sources[source]["full_seq"] = body["source_seq"]
+            kept["full_seq"] = body["source_seq"]
         upload.state, upload.body, upload.job_id = State.COMPLETE, body, f"job-{next(self._jobs)}"
         return web.json_response({"job_id": upload.job_id}, status=201)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from catalogzero.cloud.rows.batches import rows_of
 from catalogzero.cloud.settings import Batch
-from catalogzero.testing.backend import API_KEY, FaultyBackend
+from catalogzero.testing.backend import API_KEY, FaultyBackend, Row
 from catalogzero.testing.checks import PROCESSOR_CHECKS, check
 from catalogzero.testing.lab import BLOCKED_S, Heartbeat, Lab, demand, demand_keys, shown
 from catalogzero.testing.processor_lab import (
-    Row,
     Uploaded,
     batches,
     connections_watched,

@@ -26,14 +26,13 @@ from catalogzero.cloud.reading.records import BadRecords, ReadOptions
 from catalogzero.cloud.rows.batches import lists_of, rows_of
 from catalogzero.cloud.rows.values import json_lines
 from catalogzero.cloud.settings import Batch
-from catalogzero.testing.backend import FaultyBackend
+from catalogzero.testing.backend import Body, FaultyBackend, Row
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import Lab, bounded, demand, output_to, shown
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.messages import Reply
 
 CALL_TIMEOUT_S = 50.0
-Row = dict[str, Any]
 
 
 class ProcessorSource(Protocol):
@@ -128,7 +127,7 @@ class Uploaded:
     state: Path
     replies: dict[str, Reply] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
-    reports: list[dict[str, Any]] = field(default_factory=list)
+    reports: list[Body] = field(default_factory=list)
     longest_block_s: float = 0.0
 
     async def upload(self, client: HandlerClient, step: str, source: str, **more: Any) -> None:
@@ -138,14 +137,14 @@ class Uploaded:
         self.replies[step] = reply
         self.rows[step] = self.backend.rows
 
-    def result(self, step: str) -> dict[str, Any]:
+    def result(self, step: str) -> Body:
         """The result of an upload that succeeded."""
         reply = self.replies[step]
         demand(reply.success, f"process_and_upload failed: {reply.error}")
         demand(
             isinstance(reply.result, dict), f"its result is {shown(reply.result)}, not an object"
         )
-        return cast("dict[str, Any]", reply.result)
+        return cast("Body", reply.result)
 
 
 @asynccontextmanager
