@@ -15,6 +15,7 @@ from catalogzero.cli.output import JsonFlag, print_json
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.config.registry import load_registry
+from catalogzero.config.settings import shown_url
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError, place_of
 from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, registry_path
 
@@ -139,7 +140,7 @@ def _requests(handler: CloudProcessor, outbox: Outbox) -> Iterator[Request]:
     from catalogzero.protocol.identities import url_under
     from catalogzero.wire.messages import encode_json
 
-    base, identity = handler.settings.endpoint, handler.identity()
+    base, identity = shown_url(handler.settings.endpoint), handler.identity()
     common = {"Authorization": "Bearer (the API key)", "User-Agent": identity.user_agent}
     for upload in reversed(outbox.uploads(("sealed",))):
         chunks = list(outbox.bodies(upload.upload_id))
