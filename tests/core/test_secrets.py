@@ -84,6 +84,22 @@ async def test_a_secret_in_the_query_of_an_endpoint_is_shown_nowhere(folder: Pat
     assert CANARY not in json.dumps(described) + audit + shown
 
 
+@pytest.mark.parametrize("name", ["sas", "jwt", "session", "access", "X-Amz-Signature"])
+def test_a_preview_shows_no_secret_of_the_endpoint_either(folder: Path, name: str) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "a.csv").write_text("a\n1\n")
+    path = write_registry(folder, "api_key_file: key")
+    path.write_text(path.read_text().replace("?code=", f"?{name}="))
+
+    shown = [
+        finished("preview", "uploader", str(folder / "data"), *flags, cwd=folder)
+        for flags in ((), ("--json",))
+    ]
+
+    assert all(done.returncode == 0 and "colour=blue" in done.stdout for done in shown)
+    assert CANARY not in "".join(done.stdout + done.stderr for done in shown)
+
+
 def test_a_database_is_named_without_the_secrets_of_its_url(folder: Path) -> None:
     url = f"postgresql://me@127.0.0.1:9/shop?password={CANARY}&application_name=shop"
 

@@ -142,6 +142,23 @@ def test_a_database_that_others_can_read_is_warned_of(
     assert f"can read the database {database}: chmod 600 {database}*" in listed.stderr
 
 
+def test_a_preview_s_bodies_and_a_bundle_are_private(home: Path) -> None:
+    data = home / "data"
+    data.mkdir(mode=0o700)
+    (data / "accounts.csv").write_text(f"iban,sum\n{CANARY},1\n")
+    (home / "handler_registry.yaml").touch(mode=0o600)
+    (home / "handler_registry.yaml").write_text(REGISTRY.format(data=data))
+    known = {"HOME": str(home), "FILE_PROCESSOR_API_KEY": "a-key-of-the-test"}
+
+    shown = finished("preview", "uploader", str(data), "--out", "bodies", cwd=home, **known)
+    bundled = finished("bundle", "uploader", cwd=home, **known)
+
+    assert (shown.returncode, bundled.returncode) == (0, 0), shown.stderr + bundled.stderr
+    assert list((home / "bodies").iterdir())
+    assert (home / "support.zip").exists()
+    assert seen_by_another_user(home) == []
+
+
 def test_what_is_made_for_others_keeps_the_user_s_own_umask(home: Path) -> None:
     made = finished("new", "product", "--no-input", cwd=home, HOME=str(home))
 

@@ -21,6 +21,7 @@ from catalogzero.cli.run import RegistryOption
 from catalogzero.config.logs import SECRET_NAMES
 from catalogzero.config.registry import read_yaml
 from catalogzero.config.settings import HIDDEN, shown_url
+from catalogzero.config.state_folder import create_private
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import make_handler, registry_path
@@ -60,6 +61,7 @@ def bundle(
         parts["handler_registry.txt"] = _registry(file)
     if not with_messages:
         parts = {name: _without_texts(name, value) for name, value in parts.items()}
+    create_private(out)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, value in parts.items():
             archive.writestr(name, handler.mask(_written(name, value)))

@@ -15,6 +15,8 @@ from catalogzero.cli.output import JsonFlag, print_json
 from catalogzero.cli.run import RegistryOption, json_object
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.config.registry import load_registry
+from catalogzero.config.settings import shown_url
+from catalogzero.config.state_folder import create_private, make_private
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError, place_of
 from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, registry_path
 
@@ -139,7 +141,7 @@ def _requests(handler: CloudProcessor, outbox: Outbox) -> Iterator[Request]:
     from catalogzero.protocol.identities import url_under
     from catalogzero.wire.messages import encode_json
 
-    base, identity = handler.settings.endpoint, handler.identity()
+    base, identity = shown_url(handler.settings.endpoint), handler.identity()
     common = {"Authorization": "Bearer (the API key)", "User-Agent": identity.user_agent}
     for upload in reversed(outbox.uploads(("sealed",))):
         chunks = list(outbox.bodies(upload.upload_id))
@@ -218,8 +220,10 @@ def _print(request: Request, lines: int) -> None:
 
 
 def _write(requests: list[Request], folder: Path) -> None:
-    """Each body as a file of its own, byte for byte."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Each body as a private file of its own, byte for byte: it holds the client's data."""
+    make_private(folder)
     for number, request in enumerate(requests, 1):
         name = request.url.partition("?")[0].rstrip("/").rpartition("/")[2]
-        (folder / f"{number:04}-{request.method}-{name}").write_bytes(request.body)
+        path = folder / f"{number:04}-{request.method}-{name}"
+        create_private(path)
+        path.write_bytes(request.body)

@@ -41,7 +41,7 @@ DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
 HIDDEN = "**********"
 MIN_SECRET_CHARS = 4
 LONG_CHARS = 16
-QUERY_SECRETS = r"key|code|sig|token|secret|pass|pwd|auth|cred"
+QUERY_SECRETS = r"key|code|sig|token|secret|pass|pwd|auth|cred|sas|jwt|sess|cookie|access|otp"
 MAX_SECRET_FILE_BYTES = 1 << 16
 MAX_MESSAGE_BYTES = 16 << 20
 """The longest message that a handler may be set to take; no client reads a longer reply."""
