@@ -3,18 +3,23 @@
     python -m benchmarks.backend [--rows 200000] [--reports 4000] [--uploads 1000000]
         [--rounds 5] [--json]
 
-A served backend (`catalogzero backend serve`, a process of its own) is sent records in zstd chunks
-of JSON Lines over HTTP. The floors write the very same rows into the same tables with nothing in
-front: `executemany` (SQLite, WAL, FULL, one transaction a chunk) and COPY (PostgreSQL); for health,
-one FULL transaction of SQLite for each report. Rounds are interleaved; figures are medians.
+A served backend (`catalogzero backend serve`, a process of its own) is sent uploads in zstd chunks
+of JSON Lines over HTTP, each completed. The floors write the very same rows into the same tables
+with nothing in front: `executemany` (SQLite, WAL, FULL, one transaction a chunk) and COPY
+(PostgreSQL); for health, one FULL transaction of SQLite for each report, and a bare server
+(`benchmarks/append_server.py`) that appends each to a file. Rounds are interleaved; figures are
+medians.
 
-A small upload is measured alone, and beside another tenant's 16 connections of large chunks.
-A step of housekeeping is measured among 600 uploads and among a million (`--uploads`), with as many
+A small upload and health are measured on an empty database, and on one with 10,000 installations
+and a million uploads (`--uploads`); a small upload also beside another tenant's 16 connections of
+large chunks. A step of housekeeping is measured among 600 uploads and among a million, with as many
 rows to delete.
 
-Budgets: rows at least 0.6 times the floor; health at least 2 times, and a p99 below 50 ms at
-10,000 installations that report once a minute; a step among a million uploads at most 2 times one
-among 600; a small upload beside another tenant's 16 connections at most 3 times its p50 alone.
+Budgets: rows at least 0.6 times the floor, 0.5 in chunks of 500; health at least 2 times that of
+SQLite by hand and 0.8 times the bare server's, and a p99 below 50 ms at 10,000 installations that
+report once a minute; at most 1.25 times as long on the full database as on the empty one; a step
+among a million uploads at most 2 times one among 600; a small upload beside another tenant's 16
+connections at most 3 times its p50 alone.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ import psycopg
 import zstandard
 from catalogzero.backend import schema, uploads
 from catalogzero.backend.housekeeping import clear_hidden
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import Database, insert_many
 from catalogzero.backend.tenants import add_tenant
 from sqlalchemy import (
     ColumnElement,
@@ -59,7 +64,8 @@ from sqlalchemy import (
 )
 
 AT = "2026-01-01T00:00:00.000+00:00"
-CHUNK_ROWS = 12_000
+CHUNK_ROWS, SMALL_CHUNK_ROWS = 5_000, 500
+UPLOAD_CHUNKS, INSTALLATIONS = 10, 10_000
 SMALL_UPLOADS, HEAVY_CONNECTIONS = 100, 16
 FEW, FILL_S = 600, 3_600.0
 CONNECTIONS = 4
@@ -82,7 +88,7 @@ REPORT = {
 Chunk = list[str]
 
 
-def chunks_of(rows: int) -> list[Chunk]:
+def chunks_of(rows: int, size: int = CHUNK_ROWS) -> list[Chunk]:
     """Flights, as JSON texts, in chunks."""
     texts = [
         orjson.dumps(
@@ -105,7 +111,7 @@ def chunks_of(rows: int) -> list[Chunk]:
         ).decode()
         for row in range(rows)
     ]
-    return [texts[start : start + CHUNK_ROWS] for start in range(0, rows, CHUNK_ROWS)]
+    return [texts[start : start + size] for start in range(0, rows, size)]
 
 
 @contextmanager
@@ -127,21 +133,23 @@ def served(database: str, folder: Path) -> Iterator[tuple[str, str]]:
         process.wait()
 
 
-async def upload(endpoint: str, key: str, bodies: list[bytes]) -> float:
-    """Seconds to send all chunks of one upload, over a few connections."""
+async def upload(endpoint: str, key: str, bodies: list[bytes], size: int) -> float:
+    """Seconds to send and complete uploads of a few chunks of this size, over a few connections."""
     headers = {
         "Authorization": f"Bearer {key}",
         "Content-Type": "application/x-ndjson",
         "Content-Encoding": "zstd",
     }
-    waiting = list(enumerate(bodies))
-    url = f"{endpoint}/uploads/{uuid.uuid4().hex}/chunks"
+    waiting = [bodies[at : at + UPLOAD_CHUNKS] for at in range(0, len(bodies), UPLOAD_CHUNKS)]
 
     async def sender(session: aiohttp.ClientSession) -> None:
         while waiting:
-            seq, body = waiting.pop(0)
-            async with session.put(f"{url}/{seq}", data=body) as answer:
-                assert answer.status == 201, await answer.text()
+            name, parts = uuid.uuid4().hex, waiting.pop(0)
+            for seq, body in enumerate(parts):
+                url = f"{endpoint}/uploads/{name}/chunks/{seq}"
+                async with session.put(url, data=body) as answer:
+                    assert answer.status == 201, await answer.text()
+            await _complete(session, endpoint, name, len(parts), len(parts) * size)
 
     async with aiohttp.ClientSession(headers=headers) as session:
         begun = time.perf_counter()
@@ -233,20 +241,21 @@ async def report_steadily(endpoint: str, key: str) -> list[float]:
     return latencies
 
 
-def measure_rows(folder: Path, rows: int, rounds: int, kind: str) -> dict[str, Any]:
+def measure_rows(folder: Path, rows: int, rounds: int, kind: str, size: int) -> dict[str, Any]:
     """Rows a second of the backend and of the floor, on one kind of database."""
-    chunks = chunks_of(rows)
+    chunks = chunks_of(rows - rows % size, size)
     bodies = [zstandard.compress(("\n".join(chunk) + "\n").encode(), 1) for chunk in chunks]
     ours, floor = [], []
     with _database(folder, kind) as (database, schema), served(database, folder) as (url, key):
-        asyncio.run(upload(url, key, bodies[:2]))
+        asyncio.run(upload(url, key, bodies[:2], size))
         for number in range(rounds):
             if kind == "sqlite":
-                floor.append(rows / sqlite_floor(folder / f"floor-{number}.db", chunks))
+                floor.append(rows / sqlite_floor(folder / f"floor-{size}-{number}.db", chunks))
             else:
                 floor.append(rows / postgresql_floor(schema, chunks))
-            ours.append(rows / asyncio.run(upload(url, key, bodies)))
-    return _figure(f"rows/s stored, {kind}", ours, floor, 0.6)
+            ours.append(rows / asyncio.run(upload(url, key, bodies, size)))
+    budget = 0.5 if size == SMALL_CHUNK_ROWS else 0.6
+    return _figure(f"rows/s stored in chunks of {size:,}, {kind}", ours, floor, budget)
 
 
 def measure_health(folder: Path, reports: int, rounds: int) -> list[dict[str, Any]]:
@@ -261,6 +270,80 @@ def measure_health(folder: Path, reports: int, rounds: int) -> list[dict[str, An
     p99 = statistics.quantiles(latencies, n=100)[98]
     steady = {"what": "health p99 ms at 167/s", "ours": p99, "budget": 50, "held": p99 < 50}
     return [_figure("health reports/s", ours, floor, 2.0), steady]
+
+
+def measure_append(folder: Path, reports: int, rounds: int) -> dict[str, Any]:
+    """Reports a second of the backend on PostgreSQL, and of a server that only appends them."""
+    ours, floor = [], []
+    with (
+        _database(folder, "postgresql") as (database, _),
+        served(database, folder) as (url, key),
+        _bare(folder / "reports.jsonl") as bare,
+    ):
+        for where in (url, bare):
+            asyncio.run(report_all(where, key, REPORTERS))
+        for _ in range(rounds):
+            floor.append(reports / asyncio.run(report_all(bare, key, reports)))
+            ours.append(reports / asyncio.run(report_all(url, key, reports)))
+    return _figure("health reports/s, postgresql, against a bare server", ours, floor, 0.8)
+
+
+@contextmanager
+def _bare(path: Path) -> Iterator[str]:
+    """The bare server's endpoint."""
+    command = [sys.executable, "-m", "benchmarks.append_server", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def measure_growth(folder: Path, count: int, reports: int, rounds: int) -> list[dict[str, Any]]:
+    """A small upload and a health report on an empty database, and on a full one."""
+    uploads_ms: tuple[list[float], list[float]] = ([], [])
+    reports_ms: tuple[list[float], list[float]] = ([], [])
+    with (
+        _database(folder, "postgresql") as (empty, _),
+        _filled(folder, count, "postgresql") as full,
+        served(empty, folder) as few,
+        served(full.url.render_as_string(hide_password=False), folder) as many,
+    ):
+        for _ in range(rounds):
+            for place, (url, key) in enumerate((few, many)):
+                uploads_ms[place].append(asyncio.run(_some_uploads(url, key)))
+                taken_s = asyncio.run(report_all(url, key, reports))
+                reports_ms[place].append(taken_s * 1_000 / reports)
+    return [
+        _growth(f"ms of {what} with {count:,} uploads and {INSTALLATIONS:,} installations", times)
+        for what, times in (("a small upload", uploads_ms), ("a health report", reports_ms))
+    ]
+
+
+def _growth(what: str, times: tuple[list[float], list[float]]) -> dict[str, Any]:
+    """How much longer something takes on a full database than on an empty one."""
+    empty, full = (statistics.median(one) for one in times)
+    figures = {"ours": full, "empty": empty, "ratio": full / empty}
+    return {"what": what, **figures, "budget": 1.25, "held": full <= 1.25 * empty}
+
+
+async def _some_uploads(endpoint: str, key: str) -> float:
+    async with _reporter(key) as session:
+        return await _small_uploads(session, endpoint, SMALL_UPLOADS)
+
+
+async def _complete(
+    session: aiohttp.ClientSession, endpoint: str, name: str, chunks: int, records: int
+) -> None:
+    """Complete an upload of a source of its own."""
+    said = {"upload_key": name, "source_key": name, "source_seq": 1, "installation_id": "site"}
+    body = orjson.dumps({**said, "chunks": chunks, "records": records})
+    form = {"Content-Type": "application/json", "Content-Encoding": "identity"}
+    url = f"{endpoint}/uploads/{name}/complete"
+    async with session.post(url, data=body, headers=form) as answer:
+        assert answer.status == 201, await answer.text()
 
 
 def measure_fairness(folder: Path) -> dict[str, Any]:
@@ -308,10 +391,7 @@ async def _small_uploads(session: aiohttp.ClientSession, endpoint: str, count: i
         url, form = f"{endpoint}/uploads/{name}", {"Content-Type": "application/x-ndjson"}
         async with session.put(f"{url}/chunks/0", data=b'{"n": 1}', headers=form) as answer:
             assert answer.status == 201, await answer.text()
-        said = {"upload_key": name, "source_key": name, "source_seq": 1, "chunks": 1, "records": 1}
-        body = orjson.dumps({**said, "installation_id": "small"})
-        async with session.post(f"{url}/complete", data=body) as answer:
-            assert answer.status == 201, await answer.text()
+        await _complete(session, endpoint, name, 1, 1)
         taken.append((time.perf_counter() - begun) * 1_000)
         await asyncio.sleep(0.02)
     return statistics.median(taken)
@@ -372,6 +452,9 @@ def _fill(connection: Connection, count: int) -> None:
         ]
         chosen = select(*columns).select_from(series)
         connection.execute(insert(table).from_select(list(values), chosen))
+    seen = {"tenant_id": 1, "first_seen_at": AT, "last_seen_at": AT}
+    heard_of = [{**seen, "installation_id": f"old-{n}"} for n in range(INSTALLATIONS)]
+    insert_many(connection, schema.installations, heard_of)
 
 
 def _step_ms(database: Database) -> float:
@@ -395,9 +478,14 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures = [measure_rows(folder, given.rows, given.rounds, "sqlite")]
-        figures.append(measure_rows(folder, given.rows, given.rounds, "postgresql"))
+        figures = [
+            measure_rows(folder, given.rows, given.rounds, kind, size)
+            for kind in ("sqlite", "postgresql")
+            for size in (CHUNK_ROWS, SMALL_CHUNK_ROWS)
+        ]
         figures += measure_health(folder, given.reports, given.rounds)
+        figures.append(measure_append(folder, given.reports, given.rounds))
+        figures += measure_growth(folder, given.uploads, given.reports, given.rounds)
         figures.append(measure_fairness(folder))
         for kind in ("sqlite", "postgresql"):
             figures.append(measure_housekeeping(folder, given.uploads, given.rounds, kind))

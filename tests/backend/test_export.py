@@ -31,6 +31,22 @@ from tests.house.test_docs import ROOT, blocks
 PAGE = ROOT / "docs" / "how-to" / "get-at-the-rows.md"
 
 
+KILLED = """
+import os, signal, sys
+from catalogzero.backend.export import Lake
+from catalogzero.cli.main import main
+place, write = sys.argv.pop(1), Lake._put
+def killed(lake, path, content):
+    done = place == "after" and write(lake, path, content)
+    if path.endswith(".parquet"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+Lake._put = killed
+sys.argv[0:1] = ["catalogzero", "backend"]
+main()
+"""
+
+
 @pytest.fixture
 async def flights(tmp_path: Path) -> Any:
     """A backend with two uploads of one file, the first of which is hidden."""
@@ -129,6 +145,25 @@ async def test_a_follower_takes_what_comes_and_goes_on_after_a_kill(
         assert await follower.wait() == (0 if end is signal.SIGTERM else -signal.SIGKILL)
 
     assert len(files(lake)) == 4
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+async def test_a_run_that_was_killed_in_the_middle_writes_no_upload_again(
+    flights: Peer, tmp_path: Path, place: str
+) -> None:
+    lake = tmp_path / "lake"
+    given = ["export", "--to", str(lake), "--database", flights.database]
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, place, *given)
+    ended = await killed.wait()
+    first = {file: file.stat().st_ino for file in files(lake)}
+
+    again = await exported(*given[1:], "--json")
+
+    assert ended == -signal.SIGKILL
+    assert len(first) == (place == "after")
+    assert json.loads(again.stdout)["written"] == 2 - len(first)
+    assert len(files(lake)) == 2
+    assert {file: file.stat().st_ino for file in first} == first
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def counted() -> Iterator[list[str]]:
     sent: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if "read" not in current_thread().name and not statement.startswith("BEGIN"):
+        if "backend-read" not in current_thread().name and not statement.startswith("BEGIN"):
             sent.append(statement)
 
     event.listen(Engine, "before_cursor_execute", note)

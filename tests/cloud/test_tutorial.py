@@ -148,7 +148,7 @@ async def test_the_mounted_backend_takes_requests_and_has_the_view(
 
     assert options == {"auto_decompress": False}
     assert answer.status == 401
-    (query,) = blocks("how-to/run-a-backend.md", "sql")
-    lite = query.replace("payload::json ->> 'carrier'", "json_extract(payload, '$.carrier')")
+    query = blocks("how-to/get-at-the-rows.md", "sql")[0]
+    lite = query.replace("data ->> 'carrier'", "json_extract(payload, '$.carrier')")
     with closing(sqlite3.connect("backend.db")) as database:
         assert database.execute(lite).fetchall() == []

@@ -1,6 +1,7 @@
 """Many small writes in one transaction: each waits a moment for others, and for its commit.
 
-Owns the queue between requests and the database; it knows neither what is written nor how.
+Owns the queue between requests and the database; it knows neither what is written nor how. Two
+batches may be written at once, so that one is filled while another is committed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ R = TypeVar("R")
 
 MAX_WAITING = 10_000
 MAX_BATCH = 1_000
+AT_ONCE = 2
+"""Batches that are written at once: one is filled while another is committed."""
 
 
 class GroupCommit(Generic[T, R]):
@@ -46,6 +49,7 @@ class GroupCommit(Generic[T, R]):
         self._waiting: list[tuple[T, asyncio.Future[R]]] = []
         self._arrived = asyncio.Event()
         self._since_s = 0.0
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def add(self, item: T) -> R:
         """Write one item, together with whatever else comes within the window.
@@ -66,18 +70,27 @@ class GroupCommit(Generic[T, R]):
 
     async def run(self) -> None:
         """Commit batch after batch until cancelled."""
-        while True:
-            await self._arrived.wait()
-            waited_s = self._clock.monotonic() - self._since_s  # while the last batch was written
-            await self._clock.sleep(max(0.0, self._window_s - waited_s))
-            await self.flush()
+        async with asyncio.TaskGroup() as writing:
+            while True:
+                await self._arrived.wait()
+                waited_s = self._clock.monotonic() - self._since_s  # for a place
+                await self._clock.sleep(max(0.0, self._window_s - waited_s))
+                await self._places.acquire()
+                task = writing.create_task(self._write(self._next()))
+                task.add_done_callback(lambda _: self._places.release())
 
     async def flush(self) -> None:
         """Commit what is waiting now; a failure goes to those who wait for it."""
+        await self._write(self._next())
+
+    def _next(self) -> Sequence[tuple[T, asyncio.Future[R]]]:
         most = self._max_batch
         batch, self._waiting = self._waiting[:most], self._waiting[most:]
         if not self._waiting:
             self._arrived.clear()
+        return batch
+
+    async def _write(self, batch: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
         if not batch:
             return
         items = [item for item, _ in batch]

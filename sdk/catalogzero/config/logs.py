@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, TextIO, cast
 
 from catalogzero.config.settings import HIDDEN, Mask
@@ -83,14 +84,21 @@ def _hide_by_name(logger: WrappedLogger, name: str, event: EventDict) -> EventDi
 def _shown(key: Any, value: Any) -> Any:
     if key == "exc_info" or value is None or isinstance(value, bool | int | float):
         return value
-    name = str(key).lower()
-    if any(word in name for word in SECRET_NAMES) and not name.endswith("_file"):
+    if _names_a_secret(str(key)):
         return HIDDEN
+    if isinstance(value, str):
+        return value
     if isinstance(value, Mapping):
         return {str(k): _shown(k, v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
         return [_shown("", item) for item in value]
-    return value if isinstance(value, str) else str(value)
+    return str(value)
+
+
+@lru_cache(1_000)
+def _names_a_secret(key: str) -> bool:
+    name = key.lower()
+    return any(word in name for word in SECRET_NAMES) and not name.endswith("_file")
 
 
 class _Forwarding(logging.Handler):
