@@ -3,6 +3,7 @@
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
+from catalogzero.config.address import Address
 from catalogzero.config.registry import registry_stanzas
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import (
@@ -37,6 +38,7 @@ from catalogzero.wire.messages import Reply, StartBy
 from catalogzero.wire.zeromq import CurveClient, CurveKeys
 
 __all__ = [
+    "Address",
     "BadCallError",
     "BadParamsError",
     "BadRequestError",

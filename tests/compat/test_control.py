@@ -162,7 +162,7 @@ def test_what_the_runtime_replaces_cannot_be_overridden(name: str) -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1:5000", "tcp://", "http://h:1", "tcp://h:99999"])
 def test_an_address_of_another_form_is_refused_by_name(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"handler_address .*tcp://127\.0\.0\.1:5001"):
+    with pytest.raises(ConfigError, match=r"handler_address: .* write tcp://host:port"):
         Plain("plain", address)
 
 

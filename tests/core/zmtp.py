@@ -25,9 +25,13 @@ class Zmtp:
             self.socket = socket.create_connection((at.host, at.port))
         self.socket.settimeout(20)
         greeting = b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\0NULL" + b"\0" * 48
-        self.socket.sendall(greeting + b"\4" + bytes([len(READY)]) + READY)
-        self.read(64)
-        self.read(self.read(2)[1])
+        try:
+            self.socket.sendall(greeting + b"\4" + bytes([len(READY)]) + READY)
+            self.read(64)
+            self.read(self.read(2)[1])
+        except OSError:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

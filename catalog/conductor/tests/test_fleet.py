@@ -239,7 +239,7 @@ def test_keys_of_handlers_without_an_own_pair_are_refused() -> None:
 
 async def test_an_address_that_is_none_leaves_the_others_alone() -> None:
     async with shops("one") as fleet:
-        registry = {"odd": "tcp://no such host:5001", **addresses(fleet)}
+        registry = {"odd": "tcp://münchen:5001", **addresses(fleet)}
         async with ConductorZero(registry, timeout_s=0.5) as conductor:
             health = await conductor.health_check()
 

@@ -39,6 +39,7 @@ from fleets import Shop, addresses, conducting, free_port, shops, until
         ("box:5001", "tcp://box:5001"),
         ("tcp://10.0.0.7:5001", "tcp://10.0.0.7:5001"),
         ("tcp://[::1]:5001", "tcp://[::1]:5001"),
+        ("ipc:///run/acme/acme.sock", "ipc:///run/acme/acme.sock"),
     ],
 )
 def test_ports_and_addresses_are_both_understood(value: int | str, address: str) -> None:
@@ -58,6 +59,7 @@ def test_a_registry_file_names_its_handlers(tmp_path: Path) -> None:
         "  - {handler_id: a, port: 5001}\n"
         "  - {handler_id: b, host: 0.0.0.0, port: 5002}\n"
         "  - {handler_id: c, host: '::1', port: 5003}\n"
+        "  - {handler_id: s, host: 'ipc:///run/acme/acme.sock'}\n"
         "  - {handler_id: free, port: 0}\n"
         "  - {handler_id: without}\n"
     )
@@ -66,6 +68,7 @@ def test_a_registry_file_names_its_handlers(tmp_path: Path) -> None:
         ("a", "tcp://127.0.0.1:5001"),
         ("b", "tcp://127.0.0.1:5002"),
         ("c", "tcp://[::1]:5003"),
+        ("s", "ipc:///run/acme/acme.sock"),
     ]
 
 
@@ -318,5 +321,5 @@ def test_the_limit_of_open_files_is_raised_for_a_large_fleet_only() -> None:
 
     few, many, endless, hard = map(int, told.stdout.split())
     assert few == 0
-    assert many == 512 + 3_000 - 700
+    assert many == 512 + 6_000 - 700
     assert endless == hard

@@ -45,7 +45,7 @@ LATE_BYTES = 16 * MIB
 LATE_REPLY_BYTES = 500
 """What a waiting reply costs beside its payload."""
 
-UNDRAINED_S = 1.0
+UNDRAINED_S = 0.3
 REOPEN_S = 1.0
 HANDSHAKE_TIMEOUT_MS = 5_000
 RECONNECT_MS = 50
@@ -579,7 +579,7 @@ class _Connections:
     ) -> None:
         self._socket, self._drain, self._on_cut = socket, drain, on_cut
         self._limit_bytes = limit_bytes
-        self._due_s: float | None = None
+        self._judging: asyncio.TimerHandle | None = None
         self._grown = False
         self._failed_handshakes = 0
         self.last: int | None = None
@@ -619,14 +619,17 @@ class _Connections:
 
     def drained(self) -> None:
         """The socket was drained: what came of a connection before the look is handed over."""
-        if self._due_s is not None:
-            grown, self._grown, self._due_s = self._grown, False, None
+        if self._judging is not None:
+            self._judging.cancel()
+            grown, self._grown, self._judging = self._grown, False, None
             for one in self.traffic.judge(grown=grown):
                 self._on_cut(one)
 
     def close(self) -> None:
         """Watch no longer."""
         self._memory.remove(self._look)
+        if self._judging is not None:
+            self._judging.cancel()
         self._watch.close()
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
@@ -634,15 +637,12 @@ class _Connections:
 
     def _look(self, grown: bool) -> None:
         """This process grew: see who holds how much, and judge once the socket was drained."""
-        now_s = asyncio.get_running_loop().time()
         self._grown = self._grown or grown
-        if self._due_s is not None:
-            if now_s - self._due_s < UNDRAINED_S:
-                return
-            self.drained()  # others keep the socket from being drained: each had its turns
+        if self._judging is not None:
+            return
         self.take_events()
-        if self.traffic.look():
-            self._due_s = now_s
+        if self.traffic.look():  # others may keep the socket from being drained: each has its turns
+            self._judging = asyncio.get_running_loop().call_later(UNDRAINED_S, self.drained)
             self._drain()
         elif self._grown:
             self._grown = False

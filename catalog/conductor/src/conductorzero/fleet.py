@@ -27,7 +27,7 @@ from catalogzero import (
 from conductorzero.peers import Peer
 
 TIMEOUT = "Timeout"
-FILES_PER_CONNECTION = 3
+FILES_PER_CONNECTION = 6
 FILES_BESIDE = 512
 
 
@@ -172,7 +172,7 @@ class Fleet:
 def allow_connections(number: int) -> None:
     """Raise this process's own limit of open files, where so many connections would pass it.
 
-    A connection takes two or three descriptors, and ZeroMQ ends the process when there is none
+    A connection takes five or six descriptors, and ZeroMQ ends the process when there is none
     left. The hard limit stays; systems without limits have none to raise.
     """
     try:

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catalogzero import ConfigError, registry_stanzas
+from catalogzero import Address, ConfigError, registry_stanzas
 
 HTTP_TIMEOUT_S = 4.0
 MAX_LIST_BYTES = 4 << 20
-WILDCARD_HOSTS = frozenset({"0.0.0.0", "::", "*"})  # noqa: S104 - recognised, never bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Peer:
 
 
 def address_of(value: Any) -> str:
-    """The ZeroMQ address of a port, a `host:port` or an address.
+    """The address of a port, a `host:port` or an address.
 
     Raises:
         ConfigError: None of the three.
@@ -40,12 +39,15 @@ def address_of(value: Any) -> str:
     text = str(value).strip()
     if text.isdigit():
         text = f"tcp://127.0.0.1:{text}"
-    if "://" not in text:
-        text = f"tcp://{text}"
-    port = text.rpartition(":")[2]
-    if not text.startswith("tcp://") or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"{value!r} is no port and no address: write 5001 or tcp://host:5001")
-    return text
+    try:
+        found = Address.parse(text if "://" in text else f"tcp://{text}")
+        if found.port or found.path:
+            return str(found)
+    except ConfigError:
+        pass
+    raise ConfigError(
+        f"{value!r} is no port and no address: write 5001, tcp://host:5001 or ipc:///folder/x.sock"
+    )
 
 
 def peers_of_mapping(registry: Mapping[str, Any]) -> list[Peer]:
@@ -254,12 +256,13 @@ def _peer_of_stanza(stanza: Any) -> Peer | None:
     """The peer of one registry stanza; None when it can only be found through a scheduler."""
     if not isinstance(stanza, dict):
         return None
-    handler_id, port = stanza.get("handler_id"), stanza.get("port")
-    if not isinstance(handler_id, str) or isinstance(port, bool) or not isinstance(port, int):
+    handler_id, port = stanza.get("handler_id"), stanza.get("port", 0)
+    if not isinstance(handler_id, str) or type(port) is not int or not 0 <= port < 65536:
         return None
-    if not 0 < port < 65536:
+    try:
+        bound = Address.of(str(stanza.get("host") or "127.0.0.1").strip("[]"), port)
+    except ConfigError:
         return None
-    host = str(stanza.get("host") or "127.0.0.1")
-    host = "127.0.0.1" if host in WILDCARD_HOSTS else host
-    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
-    return Peer(handler_id, f"tcp://{bracketed}:{port}", "registry")
+    if not (bound.port or bound.path):
+        return None
+    return Peer(handler_id, str(bound.callable_here), "registry")
