@@ -225,11 +225,11 @@ def test_a_path_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Pa
     (tmp_path / "handler_registry.yaml").write_text("scheduler: none\nhandlers: []\n")
     module = "from catalogzero import Handler\nclass Plain(Handler):\n    pass\n"
     (tmp_path / "plain.py").write_text(module)
-    target = ("bundle", "plain:Plain", "--out", str(tmp_path / "nowhere/support.zip"))
+    target = ("bundle", "plain:Plain", "--out", str(tmp_path / "plain.py/support.zip"))
 
     code, told = run(*target, cwd=tmp_path)
 
-    assert (code, told) == (3, f"catalogzero: {target[-1]}: No such file or directory\n")
+    assert (code, told) == (3, f"catalogzero: {target[-1]}: Not a directory\n")
 
 
 @pytest.mark.parametrize(
