@@ -90,7 +90,7 @@ class Site:
         """A connection to the handler; made on the loop that uses it."""
         return HandlerClient(f"tcp://127.0.0.1:{self._handler_port}")
 
-    # Life and death
+    # ServingThread and death
 
     async def keep_up(self) -> None:
         """Start what has died, until cancelled."""

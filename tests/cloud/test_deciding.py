@@ -9,8 +9,8 @@ import pytest
 from catalogzero.protocol.deciding import (
     MAX_RESENT,
     MAX_RETRY_AFTER_S,
-    Asked,
     Outcome,
+    RequestKind,
     Verdict,
     decide,
     retry_after_s,
@@ -39,13 +39,13 @@ OUTCOMES = st.builds(
     body=BODIES,
     fault=st.text(),
 )
-UPLOADING = st.sampled_from([Asked.CHUNK, Asked.COMPLETE, Asked.SIMPLE])
+UPLOADING = st.sampled_from([RequestKind.CHUNK, RequestKind.COMPLETE, RequestKind.SIMPLE])
 ENDING = {Verdict.DONE, Verdict.SUPERSEDED}
 
 
-@given(st.sampled_from(Asked), OUTCOMES, st.booleans(), st.sampled_from(["zstd", "identity"]))
+@given(st.sampled_from(RequestKind), OUTCOMES, st.booleans(), st.sampled_from(["zstd", "identity"]))
 def test_every_outcome_has_a_verdict(
-    asked: Asked, outcome: Outcome, probing: bool, coding: str
+    asked: RequestKind, outcome: Outcome, probing: bool, coding: str
 ) -> None:
     decision = decide(asked, outcome, NOW, probing=probing, coding=coding)
 
@@ -55,7 +55,7 @@ def test_every_outcome_has_a_verdict(
 
 @given(OUTCOMES)
 def test_only_a_real_answer_to_complete_ends_a_sealed_upload(outcome: Outcome) -> None:
-    verdict = decide(Asked.COMPLETE, outcome, NOW).verdict
+    verdict = decide(RequestKind.COMPLETE, outcome, NOW).verdict
 
     if verdict in ENDING:
         assert outcome.status is not None
@@ -66,22 +66,24 @@ def test_only_a_real_answer_to_complete_ends_a_sealed_upload(outcome: Outcome) -
 
 @given(OUTCOMES, st.booleans())
 def test_no_answer_to_a_chunk_ends_an_upload_well(outcome: Outcome, probing: bool) -> None:
-    assert decide(Asked.CHUNK, outcome, NOW, probing=probing).verdict not in ENDING
+    assert decide(RequestKind.CHUNK, outcome, NOW, probing=probing).verdict not in ENDING
 
 
 @given(UPLOADING, OUTCOMES)
-def test_faults_of_the_moment_never_kill_an_upload(asked: Asked, outcome: Outcome) -> None:
+def test_faults_of_the_moment_never_kill_an_upload(asked: RequestKind, outcome: Outcome) -> None:
     if outcome.status is None or outcome.status >= 500 or outcome.status in {408, 425, 429}:
         assert decide(asked, outcome, NOW).verdict is Verdict.RETRY
 
 
 @given(UPLOADING, st.sampled_from([300, 302, 307, 308, 401, 403, 404, 405, 407]))
-def test_what_the_client_must_mend_pauses(asked: Asked, status: int) -> None:
+def test_what_the_client_must_mend_pauses(asked: RequestKind, status: int) -> None:
     assert decide(asked, Outcome(status=status), NOW).verdict is Verdict.PAUSE
 
 
-@given(st.sampled_from([Asked.HEALTH, Asked.INSTALLATION]), OUTCOMES)
-def test_neither_health_nor_registration_pauses_uploads(asked: Asked, outcome: Outcome) -> None:
+@given(st.sampled_from([RequestKind.HEALTH, RequestKind.INSTALLATION]), OUTCOMES)
+def test_neither_health_nor_registration_pauses_uploads(
+    asked: RequestKind, outcome: Outcome
+) -> None:
     verdict = decide(asked, outcome, NOW).verdict
 
     assert verdict in {Verdict.DONE, Verdict.RETRY, Verdict.IGNORE}
@@ -90,36 +92,38 @@ def test_neither_health_nor_registration_pauses_uploads(asked: Asked, outcome: O
 @pytest.mark.parametrize(
     ("asked", "status", "body", "coding", "verdict"),
     [
-        (Asked.CHUNK, 201, None, "zstd", Verdict.STORED),
-        (Asked.CHUNK, 200, None, "zstd", Verdict.STORED),
-        (Asked.CHUNK, 409, None, "zstd", Verdict.DEAD),
-        (Asked.CHUNK, 410, None, "zstd", Verdict.COMPLETE_NOW),
-        (Asked.CHUNK, 415, None, "zstd", Verdict.OTHER_CODING),
-        (Asked.CHUNK, 415, None, "identity", Verdict.DEAD),
-        (Asked.CHUNK, 400, {"title": "what is this?"}, "zstd", Verdict.OTHER_CODING),
-        (Asked.CHUNK, 400, None, "zstd", Verdict.OTHER_CODING),
-        (Asked.CHUNK, 400, None, "gzip", Verdict.DEAD),
-        (Asked.CHUNK, 400, None, "identity", Verdict.DEAD),
-        (Asked.CHUNK, 400, {"type": OURS + "undecodable-body"}, "zstd", Verdict.DEAD),
-        (Asked.COMPLETE, 409, {"missing": [1]}, "zstd", Verdict.SEND_MISSING),
-        (Asked.COMPLETE, 409, None, "zstd", Verdict.DEAD),
-        (Asked.COMPLETE, 201, {"job_id": "j"}, "zstd", Verdict.DONE),
-        (Asked.COMPLETE, 200, {"superseded": True}, "zstd", Verdict.SUPERSEDED),
-        (Asked.COMPLETE, 200, None, "zstd", Verdict.PAUSE),
-        (Asked.SIMPLE, 204, None, "zstd", Verdict.DONE),
-        (Asked.INSTALLATION, 404, None, "zstd", Verdict.IGNORE),
+        (RequestKind.CHUNK, 201, None, "zstd", Verdict.STORED),
+        (RequestKind.CHUNK, 200, None, "zstd", Verdict.STORED),
+        (RequestKind.CHUNK, 409, None, "zstd", Verdict.DEAD),
+        (RequestKind.CHUNK, 410, None, "zstd", Verdict.COMPLETE_NOW),
+        (RequestKind.CHUNK, 415, None, "zstd", Verdict.OTHER_CODING),
+        (RequestKind.CHUNK, 415, None, "identity", Verdict.DEAD),
+        (RequestKind.CHUNK, 400, {"title": "what is this?"}, "zstd", Verdict.OTHER_CODING),
+        (RequestKind.CHUNK, 400, None, "zstd", Verdict.OTHER_CODING),
+        (RequestKind.CHUNK, 400, None, "gzip", Verdict.DEAD),
+        (RequestKind.CHUNK, 400, None, "identity", Verdict.DEAD),
+        (RequestKind.CHUNK, 400, {"type": OURS + "undecodable-body"}, "zstd", Verdict.DEAD),
+        (RequestKind.COMPLETE, 409, {"missing": [1]}, "zstd", Verdict.SEND_MISSING),
+        (RequestKind.COMPLETE, 409, None, "zstd", Verdict.DEAD),
+        (RequestKind.COMPLETE, 201, {"job_id": "j"}, "zstd", Verdict.DONE),
+        (RequestKind.COMPLETE, 200, {"superseded": True}, "zstd", Verdict.SUPERSEDED),
+        (RequestKind.COMPLETE, 200, None, "zstd", Verdict.PAUSE),
+        (RequestKind.SIMPLE, 204, None, "zstd", Verdict.DONE),
+        (RequestKind.INSTALLATION, 404, None, "zstd", Verdict.IGNORE),
     ],
 )
 def test_the_table_of_answers(
-    asked: Asked, status: int, body: object, coding: str, verdict: Verdict
+    asked: RequestKind, status: int, body: object, coding: str, verdict: Verdict
 ) -> None:
     outcome = Outcome(status=status, body=body)
 
     assert decide(asked, outcome, NOW, coding=coding).verdict is verdict
 
 
-@pytest.mark.parametrize("asked", [Asked.CHUNK, Asked.COMPLETE, Asked.SIMPLE])
-def test_a_body_that_did_not_arrive_as_it_left_is_sent_again_a_few_times(asked: Asked) -> None:
+@pytest.mark.parametrize("asked", [RequestKind.CHUNK, RequestKind.COMPLETE, RequestKind.SIMPLE])
+def test_a_body_that_did_not_arrive_as_it_left_is_sent_again_a_few_times(
+    asked: RequestKind,
+) -> None:
     outcome = Outcome(status=400, body={"type": OURS + "digest-mismatch"})
 
     verdicts = [decide(asked, outcome, NOW, resent=n).verdict for n in range(MAX_RESENT + 2)]
@@ -152,7 +156,9 @@ def test_a_2xx_of_the_simple_form_is_empty_json_or_a_short_plain_text(
     body = {"job_id": 7} if text.startswith("{") else None
     outcome = Outcome(status=200, headers=headers, body=body, text=text)
 
-    verdicts = [decide(asked, outcome, NOW).verdict for asked in (Asked.SIMPLE, Asked.HEALTH)]
+    verdicts = [
+        decide(asked, outcome, NOW).verdict for asked in (RequestKind.SIMPLE, RequestKind.HEALTH)
+    ]
 
     assert verdicts == ([Verdict.DONE] * 2 if taken else [Verdict.PAUSE, Verdict.RETRY])
 
@@ -161,8 +167,8 @@ def test_a_2xx_of_the_simple_form_is_empty_json_or_a_short_plain_text(
 def test_only_the_first_chunk_finds_out_the_form(status: int) -> None:
     outcome = Outcome(status=status)
 
-    assert decide(Asked.CHUNK, outcome, NOW, probing=True).verdict is Verdict.OTHER_FORM
-    assert decide(Asked.CHUNK, outcome, NOW).verdict in {Verdict.PAUSE, Verdict.RETRY}
+    assert decide(RequestKind.CHUNK, outcome, NOW, probing=True).verdict is Verdict.OTHER_FORM
+    assert decide(RequestKind.CHUNK, outcome, NOW).verdict in {Verdict.PAUSE, Verdict.RETRY}
 
 
 @pytest.mark.parametrize(

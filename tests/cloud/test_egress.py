@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from aiohttp import web
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.egress import AuditLog, Pace, check_host, egress_key, verify_audit
+from catalogzero.cloud.egress import AuditLog, Throttle, check_host, egress_key, verify_audit
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
@@ -322,7 +322,7 @@ async def test_a_pace_spreads_bytes_over_time() -> None:
             self.at += delay_s
 
     clock = Waits()
-    pace = Pace(100.0, clock)  # type: ignore[arg-type]  # the two of its methods that it uses
+    pace = Throttle(100.0, clock)  # type: ignore[arg-type]  # the two of its methods that it uses
     for _ in range(11):
         await pace.take(50)
 

@@ -19,7 +19,7 @@ from catalogzero.cloud.outbox.contents import Upload
 from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.cloud.sending.sender import complete_body, note_answer
 from catalogzero.protocol.bodies import GENERATION, Known
-from catalogzero.protocol.deciding import Asked, Outcome, Verdict, decide
+from catalogzero.protocol.deciding import Outcome, RequestKind, Verdict, decide
 from catalogzero.protocol.identities import Identity, upload_key
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -35,7 +35,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LOST = "answer lost"
 DELAYED = "delayed"
 FINE = "fine"
-Message = tuple[str, Asked, Any, Any]
+Message = tuple[str, RequestKind, Any, Any]
 
 
 class SteppingClock:
@@ -182,14 +182,14 @@ class Uploading(RuleBasedStateMachine):
             chunk = self.outbox.chunk(upload.upload_id, unsent[0])
             assert chunk is not None
             rows = [orjson.loads(line) for line in chunk.body.splitlines()]
-            return upload.upload_id, Asked.CHUNK, chunk.seq, rows
+            return upload.upload_id, RequestKind.CHUNK, chunk.seq, rows
         if not self.outbox.may_complete(upload) or not self.outbox.completing(upload.upload_id):
             return None
-        return upload.upload_id, Asked.COMPLETE, None, complete_body(upload, WHO)
+        return upload.upload_id, RequestKind.COMPLETE, None, complete_body(upload, WHO)
 
     def deliver(self, message: Message) -> Outcome:
         upload_id, asked, seq, body = message
-        if asked is Asked.CHUNK:
+        if asked is RequestKind.CHUNK:
             return Outcome(status=self.backend.put(upload_id, seq, body), body={})
         status, answer = self.backend.complete(upload_id, body)
         return Outcome(status=status, body=answer)
@@ -391,7 +391,7 @@ class Moving(Uploading):
 
     def next_message(self, upload: Upload) -> Message | None:
         found = super().next_message(upload)
-        if found is None or found[1] is not Asked.COMPLETE:
+        if found is None or found[1] is not RequestKind.COMPLETE:
             return found
         return (*found[:3], {**found[3], "installation_epoch": self.epoch})
 
@@ -403,7 +403,7 @@ class Moving(Uploading):
     def take(self, message: Message, outcome: Outcome) -> None:
         upload_id, asked, seq, body = message
         verdict = decide(asked, outcome, NOW).verdict
-        if asked is Asked.CHUNK or verdict is Verdict.DEAD:
+        if asked is RequestKind.CHUNK or verdict is Verdict.DEAD:
             super().take(message, outcome)
         elif verdict is Verdict.MOVED:
             if body["installation_epoch"] == self.epoch:

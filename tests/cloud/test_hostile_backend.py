@@ -20,11 +20,11 @@ import zstandard
 from aiohttp import web
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.egress import AuditLog
-from catalogzero.cloud.sending.push import Pusher
+from catalogzero.cloud.sending.client import BackendClient
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import CatalogZeroError
-from catalogzero.protocol.deciding import Asked, Outcome
+from catalogzero.protocol.deciding import Outcome, RequestKind
 from catalogzero.protocol.identities import Identity
 from catalogzero.protocol.problems import Kind
 from catalogzero.testing import ManualClock
@@ -146,8 +146,10 @@ async def pushed(endpoint: str, folder: Path, times: int = 1) -> list[Outcome]:
         installation_id="i", handler_id="h", entry="e", version="1", stream="s", sdk_version="0"
     )
     clock = SystemClock()
-    async with Pusher(given, EgressPolicy(), who, AuditLog(folder, clock), clock) as pusher:
-        return [await pusher.push(Asked.COMPLETE, "POST", (), b"{}", {}) for _ in range(times)]
+    async with BackendClient(given, EgressPolicy(), who, AuditLog(folder, clock), clock) as backend:
+        return [
+            await backend.push(RequestKind.COMPLETE, "POST", (), b"{}", {}) for _ in range(times)
+        ]
 
 
 @pytest.mark.parametrize("name", ANSWERS)

@@ -164,7 +164,7 @@ async def test_the_api_key_is_masked_and_the_attributes_are_as_drawn() -> None:
     handler = AcmeHandler("very-secret-key", "https://api.acme.example/v1")
 
     assert (handler.api_key, handler.endpoint) == ("very-secret-key", "https://api.acme.example/v1")
-    assert "very-secret-key" not in str(await handler._stand_in.describe())
+    assert "very-secret-key" not in str(await handler._adapter.describe())
 
 
 async def test_the_drawing_itself_runs_with_only_its_imports_changed(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_the_log_file_takes_the_handler_s_lines_and_those_of_python_s_logging(
     monkeypatch.chdir(tmp_path)
     path = setup_handler_logging("my/clock", log_level="INFO")
     handler = Plain(handler_id="my/clock")
-    handler._stand_in.mask.learn({"key": SecretStr("s3cr3t-key")})
+    handler._adapter.mask.learn({"key": SecretStr("s3cr3t-key")})
     handler.logger.info("struck", method="work", key="s3cr3t-key")
     handler.logger.debug("too low")
     logging.getLogger("author").info("from the author")
@@ -199,7 +199,7 @@ def test_names_may_be_set_after_the_constructor() -> None:
     handler.handler_address = None
 
     assert (handler.handler_id, handler.server_address) == ("second", "tcp://127.0.0.1:4999")
-    assert handler._stand_in.runtime.port == 5001
+    assert handler._adapter.runtime.port == 5001
 
 
 def test_the_environment_beats_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,4 +207,4 @@ def test_the_environment_beats_what_the_code_says(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CATALOGZERO_HANDLER_ID", "renamed")
     handler = Plain("plain", "tcp://127.0.0.1:5001")
 
-    assert (handler._stand_in.runtime.port, handler.handler_id) == (5077, "renamed")
+    assert (handler._adapter.runtime.port, handler.handler_id) == (5077, "renamed")

@@ -26,7 +26,7 @@ def make_entry() -> MakeWheel:
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an entry, the SDK's stand-in and what the entry needs: no index is asked."""
+    """A folder with an entry, the SDK's adapter and what the entry needs: no index is asked."""
     folder = tmp_path_factory.mktemp("catalog") / "shelf"
     write_entry(folder)
     write_wheel(folder, "catalogzero", "0.1.0")

@@ -1,4 +1,4 @@
-"""Small wheels, made by hand: an entry, what it needs, and a stand-in for the SDK."""
+"""Small wheels, made by hand: an entry, what it needs, and a adapter for the SDK."""
 
 from __future__ import annotations
 

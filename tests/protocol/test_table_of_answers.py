@@ -6,7 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from catalogzero.protocol.deciding import CONDITIONS, DOES, RULES, Asked, Outcome, Verdict, decide
+from catalogzero.protocol.deciding import (
+    CONDITIONS,
+    DOES,
+    RULES,
+    Outcome,
+    RequestKind,
+    Verdict,
+    decide,
+)
 from catalogzero.protocol.problems import Kind
 
 PAGE = Path(__file__).parents[2] / "docs/reference/delivery-guarantee.md"
@@ -43,7 +51,7 @@ def test_the_page_prints_the_rules_row_by_row() -> None:
 def test_rules_are_made_of_what_there_is() -> None:
     named = {word for rule in RULES for word in rule.requests.split(", ")} - {"any"}
 
-    assert named <= set(Asked)
+    assert named <= set(RequestKind)
     assert {rule.given for rule in RULES} == set(CONDITIONS)
     assert {rule.verdict for rule in RULES} == set(Verdict) == set(DOES)
 
@@ -55,7 +63,7 @@ def test_no_row_is_hidden_by_those_above_it(row: int, monkeypatch: pytest.Monkey
     def meanings() -> list[tuple[Verdict, str]]:
         return [
             (decision.verdict, decision.reason)
-            for asked in Asked
+            for asked in RequestKind
             for status in STATUSES
             for body in BODIES
             for blocked in (False, True)

@@ -66,9 +66,9 @@ class Observation:
 
     Args:
         guard: Lets the operator see the metrics.
-        database: Asked whether it is there, and how busy its connections are.
+        database: RequestKind whether it is there, and how busy its connections are.
         figures: What the database held when it was counted last.
-        shares: Asked what was refused.
+        shares: RequestKind what was refused.
         clock: What ages are measured on.
     """
 

@@ -426,5 +426,5 @@ def _escape(text: bytes) -> bytes:
 
 
 def key_digest(key: str) -> str:
-    """A key's fixed-length stand-in, which an index can hold."""
+    """A key's fixed-length digest, which an index can hold."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

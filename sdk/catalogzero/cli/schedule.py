@@ -488,14 +488,14 @@ def _ask_all(
     """
     import httpx
 
-    from catalogzero.cloud.sending.door import Door
+    from catalogzero.cloud.sending.bounded import BoundedTransport
 
     api: Api = context.obj
     headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
     timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
 
     async def ask() -> list[httpx.Response]:
-        door = Door(max_answer_bytes=MAX_ANSWER_BYTES)
+        door = BoundedTransport(max_answer_bytes=MAX_ANSWER_BYTES)
         async with httpx.AsyncClient(transport=door, headers=headers, timeout=timeout) as client:
             return [await _send(client, api.url, one) for one in requests]
 

@@ -24,8 +24,8 @@ from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.cloud.reading.records import Found, ReadOptions
 from catalogzero.cloud.reading.sources import Roots
+from catalogzero.cloud.sending.client import ApiKey, http_client
 from catalogzero.cloud.sending.health import SKEW_S
-from catalogzero.cloud.sending.push import ApiKey, http_client
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import EgressPolicy

@@ -111,7 +111,7 @@ def _make_key(path: Path) -> None:
     part.rename(path)
 
 
-class Pace:
+class Throttle:
     """A limit of bytes a second, shared by all pushes; None is no limit."""
 
     def __init__(self, bytes_per_s: float | None, clock: Clock) -> None:

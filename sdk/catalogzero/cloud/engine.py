@@ -18,18 +18,18 @@ from catalogzero.cloud.outbox.identity import MOVED
 from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.cloud.pipeline import UploadRun
 from catalogzero.cloud.reading.authors import Author
+from catalogzero.cloud.sending.client import BackendClient
 from catalogzero.cloud.sending.health import (
-    HealthPost,
+    HealthReporter,
     host_facts,
     outbox_figures,
     outbox_reasons,
 )
-from catalogzero.cloud.sending.push import Pusher
 from catalogzero.cloud.sending.sender import Sender
 from catalogzero.cloud.settings import Params
 from catalogzero.errors import CatalogZeroError, FailedError
 from catalogzero.protocol.bodies import AS_JSON, Known, fitting
-from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
+from catalogzero.protocol.deciding import Decision, Outcome, RequestKind, Verdict, decide
 from catalogzero.protocol.problems import Kind
 from catalogzero.wire.messages import encode_json
 
@@ -61,11 +61,13 @@ class Engine:
             self._log.error("the outbox was damaged", **self._outbox.rescue)
         self._key = egress_key(runtime.egress, folder)
         self._audit = AuditLog(folder, self._clock, self._outbox.drop_reserve)
-        self._pusher = Pusher(settings, runtime.egress, self._identity, self._audit, self._clock)
+        self._backend = BackendClient(
+            settings, runtime.egress, self._identity, self._audit, self._clock
+        )
         self._start_due = asyncio.Event()
         self._sender = Sender(
             self._outbox,
-            self._pusher,
+            self._backend,
             settings,
             self._identity,
             self._clock,
@@ -74,9 +76,9 @@ class Engine:
             on_start_due=self._start_again,
             sealed_only=runtime.egress.strict,
         )
-        self._health = HealthPost(
+        self._health = HealthReporter(
             self._outbox,
-            self._pusher,
+            self._backend,
             self._identity,
             self._audit,
             self._clock,
@@ -88,7 +90,7 @@ class Engine:
 
     async def main(self) -> None:
         """Register, send, and push what waits, until cancelled."""
-        async with self._pusher, asyncio.TaskGroup() as tasks:
+        async with self._backend, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sender.run(), name="sender")
             tasks.create_task(self._keep_started(), name="start")
             tasks.create_task(self._push_health(), name="health")
@@ -204,7 +206,7 @@ class Engine:
         if outcome.type == Kind.GENERATION_CHANGED.uri:  # nothing of it is kept but by the answer
             said["generation"] = str(outcome.members.get("generation"))[:_NAME_CHARS]
             outcome = await self._ask("PUT", encode_json({**here, **said}))
-        decision = decide(Asked.INSTALLATION, outcome, self._clock.now())
+        decision = decide(RequestKind.INSTALLATION, outcome, self._clock.now())
         answer = outcome.members
         if decision.verdict is Verdict.MOVED:  # nothing is read or sent until `adopt` or `new`
             since = str(answer.get("since") or "")[:_NAME_CHARS]
@@ -271,8 +273,8 @@ class Engine:
         """One request about this installation."""
         path = ("installations", quote(self._identity.installation_id, safe=""))
         headers = AS_JSON if body else {}
-        return await self._pusher.push(
-            Asked.INSTALLATION, method, path, body, headers, query=query or None
+        return await self._backend.push(
+            RequestKind.INSTALLATION, method, path, body, headers, query=query or None
         )
 
     def _installation(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import orjson
 
+from catalogzero.cloud.counters import LISTED, Counters, Place, Rows
 from catalogzero.cloud.egress import name_below, policy_digest, shown_params
 from catalogzero.cloud.encoding import ColumnFilter, encoder_for
 from catalogzero.cloud.extras import require_extra
@@ -31,7 +32,6 @@ from catalogzero.cloud.reading.sources import FileItem, Files, Roots
 from catalogzero.cloud.rows.streams import RowCheck, streams_of
 from catalogzero.cloud.rows.values import UnfitError, where
 from catalogzero.cloud.settings import Batch, Params
-from catalogzero.cloud.tally import LISTED, Place, Rows, Tally
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.identities import Identity, digest_of, source_key, upload_key
 from catalogzero.wire.messages import utf8
@@ -88,7 +88,7 @@ class UploadRun:
 
     def __post_init__(self) -> None:
         self.params = {k: v for k, v in self.params.items() if k not in {"format", "full"}}
-        self._tally = Tally()
+        self._counters = Counters()
         self._unsealed: list[tuple[str, Callable[[], int]]] = []
         self._policy = policy_digest(self.author.runtime.egress)
         self._files: Files | None = None
@@ -104,37 +104,37 @@ class UploadRun:
             SourceChangedError: Sources changed in each of three attempts, and nothing else failed.
         """
         self.outbox.refuse_when_full()
-        self._tally.waiting = self.outbox.waiting(self.data_source, self.params)
+        self._counters.waiting = self.outbox.waiting(self.data_source, self.params)
         items = self._items()
-        self._tally.bytes_total = sum(map(_size_of, items))
+        self._counters.bytes_total = sum(map(_size_of, items))
         self._tell(items=len(items))
         try:
             with self.outbox.keeping():
                 for item in items:
                     self._take(item)
-                    self._tally.items_done += 1
-                    self._tally.bytes_before += _size_of(item)
+                    self._counters.items_done += 1
+                    self._counters.bytes_before += _size_of(item)
                     self._tell()
                 self._seal_all()
-                self.outbox.gone(self._tally.waiting)
+                self.outbox.gone(self._counters.waiting)
                 self._wait(items)
                 result = self._result()
         finally:
             for upload_id, _ in self._unsealed:
                 self.outbox.abandon(upload_id)
-        if self._tally.failed:
-            raise self._tally.failure(len(items), result)
+        if self._counters.failed:
+            raise self._counters.failure(len(items), result)
         return result
 
     def _wait(self, items: Collection[Item]) -> None:
         """Wait a while for the backend; what came too late there is read and sealed again."""
-        tally = self._tally
+        counters = self._counters
         for _ in range(ATTEMPTS):
-            self.wait_ended(tally.uploads, self.author.runtime.upload_wait_s)
-            late = self.outbox.held(tally.uploads)
+            self.wait_ended(counters.uploads, self.author.runtime.upload_wait_s)
+            late = self.outbox.held(counters.uploads)
             if not late:
                 return
-            tally.uploads = [one for one in tally.uploads if one not in late]
+            counters.uploads = [one for one in counters.uploads if one not in late]
             keys = set(late.values())
             for item in items:
                 if self._key(item) in keys:
@@ -172,7 +172,7 @@ class UploadRun:
                 items = self._files = Roots(roots).items(self.data_source, options)
             except BadParamsError:
                 if any(root.is_dir() for root in roots):
-                    self.outbox.gone(self._tally.waiting)
+                    self.outbox.gone(self._counters.waiting)
                 raise
         return [Group(self.data_source, items)] if author.unit == "run" else items
 
@@ -184,14 +184,14 @@ class UploadRun:
                 return self._attempt(item, place)
             except UploadEndedError as error:
                 if attempt == ATTEMPTS or not (error.details or {}).get("compared"):
-                    return self._tally.refuse(error.message)
+                    return self._counters.refuse(error.message)
             except SourceChangedError as error:
                 if attempt == ATTEMPTS:
-                    self._tally.fail(place, error)
+                    self._counters.fail(place, error)
             except Exception as error:  # noqa: BLE001  # an author's, a reader's: this item's alone
                 full = isinstance(error, sqlite3.OperationalError) and is_disk_full(error)
                 told = f"the disk is full at {self.folder}: make room, or set another state_dir"
-                return self._tally.fail(place, FailedError(told) if full else error)
+                return self._counters.fail(place, FailedError(told) if full else error)
 
     def _seal_all(self) -> None:
         """With `strict`: seal what the run made, unless a rule of the policy matched nothing.
@@ -210,7 +210,7 @@ class UploadRun:
 
     def _seal(self, upload_id: str, seal: Callable[[], int]) -> None:
         seal()
-        self._tally.uploads.append(upload_id)
+        self._counters.uploads.append(upload_id)
         self.wake()
 
     def _unmatched(self) -> list[str]:
@@ -225,7 +225,7 @@ class UploadRun:
             before = set(known["rules"])
             if before - matched or matched - before:
                 outbox.remember(_FACT_MATCHED, {**known, "rules": sorted(before | matched)})
-            matched |= before if self._tally.skipped else set()
+            matched |= before if self._counters.skipped else set()
         elif matched:
             outbox.remember(_FACT_MATCHED, {"policy": self._policy, "rules": sorted(matched)})
         rules = [f"{kind}: {name}" for kind, name in columns.rules]
@@ -238,7 +238,7 @@ class UploadRun:
                 raise FailedError(f"{utf8(name)}: the file's name is not UTF-8: rename it")
         key = self._key(item)
         if not (isinstance(item, FileItem) and item.is_gone()):
-            self._tally.waiting.discard(key)
+            self._counters.waiting.discard(key)
         self._settle(item)
         mark = self.outbox.mark(key)
         full = self.full or mark.owed or mark.mode not in (None, item.mode)
@@ -255,7 +255,7 @@ class UploadRun:
             if seal is None:
                 bad.restart()
                 return self._skip(item, mark)
-            self._tally.bad_records += bad.count
+            self._counters.bad_records += bad.count
             if self.author.runtime.egress.strict:
                 self._unsealed.append((upload_id, seal))
             else:
@@ -275,7 +275,7 @@ class UploadRun:
     def _skip(self, item: Item, mark: Mark) -> None:
         """An item without anything new; while what it had was refused, it is not `unchanged`."""
         if mark.dead is None:
-            self._tally.skipped += 1
+            self._counters.skipped += 1
             return
         refused = self.outbox.upload(mark.dead)
         why = (refused.answer or {}).get("reason")
@@ -283,7 +283,7 @@ class UploadRun:
         if item.mode == "append":
             what = "until then the source is not read on; retry it, purge it (with --skip where "
             what += "its rows are given up), or call with full: true"
-        self._tally.refuse(
+        self._counters.refuse(
             f"{item.name}: {why} (upload {mark.dead}, see catalogzero outbox show: {what})"
         )
 
@@ -305,7 +305,7 @@ class UploadRun:
                 )
                 raise BadParamsError(message, details=[{"field": "full", "message": message}])
             if bound["query"] != before["query"]:
-                self._tally.changed_queries.append(item.name)
+                self._counters.changed_queries.append(item.name)
         return False
 
     def _shown(self, text: str) -> str:
@@ -318,7 +318,7 @@ class UploadRun:
         self, upload_id: str, key: str, mark: Mark, bad: BadRecords, place: Place, *, full: bool
     ) -> Callable[[], int] | None:
         """Produce an upload's chunks; what seals it, or None when nothing new was there."""
-        item, before = place.item, self._tally.rows_read
+        item, before = place.item, self._counters.rows_read
         stamp = self._stamp(item)
         with item.open(None if full else mark.value, bad) as reading:
             place.reading = reading
@@ -331,10 +331,10 @@ class UploadRun:
             reading.check()
             after, until = reading.after, reading.until
             found = reading.found()
-        self._tally.files_read += len(found)
-        self._tally.found += found[: LISTED - len(self._tally.found)]
+        self._counters.files_read += len(found)
+        self._counters.found += found[: LISTED - len(self._counters.found)]
         if item.mode == "append":
-            rows = self._tally.rows_read - before
+            rows = self._counters.rows_read - before
             refuse_no_progress(item.name, after, until, rows)
             unchanged = rows == 0 and until == after
             after = None if full else mark.watermark
@@ -375,7 +375,7 @@ class UploadRun:
         def store(chunks: Iterator[Any]) -> None:
             for chunk in chunks:
                 self.outbox.add(upload_id, chunk)
-                self._tally.records += chunk.records
+                self._counters.records += chunk.records
                 self.wake()
                 self._tell(reading)
 
@@ -402,7 +402,7 @@ class UploadRun:
         """The batches, counted for the progress, each noted as the one that `process` has."""
         for batch in batches:
             place.given(Rows(batch) if isinstance(batch, list) else batch)
-            self._tally.rows_read += place.count
+            self._counters.rows_read += place.count
             yield place.batch
             place.batch = None
 
@@ -444,40 +444,40 @@ class UploadRun:
             threading.Event().wait(min(wait_s, self.author.runtime.settle_s))
 
     def _tell(self, reading: Reading | None = None, **fields: Any) -> None:
-        tally = self._tally
-        if tally.bytes_total:
+        counters = self._counters
+        if counters.bytes_total:
             here = reading.bytes_read() if reading else 0
             fields |= {
-                "bytes_read": min(tally.bytes_before + here, tally.bytes_total),
-                "bytes_total": tally.bytes_total,
+                "bytes_read": min(counters.bytes_before + here, counters.bytes_total),
+                "bytes_total": counters.bytes_total,
             }
         self.progress(
-            rows_read=tally.rows_read,
-            records=tally.records,
-            items_done=tally.items_done,
+            rows_read=counters.rows_read,
+            records=counters.records,
+            items_done=counters.items_done,
             **fields,
         )
 
     def _result(self) -> dict[str, Any]:
         """The sum over the run's uploads."""
-        tally, outbox = self._tally, self.outbox
-        found = outbox.summary(tally.uploads, LISTED)
+        counters, outbox = self._counters, self.outbox
+        found = outbox.summary(counters.uploads, LISTED)
         states = {_STATUS.get(state, "rejected") for state in found.states}
-        states |= {"rejected"} if tally.refused else set()
+        states |= {"rejected"} if counters.refused else set()
         states |= set() if states else {"unchanged"}
         status = next(word for word in _WORST_FIRST if word in states)
         result: dict[str, Any] = {
             "status": status,
             "records": found.records,
-            "skipped": tally.skipped,
-            "bad_records": tally.bad_records,
-            "files": [asdict(file) for file in tally.found],
-            "files_read": tally.files_read,
+            "skipped": counters.skipped,
+            "bad_records": counters.bad_records,
+            "files": [asdict(file) for file in counters.found],
+            "files_read": counters.files_read,
             "left_out": self._files.left_out if self._files else 0,
             "left_out_files": self._files.left_out_names if self._files else [],
             "bytes_sent": found.bytes_sent,
             "cloud_job_id": found.job_id,
-            "uploads": len(tally.uploads),
+            "uploads": len(counters.uploads),
             "upload_ids": found.upload_ids,
             "timestamp": self.author.clock.now().isoformat(),
         }
@@ -486,13 +486,13 @@ class UploadRun:
             result |= {"unmatched": len(unmatched), "unmatched_rules": unmatched[:LISTED]}
         if elsewhere := outbox.also_under(self.data_source, self.params, LISTED):
             result["other_params"] = elsewhere
-        if tally.changed_queries:
-            result["changed_queries"] = tally.changed_queries[:LISTED]
+        if counters.changed_queries:
+            result["changed_queries"] = counters.changed_queries[:LISTED]
         if older := outbox.under_other_policy(self._policy):
             result["sources_under_other_policy"] = older
         if status == "rejected":
             dead = [str((answer or {}).get("reason")) for answer in found.refusals]
-            reasons = "; ".join([*tally.refused, *dead][:LISTED])
+            reasons = "; ".join([*counters.refused, *dead][:LISTED])
             result |= {"success": False, "error": f"the backend refused: {reasons}"}
         return result
 

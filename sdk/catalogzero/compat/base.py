@@ -1,6 +1,6 @@
 """`ZMQHandlerBase` and `SmartHandler`: what handlers written for ScheduleZero subclass.
 
-They own the old constructor, names and habits; the work is `StandIn`'s and the runtime's.
+They own the old constructor, names and habits; the work is `Adapter`'s and the runtime's.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import wraps
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from catalogzero.compat.life import Life
+from catalogzero.compat.adapter import Adapter, awaited
 from catalogzero.compat.logger import HandlerLogger
-from catalogzero.compat.stand_in import StandIn, awaited
+from catalogzero.compat.thread import ServingThread
 from catalogzero.config.address import Address
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
@@ -75,17 +75,17 @@ class ZMQHandlerBase:
         ConfigError: An address or a setting at fault, by name.
     """
 
-    _handler_class: ClassVar[type[StandIn]] = StandIn
-    _stand_in_base: ClassVar[type[StandIn]] = StandIn
+    _handler_class: ClassVar[type[Adapter]] = Adapter
+    _adapter_base: ClassVar[type[Adapter]] = Adapter
     _forwarded: ClassVar[tuple[str, ...]] = ()
-    """What a stand-in's class takes over from this one."""
-    _stand_in: StandIn
-    _life: Life | None
+    """What a adapter's class takes over from this one."""
+    _adapter: Adapter
+    _life: ServingThread | None
     logger: HandlerLogger
     shutdown_event: threading.Event
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse what the runtime has replaced, and make the class of the stand-ins."""
+        """Refuse what the runtime has replaced, and make the class of the adapters."""
         super().__init_subclass__(**kwargs)
         for name, mend in REPLACED.items():
             if name in vars(cls):
@@ -98,14 +98,14 @@ class ZMQHandlerBase:
         told = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
         own = {name: getattr(cls, name) for name in cls._forwarded if hasattr(cls, name)}
         body = {**told, "__doc__": cls.__doc__, "_author_class": cls, **own}
-        cls._handler_class = type(cls.__name__, (cls._stand_in_base,), body)
+        cls._handler_class = type(cls.__name__, (cls._adapter_base,), body)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make the stand-in first, so that an author's `__init__` may have any form."""
+        """Make the adapter first, so that an author's `__init__` may have any form."""
         self = super().__new__(cls)
         self._life = None
-        self._stand_in = cls._handler_class.around(self, args, kwargs)
-        self.logger = HandlerLogger(self._stand_in)
+        self._adapter = cls._handler_class.around(self, args, kwargs)
+        self.logger = HandlerLogger(self._adapter)
         self.shutdown_event = threading.Event()
         return self
 
@@ -125,70 +125,70 @@ class ZMQHandlerBase:
             runtime = {**_host_and_port(handler_address), **runtime}
         if server_address is not None:
             runtime = {"scheduler": server_address, **runtime}
-        self._stand_in.configure(handler_id, runtime)
+        self._adapter.configure(handler_id, runtime)
 
     # --- what the runtime knows ---------------------------------------------------------
 
     @property
     def handler_id(self) -> str:
         """Its name to the server."""
-        return self._stand_in.handler_id
+        return self._adapter.handler_id
 
     @handler_id.setter
     def handler_id(self, value: str) -> None:
-        self._stand_in.configure(value, {})
+        self._adapter.configure(value, {})
 
     @property
     def server_address(self) -> str:
         """Where it registers."""
-        return self._stand_in.runtime.scheduler
+        return self._adapter.runtime.scheduler
 
     @server_address.setter
     def server_address(self, value: str) -> None:
-        self._stand_in.configure(self._stand_in.own_id, {"scheduler": value})
+        self._adapter.configure(self._adapter.own_id, {"scheduler": value})
 
     @_Told
     def handler_address(self) -> str | None:
         """Where it can be called; `None` before it is served."""
         if self._life is not None and self._life.alive:
             return self._life.address
-        runtime = self._stand_in.runtime
+        runtime = self._adapter.runtime
         at = runtime.address
-        return str(at) if self._stand_in.serving and (at.port or at.path) else None
+        return str(at) if self._adapter.serving and (at.port or at.path) else None
 
     @property
     def is_registered(self) -> bool:
         """Whether the server has taken its registration."""
-        return self._stand_in._is_registered()
+        return self._adapter._is_registered()
 
     @property
     def methods(self) -> Mapping[str, Callable[..., Any]]:
         """The methods that it registers, by name."""
-        names = self._stand_in._offered_methods()
+        names = self._adapter._offered_methods()
         return MappingProxyType({name: getattr(self, name) for name in names})
 
     @_Told
     def sleep_mode(self) -> bool:
         """Whether it is asleep, falling asleep or waking."""
-        return self._stand_in.asleep
+        return self._adapter.asleep
 
     @_Told
     def idle_since(self) -> datetime | None:
         """When the last job ended, as naive local time; `None` before it counts as idle."""
-        idle_s = self._stand_in._vitals().get("idle_s", 0.0)
-        if idle_s < self._stand_in.runtime.idle_after_s and not self._stand_in.asleep:
+        idle_s = self._adapter._vitals().get("idle_s", 0.0)
+        if idle_s < self._adapter.runtime.idle_after_s and not self._adapter.asleep:
             return None
         return self._moment(idle_s)
 
     @_Told
     def start_time(self) -> datetime:
         """When it began to be served (before: to be), as naive local time."""
-        return self._moment(self._stand_in.clock.monotonic() - self._stand_in.started_s)
+        return self._moment(self._adapter.clock.monotonic() - self._adapter.started_s)
 
     @property
     def running(self) -> bool:
         """Whether it is served; an author who sets it False ends that."""
-        return self._stand_in.serving
+        return self._adapter.serving
 
     @running.setter
     def running(self, value: bool) -> None:
@@ -197,12 +197,12 @@ class ZMQHandlerBase:
 
     def _moment(self, ago_s: float) -> datetime:
         """So many seconds ago, as `datetime.now()` would have said it."""
-        then = self._stand_in.clock.now() - timedelta(seconds=ago_s)
+        then = self._adapter.clock.now() - timedelta(seconds=ago_s)
         return then.astimezone().replace(tzinfo=None)
 
     def _as_handler(self) -> Handler:
         """What the runtime serves."""
-        return self._stand_in
+        return self._adapter
 
     # --- methods that a subclass may extend ---------------------------------------------
 
@@ -212,7 +212,7 @@ class ZMQHandlerBase:
 
     async def get_metrics(self) -> Any:
         """What the runtime tells of this process: CPU, memory, state, runs."""
-        return await self._stand_in.own_metrics()
+        return await self._adapter.own_metrics()
 
     def _release_resources(self) -> Any:
         """Called when it falls asleep; may be a coroutine."""
@@ -234,7 +234,7 @@ class ZMQHandlerBase:
         if self._life is not None and self._life.alive:
             return
         self.shutdown_event.clear()
-        self._life = Life(self._stand_in, self.shutdown_event.set)
+        self._life = ServingThread(self._adapter, self.shutdown_event.set)
         self._life.start()
 
     def run(self) -> None:
@@ -297,7 +297,7 @@ def _noting(hook: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(hook)
     def warm(self: ZMQHandlerBase, *args: Any, **kwargs: Any) -> Any:
-        self._stand_in.warmed = True
+        self._adapter.warmed = True
         return hook(self, *args, **kwargs)
 
     return warm

@@ -14,15 +14,15 @@ from typing import Any, ClassVar
 
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
+from catalogzero.compat.adapter import Adapter, awaited
 from catalogzero.compat.base import ZMQHandlerBase
-from catalogzero.compat.stand_in import StandIn, awaited
 from catalogzero.errors import FailedError
 
 _beside: ContextVar[Mapping[str, Any]] = ContextVar("_beside")
 """Settings of a stanza's `config` that the author's constructor does not take."""
 
 
-class CloudStandIn(StandIn, CloudProcessor):
+class CloudAdapter(Adapter, CloudProcessor):
     """Serves an author's `CloudProcessorHandler`."""
 
     _sdk_base: ClassVar[bool] = True
@@ -31,7 +31,7 @@ class CloudStandIn(StandIn, CloudProcessor):
 
     @classmethod
     def make_author(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """As `StandIn.make_author`; settings that the constructor does not take are kept too."""
+        """As `Adapter.make_author`; settings that the constructor does not take are kept too."""
         parameters = inspect.signature(cls._author_class.__init__).parameters.values()
         taken = {parameter.name for parameter in parameters}
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -109,12 +109,12 @@ class CloudProcessorHandler(ZMQHandlerBase):
             `data_roots` or `sources` must be set.
     """
 
-    _stand_in_base: ClassVar[type[StandIn]] = CloudStandIn
+    _adapter_base: ClassVar[type[Adapter]] = CloudAdapter
     _forwarded: ClassVar[tuple[str, ...]] = (
         *("stream", "output_version", "unit", "batch_rows"),
         *("schema", "streams"),
     )
-    _stand_in: CloudStandIn
+    _adapter: CloudAdapter
 
     def __init__(
         self, api_key: str | None = None, endpoint: str | None = None, **config: Any
@@ -125,7 +125,7 @@ class CloudProcessorHandler(ZMQHandlerBase):
         self.api_key = api_key
         self.endpoint = endpoint
         cloud = {k: v for k, v in cloud.items() if v is not None}
-        CloudProcessor.__init__(self._stand_in, **{**_beside.get({}), **cloud})
+        CloudProcessor.__init__(self._adapter, **{**_beside.get({}), **cloud})
 
     async def _read_data(self, data_source: str) -> Any:
         """The author's own source; whatever it returns is given to `_process`."""
@@ -147,15 +147,15 @@ class CloudProcessorHandler(ZMQHandlerBase):
         self, data_source: str, params: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """See `CloudProcessor.process_and_upload`; to call, and to extend through super()."""
-        if self._stand_in.in_worker:
-            return await asyncio.to_thread(self._stand_in.upload, data_source, params)
-        worker = self._stand_in.worker
+        if self._adapter.in_worker:
+            return await asyncio.to_thread(self._adapter.upload, data_source, params)
+        worker = self._adapter.worker
         result: dict[str, Any] = await worker.call("upload", data_source=data_source, params=params)
         return result
 
     async def health_report(self) -> dict[str, Any]:
         """See `CloudProcessor.health_report`."""
-        return await self._stand_in._report_health(None)
+        return await self._adapter._report_health(None)
 
 
 def _records(result: Any) -> list[Any]:

@@ -23,7 +23,7 @@ MAX_RESENT = 5
 """Times that a body is sent again which did not arrive as it left."""
 
 
-class Asked(StrEnum):
+class RequestKind(StrEnum):
     """The kinds of request."""
 
     CHUNK = "chunk"
@@ -227,7 +227,7 @@ CONDITIONS: dict[str, Callable[[_Sent], bool]] = {
 
 
 def decide(
-    asked: Asked,
+    asked: RequestKind,
     outcome: Outcome,
     now: datetime,
     *,

@@ -90,7 +90,7 @@ class Jobs:
         self._send = send
         self._running: set[Run] = set()
         self._queue: deque[Run] = deque()
-        self._lanes: Counter[str] = Counter()
+        self._in_group: Counter[str] = Counter()
         self._threads: ThreadPoolExecutor | None = None
         self._all_ended = asyncio.Event()
         self._all_ended.set()
@@ -232,15 +232,15 @@ class Jobs:
             raise refusal
 
     def _has_place(self, run: Run) -> bool:
-        """Whether a run may begin now: a free place, and room in its method's lane."""
+        """Whether a run may begin now: a free place, and room in its method's concurrency group."""
         if len(self._running) >= self._runtime.max_concurrent_jobs:
             return False
-        lane, limit = run.method.lane
-        return limit is None or self._lanes[lane] < limit
+        group, limit = run.method.group
+        return limit is None or self._in_group[group] < limit
 
     def _begin(self, run: Run) -> None:
         self._running.add(run)
-        self._lanes[run.method.lane[0]] += 1
+        self._in_group[run.method.group[0]] += 1
         run.task = asyncio.create_task(self._execute(run), name=run.run_id)
 
     # --- a run --------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class Jobs:
         worker = self._handler.worker
         place: AbstractAsyncContextManager[WorkerPort] = nullcontext(worker)
         if run.method.options.quiet:
-            place = worker.apart()
+            place = worker.dedicated()
         async with place as own:
             name, params = run.method.name, run.call.params
             try:
@@ -372,7 +372,7 @@ class Jobs:
     def _leave(self, run: Run) -> None:
         """Give the place to the next runs that may begin."""
         self._running.discard(run)
-        self._lanes[run.method.lane[0]] -= 1
+        self._in_group[run.method.group[0]] -= 1
         for waiting in list(self._queue):
             if len(self._running) >= self._runtime.max_concurrent_jobs:
                 break

@@ -94,7 +94,7 @@ class Method:
         options: What `@job` said.
 
     Attributes:
-        lane: What its runs share a limit with, and that limit.
+        group: What its runs share a limit with, and that limit.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Method:
         self._parameters = list(inspect.signature(function).parameters.values())[1:]
         self._whole = _takes_whole_params(self._parameters)
         in_worker = options.isolate and not options.quiet
-        self.lane = ("isolated jobs", 1) if in_worker else (name, options.concurrency)
+        self.group = ("isolated jobs", 1) if in_worker else (name, options.concurrency)
 
     def bind(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments for a call's parameters, validated by the type hints.

@@ -29,7 +29,7 @@ class _Hosted(Protocol):
     """An object that a handler stands for."""
 
     @property
-    def _stand_in(self) -> _Owner: ...
+    def _adapter(self) -> _Owner: ...
 
 
 class resource(Generic[ValueT]):
@@ -55,7 +55,7 @@ class resource(Generic[ValueT]):
             return self
 
         async def get() -> ValueT:
-            holder: _Owner = getattr(instance, "_stand_in", instance)
+            holder: _Owner = getattr(instance, "_adapter", instance)
             return await holder._resources.get(self, instance)
 
         return get

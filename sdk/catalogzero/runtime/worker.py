@@ -79,7 +79,7 @@ class WorkerPort:
         self._closed = False
         self._restart_s = RESTART_FIRST_S
         self._due: Timer | None = None
-        self._errands: set[asyncio.Task[None]] = set()
+        self._startups: set[asyncio.Task[None]] = set()
         self._end_of_it = asyncio.Event()
         self._pipes: asyncio.SubprocessTransport | None = None
 
@@ -129,12 +129,12 @@ class WorkerPort:
             self._end_if_done()
 
     @asynccontextmanager
-    async def apart(self) -> AsyncIterator[WorkerPort]:
+    async def dedicated(self) -> AsyncIterator[WorkerPort]:
         """A child of its own for one run, so that its end or its kill meets no other run.
 
         It does not do the class's own work (`_worker_main`): that belongs to the first child.
         """
-        own = WorkerPort(lambda: {**self._spec(), "apart": True}, self._clock, self._log)
+        own = WorkerPort(lambda: {**self._spec(), "dedicated": True}, self._clock, self._log)
         try:
             yield own
         finally:
@@ -197,9 +197,9 @@ class WorkerPort:
         """End the child for good, and wait for its end."""
         self._closed = True
         self._cancel_due()
-        for errand in list(self._errands):
-            errand.cancel()
-            await asyncio.wait([errand])
+        for startup in list(self._startups):
+            startup.cancel()
+            await asyncio.wait([startup])
         async with self._starting:  # a start under way is waited for, and ended with the rest
             if self._process is not None:
                 await self._end(self._process)
@@ -283,9 +283,9 @@ class WorkerPort:
 
     def _start_soon(self) -> None:
         self._due = None
-        errand = asyncio.create_task(self._start_again(), name="worker-start")
-        self._errands.add(errand)
-        errand.add_done_callback(self._errands.discard)
+        startup = asyncio.create_task(self._start_again(), name="worker-start")
+        self._startups.add(startup)
+        startup.add_done_callback(self._startups.discard)
 
     async def _start_again(self) -> None:
         try:

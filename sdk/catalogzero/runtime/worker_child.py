@@ -107,13 +107,13 @@ class Child:
     Args:
         handler: The instance.
         channel: The way to the parent.
-        apart: For one quiet run only; the class's own work is the other child's.
+        dedicated: For one quiet run only; the class's own work is the other child's.
     """
 
-    def __init__(self, handler: Handler, channel: Channel, *, apart: bool) -> None:
+    def __init__(self, handler: Handler, channel: Channel, *, dedicated: bool) -> None:
         self._handler = handler
         self._channel = channel
-        self._apart = apart
+        self._dedicated = dedicated
 
     async def serve(self, lines: asyncio.StreamReader) -> None:
         """Take calls until end of input; then end, whatever still runs."""
@@ -128,7 +128,7 @@ class Child:
 
     async def _background(self) -> None:
         """The class's own work; its end by a fault ends the child, and the parent hears why."""
-        if self._apart:
+        if self._dedicated:
             return
         try:
             await self._handler._worker_main()
@@ -174,7 +174,7 @@ async def _serve(channel: Channel) -> None:
     _die_with(spec["parent_pid"])
     sys.path[:] = spec["sys_path"]
     handler = _build(spec, channel)
-    await Child(handler, channel, apart=spec.get("apart", False)).serve(lines)
+    await Child(handler, channel, dedicated=spec.get("dedicated", False)).serve(lines)
 
 
 def _build(spec: dict[str, Any], channel: Channel) -> Handler:

@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 from catalogzero.scheduler.answers import ExecutionRecord, HandlerCounts, Stats, TickSpan
 from catalogzero.scheduler.schema import FORGOTTEN, IS_FAILED, counts, executions, schedules
-from catalogzero.scheduler.statements import IS_FINAL, Tally, is_open
+from catalogzero.scheduler.statements import IS_FINAL, CountChanges, is_open
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import iso_of, seconds_us
 from catalogzero.wire.messages import JsonObject, parse_json
@@ -179,9 +179,9 @@ class History:
         """Delete executions and take them off the counts; how many they are."""
         if rows:
             c.execute(delete(executions).where(executions.c.seq.in_([row.seq for row in rows])))
-            tally = Tally()
-            tally.forget(rows)
-            tally.write(c, self._store.shard)
+            counted = CountChanges()
+            counted.forget(rows)
+            counted.write(c, self._store.shard)
         return len(rows)
 
 

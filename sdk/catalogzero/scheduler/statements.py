@@ -306,7 +306,7 @@ COUNT = ForEach(
 """Adds to the counts of final executions."""
 
 
-class Tally:
+class CountChanges:
     """What a transaction adds to the counts."""
 
     def __init__(self) -> None:

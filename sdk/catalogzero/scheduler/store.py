@@ -37,7 +37,7 @@ from catalogzero.scheduler.models import (
     to_json,
 )
 from catalogzero.scheduler.schema import executions, handlers, schedules
-from catalogzero.scheduler.statements import MOVED, Tally, Values
+from catalogzero.scheduler.statements import MOVED, CountChanges, Values
 from catalogzero.scheduler.ticks import (
     Place,
     Schedule,
@@ -312,9 +312,9 @@ class Store(Database):
             given_up = {"status": "skipped", "completed_us": self.now_us(c), "error": reason}
             skipped = row_count(c.execute(sa.update(executions).where(*waiting).values(given_up)))
             if skipped:
-                tally = Tally()
-                tally.add(row.handler_id, "skipped", more=skipped)
-                tally.write(c, self.shard)
+                counted = CountChanges()
+                counted.add(row.handler_id, "skipped", more=skipped)
+                counted.write(c, self.shard)
             return True
 
     def pause_schedule(self, job_id: str, paused: bool) -> Schedule | None:
@@ -458,11 +458,11 @@ class Store(Database):
                 written = [True] * len(rows)
             else:
                 raise LostRaceError("an execution is another scheduler's now")
-            tally = Tally()
+            counted = CountChanges()
             for one in compress(changed, written):
                 if one.is_final():
-                    tally.add(one.handler_id, one.status, one.started_us, now)
-            tally.write(c, self.shard)
+                    counted.add(one.handler_id, one.status, one.started_us, now)
+            counted.write(c, self.shard)
             if not one_by_one:
                 return written
             ids = [one.execution_id for one in changed]
@@ -495,16 +495,16 @@ class Store(Database):
         """Free the ticks after now that did not run; by schedule, how many waited to begin."""
         found = c.execute(statements.UNRUN, {"schedule_ids": ids, "after_us": now}).all()
         voided = [row for row in found if row.status in schema.OPEN]
-        tally = Tally()
+        counted = CountChanges()
         for row in voided:
-            tally.add(row.handler_id, "skipped", row.started_us, now)
+            counted.add(row.handler_id, "skipped", row.started_us, now)
         if voided:
             c.execute(statements.VOID, {"seqs": [row.seq for row in voided], "now_us": now})
-            tally.write(c, self.shard)
+            counted.write(c, self.shard)
         if found:
             c.execute(statements.FREE, {"seqs": [row.seq for row in found]})
-        counted = Counter(row.schedule_id for row in voided)
-        return {row.schedule_id: counted[row.schedule_id] for row in found}
+        waited = Counter(row.schedule_id for row in voided)
+        return {row.schedule_id: waited[row.schedule_id] for row in found}
 
     def _fire(
         self, c: sa.Connection, now: int, lease: Lease, limit: int, *, careful: bool
@@ -547,19 +547,19 @@ class Store(Database):
 
     def _write(self, c: sa.Connection, writes: Writes, now: int, lease: Lease) -> None:
         """Insert the executions, let folded rows grow, and swap each schedule's next time."""
-        tally = Tally()
+        counted = CountChanges()
         rows = [one.row(now, lease, span) for one, span in writes.inserted]
         for one, _ in writes.inserted:
             one.owner = lease.owner
             if one.is_final():
-                tally.add(one.handler_id, one.status)
+                counted.add(one.handler_id, one.status)
         statements.INSERT.write(c, rows)
         statements.GROW.write(c, writes.grown)
         if statements.SWAP.write(c, writes.swaps) != len(writes.swaps):
             raise LostRaceError("a schedule was claimed by two schedulers at once: nothing written")
         over = [swap["old_schedule_id"] for swap in writes.swaps if swap["new_tick_us"] is None]
         statements.REMOVE.write(c, [{"old_schedule_id": schedule_id} for schedule_id in over])
-        tally.write(c, self.shard)
+        counted.write(c, self.shard)
 
 
 def recorded_ticks(c: sa.Connection, after_us: int, ids: list[str]) -> defaultdict[str, set[int]]:

@@ -172,8 +172,8 @@ class Database:
 
     def pools(self) -> dict[str, Pool]:
         """How busy the connections are that write, and those that read."""
-        lanes = {"write": self._writers, "read": self._readers}
-        return {name: Pool(lane.size, lane.busy, lane.waiting) for name, lane in lanes.items()}
+        pools = {"write": self._writers, "read": self._readers}
+        return {name: Pool(pool.size, pool.busy, pool.waiting) for name, pool in pools.items()}
 
     def end_within(self, delay_s: float = CLOSE_S) -> None:
         """The service stops: no wait for PostgreSQL goes on for more than `delay_s` from now."""

@@ -28,7 +28,7 @@ from catalogzero.backend.conformance.probe import (
     Probe,
     title_of,
 )
-from catalogzero.cloud.sending.door import Door
+from catalogzero.cloud.sending.bounded import BoundedTransport
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
 
 Form = Literal["auto", "chunked", "simple"]
@@ -150,7 +150,7 @@ def _trusting(ca_file: Path | None) -> ssl.SSLContext:
 @asynccontextmanager
 async def _client(timeout_s: float, tls: ssl.SSLContext) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client as the handlers have one: TLS verified, no redirect followed."""
-    async with httpx.AsyncClient(transport=Door(tls), timeout=timeout_s) as client:
+    async with httpx.AsyncClient(transport=BoundedTransport(tls), timeout=timeout_s) as client:
         yield client
 
 

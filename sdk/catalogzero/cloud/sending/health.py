@@ -1,7 +1,7 @@
-"""Health: what an installation tells its vendor, from what really happened.
+"""Health: what an installation reports to its vendor, from what really happened.
 
-`HealthPost` pushes a report, and keeps the newest unsent one. Status is judged by uploads, backlog,
-pauses and runs; never by being alive.
+`HealthReporter` sends a report, and keeps the newest unsent one. Status is judged by uploads,
+backlog, pauses and runs; never by being alive.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.clock import Clock
 from catalogzero.cloud.egress import AuditLog
 from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.cloud.sending.push import Pusher
+from catalogzero.cloud.sending.client import BackendClient
 from catalogzero.cloud.sending.sender import Backoff
 from catalogzero.protocol.bodies import AS_JSON, HEALTH_SCHEMA
-from catalogzero.protocol.deciding import Asked, Verdict, decide
+from catalogzero.protocol.deciding import RequestKind, Verdict, decide
 from catalogzero.protocol.identities import Identity
 from catalogzero.wire.messages import encode_json
 
@@ -98,20 +98,20 @@ def judge(
     return "failing" if failing else "degraded" if degraded else "ok", failing + degraded
 
 
-class HealthPost:
+class HealthReporter:
     """Makes and pushes health reports; one that did not arrive waits, until a newer one comes."""
 
     def __init__(
         self,
         outbox: Outbox,
-        pusher: Pusher,
+        backend: BackendClient,
         identity: Identity,
         audit: AuditLog,
         clock: Clock,
         log: FilteringBoundLogger,
         on_generation: Callable[[], None] = lambda: None,
     ) -> None:
-        self._outbox, self._pusher, self._identity = outbox, pusher, identity
+        self._outbox, self._backend, self._identity = outbox, backend, identity
         self._audit, self._clock, self._log = audit, clock, log
         self._on_generation = on_generation
         self._backoff = Backoff()
@@ -147,10 +147,10 @@ class HealthPost:
             if body is None:
                 self.waiting = False
                 return True
-            outcome = await self._pusher.push(
-                Asked.HEALTH, "POST", ("health",), encode_json(body), AS_JSON
+            outcome = await self._backend.push(
+                RequestKind.HEALTH, "POST", ("health",), encode_json(body), AS_JSON
             )
-            decision = decide(Asked.HEALTH, outcome, self._clock.now())
+            decision = decide(RequestKind.HEALTH, outcome, self._clock.now())
             if decision.verdict is not Verdict.DONE:
                 self._log.warning("health report not taken", reason=decision.reason)
             if decision.verdict is Verdict.RETRY:

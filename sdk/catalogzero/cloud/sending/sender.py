@@ -23,7 +23,7 @@ from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk, json_array
 from catalogzero.cloud.outbox.contents import DamagedChunkError, Upload
 from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.cloud.sending.push import Pusher
+from catalogzero.cloud.sending.client import BackendClient
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.protocol.bodies import (
     AS_JSON,
@@ -36,7 +36,7 @@ from catalogzero.protocol.bodies import (
     fitting,
 )
 from catalogzero.protocol.codings import CODINGS, recode
-from catalogzero.protocol.deciding import Asked, Decision, Outcome, Verdict, decide
+from catalogzero.protocol.deciding import Decision, Outcome, RequestKind, Verdict, decide
 from catalogzero.protocol.identities import Identity
 from catalogzero.protocol.problems import Kind
 from catalogzero.wire.messages import encode_json
@@ -85,7 +85,7 @@ class Sender:
 
     Args:
         outbox: What to send; other threads may fill it.
-        pusher: The open door to the backend.
+        backend: The open door to the backend.
         settings: Concurrency and the upload form.
         identity: What `complete` says of the sender.
         clock: For every wait.
@@ -106,7 +106,7 @@ class Sender:
     def __init__(
         self,
         outbox: Outbox,
-        pusher: Pusher,
+        backend: BackendClient,
         settings: CloudSettings,
         identity: Identity,
         clock: Clock,
@@ -116,7 +116,7 @@ class Sender:
         on_start_due: Callable[[], None],
         sealed_only: bool = False,
     ) -> None:
-        self._outbox, self._pusher, self._settings = outbox, pusher, settings
+        self._outbox, self._backend, self._settings = outbox, backend, settings
         self._identity, self._clock, self._log, self._on_change = identity, clock, log, on_change
         self._on_start_due, self._sealed_only = on_start_due, sealed_only
         self.epoch: int | None = None
@@ -190,7 +190,7 @@ class Sender:
         """Wait until a start may be tried again: after the backoff, or with another key."""
         while (left := self._all.not_before - self._clock.monotonic()) > 0:
             await self._clock.sleep(min(left, KEY_LOOK_S))
-            if self.paused and self._pusher.key.changed():
+            if self.paused and self._backend.key.changed():
                 self._all.succeeded()
 
     # The loop
@@ -224,7 +224,7 @@ class Sender:
             async with asyncio.timeout(wait_s):
                 await self._wake.wait()
         except TimeoutError:
-            if self.paused and self._pusher.key.changed():
+            if self.paused and self._backend.key.changed():
                 self._all.succeeded()
 
     async def _round(self) -> None:
@@ -322,9 +322,11 @@ class Sender:
         path, headers = chunk_request(upload.upload_id, chunk, body, coding)
         body_key = upload.upload_id, seq
         about = {"upload_id": upload.upload_id, "seq": seq, "records": chunk.records}
-        outcome = await self._pusher.push(Asked.CHUNK, "PUT", path, body, headers, about=about)
+        outcome = await self._backend.push(
+            RequestKind.CHUNK, "PUT", path, body, headers, about=about
+        )
         decision = decide(
-            Asked.CHUNK,
+            RequestKind.CHUNK,
             outcome,
             self._clock.now(),
             probing=self._form == "unknown",
@@ -348,8 +350,10 @@ class Sender:
         body = encode_json({**complete_body(upload, self._identity, self.epoch), **said})
         path = ("uploads", upload.upload_id, "complete")
         about = {"upload_id": upload.upload_id}
-        outcome = await self._pusher.push(Asked.COMPLETE, "POST", path, body, AS_JSON, about=about)
-        decision = decide(Asked.COMPLETE, outcome, self._clock.now())
+        outcome = await self._backend.push(
+            RequestKind.COMPLETE, "POST", path, body, AS_JSON, about=about
+        )
+        decision = decide(RequestKind.COMPLETE, outcome, self._clock.now())
         await self._act(upload, decision, outcome, size=len(body))
 
     async def _send_whole(self, upload: Upload) -> None:
@@ -361,10 +365,12 @@ class Sender:
         bodies = await asyncio.to_thread(lambda: list(self._outbox.bodies(upload.upload_id)))
         body, headers = whole_request(upload, bodies, self._identity, self.epoch)
         about = {"upload_id": upload.upload_id, "records": upload.records}
-        outcome = await self._pusher.push(Asked.SIMPLE, "POST", (), body, headers, about=about)
+        outcome = await self._backend.push(
+            RequestKind.SIMPLE, "POST", (), body, headers, about=about
+        )
         if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
             self._learn_form("unknown")
-        decision = decide(Asked.SIMPLE, outcome, self._clock.now())
+        decision = decide(RequestKind.SIMPLE, outcome, self._clock.now())
         await self._act(upload, decision, outcome, size=len(body))
 
     def _types(self, upload_id: str) -> set[str]:

@@ -23,7 +23,7 @@ class AnswerError(httpx.ReadError):
     """An answer that is too long, or whose content cannot be unpacked; its head was read."""
 
 
-class Door(AiohttpTransport):
+class BoundedTransport(AiohttpTransport):
     """A transport for `httpx.AsyncClient`.
 
     Args:

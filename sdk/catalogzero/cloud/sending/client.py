@@ -20,14 +20,14 @@ import httpx
 import orjson
 
 from catalogzero.clock import Clock
-from catalogzero.cloud.egress import AuditLog, Pace, check_host
-from catalogzero.cloud.sending.door import AnswerError, Door
+from catalogzero.cloud.egress import AuditLog, Throttle, check_host
+from catalogzero.cloud.sending.bounded import AnswerError, BoundedTransport
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.config.key_files import read_key
 from catalogzero.config.settings import EgressPolicy, shown_url
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.bodies import JSON
-from catalogzero.protocol.deciding import MAX_PLAIN_BYTES, MAX_SAID_CHARS, Asked, Outcome
+from catalogzero.protocol.deciding import MAX_PLAIN_BYTES, MAX_SAID_CHARS, Outcome, RequestKind
 from catalogzero.protocol.identities import Identity, url_under
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE
 
@@ -76,7 +76,7 @@ class ApiKey:
             return False
 
 
-class Pusher:
+class BackendClient:
     """An async context manager that sends requests to one endpoint."""
 
     def __init__(
@@ -88,7 +88,7 @@ class Pusher:
         clock: Clock,
     ) -> None:
         self._settings, self._policy, self._identity = settings, policy, identity
-        self._audit, self._pace = audit, Pace(policy.bytes_per_s, clock)
+        self._audit, self._pace = audit, Throttle(policy.bytes_per_s, clock)
         self.key = ApiKey(settings)
         self._client: httpx.AsyncClient | None = None
 
@@ -104,7 +104,7 @@ class Pusher:
 
     async def push(
         self,
-        asked: Asked,
+        asked: RequestKind,
         method: str,
         path: tuple[str, ...],
         body: bytes,
@@ -149,7 +149,7 @@ class Pusher:
     ) -> Outcome:
         """The request and its answer, bounded in time and size; a key that it echoes is masked."""
         if self._client is None:
-            raise RuntimeError("a Pusher is an async context manager: open it first")
+            raise RuntimeError("a BackendClient is an async context manager: open it first")
         secret = headers["Authorization"].removeprefix("Bearer ").encode()
         rate = min(self._pace.bytes_per_s or SLOWEST_BYTES_PER_S, SLOWEST_BYTES_PER_S)
         content: bytes | AsyncIterator[bytes] = body
@@ -191,7 +191,7 @@ def http_client(settings: CloudSettings) -> httpx.AsyncClient:
     Raises:
         ConfigError: A certificate or key file cannot be loaded.
     """
-    transport = Door(
+    transport = BoundedTransport(
         tls_context(settings),
         proxy=_proxy(settings.proxy.get_secret_value()) if settings.proxy else None,
         connections=settings.upload_concurrency + 2,

@@ -80,7 +80,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Tally:
+class Counters:
     """What a run has done so far; of refusals and failures, the first."""
 
     uploads: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The handler that stands for an author's object, so that no name of theirs meets one of ours.
 
 A class written for ScheduleZero may call its attributes `log`, `worker` or `settings`, and its
-methods `cancel` or `attach`: the runtime serves a `StandIn`, which calls the author's object.
+methods `cancel` or `attach`: the runtime serves a `Adapter`, which calls the author's object.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Author(Protocol):
     def _warm_cache(self) -> Any: ...
 
 
-class StandIn(Handler):
+class Adapter(Handler):
     """Serves an author's object.
 
     Attributes:
@@ -65,8 +65,8 @@ class StandIn(Handler):
             cls._callable = {**cls._callable, **author_methods(cls._author_class, cls._callable)}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the author's object, as `catalogzero run` does; its stand-in is the handler."""
-        stand_in = cls.make_author(args, kwargs)._stand_in
+        """Make the author's object, as `catalogzero run` does; its adapter is the handler."""
+        stand_in = cls.make_author(args, kwargs)._adapter
         stand_in._made_with = args, kwargs
         return stand_in
 
@@ -84,7 +84,7 @@ class StandIn(Handler):
 
     @classmethod
     def around(cls, author: Author, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The stand-in of an object that is being made with these arguments."""
+        """The adapter of an object that is being made with these arguments."""
         self = Handler.__new__(cls, *args, **kwargs)
         self.author, self.started_s = author, self.clock.monotonic()
         return self
@@ -287,10 +287,10 @@ def _base_of(author: type) -> type:
 
 
 def _on_author(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls the method of that name of the stand-in's author."""
+    """Calls the method of that name of the adapter's author."""
 
     @functools.wraps(function)
-    def call(stand_in: StandIn, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def call(stand_in: Adapter, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return getattr(stand_in.author, name)(*args, **named)
 
     return call

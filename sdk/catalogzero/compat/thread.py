@@ -13,7 +13,7 @@ from catalogzero.runtime.runs import current_run
 from catalogzero.runtime.service import Service, serve_until
 
 
-class Life:
+class ServingThread:
     """One time of being served, from `start` to the end.
 
     Args:
