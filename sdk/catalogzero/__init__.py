@@ -4,7 +4,7 @@ from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
 from catalogzero.config.address import Address
-from catalogzero.config.registry import registry_stanzas
+from catalogzero.config.registry import registry_sections
 from catalogzero.config.settings import HandlerSettings
 from catalogzero.errors import (
     BadCallError,
@@ -76,6 +76,6 @@ __all__ = [
     "fan_out",
     "internal",
     "job",
-    "registry_stanzas",
+    "registry_sections",
     "resource",
 ]

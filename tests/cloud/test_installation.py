@@ -29,7 +29,7 @@ async def backend() -> AsyncIterator[ReferenceBackend]:
 def registry(folder: Path, **more: Any) -> Path:
     """A registry file of one handler, `site`."""
     (folder / "exports").mkdir(exist_ok=True)
-    stanza = {
+    section = {
         "handler_id": "site",
         "module_path": "tests.cloud.processors",
         "class_name": "Plain",
@@ -42,7 +42,7 @@ def registry(folder: Path, **more: Any) -> Path:
         **more,
     }
     path = folder / "handler_registry.yaml"
-    path.write_text(yaml.safe_dump({"scheduler": "none", "handlers": [stanza]}))
+    path.write_text(yaml.safe_dump({"scheduler": "none", "handlers": [section]}))
     return path
 
 

@@ -249,7 +249,7 @@ async def test_a_bundle_leaves_messages_answers_watermarks_and_sql_out_unless_as
         }
     }
     (data / "url").write_text(f"sqlite:///{path}")
-    stanza = {
+    section = {
         "handler_id": "site",
         "module_path": "tests.cloud.processors",
         "class_name": "Plain",
@@ -263,7 +263,7 @@ async def test_a_bundle_leaves_messages_answers_watermarks_and_sql_out_unless_as
         },
     }
     registry = tmp_path / "handler_registry.yaml"
-    registry.write_text(yaml.safe_dump({"scheduler": "none", "handlers": [stanza]}))
+    registry.write_text(yaml.safe_dump({"scheduler": "none", "handlers": [section]}))
     backend.fault = lambda request: web.Response(status=422, text=f"row 1: {CANARY}")
     (tmp_path / "exports").mkdir()
     async with Site(backend.url, tmp_path, sources=sources) as site:

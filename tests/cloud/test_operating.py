@@ -101,9 +101,9 @@ async def test_preview_shows_the_very_bytes_and_sends_nothing(
 def test_preview_says_when_the_key_of_hashes_is_still_to_be_made(
     registry: Path, tmp_path: Path
 ) -> None:
-    stanza = yaml.safe_load(registry.read_text())
-    stanza["handlers"][0]["egress"] = {"hash": ["name"]}
-    registry.write_text(yaml.safe_dump(stanza))
+    section = yaml.safe_load(registry.read_text())
+    section["handlers"][0]["egress"] = {"hash": ["name"]}
+    registry.write_text(yaml.safe_dump(section))
     source = tmp_path / "exports" / "a.csv"
     source.write_text(CSV)
     first = invoke("preview", "site", source, "--registry", registry).output
@@ -187,9 +187,9 @@ async def test_preview_and_check_name_rules_that_matched_nothing_and_another_pol
     backend: ReferenceBackend, registry: Path, tmp_path: Path
 ) -> None:
     def told(egress: dict[str, Any], *more: str) -> tuple[str, dict[str, Any]]:
-        stanza = yaml.safe_load(registry.read_text())
-        stanza["handlers"][0]["egress"] = egress
-        registry.write_text(yaml.safe_dump(stanza))
+        section = yaml.safe_load(registry.read_text())
+        section["handlers"][0]["egress"] = egress
+        registry.write_text(yaml.safe_dump(section))
         source = tmp_path / "exports" / "a.csv"
         shown = invoke("preview", "site", source, "--registry", registry, *more).output
         found = invoke("check", "site", "--registry", registry, "--json").output
@@ -336,7 +336,7 @@ def test_check_tells_a_missing_key_once_and_a_forbidden_host_by_name(tmp_path: P
         "data_roots": [str(tmp_path)],
         "api_key_file": str(tmp_path / "no_key"),
     }
-    stanza: dict[str, Any] = {
+    section: dict[str, Any] = {
         "handler_id": "site",
         "module_path": __name__,
         "class_name": "Plain",
@@ -346,10 +346,10 @@ def test_check_tells_a_missing_key_once_and_a_forbidden_host_by_name(tmp_path: P
     }
     told = []
     for _ in range(2):
-        registry.write_text(json.dumps({"scheduler": "none", "handlers": [stanza]}))
+        registry.write_text(json.dumps({"scheduler": "none", "handlers": [section]}))
         found = json.loads(invoke("check", "site", "--registry", registry, "--json").output)
         told.append({f["name"]: (f["status"], f["found"]) for f in found["findings"]})
-        stanza.pop("egress", None)
+        section.pop("egress", None)
 
     forbidden, keyless = told
     assert forbidden["backend"][0] == "fail"

@@ -66,7 +66,7 @@ def test_the_preview_shows_what_the_page_says(acme: Path) -> None:
     assert "nothing was sent: 2 records" in done.output
 
 
-async def test_the_stanza_makes_a_handler_that_uploads(acme: Path) -> None:
+async def test_the_section_makes_a_handler_that_uploads(acme: Path) -> None:
     (acme / "key").write_text("a-key")
     async with ReferenceBackend("a-key") as backend:
         places = {"/etc/acme/api_key": acme / "key", "/data/exports": acme / "exports"}

@@ -90,7 +90,7 @@ async def test_health_is_reported_with_the_first_drawing_s_keys(
 
 
 def registry(folder: Path, backend: ReferenceBackend, **config: str) -> Path:
-    """The first drawing's stanza, and the line that is added to it."""
+    """The first drawing's section, and the line that is added to it."""
     path = folder / "handler_registry.yaml"
     lines = "".join(f"      {key}: {value}\n" for key, value in config.items())
     path.write_text(
@@ -101,7 +101,7 @@ def registry(folder: Path, backend: ReferenceBackend, **config: str) -> Path:
     return path
 
 
-async def test_the_registry_s_stanza_with_data_roots_serves_files(
+async def test_the_registry_s_section_with_data_roots_serves_files(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:
     data = tmp_path / "exports"

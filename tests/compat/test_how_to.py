@@ -68,10 +68,10 @@ def test_the_script_answers_the_commands_below_it(folder: Path) -> None:
     assert '"handler_id":"stock"' in answers[2].replace(" ", "")
 
 
-async def test_the_stanza_serves_the_same_class(folder: Path) -> None:
-    (stanza,) = blocks("yaml")
+async def test_the_section_serves_the_same_class(folder: Path) -> None:
+    (section,) = blocks("yaml")
     path = folder / "handler_registry.yaml"
-    path.write_text(stanza)
+    path.write_text(section)
     handler = make_handler("stock", registry=path)
 
     assert (handler.runtime.port, handler.handler_id) == (5001, "stock")

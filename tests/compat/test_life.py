@@ -208,7 +208,9 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_importable")
-async def test_a_stanza_gives_id_and_addresses_and_the_constructor_the_rest(tmp_path: Path) -> None:
+async def test_a_section_gives_id_and_addresses_and_the_constructor_others(
+    tmp_path: Path,
+) -> None:
     handler = make_handler("stall", registry=registry(tmp_path, "{goods: tea}"))
     async with serve(handler) as service:
         assert handler.handler_id == "stall"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, SecretStr
 
 
 class Source(BaseModel):
-    """A database, as a stanza names one."""
+    """A database, as a section names one."""
 
     url: SecretStr | None = None
     url_file: Path | None = None

@@ -363,7 +363,7 @@ def test_a_check_that_hangs_is_told_and_holds_up_nothing(monkeypatch: pytest.Mon
     assert (fine.status, fine.found) == ("pass", "as it should be")
 
 
-def test_the_systemd_unit_names_what_its_stanza_needs(desk: Path) -> None:
+def test_the_systemd_unit_names_what_its_section_needs(desk: Path) -> None:
     (desk / "my data").mkdir()
     registry = desk / "handler_registry.yaml"
     data = 'config: {data_roots: ["my data"], api_key'

@@ -87,7 +87,7 @@ def test_each_fault_of_a_file_is_told_with_its_line(tmp_path: Path, text: str, f
     assert f"{path}{fault}" in str(caught.value)
 
 
-STANZA = "handlers:\n  - handler_id: a\n    entry: x\n"
+SECTION = "handlers:\n  - handler_id: a\n    entry: x\n"
 NINE = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
 MERGES = "".join(f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 9)}]\n" for n in range(1, 10))
 
@@ -97,33 +97,36 @@ MERGES = "".join(f"m{n}: &m{n}\n  <<: [{', '.join([f'*m{n - 1}'] * 9)}]\n" for n
     [
         ("~\n", ":1: a mapping with `handlers:`"),
         ("true\n", ":1: a mapping with `handlers:`"),
-        (STANZA + "    ~: 1\n", ":4: the key `~` is read as nothing: put it in quotes"),
-        (STANZA + "    on: 1\n", ":4: the key `on` is read as true or false"),
-        (STANZA + "    0x10: 1\n", ":4: the key `0x10` is read as a number"),
-        (STANZA + "    2026-01-02: 1\n", ":4: the key `2026-01-02` is read as a date"),
-        (STANZA + "    config: {null: 1}\n", ":4: the key `null` is read as nothing"),
-        (STANZA + "    config:\n      ? [b, c]\n      : 1\n", ":5: not YAML: found unhashable key"),
+        (SECTION + "    ~: 1\n", ":4: the key `~` is read as nothing: put it in quotes"),
+        (SECTION + "    on: 1\n", ":4: the key `on` is read as true or false"),
+        (SECTION + "    0x10: 1\n", ":4: the key `0x10` is read as a number"),
+        (SECTION + "    2026-01-02: 1\n", ":4: the key `2026-01-02` is read as a date"),
+        (SECTION + "    config: {null: 1}\n", ":4: the key `null` is read as nothing"),
+        (
+            SECTION + "    config:\n      ? [b, c]\n      : 1\n",
+            ":5: not YAML: found unhashable key",
+        ),
         ("true: 1\nhandlers: []\n", ":1: the key `true` is read as true or false"),
-        (STANZA + "    idle_after_s: 2026-99-99\n", ":4: not YAML: `2026-99-99` is no timestamp"),
-        (STANZA + f"    port: {'9' * 5_000}\n", f":4: not YAML: `{'9' * 40}` is no int"),
+        (SECTION + "    idle_after_s: 2026-99-99\n", ":4: not YAML: `2026-99-99` is no timestamp"),
+        (SECTION + f"    port: {'9' * 5_000}\n", f":4: not YAML: `{'9' * 40}` is no int"),
         ("handlers:\n  - handler_id: a\n    entry: true\n", ":3: `entry` is a text"),
         (
             "handlers:\n  - handler_id: a\n    module_path: 5\n    class_name: A\n",
             ":3: `module_path`",
         ),
-        (STANZA + "    config: !!python/name:os.system\n", ":4: not YAML: could not determine"),
+        (SECTION + "    config: !!python/name:os.system\n", ":4: not YAML: could not determine"),
         ("handlers: []\nx: \x07\n", ":2: not YAML: "),
         ("a0: &a0 x\n" + NINE + "handlers: *a9\n", ": aliases stand for too many values"),
         ("m0: &m0 {b: 1}\n" + MERGES + "handlers: []\n", ": aliases stand for too many values"),
         ("handlers: &a [*a]\n", ":1: nested more than 100 deep"),
-        (STANZA + "    <<: &m {<<: *m}\n", ":4: nested more than 100 deep"),
+        (SECTION + "    <<: &m {<<: *m}\n", ":4: nested more than 100 deep"),
         (
             "a0: &a0 x\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 3_000)),
             ": nested more than 100 deep",
         ),
-        (STANZA + '    port: !!int ""\n', ":4: not YAML: `` is no int"),
-        (STANZA + "    port: !!bool x\n", ":4: not YAML: `x` is no bool"),
-        (STANZA + "    port: !!timestamp x\n", ":4: not YAML: `x` is no timestamp"),
+        (SECTION + '    port: !!int ""\n', ":4: not YAML: `` is no int"),
+        (SECTION + "    port: !!bool x\n", ":4: not YAML: `x` is no bool"),
+        (SECTION + "    port: !!timestamp x\n", ":4: not YAML: `x` is no timestamp"),
         ("".join(f"k{n}: 1\n" for n in range(300)) + "handlers: [x]\n", "and 201 more"),
         ("handlers: " + "[" * 200_000, ":1: nested more than 100 deep"),
         ("handlers:\n  " + "- " * 200_000, ":2: nested more than 100 deep"),
@@ -159,9 +162,9 @@ handlers:
 
 
 def test_the_work_of_reading_a_file_grows_with_it(tmp_path: Path) -> None:
-    stanza = GOOD.partition("handlers:\n")[2].partition("  - handler_id: b")[0]
+    section = GOOD.partition("handlers:\n")[2].partition("  - handler_id: b")[0]
     texts = [
-        "handlers:\n" + "".join(stanza.replace(": a\n", f": a{n}\n") for n in range(count))
+        "handlers:\n" + "".join(section.replace(": a\n", f": a{n}\n") for n in range(count))
         for count in (40, 80)
     ]
 
@@ -273,8 +276,8 @@ def test_a_module_or_constructor_that_raises_is_told_with_both_places(
     (tmp_path / "odd_module.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "odd_module", raising=False)
-    stanza = "handlers:\n- {handler_id: a, module_path: odd_module, class_name: Odd}\n"
-    path = written(tmp_path, stanza)
+    section = "handlers:\n- {handler_id: a, module_path: odd_module, class_name: Odd}\n"
+    path = written(tmp_path, section)
     with pytest.raises(ConfigError, match=f"{path}:2: .*{text}"):
         make_handler("a", registry=path)
 

@@ -72,5 +72,5 @@ def test_the_registry_block_is_a_registry_file(weather: Any) -> None:
     (text,) = of_kind("yaml")
     assert yaml.safe_load(text)
     (folder / "handler_registry.yaml").write_text(text)
-    stanza = load_registry(folder / "handler_registry.yaml").find("zurich")
-    assert stanza.config == {"station": "Zurich"}
+    section = load_registry(folder / "handler_registry.yaml").find("zurich")
+    assert section.config == {"station": "Zurich"}

@@ -130,9 +130,9 @@ def test_every_registry_file_of_a_page_is_one_that_is_read(page: Path, tmp_path:
         found = yaml.safe_load(block)
         if "handlers" not in found:
             continue
-        for stanza in found["handlers"]:
-            if not {"entry", "module_path"} & set(stanza):  # a page that shows one key alone
-                stanza["entry"] = "acme-processor"
+        for section in found["handlers"]:
+            if not {"entry", "module_path"} & set(section):  # a page that shows one key alone
+                section["entry"] = "acme-processor"
         path.write_text(yaml.safe_dump(found))
-        for stanza in load_registry(path).handlers:
-            RuntimeSettings(**stanza.runtime)
+        for section in load_registry(path).handlers:
+            RuntimeSettings(**section.runtime)

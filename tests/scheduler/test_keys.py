@@ -180,7 +180,7 @@ def running_chore(
 ) -> Iterator[None]:
     """A chore that a registry file describes, as a process."""
     folder.mkdir()
-    stanza = {
+    section = {
         "handler_id": handler_id,
         "module_path": "tests.scheduler.chore",
         "class_name": "Chore",
@@ -189,7 +189,7 @@ def running_chore(
         "config": {"notes": str(folder / "notes")},
         **more,
     }
-    registry = {"scheduler": scheduler.zmq_address, "handlers": [stanza]}
+    registry = {"scheduler": scheduler.zmq_address, "handlers": [section]}
     (folder / "registry.yaml").write_text(yaml.safe_dump(registry))
     command = [*CATALOGZERO, "run", handler_id, "--registry", str(folder / "registry.yaml")]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2])

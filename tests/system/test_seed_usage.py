@@ -166,7 +166,7 @@ def test_the_requests_work_as_they_stand(tmp_path: Path) -> None:
         assert "Alive handlers: 1" in said
 
 
-def test_the_registry_stanza_is_the_documented_one_with_one_line_more() -> None:
+def test_the_registry_section_is_the_documented_one_with_one_line_more() -> None:
     lines = (SEED / "handler_registry.yaml").read_text().splitlines()
 
     assert [line for line in lines if "data_roots" in line] == ["      data_roots: [/data/exports]"]

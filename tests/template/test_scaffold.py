@@ -297,7 +297,7 @@ def test_a_hostile_name_leaves_the_package_clean_for_ruff(bake: Bake, name: str)
     assert formatted.returncode == 0, formatted.stdout
 
 
-def test_the_seed_s_names_give_the_seed_s_stanza_with_its_data_roots(bake: Bake) -> None:
+def test_the_seed_s_names_give_the_seed_s_section_with_its_data_roots(bake: Bake) -> None:
     folder = bake(
         vendor_name="Your Company",
         module_path="your_company.cloud_processor_handler",
@@ -305,12 +305,12 @@ def test_the_seed_s_names_give_the_seed_s_stanza_with_its_data_roots(bake: Bake)
         endpoint="https://api.yourcompany.example/v1/process",
     )
 
-    (stanza,) = yaml.safe_load((folder / "handler_registry.yaml").read_text())["handlers"]
-    assert stanza["module_path"] == "your_company.cloud_processor_handler"
-    assert stanza["class_name"] == "CloudProcessorHandler"
-    assert stanza["port"] == 5555
-    assert stanza["config"]["endpoint"] == "https://api.yourcompany.example/v1/process"
-    assert stanza["config"]["data_roots"] == ["/data/exports"]
+    (section,) = yaml.safe_load((folder / "handler_registry.yaml").read_text())["handlers"]
+    assert section["module_path"] == "your_company.cloud_processor_handler"
+    assert section["class_name"] == "CloudProcessorHandler"
+    assert section["port"] == 5555
+    assert section["config"]["endpoint"] == "https://api.yourcompany.example/v1/process"
+    assert section["config"]["data_roots"] == ["/data/exports"]
     assert (folder / "src/your_company/cloud_processor_handler.py").is_file()
 
 

@@ -280,17 +280,17 @@ async def test_a_peer_that_leaves_the_registry_in_the_middle_is_lost_and_not_run
     monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
     registry: Any = tmp_path / "registry.yaml"
     port = free_port()
-    stanza = "handlers: [{{handler_id: {}, port: {}}}, {{handler_id: spare, port: {}}}]"
+    section = "handlers: [{{handler_id: {}, port: {}}}, {{handler_id: spare, port: {}}}]"
     async with shops("spare", max_concurrent_jobs=9) as fleet, ShopProcess("first", port) as first:
         spare, spare_port = shop(fleet["spare"]), fleet["spare"].service.port
         spare.gate.clear()
         busy = asyncio.create_task(fleet["spare"].client.call("greet", {"name": "x"}))
         await spare.began.wait()
-        registry.write_text(stanza.format("first", port, spare_port))
+        registry.write_text(section.format("first", port, spare_port))
         async with ConductorZero(registry) as conductor:
             dispatching = asyncio.create_task(conductor.dispatch("greet", {"name": "ann"}))
             await first.said("began")
-            registry.write_text(stanza.format("moved", free_port(), spare_port))
+            registry.write_text(section.format("moved", free_port(), spare_port))
             await conductor.ping_handler("spare")
             await until(lambda: dispatching.done() or len(spare.calls) > 1)
             spare.gate.set()

@@ -25,7 +25,7 @@ KeyFile = Annotated[
     Path | None, typer.Option(help="Your CURVE key pair, for a handler that is served with keys.")
 ]
 ServerKey = Annotated[
-    str | None, typer.Option(help="The handler's public key; by default its stanza's.")
+    str | None, typer.Option(help="The handler's public key; by default its section's.")
 ]
 Show = Callable[[dict[str, Any]], None]
 Peer = tuple[str, CurveClient | None]
@@ -136,13 +136,13 @@ def address_of(target: str, registry: Path | None) -> str:
     """
     if "://" in target:
         return str(Address.parse(target))
-    stanza = load_registry(registry_path(registry)).find(target)
-    runtime = stanza.runtime
+    section = load_registry(registry_path(registry)).find(target)
+    runtime = section.runtime
     bound = Address.of(str(runtime.get("host", "127.0.0.1")), runtime.get("port") or 0)
     if bound.path:
         return str(bound)
     if not bound.port:
-        raise ConfigError(f"{stanza.where('port')}: no port: name its address, {FORMS}")
+        raise ConfigError(f"{section.where('port')}: no port: name its address, {FORMS}")
     here = bound.callable_here
     return str(Address(runtime.get("advertise_host") or here.host, here.port))
 
@@ -156,7 +156,7 @@ def _peer(
         ConfigError: It cannot be found, or a key is missing or no key.
     """
     address = address_of(target, registry)
-    server = public_key(server_key) if server_key else _stanza_key(target, registry)
+    server = public_key(server_key) if server_key else _section_key(target, registry)
     if server is None and key_file is None:
         return address, None
     if key_file is None:
@@ -166,7 +166,7 @@ def _peer(
     return address, CurveClient(CurveKeys.read(key_file), server)
 
 
-def _stanza_key(target: str, registry: Path | None) -> bytes | None:
+def _section_key(target: str, registry: Path | None) -> bytes | None:
     """The public key of a handler of the registry file that is served with keys."""
     if "://" in target:
         return None

@@ -172,8 +172,8 @@ async def _run_once(handler: Handler, method: str, params: dict[str, Any]) -> No
 
 def _run_all(path: Path) -> int:
     """One process for each handler; the first that fails is told, Ctrl-C ends all."""
-    stanzas = load_registry(path).handlers
-    if not stanzas:
+    sections = load_registry(path).handlers
+    if not sections:
         raise ConfigError(f"{path}: no handlers to run")
     environment = {k: v for k, v in os.environ.items() if k not in SINGLE_VARIABLES}
     base = [sys.executable, "-m", "catalogzero", "run", "--registry", str(path)]
@@ -181,7 +181,7 @@ def _run_all(path: Path) -> int:
     children = [
         # A group each, so that a terminal's Ctrl-C reaches them once, through this process.
         subprocess.Popen([*base, s.handler_id], env=environment, process_group=0)  # noqa: S603 - our own command
-        for s in stanzas
+        for s in sections
     ]
     try:
         codes = [child.wait() for child in children]

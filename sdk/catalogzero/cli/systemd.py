@@ -12,7 +12,7 @@ import typer
 
 from catalogzero.cli.run import RegistryOption
 from catalogzero.config.address import Address
-from catalogzero.config.registry import Stanza, load_registry
+from catalogzero.config.registry import Section, load_registry
 from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.launch import registry_path
@@ -41,10 +41,10 @@ def unit_for(handler_id: str, registry: Path) -> str:
     Raises:
         ConfigError: The file does not name the handler.
     """
-    stanza = load_registry(registry).find(handler_id)
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", stanza.handler_id):
-        raise ConfigError(f"{stanza.where('handler_id')}: letters, digits, `.`, `_`, `-` only")
-    drain_s = stanza.runtime.get("drain_timeout_s")
+    section = load_registry(registry).find(handler_id)
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", section.handler_id):
+        raise ConfigError(f"{section.where('handler_id')}: letters, digits, `.`, `_`, `-` only")
+    drain_s = section.runtime.get("drain_timeout_s")
     if not isinstance(drain_s, int | float):
         drain_s = RuntimeSettings.model_fields["drain_timeout_s"].default
     unit = Path(__file__).with_name("systemd.service").read_text("utf-8")
@@ -54,7 +54,7 @@ def unit_for(handler_id: str, registry: Path) -> str:
         registry=_quoted(str(registry)),
         folder=_quoted(str(registry.parent)),
         stop_s=int(drain_s) + CLOSE_S,
-        paths="".join([*_paths(stanza), *_who_may_call(stanza)]),
+        paths="".join([*_paths(section), *_who_may_call(section)]),
     )
 
 
@@ -64,21 +64,21 @@ def _command() -> str:
     return _quoted(str(beside)) if beside.exists() else f"{_quoted(sys.executable)} -m catalogzero"
 
 
-def _paths(stanza: Stanza) -> Iterator[str]:
-    """Lines for the folders that the stanza names; one that is missing is the handler's to tell."""
-    for root in stanza.config.get("data_roots") or []:
+def _paths(section: Section) -> Iterator[str]:
+    """Lines for the folders that the section names; one that is missing, the handler names."""
+    for root in section.config.get("data_roots") or []:
         yield f"ReadOnlyPaths=-{_quoted(str(root))}\n"
-    if state_dir := stanza.runtime.get("state_dir"):
+    if state_dir := section.runtime.get("state_dir"):
         yield f"# {state_dir} must belong to the unit's user: name its owner with User=\n"
         yield f"ReadWritePaths=-{_quoted(str(state_dir))}\n"
 
 
-def _who_may_call(stanza: Stanza) -> Iterator[str]:
+def _who_may_call(section: Section) -> Iterator[str]:
     """Lines for the address: a folder for a socket file, or what loopback leaves open."""
-    path = Address.of(str(stanza.runtime.get("host", ""))).path
+    path = Address.of(str(section.runtime.get("host", ""))).path
     if not path:
         yield "# Any local user can call it over loopback TCP; members of a group alone can with\n"
-        yield f"#   host: ipc:///run/{stanza.handler_id}/{stanza.handler_id}.sock\n"
+        yield f"#   host: ipc:///run/{section.handler_id}/{section.handler_id}.sock\n"
     elif (folder := Path(path).parent).is_relative_to("/run") and folder != Path("/run"):
         yield "# Members of its group can call it: name that group with Group=\n"
         yield f"RuntimeDirectory={_quoted(str(folder.relative_to('/run')))}\n"

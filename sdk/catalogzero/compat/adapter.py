@@ -75,7 +75,7 @@ class Adapter(Handler):
 
     @classmethod
     def make_author(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The author's object, from a stanza's `config`.
+        """The author's object, from a section's `config`.
 
         Raises:
             ConfigError: It does not fit the constructor.
@@ -297,9 +297,9 @@ def _on_author(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def completed(author: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments for an author's constructor, from a stanza's `config`.
+    """The arguments for an author's constructor, from a section's `config`.
 
-    ScheduleZero's own three may be left out there: the stanza says them in its own words.
+    ScheduleZero's own three may be left out there: the section says them in its own words.
 
     Raises:
         ConfigError: They do not fit the constructor.

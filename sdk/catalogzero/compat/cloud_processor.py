@@ -19,7 +19,7 @@ from catalogzero.compat.base import ZMQHandlerBase
 from catalogzero.errors import FailedError
 
 _beside: ContextVar[Mapping[str, Any]] = ContextVar("_beside")
-"""Settings of a stanza's `config` that the author's constructor does not take."""
+"""Settings of a section's `config` that the author's constructor does not take."""
 
 
 class CloudAdapter(Adapter, CloudProcessor):

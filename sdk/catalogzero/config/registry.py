@@ -23,8 +23,8 @@ MAX_BYTES = 16 << 20
 MAX_DEPTH = 100
 MAX_FAULTS = 100
 """Those that are named; of further ones only how many there are."""
-CONFIG_AT = ("handlers", 0)  # as deep as a stanza: what is below it is an entry's own
-STANZA_KEYS = frozenset({"handler_id", "module_path", "class_name", "entry", "config"})
+CONFIG_AT = ("handlers", 0)  # as deep as a section: what is below it is an entry's own
+SECTION_KEYS = frozenset({"handler_id", "module_path", "class_name", "entry", "config"})
 RUNTIME_KEYS = frozenset(RuntimeSettings.model_fields) - {"handler_id", "scheduler"}
 
 Place = tuple[str | int, ...]
@@ -32,7 +32,7 @@ Lines = dict[Place, int]
 
 
 @dataclass(frozen=True)
-class Stanza:
+class Section:
     """One handler of the file.
 
     Attributes:
@@ -68,18 +68,18 @@ class Registry:
 
     path: Path
     scheduler: str
-    handlers: list[Stanza]
+    handlers: list[Section]
 
-    def find(self, handler_id: str) -> Stanza:
-        """The stanza of a handler.
+    def find(self, handler_id: str) -> Section:
+        """The section of a handler.
 
         Raises:
             ConfigError: There is none; names those that are there.
         """
-        for stanza in self.handlers:
-            if stanza.handler_id == handler_id:
-                return stanza
-        known = ", ".join(stanza.handler_id for stanza in self.handlers) or "none"
+        for section in self.handlers:
+            if section.handler_id == handler_id:
+                return section
+        known = ", ".join(section.handler_id for section in self.handlers) or "none"
         raise ConfigError(f"{self.path}: no handler_id {handler_id!r}; there are: {known}")
 
 
@@ -112,12 +112,12 @@ def load_registry(path: Path) -> Registry:
     for place, line in lines.items():
         if len(place) > 1 and place[0] == "handlers":
             own[cast(int, place[1])][place[2:]] = line
-    stanzas = [_stanza(path, item, own[n]) for n, item in enumerate(handlers)]
-    return Registry(path, scheduler, stanzas)
+    sections = [_section(path, item, own[n]) for n, item in enumerate(handlers)]
+    return Registry(path, scheduler, sections)
 
 
-def registry_stanzas(path: Path) -> list[Any]:
-    """The stanzas of a registry file as they stand there, read in bounds, nothing else looked at.
+def registry_sections(path: Path) -> list[Any]:
+    """The sections of a registry file as they stand there, read in bounds, nothing else looked at.
 
     For who shows the handlers of a file without serving them, such as a dashboard.
 
@@ -127,10 +127,10 @@ def registry_stanzas(path: Path) -> list[Any]:
     document, _, faults = read_yaml(path, option="--registry")
     if faults:
         raise _error(faults)
-    stanzas = document.get("handlers") if isinstance(document, dict) else None
-    if not isinstance(stanzas, list):
-        raise ConfigError(f"{path}:1: `handlers:` must be a list of stanzas")
-    return stanzas
+    sections = document.get("handlers") if isinstance(document, dict) else None
+    if not isinstance(sections, list):
+        raise ConfigError(f"{path}:1: `handlers:` must be a list of sections")
+    return sections
 
 
 def read_yaml(path: Path, *, option: str) -> tuple[Any, Lines, list[str]]:
@@ -263,7 +263,7 @@ def _line(lines: Lines, place: Place) -> int:
 
 
 def _faults(path: Path, handlers: Iterable[Any], lines: Lines) -> Iterator[str]:
-    """What is wrong with the stanzas, as far as the file alone can tell."""
+    """What is wrong with the sections, as far as the file alone can tell."""
     seen: dict[str, int] = {}
     for number, item in enumerate(handlers):
         line = lines[("handlers", number)]
@@ -288,13 +288,13 @@ def _faults(path: Path, handlers: Iterable[Any], lines: Lines) -> Iterator[str]:
             at = _line(lines, ("handlers", number, "config"))
             yield f"{path}:{at}: `config` is a mapping"
         for key in item:
-            if isinstance(key, str) and key not in STANZA_KEYS | RUNTIME_KEYS:
+            if isinstance(key, str) and key not in SECTION_KEYS | RUNTIME_KEYS:
                 at = _line(lines, ("handlers", number, key))
                 yield f"{path}:{at}: unknown key `{key}`{_meant(key)}"
 
 
-def _stanza(path: Path, item: dict[str, Any], lines: Lines) -> Stanza:
-    return Stanza(
+def _section(path: Path, item: dict[str, Any], lines: Lines) -> Section:
+    return Section(
         handler_id=item["handler_id"],
         module_path=item.get("module_path"),
         class_name=item.get("class_name"),
@@ -308,7 +308,7 @@ def _stanza(path: Path, item: dict[str, Any], lines: Lines) -> Stanza:
 
 def _meant(key: str) -> str:
     """A hint for a key that belongs under `config`, or is misspelled."""
-    near = difflib.get_close_matches(key, STANZA_KEYS | RUNTIME_KEYS, n=1)
+    near = difflib.get_close_matches(key, SECTION_KEYS | RUNTIME_KEYS, n=1)
     return f"; did you mean `{near[0]}`?" if near else "; an entry's own settings go in `config:`"
 
 

@@ -81,7 +81,7 @@ class CurveSettings(BaseModel):
 
 
 class RuntimeSettings(BaseSettings):
-    """Settings of the runtime: any key of a handler's stanza beside `config`.
+    """Settings of the runtime: any key of a handler's section beside `config`.
 
     The environment names them `CATALOGZERO_…`: `CATALOGZERO_SLEEP_AFTER_S=5`.
     """
@@ -171,7 +171,7 @@ class RuntimeSettings(BaseSettings):
 
 
 class HandlerSettings(BaseSettings):
-    """Base of an entry's own settings: the `config` of its stanza.
+    """Base of an entry's own settings: the `config` of its section.
 
     A subclass names its environment prefix:
     `model_config = SettingsConfigDict(env_prefix="ACME_")`.

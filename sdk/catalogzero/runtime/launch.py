@@ -1,4 +1,4 @@
-"""From a stanza, an entry or `module:Class` to a handler that is ready to be served."""
+"""From a section, an entry or `module:Class` to a handler that is ready to be served."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from catalogzero.config.key_files import refuse_writable
-from catalogzero.config.registry import DEFAULT_NAME, Registry, Stanza, load_registry
+from catalogzero.config.registry import DEFAULT_NAME, Registry, Section, load_registry
 from catalogzero.config.settings import (
     RuntimeSettings,
     merged_settings,
@@ -58,9 +58,9 @@ def make_handler(target: str, *, registry: Path | None = None, flags: Flags = Fl
     found = None
     if path.exists() or registry is not None:
         found = load_registry(path)
-        stanza = _named(target, found)
-        if stanza is not None:
-            return _from_stanza(stanza, found.scheduler, flags)
+        section = _named(target, found)
+        if section is not None:
+            return _from_section(section, found.scheduler, flags)
     entry_class = class_of_entry(target)
     if entry_class is None:
         raise ConfigError(f"{target!r} is {_nowhere(path, found)}")
@@ -72,42 +72,42 @@ def _nowhere(path: Path, registry: Registry | None) -> str:
     elsewhere = "no installed entry, and not module:Class"
     if registry is None:
         return f"{elsewhere}; and there is no {path}: name the registry file with --registry"
-    known = ", ".join(stanza.handler_id for stanza in registry.handlers) or "none"
+    known = ", ".join(section.handler_id for section in registry.handlers) or "none"
     return f"no handler_id of {path} (there are: {known}), {elsewhere}"
 
 
-def _named(target: str, registry: Registry) -> Stanza | None:
-    """The stanza of that handler_id, else the one stanza that is of that entry.
+def _named(target: str, registry: Registry) -> Section | None:
+    """The section of that handler_id, else the one section that is of that entry.
 
     Raises:
         ConfigError: Several are of that entry.
     """
-    if any(stanza.handler_id == target for stanza in registry.handlers):
+    if any(section.handler_id == target for section in registry.handlers):
         return registry.find(target)
     provided = {(point.module, point.attr) for point in _points_of(target)}
     of_entry = [
-        stanza
-        for stanza in registry.handlers
-        if stanza.entry == target or (stanza.module_path, stanza.class_name) in provided
+        section
+        for section in registry.handlers
+        if section.entry == target or (section.module_path, section.class_name) in provided
     ]
     if len(of_entry) > 1:
-        names = ", ".join(stanza.handler_id for stanza in of_entry)
+        names = ", ".join(section.handler_id for section in of_entry)
         raise ConfigError(f"{registry.path}: several handlers are of {target!r}; name one: {names}")
     return of_entry[0] if of_entry else None
 
 
-def _from_stanza(stanza: Stanza, scheduler: str, flags: Flags) -> Handler:
+def _from_section(section: Section, scheduler: str, flags: Flags) -> Handler:
     try:
-        if stanza.module_path and stanza.class_name:
-            cls = load_class(stanza.module_path, stanza.class_name)
-        elif (found := class_of_entry(stanza.entry or "")) is not None:
+        if section.module_path and section.class_name:
+            cls = load_class(section.module_path, section.class_name)
+        elif (found := class_of_entry(section.entry or "")) is not None:
             cls = found
         else:
-            raise ConfigError(f"entry {stanza.entry!r} is not installed here")
+            raise ConfigError(f"entry {section.entry!r} is not installed here")
     except ConfigError as error:
-        key = "entry" if stanza.entry else "module_path"
-        raise ConfigError(f"{stanza.where(key)}: {error}") from None
-    return _make(cls, stanza, flags, scheduler)
+        key = "entry" if section.entry else "module_path"
+        raise ConfigError(f"{section.where(key)}: {error}") from None
+    return _make(cls, section, flags, scheduler)
 
 
 def registry_path(given: Path | None) -> Path:
@@ -160,23 +160,23 @@ def _points_of(entry: str) -> Iterator[importlib.metadata.EntryPoint]:
 
 
 def _make(
-    cls: type[Handler], stanza: Stanza | None, flags: Flags, scheduler: str | None = None
+    cls: type[Handler], section: Section | None, flags: Flags, scheduler: str | None = None
 ) -> Handler:
     """Build a handler from file, environment and flags; report every fault at once."""
     faults: list[str] = []
     ours, config = {}, {}
-    if stanza:
-        ours = {**stanza.runtime, "handler_id": stanza.handler_id, "scheduler": scheduler}
-        config = stanza.config
+    if section:
+        ours = {**section.runtime, "handler_id": section.handler_id, "scheduler": scheduler}
+        config = section.config
     runtime, handler = None, None
     values = merged_settings(RuntimeSettings, file=ours, flags=flags.runtime)
     try:
         runtime = RuntimeSettings(**values)
     except ValidationError as error:
         known = RuntimeSettings.model_fields
-        place = partial(_place, RuntimeSettings, flags.runtime, stanza.where if stanza else str)
+        place = partial(_place, RuntimeSettings, flags.runtime, section.where if section else str)
         faults += [f"{place(name)}: {told}" for name, told in problems_of(error, known)]
-    in_file = stanza.where_in_config if stanza else str
+    in_file = section.where_in_config if section else str
     place = partial(_place, cls.settings_model, flags.config, in_file)
     try:
         handler = cls(**merged_settings(cls.settings_model, file=config, flags=flags.config))
@@ -188,12 +188,12 @@ def _make(
         faults += [f"{place(name)}: {told}" for name, told in problems_of(error, known)]
     except Exception as error:  # noqa: BLE001 - an author's constructor may do anything
         told = f"{cls.__name__} cannot be made: {text_of(error)}{place_of(error)}"
-        faults.append(f"{stanza.where('config')}: {told}" if stanza else told)
+        faults.append(f"{section.where('config')}: {told}" if section else told)
     if handler is not None and runtime is not None:
         own = getattr(handler, "settings", None)
         handler._key_files = [*secret_files_in(own), *secret_files_in(runtime)]
-        if stanza and any(any(secrets_in(getattr(own, name, None))) for name in config):
-            handler._key_files.append(stanza.path)
+        if section and any(any(secrets_in(getattr(own, name, None))) for name in config):
+            handler._key_files.append(section.path)
         for path in handler._key_files:
             try:
                 refuse_writable(path)

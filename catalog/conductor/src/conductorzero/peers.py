@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catalogzero import Address, ConfigError, registry_stanzas
+from catalogzero import Address, ConfigError, registry_sections
 
 HTTP_TIMEOUT_S = 4.0
 MAX_LIST_BYTES = 4 << 20
@@ -66,16 +66,16 @@ def peers_of_mapping(registry: Mapping[str, Any]) -> list[Peer]:
 
 
 def peers_of_file(path: Path) -> list[Peer]:
-    """The peers that a handler_registry.yaml names; a stanza without a fixed port is left out.
+    """The peers that a handler_registry.yaml names; a section without a fixed port is left out.
 
     Raises:
         ConfigError: Not readable, not YAML, or without a `handlers:` list.
     """
     try:
-        stanzas = registry_stanzas(path)
+        sections = registry_sections(path)
     except ConfigError as error:
         raise ConfigError(f"cannot be read as a registry file: {error}") from None
-    return [peer for stanza in stanzas if (peer := _peer_of_stanza(stanza)) is not None]
+    return [peer for section in sections if (peer := _peer_of_section(section)) is not None]
 
 
 def peers_of_listing(body: Any) -> list[Peer]:
@@ -252,15 +252,15 @@ class Directory:
             await source.close()
 
 
-def _peer_of_stanza(stanza: Any) -> Peer | None:
-    """The peer of one registry stanza; None when it can only be found through a scheduler."""
-    if not isinstance(stanza, dict):
+def _peer_of_section(section: Any) -> Peer | None:
+    """The peer of one registry section; None when it can only be found through a scheduler."""
+    if not isinstance(section, dict):
         return None
-    handler_id, port = stanza.get("handler_id"), stanza.get("port", 0)
+    handler_id, port = section.get("handler_id"), section.get("port", 0)
     if not isinstance(handler_id, str) or type(port) is not int or not 0 <= port < 65536:
         return None
     try:
-        bound = Address.of(str(stanza.get("host") or "127.0.0.1").strip("[]"), port)
+        bound = Address.of(str(section.get("host") or "127.0.0.1").strip("[]"), port)
     except ConfigError:
         return None
     if not (bound.port or bound.path):

@@ -195,7 +195,7 @@ function draw() {
   $("table").setAttribute("aria-rowcount", total + 1);
   $("table").hidden = !total;
   $("nothing").hidden = total > 0;
-  put($("nothing-text"), handlers.size ? "No handler fits this filter." : "Say where they are, in the conductor's stanza of handler_registry.yaml:");
+  put($("nothing-text"), handlers.size ? "No handler fits this filter." : "Say where they are, in the conductor's section of handler_registry.yaml:");
   $("example").hidden = handlers.size > 0;
   drawSelection();
 }
