@@ -1,8 +1,8 @@
 """Every error that catalogzero raises on purpose, grouped by what the caller can do.
 
     CatalogZeroError
-    ├── ConfigError             mend the configuration, start again
-    ├── BadCallError            mend the call: repeating it as it is is useless
+    ├── ConfigError             fix the configuration, start again
+    ├── BadCallError            fix the call: repeating it as it is is useless
     │   ├── BadRequestError         not JSON, not an object, no method, an id used twice
     │   ├── UnknownMethodError      no such method, or not one that may be called
     │   ├── BadParamsError          `details` names each field
@@ -37,7 +37,7 @@ class CatalogZeroError(Exception):
     """Base of every error raised on purpose.
 
     Args:
-        message: One sentence that names the fault and the mend.
+        message: One sentence that names the fault and the fix.
         details: JSON-able facts for a program, such as the fields at fault.
     """
 
@@ -53,13 +53,13 @@ class CatalogZeroError(Exception):
 
 
 class ConfigError(CatalogZeroError, ValueError):
-    """Mend the configuration and start again; nothing was started."""
+    """Fix the configuration and start again; nothing was started."""
 
     code = "config"
 
 
 class BadCallError(CatalogZeroError, ValueError):
-    """The call itself is wrong: mend it, never repeat it as it is."""
+    """The call itself is wrong: fix it, never repeat it as it is."""
 
     code = "bad_request"
 

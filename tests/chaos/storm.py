@@ -255,7 +255,7 @@ class Storm:
     def fact(self, name: str) -> Any:
         """What the outbox remembers; None where it cannot be read now."""
         with suppress(CatalogZeroError, sqlite3.Error):
-            outbox = Outbox(self.site.outbox_path().parent, SystemClock(), mend=False)
+            outbox = Outbox(self.site.outbox_path().parent, SystemClock(), repair=False)
             try:
                 return outbox.fact(name)
             finally:
@@ -280,7 +280,7 @@ class Storm:
         if not path.exists():
             return 1, {}, 0
         with suppress(CatalogZeroError):
-            outbox = Outbox(path.parent, SystemClock(), mend=False)
+            outbox = Outbox(path.parent, SystemClock(), repair=False)
             try:
                 dead = {one.upload_id: one.source for one in outbox.uploads(["dead"])}
                 return outbox.totals().uploads, dead, outbox.totals().missing

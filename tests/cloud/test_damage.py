@@ -155,7 +155,7 @@ async def test_check_names_what_a_damaged_file_cost_until_that_is_removed(tmp_pa
         return next(one for one in checks if one.name == "outbox").act()
 
     with pytest.raises(ConfigError):
-        Outbox(folder, clock, mend=False)
+        Outbox(folder, clock, repair=False)
     before = check()
     outbox = Outbox(folder, clock)
     damage = outbox.damage()
@@ -166,7 +166,7 @@ async def test_check_names_what_a_damaged_file_cost_until_that_is_removed(tmp_pa
     removed = check()
 
     assert before.status == "fail"
-    assert "takes over what can be read" in before.mend
+    assert "takes over what can be read" in before.fix
     assert after.status == "warn"
     assert all(one["source"] in after.found for one in damage["lost"])
     assert "damaged" not in removed.found
@@ -191,5 +191,5 @@ def test_check_says_what_a_lost_state_folder_costs_where_its_key_makes_the_hashe
     [names], [values] = found(hash_sources=True), found(hash=["name"])
     assert names.status == values.status == "warn"
     assert "every source is sent again" in names.found
-    assert "hash_key_file" in names.mend
+    assert "hash_key_file" in names.fix
     assert found() == found(hash_sources=True, hash_key_file=key) == []

@@ -322,10 +322,10 @@ def test_check_binds_the_address_reads_the_keys_and_knows_its_own(desk: Path) ->
 
 
 def _found(desk: Path, name: str, target: str = "front") -> tuple[str, str]:
-    """Status and mend of one check."""
+    """Status and fix of one check."""
     told = json.loads(finished("check", target, "--json", cwd=desk).stdout)
     finding = next(finding for finding in told["findings"] if finding["name"] == name)
-    return finding["status"], finding["mend"]
+    return finding["status"], finding["fix"]
 
 
 def test_a_handler_with_keys_is_asked_from_the_command_line(desk: Path) -> None:

@@ -80,7 +80,7 @@ def outbox(folder: Path, url: str | None) -> Store:
     """The outbox of a handler."""
     path = folder / "made" / "outbox.sqlite"
     return Store(
-        open=lambda: Outbox(path.parent, SystemClock(), mend=False),
+        open=lambda: Outbox(path.parent, SystemClock(), repair=False),
         write=lambda it: it.begin("kept", "key", "a.csv", "replace", full=False, params={}),
         read=lambda it: [upload.upload_id for upload in it.uploads()],
         url=f"sqlite:///{path}",

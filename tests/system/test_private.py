@@ -116,13 +116,13 @@ async def test_state_that_others_can_read_is_warned_of_and_left_as_it_is(home: P
         assert process.stderr is not None
         first = await asyncio.to_thread(process.stderr.readline)
 
-    mend = f"chmod -R go-rwx {folder}"
+    fix = f"chmod -R go-rwx {folder}"
     assert f"others on this machine can read {folder} " in checked.stdout
-    assert mend in checked.stdout
+    assert fix in checked.stdout
     assert "state_readable_by_others" in first
-    assert mend in first
-    await asyncio.to_thread(subprocess.run, mend.split(), check=True)
-    assert mend not in finished("check", "uploader", cwd=home, **known).stdout
+    assert fix in first
+    await asyncio.to_thread(subprocess.run, fix.split(), check=True)
+    assert fix not in finished("check", "uploader", cwd=home, **known).stdout
 
 
 @pytest.mark.parametrize(("mode", "group"), [(0o644, None), (0o640, NOBODY)])

@@ -96,7 +96,7 @@ def _state(handler: Handler) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     folder = handler.state_dir
     if (folder / "outbox.sqlite").exists():
-        with closing(Outbox(folder, handler.clock, mend=False)) as outbox:
+        with closing(Outbox(folder, handler.clock, repair=False)) as outbox:
             uploads = [asdict(upload) for upload in outbox.uploads(limit=500)]
             facts = {"totals": asdict(outbox.totals()), "paused": outbox.fact("paused")}
         parts["outbox.json"] = {**facts, "uploads": uploads}

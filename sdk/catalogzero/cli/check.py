@@ -44,8 +44,8 @@ def check(
     try:
         handler = make_handler(target, registry=registry)
     except ConfigError as error:
-        mend = "mend what is named"
-        faults = [Finding("configuration", "fail", x, mend) for x in str(error).splitlines()]
+        fix = "fix what is named"
+        faults = [Finding("configuration", "fail", x, fix) for x in str(error).splitlines()]
         _show(faults, again, json=json)
         raise typer.Exit(3) from None
     findings = asyncio.run(check_handler(handler))
@@ -83,22 +83,22 @@ def _check_state(handler: Handler) -> Finding:
     try:
         make_private(folder)
     except OSError as error:
-        mend = "create it for this user, or set `state_dir`"
-        return Finding("state folder", "fail", f"{folder}: {error.strerror}", mend)
+        fix = "create it for this user, or set `state_dir`"
+        return Finding("state folder", "fail", f"{folder}: {error.strerror}", fix)
     if not os.access(folder, os.W_OK):
-        mend = "let this user write it, or set `state_dir`"
-        return Finding("state folder", "fail", f"{folder} cannot be written", mend)
+        fix = "let this user write it, or set `state_dir`"
+        return Finding("state folder", "fail", f"{folder} cannot be written", fix)
     if wide := read_by_others(folder):
-        mend = f"chmod -R go-rwx {shlex.quote(str(folder))}"
-        return Finding("state folder", "warn", f"others on this machine can read {wide[0]}", mend)
+        fix = f"chmod -R go-rwx {shlex.quote(str(folder))}"
+        return Finding("state folder", "warn", f"others on this machine can read {wide[0]}", fix)
     return Finding("state folder", "pass", str(folder))
 
 
 def _check_keys(curve: CurveSettings | None, wide: list[Path]) -> Finding:
     """Whether what holds a secret is its owner's alone, and the key pair is there."""
     if curve and not curve.key_file.exists():
-        told, mend = f"{curve.key_file}: no such file", "make it: `catalogzero keys new`"
-        return Finding("keys", "fail", told, mend)
+        told, fix = f"{curve.key_file}: no such file", "make it: `catalogzero keys new`"
+        return Finding("keys", "fail", told, fix)
     if wide:
         told = f"others may read {', '.join(str(path) for path in wide)}"
         return Finding("keys", "warn", told, "chmod 600 it")
@@ -117,13 +117,13 @@ async def _check_address(handler: Handler) -> Finding:
     except ConfigError:
         if not await _runs_already(handler):
             raise
-        mend = "stop it before you start another"
-        return Finding("address", "warn", f"{handler.handler_id} runs at {where}", mend)
+        fix = "stop it before you start another"
+        return Finding("address", "warn", f"{handler.handler_id} runs at {where}", fix)
     finally:
         server.close()
     if runtime.exposed:
-        mend = "set `curve` unless the network is private"
-        return Finding("address", "warn", f"{where} is served without encryption", mend)
+        fix = "set `curve` unless the network is private"
+        return Finding("address", "warn", f"{where} is served without encryption", fix)
     return Finding("address", "pass", where)
 
 
@@ -147,16 +147,18 @@ async def _check_scheduler(handler: Handler) -> Finding:
         async with HandlerClient(address, curve=curve_to_scheduler(handler.runtime)) as client:
             await client.request_plain("ping", timeout_s=CHECK_TIMEOUT_S / 2)
     except (UnreachableError, TimeoutError):
-        mend = f"start one (`catalogzero scheduler`); the handler registers when {address} is up"
+        fix = f"start one (`catalogzero scheduler`); the handler registers when {address} is up"
         status: Literal["fail", "warn"] = "warn" if address == DEFAULT_SCHEDULER else "fail"
-        return Finding("scheduler", status, f"nobody answers at {address}", mend)
+        return Finding("scheduler", status, f"nobody answers at {address}", fix)
     return Finding("scheduler", "pass", address)
 
 
 def _show(findings: list[Finding], next_command: str, *, json: bool) -> None:
     if json:
-        print_json({"findings": [asdict(f) for f in findings], "next": next_command})
+        # `mend` is what the release before called `fix`; it goes with the next one.
+        rows = [{**asdict(f), "mend": f.fix} for f in findings]
+        print_json({"findings": rows, "next": next_command})
         return
-    rows = [(MARKS[f.status], f.name, f.found, f.mend) for f in findings]
-    print_table(("", "check", "found", "mend"), rows)
+    table = [(MARKS[f.status], f.name, f.found, f.fix) for f in findings]
+    print_table(("", "check", "found", "fix"), table)
     typer.echo(f"next: {next_command}")

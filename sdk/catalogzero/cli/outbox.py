@@ -176,5 +176,5 @@ def opened(target: str, registry: Path | None) -> Iterator[Outbox]:
     folder = _folder(target, registry)
     if not (folder / "outbox.sqlite").exists():
         raise ConfigError(f"no outbox in {folder}: the handler has not run there yet")
-    with closing(Outbox(folder, SystemClock(), mend=False)) as outbox:
+    with closing(Outbox(folder, SystemClock(), repair=False)) as outbox:
         yield outbox

@@ -503,8 +503,8 @@ def _ask_all(
         answers = asyncio.run(ask())
     except httpx.TransportError as error:
         why = re.sub(r" ssl:default ", " ", str(error))
-        mend = "start it (catalogzero scheduler), or name it with --url"
-        raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {mend}") from None
+        fix = "start it (catalogzero scheduler), or name it with --url"
+        raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {fix}") from None
     pairs = zip(requests, answers, strict=True)
     return [_told(f"{api.url}{one.path}", answer) for one, answer in pairs]
 

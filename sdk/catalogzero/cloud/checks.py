@@ -93,17 +93,17 @@ async def _backend(
     try:
         response = await answer()
     except (httpx.HTTPError, OSError) as error:
-        mend = "see endpoint, proxy and ca_file, and whether this machine may go out"
-        return Finding("backend", "fail", _said(error), mend)
+        fix = "see endpoint, proxy and ca_file, and whether this machine may go out"
+        return Finding("backend", "fail", _said(error), fix)
     except ConfigError:
         return Finding("backend", "warn", "not asked: there is no key to ask with", "see api key")
     where = f"{response.request.url.host} answers"
     if response.is_redirect:
-        mend = "write the address that it points to as endpoint: redirects are never followed"
-        return Finding("backend", "fail", f"{where} with a redirect", mend)
+        fix = "write the address that it points to as endpoint: redirects are never followed"
+        return Finding("backend", "fail", f"{where} with a redirect", fix)
     if response.status_code >= 500:
-        mend = "ask its operator; uploads wait in the outbox meanwhile"
-        return Finding("backend", "warn", f"{where} {response.status_code}", mend)
+        fix = "ask its operator; uploads wait in the outbox meanwhile"
+        return Finding("backend", "warn", f"{where} {response.status_code}", fix)
     return Finding("backend", "pass", where)
 
 
@@ -117,15 +117,15 @@ async def _key(answer: Callable[[], Awaitable[httpx.Response]], settings: CloudS
     try:
         ApiKey(settings).current()
     except ConfigError as error:
-        mend = "write the key that the vendor gave you there, readable by this user"
-        return Finding("api key", "fail", error.message, mend)
+        fix = "write the key that the vendor gave you there, readable by this user"
+        return Finding("api key", "fail", error.message, fix)
     try:
         status = (await answer()).status_code
     except (httpx.HTTPError, OSError, ConfigError):
         return Finding("api key", "warn", "not asked: no answer from the backend", "see backend")
     if status in {401, 403}:
-        mend = "see api_key_file, or ask the vendor for another key"
-        return Finding("api key", "fail", f"the backend answers {status}", mend)
+        fix = "see api_key_file, or ask the vendor for another key"
+        return Finding("api key", "fail", f"the backend answers {status}", fix)
     return Finding("api key", "pass", "not refused")
 
 
@@ -139,8 +139,8 @@ async def _clock(answer: Callable[[], Awaitable[httpx.Response]], clock: Clock) 
         return Finding("clock", "pass", "the backend tells no time")
     off_s = (clock.now() - date).total_seconds()
     if abs(off_s) > SKEW_S:
-        mend = "turn on time synchronisation (timedatectl set-ntp true)"
-        return Finding("clock", "warn", f"{off_s:+.0f} s off the backend's", mend)
+        fix = "turn on time synchronisation (timedatectl set-ntp true)"
+        return Finding("clock", "warn", f"{off_s:+.0f} s off the backend's", fix)
     return Finding("clock", "pass", f"{off_s:+.0f} s off the backend's")
 
 
@@ -170,21 +170,21 @@ def _outbox(folder: Path, clock: Clock) -> Finding:
     if not (folder / "outbox.sqlite").exists():
         return Finding("outbox", "pass", "none yet")
     try:
-        with closing(Outbox(folder, clock, mend=False)) as outbox:
+        with closing(Outbox(folder, clock, repair=False)) as outbox:
             totals, paused, damage = outbox.totals(), outbox.fact("paused"), outbox.damage()
     except DamagedFileError as error:
-        mend = "start the handler: it takes over what can be read, and names what cannot"
-        return Finding("outbox", "fail", error.message, mend)
+        fix = "start the handler: it takes over what can be read, and names what cannot"
+        return Finding("outbox", "fail", error.message, fix)
     if damage is not None:
         named = [f"{one['source'] or 'a source'} ({one['upload_id']})" for one in damage["lost"]]
         shown = ", ".join(named[:SHOWN_LOST]) or "none"
         found = f"the file was damaged; {len(named)} uploads cannot be read: {shown}"
-        mend = f"call their sources again, then remove {damage['file']} from {folder}"
-        return Finding("outbox", "warn", found, mend)
+        fix = f"call their sources again, then remove {damage['file']} from {folder}"
+        return Finding("outbox", "warn", found, fix)
     found = f"{totals.uploads} uploads wait, {totals.dead} were refused"
     if totals.dead or paused:
-        mend = "look at `catalogzero outbox list`"
-        return Finding("outbox", "warn", f"{found}; paused: {paused}" if paused else found, mend)
+        fix = "look at `catalogzero outbox list`"
+        return Finding("outbox", "warn", f"{found}; paused: {paused}" if paused else found, fix)
     return Finding("outbox", "pass", found)
 
 
@@ -197,7 +197,7 @@ def _egress(settings: CloudSettings, policy: EgressPolicy, folder: Path, clock: 
             return Finding("egress", "fail", found, "let the column leave, or drop `watermark`")
     if not (folder / "outbox.sqlite").exists():
         return Finding("egress", "pass", "nothing left yet")
-    outbox = Outbox(folder, clock, mend=False)
+    outbox = Outbox(folder, clock, repair=False)
     unmatched = outbox.fact("egress_unmatched") or []
     older = outbox.under_other_policy(policy_digest(policy))
     outbox.close()
@@ -205,8 +205,8 @@ def _egress(settings: CloudSettings, policy: EgressPolicy, folder: Path, clock: 
         found = f"in the last run no column matched {', '.join(unmatched)}"
         return Finding("egress", "warn", found, "write the names as the sources have them")
     if older:
-        mend = "call with full: true, to replace what they sent by what may leave now"
-        return Finding("egress", "warn", f"{older} sources were sent by another policy", mend)
+        fix = "call with full: true, to replace what they sent by what may leave now"
+        return Finding("egress", "warn", f"{older} sources were sent by another policy", fix)
     return Finding("egress", "pass", "each rule matches, and every source left by this policy")
 
 
@@ -214,8 +214,8 @@ def _roots(settings: CloudSettings) -> Finding:
     """There, and readable."""
     for root in settings.data_roots:
         if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
-            mend = "create it, or let this user read it"
-            return Finding("data roots", "fail", f"{root} is no folder that can be read", mend)
+            fix = "create it, or let this user read it"
+            return Finding("data roots", "fail", f"{root} is no folder that can be read", fix)
     return Finding("data roots", "pass", ", ".join(map(str, settings.data_roots)))
 
 

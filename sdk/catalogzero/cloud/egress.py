@@ -42,7 +42,7 @@ def check_host(policy: EgressPolicy, url: str) -> None:
     host = (parts.hostname or "").lower()
     if policy.hosts is not None and not {host, parts.netloc.lower()} & allowed:
         raise ConfigError(
-            f"egress.hosts does not allow {parts.netloc}: add it to the list, or mend the endpoint"
+            f"egress.hosts does not allow {parts.netloc}: add it to the list, or fix the endpoint"
         )
 
 

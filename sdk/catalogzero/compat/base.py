@@ -87,11 +87,11 @@ class ZMQHandlerBase:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Refuse what the runtime has replaced, and make the class of the adapters."""
         super().__init_subclass__(**kwargs)
-        for name, mend in REPLACED.items():
+        for name, fix in REPLACED.items():
             if name in vars(cls):
                 raise TypeError(
                     f"{cls.__qualname__}.{name} cannot be overridden with catalogzero.compat: "
-                    f"{mend}; delete the method"
+                    f"{fix}; delete the method"
                 )
         if "_warm_cache" in vars(cls) and not cls.__module__.startswith("catalogzero.compat"):
             cls._warm_cache = _noting(cls._warm_cache)  # type: ignore[method-assign]

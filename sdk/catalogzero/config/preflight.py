@@ -1,6 +1,6 @@
 """Preflight checks: what `catalogzero check` runs before a handler is started.
 
-Each check ends within three seconds, and says pass, warn or fail with the mend.
+Each check ends within three seconds, and says pass, warn or fail with the fix.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ CHECK_TIMEOUT_S = 3.0
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; `mend` is empty when it passed."""
+    """What one check found; `fix` is empty when it passed."""
 
     name: str
     status: Literal["pass", "warn", "fail"]
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 class Check(NamedTuple):
@@ -49,8 +49,8 @@ async def _bounded(check: Check) -> Finding:
             is_async = inspect.iscoroutinefunction(check.act)
             found = await (check.act() if is_async else _on_a_thread(check.act))
     except TimeoutError:
-        mend = "see that it is up, and reachable from here"
-        return Finding(check.name, "fail", f"no answer within {CHECK_TIMEOUT_S:g} s", mend)
+        fix = "see that it is up, and reachable from here"
+        return Finding(check.name, "fail", f"no answer within {CHECK_TIMEOUT_S:g} s", fix)
     except Exception as error:  # noqa: BLE001 - one check's fault must not hide the others
         text = error.message if isinstance(error, CatalogZeroError) else text_of(error)
         return Finding(check.name, "fail", text, "do as it says")

@@ -124,8 +124,8 @@ class Service:
                 self._registration.start()
             self._undo = undo.pop_all()
         if runtime.exposed:
-            mend = "set `curve` unless the network is private"
-            handler.log.warning("served_without_encryption", host=runtime.host, mend=mend)
+            fix = "set `curve` unless the network is private"
+            handler.log.warning("served_without_encryption", host=runtime.host, fix=fix)
         handler.log.info("serving", address=self.address)
         return self
 
@@ -392,11 +392,11 @@ async def serve(
     handler._attach(runtime=settings, handler_id=handler_id, clock=clock)
     check_exposure(settings)
     for path in filter(key_files.read_by_others, handler._key_files):
-        handler.log.warning("key_readable_by_others", path=str(path), mend="chmod 600 it")
+        handler.log.warning("key_readable_by_others", path=str(path), fix="chmod 600 it")
     with locked(handler.state_dir):
         if wide := read_by_others(handler.state_dir):
-            mend = f"chmod -R go-rwx {shlex.quote(str(handler.state_dir))}"
-            handler.log.warning("state_readable_by_others", path=str(wide[0]), mend=mend)
+            fix = f"chmod -R go-rwx {shlex.quote(str(handler.state_dir))}"
+            handler.log.warning("state_readable_by_others", path=str(wide[0]), fix=fix)
         async with Service(handler, transport) as service:
             yield service
 
@@ -441,7 +441,7 @@ def check_exposure(runtime: RuntimeSettings) -> None:
     """Refuse an address that others can reach, unless that is meant.
 
     Raises:
-        ConfigError: With the mend.
+        ConfigError: With the fix.
     """
     if runtime.exposed and not runtime.allow_plaintext:
         raise ConfigError(

@@ -10,7 +10,7 @@ from catalogzero.config.logs import Logger
 
 LOG_EVERY_S = 10.0
 MAX_REFUSED_KEYS = 100
-MENDS = {
+FIXES = {
     "client_key_refused": "if it may call, write it into `curve.clients_file` and start again",
     "call_too_large": "send less, or raise `max_message_bytes`",
     "peer_cut": "look at what that peer sends, and whether it reads its replies",
@@ -45,4 +45,4 @@ class Reporter:
         if now_s - self._logged_s.get(key, -LOG_EVERY_S) < LOG_EVERY_S:
             return
         self._logged_s[key] = now_s
-        self._log.warning(event, **fields, mend=MENDS[event], times=self.times[event])
+        self._log.warning(event, **fields, fix=FIXES[event], times=self.times[event])

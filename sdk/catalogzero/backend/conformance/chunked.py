@@ -220,7 +220,7 @@ async def content_that_comes_back_is_seen_again(probe: Probe) -> None:
 
 
 async def full_is_exempt_from_the_key(probe: Probe) -> None:
-    """A client could not mend a backend that was restored from a backup."""
+    """A client could not fix a backend that was restored from a backup."""
     expect_job(await probe.deliver("u1", [A]), 201)
     expect_job(await probe.deliver("u2", [A], full=True, source_seq=2_000), 201)
     late = await probe.deliver("u3", [A], full=True, source_seq=2_000)

@@ -35,14 +35,14 @@ class OutboxFile:
     Args:
         folder: The handler's state folder.
         clock: Names a damaged file that is set aside.
-        mend: Set a damaged file aside, and take over what can be read of it; else damage is an
+        repair: Set a damaged file aside, and take over what can be read of it; else damage is an
             error.
 
     Raises:
         ConfigError: The file was written by a newer release, or is damaged; it is left untouched.
     """
 
-    def __init__(self, folder: Path, clock: Clock, *, mend: bool = True) -> None:
+    def __init__(self, folder: Path, clock: Clock, *, repair: bool = True) -> None:
         self.path = folder / "outbox.sqlite"
         self._reserve = folder / "outbox.reserve"
         self.lock = threading.RLock()
@@ -51,7 +51,7 @@ class OutboxFile:
         try:
             self._db = _opened(self.path)
         except DamagedFileError:
-            if not mend:
+            if not repair:
                 raise
             stamp = clock.now().strftime("%Y%m%dT%H%M%S%f")
             self.set_aside = folder / f"outbox.damaged-{stamp}.sqlite"

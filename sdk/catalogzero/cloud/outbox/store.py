@@ -38,13 +38,13 @@ class Outbox(OutboxIdentity):
         folder: The handler's state folder.
         clock: For the times and the source numbers that it writes.
         max_bytes: New uploads are refused above this.
-        mend: See `OutboxFile`.
+        repair: See `OutboxFile`.
     """
 
     def __init__(
-        self, folder: Path, clock: Clock, *, max_bytes: int = 10 << 30, mend: bool = True
+        self, folder: Path, clock: Clock, *, max_bytes: int = 10 << 30, repair: bool = True
     ) -> None:
-        super().__init__(folder, clock, mend=mend)
+        super().__init__(folder, clock, repair=repair)
         self._max_bytes = max_bytes
         if self.rescue is not None:
             self.remember(DAMAGED, self.rescue)

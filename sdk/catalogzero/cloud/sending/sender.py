@@ -583,7 +583,7 @@ def complete_body(upload: Upload, identity: Identity, epoch: int | None = None) 
 
 
 def simple_refusal(upload: Upload, content_types: set[str]) -> str:
-    """Why an upload cannot be sent in the simple form, with the mend; empty when it can."""
+    """Why an upload cannot be sent in the simple form, with the fix; empty when it can."""
     if content_types - {CONTENT_TYPES["ndjson"]}:
         return "the backend takes the simple form alone, one JSON array: use format ndjson"
     if upload.chunks > 1:
