@@ -16,7 +16,7 @@ from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.store import Outbox
 from catalogzero.errors import BadParamsError, ConfigError, FailedError, SourceChangedError
-from catalogzero.protocol.bodies import Known, Told
+from catalogzero.protocol.bodies import Known, SourceState
 
 from tests.cloud.processors import Counter, Plain
 from tests.cloud.reference import MOVED, ReferenceBackend
@@ -61,7 +61,7 @@ def seal(outbox: Outbox, upload_id: str, mode: str = "replace", **more: Any) -> 
 
 def told(outbox: Outbox, generation: str = "g", **state: Any) -> list[str]:
     """A start that is answered so about the one source."""
-    states = {"K": Told(**state)} if state else {}
+    states = {"K": SourceState(**state)} if state else {}
     return outbox.started(Known(generation=generation, epoch=1, states=states), "site")
 
 

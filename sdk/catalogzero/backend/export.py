@@ -143,8 +143,8 @@ class Lake:
                     if self._write(event, file):
                         done.written += self._put(path, file)
                 return
-            told = {name: getattr(event, name) for name in feed.TOLD}
-            named, content = HIDDEN.format(event.job_id), orjson.dumps({**told, "path": path})
+            shown = {name: getattr(event, name) for name in feed.SHOWN}
+            named, content = HIDDEN.format(event.job_id), orjson.dumps({**shown, "path": path})
             if event.kind == feed.What.HIDDEN.value:
                 self._put(named, content)
                 done.hidden += 1

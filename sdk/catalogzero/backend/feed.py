@@ -39,7 +39,7 @@ FEED_LOCK = 0x63617A31
 PAGE_EVENTS, NUMBERED_AT_ONCE = 1_000, 10_000
 MAX_WAIT_S, POLL_S = 30.0, 1.0
 NAMES = ("tenant", "installation_id", "stream", "source", "source_key", "upload_id")
-TOLD = ("kind", "at", *NAMES, "job_id", "mode", "chunks", "records", "completed_at")
+SHOWN = ("kind", "at", *NAMES, "job_id", "mode", "chunks", "records", "completed_at")
 
 
 class What(StrEnum):
@@ -55,7 +55,7 @@ def note(connection: Connection, what: What, which: ColumnElement[bool], at: str
     columns = [uploads.c.installation_id, uploads.c.stream, uploads.c.source, sources.c.source_key]
     columns += [uploads.c.upload_id, uploads.c.upload_no, uploads.c.job_id, uploads.c.mode]
     columns += [uploads.c.chunks, uploads.c.records]
-    told = (
+    found = (
         select(
             literal(what.value).label("kind"),
             literal(at).label("at"),
@@ -68,7 +68,7 @@ def note(connection: Connection, what: What, which: ColumnElement[bool], at: str
         .where(which)
         .order_by(uploads.c.upload_no)
     )
-    connection.execute(insert(events).from_select(told.selected_columns.keys(), told))
+    connection.execute(insert(events).from_select(found.selected_columns.keys(), found))
 
 
 def note_removed(connection: Connection, numbers: Sequence[int], at: str) -> None:
@@ -145,9 +145,9 @@ class EventFeed:
                     await self._closing.wait()
             except TimeoutError:
                 continue
-        told = [{name: getattr(event, name) for name in TOLD} for event in found]
+        shown = [{name: getattr(event, name) for name in SHOWN} for event in found]
         cursor = found[-1].place if found else after
-        body = {"events": told, "next": str(cursor), "generation": generation}
+        body = {"events": shown, "next": str(cursor), "generation": generation}
         return json_response(body, headers=NOT_KEPT)
 
 

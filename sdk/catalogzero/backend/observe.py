@@ -123,8 +123,8 @@ class Observation:
         except (SQLAlchemyError, TimeoutError):
             raise ProblemError(Kind.UNAVAILABLE, "the database does not answer") from None
         if version != SCHEMA.newest:
-            told = f"the database has schema {version}, this release needs {SCHEMA.newest}"
-            raise ProblemError(Kind.UNAVAILABLE, told)
+            text = f"the database has schema {version}, this release needs {SCHEMA.newest}"
+            raise ProblemError(Kind.UNAVAILABLE, text)
         return web.json_response({"status": "ok"})
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -160,8 +160,8 @@ class _Families(Collector):
             "Since the figures below were counted.",
             (now - counted.counted_at).total_seconds(),
         )
-        told = "Installations, by how they are."
-        states = GaugeMetricFamily("catalogzero_backend_installations", told, labels=["state"])
+        text = "Installations, by how they are."
+        states = GaugeMetricFamily("catalogzero_backend_installations", text, labels=["state"])
         for state, count in totals.states.items():
             states.add_metric([state], count)
         yield states
@@ -176,9 +176,9 @@ class _Families(Collector):
         yield _gauge(
             "hook_failed", "Uploads that the hook failed for too often.", counted.hook_failed
         )
-        told = "For how long the oldest rows that may be deleted wait for it, by kind."
+        text = "For how long the oldest rows that may be deleted wait for it, by kind."
         name = "catalogzero_backend_housekeeping_lag_seconds"
-        lag = GaugeMetricFamily(name, told, labels=["rows"])
+        lag = GaugeMetricFamily(name, text, labels=["rows"])
         for kind, seconds in counted.lag_s.items():
             lag.add_metric([kind], seconds)
         yield lag
@@ -186,31 +186,31 @@ class _Families(Collector):
     def _requests(self) -> Iterator[Metric]:
         """Answers since the start, and what came with them."""
         seen = self._seen
-        labels, told = ["method", "route", "status"], "Answers since the start."
-        answers = CounterMetricFamily("catalogzero_backend_answers", told, labels=labels)
+        labels, text = ["method", "route", "status"], "Answers since the start."
+        answers = CounterMetricFamily("catalogzero_backend_answers", text, labels=labels)
         for (method, route, status), count in sorted(seen.answers.items()):
             answers.add_metric([method, route, str(status)], count)
         yield answers
-        name, told = "catalogzero_backend_answer_seconds", "From a request's head to its answer."
-        latency = HistogramMetricFamily(name, told, labels=["method", "route"])
+        name, text = "catalogzero_backend_answer_seconds", "From a request's head to its answer."
+        latency = HistogramMetricFamily(name, text, labels=["method", "route"])
         for (method, route), times in sorted(seen.latencies.items()):
             latency.add_metric([method, route], times.cumulated(), times.sum_s)
         yield latency
         yield CounterMetricFamily("catalogzero_backend_rows", "Rows stored.", value=seen.rows)
-        name, told = "catalogzero_backend_received_bytes", "Bytes of bodies, as sent."
-        yield CounterMetricFamily(name, told, value=seen.received_bytes)
-        told = "Requests answered 429, by the part of its share that a tenant had used up."
-        limited = CounterMetricFamily("catalogzero_backend_limited", told, labels=["share"])
+        name, text = "catalogzero_backend_received_bytes", "Bytes of bodies, as sent."
+        yield CounterMetricFamily(name, text, value=seen.received_bytes)
+        text = "Requests answered 429, by the part of its share that a tenant had used up."
+        limited = CounterMetricFamily("catalogzero_backend_limited", text, labels=["share"])
         for part, count in seen.shares.refused.items():
             limited.add_metric([part], count)
         yield limited
 
     def _database(self) -> Iterator[Metric]:
         """Whether the database answers, and how busy its connections are."""
-        told = "1 if the database answered when it was asked last."
-        yield _gauge("database_up", told, float(self._seen.figures.answers))
-        name, told = "catalogzero_backend_connections", "Connections to the database, by use."
-        connections = GaugeMetricFamily(name, told, labels=["pool", "use"])
+        text = "1 if the database answered when it was asked last."
+        yield _gauge("database_up", text, float(self._seen.figures.answers))
+        name, text = "catalogzero_backend_connections", "Connections to the database, by use."
+        connections = GaugeMetricFamily(name, text, labels=["pool", "use"])
         for pool, found in self._seen.database.pools().items():
             connections.add_metric([pool, "size"], found.size)
             connections.add_metric([pool, "busy"], found.busy)
@@ -218,5 +218,5 @@ class _Families(Collector):
         yield connections
 
 
-def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"catalogzero_backend_{name}", told, value=value)
+def _gauge(name: str, shown: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"catalogzero_backend_{name}", shown, value=value)

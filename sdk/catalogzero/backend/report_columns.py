@@ -27,11 +27,11 @@ def read_report(report: dict[str, Any]) -> dict[str, Any]:
     status, reasons = report.get("status"), report.get("reasons")
     interval_s = number(report.get("interval_s"))
     patience_s = MISSED_REPORTS * interval_s if interval_s else SILENT_AFTER_S
-    told = ", ".join(map(str, reasons)) if isinstance(reasons, list) else ""
+    text = ", ".join(map(str, reasons)) if isinstance(reasons, list) else ""
     return {
         "patience_s": ceil(min(patience_s, MAX_PATIENCE_S)),
         "status": status if status in ("ok", "degraded", "failing") else "unknown",
-        "reasons": storable(told, MAX_REASONS_CHARS),
+        "reasons": storable(text, MAX_REASONS_CHARS),
         "waiting": count(outbox.get("uploads")),
         "waiting_bytes": count(outbox.get("bytes")),
         "oldest_age_s": number(outbox.get("oldest_age_s")),

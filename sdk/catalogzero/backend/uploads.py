@@ -226,8 +226,8 @@ def _store_array(
     upload_id = f"simple:{uuid.uuid4().hex if key is None else key_digest(key)[:48]}"
     upload = _upload(connection, tenant_id, upload_id, at, share=False)
     if upload.state == State.COMPLETE.value:
-        told = upload.visible and _compare(connection, upload.upload_no, 0, body)
-        if told and told is not Stored.SAME:
+        shown = upload.visible and _compare(connection, upload.upload_no, 0, body)
+        if shown and shown is not Stored.SAME:
             raise ProblemError(Kind.KEY_REUSED, "this Idempotency-Key came with other records")
         return Outcome(Judgement.DUPLICATE, upload.job_id, 0, None, generation)
     row = {"upload_no": upload.upload_no, "seq": 0, "digest": body.digest}

@@ -22,7 +22,7 @@ def heard(
     connection: Connection,
     current: str,
     row: Row[Any],
-    told: Acknowledged | None,
+    shown: Acknowledged | None,
     known: str | None,
 ) -> str:
     """Hear what a folder holds for acknowledged; the generation of its installation afterwards.
@@ -32,7 +32,7 @@ def heard(
     one (`known`) counts: another will compare anyhow. `current` is the backend's.
     """
     generation = generations.of(current, row.generation)
-    if told is None or known != generation or _is_here(connection, row, told):
+    if shown is None or known != generation or _is_here(connection, row, shown):
         return generation
     own = uuid.uuid4().hex
     one = (installations.c.tenant_id == row.tenant_id) & (
@@ -54,12 +54,12 @@ def last_of(row: Row[Any]) -> dict[str, Any] | None:
     return {"number": row.last_number, "upload_id": row.last_upload_id}
 
 
-def _is_here(connection: Connection, row: Row[Any], told: Acknowledged) -> bool:
-    if told.number >= row.last_number:
-        return (told.number, told.upload_id) == (row.last_number, row.last_upload_id)
+def _is_here(connection: Connection, row: Row[Any], shown: Acknowledged) -> bool:
+    if shown.number >= row.last_number:
+        return (shown.number, shown.upload_id) == (row.last_number, row.last_upload_id)
     ended = exists().where(
         uploads.c.tenant_id == row.tenant_id,
-        uploads.c.upload_id == told.upload_id,
+        uploads.c.upload_id == shown.upload_id,
         uploads.c.state != State.OPEN.value,
     )
     return bool(connection.scalar(select(ended)))

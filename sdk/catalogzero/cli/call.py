@@ -62,8 +62,8 @@ def _question(method: str) -> Callable[[Show], Callable[..., None]]:
             server_key: ServerKey = None,
             json: JsonFlag = False,
         ) -> None:
-            told = _ask(_peer(target, registry, key_file, server_key), method, {}, timeout_s)
-            (show if isinstance(told, dict) and not json else print_json)(told)
+            answer = _ask(_peer(target, registry, key_file, server_key), method, {}, timeout_s)
+            (show if isinstance(answer, dict) and not json else print_json)(answer)
 
         command.__doc__ = show.__doc__
         return command
@@ -72,33 +72,33 @@ def _question(method: str) -> Callable[[Show], Callable[..., None]]:
 
 
 @_question("ping")
-def ping(told: dict[str, Any]) -> None:
+def ping(shown: dict[str, Any]) -> None:
     """Whether a handler answers; it is not woken.
 
     Example: catalogzero ping acme
     """
-    print_fields(told)
+    print_fields(shown)
 
 
 @_question("get_metrics")
-def metrics(told: dict[str, Any]) -> None:
+def metrics(shown: dict[str, Any]) -> None:
     """Memory, CPU, state and runs of a handler; it is not woken.
 
     Example: catalogzero metrics tcp://127.0.0.1:5001 --json
     """
-    print_fields(told)
+    print_fields(shown)
 
 
 @_question("describe")
-def describe(told: dict[str, Any]) -> None:
+def describe(shown: dict[str, Any]) -> None:
     """What a handler is, and which methods it has.
 
     Example: catalogzero describe acme
     """
-    if "boot_id" not in told:  # a plain handler's own
-        print_fields(told)
+    if "boot_id" not in shown:  # a plain handler's own
+        print_fields(shown)
         return
-    print_fields({name: told[name] for name in ("handler_id", "class", "entry", "version")})
+    print_fields({name: shown[name] for name in ("handler_id", "class", "entry", "version")})
     flags = ("quiet", "retry_safe", "isolate")
     rows = [
         (
@@ -107,7 +107,7 @@ def describe(told: dict[str, Any]) -> None:
             ", ".join(flag for flag in flags if method[flag]),
             method["doc"].partition("\n")[0],
         )
-        for method in told["methods"]
+        for method in shown["methods"]
     ]
     print_table(("method", "params", "flags", "what it does"), rows)
 

@@ -97,11 +97,11 @@ def _check_state(handler: Handler) -> Finding:
 def _check_keys(curve: CurveSettings | None, wide: list[Path]) -> Finding:
     """Whether what holds a secret is its owner's alone, and the key pair is there."""
     if curve and not curve.key_file.exists():
-        told, fix = f"{curve.key_file}: no such file", "make it: `catalogzero keys new`"
-        return Finding("keys", "fail", told, fix)
+        text, fix = f"{curve.key_file}: no such file", "make it: `catalogzero keys new`"
+        return Finding("keys", "fail", text, fix)
     if wide:
-        told = f"others may read {', '.join(str(path) for path in wide)}"
-        return Finding("keys", "warn", told, "chmod 600 it")
+        text = f"others may read {', '.join(str(path) for path in wide)}"
+        return Finding("keys", "warn", text, "chmod 600 it")
     return Finding("keys", "pass", str(curve.key_file) if curve else "")
 
 
@@ -132,10 +132,10 @@ async def _runs_already(handler: Handler) -> bool:
     runtime = handler.runtime
     try:
         async with HandlerClient(str(runtime.address.callable_here)) as client:
-            told = await client.ping(timeout_s=CHECK_TIMEOUT_S / 3)
+            answer = await client.ping(timeout_s=CHECK_TIMEOUT_S / 3)
     except CatalogZeroError:
         return False
-    return told.get("handler") == handler.handler_id
+    return answer.get("handler") == handler.handler_id
 
 
 async def _check_scheduler(handler: Handler) -> Finding:

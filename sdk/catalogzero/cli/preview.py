@@ -63,8 +63,8 @@ def preview(
     except (CatalogZeroError, ModuleNotFoundError):
         raise
     except Exception as error:  # what the author's `process` or `read` raised
-        told = f"{type(error).__name__}: {error}{place_of(error)}"
-        raise FailedError(f"{type(handler).__name__} failed: {told}") from error
+        text = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise FailedError(f"{type(handler).__name__} failed: {text}") from error
     if out is not None:
         _write(requests, out)
     if json:
@@ -192,9 +192,9 @@ def _with_known_id(handler: CloudProcessor) -> CloudProcessor:
 def _read_as(file: dict[str, Any]) -> str:
     """What a file was read as, in a line."""
     known = [file["kind"], file["encoding"], file["delimiter"] and repr(file["delimiter"])]
-    told = ", ".join(part for part in known if part)
+    text = ", ".join(part for part in known if part)
     columns = "" if file["columns"] is None else f" of {file['columns']} columns"
-    return f"{file['source']}: {told}; {file['rows']} rows{columns}"
+    return f"{file['source']}: {text}; {file['rows']} rows{columns}"
 
 
 def _text(request: Request, lines: int | None) -> str:

@@ -48,9 +48,9 @@ async def _called(
     try:
         with typer.progressbar(length=1, label=method, file=sys.__stderr__) as bar:
             while not (await asyncio.wait([call], timeout=LOOK_S))[0]:
-                told = await _progress(client, request_id)
-                done, bar.length = _share(told)
-                bar.label = _words(told) or method
+                answer = await _progress(client, request_id)
+                done, bar.length = _share(answer)
+                bar.label = _words(answer) or method
                 bar.update(done - bar.pos)
         return await call
     finally:
@@ -65,16 +65,16 @@ async def _progress(client: HandlerClient, request_id: str) -> dict[str, Any]:
     return {}
 
 
-def _share(told: Mapping[str, Any]) -> tuple[int, int]:
+def _share(shown: Mapping[str, Any]) -> tuple[int, int]:
     """How much is done, of how much: bytes where they are known, else items."""
-    if told.get("bytes_total"):
-        return int(told.get("bytes_read", 0)), int(told["bytes_total"])
-    return int(told.get("items_done", 0)), int(told.get("items") or 1)
+    if shown.get("bytes_total"):
+        return int(shown.get("bytes_read", 0)), int(shown["bytes_total"])
+    return int(shown.get("items_done", 0)), int(shown.get("items") or 1)
 
 
-def _words(told: Mapping[str, Any]) -> str:
+def _words(shown: Mapping[str, Any]) -> str:
     """The figures beside the bar."""
-    words = [f"{told[name]:,} {name.replace('_', ' ')}" for name in _SHOWN if name in told]
-    if told.get("items", 1) > 1:
-        words.append(f"{told.get('items_done', 0)} of {told['items']} items")
+    words = [f"{shown[name]:,} {name.replace('_', ' ')}" for name in _SHOWN if name in shown]
+    if shown.get("items", 1) > 1:
+        words.append(f"{shown.get('items_done', 0)} of {shown['items']} items")
     return ", ".join(words)

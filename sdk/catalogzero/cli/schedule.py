@@ -150,9 +150,9 @@ def list_(context: typer.Context, json: JsonFlag = False) -> None:
 
     Example: catalogzero schedule list
     """
-    told = _ask(context, "GET", "/api/schedules")
+    answer = _ask(context, "GET", "/api/schedules")
     columns = ("job_id", "handler", "method", "trigger", "next (UTC)", "state")
-    print_rows(told, columns, _schedule_rows(told), json=json)
+    print_rows(answer, columns, _schedule_rows(answer), json=json)
 
 
 @app.command("next")
@@ -166,9 +166,9 @@ def next_(
 
     Example: catalogzero schedule next nightly-export --count 10
     """
-    told = _ask(context, "GET", f"{_place(job_id)}/next", query={"count": count})
-    rows = zip(told["next"], told["local"], strict=True)
-    print_rows(told, ("UTC", told["timezone"]), rows, json=json)
+    answer = _ask(context, "GET", f"{_place(job_id)}/next", query={"count": count})
+    rows = zip(answer["next"], answer["local"], strict=True)
+    print_rows(answer, ("UTC", answer["timezone"]), rows, json=json)
 
 
 @app.command()
@@ -219,8 +219,8 @@ def run(
     else:
         handler_id, job_method, fields = name, method, json_object(params, "--params")
     body = {"handler_id": handler_id, "job_method": job_method, "job_params": fields}
-    told = _ask(context, "POST", "/api/run_now", body=body)
-    print_json(told if json else told["result"])
+    answer = _ask(context, "POST", "/api/run_now", body=body)
+    print_json(answer if json else answer["result"])
 
 
 @app.command()
@@ -240,9 +240,9 @@ def executions(
     Example: catalogzero schedule executions --status error --limit 10
     """
     query = _given(context, ("handler_id", "job_id", "method_name", "status", "limit"))
-    told = _ask(context, "GET", "/api/executions", query=query)
+    answer = _ask(context, "GET", "/api/executions", query=query)
     columns = ("started (UTC)", "job_id", "handler", "method", "status", "ms", "error")
-    print_rows(told, columns, _execution_rows(told), json=json)
+    print_rows(answer, columns, _execution_rows(answer), json=json)
 
 
 @app.command()
@@ -251,9 +251,9 @@ def handlers(context: typer.Context, json: JsonFlag = False) -> None:
 
     Example: catalogzero schedule handlers
     """
-    told = _ask(context, "GET", "/api/handlers")
+    answer = _ask(context, "GET", "/api/handlers")
     columns = ("handler", "address", "status", "last seen (UTC)", "why")
-    print_rows(told, columns, _handler_rows(told), json=json)
+    print_rows(answer, columns, _handler_rows(answer), json=json)
 
 
 @app.command("remove-handler")
@@ -284,11 +284,11 @@ def export(
     """
     import yaml
 
-    told = {"schedules": exported(_ask(context, "GET", "/api/schedules")["schedules"])}
+    answer = {"schedules": exported(_ask(context, "GET", "/api/schedules")["schedules"])}
     if json:
-        print_json(told)
+        print_json(answer)
         return
-    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump(answer, sort_keys=False, allow_unicode=True, width=100)
     if output is None:
         typer.echo(text, nl=False)
     else:
@@ -321,18 +321,18 @@ def apply(
     if prune and not entries:
         raise FailedError(f"{file} names no schedule: --prune would remove all {len(unnamed)}")
     if _ask(context, "GET", "/api/health").get("implementation") == "catalogzero":
-        told = _put_all(context, entries, dry_run=True)
+        shown = _put_all(context, entries, dry_run=True)
         if not dry_run:
-            told = _put_all(context, entries, dry_run=False)
+            shown = _put_all(context, entries, dry_run=False)
     else:
-        told = [_replace(context, entry, listed, dry_run=dry_run) for entry in entries]
+        shown = [_replace(context, entry, listed, dry_run=dry_run) for entry in entries]
     for job_id in sorted(unnamed) if prune else ():
         if not dry_run:
             _ask(context, "DELETE", _place(job_id))
-        told.append({"job_id": job_id, "status": "removed", "changes": {}})
-    rows = [(one["job_id"], one["status"], _changes(one["changes"])) for one in told]
+        shown.append({"job_id": job_id, "status": "removed", "changes": {}})
+    rows = [(one["job_id"], one["status"], _changes(one["changes"])) for one in shown]
     title = "would be" if dry_run else "is now"
-    answer = {"dry_run": dry_run, "schedules": told}
+    answer = {"dry_run": dry_run, "schedules": shown}
     print_rows(answer, ("job_id", title, "changes"), rows, json=json)
 
 
@@ -347,16 +347,16 @@ def _put_all(
     query = {"dry_run": str(dry_run).lower()}
     requests = [Request("PUT", _place(entry.job_id), entry.body, query) for entry in entries]
     answers = _ask_all(context, requests)
-    told = [answer for answer in answers if isinstance(answer, dict)]
+    shown = [answer for answer in answers if isinstance(answer, dict)]
     faults = [
         f"{entry.where}: {answer}"
         for entry, answer in zip(entries, answers, strict=True)
         if isinstance(answer, FailedError)
     ]
     if faults:
-        done = "nothing was changed" if dry_run else f"the other {len(told)} are as the file says"
+        done = "nothing was changed" if dry_run else f"the other {len(shown)} are as the file says"
         raise FailedError("\n".join((*faults, done)))
-    return told
+    return shown
 
 
 def _replace(
@@ -401,18 +401,18 @@ def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
     return {name: context.params[name] for name in names if context.params[name] is not None}
 
 
-def _schedule_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+def _schedule_rows(shown: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """The lines of `list`."""
-    for one in told["schedules"]:
+    for one in shown["schedules"]:
         handler_id, method = ([*(one.get("args") or []), "", ""])[:2]
         state = "paused" if one.get("paused") else one.get("error") or ""
         next_ = str(one["next_fire_time"] or "-")[:19]
         yield one["id"], handler_id, method, one["trigger"], next_, state
 
 
-def _execution_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+def _execution_rows(shown: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """The lines of `executions`."""
-    for record in told["records"]:
+    for record in shown["records"]:
         call = (record["job_id"], record["handler_id"], record["method_name"])
         flags = [name for name in ("waiting", "late") if record.get(name)]
         status = record["status"] + (f" ({', '.join(flags)})" if flags else "")
@@ -422,9 +422,9 @@ def _execution_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
         yield str(record["started_at"])[:19], *call, status, shown_ms, error
 
 
-def _handler_rows(told: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+def _handler_rows(shown: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
     """The lines of `handlers`."""
-    for one in told["handlers"]:
+    for one in shown["handlers"]:
         seen = str(one.get("last_seen_at") or "-")[:19]
         yield one["id"], one["address"], one["status"], seen, one.get("error")
 
@@ -506,7 +506,7 @@ def _ask_all(
         fix = "start it (catalogzero scheduler), or name it with --url"
         raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {fix}") from None
     pairs = zip(requests, answers, strict=True)
-    return [_told(f"{api.url}{one.path}", answer) for one, answer in pairs]
+    return [_shown(f"{api.url}{one.path}", answer) for one, answer in pairs]
 
 
 async def _send(client: httpx.AsyncClient, url: str, one: Request) -> httpx.Response:
@@ -517,20 +517,20 @@ async def _send(client: httpx.AsyncClient, url: str, one: Request) -> httpx.Resp
     )
 
 
-def _told(place: str, answer: httpx.Response) -> dict[str, Any] | FailedError:
+def _shown(place: str, answer: httpx.Response) -> dict[str, Any] | FailedError:
     """An answer's JSON, or what it says no with.
 
     Raises:
         UnauthorizedError: The token is missing or wrong.
     """
     try:
-        told = parse_json(answer.content)
+        reply = parse_json(answer.content)
     except (ValueError, RecursionError):
-        told = None
+        reply = None
     status = answer.status_code
-    if status < 400 and isinstance(told, dict):
-        return told
-    explained = told.get("error") if isinstance(told, dict) else None
+    if status < 400 and isinstance(reply, dict):
+        return reply
+    explained = reply.get("error") if isinstance(reply, dict) else None
     if isinstance(explained, dict):
         message = str(explained.get("message"))
     else:

@@ -82,7 +82,7 @@ def _exported(one: Mapping[str, Any]) -> dict[str, Any]:
         raise FailedError(f"schedule '{one['id']}' cannot be exported: {why}")
     if trigger.get("start_time") == one["created_at"]:  # made up when it was created
         del trigger["start_time"]
-    told = {
+    fields = {
         "job_id": one["id"],
         "handler_id": one["handler_id"],
         "job_method": one["method_name"],
@@ -90,7 +90,7 @@ def _exported(one: Mapping[str, Any]) -> dict[str, Any]:
         "trigger": trigger,
     }
     more = {name: one[name] for name in DEFAULTS if name != "job_params"}
-    return told | {name: value for name, value in more.items() if value != DEFAULTS[name]}
+    return fields | {name: value for name, value in more.items() if value != DEFAULTS[name]}
 
 
 def _faults(

@@ -124,8 +124,8 @@ def scheduler(
 def _announce(server: SchedulerServer, *, as_json: bool) -> None:
     """One line on standard output: where it listens."""
     if as_json:
-        told = {"url": server.url, "zmq_address": server.zmq_address, "database": server.database}
-        print_json({"event": "listening", **told})
+        fields = {"url": server.url, "zmq_address": server.zmq_address, "database": server.database}
+        print_json({"event": "listening", **fields})
     else:
         typer.echo(
             f"scheduler: {server.url} (API and page), handlers register at {server.zmq_address}, "

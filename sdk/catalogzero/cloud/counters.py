@@ -28,7 +28,7 @@ from catalogzero.wire.messages import utf8
 
 LISTED = 20
 """The most that a list in a result holds; its count stands beside it."""
-_TOLD_FAILURES = 5
+_NAMED_FAILURES = 5
 _MAX_FAILURE_CHARS = 1_000
 
 
@@ -114,9 +114,9 @@ class Counters:
         if len(self.failures) < LISTED:
             source, message = utf8(place.name), utf8(message)
             message = message if source in message else f"{utf8(str(place))}: {message}"
-            told = message[:_MAX_FAILURE_CHARS]
+            shown = message[:_MAX_FAILURE_CHARS]
             self.failures.append(
-                {"source": source, "row": place.row, "type": type_of(error), "error": told}
+                {"source": source, "row": place.row, "type": type_of(error), "error": shown}
             )
 
     def failure(self, items: int, result: dict[str, Any]) -> CatalogZeroError:
@@ -124,11 +124,13 @@ class Counters:
 
         Its `details` is that result with the status `failed`, and the failures.
         """
-        told = [failure["error"] for failure in self.failures]
-        text = told[0]
+        shown = [failure["error"] for failure in self.failures]
+        text = shown[0]
         if items > 1:
-            more = self.failed - _TOLD_FAILURES
-            named = "; ".join([*told[:_TOLD_FAILURES], *([f"and {more} more"] if more > 0 else [])])
+            more = self.failed - _NAMED_FAILURES
+            named = "; ".join(
+                [*shown[:_NAMED_FAILURES], *([f"and {more} more"] if more > 0 else [])]
+            )
             stored = f"{result['uploads']} stored for upload"
             text = f"{self.failed} of {items} items failed ({stored}): {named}"
         kind = next(iter(self.kinds)) if len(self.kinds) == 1 else FailedError

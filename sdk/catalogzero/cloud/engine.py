@@ -38,7 +38,7 @@ _REFUSED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers to a start that say nothing of epochs: the key, the proxy or the address is at fault."""
 _SHOWN = 20
 _NAME_CHARS = 200
-_TOLD_BYTES = 128 << 20
+_START_BYTES = 128 << 20
 _PAGE_BYTES, _SOURCE_BYTES = 1 << 16, 256
 """What a backend may tell of sources in one start, and what a page and a source count at least."""
 
@@ -86,7 +86,7 @@ class Engine:
             self._start_again,
         )
         self._runs = 0
-        self._told: dict[str, Any] = {}
+        self._reported: dict[str, Any] = {}
 
     async def main(self) -> None:
         """Register, send, and push what waits, until cancelled."""
@@ -225,8 +225,8 @@ class Engine:
                     self._log.warning("sources are read again", **about)
                 await self._sender.go(known.epoch)
                 return True
-            told = "the backend's answer to the start is not whole, or beyond what one may tell"
-            decision = Decision(Verdict.RETRY, told)
+            text = "the backend's answer to the start is not whole, or beyond what one may tell"
+            decision = Decision(Verdict.RETRY, text)
         fenced = outcome.status in _REFUSED or (
             said["epoch"] and outcome.status == HTTPStatus.FORBIDDEN
         )
@@ -252,7 +252,7 @@ class Engine:
         known = page = fitting(Known, answer)
         if known is None or page is None:
             return None
-        left = _TOLD_BYTES
+        left = _START_BYTES
         while page.next is not None:
             outcome = await self._ask("GET", b"", next=page.next)
             page = fitting(Known, outcome.body) if outcome.status == HTTPStatus.OK else None
@@ -299,6 +299,6 @@ class Engine:
             "next_due_s": min(due) if due else None,
             "outbox": figures,
         }
-        if status != self._told:
-            self._told = status
+        if status != self._reported:
+            self._reported = status
             self._report_status(status)

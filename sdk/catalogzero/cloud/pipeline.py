@@ -107,14 +107,14 @@ class UploadRun:
         self._counters.waiting = self.outbox.waiting(self.data_source, self.params)
         items = self._items()
         self._counters.bytes_total = sum(map(_size_of, items))
-        self._tell(items=len(items))
+        self._report(items=len(items))
         try:
             with self.outbox.keeping():
                 for item in items:
                     self._take(item)
                     self._counters.items_done += 1
                     self._counters.bytes_before += _size_of(item)
-                    self._tell()
+                    self._report()
                 self._seal_all()
                 self.outbox.gone(self._counters.waiting)
                 self._wait(items)
@@ -190,8 +190,8 @@ class UploadRun:
                     self._counters.fail(place, error)
             except Exception as error:  # noqa: BLE001  # an author's, a reader's: this item's alone
                 full = isinstance(error, sqlite3.OperationalError) and is_disk_full(error)
-                told = f"the disk is full at {self.folder}: make room, or set another state_dir"
-                return self._counters.fail(place, FailedError(told) if full else error)
+                text = f"the disk is full at {self.folder}: make room, or set another state_dir"
+                return self._counters.fail(place, FailedError(text) if full else error)
 
     def _seal_all(self) -> None:
         """With `strict`: seal what the run made, unless a rule of the policy matched nothing.
@@ -377,7 +377,7 @@ class UploadRun:
                 self.outbox.add(upload_id, chunk)
                 self._counters.records += chunk.records
                 self.wake()
-                self._tell(reading)
+                self._report(reading)
 
         def reject(row: Any, why: str) -> None:
             bad.take(str(place), None, why, orjson.dumps(row, default=str, option=_ANY).decode())
@@ -443,7 +443,7 @@ class UploadRun:
         if wait_s > 0:
             threading.Event().wait(min(wait_s, self.author.runtime.settle_s))
 
-    def _tell(self, reading: Reading | None = None, **fields: Any) -> None:
+    def _report(self, reading: Reading | None = None, **fields: Any) -> None:
         counters = self._counters
         if counters.bytes_total:
             here = reading.bytes_read() if reading else 0

@@ -78,13 +78,13 @@ class CloudProcessor(Handler):
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         if not (self.reads_itself or self.settings.data_roots or self.settings.sources):
-            told = (
+            text = (
                 "set the folders that data_source may point into, or sources, the queries that it "
                 "may name"
             )
             raise ConfigError(
-                f"{type(self).__name__}: data_roots: {told}",
-                details=[{"field": "data_roots", "message": told}],
+                f"{type(self).__name__}: data_roots: {text}",
+                details=[{"field": "data_roots", "message": text}],
             )
 
     def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:

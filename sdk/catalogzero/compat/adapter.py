@@ -109,8 +109,8 @@ class Adapter(Handler):
     ) -> None:
         """What `runtime` does not set is as the author's constructor said."""
         if self.own_runtime:
-            told = runtime.model_dump(exclude_unset=True)
-            runtime = RuntimeSettings(**{**self.own_runtime, **told})
+            shown = runtime.model_dump(exclude_unset=True)
+            runtime = RuntimeSettings(**{**self.own_runtime, **shown})
         super()._attach(runtime=runtime, handler_id=handler_id or self.own_id, clock=clock)
 
     @property
@@ -122,8 +122,8 @@ class Adapter(Handler):
 
     async def ping(self, **params: Any) -> dict[str, Any]:
         """See `Handler.ping`; also with ScheduleZero's `handler_id`."""
-        told = {**await super().ping(), "handler_id": self.handler_id}
-        return await self._extended("ping", params, told)
+        answer = {**await super().ping(), "handler_id": self.handler_id}
+        return await self._extended("ping", params, answer)
 
     async def get_metrics(self, **params: Any) -> dict[str, Any]:
         """See `Handler.get_metrics`."""
@@ -138,17 +138,17 @@ class Adapter(Handler):
         return await super().get_metrics()
 
     async def _extended(
-        self, name: str, params: Mapping[str, Any], told: dict[str, Any]
+        self, name: str, params: Mapping[str, Any], shown: dict[str, Any]
     ) -> dict[str, Any]:
         method = author_method(type(self.author), name)
         if method is None:
-            return told
+            return shown
         kwargs = method.bind(params)
         if method.is_async:
             answer = await method.function(self, **kwargs)
         else:
             answer = await asyncio.to_thread(call_plain, method.function, self, **kwargs)
-        return {**told, **(answer if isinstance(answer, dict) else {"result": answer})}
+        return {**shown, **(answer if isinstance(answer, dict) else {"result": answer})}
 
     # --- hooks --------------------------------------------------------------------------
 

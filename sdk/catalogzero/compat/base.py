@@ -95,9 +95,9 @@ class ZMQHandlerBase:
                 )
         if "_warm_cache" in vars(cls) and not cls.__module__.startswith("catalogzero.compat"):
             cls._warm_cache = _noting(cls._warm_cache)  # type: ignore[method-assign]
-        told = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        fields = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
         own = {name: getattr(cls, name) for name in cls._forwarded if hasattr(cls, name)}
-        body = {**told, "__doc__": cls.__doc__, "_author_class": cls, **own}
+        body = {**fields, "__doc__": cls.__doc__, "_author_class": cls, **own}
         cls._handler_class = type(cls.__name__, (cls._adapter_base,), body)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:

@@ -59,18 +59,18 @@ class ServingThread:
 
     def end(self) -> None:
         """Begin the end: drain, then close. From any thread, and from a signal handler."""
-        self._tell(self._stop)
+        self._report(self._stop)
 
     def hurry(self) -> None:
         """Do not wait for what runs."""
-        self._tell(self._hurry)
+        self._report(self._hurry)
 
     def join(self) -> None:
         """Wait for the end; from inside a run, which it would wait for, return at once."""
         if threading.current_thread() is not self._thread and current_run.get() is None:
             self._thread.join()
 
-    def _tell(self, event: asyncio.Event) -> None:
+    def _report(self, event: asyncio.Event) -> None:
         with suppress(RuntimeError):  # the loop is closed: it has ended
             self._loop.call_soon_threadsafe(event.set)
             self._loop.call_soon_threadsafe(self._on_end)

@@ -229,8 +229,8 @@ def _wrong_key(key: yaml.Node, at: Place) -> str | None:
     if not isinstance(key.value, str):
         return "a key is a text"
     read_as = {"bool": "true or false", "null": "nothing", "timestamp": "a date"}
-    told = {**read_as, "int": "a number", "float": "a number"}.get(kind, "no text")
-    return f"the key `{key.value}` is read as {told}: put it in quotes"
+    shown = {**read_as, "int": "a number", "float": "a number"}.get(kind, "no text")
+    return f"the key `{key.value}` is read as {shown}: put it in quotes"
 
 
 def _constructed(root: yaml.Node) -> Any:

@@ -185,14 +185,14 @@ class HandlerSettings(BaseSettings):
     ) -> dict[str, Any]:
         """A setting whose default a subclass sets anew keeps the meaning that its base gives it."""
         schema = handler.resolve_ref_schema(handler(core_schema))
-        for name, told in schema.get("properties", {}).items():
+        for name, shown in schema.get("properties", {}).items():
             meanings = (
                 base.model_fields[name].description
                 for base in cls.__mro__
                 if issubclass(base, HandlerSettings) and name in base.model_fields
             )
             if meaning := next(filter(None, meanings), None):
-                told["description"] = meaning
+                shown["description"] = meaning
         return schema
 
 
@@ -249,7 +249,7 @@ def problems_of(error: ValidationError, known: Iterable[str] = ()) -> Iterator[t
 
 def config_error(error: ValidationError, *, where: str, known: Iterable[str] = ()) -> ConfigError:
     """The error that names every field at fault, a line each; `known` as for `problems_of`."""
-    faults = [{"field": field, "message": told} for field, told in problems_of(error, known)]
+    faults = [{"field": field, "message": shown} for field, shown in problems_of(error, known)]
     lines = "".join(f"\n  {fault['field']}: {fault['message']}" for fault in faults)
     return ConfigError(f"{where}:{lines}", details=faults)
 

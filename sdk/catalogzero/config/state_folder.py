@@ -81,8 +81,8 @@ def locked(folder: Path) -> Iterator[None]:
         create_private(folder / "lock")
         file = (folder / "lock").open("w")
     except OSError as error:
-        told = f"state folder {folder} cannot be written ({error.strerror}): set `state_dir`"
-        raise ConfigError(told) from None
+        text = f"state folder {folder} cannot be written ({error.strerror}): set `state_dir`"
+        raise ConfigError(text) from None
     with file:
         try:
             _lock(file)

@@ -73,9 +73,9 @@ def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         for found in closure_of(wheel):
-            told = folder / f"{found.name}-{found.version}.dist-info" / "METADATA"
-            told.parent.mkdir()
-            told.write_text(found.read_text("METADATA") or "", "utf-8")
+            described = folder / f"{found.name}-{found.version}.dist-info" / "METADATA"
+            described.parent.mkdir()
+            described.write_text(found.read_text("METADATA") or "", "utf-8")
         project = folder / "pyproject.toml"
         about = {
             "name": wheel.name,

@@ -114,7 +114,7 @@ class Installation(_Body):
     methods: Nested = None
 
 
-class Told(_Body):
+class SourceState(_Body):
     """What a backend says of a source: what it knows beyond the rows themselves.
 
     `source_seq` is the highest one, `full_seq` that of the newest `full` upload, `mode` that of the
@@ -134,7 +134,7 @@ class Known(_Body):
 
     generation: Name
     epoch: Epoch
-    states: dict[Key, Told]
+    states: dict[Key, SourceState]
     next: Text | None = None
     acknowledged: Acknowledged | None = None
 
@@ -195,8 +195,8 @@ def read_model(model: type[ModelT], body: bytes) -> ModelT:
             for fault in error.errors(include_url=False, include_context=False, include_input=False)
         ]
         fields = ", ".join(sorted({fault["field"] or "the body" for fault in faults}))
-        told = f"does not fit the protocol: {fields}"
-        raise ProblemError(Kind.INVALID_REQUEST, told, errors=faults) from None
+        text = f"does not fit the protocol: {fields}"
+        raise ProblemError(Kind.INVALID_REQUEST, text, errors=faults) from None
 
 
 def content_digest(body: bytes) -> str:

@@ -128,8 +128,8 @@ def load_class(module: str, name: str) -> type[Handler]:
     except ImportError as error:
         raise ConfigError(f"module {module!r} cannot be imported: {error}") from None
     except Exception as error:
-        told = f"{text_of(error)}{place_of(error)}"
-        raise ConfigError(f"module {module!r} cannot be imported: {told}") from error
+        text = f"{text_of(error)}{place_of(error)}"
+        raise ConfigError(f"module {module!r} cannot be imported: {text}") from error
     for part in name.split("."):
         found = getattr(found, part, None)
     cls = handler_class(found)
@@ -147,8 +147,8 @@ def class_of_entry(entry: str) -> type[Handler] | None:
     points = list(_points_of(entry))
     owners = sorted({point.dist.name for point in points if point.dist})
     if len(owners) > 1:
-        told = " and ".join(owners)
-        raise ConfigError(f"{told} both provide {entry!r}: name the distribution, or remove one")
+        text = " and ".join(owners)
+        raise ConfigError(f"{text} both provide {entry!r}: name the distribution, or remove one")
     return load_class(points[0].module, points[0].attr) if points else None
 
 
@@ -175,7 +175,7 @@ def _make(
     except ValidationError as error:
         known = RuntimeSettings.model_fields
         place = partial(_place, RuntimeSettings, flags.runtime, section.where if section else str)
-        faults += [f"{place(name)}: {told}" for name, told in problems_of(error, known)]
+        faults += [f"{place(name)}: {text}" for name, text in problems_of(error, known)]
     in_file = section.where_in_config if section else str
     place = partial(_place, cls.settings_model, flags.config, in_file)
     try:
@@ -185,10 +185,10 @@ def _make(
         faults += placed or [str(error)]
     except ValidationError as error:
         known = cls.settings_model.model_fields
-        faults += [f"{place(name)}: {told}" for name, told in problems_of(error, known)]
+        faults += [f"{place(name)}: {text}" for name, text in problems_of(error, known)]
     except Exception as error:  # noqa: BLE001 - an author's constructor may do anything
-        told = f"{cls.__name__} cannot be made: {text_of(error)}{place_of(error)}"
-        faults.append(f"{section.where('config')}: {told}" if section else told)
+        text = f"{cls.__name__} cannot be made: {text_of(error)}{place_of(error)}"
+        faults.append(f"{section.where('config')}: {text}" if section else text)
     if handler is not None and runtime is not None:
         own = getattr(handler, "settings", None)
         handler._key_files = [*secret_files_in(own), *secret_files_in(runtime)]

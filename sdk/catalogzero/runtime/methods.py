@@ -122,8 +122,8 @@ class Method:
         try:
             return self._validate(params)
         except ValidationError as error:
-            told = islice(problems_of(error), MAX_FAULTS)
-            faults = [{"field": f[:MAX_FIELD_CHARS], "message": m} for f, m in told]
+            shown = islice(problems_of(error), MAX_FAULTS)
+            faults = [{"field": f[:MAX_FIELD_CHARS], "message": m} for f, m in shown]
             fields = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
             raise BadParamsError(f"{self.name}: {fields}", details=faults) from None
 
@@ -156,10 +156,14 @@ class Method:
         except (PydanticUserError, FailedError):  # `check` and calls tell of them
             schema = {"type": "object"}
         shown = schema.get("properties", {})
-        told = documented_args(inspect.getdoc(self.function) or "")
+        described = documented_args(inspect.getdoc(self.function) or "")
         for parameter in self._parameters:
             if parameter.name in shown:
-                meaning = {"description": told[parameter.name]} if parameter.name in told else {}
+                meaning = (
+                    {"description": described[parameter.name]}
+                    if parameter.name in described
+                    else {}
+                )
                 shown[parameter.name] |= _shown_default(parameter) | meaning
         return {**schema, "title": self.name}
 

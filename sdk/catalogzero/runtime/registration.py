@@ -81,11 +81,11 @@ class Registration:
             retry=retry_if_exception_type(Exception),
             wait=wait_random_exponential(multiplier=RETRY_FIRST_S, max=RETRY_MAX_S, min=0.1),
             sleep=self._clock.sleep,
-            before_sleep=self._tell,
+            before_sleep=self._log_failure,
         )
         return await attempts(ask)
 
-    def _tell(self, state: RetryCallState) -> None:
+    def _log_failure(self, state: RetryCallState) -> None:
         """Say once that nobody is there, then keep quiet until somebody is.
 
         Nobody asked for the default scheduler: there is no warning of that one.

@@ -107,7 +107,7 @@ class Run:
 
     def describe(self) -> dict[str, Any]:
         """What `list_runs` tells."""
-        told: dict[str, Any] = {
+        shown: dict[str, Any] = {
             "run_id": self.run_id,
             "request_id": self.call.request_id,
             "method": self.method.name,
@@ -117,10 +117,10 @@ class Run:
             "ended_at": self._shown(self.ended_s),
         }
         if self.progress:
-            told["progress"] = self.progress
+            shown["progress"] = self.progress
         if self.code:
-            told.update(error=self.error, code=self.code)
-        return told
+            shown.update(error=self.error, code=self.code)
+        return shown
 
     def _shown(self, at_s: float | None) -> str | None:
         """A monotonic moment of this run as a wall time."""
@@ -135,11 +135,11 @@ class Run:
 
     def outcome(self) -> dict[str, Any]:
         """What `get_run` tells: as `describe`, and the result while it is kept."""
-        told = self.describe()
+        shown = self.describe()
         if self.state is RunState.SUCCESS and self.frame:
             body = orjson.loads(self.frame)
-            told["result"] = body["result"] if "request_id" in body else body
-        return told
+            shown["result"] = body["result"] if "request_id" in body else body
+        return shown
 
 
 current_run: ContextVar[Run | None] = ContextVar("current_run", default=None)

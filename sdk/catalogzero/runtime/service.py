@@ -322,7 +322,7 @@ class Service:
     def _vitals(self) -> dict[str, Any]:
         """What metrics tell beside the process's own figures."""
         worker, jobs = self.handler.worker, self._jobs
-        told = {
+        fields = {
             "uptime_seconds": round(self._clock.monotonic() - self._boot.started_s, 3),
             "status": self._status(),
             "in_flight": jobs.in_flight,
@@ -336,7 +336,9 @@ class Service:
             "peers_cut_total": self._wire.times["peer_cut"],
             "replies_dropped_total": self._wire.times["reply_dropped"],
         }
-        return {**told, "outbox": worker.status["outbox"]} if "outbox" in worker.status else told
+        return (
+            {**fields, "outbox": worker.status["outbox"]} if "outbox" in worker.status else fields
+        )
 
     def _on_asleep(self) -> None:
         """Let go of what the runtime itself holds."""

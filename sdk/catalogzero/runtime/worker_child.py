@@ -143,7 +143,7 @@ class Child:
             result = await self._run(call["method"], call["params"])
             self._channel.send({"id": call["id"], "result": result})
         except BaseException as error:  # noqa: BLE001 - an author's: told to the parent
-            self._channel.send({"id": call["id"], **_told(self._handler, error)})
+            self._channel.send({"id": call["id"], **_shown(self._handler, error)})
 
     async def _run(self, name: str, params: dict[str, Any]) -> Any:
         handler = self._handler
@@ -211,7 +211,7 @@ def _module(name: str, file: str | None) -> Any:
     return module
 
 
-def _told(handler: Handler, error: BaseException) -> dict[str, Any]:
+def _shown(handler: Handler, error: BaseException) -> dict[str, Any]:
     """An error as a line: those raised on purpose keep their code; details that are no JSON go."""
     details = error.details if isinstance(error, CatalogZeroError) else None
     try:
@@ -221,8 +221,8 @@ def _told(handler: Handler, error: BaseException) -> dict[str, Any]:
     text, code = text_of(error), failure_of(error).code
     if isinstance(error, RunError | BadCallError):
         text, code = error.message, error.code
-    told = {"error": utf8(handler.mask(text)), "code": code}
-    return {**told, "details": details, "type": type_of(error)}
+    fields = {"error": utf8(handler.mask(text)), "code": code}
+    return {**fields, "details": details, "type": type_of(error)}
 
 
 def _die_with(parent_pid: int) -> None:

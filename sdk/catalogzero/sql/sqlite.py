@@ -49,8 +49,8 @@ def make_file(path: Path) -> None:
     try:
         create_private(path)
         if open_to_others(path):
-            told = "others on this machine can read the database %s: chmod 600 %s*"
-            logging.getLogger(__name__).warning(told, path, path)
+            text = "others on this machine can read the database %s: chmod 600 %s*"
+            logging.getLogger(__name__).warning(text, path, path)
     except OSError as error:
         raise explain(path, error) from error
 

@@ -234,8 +234,8 @@ class HandlerClient:
         self._note_limit(pong)
 
     def _note_limit(self, pong: Reply) -> None:
-        told = pong.result if isinstance(pong.result, dict) else {}
-        limit = told.get("max_message_bytes")
+        answer = pong.result if isinstance(pong.result, dict) else {}
+        limit = answer.get("max_message_bytes")
         self.max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
 
     async def _request_flat(

@@ -325,8 +325,12 @@ class RouterServer:
             asyncio.get_running_loop().call_later(REOPEN_S, self._reopen)
 
     def _on_cut(self, one: Connection) -> None:
-        told = {"peer": one.peer, "held_bytes": one.held, "max_frame_bytes": self._max_frame_bytes}
-        self._report("peer_cut", told)
+        fields = {
+            "peer": one.peer,
+            "held_bytes": one.held,
+            "max_frame_bytes": self._max_frame_bytes,
+        }
+        self._report("peer_cut", fields)
 
     def _look_again(self) -> None:
         if self._watch:

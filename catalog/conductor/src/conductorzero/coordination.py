@@ -36,13 +36,13 @@ async def signal(
     """Send a control call to these handlers (to all, for None), and tell each one's answer."""
     ids = watch.fleet.handler_ids if handler_ids is None else list(dict.fromkeys(handler_ids))
     silent = watch.silent()
-    told = await asyncio.gather(
+    reply = await asyncio.gather(
         watch.fleet.ask_all(
             [one for one in ids if one not in silent], action, timeout_s=SIGNAL_TIMEOUT_S
         ),
         watch.fleet.ask_all([one for one in ids if one in silent], action, timeout_s=LOOK_AFTER_S),
     )
-    answers = {one: (told[0] | told[1])[one] for one in ids}
+    answers = {one: (reply[0] | reply[1])[one] for one in ids}
     metrics = await watch.fleet.ask_all(
         [key for key, answer in answers.items() if answer.replied],
         "get_metrics",
@@ -52,7 +52,7 @@ async def signal(
     succeeded = sum(answer.error is None for answer in answers.values())
     return {
         "action": action,
-        "handlers": {key: _told(answer) for key, answer in answers.items()},
+        "handlers": {key: _shown(answer) for key, answer in answers.items()},
         "summary": {
             "total": len(ids),
             "succeeded": succeeded,
@@ -153,8 +153,8 @@ class _Dispatch:
         """Who has the method, and whether it is retry_safe there; each boot is asked once."""
         boots = {key: boot for key, answer in pongs.items() if (boot := _boot_of(answer))}
         wanted = [key for key, boot in boots.items() if self._known(key, boot) is None]
-        told = await self.watch.fleet.ask_all(wanted, "describe", timeout_s=self.timeout_s)
-        for handler_id, answer in told.items():
+        reply = await self.watch.fleet.ask_all(wanted, "describe", timeout_s=self.timeout_s)
+        for handler_id, answer in reply.items():
             if answer.error is None:
                 self.watch.methods[handler_id] = boots[handler_id], _methods_of(answer.result)
         methods = {key: self._known(key, boot) or {} for key, boot in boots.items()}
@@ -214,8 +214,8 @@ class _Dispatch:
 
     def _nobody(self) -> dict[str, Any]:
         """The result where no handler could begin."""
-        told = ", ".join(f"{one['handler_id']} ({one['outcome']})" for one in self.tried)
-        error = f"no handler could run {self.method}: {told or 'none is known'}"
+        text = ", ".join(f"{one['handler_id']} ({one['outcome']})" for one in self.tried)
+        error = f"no handler could run {self.method}: {text or 'none is known'}"
         return self._outcome("refused", Answer("", replied=False, error=error))
 
 
@@ -228,16 +228,16 @@ def _outcome_of(answer: Answer) -> str:
 
 def _boot_of(pong: Answer) -> str | None:
     """The boot that a pong tells of; None for silence, and for a handler that knows no boots."""
-    told = pong.result if isinstance(pong.result, dict) else {}
-    times = (number(told.get("uptime_s")), number(told.get("dedupe_window_s")))
-    boot_id = told.get("boot_id")
+    answer = pong.result if isinstance(pong.result, dict) else {}
+    times = (number(answer.get("uptime_s")), number(answer.get("dedupe_window_s")))
+    boot_id = answer.get("boot_id")
     return boot_id if isinstance(boot_id, str) and None not in times else None
 
 
 def _load_of(metrics: Any) -> float:
     """How much a handler has to do: what runs, and what waits."""
-    told = metrics if isinstance(metrics, dict) else {}
-    return sum(number(told.get(name)) or 0 for name in ("in_flight", "queued"))
+    shown = metrics if isinstance(metrics, dict) else {}
+    return sum(number(shown.get(name)) or 0 for name in ("in_flight", "queued"))
 
 
 def _methods_of(description: Any) -> dict[str, bool]:
@@ -247,7 +247,7 @@ def _methods_of(description: Any) -> dict[str, bool]:
     return {str(one["name"]): bool(one.get("retry_safe")) for one in named}
 
 
-def _told(answer: Answer) -> dict[str, Any]:
+def _shown(answer: Answer) -> dict[str, Any]:
     """One handler's answer to a signal."""
     if answer.error is not None:
         return {"ok": False, "error": answer.error, "code": answer.code}

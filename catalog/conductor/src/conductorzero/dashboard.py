@@ -217,8 +217,8 @@ def _whole(request: web.Request, name: str, default: int, most: int) -> int:
 
 def _failure(error: HttpError) -> web.Response:
     """An error as JSON."""
-    told = {"code": CODES.get(error.status, "refused"), "message": error.message}
-    return json_response({"error": told}, error.status, error.headers)
+    fields = {"code": CODES.get(error.status, "refused"), "message": error.message}
+    return json_response({"error": fields}, error.status, error.headers)
 
 
 def _token_of(token_file: Path | None, state_dir: Path) -> tuple[str, Path]:

@@ -276,8 +276,8 @@ def _metrics_of(answer: Answer) -> dict[str, Any]:
     """A handler's metrics, or why there are none."""
     if answer.error is not None:
         return {"error": answer.error}
-    told = answer.result if isinstance(answer.result, dict) else {"result": answer.result}
-    return dict(json.loads(json.dumps(told), parse_int=_figure))
+    reply = answer.result if isinstance(answer.result, dict) else {"result": answer.result}
+    return dict(json.loads(json.dumps(reply), parse_int=_figure))
 
 
 def _figure(digits: str) -> float:

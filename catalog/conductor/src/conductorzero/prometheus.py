@@ -39,8 +39,8 @@ def _family(name: str, figure: Figure, where: Callable[[dict[str, Any]], Any]) -
     """The metric of a figure that stands `where` in `get_metrics`, of handlers that report it."""
 
     def read(row: Row) -> float | None:
-        told = where(row.metrics) if row.alive else None
-        value = number(told.get(name)) if isinstance(told, dict) else None
+        shown = where(row.metrics) if row.alive else None
+        value = number(shown.get(name)) if isinstance(shown, dict) else None
         return None if value is None else value * figure.scale
 
     return Family(figure.metric, figure.help, read)
@@ -111,8 +111,8 @@ class _Fleet(Collector):
             for state in STATES:
                 states.add_metric([row.peer.handler_id, state], int(row.state == state))
             texts = (short(row.metrics.get(key)) for key in NAMES)
-            told = ["" if text is None else str(text) for text in texts]
-            info.add_metric([row.peer.handler_id, row.peer.address, *told], 1)
+            shown = ["" if text is None else str(text) for text in texts]
+            info.add_metric([row.peer.handler_id, row.peer.address, *shown], 1)
         yield from (states, info)
 
     def _own(self) -> Iterator[Metric]:

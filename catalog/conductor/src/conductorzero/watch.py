@@ -87,7 +87,7 @@ class Watch:
         if events:
             self._log.info("handlers_changed", changes=len(events), handlers=len(peers))
             self._note(events)
-            self._tell()
+            self._report()
 
     async def run(self) -> None:
         """Look at the fleet for ever, every half interval; ends by cancellation."""
@@ -127,7 +127,7 @@ class Watch:
             events += self.board.saw_ping(answer, now)
             self._bucket(answer.handler_id).add_ping(answer.response_time_ms)
         self._note(events)
-        self._tell()
+        self._report()
 
     async def write(self, *, everything: bool = False) -> None:
         """Store the minute that is over (or `everything` so far) in the history."""
@@ -218,7 +218,7 @@ class Watch:
         at_first = event.kind == "joined" or event.text.startswith("unknown ")
         return self._log.debug if at_first else self._log.info
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Call whoever listens."""
         for callback in list(self._listeners):
             callback()

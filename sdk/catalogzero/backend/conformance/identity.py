@@ -186,10 +186,10 @@ async def start(probe: Probe, site: str, epoch: int = 0, nonce: str = "") -> dic
     if answer.status_code in (404, 405):
         probe.doubt(NO_EPOCHS)
         return {}
-    told = expect(answer, 200, 201)
-    if "epoch" not in told:
+    shown = expect(answer, 200, 201)
+    if "epoch" not in shown:
         _lacks(probe, answer, NO_EPOCHS)
-    return told
+    return shown
 
 
 def expect_moved(answer: httpx.Response) -> None:

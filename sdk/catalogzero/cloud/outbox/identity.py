@@ -12,7 +12,7 @@ from typing import Any
 
 from catalogzero.cloud.outbox.contents import OutboxContents, as_text, from_text
 from catalogzero.cloud.outbox.file import transaction
-from catalogzero.protocol.bodies import Known, Told
+from catalogzero.protocol.bodies import Known, SourceState
 
 EPOCH, GENERATION, NONCE, MOVED = "epoch", "generation", "nonce", "moved"
 INSTALLATION, LAST_NONCE = "installation_id", "last_nonce"
@@ -58,7 +58,7 @@ class OutboxIdentity(OutboxContents):
         self._remember(ACKNOWLEDGED, None if last is None else last.model_dump())
         self._remember(LAST_NONCE, self.fact(NONCE))
         self._remember(NONCE, None)
-        self._forget_told()
+        self._forget_announced()
         here = self.execute(
             "SELECT source_key FROM sources UNION SELECT source_key FROM uploads"
             " WHERE ended_at IS NULL"
@@ -66,11 +66,15 @@ class OutboxIdentity(OutboxContents):
         keys = [row[0] for row in here]
         for key in known.states.keys() - set(keys):
             # known there alone: another folder's source, or one that was lost here
-            told = known.states[key]
-            numbers = {"high": told.source_seq, "base": told.source_seq, "full_seq": told.full_seq}
-            watermark = as_text(told.watermark)
-            self.insert("sources", source_key=key, watermark=watermark, mode=told.mode, **numbers)
-        return [key for key in keys if self._compare(key, known.states.get(key) or Told())]
+            shown = known.states[key]
+            numbers = {
+                "high": shown.source_seq,
+                "base": shown.source_seq,
+                "full_seq": shown.full_seq,
+            }
+            watermark = as_text(shown.watermark)
+            self.insert("sources", source_key=key, watermark=watermark, mode=shown.mode, **numbers)
+        return [key for key in keys if self._compare(key, known.states.get(key) or SourceState())]
 
     @transaction
     def adopt(self) -> None:
@@ -136,14 +140,14 @@ class OutboxIdentity(OutboxContents):
 
     # Inside: each in the transaction of its caller
 
-    def _forget_told(self) -> None:
+    def _forget_announced(self) -> None:
         """Drop the sources that are known by what a backend told alone: each start tells all."""
         self.execute(
             "DELETE FROM sources WHERE source IS NULL AND COALESCE(upload_id, upload_key) IS NULL"
             " AND source_key NOT IN (SELECT source_key FROM uploads)"
         )
 
-    def _compare(self, key: str, told: Told) -> bool:
+    def _compare(self, key: str, shown: SourceState) -> bool:
         """Compare one source; whether its mark was cleared."""
         self.execute("INSERT OR IGNORE INTO sources (source_key) VALUES (?)", (key,))
         [row] = self.execute(
@@ -159,45 +163,45 @@ class OutboxIdentity(OutboxContents):
             " ORDER BY seal_order",
             (key,),
         )
-        other_mode = None not in (told.mode, mode) and told.mode != mode
-        lost_full = full_seq > told.full_seq and not any(one[2] for one in uploads)
-        lost_full = lost_full and not told.removed  # dropped on purpose
-        chains = not lost_full and told.mode != "replace"
-        at, position, mine = told.source_seq, told.watermark, seq == told.source_seq
+        other_mode = None not in (shown.mode, mode) and shown.mode != mode
+        lost_full = full_seq > shown.full_seq and not any(one[2] for one in uploads)
+        lost_full = lost_full and not shown.removed  # dropped on purpose
+        chains = not lost_full and shown.mode != "replace"
+        at, position, mine = shown.source_seq, shown.watermark, seq == shown.source_seq
         for upload_id, its_mode, full, its_seq, base, after, until, dead in uploads:
             if its_mode == "append":
                 stays = full or (from_text(after) == position and chains)
             else:
-                stays = told.removed or base is None or at in (base, its_seq)
+                stays = shown.removed or base is None or at in (base, its_seq)
             if stays:
                 at, position = its_seq, from_text(until)
                 mine = mine or upload_id == marked
             elif not dead:
                 self._put_off(upload_id, own=its_mode == "replace" and upload_id == marked)
         cleared = False
-        if (mode or told.mode) == "append":
+        if (mode or shown.mode) == "append":
             changed = lost_full or position != from_text(watermark)
-            cleared = bool(changed and has_mark and told.source_seq < seq)
+            cleared = bool(changed and has_mark and shown.source_seq < seq)
             self._set_source(
                 key,
                 watermark=as_text(position),
-                full_seq=told.full_seq if lost_full or mode is None else full_seq,
-                mode=mode or told.mode,
+                full_seq=shown.full_seq if lost_full or mode is None else full_seq,
+                mode=mode or shown.mode,
                 upload_id=None if changed else marked,
             )
-        elif has_mark and not mine and not told.removed:
+        elif has_mark and not mine and not shown.removed:
             cleared = True
             self._clear(key)
         self.execute(
             "UPDATE sources SET base = ?, high = MAX(high, ?), owed = owed OR ?,"
             " missing = missing OR ? WHERE source_key = ?",
-            (at, told.source_seq, other_mode or lost_full, cleared, key),
+            (at, shown.source_seq, other_mode or lost_full, cleared, key),
         )
         for upload_id, base in self.execute(
             "SELECT upload_id, base FROM uploads WHERE source_key = ? AND state = 'building'",
             (key,),
         ):
-            if base not in {told.source_seq, at}:  # it began on another standing: made again
+            if base not in {shown.source_seq, at}:  # it began on another standing: made again
                 self._end(upload_id, "abandoned", answer={"compared": True})
         return cleared
 

@@ -322,7 +322,7 @@ class Outbox(OutboxIdentity):
     @transaction
     def learn_highest(self, sources: dict[str, Any]) -> None:
         """Note the highest source_seq that the backend knows of each source."""
-        self._forget_told()
+        self._forget_announced()
         for key, high in sources.items():
             self._raise_high(key, high)
 

@@ -245,8 +245,8 @@ def _fault(error: Exception) -> Outcome:
     cause = error.__cause__
     if isinstance(cause, aiohttp.ClientHttpProxyError):
         return Outcome(status=cause.status, fault=f"the proxy answered {cause.status}")
-    told = f"{type(error).__name__}: {error}"[:MAX_SAID_CHARS].splitlines()[0]
-    return Outcome(fault=told.rstrip(": "))
+    shown = f"{type(error).__name__}: {error}"[:MAX_SAID_CHARS].splitlines()[0]
+    return Outcome(fault=shown.rstrip(": "))
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
