@@ -6,12 +6,9 @@ One timer, armed for the next moment at which something can be due; nothing poll
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import inspect
-import sys
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from catalogzero.clock import Timer
@@ -19,6 +16,7 @@ from catalogzero.errors import BusyError, DrainingError, WakeFailedError, text_o
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.idle import IdleWatch, State
 from catalogzero.runtime.resources import told_to_stop
+from catalogzero.wire.traffic import hand_back_memory
 
 CLOSE_GRACE_S = 5.0
 
@@ -163,7 +161,8 @@ class Sleeper:
         self._watch.asleep()
         handler.log.info("asleep")
         self._on_asleep()
-        await asyncio.to_thread(_hand_back_memory)
+        await asyncio.to_thread(gc.collect)
+        await asyncio.to_thread(hand_back_memory)
 
     async def _wake(self) -> None:
         handler = self._handler
@@ -206,11 +205,3 @@ async def _call(hook: Callable[[], Any]) -> None:
     result = hook()
     if inspect.isawaitable(result):
         await result
-
-
-def _hand_back_memory() -> None:
-    """Give freed memory back to the system, where the platform can."""
-    gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another libc has no such call
-            ctypes.CDLL(None).malloc_trim(0)

@@ -10,6 +10,7 @@ process's memory tells.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import socket
 import struct
@@ -31,6 +32,7 @@ HELD_BYTES = 64 << 20
 """What all connections of a socket may hold together."""
 
 LOOKS_A_SECOND = 10
+HAND_BACK_LOOKS = 5 * LOOKS_A_SECOND
 SUDDEN_BYTES = 32 << 20
 GROWN_BYTES = 256 << 20
 _ACKED_AND_RECEIVED = struct.Struct("=120xQQ")  # tcpi_bytes_acked, tcpi_bytes_received
@@ -98,11 +100,19 @@ class Connection:
             self.handed = min(self.handed, _counters(self.handle)[1])
 
 
+def hand_back_memory() -> None:
+    """Give freed memory back to the system, where the platform can; blocks for a moment."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another libc has no such call
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 class MemoryWatch:
     """Calls back whenever this process's memory has grown by `SUDDEN_BYTES`, on one event loop.
 
     Each callback learns whether it has grown by `GROWN_BYTES` since that was last so. Those of
-    servers are called every second too: memory that was freed before may hold much unseen.
+    servers are called every second too: memory that was freed before may hold much unseen. What
+    is free again a little after it grew is given back to the system, which else happens by chance.
     """
 
     _of_loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryWatch]] = (
@@ -112,7 +122,7 @@ class MemoryWatch:
     def __init__(self) -> None:
         self._process = psutil.Process()
         self._callbacks: dict[Callable[[bool], None], bool] = {}
-        self._ticks = 0
+        self._ticks = self._hand_back_at = 0
         self._timer: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -143,7 +153,11 @@ class MemoryWatch:
         self._floor, self._seen = min(self._floor, rss), min(self._seen, rss)
         self._ticks += 1
         jumped, grown = rss - self._seen > SUDDEN_BYTES, False
+        if self._ticks == self._hand_back_at:
+            asyncio.get_running_loop().run_in_executor(None, hand_back_memory)
         if jumped:
+            if self._hand_back_at <= self._ticks:
+                self._hand_back_at = self._ticks + HAND_BACK_LOOKS
             grown = rss - self._floor > GROWN_BYTES
             self._floor, self._seen = rss if grown else self._floor, rss
         for callback, every_second in [*self._callbacks.items()]:
@@ -157,22 +171,42 @@ class Traffic:
     Args:
         limit_bytes: How far a peer may be ahead.
         counts: Whether to use the kernel's counters where there are some.
+
+    Attributes:
+        port: The TCP port of this side or the other, by which a connection is known as one of the
+            socket's; None where there is none.
     """
 
     def __init__(self, limit_bytes: int, *, counts: bool = True) -> None:
         self._limit_bytes = limit_bytes
         self._counts = counts
+        self.port: int | None = None
         self._connections: dict[int, Connection] = {}
         self._by_name: dict[bytes, Connection] = {}
 
     def opened(self, fd: int) -> None:
         """A connection has come."""
         self.closed(fd)
-        with suppress(OSError):  # gone already, or no descriptor is left
-            handle = socket.socket(fileno=os.dup(fd))
-            name = handle.getpeername()
-            peer = host_port(*name[:2]) if isinstance(name, tuple) else "a local process"
-            self._connections[fd] = Connection(handle, peer)
+        try:
+            number = os.dup(fd)
+        except OSError:  # gone already, or no descriptor is left
+            return
+        # The event comes late: by now the number may be another file's or another socket's.
+        try:
+            handle = socket.socket(fileno=number)
+        except OSError:
+            os.close(number)
+            return
+        try:
+            own, name = handle.getsockname(), handle.getpeername()
+        except OSError:
+            handle.close()
+            return
+        if isinstance(name, tuple) and self.port not in (None, own[1], name[1]):
+            handle.close()
+            return
+        peer = host_port(*name[:2]) if isinstance(name, tuple) else "a local process"
+        self._connections[fd] = Connection(handle, peer)
 
     def closed(self, fd: int) -> Connection | None:
         """A connection is gone; gives it where this side ended it."""

@@ -30,7 +30,13 @@ from catalogzero.config.address import Address, host_port
 from catalogzero.config.key_files import read_key
 from catalogzero.config.settings import MAX_MESSAGE_BYTES
 from catalogzero.errors import CallTimeoutError, ConfigError, TooLargeError
-from catalogzero.wire.traffic import FRAME_BYTES, GROWN_BYTES, Connection, MemoryWatch, Traffic
+from catalogzero.wire.traffic import (
+    FRAME_BYTES,
+    GROWN_BYTES,
+    Connection,
+    MemoryWatch,
+    Traffic,
+)
 from catalogzero.wire.transport import Envelope, OnReply, Report, ignore
 
 MAX_SOCKETS = 16_384
@@ -273,6 +279,7 @@ class RouterServer:
         if not address.path:
             endpoint = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).decode().rstrip("\0")
             address = Address(address.host, int(endpoint.rpartition(":")[2]))
+            self._connections.traffic.port = address.port
         self._bound = address
         return address
 
@@ -465,6 +472,7 @@ class DealerPeer:
             self._socket, 2 * MAX_MESSAGE_BYTES, self._look_again, lambda one: None
         )
         self._connections.start(counts=True, every_second=False, on_grown=lambda: None)
+        self._connections.traffic.port = self._address.port or None
         try:
             self._socket.connect(str(self._address))
         except zmq.ZMQError as error:
