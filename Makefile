@@ -24,8 +24,8 @@ test: lint types ## lint, types and all tests that CI runs (about twenty minutes
 	$(PYTEST) -n 2 --dist loadgroup --durations=15 -m "not slow and not chaos"
 
 .PHONY: test-all
-test-all: lint types ## the same, with the slow and the chaos tests
-	$(PYTEST)
+test-all: lint types ## the same, with the slow and the chaos tests, and half an hour of mixed load
+	CATALOGZERO_SOAK_S=1800 $(PYTEST)
 
 .PHONY: pythons
 pythons: .venv/ready ## the suites of cloud, core, scheduler and backend on every further Python here

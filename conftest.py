@@ -2,8 +2,8 @@
 
 import os
 
-# Sizes of the chaos tests and the database that tests use are for the tests; nothing else is.
-FOR_TESTS = ("CATALOGZERO_CHAOS_", "CATALOGZERO_TEST_")
+# Sizes of the chaos tests, the soak's time and the database are the tests' own; nothing else is.
+FOR_TESTS = ("CATALOGZERO_CHAOS_", "CATALOGZERO_SOAK_", "CATALOGZERO_TEST_")
 
 for name in [*os.environ]:
     if name.startswith("CATALOGZERO_") and not name.startswith(FOR_TESTS):
