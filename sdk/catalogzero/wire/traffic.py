@@ -59,7 +59,8 @@ class Connection:
     """One connection; `handle` is a descriptor of our own, so that it cannot become another's.
 
     `handed` and `sent` are bytes that went to and came from whoever uses the socket, `read` what
-    ZeroMQ had read at the last look, `before` at the one before.
+    ZeroMQ had read at the last look, `before` at the one before. It `is_served` where a message
+    of it was handed over since the last look.
     """
 
     handle: socket.socket
@@ -70,6 +71,7 @@ class Connection:
     read: int = 0
     before: int = 0
     spoke: bool = False
+    is_served: bool = False
     name: bytes = b""
 
     @property
@@ -88,7 +90,7 @@ class Connection:
         Raises:
             OSError: The system does not count, or the connection is gone.
         """
-        self.before = self.read
+        self.before, self.is_served = self.read, False
         self.acked, self.read = _counters(self.handle)
         self.sent = max(self.sent, self.acked)
 
@@ -181,6 +183,7 @@ class Traffic:
         self._limit_bytes = limit_bytes
         self._counts = counts
         self.port: int | None = None
+        self._turns = 0
         self._connections: dict[int, Connection] = {}
         self._by_name: dict[bytes, Connection] = {}
 
@@ -226,9 +229,10 @@ class Traffic:
 
     def taken(self, fd: int, name: bytes, size: int) -> None:
         """A whole message of the peer of that routing name was handed over."""
+        self._turns += 1
         if one := self._connections.get(fd):
             one.handed += size
-            one.spoke = True
+            one.spoke = one.is_served = True
             if one.name != name:
                 one.name = name
                 self._by_name[name] = one
@@ -240,6 +244,7 @@ class Traffic:
 
     def look(self) -> bool:
         """Read the counters of all connections; false where the system does not count."""
+        self._turns = 0
         for one in [*self._connections.values()]:
             try:
                 if not self._counts or one.handle.family == getattr(socket, "AF_UNIX", None):
@@ -249,18 +254,27 @@ class Traffic:
                 return False
         return True
 
-    def judge(self, *, grown: bool) -> list[Connection]:
-        """After a look and a drained socket: shut down those who hold too much, and name them.
+    @property
+    def all_had_turns(self) -> bool:
+        """Whether everybody with a whole message was served since the last look.
 
+        ZeroMQ serves them in turn: at least as many messages came as peers had sent something.
+        """
+        return self._turns >= sum(one.ahead > 0 for one in self._connections.values())
+
+    def judge(self, *, drained: bool, grown: bool) -> list[Connection]:
+        """After a look: shut down those who hold too much, and name them.
+
+        Where others keep the socket from being `drained`, only those who had turns and no message.
         Where the process has `grown`, all together may hold no more than half of what one may.
         """
         cut = []
         allowed = self._limit_bytes // 2 if grown else HELD_BYTES
-        for one in self._connections.values():
+        for one in self._connections.values() if drained else ():
             one.settle()
-        greediest = sorted(self._connections.values(), key=lambda one: one.held, reverse=True)
-        held = sum(one.held for one in greediest)
-        for one in greediest:
+        judged = [one for one in self._connections.values() if drained or not one.is_served]
+        held = sum(one.held for one in judged)
+        for one in sorted(judged, key=lambda one: one.held, reverse=True):
             if one.ahead > self._limit_bytes or held > allowed:
                 held -= one.held
                 cut.append(one)

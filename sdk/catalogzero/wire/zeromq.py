@@ -51,7 +51,7 @@ LATE_BYTES = 16 * MIB
 LATE_REPLY_BYTES = 500
 """What a waiting reply costs beside its payload."""
 
-UNDRAINED_S = 0.3
+UNDRAINED_S = 0.1
 REOPEN_S = 1.0
 HANDSHAKE_TIMEOUT_MS = 5_000
 RECONNECT_MS = 50
@@ -633,9 +633,15 @@ class _Connections:
         """The socket was drained: what came of a connection before the look is handed over."""
         if self._judging is not None:
             self._judging.cancel()
-            grown, self._grown, self._judging = self._grown, False, None
-            for one in self.traffic.judge(grown=grown):
-                self._on_cut(one)
+            self._judge(drained=True)
+
+    def _judge(self, *, drained: bool = False) -> None:
+        if not drained and not self.traffic.all_had_turns:
+            self._judging = asyncio.get_running_loop().call_later(UNDRAINED_S, self._judge)
+            return
+        grown, self._grown, self._judging = self._grown, False, None
+        for one in self.traffic.judge(drained=drained, grown=grown):
+            self._on_cut(one)
 
     def close(self) -> None:
         """Watch no longer."""
@@ -654,7 +660,7 @@ class _Connections:
             return
         self.take_events()
         if self.traffic.look():  # others may keep the socket from being drained: each has its turns
-            self._judging = asyncio.get_running_loop().call_later(UNDRAINED_S, self.drained)
+            self._judging = asyncio.get_running_loop().call_later(UNDRAINED_S, self._judge)
             self._drain()
         elif self._grown:
             self._grown = False
