@@ -53,7 +53,12 @@ class BoundedTransport(AiohttpTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; its answer's content is read by who asked, and raises `AnswerError`."""
         request.headers["Accept-Encoding"] = "identity"
-        answer = await super().handle_async_request(request)
+        try:
+            answer = await super().handle_async_request(request)
+        except AttributeError as error:
+            # aiohttp looks for the answer of a connection that closed while the body still left.
+            message = "the connection was closed before an answer came"
+            raise httpx.ReadError(message, request=request) from error
         coding = answer.headers.pop("Content-Encoding", "identity").strip().lower()
         answer.headers.pop("Set-Cookie", None)
         assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101 - as the base says
