@@ -13,7 +13,6 @@ from typing_extensions import TypedDict
 from catalogzero.scheduler.trigger_forms import KEYS
 from catalogzero.wire.messages import JsonObject
 
-# Python 3.11's own TypedDict is one that pydantic refuses to read.
 Time = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 Status = Literal["queued", "running", "retry", "success", "error", "missed", "skipped", "lost"]
 TRIGGER = {
