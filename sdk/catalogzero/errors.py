@@ -2,6 +2,7 @@
 
     CatalogZeroError
     ├── ConfigError             fix the configuration, start again
+    │   └── AddressUnavailableError the address is taken, or not yet there: or wait for it
     ├── BadCallError            fix the call: repeating it as it is is useless
     │   ├── BadRequestError         not JSON, not an object, no method, an id used twice
     │   ├── UnknownMethodError      no such method, or not one that may be called
@@ -50,12 +51,18 @@ class CatalogZeroError(Exception):
         self.details = details
         self.cause_type = ""
         """The type of an author's exception that this stands for."""
+        self.cause_traceback = ""
+        """Its traceback, as `traceback_of` gives it."""
 
 
 class ConfigError(CatalogZeroError, ValueError):
     """Fix the configuration and start again; nothing was started."""
 
     code = "config"
+
+
+class AddressUnavailableError(ConfigError):
+    """Another process has the address, or this machine has it not yet: a later start may do."""
 
 
 class BadCallError(CatalogZeroError, ValueError):
@@ -175,6 +182,8 @@ class SourceChangedError(RunError):
     code = "source_changed"
 
 
+_SHOWN_FRAMES = 20
+_MAX_TRACEBACK_CHARS = 8_000
 _BY_CODE: dict[str, type[CatalogZeroError]] = {
     error.code: error
     for error in (
@@ -212,7 +221,7 @@ def failure_of(error: BaseException) -> FailedError:
 def text_of(error: BaseException) -> str:
     """Type and text of any exception, also of one whose text cannot be made.
 
-    A group tells of each of its members.
+    A group reports each of its members.
     """
     kind = type(error).__name__
     try:
@@ -239,6 +248,33 @@ def place_of(error: BaseException) -> str:
         if Path(frame.filename).is_absolute() and not frame.filename.startswith(known)
     ]
     return f", at {others[-1].filename}:{others[-1].lineno}" if others else ""
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of what an author's code raised, without the frames of this package.
+
+    Empty for an error that this package raised on purpose: its sentence says it all.
+    """
+    if isinstance(error, CatalogZeroError):
+        return error.cause_traceback
+    try:
+        made = traceback.TracebackException.from_exception(error, limit=-_SHOWN_FRAMES)
+        _leave_out_ours(made)
+        text = "".join(made.format())
+    except Exception:  # noqa: BLE001 - an author's `__str__`: it must not cost the reply
+        return ""
+    return text if len(text) <= _MAX_TRACEBACK_CHARS else f"…{text[-_MAX_TRACEBACK_CHARS:]}"
+
+
+def _leave_out_ours(made: traceback.TracebackException) -> None:
+    """Of a traceback and its causes, leave out the frames of this package."""
+    ours = str(Path(__file__).parent)
+    made.stack = traceback.StackSummary.from_list(
+        [frame for frame in made.stack if not frame.filename.startswith(ours)]
+    )
+    for cause in (made.__cause__, made.__context__, *(made.exceptions or ())):
+        if cause is not None:
+            _leave_out_ours(cause)
 
 
 def error_for_code(code: str, message: str, details: Any = None) -> CatalogZeroError:

@@ -72,7 +72,7 @@ class ClockworkHandler(ZMQHandlerBase):
         return ["strike_hour", "chime"]
 
     def wind(self, params: dict):
-        """Take as long as told, and note each time that it was begun."""
+        """Take as long as asked, and note each time that it was begun."""
         self._note("wind", 1)
         until = time.monotonic() + float(params["seconds"])
         while time.monotonic() < until and not self.shutdown_event.is_set():

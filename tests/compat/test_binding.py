@@ -24,7 +24,7 @@ class Shelf:
         return {"shelved": params}
 
 
-class Desk(Shelf, ZMQHandlerBase):
+class Counter(Shelf, ZMQHandlerBase):
     """Methods of every shape that ScheduleZero can call."""
 
     def bare(self, params):  # type: ignore[no-untyped-def]
@@ -95,22 +95,22 @@ WHOLE = [
 @pytest.mark.parametrize("method", WHOLE)
 @pytest.mark.parametrize("params", [{}, {"a": 1, "number": [2]}], ids=["empty", "full"])
 async def test_one_parameter_gets_the_whole_dict(method: str, params: dict[str, Any]) -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         assert await at.client.call(method, params) == {"got": params}
 
 
 async def test_a_mixin_s_method_can_be_called() -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         assert await at.client.call("shelve", {"k": 1}) == {"shelved": {"k": 1}}
 
 
 async def test_a_method_without_parameters_gets_none_whatever_is_sent() -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         assert await at.client.call("nothing", {"some": "thing"}) == "nothing"
 
 
 async def test_hints_that_are_no_dict_take_their_parameters_by_name() -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         assert await at.client.call("named", {}) == "none 1"
         assert await at.client.call("named", {"message": "m", "times": "3"}) == "m 3"
         assert await at.client.call("needed", {"handler_id": "discord"}) == "discord"
@@ -118,7 +118,7 @@ async def test_hints_that_are_no_dict_take_their_parameters_by_name() -> None:
 
 
 async def test_a_dict_of_other_names_goes_to_the_first_parameter_as_there() -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         assert await at.client.call("named", {"other": 1}) == "{'other': 1} 1"
 
 
@@ -127,14 +127,14 @@ async def test_a_dict_of_other_names_goes_to_the_first_parameter_as_there() -> N
     [("named", {"times": "x"}), ("needed", {}), ("both", {"data_source": "d"})],
 )
 async def test_named_parameters_are_validated(method: str, params: dict[str, Any]) -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         with pytest.raises(BadParamsError):
             await at.client.call(method, params)
 
 
 async def test_a_method_may_change_its_params_and_a_repeated_call_is_still_known() -> None:
     params = {"x": 1, "inner": {"y": 2}}
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         first = await at.client.request("spoils", params, request_id="one")
         again = await at.client.request("spoils", params, request_id="one")
 
@@ -149,7 +149,7 @@ MACHINERY = [
 
 @pytest.mark.parametrize("name", MACHINERY)
 async def test_nothing_else_can_be_called(name: str) -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         with pytest.raises(UnknownMethodError):
             await at.client.call(name, {})
 
@@ -242,11 +242,11 @@ async def test_a_resource_is_closed_by_sleep_and_opened_again() -> None:
         assert await at.client.call("use_pool") == 2
 
 
-async def test_describe_tells_of_the_author_s_class_and_methods() -> None:
-    async with serving(Desk(handler_id="desk-1")) as at:
+async def test_describe_reports_the_author_s_class_and_methods() -> None:
+    async with serving(Counter(handler_id="desk-1")) as at:
         told = await at.client.call("describe")
 
         methods = {method["name"]: method for method in told["methods"]}
-        assert told["class"].endswith(":Desk")
+        assert told["class"].endswith(":Counter")
         assert methods["bare"]["params_schema"] == {"type": "object"}
         assert set(methods["named"]["params_schema"]["properties"]) == {"message", "times"}

@@ -38,7 +38,7 @@ def numbers(tmp_path: Path) -> Path:
 
 
 def runtime(folder: Path, **more: Any) -> dict[str, Any]:
-    return {"state_dir": folder / "state", "settle_s": 0, "early_reply_s": 60, **more}
+    return {"state_dir": folder / "state", "min_file_age_s": 0, "early_reply_s": 60, **more}
 
 
 async def test_an_own_source_is_read_processed_and_uploaded_once(
@@ -124,7 +124,7 @@ async def test_without_data_roots_or_an_own_source_it_is_refused(
         make_handler("cloud_processor", registry=registry(tmp_path, backend))
 
 
-async def test_a_setting_that_neither_knows_is_told_by_name(
+async def test_a_setting_that_neither_knows_is_reported_by_name(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"config of FileHandler: .*'data_rots'"):
@@ -160,11 +160,12 @@ async def test_a_result_that_is_no_records_is_an_error_that_says_so(
             await at.client.call("process_and_upload", {"data_source": str(numbers)})
 
 
-async def test_the_api_key_is_masked_and_the_attributes_are_as_drawn() -> None:
+async def test_the_api_key_is_masked_and_the_attributes_are_as_drawn(tmp_path: Path) -> None:
     handler = AcmeHandler("very-secret-key", "https://api.acme.example/v1")
 
     assert (handler.api_key, handler.endpoint) == ("very-secret-key", "https://api.acme.example/v1")
-    assert "very-secret-key" not in str(await handler._adapter.describe())
+    async with serving(handler, **runtime(tmp_path)) as at:
+        assert "very-secret-key" not in str(await at.client.call("describe"))
 
 
 async def test_the_drawing_itself_runs_with_only_its_imports_changed(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import pytest
 from catalogzero import ConfigError
 from catalogzero.compat import ZMQHandlerBase, setup_handler_logging
 from catalogzero.testing import serving
-from pydantic import SecretStr
+
+from examples.quickstart.processes import free_ports
+from tests.compat.cloud_handlers import AcmeHandler
 
 
 class Bell(ZMQHandlerBase):
@@ -70,11 +72,12 @@ async def test_an_author_s_ping_and_metrics_win_and_are_answered_during_a_job() 
 
 
 async def test_an_author_s_ping_never_wakes() -> None:
-    async with serving(Bell()) as at:
+    bell = Bell()
+    async with serving(bell) as at:
         await at.client.call("sleep")
         await at.client.ping()
 
-        assert at.service.handler._vitals()["status"] == "sleeping"
+        assert bell.sleep_mode
 
 
 async def test_an_author_may_await_the_runtime_s_metrics() -> None:
@@ -133,8 +136,8 @@ def test_the_log_file_takes_the_handler_s_lines_and_those_of_python_s_logging(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = setup_handler_logging("my/clock", log_level="INFO")
-    handler = Plain(handler_id="my/clock")
-    handler._adapter.mask.learn({"key": SecretStr("s3cr3t-key")})
+    handler = AcmeHandler("s3cr3t-key", "https://api.acme.example")
+    handler.handler_id = "my/clock"
     handler.logger.info("struck", method="work", key="s3cr3t-key")
     handler.logger.debug("too low")
     logging.getLogger("author").info("from the author")
@@ -193,18 +196,25 @@ def test_a_constructor_without_arguments_names_the_handler_after_its_class() -> 
 
 
 def test_names_may_be_set_after_the_constructor() -> None:
-    handler = Plain("first", "tcp://127.0.0.1:5001", "tcp://127.0.0.1:4242")
+    (port,) = free_ports(1)
+    handler = Plain("first", f"tcp://127.0.0.1:{port}", "tcp://127.0.0.1:4242")
     handler.handler_id = "second"
     handler.server_address = "tcp://127.0.0.1:4999"
     handler.handler_address = None
 
     assert (handler.handler_id, handler.server_address) == ("second", "tcp://127.0.0.1:4999")
-    assert handler._adapter.runtime.port == 5001
+    handler.start()
+    assert handler.handler_address == f"tcp://127.0.0.1:{port}"
+    handler.stop()
 
 
 def test_the_environment_beats_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CATALOGZERO_PORT", "5077")
+    code, environment = free_ports(2)
+    monkeypatch.setenv("CATALOGZERO_PORT", str(environment))
     monkeypatch.setenv("CATALOGZERO_HANDLER_ID", "renamed")
-    handler = Plain("plain", "tcp://127.0.0.1:5001")
+    handler = Plain("plain", f"tcp://127.0.0.1:{code}", "none")
 
-    assert (handler._adapter.runtime.port, handler.handler_id) == (5077, "renamed")
+    handler.start()
+    assert handler.handler_id == "renamed"
+    assert handler.handler_address == f"tcp://127.0.0.1:{environment}"
+    handler.stop()

@@ -221,7 +221,7 @@ async def test_a_section_gives_id_and_addresses_and_the_constructor_others(
 
 
 @pytest.mark.usefixtures("_importable")
-def test_a_config_that_does_not_fit_the_constructor_is_told(tmp_path: Path) -> None:
+def test_a_config_that_does_not_fit_the_constructor_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config of Stall: .*'good'"):
         make_handler("stall", registry=registry(tmp_path, "{good: tea}"))
 

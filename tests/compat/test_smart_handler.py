@@ -73,14 +73,14 @@ async def test_a_smart_handler_lets_go_of_pool_and_cache_and_takes_them_up_again
 
 
 async def test_a_waking_that_fails_leaves_it_asleep_and_the_next_call_tries_again() -> None:
-    clock, library = ManualClock(), Library()
     faults = [ConnectionError("no database")]
 
-    async def ensure() -> None:
-        if faults:
-            raise faults.pop()
+    class Unlucky(Library):
+        async def _ensure_resources(self) -> None:
+            if faults:
+                raise faults.pop()
 
-    library._ensure_resources = ensure  # type: ignore[method-assign]
+    clock, library = ManualClock(), Unlucky()
     async with serving(library, clock=clock) as at:
         await asleep(at, clock)
         reply = await at.client.request("get_metrics")
@@ -92,7 +92,7 @@ async def test_a_waking_that_fails_leaves_it_asleep_and_the_next_call_tries_agai
         assert library.sleep_mode is False
 
 
-async def test_the_old_attributes_tell_what_the_runtime_knows() -> None:
+async def test_the_old_attributes_report_what_the_runtime_knows() -> None:
     clock, library = ManualClock(), Library()
     assert (library.running, library.sleep_mode, library.idle_since) == (False, False, None)
     async with serving(library, clock=clock) as at:

@@ -41,7 +41,7 @@ async def script(server: Server, process: Script) -> AsyncIterator[Script]:
         yield process
 
 
-def told(answer: httpx.Response) -> Any:
+def reported(answer: httpx.Response) -> Any:
     """The result of a run_now."""
     assert answer.status_code == 200, answer.text
     return answer.json()["result"]
@@ -67,10 +67,10 @@ async def test_run_now_of_every_shape_of_method(server: Server, script: Script) 
     listed = await server.post("run_now", name, "get_supported_methods")
     ping = await server.post("run_now", name, "ping")
 
-    assert told(hour) == {"success": True, "status": "success", "strikes": 5}
-    assert told(chime)["message"] == "dong"
-    assert told(listed)["result"] == ["strike_hour", "chime"]
-    assert told(ping)["handler_id"] == name
+    assert reported(hour) == {"success": True, "status": "success", "strikes": 5}
+    assert reported(chime)["message"] == "dong"
+    assert reported(listed)["result"] == ["strike_hour", "chime"]
+    assert reported(ping)["handler_id"] == name
 
 
 async def test_an_error_is_recorded_as_one_with_its_text(server: Server, script: Script) -> None:
@@ -89,7 +89,7 @@ async def test_a_long_job_is_answered_early_and_not_run_twice_and_ping_goes_on(
     server: Server, script: Script
 ) -> None:
     answer = await server.post("run_now", script.handler_id, "wind", job_params={"seconds": 3})
-    early = told(answer)
+    early = reported(answer)
     async with HandlerClient(f"tcp://127.0.0.1:{script.port}") as client:
         pong = await client.request_plain("ping", timeout_s=5)
 
@@ -131,7 +131,7 @@ async def test_it_comes_back_within_30_s_of_a_restart_that_forgot_it(
 
     await until(lambda: server.knows(script.handler_id), within_s=30)
     answer = await server.post("run_now", script.handler_id, "get_supported_methods")
-    assert told(answer)["success"] is True
+    assert reported(answer)["success"] is True
 
 
 def raw(context: zmq.Context[zmq.Socket[bytes]], port: int) -> zmq.Socket[bytes]:

@@ -49,7 +49,7 @@ class Crew(Handler):
 
     @job(isolate=True)
     def work_until(self, path: Path) -> str:
-        """Tells its pid and waits for a file that never comes."""
+        """Reports its pid and waits for a file that never comes."""
         self.report_progress(pid=os.getpid())
         self.report_progress(step=1)
         while not path.exists():
@@ -102,7 +102,7 @@ class Crew(Handler):
         return object()
 
     @job(isolate=True)
-    def tells(self, status: dict[str, Any]) -> None:
+    def reports(self, status: dict[str, Any]) -> None:
         """Reports a status."""
         self.report_status(status)
 

@@ -39,6 +39,7 @@ class Rough(Handler):
         self.gate = asyncio.Event()
         self.begun = 0
         self.releases = 0
+        self.wakings = 0
         self.rough_hook = False
         self.rough_metrics = ""
         self.held = asyncio.Event()
@@ -90,7 +91,7 @@ class Rough(Handler):
         await asyncio.to_thread(int)
         return value
 
-    async def tells_no_json(self) -> None:
+    async def returns_no_json(self) -> None:
         """Progress that has no JSON form."""
         self.report_progress(at=object())
 
@@ -157,6 +158,7 @@ class Rough(Handler):
         return await super().get_metrics()
 
     async def _ensure_resources(self) -> None:
+        self.wakings += 1
         await self.opening.wait()
 
     async def _on_stop(self) -> None:

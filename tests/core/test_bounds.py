@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from catalogzero import Handler, HandlerClient, StartBy
-from catalogzero.runtime import methods, runs
+from catalogzero import Handler, HandlerClient, HandlerSettings, StartBy
+from catalogzero.errors import ExpiredError
+from catalogzero.runtime.jobs import Boot, Jobs
+from catalogzero.runtime.runs import Runs
+from catalogzero.runtime.sleep import Sleeper
 from catalogzero.testing import serving
+from catalogzero.wire.messages import Call, Reply, decode_reply, encode_call
+from catalogzero.wire.transport import Envelope
+from catalogzero.wire.waiting import Waiting
 
 from tests.core.support import Bench, RawPeer, until
 
@@ -27,47 +33,67 @@ class Wordy(Handler):
         raise ValueError("x" * 20_000)
 
 
-async def test_outcomes_inside_the_window_are_bounded_in_bytes_and_never_run_twice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(runs, "MAX_BYTES", 100_000)
-    monkeypatch.setattr(runs, "MAX_OUTCOME_BYTES", 100_000)
+class World:
+    """The jobs of a handler without a socket, and few bytes to remember them in."""
+
+    def __init__(self, handler: Handler) -> None:
+        clock = handler.clock
+        boot = Boot("boot", clock.monotonic())
+        self.runs = Runs(
+            window_s=600,
+            started_s=boot.started_s,
+            clock=clock,
+            max_bytes=100_000,
+            max_outcome_bytes=100_000,
+        )
+        self.replies: dict[bytes, Reply] = {}
+        waiting = Waiting(self._take, clock)
+        self.jobs = Jobs(handler, self.runs, Sleeper(handler, lambda: None), boot, waiting)
+
+    def _take(self, envelope: Envelope, frame: bytes) -> None:
+        self.replies[envelope[0]] = decode_reply(frame)
+
+    async def call(self, peer: str, call: Call) -> Reply:
+        """The reply to one call."""
+        self.replies.pop(peer.encode(), None)
+        self.jobs.accept(call, [peer.encode()], encode_call(call))
+        await until(lambda: peer.encode() in self.replies)
+        return self.replies[peer.encode()]
+
+
+async def test_outcomes_inside_the_window_are_bounded_in_bytes_and_never_run_twice() -> None:
     wordy = Wordy()
-    async with serving(wordy) as at:
+    at = World(wordy)
 
-        async def fail(number: int, start_by: StartBy | None = None) -> tuple[str, StartBy]:
-            pong = await at.client.ping()
-            start_by = start_by or StartBy(pong["boot_id"], pong["uptime_s"] + 600)
-            reply = await at.client.request(
-                "fail", {"number": number}, request_id=f"r{number}", start_by=start_by
-            )
-            return reply.code, start_by
+    async def fail(number: int) -> str:
+        call = Call("fail", {"number": number}, f"r{number}", None, StartBy("boot", 500 + number))
+        return (await at.call(f"{number}", call)).code
 
-        made = [await fail(number) for number in range(300)]
-        assert {code for code, _ in made} == {"failed"}
-        listed = await at.client.call("list_runs", {"limit": 1_000})
-        assert len(listed["runs"]) < 120  # of 1,200 bytes each, and some whole
-        assert (await fail(299, made[299][1]))[0] == "failed"
-        assert (await fail(0, made[0][1]))[0] == "expired"
-        assert (await fail(300))[0] == "failed"
+    assert {await fail(number) for number in range(300)} == {"failed"}
+    assert len(at.runs.newest(1_000, None, None)) < 120  # of 1,200 bytes each, and some whole
+    assert await fail(299) == "failed"
+    with pytest.raises(ExpiredError, match="too many ran since"):
+        await fail(0)
+    assert await fail(300) == "failed"
     assert wordy.begun == [*range(301)]
 
 
-async def test_progress_counts_among_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "MAX_BYTES", 100_000)
-
+async def test_progress_counts_among_what_is_kept() -> None:
     class Slow(Handler):
-        async def tell(self) -> None:
-            """Tells much."""
+        async def report(self) -> None:
+            """Reports much."""
             self.report_progress(note="x" * 10_000)
 
-    async with serving(Slow()) as at:
-        for _ in range(30):
-            await at.client.call("tell")
-        assert len((await at.client.call("list_runs"))["runs"]) < 10
+    at = World(Slow())
+    for number in range(30):
+        await at.call("one", Call("report", {}, f"r{number}"))
+
+    assert len(at.runs.newest(1_000, None, None)) < 10
 
 
-async def test_so_many_may_wait_for_one_run_and_the_next_is_told_that_it_goes_on() -> None:
+async def test_a_bounded_number_may_wait_for_one_run_and_the_next_is_reported_that_it_goes_on() -> (
+    None
+):
     bench = Bench()
     async with serving(bench) as at, RawPeer(at.address) as peer:
         call = json.dumps({"method": "hold", "request_id": "r"}).encode()
@@ -81,21 +107,28 @@ async def test_so_many_may_wait_for_one_run_and_the_next_is_told_that_it_goes_on
     assert bench.begun == [""]
 
 
-async def test_a_handler_is_described_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = 0
-    describe = methods.Method.describe
+class Counting(HandlerSettings):
+    """Counts how often they are described."""
 
-    def counted(self: methods.Method) -> dict[str, Any]:
-        nonlocal made
-        made += 1
-        return describe(self)
+    times: ClassVar[int] = 0
 
-    monkeypatch.setattr(methods.Method, "describe", counted)
-    bench = Bench()
-    async with serving(bench) as at:
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The schema; making it takes long."""
+        cls.times += 1
+        return super().model_json_schema(*args, **kwargs)
+
+
+class Described(Bench):
+    settings_model = Counting
+
+
+async def test_a_handler_is_described_once() -> None:
+    async with serving(Described()) as at:
         first, *others = await asyncio.gather(*(at.client.call("describe") for _ in range(5)))
-        assert made == len(bench.callable_methods())
-        assert [other["methods"] for other in others] == [first["methods"]] * 4
+
+    assert Counting.times == 1
+    assert [other["methods"] for other in others] == [first["methods"]] * 4
 
 
 async def test_control_calls_of_one_peer_are_bounded_and_hold_up_no_other() -> None:

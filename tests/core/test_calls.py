@@ -22,7 +22,7 @@ from catalogzero import (
 from catalogzero.testing import ManualClock, serving
 
 
-class Desk(Handler):
+class Counter(Handler):
     """Does a little of everything."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Desk(Handler):
 
 
 async def test_a_call_binds_by_name_and_validates() -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         assert await at.client.call("add", {"a": 1}) == {"sum": 3}
         assert await at.client.call("day", {"day": "2026-02-03"}) == "2026-02-03"
         assert await at.client.call("plain", {"text": "x"}) == "X"
@@ -91,13 +91,13 @@ async def test_a_call_binds_by_name_and_validates() -> None:
     "name", ["hidden", "pool", "__init__", "_release_resources", "attach", "nope"]
 )
 async def test_only_what_the_author_meant_can_be_called(name: str) -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         with pytest.raises(UnknownMethodError):
             await at.client.call(name)
 
 
 async def test_a_method_that_raises_fails_with_type_and_text() -> None:
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         with pytest.raises(FailedError, match="ValueError: no\nluck"):
             await at.client.call("fails")
         flat = await at.client.request_plain("fails")
@@ -105,30 +105,30 @@ async def test_a_method_that_raises_fails_with_type_and_text() -> None:
 
 
 async def test_a_blocked_job_does_not_hold_up_control_calls() -> None:
-    desk = Desk()
-    async with serving(desk) as at:
+    counter = Counter()
+    async with serving(counter) as at:
         blocked = asyncio.create_task(at.client.call("wait"))
         assert (await at.client.ping())["status"] == "ok"
         metrics = await at.client.call("get_metrics")
         assert metrics["in_flight"] == 1
-        assert metrics["handler_id"] == "desk"
-        desk.gate.set()
+        assert metrics["handler_id"] == "counter"
+        counter.gate.set()
         assert await blocked == "opened"
 
 
 async def test_a_repeated_request_id_gets_the_same_run() -> None:
-    desk = Desk()
-    async with serving(desk) as at:
-        desk.gate.set()
+    counter = Counter()
+    async with serving(counter) as at:
+        counter.gate.set()
         first = await at.client.request("wait", request_id="one")
         second = await at.client.request("wait", request_id="one")
-        assert (first.run_id, desk.started) == (second.run_id, 1)
+        assert (first.run_id, counter.started) == (second.run_id, 1)
 
 
 async def test_isolated_jobs_run_in_another_process_and_can_be_stopped() -> None:
     import os
 
-    async with serving(Desk()) as at:
+    async with serving(Counter()) as at:
         assert await at.client.call("pid") != os.getpid()
         hanging = asyncio.create_task(at.client.call("hang", request_id="h"))
         while not (await at.client.call("list_runs", {"status": "running"}))["runs"]:
@@ -141,8 +141,8 @@ async def test_isolated_jobs_run_in_another_process_and_can_be_stopped() -> None
 
 async def test_pings_never_wake_and_jobs_do() -> None:
     clock = ManualClock()
-    desk = Desk()
-    async with serving(desk, clock=clock) as at:
+    counter = Counter()
+    async with serving(counter, clock=clock) as at:
         assert await at.client.call("use_pool") == 1
         await clock.advance(60)
         assert (await at.client.call("get_metrics"))["status"] == "idle"

@@ -164,7 +164,7 @@ async def test_req_and_dealer_peers_both_get_their_envelope_back() -> None:
         (b'{"method": "list_runs", "params": {"limit": "many"}}', "bad_params"),
     ],
 )
-async def test_a_wrong_call_is_told_what_is_wrong(frame: bytes, code: str) -> None:
+async def test_a_wrong_call_is_reported_what_is_wrong(frame: bytes, code: str) -> None:
     async with serving(Bench()) as at, RawPeer(at.address) as peer:
         reply = await peer.ask(frame)
 

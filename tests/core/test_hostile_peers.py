@@ -138,6 +138,25 @@ async def test_a_peer_that_leaves_is_not_counted_as_cut() -> None:
         assert (await at.client.call("get_metrics"))["peers_cut_total"] == 0
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+async def test_a_peer_of_an_old_protocol_is_answered_and_disturbs_no_other(
+    frames: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = b'{"method": "ping", "request_id": "old"}'
+    parts = [b"", b"x" * 10, call][-frames:]
+    message = b"".join(bytes([len(part) + 1, part is not call]) + part for part in parts)
+    async with serving(Bench()) as at:
+        address = Address.parse(at.address)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"\1\0" + message)  # ZMTP 1: no greeting, no properties, so no descriptor
+        async with asyncio.timeout(20):
+            await reader.readuntil(b'"old"')
+        writer.close()
+        await writer.wait_closed()
+        assert await at.client.call("echo", {"value": 1}) == 1
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_replies_that_nobody_reads_are_dropped_in_bounds_counted_and_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -179,9 +198,8 @@ async def test_a_reply_of_a_control_method_keeps_the_limit_too() -> None:
 
 
 async def test_where_nothing_counts_the_socket_is_opened_again_and_callers_come_back(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("catalogzero.wire.traffic.GROWN_BYTES", 64 * MIB)
     transport = ZeroMQ(counts=False)
     async with (
         serve(Bench(), scheduler="none", transport=transport) as service,

@@ -1,4 +1,4 @@
-"""Plain handlers, as ScheduleZero's are: any JSON is a result, told by being the one in flight."""
+"""Plain handlers, as ScheduleZero's are: any JSON is a result, known by being the one in flight."""
 
 from __future__ import annotations
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,7 +43,7 @@ class DeskSettings(HandlerSettings):
     greeting: str = "hello"
 
 
-class Desk(Handler):
+class Greeter(Handler):
     settings_model = DeskSettings
 
     async def greet(self, name: str) -> dict:
@@ -92,13 +95,13 @@ scheduler: none
 handlers:
   - handler_id: front
     module_path: desk
-    class_name: Desk
+    class_name: Greeter
     port: {_free_port()}
     state_dir: {tmp_path}
     config: {{api_key: k-front-123, greeting: from the file}}
   - handler_id: back
     module_path: desk
-    class_name: Desk
+    class_name: Greeter
     port: {_free_port()}
     state_dir: {tmp_path}
     drain_timeout_s: 0.2
@@ -193,6 +196,37 @@ async def test_all_serves_every_handler_and_one_signal_ends_all(desk: Path) -> N
         assert all(is_gone(pid) for pid in pids)
 
 
+async def test_all_names_the_handler_that_died_and_ends_the_others(desk: Path) -> None:
+    with running("run", "--all", cwd=desk, **JSON_LOG) as process:
+        addresses = {served_address(process), served_address(process)}
+        children = psutil.Process(process.pid).children()
+        assert len(addresses) == len(children) == 2
+        children[0].kill()
+        _, err = await asyncio.to_thread(process.communicate, timeout=60)
+        assert process.returncode == 1
+        assert re.search(r"handler (front|back) ended with exit code -9: \{.*; the others", err)
+        assert all(is_gone(child.pid) for child in children)
+
+
+async def test_all_names_a_handler_that_cannot_start_by_its_last_line(desk: Path) -> None:
+    registry = desk / "handler_registry.yaml"
+    registry.write_text(registry.read_text().replace("k-back", "k-back, nonsense: 1"))
+    result = await asyncio.to_thread(finished, "run", "--all", cwd=desk)
+    assert result.returncode == 1
+    assert "handler back ended with exit code 3: " in result.stderr
+    assert "there is no such key; the others are ended too" in result.stderr
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux to end them")
+async def test_all_that_is_killed_ends_its_handlers(desk: Path) -> None:
+    with running("run", "--all", cwd=desk, **JSON_LOG) as process:
+        served_address(process), served_address(process)
+        children = psutil.Process(process.pid).children()
+        process.kill()
+        await until(lambda: all(is_gone(child.pid) for child in children))
+        assert len(children) == 2
+
+
 # --- the verbs -----------------------------------------------------------------------------
 
 
@@ -237,7 +271,7 @@ async def _run_id(client: HandlerClient) -> Any:
         (("run", "front", "--set", "port"), 2, "name=value"),
         (("run", "front", "--set", "port=70000"), 3, "command line: port"),
         (("run", "front", "--config", "colour=red"), 3, "colour"),
-        (("run", "desk:Desk"), 3, "api_key"),
+        (("run", "desk:Greeter"), 3, "api_key"),
         (("run", "front", "--host", "0.0.0.0"), 3, "catalogzero keys new"),  # noqa: S104 - refused
         (("run", "front", "--registry", "nowhere.yaml"), 3, "nowhere.yaml"),
     ],
@@ -265,7 +299,7 @@ def test_once_runs_one_method_here_and_flags_beat_environment_beat_file(desk: Pa
 def test_a_systemd_credential_holds_the_key(desk: Path) -> None:
     (desk / "credentials").mkdir()
     (desk / "credentials" / "DESK_api_key").write_text("k-from-systemd")
-    once = ("run", "desk:Desk", "--once", "greet", "--params", '{"name": "you"}')
+    once = ("run", "desk:Greeter", "--once", "greet", "--params", '{"name": "you"}')
     result = finished(*once, cwd=desk, CREDENTIALS_DIRECTORY=str(desk / "credentials"))
     assert result.returncode == 0, result.stderr
     assert "k-from-systemd" not in result.stderr + result.stdout
@@ -316,7 +350,7 @@ def test_check_binds_the_address_reads_the_keys_and_knows_its_own(desk: Path) ->
     assert finished("keys", "new", "k", cwd=desk).returncode == 0
     assert _found(desk, "keys")[0] == _found(desk, "address")[0] == "pass"
     (desk / "k").chmod(0o644)
-    assert _found(desk, "keys") == ("warn", "chmod 600 it")
+    assert _found(desk, "keys") == ("warn", "chmod 600 k")
     (desk / "desk.py").write_text(DESK.replace("name: str", "name: 'Strange'"))
     assert _found(desk, "methods")[0] == "fail"
 
@@ -350,15 +384,15 @@ def test_a_handler_with_keys_is_asked_from_the_command_line(desk: Path) -> None:
             assert (refused.returncode, text in refused.stderr) == (3, True), refused.stderr
 
 
-def test_a_check_that_hangs_is_told_and_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "CHECK_TIMEOUT_S", 0.2)
+def test_a_check_that_hangs_is_reported_and_holds_up_nothing() -> None:
     checks = [
-        preflight.Check("hangs", threading.Event().wait),
-        preflight.Check("raises", lambda: 1 // 0),
-        preflight.Check("fine", lambda: "as it should be"),
+        preflight.Check("hangs", threading.Event().wait, "see that it is up", timeout_s=0.2),
+        preflight.Check("raises", lambda: 1 // 0, "count again"),
+        preflight.Check("fine", lambda: "as it should be", ""),
     ]
     hanging, raising, fine = asyncio.run(preflight.run_checks(checks))
     assert (hanging.status, hanging.found) == ("fail", "no answer within 0.2 s")
+    assert (hanging.fix, raising.fix) == ("see that it is up", "count again")
     assert (raising.status, raising.found[:17]) == ("fail", "ZeroDivisionError")
     assert (fine.status, fine.found) == ("pass", "as it should be")
 
@@ -371,9 +405,11 @@ def test_the_systemd_unit_names_what_its_section_needs(desk: Path) -> None:
     front, back = (finished("systemd", name, cwd=desk).stdout.splitlines() for name in IDS)
     assert {"StateDirectory=catalogzero/front", "TimeoutStopSec=45"} <= set(front)
     assert {"StateDirectory=catalogzero/back", "TimeoutStopSec=15"} <= set(back)
-    assert 'ReadOnlyPaths=-"my data"' in back
+    is_hidden = desk.is_relative_to(tempfile.gettempdir())  # by PrivateTmp=
+    line = "BindReadOnlyPaths" if is_hidden else "ReadOnlyPaths"
+    assert f'{line}=-"{desk}/my data"' in back
     assert {f"ReadWritePaths=-{desk}", f"WorkingDirectory={desk}"} <= set(front)
-    assert "RestartPreventExitStatus=2 3" in front
+    assert {"RestartPreventExitStatus=2 3 243", "Type=notify", "OOMPolicy=continue"} <= set(front)
     start = next(line for line in front if line.startswith("ExecStart="))
     assert start.endswith(f"run front --registry {registry}")
     assert Path(start.removeprefix("ExecStart=").split()[0]).exists()
@@ -471,15 +507,15 @@ async def test_ten_thousand_malformed_frames_and_connections_harm_nothing(
         peer.connect(f"tcp://127.0.0.1:{port}")
         async with HandlerClient(f"tcp://127.0.0.1:{port}") as client:
             await client.ping(timeout_s=20)
-            await _hostile(peer, port, 60, 20)
+            tally = await _hostile(peer, port, EACH_FRAME // 2, EACH_GREETING // 2)
             before_mb = psutil.Process(process.pid).memory_info().rss / 2**20
-            tally = await _hostile(peer, port, EACH_FRAME, EACH_GREETING)
+            tally += await _hostile(peer, port, EACH_FRAME // 2, EACH_GREETING // 2)
             assert (await client.call("greet", {"name": "x"}))["said"]
             grown_mb = psutil.Process(process.pid).memory_info().rss / 2**20 - before_mb
         peer.close()
         context.term()
     with capsys.disabled():
-        print(f"\n{tally.total()} malformed; RSS grew by {grown_mb:.1f} MB")  # noqa: T201 - asked for
+        print(f"\n{tally.total()} malformed; RSS grew by {grown_mb:.1f} MB in the second half")  # noqa: T201 - asked for
         for kind, count in tally.items():
             print(f"  {count:6} {kind}")  # noqa: T201 - asked for
     assert tally.total() >= 10_000
@@ -487,7 +523,7 @@ async def test_ten_thousand_malformed_frames_and_connections_harm_nothing(
 
 
 async def _hostile(peer: Any, port: int, frames: int, greetings: int) -> Counter[str]:
-    """Send so many of each kind; every frame must get an error for an answer."""
+    """Send that number of each kind; every frame must get an error for an answer."""
     tally: Counter[str] = Counter()
     for kind, number in _shuffled(FRAMES, frames):
         await peer.send(FRAMES[kind]())

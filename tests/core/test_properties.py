@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
@@ -15,6 +16,7 @@ import hypothesis.strategies as st
 import psutil
 import pytest
 import zmq
+from catalogzero.runtime.worker import ENDED, why_gone
 from catalogzero.testing import ManualClock, Serving, serving
 from catalogzero.testing.clocks import settle
 from hypothesis import HealthCheck, given, settings
@@ -61,6 +63,9 @@ class Hall:
         )
         self.context = zmq.Context()
         self.peers = [self.peer() for _ in range(3)]
+        pong = self.run(self.at.client.ping())
+        self.boot_id = pong["boot_id"]
+        self.started_s = self.clock.monotonic() - pong["uptime_s"]
 
     def peer(self) -> zmq.Socket[bytes]:
         """A connected DEALER."""
@@ -168,7 +173,7 @@ def test_any_json_as_a_call_gets_one_reply_of_the_right_shape(hall: Hall, call: 
 KINDS = ["hold", "echo", "thread", "peek", "fail", "toil"]
 CONTROLS = ["ping", "get_metrics", "list_runs", "sleep", "wake", "drain", "resume"]
 NEVER_BEGUN = ("busy", "draining", "wake_failed", "expired")
-KILLED = "the worker process was killed (signal 9): cancelled, or out of memory"
+KILLED = (ENDED, why_gone(-signal.SIGKILL))
 FLAT = 2
 
 
@@ -221,9 +226,8 @@ class AnyOrder(RuleBasedStateMachine):
         peer=st.integers(0, 1), kind=st.sampled_from(KINDS), within_s=st.sampled_from([-1, 0, 90])
     )
     def job_with_start_by(self, peer: int, kind: str, within_s: float) -> None:
-        boot = self.hall.at.service._boot
-        uptime_s = max(0.0, self.hall.clock.monotonic() - boot.started_s + within_s)
-        start_by = {"boot_id": boot.boot_id, "uptime_s": uptime_s}
+        uptime_s = max(0.0, self.hall.clock.monotonic() - self.hall.started_s + within_s)
+        start_by = {"boot_id": self.hall.boot_id, "uptime_s": uptime_s}
         self.tokens.append(self._send(peer, kind, None, start_by=start_by))
         self.bound.add(self.tokens[-1])
 
@@ -293,8 +297,8 @@ class AnyOrder(RuleBasedStateMachine):
         if reply["success"]:
             self._check_result(kind, request_id, reply)
         elif reply["code"] == "failed":
-            texts = {"fail": f"ValueError: {request_id}", "toil": KILLED}
-            assert reply["error"] == texts[kind]
+            texts = {"fail": (f"ValueError: {request_id}",), "toil": KILLED}
+            assert reply["error"] in texts[kind]
         else:
             assert reply["code"] in (*NEVER_BEGUN, "cancelled", "unknown_run")
             if request_id in self.bound and reply["code"] in NEVER_BEGUN:

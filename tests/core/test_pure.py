@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from catalogzero.errors import BadRequestError, CatalogZeroError, error_for_code
-from catalogzero.runtime.idle import IdleWatch, State
+from catalogzero.runtime.idle import IdleWatch, SleepState
 from catalogzero.wire.messages import (
     Call,
     Reply,
@@ -44,10 +44,10 @@ def test_a_handler_with_jobs_never_falls_asleep_and_one_without_does_in_time(
         elif what == "end" and jobs:
             watch.job_ended(now_s)
             jobs -= 1
-        elif what == "wake" and watch.state is State.SLEEPING:
+        elif what == "wake" and watch.state is SleepState.SLEEPING:
             watch.wake()
             watch.awake(now_s)
-        elif what == "sleep" and not jobs and watch.state in (State.ACTIVE, State.IDLE):
+        elif what == "sleep" and not jobs and watch.state in (SleepState.ACTIVE, SleepState.IDLE):
             watch.fall()
             watch.asleep()
         due = watch.tick(now_s)
@@ -58,7 +58,7 @@ def test_a_handler_with_jobs_never_falls_asleep_and_one_without_does_in_time(
         assert watch.idle_s(now_s) >= 0
         if jobs:
             assert watch.idle_s(now_s) == 0
-            assert watch.state is not State.IDLE
+            assert watch.state is not SleepState.IDLE
 
 
 @MANY

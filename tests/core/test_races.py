@@ -19,6 +19,8 @@ from catalogzero import DrainingError, FailedError, HandlerClient, RunCancelledE
 from catalogzero.config.address import Address
 from catalogzero.runtime import worker
 from catalogzero.runtime.service import Service, serve_until
+from catalogzero.runtime.sleep import Sleeper
+from catalogzero.runtime.worker_child import spec_of
 from catalogzero.testing import ManualClock, Serving, serving
 from catalogzero.wire.zeromq import RouterServer
 
@@ -128,7 +130,7 @@ async def test_an_async_method_behind_a_plain_decorator_is_awaited() -> None:
 async def test_progress_without_json_fails_its_own_run_and_spoils_no_list() -> None:
     async with serving(Rough()) as at:
         with pytest.raises(FailedError, match=r"TypeError: .*JSON"):
-            await at.client.call("tells_no_json")
+            await at.client.call("returns_no_json")
         (run,) = (await at.client.call("list_runs"))["runs"]
         assert run["status"] == "error"
 
@@ -258,7 +260,7 @@ async def test_resume_does_not_bring_back_a_handler_that_goes_down() -> None:
         waiting = asyncio.create_task(at.client.request("wait"))
         await until(lambda: rough.begun)
         retiring = asyncio.create_task(at.service.retire())
-        await until(lambda: at.service._jobs.draining)
+        await until(lambda: _has_status(at, "draining"))
         with pytest.raises(DrainingError):
             await at.client.call("resume")
         rough.gate.set()
@@ -276,7 +278,7 @@ async def test_a_waking_that_ends_with_the_service_never_falls_asleep_again() ->
     rough.opening.clear()
     async with HandlerClient(at.address) as client:
         waking = asyncio.create_task(client.request("wake"))
-        await until(lambda: at.service._sleeper.state == "waking")
+        await until(lambda: rough.wakings)
         ending = asyncio.create_task(life.aclose())
         await rough.stopping.wait()
         for _ in range(20):
@@ -289,15 +291,16 @@ async def test_a_waking_that_ends_with_the_service_never_falls_asleep_again() ->
     assert rough.releases == 1
 
 
-async def test_a_hook_that_never_ends_does_not_hold_up_the_end(monkeypatch: Any) -> None:
-    monkeypatch.setattr("catalogzero.runtime.sleep.CLOSE_GRACE_S", 0.2, raising=False)
+async def test_a_hook_that_never_ends_does_not_hold_up_the_end() -> None:
     rough = Rough()
     rough.held.clear()
+    sleeper = Sleeper(rough, lambda: None, grace_s=0.2)
     async with asyncio.timeout(10):
-        async with serving(rough) as at:
-            falling = asyncio.create_task(at.client.request("sleep"))
-            await until(lambda: rough.releases)
-        falling.cancel()
+        falling = asyncio.create_task(sleeper.sleep())
+        await until(lambda: rough.releases)
+        await sleeper.close()
+        with pytest.raises(asyncio.CancelledError):
+            await falling
 
 
 # --- the worker ---------------------------------------------------------------------------------
@@ -374,18 +377,16 @@ async def test_a_grandchild_that_keeps_the_pipes_open_holds_up_nothing(tmp_path:
             kill(int(note.read_text()))
 
 
-async def test_a_worker_that_does_not_end_when_asked_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(worker, "END_GRACE_S", 0.3)
+async def test_a_worker_that_does_not_end_when_asked_is_replaced() -> None:
     rough = Rough()
-    async with serving(rough) as at:
-        blocked = await at.client.call("block_the_loop", timeout_s=REPLY_S)
-        await until(lambda: "blocked" in rough.worker.status)
-        await at.client.call("sleep")
+    port = worker.WorkerPort(lambda: spec_of(rough), rough.clock, rough.log, end_grace_s=0.3)
+    blocked = await port.call("block_the_loop")
+    await until(lambda: "blocked" in port.status)
+    port.rest()
 
-        assert await at.client.call("pid", timeout_s=REPLY_S) != blocked
-        assert is_gone(blocked)
+    assert await port.call("pid") != blocked
+    assert is_gone(blocked)
+    await port.close()
 
 
 async def test_a_start_under_way_at_the_end_leaves_no_child() -> None:
@@ -417,9 +418,6 @@ async def test_a_goodbye_that_is_cut_short_leaves_no_socket() -> None:
         await asyncio.wait([retiring], timeout=0.2)
         retiring.cancel()
         await asyncio.wait([retiring])
-    assert at.service._registration is not None
-    assert at.service._registration._client is not None
-    assert at.service._registration._client._closed
     server.close()
     await until(lambda: psutil.Process().num_fds() <= before)
 
@@ -442,12 +440,20 @@ async def _idle(at: Serving) -> bool:
     return not metrics["in_flight"]
 
 
-async def test_a_run_is_cancelled_at_the_end_and_its_caller_told() -> None:
+async def _has_status(at: Serving, status: str) -> bool:
+    metrics: dict[str, Any] = await at.client.call("get_metrics")
+    return bool(metrics["status"] == status)
+
+
+async def test_a_run_is_cancelled_at_the_end_and_its_caller_reported() -> None:
     rough = Rough()
-    async with serving(rough) as at:
-        waiting = asyncio.create_task(at.client.request("wait"))
+    life = AsyncExitStack()
+    at = await life.enter_async_context(serving(rough))
+    at.service.farewell_s = 0.2
+    async with HandlerClient(at.address) as client:
+        waiting = asyncio.create_task(client.request("wait"))
         await until(lambda: rough.begun)
-        await at.service._jobs.close()
+        await life.aclose()
         reply = await waiting
 
     assert reply.code == RunCancelledError.code
@@ -458,7 +464,7 @@ async def test_a_hurried_end_ends() -> None:
     rough = Rough()
     stop, hurry = asyncio.Event(), asyncio.Event()
     ready: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
-    rough._attach(runtime=rough.runtime.model_copy(update={"scheduler": "none"}), handler_id="r")
+    rough.runtime = rough.runtime.model_copy(update={"scheduler": "none"})
     living = asyncio.create_task(serve_until(rough, stop, hurry, on_ready=ready.set_result))
     async with HandlerClient((await ready).address) as client:
         waiting = asyncio.create_task(client.request("wait"))

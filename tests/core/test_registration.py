@@ -69,7 +69,7 @@ class Scheduler:
 
 
 async def passes(clock: ManualClock, scheduler: Scheduler, within_s: int) -> bool:
-    """Whether the handler is known before so many seconds of its clock have passed."""
+    """Whether the handler is known before that number of seconds of its clock have passed."""
     for _ in range(within_s * 4):
         if "bench" in scheduler.known:
             return True
@@ -92,7 +92,7 @@ async def test_it_registers_with_its_address_and_methods_and_says_goodbye() -> N
         assert scheduler.heard[-1] == ("report_status", "offline")
 
 
-async def test_it_tells_that_it_is_online_and_does_not_register_again() -> None:
+async def test_it_reports_that_it_is_online_and_does_not_register_again() -> None:
     clock, scheduler = ManualClock(), Scheduler()
     async with (
         scheduler.listening(),

@@ -42,7 +42,7 @@ def test_a_good_file_says_what_it_says(tmp_path: Path) -> None:
     assert registry.scheduler == "none"
     assert (first.runtime, first.config) == ({"port": 5001, "sleep_after_s": 7}, {"desk": "window"})
     assert (second.entry, second.module_path) == ("acme-processor", None)
-    assert first.where_in_config("desk").endswith("handler_registry.yaml:9: config.desk")
+    assert first.where("config.desk").endswith("handler_registry.yaml:9: config.desk")
     assert first.where("port").endswith("handler_registry.yaml:6: port")
 
 
@@ -71,6 +71,10 @@ def test_without_a_scheduler_key_it_is_the_usual_one(tmp_path: Path) -> None:
             ":5: `port` stands in line 4 already",
         ),
         (
+            "handlers: [{handler_id: a, entry: x, port: 5},\n  {handler_id: b, entry: x, port: 5}]",
+            ":2: port 5 stands in line 1 already",
+        ),
+        (
             "handlers:\n  - handler_id: a\n    entry: x\n    prot: 5\n",
             ":4: unknown key `prot`; did",
         ),
@@ -80,7 +84,9 @@ def test_without_a_scheduler_key_it_is_the_usual_one(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_each_fault_of_a_file_is_told_with_its_line(tmp_path: Path, text: str, fault: str) -> None:
+def test_each_fault_of_a_file_is_reported_with_its_line(
+    tmp_path: Path, text: str, fault: str
+) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         load_registry(path)
@@ -150,7 +156,7 @@ def test_a_file_that_no_honest_client_writes_is_a_fault_too(
 def test_aliases_and_merged_keys_are_read_as_yaml_says(tmp_path: Path) -> None:
     text = """\
 handlers:
-  - &first {handler_id: a, entry: x, port: 5001, config: {desks: {7: window}}}
+  - &first {handler_id: a, entry: x, idle_after_s: 7, config: {desks: {7: window}}}
   - <<: *first
     handler_id: b
 """
@@ -158,11 +164,12 @@ handlers:
 
     assert (second.handler_id, second.runtime, second.config) == ("b", first.runtime, first.config)
     assert first.config == {"desks": {7: "window"}}
-    assert second.where("port").endswith(":3: port")
+    assert second.where("idle_after_s").endswith(":3: idle_after_s")
 
 
 def test_the_work_of_reading_a_file_grows_with_it(tmp_path: Path) -> None:
     section = GOOD.partition("handlers:\n")[2].partition("  - handler_id: b")[0]
+    section = section.replace("    port: 5001\n", "")
     texts = [
         "handlers:\n" + "".join(section.replace(": a\n", f": a{n}\n") for n in range(count))
         for count in (40, 80)
@@ -193,12 +200,53 @@ def steps(act: Callable[[], object]) -> int:
     return count
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("handler_id: b", "handler_id: a\n    prot: 1") + "colour: red\n"
     with pytest.raises(ConfigError) as caught:
         load_registry(written(tmp_path, text))
     lines = str(caught.value).splitlines()
     assert [line.split(".yaml:")[1].split(":")[0] for line in lines] == ["13", "10", "11"]
+
+
+ENTRY = "handlers:\n  - handler_id: a\n    module_path: tests.core.crew\n    class_name: Crew\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "fix"),
+    [
+        (None, " is not there", "name the file with --registry"),
+        ("", ":1: a mapping", "`handlers:` is expected"),
+        (b"\xff\xfe", ":1: not UTF-8", "save the file as UTF-8"),
+        ("handlers:\n\t- handler_id: a\n", ":2: not YAML", "indent by spaces"),
+        ("handlers: [\n", ":2: not YAML", "see this line and the one above"),
+        ("a:\n  address: tcp://x:1\n", ":1: `handlers:`", "name your own with --registry"),
+        ("handlers: 5\n", ":1: `handlers` is a list", "begin each handler with `- handler_id:`"),
+        ("handlers: [5]\n", ":1: a handler is a mapping", "begin it with `- handler_id:`"),
+        ("handlers:\n  - entry: x\n", ":2: `handler_id` is missing", "a name of your own"),
+        (ENTRY + ENTRY[10:], ":5: handler_id 'a'", "in line 2 already: rename one"),
+        (ENTRY + "    port: 1\n    port: 2\n", ":6: `port`", "in line 5 already: take one out"),
+        (ENTRY + "    prot: 1\n", ":5: unknown key `prot`", "did you mean `port`?"),
+        (ENTRY + "    config: 5\n", ":5: `config` is a mapping", "below it, as `name: value`"),
+        ("scheduler: here\n" + ENTRY, ":1: `scheduler`", "write it as tcp://host:port"),
+        (ENTRY + "    port: 99999\n", ":5: port: ", "less than or equal to 65535 (it is '99999')"),
+        (ENTRY + "    config: {dask: 1}\n", ":5: config.dask", "did you mean `desk`?"),
+        (ENTRY.replace("Crew", "Crow"), ":4: class_name", "Crow is no handler class; there"),
+    ],
+    ids=lambda value: None if value is None else repr(value)[:40],
+)
+def test_a_broken_file_is_reported_with_file_line_and_fix(
+    tmp_path: Path, text: str | bytes | None, place: str, fix: str
+) -> None:
+    path = tmp_path / "handler_registry.yaml"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    with pytest.raises(ConfigError) as told:
+        make_handler("a", registry=path)
+
+    first = str(told.value).splitlines()[0]
+    assert first.startswith(f"{path}{place}")
+    assert fix in first
 
 
 def test_a_schedulezero_servers_own_file_is_recognised(tmp_path: Path) -> None:
@@ -215,7 +263,7 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
         load_registry(tmp_path / "binary.yaml")
 
 
-def test_settings_at_fault_are_told_with_file_line_and_key_all_at_once(tmp_path: Path) -> None:
+def test_settings_at_fault_are_reported_with_file_line_and_key_all_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("port: 5001", "port: high").replace("desk: window", "dask: window")
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
@@ -270,7 +318,7 @@ def test_a_missing_setting_of_an_absent_config_is_placed_at_its_handler(tmp_path
         ),
     ],
 )
-def test_a_module_or_constructor_that_raises_is_told_with_both_places(
+def test_a_module_or_constructor_that_raises_is_reported_with_both_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, text: str
 ) -> None:
     (tmp_path / "odd_module.py").write_text(source)

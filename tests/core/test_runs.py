@@ -54,6 +54,9 @@ class Shift(Bench):
         self.thread_gate.wait(20)
         return "done"
 
+    async def knock(self, door: str, password: str) -> str:
+        return f"{door}: open"
+
     async def large(self, size: int) -> str:
         self.begun.append("large")
         return "x" * size
@@ -68,7 +71,7 @@ async def boot_of(client: HandlerClient) -> str:
 
 
 def started(at: Serving, count: int) -> Any:
-    """Waits until so many jobs have begun."""
+    """Waits until that number of jobs have begun."""
     handler = at.handler
     assert isinstance(handler, Bench)
     return until(lambda: len(handler.begun) == count)
@@ -288,6 +291,17 @@ async def _ended(at: Serving, run_id: str) -> Any:
     return run if run["ended_at"] else None
 
 
+async def test_a_run_is_known_with_its_params_but_for_secrets() -> None:
+    async with serving(Shift()) as at:
+        params = {"door": "north", "password": "canary"}
+        reply = await at.client.call("knock", params, request_id="k")
+        run = await at.client.call("get_run", {"request_id": "k"})
+
+    assert reply == run["result"] == "north: open"
+    assert run["params"]["door"] == "north"
+    assert "canary" not in str(run)
+
+
 async def test_a_flat_run_that_fails_after_its_early_reply_shows_in_metrics() -> None:
     clock = ManualClock()
     async with serving(Shift(), clock=clock) as at, RawPeer(at.address) as peer:
@@ -305,7 +319,7 @@ async def _failed(at: Serving) -> Any:
     return metrics if metrics["failures_total"] else None
 
 
-async def test_a_wait_that_ends_tells_the_run_and_the_run_goes_on() -> None:
+async def test_a_wait_that_ends_reports_the_run_and_the_run_goes_on() -> None:
     clock = ManualClock()
     shift = Shift()
     async with serving(shift, clock=clock) as at:
@@ -341,8 +355,8 @@ async def test_cancel_stops_running_and_queued_runs() -> None:
         queued = asyncio.create_task(at.client.call("hold", request_id="queued"))
         await until(lambda: _queued(at, 1))
         for request_id in ("queued", "running"):
-            told = await at.client.call("cancel", {"request_id": request_id})
-            assert told["run_id"]
+            reported = await at.client.call("cancel", {"request_id": request_id})
+            assert reported["run_id"]
         for task in (running, queued):
             with pytest.raises(RunCancelledError) as caught:
                 await task
@@ -355,7 +369,7 @@ async def _queued(at: Serving, count: int) -> bool:
     return bool((await at.client.call("get_metrics"))["queued"] == count)
 
 
-async def test_cancelling_what_ended_changes_nothing_and_the_unknown_is_told() -> None:
+async def test_cancelling_what_ended_changes_nothing_and_the_unknown_is_reported() -> None:
     async with serving(Shift()) as at:
         await at.client.call("count", request_id="r")
         assert (await at.client.call("cancel", {"request_id": "r"}))["status"] == "success"
@@ -459,7 +473,7 @@ async def test_drain_answers_at_its_timeout_and_goes_on() -> None:
         await running
 
 
-# --- what is told --------------------------------------------------------------------------
+# --- what is reported --------------------------------------------------------------------------
 
 
 async def test_list_runs_is_newest_first_and_filters() -> None:
@@ -475,7 +489,7 @@ async def test_list_runs_is_newest_first_and_filters() -> None:
 
 
 class Slow(Handler):
-    """Tells its progress from the loop and from a thread."""
+    """Reports its progress from the loop and from a thread."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -500,13 +514,13 @@ async def test_progress_is_seen_while_a_run_goes_on(method: str, progress: Any) 
     async with serving(slow) as at:
         running = asyncio.create_task(at.client.call(method, request_id="r"))
 
-        async def told() -> Any:
+        async def reported() -> Any:
             try:
                 return (await at.client.call("get_run", {"request_id": "r"})).get("progress")
             except UnknownRunError:
                 return None
 
-        assert await until(told) == progress
+        assert await until(reported) == progress
         slow.gate.set()
         slow.thread_gate.set()
         await running

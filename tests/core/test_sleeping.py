@@ -260,7 +260,7 @@ async def test_cancelling_a_call_that_wakes_leaves_the_handler_awake() -> None:
 
 
 @pytest.mark.parametrize("hook", ["release", "pool"])
-async def test_a_hook_that_raises_on_sleep_is_told_and_sleep_goes_on(hook: str) -> None:
+async def test_a_hook_that_raises_on_sleep_is_reported_and_sleep_goes_on(hook: str) -> None:
     sleeper = Sleeper()
     async with serving(sleeper) as at:
         await at.client.call("use")

@@ -17,8 +17,8 @@ from catalogzero import ConfigError, HandlerClient, UnreachableError
 from catalogzero.config.address import Address
 from catalogzero.runtime.service import serve
 from catalogzero.testing import serving
+from catalogzero.wire.keys import CurveClient, CurveKeys
 from catalogzero.wire.transport import Envelope
-from catalogzero.wire.zeromq import CurveClient, CurveKeys
 
 from tests.core.support import Bench, RawPeer, until
 
@@ -68,7 +68,7 @@ async def test_two_handlers_with_keys_live_in_one_process(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7"])  # noqa: S104 - refused is the point
-async def test_beyond_loopback_without_keys_is_refused_with_the_mend(host: str) -> None:
+async def test_beyond_loopback_without_keys_is_refused_with_the_fix(host: str) -> None:
     with pytest.raises(ConfigError, match="catalogzero keys new"):
         async with serving(Bench(), host=host):
             """Never reached."""
@@ -115,7 +115,7 @@ async def test_bad_key_files_are_named(
 # --- addresses -----------------------------------------------------------------------------
 
 
-async def test_a_taken_port_is_told_with_the_mend() -> None:
+async def test_a_taken_port_is_reported_with_the_fix() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -304,7 +304,7 @@ async def test_handler_and_client_know_their_transport_by_its_protocol_alone() -
             one.call("echo", {"value": 1}), other.call("echo", {"value": 2}), one.ping()
         )
 
-    assert answers[:2] == [1, 2]
+    assert [*answers[:2]] == [1, 2]
     assert answers[2]["status"] == "ok"
     async with HandlerClient(service.address, transport=transport) as late:
         with pytest.raises(UnreachableError):

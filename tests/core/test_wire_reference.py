@@ -8,7 +8,9 @@ from pathlib import Path
 
 from catalogzero import errors
 from catalogzero.config.settings import RuntimeSettings
-from catalogzero.runtime.methods import CONTROL_METHODS, MAX_FAULTS
+from catalogzero.runtime.controls import Controls
+from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.methods import CONTROL_METHODS, MAX_FAULTS, control_methods
 from catalogzero.wire.messages import decode_reply
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/wire-protocol.md").read_text()
@@ -35,6 +37,7 @@ def test_every_code_stands_in_the_table_with_whether_it_may_be_retried() -> None
 def test_every_control_method_stands_in_the_table() -> None:
     told = {name for method, *_ in rows("Control methods") for name in re.findall(r"\w+", method)}
     assert told == CONTROL_METHODS
+    assert told == {*control_methods(Handler), *control_methods(Controls)}
 
 
 def test_every_example_is_json_and_the_replies_are_replies() -> None:

@@ -18,16 +18,16 @@ NEVER = {"path": "/nonexistent/file"}
 
 
 async def progress(at: Serving, request_id: str) -> Any:
-    """What a run told of itself, once it told its pid."""
+    """What a run reported of itself, once it reported its pid."""
 
-    async def told() -> Any:
+    async def reported() -> Any:
         try:
             run = await at.client.call("get_run", {"request_id": request_id})
         except UnknownRunError:
             return None
         return run.get("progress")
 
-    return await until(told)
+    return await until(reported)
 
 
 async def test_the_child_is_the_same_handler_in_another_process(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_a_killed_child_fails_its_run_clearly_and_the_next_run_gets_a_new_
         kill(pid)
         reply = await working
         assert reply.code == "failed"
-        assert "killed (signal 9)" in reply.error
+        assert "killed by the kernel (signal 9); likely out of memory: raise" in reply.error
         assert (await at.client.ping())["status"] == "ok"
         assert (await at.client.call("facts"))["pid"] != pid
 
@@ -188,7 +188,7 @@ async def test_falling_asleep_ends_a_child_that_has_nothing_to_do() -> None:
 async def test_a_child_with_something_to_do_stays_while_its_handler_sleeps(status: Any) -> None:
     async with serving(Crew()) as at:
         pid = (await at.client.call("facts"))["pid"]
-        await at.client.call("tells", {"status": status})
+        await at.client.call("reports", {"status": status})
         await at.client.call("sleep")
         assert await at.client.call("glance") != pid
         assert (await at.client.call("get_metrics"))["status"] == "sleeping"
@@ -198,10 +198,10 @@ async def test_a_child_ends_as_soon_as_it_has_nothing_more_to_do() -> None:
     crew = Crew()
     async with serving(crew) as at:
         pid = (await at.client.call("facts"))["pid"]
-        await at.client.call("tells", {"status": {"busy": True}})
+        await at.client.call("reports", {"status": {"busy": True}})
         await at.client.call("sleep")
         assert crew.worker.status == {"busy": True}
-        await crew.worker.call("tells", status={"busy": False})
+        await crew.worker.call("reports", status={"busy": False})
         await until(lambda: is_gone(pid))
 
 
@@ -210,7 +210,7 @@ async def test_a_child_whose_next_try_is_far_off_ends_and_comes_back_then() -> N
     crew = Crew()
     async with serving(crew, clock=clock) as at:
         pid = (await at.client.call("facts"))["pid"]
-        await at.client.call("tells", {"status": {"next_due_s": 600, "outbox": {"uploads": 1}}})
+        await at.client.call("reports", {"status": {"next_due_s": 600, "outbox": {"uploads": 1}}})
         await at.client.call("sleep")
         await until(lambda: crew.worker.pid is None)
         assert is_gone(pid)
@@ -227,7 +227,7 @@ async def test_a_child_that_died_with_work_to_do_comes_back_by_itself() -> None:
     crew = Crew()
     async with serving(crew, clock=clock) as at:
         pid = (await at.client.call("facts"))["pid"]
-        await at.client.call("tells", {"status": {"busy": True}})
+        await at.client.call("reports", {"status": {"busy": True}})
         kill(pid)
         await until(lambda: crew.worker.pid != pid)
         await until(lambda: _comes_back(crew, clock, pid))

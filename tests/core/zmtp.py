@@ -45,7 +45,7 @@ class Zmtp:
         self.socket.close()
 
     def read(self, size: int) -> bytes:
-        """Exactly so many bytes."""
+        """Exactly that number of bytes."""
         data = b""
         while len(data) < size:
             data += (got := self.socket.recv(size - len(data)))

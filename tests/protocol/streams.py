@@ -20,7 +20,7 @@ def zstd_bomb(blocks: int, window_log: int = 20) -> bytes:
 
 
 def gzip_bomb(mebibytes: int) -> bytes:
-    """One member that stands for so many mebibytes of one letter."""
+    """One member that stands for that number of mebibytes of one letter."""
     packer = zlib.compressobj(level=9, wbits=31)
     parts = [packer.compress(b"x" * (1 << 20)) for _ in range(mebibytes)]
     return b"".join([*parts, packer.flush()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from catalogzero.protocol.deciding import (
     RULES,
     Outcome,
     RequestKind,
+    Rule,
     Verdict,
     decide,
 )
@@ -57,10 +59,10 @@ def test_rules_are_made_of_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("row", range(len(RULES)))
-def test_no_row_is_hidden_by_those_above_it(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_is_hidden_by_those_above_it(row: int) -> None:
     """Without any one row, some answer means something else."""
 
-    def meanings() -> list[tuple[Verdict, str]]:
+    def meanings(rules: Sequence[Rule]) -> list[tuple[Verdict, str]]:
         return [
             (decision.verdict, decision.reason)
             for asked in RequestKind
@@ -77,13 +79,12 @@ def test_no_row_is_hidden_by_those_above_it(row: int, monkeypatch: pytest.Monkey
                     NOW,
                     probing=probing,
                     coding=coding,
+                    rules=rules,
                 )
             ]
         ]
 
-    whole = meanings()
     last = RULES[-1]._replace(verdict=Verdict.STORED)
     less = [*RULES[:row], *RULES[row + 1 :]] if row < len(RULES) - 1 else [*RULES[:-1], last]
-    monkeypatch.setattr("catalogzero.protocol.deciding.RULES", less)
 
-    assert meanings() != whole
+    assert meanings(less) != meanings(RULES)

@@ -15,8 +15,8 @@ from catalogzero.backend import schema as backend_schema
 from catalogzero.backend import store as backend_store
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.outbox import file as outbox_file
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.outbox import store as outbox_store
+from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.scheduler import schema as scheduler_schema
 from catalogzero.scheduler.store import Store as SchedulerStore
 from catalogzero.sql import sqlite as files
@@ -82,11 +82,11 @@ def outbox(folder: Path, url: str | None) -> Store:
     return Store(
         open=lambda: Outbox(path.parent, SystemClock(), repair=False),
         write=lambda it: it.begin("kept", "key", "a.csv", "replace", full=False, params={}),
-        read=lambda it: [upload.upload_id for upload in it.uploads()],
+        read=lambda it: [upload.upload_id for upload in it.store.uploads()],
         url=f"sqlite:///{path}",
         file=path,
         set_version="PRAGMA user_version=99",
-        add_step=_files_add_step(outbox_file, "MIGRATIONS", "uploads"),
+        add_step=_files_add_step(outbox_store, "MIGRATIONS", "uploads"),
         table="uploads",
     )
 
@@ -112,7 +112,7 @@ def backend(folder: Path, url: str | None) -> Store:
     where = url or f"sqlite:///{path}"
     names = sa.select(backend_schema.tenants.c.name)
     return Store(
-        open=lambda: backend_store.Database(where, TIMEOUT_S),
+        open=lambda: backend_store.BackendDatabase(where, TIMEOUT_S),
         write=lambda it: it.write_now(lambda c: add_tenant(c, "kept", NOW.isoformat())),
         read=lambda it: it.read_now(lambda c: list(c.scalars(names))),
         url=where.replace("postgresql:", "postgresql+psycopg:"),
@@ -128,7 +128,7 @@ def scheduler(folder: Path, url: str | None) -> Store:
     path = folder / "made" / "scheduler.db"
     where = url or str(path)
     return Store(
-        open=lambda: SchedulerStore(where, answer_s=TIMEOUT_S),
+        open=lambda: SchedulerStore(where, answer_s=TIMEOUT_S, holds=scheduler_schema.SCHEMA),
         write=lambda it: it.add_schedule(make_schedule(job_id="kept")),
         read=lambda it: [schedule.job_id for schedule in it.list_schedules()],
         url=(url or f"sqlite:///{path}").replace("postgresql:", "postgresql+psycopg:"),

@@ -1,4 +1,4 @@
-"""A TCP proxy that a test can tell to fall silent, to cut, or to refuse.
+"""A TCP proxy that a test can make fall silent, to cut, or to refuse.
 
 Mute, it still accepts connections and takes their bytes, as TCP sees it, and passes nothing on, in
 either direction. A connection that was open meanwhile stays mute for ever: what was swallowed is

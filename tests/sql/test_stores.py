@@ -103,9 +103,9 @@ def test_a_damaged_file_is_named_with_the_fix_and_untouched(
 ) -> None:
     store, path = in_file
     path.write_bytes(damage)
-    if path.name == "history.sqlite3":  # it is set aside: samples are no reason not to watch
+    if path.name == "history.sqlite3":  # it is quarantined: samples are no reason not to watch
         with closing(store.open()) as opened:
-            assert opened.set_aside.read_bytes() == damage
+            assert opened.quarantined.read_bytes() == damage
         return
 
     with pytest.raises(DamagedFileError, match=f"{path}: .*: put a backup in its place"):

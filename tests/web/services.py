@@ -1,4 +1,4 @@
-"""The three services on real sockets, each told what it needs to be asked in one way."""
+"""The three services on real sockets, each given what it needs to be asked in one way."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from catalogzero.backend import BackendSettings, create_app
 from catalogzero.backend.server import serving
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.clock import SystemClock
 from catalogzero.config.logs import make_logger
 from catalogzero.config.settings import Mask
 from catalogzero.scheduler.server import SchedulerSettings, serve_scheduler
-from catalogzero.web import Limits
+from catalogzero.web import ConnectionLimits
 from conductorzero.dashboard import Dashboard
 from conductorzero.fleet import Fleet
 from conductorzero.peers import Directory
@@ -149,12 +149,19 @@ async def read_answer(reader: asyncio.StreamReader, *, to_the_end: bool = True) 
 
 @asynccontextmanager
 async def served(
-    name: str, folder: Path, *, limits: Limits | None = None, is_open: bool = False, **more: Any
+    name: str,
+    folder: Path,
+    *,
+    limits: ConnectionLimits | None = None,
+    is_open: bool = False,
+    **more: Any,
 ) -> AsyncIterator[Service]:
     """One of the services, with a token, or open to this machine; `more` are its own settings."""
     token_file = _token_in(folder)
     make = {"scheduler": _scheduler, "backend": _backend, "conductor": _conductor}[name]
-    async with make(folder, None if is_open else token_file, limits or Limits(), **more) as service:
+    async with make(
+        folder, None if is_open else token_file, limits or ConnectionLimits(), **more
+    ) as service:
         yield service
 
 
@@ -166,7 +173,7 @@ def _token_in(folder: Path) -> Path:
 
 @asynccontextmanager
 async def _scheduler(
-    folder: Path, token_file: Path | None, limits: Limits, **more: Any
+    folder: Path, token_file: Path | None, limits: ConnectionLimits, **more: Any
 ) -> AsyncIterator[Service]:
     database = f"sqlite:///{folder / 'scheduler.db'}"
     settings = SchedulerSettings(
@@ -180,9 +187,11 @@ async def _scheduler(
 
 
 @asynccontextmanager
-async def _backend(folder: Path, token_file: Path | None, limits: Limits) -> AsyncIterator[Service]:
+async def _backend(
+    folder: Path, token_file: Path | None, limits: ConnectionLimits
+) -> AsyncIterator[Service]:
     url = f"sqlite:///{folder / 'backend.db'}"
-    database = Database(url)
+    database = BackendDatabase(url)
     at = "2026-01-01T00:00:00.000+00:00"
     key = database.write_now(lambda connection: add_tenant(connection, "tenant", at))
     database.close()
@@ -195,7 +204,7 @@ async def _backend(folder: Path, token_file: Path | None, limits: Limits) -> Asy
 
 @asynccontextmanager
 async def _conductor(
-    folder: Path, token_file: Path | None, limits: Limits
+    folder: Path, token_file: Path | None, limits: ConnectionLimits
 ) -> AsyncIterator[Service]:
     log, clock = make_logger(mask=Mask()), SystemClock()
     settings = ConductorSettings(dashboard_port=0, token_file=folder / "token")

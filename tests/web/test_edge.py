@@ -12,7 +12,7 @@ import pytest
 import structlog
 from aiohttp import web
 from catalogzero import UnreachableError
-from catalogzero.web import Limits, edge_application, json_response, listening
+from catalogzero.web import ConnectionLimits, edge_application, json_response, listening
 from structlog.testing import LogCapture
 
 from tests.web.services import NAMES, TOKEN, Request, Service, read_answer, served
@@ -284,7 +284,7 @@ async def test_a_page_that_is_known_is_not_sent_again(service: Service) -> None:
 async def test_a_connection_that_brings_no_head_is_closed(
     name: str, begun: bytes, tmp_path: Path
 ) -> None:
-    async with served(name, tmp_path, limits=Limits(head_s=0.2)) as service:
+    async with served(name, tmp_path, limits=ConnectionLimits(head_s=0.2)) as service:
         reader, writer = await asyncio.open_connection(*service.place)
         writer.write(begun)
 
@@ -297,7 +297,7 @@ async def test_a_connection_that_brings_no_head_is_closed(
 async def test_a_connection_that_brings_no_second_head_is_closed(
     name: str, begun: bytes, tmp_path: Path
 ) -> None:
-    async with served(name, tmp_path, limits=Limits(idle_s=0.2)) as service:
+    async with served(name, tmp_path, limits=ConnectionLimits(idle_s=0.2)) as service:
         reader, writer = await asyncio.open_connection(*service.place)
         writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
         first = await read_answer(reader, to_the_end=False)
@@ -310,7 +310,7 @@ async def test_a_connection_that_brings_no_second_head_is_closed(
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_head_in_time_lets_a_request_take_longer(name: str, tmp_path: Path) -> None:
-    limits = Limits(head_s=0.2, body_s=30.0)
+    limits = ConnectionLimits(head_s=0.2, body_s=30.0)
     async with served(name, tmp_path, limits=limits) as service:
         slow, writer = await _half_a_body(service)
         idle, other = await asyncio.open_connection(*service.place)
@@ -325,7 +325,7 @@ async def test_a_head_in_time_lets_a_request_take_longer(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_body_that_stops_coming_is_408(name: str, tmp_path: Path) -> None:
-    async with served(name, tmp_path, limits=Limits(body_s=0.2)) as service:
+    async with served(name, tmp_path, limits=ConnectionLimits(body_s=0.2)) as service:
         reader, writer = await _half_a_body(service)
         answer = await read_answer(reader, to_the_end=False)
 
@@ -336,7 +336,7 @@ async def test_a_body_that_stops_coming_is_408(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_reader_that_stands_still_is_cut(name: str, tmp_path: Path) -> None:
-    async with served(name, tmp_path, limits=Limits(send_s=0.2)) as service:
+    async with served(name, tmp_path, limits=ConnectionLimits(send_s=0.2)) as service:
         one = Request("GET", service.page)
         head = (
             f"GET {one.path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
@@ -352,7 +352,7 @@ async def test_a_reader_that_stands_still_is_cut(name: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_one_connection_too_many_is_answered_503(name: str, tmp_path: Path) -> None:
-    async with served(name, tmp_path, limits=Limits(connections=2)) as service:
+    async with served(name, tmp_path, limits=ConnectionLimits(connections=2)) as service:
         held = [await asyncio.open_connection(*service.place) for _ in range(2)]
         for _, writer in held:
             writer.write(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")

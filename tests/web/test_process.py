@@ -21,6 +21,7 @@ from catalogzero.errors import ConfigError
 from catalogzero.web import HttpError, edge_application, json_response, listening
 from openapi_spec_validator import validate
 
+from examples.quickstart.processes import free_ports
 from tests.web.services import Request, Service, served
 
 CATALOGZERO = (sys.executable, "-m", "catalogzero")
@@ -60,7 +61,7 @@ def service_process(name: str, folder: Path) -> Iterator[tuple[subprocess.Popen[
         with process(*CATALOGZERO, *commands[name], "--port", "0", "--json") as one:
             yield one, announced(one)
         return
-    port = free_port()
+    (port,) = free_ports(1)
     settings = ("--config", f"dashboard_port={port}", "--config", "handler_registry={}")
     state = ("--set", f"state_dir={folder}", "--port", "0")
     command = ("run", "conductorzero:ConductorZero", *settings, *state)
@@ -69,13 +70,6 @@ def service_process(name: str, folder: Path) -> Iterator[tuple[subprocess.Popen[
         while "dashboard_ready" not in (line := one.stderr.readline()):
             assert line, "the conductor ended"
         yield one, f"http://{PLACE}:{port}"
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((PLACE, 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("name", ["scheduler", "backend", "conductor"])

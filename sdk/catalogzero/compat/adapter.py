@@ -22,10 +22,10 @@ from catalogzero.compat.logger import folder_name
 from catalogzero.config.settings import RuntimeSettings, config_error, merged_settings
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
-from catalogzero.runtime.methods import JobOptions, Method, call_plain
+from catalogzero.runtime.methods import JobOptions, Method, awaited, call_plain, control_methods
+from catalogzero.wire.messages import JsonObject
 
 ADDRESSES = ("handler_id", "handler_address", "server_address")
-EXTENDED = ("ping", "get_metrics", "describe")
 
 
 class Author(Protocol):
@@ -66,6 +66,7 @@ class Adapter(Handler):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make the author's object, as `catalogzero run` does; its adapter is the handler."""
+        # The author's `__new__` makes the adapter: the class that is called here only names it.
         stand_in = cls.make_author(args, kwargs)._adapter
         stand_in._made_with = args, kwargs
         return stand_in
@@ -83,13 +84,13 @@ class Adapter(Handler):
         return cls._author_class(*args, **completed(cls._author_class, args, kwargs))
 
     @classmethod
-    def around(cls, author: Author, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def around(cls, author: Author, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The adapter of an object that is being made with these arguments."""
         self = Handler.__new__(cls, *args, **kwargs)
         self.author, self.started_s = author, self.clock.monotonic()
         return self
 
-    def configure(self, handler_id: str | None, runtime: dict[str, Any]) -> None:
+    def configure(self, handler_id: str | None, runtime: Mapping[str, Any]) -> None:
         """Take what the author's constructor says of id, addresses and runtime.
 
         Raises:
@@ -101,7 +102,8 @@ class Adapter(Handler):
         try:
             settings = RuntimeSettings(**merged)
         except ValidationError as error:
-            raise config_error(error, where=f"settings of {type(self).__name__}") from None
+            where = f"settings of {type(self).__name__}"
+            raise config_error(error, where=where, model=RuntimeSettings) from None
         self._attach(runtime=settings, handler_id=settings.handler_id or handler_id)
 
     def _attach(
@@ -120,26 +122,26 @@ class Adapter(Handler):
 
     # --- control methods: the author's answer, on top of the runtime's -------------------
 
-    async def ping(self, **params: Any) -> dict[str, Any]:
+    async def ping(self, **params: Any) -> JsonObject:
         """See `Handler.ping`; also with ScheduleZero's `handler_id`."""
         answer = {**await super().ping(), "handler_id": self.handler_id}
         return await self._extended("ping", params, answer)
 
-    async def get_metrics(self, **params: Any) -> dict[str, Any]:
+    async def get_metrics(self, **params: Any) -> JsonObject:
         """See `Handler.get_metrics`."""
         return await self._extended("get_metrics", params, await super().get_metrics())
 
-    async def describe(self, **params: Any) -> dict[str, Any]:
+    async def describe(self, **params: Any) -> JsonObject:
         """See `Handler.describe`."""
         return await self._extended("describe", params, await super().describe())
 
-    async def own_metrics(self) -> dict[str, Any]:
+    async def own_metrics(self) -> JsonObject:
         """The runtime's metrics, without the author's."""
         return await super().get_metrics()
 
     async def _extended(
-        self, name: str, params: Mapping[str, Any], shown: dict[str, Any]
-    ) -> dict[str, Any]:
+        self, name: str, params: Mapping[str, Any], shown: JsonObject
+    ) -> JsonObject:
         method = author_method(type(self.author), name)
         if method is None:
             return shown
@@ -192,11 +194,11 @@ class AuthorMethod(Method):
         super().__init__(name, function, options)
         if isinstance(inspect.getattr_static(owner, name), staticmethod | classmethod):
             self._parameters = list(inspect.signature(function).parameters.values())
-        self.function = _on_author(name, function)
+        self.function = on_author(name, function)
         self._names = {parameter.name for parameter in self._parameters}
         self._whole = False
 
-    def bind(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """Positional and named arguments for the author's method; a method without any gets none.
 
         Raises:
@@ -209,7 +211,7 @@ class AuthorMethod(Method):
         return {"args": (), "named": super().bind(params)}
 
     @property
-    def params_schema(self) -> dict[str, Any]:
+    def params_schema(self) -> JsonObject:
         """See `Method.params_schema`."""
         open_ended = self._dict_only or not self._parameters
         return {"type": "object"} if open_ended else super().params_schema
@@ -231,7 +233,7 @@ class AuthorMethod(Method):
         return first.name == "params" or takes_a_dict(self._hints.get(first.name, Any))
 
     @functools.cached_property
-    def _hints(self) -> dict[str, Any]:
+    def _hints(self) -> Mapping[str, Any]:
         """The hints; those that name what cannot be found say nothing."""
         try:
             return super()._hints
@@ -256,9 +258,10 @@ def author_methods(author: type, inherited: Mapping[str, Method]) -> dict[str, M
     """The methods of an author's class that may be called: public, and not the base's own."""
     names = {name for cls in author_lineage(author) for name in vars(cls)}
     found: dict[str, Method] = {}
-    for name in sorted(names - set(EXTENDED)):
+    extended = {function.__name__ for function in control_methods(Handler).values()}
+    for name in sorted(names - extended):
         method = author_method(author, name, inherited.get(name))
-        if method is not None and (name in inherited or not hasattr(_base_of(author), name)):
+        if method is not None and (name in inherited or not hasattr(base_of(author), name)):
             found[name] = method
     return found
 
@@ -277,26 +280,26 @@ def author_method(author: type, name: str, inherited: Method | None = None) -> A
 
 def author_lineage(author: type) -> list[type]:
     """The classes that the author wrote, mixins too."""
-    ours = set(_base_of(author).__mro__)
+    ours = set(base_of(author).__mro__)
     return [c for c in author.__mro__ if c not in ours and c.__module__ not in ("abc", "typing")]
 
 
-def _base_of(author: type) -> type:
+def base_of(author: type) -> type:
     """The class of ours that an author's class is built on."""
     return next(c for c in author.__mro__ if c.__module__.startswith("catalogzero.compat"))
 
 
-def _on_author(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def on_author(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Calls the method of that name of the adapter's author."""
 
     @functools.wraps(function)
-    def call(stand_in: Adapter, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def call(stand_in: Adapter, args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
         return getattr(stand_in.author, name)(*args, **named)
 
     return call
 
 
-def completed(author: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def completed(author: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments for an author's constructor, from a section's `config`.
 
     ScheduleZero's own three may be left out there: the section says them in its own words.
@@ -312,8 +315,3 @@ def completed(author: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     except TypeError as error:
         raise ConfigError(f"config of {author.__name__}: {error}") from None
     return given
-
-
-async def awaited(result: Any) -> Any:
-    """The result of a hook, plain or coroutine."""
-    return await result if inspect.isawaitable(result) else result

@@ -15,14 +15,16 @@ from functools import wraps
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from catalogzero.compat.adapter import Adapter, awaited
+from catalogzero.compat.adapter import Adapter
 from catalogzero.compat.logger import HandlerLogger
 from catalogzero.compat.thread import ServingThread
 from catalogzero.config.address import Address
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.methods import awaited
+from catalogzero.wire.messages import JsonObject
 
-ToldT = TypeVar("ToldT")
+ValueT = TypeVar("ValueT")
 
 REPLACED = {
     "_receive_loop": "idle and sleep are the runtime's (`idle_after_s`, `sleep_after_s`); keep "
@@ -34,10 +36,10 @@ REPLACED = {
 }
 
 
-class _Told(Generic[ToldT]):
+class _ReadOnly(Generic[ValueT]):
     """An attribute that the runtime knows; what an author assigns to it changes nothing."""
 
-    def __init__(self, read: Callable[[Any], ToldT]) -> None:
+    def __init__(self, read: Callable[[Any], ValueT]) -> None:
         self._read = read
         self.__doc__ = read.__doc__
 
@@ -75,7 +77,7 @@ class ZMQHandlerBase:
         ConfigError: An address or a setting at fault, by name.
     """
 
-    _handler_class: ClassVar[type[Adapter]] = Adapter
+    _adapter_class: ClassVar[type[Adapter]] = Adapter
     _adapter_base: ClassVar[type[Adapter]] = Adapter
     _forwarded: ClassVar[tuple[str, ...]] = ()
     """What a adapter's class takes over from this one."""
@@ -94,17 +96,18 @@ class ZMQHandlerBase:
                     f"{fix}; delete the method"
                 )
         if "_warm_cache" in vars(cls) and not cls.__module__.startswith("catalogzero.compat"):
-            cls._warm_cache = _noting(cls._warm_cache)  # type: ignore[method-assign]
+            cls._warm_cache = noting_warming(cls._warm_cache)  # type: ignore[method-assign]
+        # The worker finds the adapter's class by the name of the author's.
         fields = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
         own = {name: getattr(cls, name) for name in cls._forwarded if hasattr(cls, name)}
         body = {**fields, "__doc__": cls.__doc__, "_author_class": cls, **own}
-        cls._handler_class = type(cls.__name__, (cls._adapter_base,), body)
+        cls._adapter_class = type(cls.__name__, (cls._adapter_base,), body)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make the adapter first, so that an author's `__init__` may have any form."""
         self = super().__new__(cls)
         self._life = None
-        self._adapter = cls._handler_class.around(self, args, kwargs)
+        self._adapter = cls._adapter_class.around(self, args, kwargs)
         self.logger = HandlerLogger(self._adapter)
         self.shutdown_event = threading.Event()
         return self
@@ -122,7 +125,7 @@ class ZMQHandlerBase:
         self.max_registration_retries = max_registration_retries
         self.handler_address_hint = handler_address
         if handler_address is not None:
-            runtime = {**_host_and_port(handler_address), **runtime}
+            runtime = {**settings_of_address(handler_address), **runtime}
         if server_address is not None:
             runtime = {"scheduler": server_address, **runtime}
         self._adapter.configure(handler_id, runtime)
@@ -147,7 +150,7 @@ class ZMQHandlerBase:
     def server_address(self, value: str) -> None:
         self._adapter.configure(self._adapter.own_id, {"scheduler": value})
 
-    @_Told
+    @_ReadOnly
     def handler_address(self) -> str | None:
         """Where it can be called; `None` before it is served."""
         if self._life is not None and self._life.alive:
@@ -167,12 +170,12 @@ class ZMQHandlerBase:
         names = self._adapter._offered_methods()
         return MappingProxyType({name: getattr(self, name) for name in names})
 
-    @_Told
+    @_ReadOnly
     def sleep_mode(self) -> bool:
         """Whether it is asleep, falling asleep or waking."""
         return self._adapter.asleep
 
-    @_Told
+    @_ReadOnly
     def idle_since(self) -> datetime | None:
         """When the last job ended, as naive local time; `None` before it counts as idle."""
         idle_s = self._adapter._vitals().get("idle_s", 0.0)
@@ -180,7 +183,7 @@ class ZMQHandlerBase:
             return None
         return self._moment(idle_s)
 
-    @_Told
+    @_ReadOnly
     def start_time(self) -> datetime:
         """When it began to be served (before: to be), as naive local time."""
         return self._moment(self._adapter.clock.monotonic() - self._adapter.started_s)
@@ -196,9 +199,14 @@ class ZMQHandlerBase:
             self._life.end()
 
     def _moment(self, ago_s: float) -> datetime:
-        """So many seconds ago, as `datetime.now()` would have said it."""
+        """That many seconds ago, as `datetime.now()` would have said it."""
         then = self._adapter.clock.now() - timedelta(seconds=ago_s)
         return then.astimezone().replace(tzinfo=None)
+
+    @classmethod
+    def _handler_class(cls) -> type[Handler]:
+        """What the runtime makes of this class."""
+        return cls._adapter_class
 
     def _as_handler(self) -> Handler:
         """What the runtime serves."""
@@ -206,12 +214,12 @@ class ZMQHandlerBase:
 
     # --- methods that a subclass may extend ---------------------------------------------
 
-    def ping(self, params: dict[str, Any] | None = None) -> Any:
+    def ping(self, params: JsonObject | None = None) -> Any:
         """The answer to `ping`; the runtime adds the rest."""
         return {"success": True, "message": "pong", "handler_id": self.handler_id}
 
     async def get_metrics(self) -> Any:
-        """What the runtime tells of this process: CPU, memory, state, runs."""
+        """What the runtime reports of this process: CPU, memory, state, runs."""
         return await self._adapter.own_metrics()
 
     def _release_resources(self) -> Any:
@@ -246,7 +254,7 @@ class ZMQHandlerBase:
             ConfigError: As `start`.
         """
         self.start()
-        with _default_signals(self._signalled):
+        with replacing_default_signals(self._signalled):
             try:
                 self.shutdown_event.wait()
             finally:
@@ -285,14 +293,14 @@ class SmartHandler(ZMQHandlerBase):
         self.logger.info("Resources released", mode="sleep")
 
     async def _ensure_resources(self) -> None:
-        """Tell that it wakes."""
+        """Log that it wakes."""
         self.logger.info("Waking from sleep mode")
 
     async def _warm_cache(self) -> None:
         """Nothing by default."""
 
 
-def _noting(hook: Callable[..., Any]) -> Callable[..., Any]:
+def noting_warming(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A `_warm_cache` that is run once a wake, also where `_ensure_resources` calls it."""
 
     @wraps(hook)
@@ -303,7 +311,7 @@ def _noting(hook: Callable[..., Any]) -> Callable[..., Any]:
     return warm
 
 
-def _host_and_port(address: str) -> dict[str, Any]:
+def settings_of_address(address: str) -> JsonObject:
     """The runtime's settings for an address as ScheduleZero writes it."""
     try:
         at = Address.parse(address)
@@ -315,11 +323,12 @@ def _host_and_port(address: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _default_signals(on_signal: Callable[[], None]) -> Iterator[None]:
+def replacing_default_signals(on_signal: Callable[[], None]) -> Iterator[None]:
     """While it lasts, SIGTERM and SIGINT call `on_signal`, where nobody has set another way."""
     replaced: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+            # An author who catches signals calls `stop` there, as under ScheduleZero.
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 replaced[number] = signal.signal(number, lambda *_: on_signal())
     try:

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.settings import Batch, CloudSettings, Params
-from catalogzero.compat.adapter import Adapter, awaited
+from catalogzero.compat.adapter import Adapter
 from catalogzero.compat.base import ZMQHandlerBase
 from catalogzero.errors import FailedError
+from catalogzero.runtime.methods import awaited
+from catalogzero.wire.messages import JsonObject
 
 _beside: ContextVar[Mapping[str, Any]] = ContextVar("_beside")
 """Settings of a section's `config` that the author's constructor does not take."""
@@ -62,7 +64,7 @@ class CloudAdapter(Adapter, CloudProcessor):
         else:
             yield from self._processed([row for batch in batches for row in rows_of(batch)], params)
 
-    def upload(self, data_source: str, params: dict[str, Any] | None) -> dict[str, Any]:
+    def upload(self, data_source: str, params: JsonObject | None) -> JsonObject:
         """In the worker: the real `process_and_upload`."""
         return CloudProcessor.process_and_upload(self, data_source, params)
 
@@ -77,7 +79,7 @@ class CloudAdapter(Adapter, CloudProcessor):
         if is_frame(result):
             yield result
             return
-        records = _records(result)
+        records = records_of(result)
         for start in range(0, len(records), self.batch_rows):
             yield records[start : start + self.batch_rows]
 
@@ -86,6 +88,7 @@ class CloudAdapter(Adapter, CloudProcessor):
         if not inspect.isawaitable(result):
             return result
         work: Coroutine[Any, Any, Any] = awaited(result)
+        # An author's session or pool belongs to the loop that it was opened on.
         if self._hooks_loop is None:
             return asyncio.run(work)
         return asyncio.run_coroutine_threadsafe(work, self._hooks_loop).result()
@@ -131,7 +134,7 @@ class CloudProcessorHandler(ZMQHandlerBase):
         """The author's own source; whatever it returns is given to `_process`."""
         raise NotImplementedError
 
-    async def _process(self, data: Any, params: dict[str, Any]) -> Any:
+    async def _process(self, data: Any, params: JsonObject) -> Any:
         """The author's work: from what was read (by default a list of dicts) to records.
 
         Args:
@@ -144,21 +147,21 @@ class CloudProcessorHandler(ZMQHandlerBase):
         return data
 
     async def process_and_upload(
-        self, data_source: str, params: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+        self, data_source: str, params: JsonObject | None = None
+    ) -> JsonObject:
         """See `CloudProcessor.process_and_upload`; to call, and to extend through super()."""
         if self._adapter.in_worker:
             return await asyncio.to_thread(self._adapter.upload, data_source, params)
         worker = self._adapter.worker
-        result: dict[str, Any] = await worker.call("upload", data_source=data_source, params=params)
+        result: JsonObject = await worker.call("upload", data_source=data_source, params=params)
         return result
 
-    async def health_report(self) -> dict[str, Any]:
+    async def health_report(self) -> JsonObject:
         """See `CloudProcessor.health_report`."""
         return await self._adapter._report_health(None)
 
 
-def _records(result: Any) -> list[Any]:
+def records_of(result: Any) -> list[Any]:
     """The records that `_process` returned."""
     if result is None:
         return []

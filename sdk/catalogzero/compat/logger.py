@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class HandlerLogger:
         with self._turn:
             self._events.clear()
 
-    def _write(self, level: str, msg: Any, method: str | None, fields: dict[str, Any]) -> None:
+    def _write(self, level: str, msg: Any, method: str | None, fields: Mapping[str, Any]) -> None:
+        # structlog's first argument has that name.
         named = {f"{k}_" if k == "event" else k: v for k, v in fields.items()}
         if method is not None:
             named["method"] = method
@@ -88,7 +90,7 @@ class HandlerLogger:
         fault = named.pop("exc_info", None)
         extras = " ".join(f"{key}={value}" for key, value in named.items())
         line = printable(f"[{self._handler.handler_id}] {text} {extras}".rstrip(), one_line=True)
-        line += printable(_traceback(fault))
+        line += printable(traceback_of(fault))
         _to_file.log(logging.getLevelNamesMapping()[level.upper()], self._handler.mask(line))
 
 
@@ -96,7 +98,7 @@ def setup_handler_logging(handler_id: str, log_level: str = "INFO") -> Path:
     """Log to `logs/handlers/<handler_id>/handler.log` below the current folder, and to stderr.
 
     It takes the lines of `self.logger`, and those of Python's own `logging`, whose root it
-    configures anew.
+    configures again.
 
     Args:
         handler_id: Names the folder.
@@ -120,7 +122,7 @@ def setup_handler_logging(handler_id: str, log_level: str = "INFO") -> Path:
     return path
 
 
-def _traceback(fault: Any) -> str:
+def traceback_of(fault: Any) -> str:
     """The lines of `exc_info`: True, an exception, or what `sys.exc_info()` gives."""
     error = sys.exc_info()[1] if fault is True else fault
     error = error[1] if isinstance(error, tuple) else error

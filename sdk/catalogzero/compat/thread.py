@@ -71,7 +71,8 @@ class ServingThread:
             self._thread.join()
 
     def _report(self, event: asyncio.Event) -> None:
-        with suppress(RuntimeError):  # the loop is closed: it has ended
+        # A loop that is closed has ended, which is what was wanted.
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(event.set)
             self._loop.call_soon_threadsafe(self._on_end)
 

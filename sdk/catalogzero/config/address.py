@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Self
@@ -69,6 +70,18 @@ class Address:
         return type(self)(loopback, self.port) if self.host in WILDCARDS else self
 
 
+def listener_at(port: int) -> str:
+    """Who listens at a port of this machine, as ` (postgres, process 812)`; empty if unknown."""
+    import psutil  # only a port that is taken needs it
+
+    with suppress(psutil.Error, OSError):
+        for one in psutil.net_connections("tcp"):
+            here = one.laddr  # empty for a socket that is not bound
+            if one.status == psutil.CONN_LISTEN and here and here.port == port and one.pid:
+                return f" ({psutil.Process(one.pid).name()}, process {one.pid})"
+    return ""
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address can only be this machine."""
     if host == "localhost" or host.endswith(".localhost"):
@@ -92,5 +105,6 @@ def host_port(host: str, port: int | str) -> str:
 
 def _is_socket_path(path: str) -> bool:
     """Whether a path is absolute, printable, short enough, and names a file."""
+    # In bytes: systems bound the path in sockaddr_un, and cut a longer one or refuse it.
     fits = path.isprintable() and len(path.encode()) <= MAX_PATH_BYTES
     return fits and path.startswith("/") and not path.endswith("/")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
 import os
+import re
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from catalogzero.errors import ConfigError
 
@@ -29,6 +35,56 @@ def read_key(path: Path, *, warn: bool = False) -> str:
     return path.read_text("utf-8")
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[TextIO]:
+    """A file of this user alone that takes the place of `path`, unless the `with` block fails.
+
+    A key that is made in the block cannot be lost for want of a place: that is refused before.
+
+    Raises:
+        ConfigError: It cannot be made there.
+        OSError: It was made, and cannot be written to its end.
+    """
+    # Written beside it: who has an old file at that place open never reads the key.
+    part = path.with_name(f"{path.name}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        part.unlink(missing_ok=True)
+        part.touch(mode=0o600, exist_ok=False)
+    except OSError as error:
+        raise ConfigError(f"cannot write the key to {path}: {error.strerror}") from None
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def credential_name(path: Path) -> str:
+    """The name under which a unit is handed a file: unlike paths have unlike names."""
+    end = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9._]', '-', path.name)[:100]}-{end}"
+
+
+def handed_over(value: Any, name: str = "") -> Any:
+    """A section's settings, with each `*_file` that systemd handed over where it lies now.
+
+    The unit reads these files as root, and the handler as nobody of note: the file that its
+    settings name is the one to read outside of the unit.
+    """
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return value
+    if isinstance(value, dict):
+        return {key: handed_over(one, str(key)) for key, one in value.items()}
+    if isinstance(value, str) and name.endswith("_file"):
+        credential = Path(folder, credential_name(Path(value).absolute()))
+        return str(credential) if credential.exists() else value
+    return value
+
+
 def refuse_writable(path: Path) -> None:
     """Refuse a file that others may write: they would choose the secret, or where it goes.
 
@@ -44,8 +100,12 @@ def refuse_writable(path: Path) -> None:
 
 
 def read_by_others(path: Path) -> bool:
-    """Whether every user of this machine may read a file; containers mount secrets so (0444)."""
-    return bool(_mode_of(path)[0] & stat.S_IROTH)
+    """Whether other users may read a file: every one, or a group that is not this process's own.
+
+    Containers mount secrets so (0444): it is warned of, not refused.
+    """
+    mode, group = _mode_of(path)
+    return bool(mode & (stat.S_IROTH | (0 if group == os.getegid() else stat.S_IRGRP)))
 
 
 def _mode_of(path: Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Logs: readable on a terminal, JSON in a service, secrets masked by construction.
 
-Nothing global is configured: each handler owns its logger, and with it its mask.
+Each handler owns its logger, and with it its mask. A process that serves one handler alone gives
+what its author writes through `logging` and `structlog.get_logger` the same way: see `take_logs`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import logging
 import os
 import re
 import sys
+import sysconfig
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from catalogzero.config.settings import HIDDEN, Mask
@@ -50,17 +53,23 @@ def printable(text: str, *, one_line: bool = False) -> str:
         text: Of a peer, an exception or a file: it may hold anything.
         one_line: Escape line ends and tabs as well, so that no text can pass for another line.
     """
-    text = _UNPRINTABLE.sub(_escaped, text)
-    return re.sub(r"[\r\n\t]", _escaped, text) if one_line else text
 
+    def escaped(found: re.Match[str]) -> str:
+        return f"\\u{ord(found[0]):04x}"
 
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+    text = _UNPRINTABLE.sub(escaped, text)
+    return re.sub(r"[\r\n\t]", escaped, text) if one_line else text
 
 
 def _on_one_line(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
-    """Let no text of a line end it, or reach the terminal; JSON does so by its nature."""
-    return {k: printable(v, one_line=True) if isinstance(v, str) else v for k, v in event.items()}
+    """Let no text of a line end it, or reach the terminal; JSON does so by its nature.
+
+    A traceback has lines of its own, below the line.
+    """
+    return {
+        key: printable(value, one_line=key != "exception") if isinstance(value, str) else value
+        for key, value in event.items()
+    }
 
 
 def _write_traceback(stream: TextIO, exc_info: Any) -> None:
@@ -78,52 +87,85 @@ def _add_ids(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
 
 def _hide_by_name(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     """Hide what is a secret by its name, at any depth; what JSON lacks becomes a text."""
-    return {key: _shown(key, value) for key, value in event.items()}
+    return {key: shown_value(key, value) for key, value in event.items()}
 
 
-def _shown(key: Any, value: Any) -> Any:
+def shown_value(key: Any, value: Any) -> Any:
+    """The value of a key as a log may show it."""
     if key == "exc_info" or value is None or isinstance(value, bool | int | float):
         return value
-    if _names_a_secret(str(key)):
+    if names_a_secret(str(key)):
         return HIDDEN
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        return {str(k): _shown(k, v) for k, v in value.items()}
+        return {str(k): shown_value(k, v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_shown("", item) for item in value]
+        return [shown_value("", item) for item in value]
     return str(value)
 
 
 @lru_cache(1_000)
-def _names_a_secret(key: str) -> bool:
+def names_a_secret(key: str) -> bool:
+    """Whether what stands under such a key is a secret; a secret's path is not."""
     name = key.lower()
     return any(word in name for word in SECRET_NAMES) and not name.endswith("_file")
 
 
 class _Forwarding(logging.Handler):
-    """Writes what other packages say through Python's `logging` as lines of a handler's own."""
+    """Writes what is said through Python's `logging` as lines of a handler's own.
 
-    def __init__(self, log: Logger) -> None:
-        super().__init__(logging.WARNING)
-        self._log = log
+    Of the author's code all that its level lets through, of libraries warnings and errors.
+    """
+
+    def __init__(self, log: Logger, author: str) -> None:
+        super().__init__()
+        self._log, self._author = log, author.removesuffix("__init__.py")
+        libraries = (sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+        self._libraries = (*libraries, str(Path(__file__).parents[1]))
 
     def emit(self, record: logging.LogRecord) -> None:
         """One record as one line."""
-        write = self._log.error if record.levelno >= logging.ERROR else self._log.warning
+        if record.levelno < logging.WARNING and not self._is_of_author(record.pathname):
+            return
+        level = max(record.levelno // 10 * 10, logging.DEBUG)
         try:
-            write(record.getMessage(), logger=record.name, exc_info=record.exc_info)
+            text, error = record.getMessage(), record.exc_info
+            self._log.log(min(level, logging.CRITICAL), text, logger=record.name, exc_info=error)
         except Exception:  # noqa: BLE001 - as Python's own handlers do: who logs must not fail
             self.handleError(record)
 
+    def _is_of_author(self, path: str) -> bool:
+        """Whether a record was made in the author's package, or outside of every library."""
+        if self._author and path.startswith(self._author):
+            return True
+        return not path.startswith(self._libraries)
 
-def forward_logging(log: Logger) -> None:
-    """Take in warnings and errors of Python's `logging`, unless the author has set it up.
 
-    For a process that serves one handler: they are then JSON too, and masked.
+def take_logs(log: Logger, module: str | None = None) -> None:
+    """Have `logging` and `structlog.get_logger` write as `log` does, unless the author set them up.
+
+    For a process that serves one handler: their lines are then JSON too, masked, and name the run.
+
+    Args:
+        log: The handler's own logger.
+        module: The author's: what its package says is written from `info` on, as it is installed
+            among the libraries.
     """
-    if not logging.getLogger().handlers:
-        logging.getLogger().addHandler(_Forwarding(log))
+    root = logging.getLogger()
+    # One that the author has set up is theirs: each line would be written twice.
+    if not root.handlers:
+        package = sys.modules.get((module or "").partition(".")[0])
+        root.addHandler(_Forwarding(log, getattr(package, "__file__", None) or ""))
+        levels = (logging.DEBUG, logging.INFO, logging.WARNING)
+        root.setLevel(next((one for one in levels if log.is_enabled_for(one)), logging.WARNING))
+    if not structlog.is_configured():
+
+        def forward(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
+            getattr(log, name)(event.pop("event", ""), **event)
+            raise structlog.DropEvent
+
+        structlog.configure(processors=[forward], wrapper_class=type(log.bind()))
 
 
 class _StandardError:

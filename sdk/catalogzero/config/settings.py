@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
     SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import CoreSchema
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
+    NoDecode,
     SecretsSettingsSource,
     SettingsConfigDict,
 )
@@ -41,14 +47,36 @@ DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
 HIDDEN = "**********"
 MIN_SECRET_CHARS = 4
 LONG_CHARS = 16
+SHOWN_CHARS = 60
 QUERY_SECRETS = r"key|code|sig|token|secret|pass|pwd|auth|cred|sas|jwt|sess|cookie|access|otp"
 MAX_SECRET_FILE_BYTES = 1 << 16
 MAX_MESSAGE_BYTES = 16 << 20
 """The longest message that a handler may be set to take; no client reads a longer reply."""
 
+Values = dict[str, Any]
+"""Settings by name, as they were given: their names are their author's to choose."""
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def read_labels(value: Any) -> Any:
+    """Labels as the environment writes them: a JSON object, or `site=berlin,line=4`."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        return json.loads(value)
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    if not all(sign for _, sign, _ in pairs):
+        raise ValueError("write labels as name=value,name=value, or as a JSON object")
+    return {name.strip(): text.strip() for name, _, text in pairs}
+
+
+LabelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+LabelText = Annotated[str, Field(max_length=100, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Labels = Annotated[
+    dict[LabelName, LabelText], NoDecode, BeforeValidator(read_labels), Field(max_length=20)
+]
 
 
 class EgressPolicy(BaseModel):
@@ -80,7 +108,48 @@ class CurveSettings(BaseModel):
     )
 
 
-class RuntimeSettings(BaseSettings):
+class RenamingSettings(BaseSettings):
+    """Settings of which the former names and values stay readable for one release."""
+
+    former_keys: ClassVar[Mapping[str, str]] = {}
+    """Former key to the present one."""
+    former_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Key to its former values, each with the present one."""
+    _deprecations: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def deprecations(self) -> Sequence[str]:
+        """What was given by a former name or value, each with the present one to write."""
+        return self._deprecations
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read_former_names(cls, given: Any, make: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(given, Mapping):
+            return make(given)
+        values, found = dict(given), []
+        environment = former_in_environment(cls)
+        for former, key in cls.former_keys.items():
+            # Given by name, it beats the present key, which may come of the environment.
+            if former in values:
+                values[key] = values.pop(former)
+            elif former in environment and key not in values:
+                values[key] = environment[former]
+            else:
+                continue
+            found.append(f"`{former}` is deprecated: write `{key}`")
+        for key, known in cls.former_values.items():
+            # The default is looked at, too: a subclass of an older release may have a former one.
+            value = values.get(key, cls.model_fields[key].default)
+            if isinstance(value, str) and value in known:
+                found.append(f"`{key}: {value}` is deprecated: write `{known[value]}`")
+                values[key] = known[value]
+        made = make(values)
+        made._deprecations = found
+        return made
+
+
+class RuntimeSettings(RenamingSettings):
     """Settings of the runtime: any key of a handler's section beside `config`.
 
     The environment names them `CATALOGZERO_…`: `CATALOGZERO_SLEEP_AFTER_S=5`.
@@ -89,6 +158,7 @@ class RuntimeSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="CATALOGZERO_", extra="forbid", hide_input_in_errors=True
     )
+    former_keys: ClassVar[Mapping[str, str]] = {"settle_s": "min_file_age_s"}
 
     handler_id: str | None = Field(None, description="Its name to schedulers and conductors.")
     host: str = Field(
@@ -110,12 +180,20 @@ class RuntimeSettings(BaseSettings):
     dedupe_window_s: Seconds = 600.0
     max_message_bytes: int = Field(1 << 20, ge=1024, le=MAX_MESSAGE_BYTES)
     health_interval_s: float | None = Field(None, gt=0, description="Push health by itself.")
+    labels: Labels = Field(
+        default_factory=dict,
+        description="Words of your own for this installation, shown in metrics and health.",
+    )
     state_dir: Path = Field(default_factory=lambda: default_state_dir())
     installation_id: str | None = Field(None, min_length=1, max_length=200)
     chunk_bytes: int = Field(4 << 20, ge=1024)
     outbox_max_bytes: int = Field(10 << 30, ge=1 << 20)
     upload_wait_s: Seconds = 30.0
-    settle_s: Seconds = Field(2.0, description="Files younger than this wait.")
+    min_file_age_s: Seconds = Field(2.0, description="Files younger than this wait.")
+    audit_max_bytes: int = Field(64 << 20, ge=1024, description="Where the audit log rotates.")
+    audit_kept_files: Count = Field(
+        30, description="Rotated files of the audit log that are kept; older ones are deleted."
+    )
     log_format: str | None = Field(None, pattern="^(console|json)$")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 
@@ -135,7 +213,7 @@ class RuntimeSettings(BaseSettings):
     @field_validator("host")
     @classmethod
     def _a_place_to_bind(cls, value: str) -> str:
-        if "://" in value and not (value.startswith("ipc://") and _is_address(value)):
+        if "://" in value and not (value.startswith("ipc://") and is_address(value)):
             raise ValueError("a host name, an IP address, or ipc:///folder/name.sock")
         return value
 
@@ -170,7 +248,7 @@ class RuntimeSettings(BaseSettings):
         return self.scheduler != "none"
 
 
-class HandlerSettings(BaseSettings):
+class HandlerSettings(RenamingSettings):
     """Base of an entry's own settings: the `config` of its section.
 
     A subclass names its environment prefix:
@@ -182,8 +260,8 @@ class HandlerSettings(BaseSettings):
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        """A setting whose default a subclass sets anew keeps the meaning that its base gives it."""
+    ) -> Values:
+        """A setting whose default a subclass replaces keeps the meaning that its base gives it."""
         schema = handler.resolve_ref_schema(handler(core_schema))
         for name, shown in schema.get("properties", {}).items():
             meanings = (
@@ -198,12 +276,13 @@ class HandlerSettings(BaseSettings):
 
 def scheduler_fault(value: str) -> str | None:
     """What is wrong with a `scheduler` setting: an address with its port, or `none`."""
-    if value == "none" or (_is_address(value) and not value.endswith((":0", ":*"))):
+    if value == "none" or (is_address(value) and not value.endswith((":0", ":*"))):
         return None
     return "write it as tcp://host:port or ipc:///folder/name.sock, or none"
 
 
-def _is_address(value: str) -> bool:
+def is_address(value: str) -> bool:
+    """Whether a text is an address, with its port where it has one."""
     try:
         Address.parse(value)
     except ConfigError:
@@ -212,22 +291,64 @@ def _is_address(value: str) -> bool:
 
 
 def default_state_dir() -> Path:
+    """CATALOGZERO_STATE_DIR, else systemd's STATE_DIRECTORY, else the user's state folder."""
+    given = os.environ.get("CATALOGZERO_STATE_DIR")
+    return Path(given) if given else _service_state_dir()
+
+
+def default_database(name: str) -> Path:
+    """Where a service keeps its SQLite file: in the state folder.
+
+    Earlier releases did not look at CATALOGZERO_STATE_DIR: a file that they made is used on, with
+    a warning that names it, for an empty one beside it would look as if all had been lost.
+    """
+    path, former = default_state_dir() / name, _service_state_dir() / name
+    if path != former and former.exists() and not path.exists():
+        logging.getLogger(__name__).warning(
+            "the database %s of an earlier release is used on: stop every service that uses it, "
+            "and move it with its -wal and -shm to %s",
+            former,
+            path,
+        )
+        return former
+    return path
+
+
+def _service_state_dir() -> Path:
     """systemd's STATE_DIRECTORY, else the platform's per-user state folder."""
     given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
     if given:
         return Path(given)
-    import platformdirs  # a service names its folder, and never needs it
+    # A service names its folder, and never needs it.
+    import platformdirs
 
     return platformdirs.user_state_path("catalogzero")
 
 
 def merged_settings(
     model: type[BaseSettings], *, file: Mapping[str, Any], flags: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> Values:
     """The values for a model: flags beat environment beats systemd credentials beats file."""
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     secrets = SecretsSettingsSource(model, secrets_dir=credentials)() if credentials else {}
-    return {**file, **secrets, **EnvSettingsSource(model)(), **flags}
+    environment = {**former_in_environment(model), **EnvSettingsSource(model)()}
+    former_keys: Mapping[str, str] = getattr(model, "former_keys", {})
+    merged: Values = {}
+    for source in (file, secrets, environment, flags):
+        # A former key is the same setting: whichever name the stronger source uses, it wins.
+        for former, key in former_keys.items():
+            if former in source or key in source:
+                merged.pop(former, None)
+                merged.pop(key, None)
+        merged.update(source)
+    return merged
+
+
+def former_in_environment(model: type[BaseSettings]) -> dict[str, str]:
+    """The settings that the environment gives by a former name."""
+    prefix = model.model_config.get("env_prefix") or ""
+    named = {former: f"{prefix}{former}".upper() for former in getattr(model, "former_keys", {})}
+    return {former: os.environ[name] for former, name in named.items() if name in os.environ}
 
 
 def problems_of(error: ValidationError, known: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
@@ -247,9 +368,27 @@ def problems_of(error: ValidationError, known: Iterable[str] = ()) -> Iterator[t
             yield field, fault["msg"].removeprefix("Value error, ")
 
 
-def config_error(error: ValidationError, *, where: str, known: Iterable[str] = ()) -> ConfigError:
-    """The error that names every field at fault, a line each; `known` as for `problems_of`."""
-    faults = [{"field": field, "message": shown} for field, shown in problems_of(error, known)]
+def setting_faults(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """The same of settings, with the value that was given where it is no secret."""
+    fields = model.model_fields
+    given = {str(one["loc"][0]): one["input"] for one in error.errors() if len(one["loc"]) == 1}
+    for field, text in problems_of(error, fields):
+        value, secret = given.get(field), bool(re.search(QUERY_SECRETS, field, re.IGNORECASE))
+        is_shown = field in fields and "SecretStr" not in str(fields[field].annotation)
+        if is_shown and not secret and isinstance(value, str | int | float):
+            yield field, f"{text} (it is {shown_url(str(value))[:SHOWN_CHARS]!r})"
+        else:
+            yield field, text
+
+
+def config_error(error: ValidationError, *, where: str, model: type[BaseModel]) -> ConfigError:
+    """The error that names every setting of a model at fault, a line each."""
+    faults = [{"field": field, "message": shown} for field, shown in setting_faults(error, model)]
+    return faults_error(where, faults)
+
+
+def faults_error(where: str, faults: list[Values]) -> ConfigError:
+    """The error of fields at fault, each with its `field` and `message`."""
     lines = "".join(f"\n  {fault['field']}: {fault['message']}" for fault in faults)
     return ConfigError(f"{where}:{lines}", details=faults)
 
@@ -268,15 +407,21 @@ class Mask:
 
     def learn(self, value: Any) -> None:
         """Remember every secret inside a settings model (or mapping, or list)."""
-        self._given.update(secrets_in(value), _secrets_in_urls(value))
+        self._given.update(secrets_in(value), secrets_in_urls(value))
         for path in secret_files_in(value):
             self._files.setdefault(path, ((0, 0), ""))
         self._arrange()
 
     def __call__(self, text: str) -> str:
         """The text with each known secret as `**********`."""
-        for path in self._files:
-            self._look_at(path)
+        for path, (known, _) in self._files.items():
+            # Who needs a file that cannot be read reports it; the text is masked all the same.
+            with suppress(OSError, UnicodeDecodeError):
+                found = path.stat()
+                stamp = found.st_mtime_ns, found.st_size
+                if stamp != known and found.st_size <= MAX_SECRET_FILE_BYTES:
+                    self._files[path] = stamp, path.read_text("utf-8").strip()
+                    self._arrange()
         for form in self._forms:
             text = text.replace(form, HIDDEN)
         return text
@@ -289,37 +434,27 @@ class Mask:
             return [self.every(one) for one in value]
         return self(value) if isinstance(value, str) else value
 
-    def _look_at(self, path: Path) -> None:
-        try:
-            found = path.stat()
-            stamp = found.st_mtime_ns, found.st_size
-            if stamp != self._files[path][0] and found.st_size <= MAX_SECRET_FILE_BYTES:
-                self._files[path] = stamp, path.read_text("utf-8").strip()
-                self._arrange()
-        except (OSError, UnicodeDecodeError):  # who needs the file tells of it
-            return
-
     def _arrange(self) -> None:
         """The longest first: a secret may hold another."""
         secrets = self._given | {text for _, text in self._files.values()}
-        forms = {form for secret in secrets for form in _forms_of(secret)}
+        forms = {form for secret in secrets for form in forms_of(secret)}
         self._forms = sorted((f for f in forms if len(f) >= MIN_SECRET_CHARS), key=len)[::-1]
 
 
-def _forms_of(secret: str) -> Iterator[str]:
+def forms_of(secret: str) -> Iterator[str]:
     """A secret as it is, as a URL, JSON and Python write it; and the secrets of a URL."""
     yield from (secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1])
-    yield from _url_secrets(secret)
+    yield from secrets_of_url(secret)
 
 
 def shown_url(url: str) -> str:
     """A URL as it may be seen: its password, and what of its query is a secret, masked."""
-    for secret in sorted(filter(None, _url_secrets(url)), key=len, reverse=True):
+    for secret in sorted(filter(None, secrets_of_url(url)), key=len, reverse=True):
         url = url.replace(secret, HIDDEN)
     return url
 
 
-def _url_secrets(url: str) -> Iterator[str]:
+def secrets_of_url(url: str) -> Iterator[str]:
     """The password of a URL, and the values of its query that are long or named like a secret."""
     with suppress(ValueError):
         parts = urlsplit(url) if "://" in url else urlsplit("")
@@ -332,12 +467,12 @@ def _url_secrets(url: str) -> Iterator[str]:
             yield from (text, unquote(text))
 
 
-def _secrets_in_urls(value: Any) -> Iterator[str]:
+def secrets_in_urls(value: Any) -> Iterator[str]:
     """The secrets of every URL inside a value: an endpoint may carry one in its query."""
     if isinstance(value, str):
-        yield from _url_secrets(value)
-    for item in _items_of(value):
-        yield from _secrets_in_urls(item)
+        yield from secrets_of_url(value)
+    for item in items_of(value):
+        yield from secrets_in_urls(item)
 
 
 def secret_files_in(value: Any) -> Iterator[Path]:
@@ -349,7 +484,7 @@ def secret_files_in(value: Any) -> Iterator[Path]:
             stands_for_one = known is not None and "SecretStr" in str(known.annotation)
             if isinstance(path, Path) and (stands_for_one or name.endswith("key_file")):
                 yield path
-    for item in _items_of(value):
+    for item in items_of(value):
         yield from secret_files_in(item)
 
 
@@ -357,11 +492,11 @@ def secrets_in(value: Any) -> Iterator[str]:
     """Every secret's text inside a value."""
     if isinstance(value, SecretStr):
         yield value.get_secret_value()
-    for item in _items_of(value):
+    for item in items_of(value):
         yield from secrets_in(item)
 
 
-def _items_of(value: Any) -> Iterable[Any]:
+def items_of(value: Any) -> Iterable[Any]:
     """What a model, a mapping or a list holds; nothing for any other value."""
     if isinstance(value, BaseModel):
         return [getattr(value, name) for name in type(value).model_fields]

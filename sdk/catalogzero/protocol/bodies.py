@@ -36,27 +36,27 @@ EPOCH, INSTALLATION = "Catalogzero-Epoch", "Catalogzero-Installation"
 UPLOAD_ID = r"[A-Za-z0-9._~-]{1,128}"
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Text that every database can hold."""
     if "\0" in text:
         raise ValueError("a NUL character cannot be stored")
     return text
 
 
-def _within(value: JsonValue, max_bytes: int) -> JsonValue:
+def bounded(value: JsonValue, max_bytes: int) -> JsonValue:
     """A value of bounded size."""
     if len(orjson.dumps(value)) > max_bytes:
         raise ValueError(f"more than {max_bytes} bytes as JSON")
     return value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_storable)]
-Text = Annotated[str, Field(max_length=2_000), AfterValidator(_storable)]
-Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARS), AfterValidator(_storable)]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(storable)]
+Text = Annotated[str, Field(max_length=2_000), AfterValidator(storable)]
+Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARS), AfterValidator(storable)]
 Count = Annotated[int, Field(ge=0, le=MAX_INT, strict=True)]
 Epoch = Annotated[int, Field(ge=0, le=MAX_EPOCH, strict=True)]
-Nested = Annotated[JsonValue, AfterValidator(lambda value: _within(value, max_bytes=65_536))]
-Opaque = Annotated[JsonValue, AfterValidator(lambda value: _within(value, max_bytes=4_096))]
+Nested = Annotated[JsonValue, AfterValidator(lambda value: bounded(value, max_bytes=65_536))]
+Opaque = Annotated[JsonValue, AfterValidator(lambda value: bounded(value, max_bytes=4_096))]
 """A watermark."""
 
 
@@ -119,7 +119,7 @@ class SourceState(_Body):
 
     `source_seq` is the highest one, `full_seq` that of the newest `full` upload, `mode` that of the
     visible uploads; `removed` says that an operator removed its rows, in this generation. A source
-    of which it knows nothing is told as this class without arguments.
+    of which it knows nothing is reported as this class without arguments.
     """
 
     source_seq: Count = 0
@@ -139,7 +139,7 @@ class Known(_Body):
     acknowledged: Acknowledged | None = None
 
 
-class Done(_Body):
+class Completed(_Body):
     """The answer to `complete` that ends an upload, and to an array of the simple form."""
 
     job_id: Key | Count
@@ -217,19 +217,17 @@ def check_digest(body: bytes, header: str | None) -> None:
         algorithm = DIGESTS.get(name.lower())
         if algorithm is None:
             continue
-        if algorithm(body).digest() != _byte_sequence(value):
-            raise ProblemError(
-                Kind.DIGEST_MISMATCH, f"the body's {name} is not that of Content-Digest"
-            )
+        if algorithm(body).digest() != byte_sequence(value):
+            message = f"the body's {name} is not that of Content-Digest"
+            raise ProblemError(Kind.DIGEST_MISMATCH, message)
 
 
-def _byte_sequence(value: str) -> bytes:
+def byte_sequence(value: str) -> bytes:
     """A structured field's byte sequence: `:base64:` (RFC 8941)."""
     try:
         if len(value) < 2 or value[0] != ":" or value[-1] != ":":
             raise ValueError(value)
         return base64.b64decode(value[1:-1], validate=True)
     except ValueError:
-        raise ProblemError(
-            Kind.INVALID_REQUEST, "Content-Digest is written sha-256=:base64:"
-        ) from None
+        message = "Content-Digest is written sha-256=:base64:"
+        raise ProblemError(Kind.INVALID_REQUEST, message) from None

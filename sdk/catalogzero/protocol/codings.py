@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import zstandard
 
@@ -58,7 +58,16 @@ class Bounds:
 UNBOUNDED = Bounds()
 
 
-def unpack(parts: Iterable[bytes], coding: str, bounds: Bounds) -> Iterator[bytes]:
+class Decoder(NamedTuple):
+    """What starts the decoding of a frame, as `zlib.decompressobj` does, and takes a step of it."""
+
+    start: Callable[[], Any]
+    step_bytes: int
+
+
+def unpack(
+    parts: Iterable[bytes], coding: str, bounds: Bounds, decoder: Decoder | None = None
+) -> Iterator[bytes]:
     """What a stream of zstd frames or gzip members holds, in pieces of at most 16 MiB.
 
     Frames may follow one another, and zeros, as padding, a gzip member; no bytes hold nothing.
@@ -67,12 +76,13 @@ def unpack(parts: Iterable[bytes], coding: str, bounds: Bounds) -> Iterator[byte
         parts: The packed bytes, cut anywhere.
         coding: `zstd` or `gzip`.
         bounds: At the first step over one of them the stream is given up.
+        decoder: Decodes the frames; by default the coding's, within the bounds.
 
     Raises:
         OverBoundsError: It asks for more than its bounds.
         UnpackError: It is damaged, cut short, or followed by something else.
     """
-    start, step = _decoder(coding, bounds)
+    start, step = decoder or decoder_of(coding, bounds)
     packed = unpacked = frames = 0
     frame: Any = None
     for part in parts:
@@ -80,6 +90,7 @@ def unpack(parts: Iterable[bytes], coding: str, bounds: Bounds) -> Iterator[byte
         left = memoryview(part)
         while left:
             piece = left[:step]
+            # Tapes and some tools pad a gzip member with zeros; gzip(1) passes over them.
             if frame is None and frames and coding == "gzip" and not piece[0]:
                 left = left[len(piece) - len(bytes(piece).lstrip(b"\0")) :]
                 continue
@@ -88,9 +99,10 @@ def unpack(parts: Iterable[bytes], coding: str, bounds: Bounds) -> Iterator[byte
             try:
                 content = frame.decompress(piece)
             except (zlib.error, zstandard.ZstdError) as error:
-                raise _fault(error, coding, bounds) from error
+                raise fault_of(error, coding, bounds) from error
             unpacked += len(content)
-            _check(bounds, coding, packed, unpacked, frames)
+            check_bounds(bounds, coding, packed, unpacked, frames)
+            # What the frame did not take begins the next one: it is looked at again, not copied.
             left = left[len(piece) - len(frame.unused_data) :]
             if frame.eof:
                 frame = None
@@ -117,15 +129,15 @@ def recode(body: bytes, coding: str, to: str) -> bytes:
     return body if coding == to else encoded(decoded(body, coding), to)
 
 
-def _decoder(coding: str, bounds: Bounds) -> tuple[Callable[[], Any], int]:
-    """What starts a frame's decoder, and how much it is given at once."""
+def decoder_of(coding: str, bounds: Bounds) -> Decoder:
+    """The decoder of a coding, within bounds."""
     if coding == "gzip":
-        return lambda: zlib.decompressobj(wbits=31), GZIP_STEP_BYTES
+        return Decoder(lambda: zlib.decompressobj(wbits=31), GZIP_STEP_BYTES)
     context = zstandard.ZstdDecompressor(max_window_size=bounds.max_window_bytes)
-    return lambda: context.decompressobj(write_size=_WRITE_BYTES), ZSTD_STEP_BYTES
+    return Decoder(lambda: context.decompressobj(write_size=_WRITE_BYTES), ZSTD_STEP_BYTES)
 
 
-def _check(bounds: Bounds, coding: str, packed: int, unpacked: int, frames: int) -> None:
+def check_bounds(bounds: Bounds, coding: str, packed: int, unpacked: int, frames: int) -> None:
     """Raise for the first bound that is passed."""
     if unpacked > bounds.max_bytes:
         raise OverBoundsError(f"more than {bounds.max_bytes} bytes once decompressed")
@@ -136,7 +148,7 @@ def _check(bounds: Bounds, coding: str, packed: int, unpacked: int, frames: int)
         raise OverBoundsError(f"more than {bounds.max_ratio} times its size once decompressed")
 
 
-def _fault(error: Exception, coding: str, bounds: Bounds) -> UnpackError:
+def fault_of(error: Exception, coding: str, bounds: Bounds) -> UnpackError:
     """Why a frame cannot be decoded."""
     if "requires too much memory" in str(error):
         size = bounds.max_window_bytes >> 20

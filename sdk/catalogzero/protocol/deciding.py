@@ -6,15 +6,17 @@ function that walks it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from catalogzero.protocol.bodies import GENERATION, MAX_SEQ, Done, Superseded, fitting
+from catalogzero.config.settings import shown_url
+from catalogzero.protocol.bodies import GENERATION, MAX_SEQ, Completed, Superseded, fitting
 from catalogzero.protocol.problems import TYPE_PREFIX, Kind
+from catalogzero.wire.messages import JsonObject
 
 MAX_RETRY_AFTER_S = 3_600.0
 MAX_PLAIN_BYTES = 1_024
@@ -37,8 +39,8 @@ class RequestKind(StrEnum):
 class Outcome:
     """What came of a request: an answer, or a fault (then `status` is None).
 
-    `body` is the answer's JSON, None where it is none; `text` the start of the answer as it came,
-    `size` its bytes.
+    `body` is the answer's JSON, None where it is not JSON; `text` is the start of the answer as it
+    came, `size` its bytes.
     A fault beside a status is that of the answer's content, which then counts for nothing.
     `blocked` is a fault on this side, such as a key file that cannot be read: nothing was sent.
     """
@@ -57,10 +59,27 @@ class Outcome:
 
         For people on this machine: it may hold anything, and is never sent.
         """
+        if self.location:
+            return f"to {self.location}"
         named = self.members
         said = named.get("detail") or named.get("title") or named.get("type")
         lines = str(said or self.fault or self.text).strip().splitlines()
         return lines[0][:MAX_SAID_CHARS] if lines else ""
+
+    @property
+    def location(self) -> str:
+        """Where a redirect points to, secrets masked; empty where it is no redirect."""
+        redirects = self.status is not None and self.status // 100 == 3
+        return shown_url(header(self.headers, "location"))[:MAX_SAID_CHARS] if redirects else ""
+
+    @property
+    def fix(self) -> str:
+        """What ends it, where the answer stops what is sent; empty where nobody here can."""
+        if self.status is None:
+            return ""
+        if self.status // 100 == 2:
+            return "" if self.is_plain else _FIX_OF_A_PAGE
+        return FIXES.get(self.status, _FIX_OF_A_REDIRECT if self.status // 100 == 3 else "")
 
     @property
     def type(self) -> str:
@@ -71,33 +90,53 @@ class Outcome:
     def code(self) -> str:
         """The status, or the kind of fault: what may be reported to a vendor, without any text."""
         if self.status is not None:
-            return f"HTTP {self.status}"
-        return "blocked by a setting" if self.blocked else self.fault.partition(":")[0]
+            return f"http_{self.status}"
+        return "blocked_by_setting" if self.blocked else self.fault.partition(":")[0]
 
     @property
     def is_plain(self) -> bool:
         """Whether a 2xx is one that a backend gives: empty, JSON, or a short line of plain text.
 
-        A sign-in page, or any other page on the way, is none.
+        A sign-in page, or any other page on the way, is not an answer.
         """
         if self.fault:
             return False
         text = self.text.strip()
         if self.body is not None or text in {"", "null"}:
             return True
-        kind = _header(self.headers, "content-type").partition(";")[0].strip().lower()
+        kind = header(self.headers, "content-type").partition(";")[0].strip().lower()
         short = len(self.text.encode("utf-8", "replace")) <= MAX_PLAIN_BYTES
         return kind == "text/plain" and short and not text.startswith("<")
 
     @property
     def generation(self) -> str:
         """The backend's generation, empty where it names none."""
-        return _header(self.headers, GENERATION.lower())
+        return header(self.headers, GENERATION.lower())
 
     @property
-    def members(self) -> dict[str, Any]:
-        """The members of the answer's JSON object; empty where it is none."""
+    def members(self) -> JsonObject:
+        """The members of the answer's JSON object; empty where it is not one."""
         return self.body if isinstance(self.body, dict) else {}
+
+
+_FIX_OF_A_PAGE = (
+    "a page came instead of an answer: sign in to this network, or let this machine reach the "
+    "backend past what is on the way"
+)
+_FIX_OF_A_REDIRECT = "redirects are never followed: write the address that answers as `endpoint`"
+FIXES = {
+    401: "see `api_key_file`, or ask the vendor for another key",
+    403: "see `api_key_file`, and whether a proxy on the way forbids it; else ask the vendor",
+    404: "nothing takes uploads at this path: see the path of `endpoint`",
+    405: "what answers takes no such request: see the path of `endpoint`, and whether a proxy on "
+    "the way lets PUT through",
+    407: "the proxy wants a user and password: set `proxy` to http://USER:PASSWORD@host:port",
+    413: "raise the largest body of the proxy on the way (nginx: client_max_body_size), then "
+    "`catalogzero outbox retry`; or lower `chunk_bytes`, `outbox purge`, and run again",
+    429: "the backend limits what one tenant sends: it goes on by itself; ask its operator for a "
+    "larger share",
+}
+"""What to do about a status that stops uploads."""
 
 
 class Verdict(StrEnum):
@@ -209,10 +248,10 @@ CONDITIONS: dict[str, Callable[[_Sent], bool]] = {
     "`auto`, and no chunk was taken yet": lambda sent: sent.probing,
     "`superseded`": lambda sent: fitting(Superseded, sent.outcome.members) is not None,
     "a `job_id`": lambda sent: (
-        fitting(Done, sent.outcome.members) is not None
+        fitting(Completed, sent.outcome.members) is not None
         and not sent.outcome.members.get("superseded")
     ),
-    "`missing`": lambda sent: _is_numbers(sent.outcome.members.get("missing")),
+    "`missing`": lambda sent: are_chunk_numbers(sent.outcome.members.get("missing")),
     "`installation-moved`": lambda sent: sent.outcome.type == Kind.INSTALLATION_MOVED.uri,
     "`generation-changed`": lambda sent: sent.outcome.type == Kind.GENERATION_CHANGED.uri,
     "JSON, nothing, or short plain text": lambda sent: sent.outcome.is_plain,
@@ -234,8 +273,9 @@ def decide(
     probing: bool = False,
     coding: str = "zstd",
     resent: int = 0,
+    rules: Sequence[Rule] = RULES,
 ) -> Decision:
-    """What an outcome means, by the first of `RULES` that fits.
+    """What an outcome means, by the first of the rules that fits.
 
     `probing` is true while `upload_form: auto` does not know the backend's form; `coding` is the
     content coding of the body that was sent; `resent` counts how often this body was sent again
@@ -245,23 +285,26 @@ def decide(
     names = {"none"} if status is None else {str(status), f"{min(status // 100, 5)}xx"}
     rule = next(
         rule
-        for rule in RULES
-        if _among(rule.requests, {asked.value})
-        and _among(rule.answers, names)
+        for rule in rules
+        if is_among(rule.requests, {asked.value})
+        and is_among(rule.answers, names)
         and CONDITIONS[rule.given](sent)
     )
     answer = outcome.fault or "cut off" if status is None else f"{status} {outcome.problem}".strip()
-    reason = f"{answer}: {rule.why}" if rule.why else answer
+    stops = rule.verdict in (Verdict.PAUSE, Verdict.DEAD)
+    added = [rule.why, outcome.fix if stops else ""]
+    reason = ": ".join(filter(None, [answer, "; ".join(filter(None, added))]))
+    # A backend that is paused for is tried at this side's own pace, whatever it asks for.
     waits = rule.verdict is Verdict.RETRY and status is not None
     return Decision(rule.verdict, reason, retry_after_s(outcome.headers, now) if waits else None)
 
 
-def _among(listed: str, names: set[str]) -> bool:
+def is_among(listed: str, names: set[str]) -> bool:
     """Whether a cell of the table lists one of these."""
     return listed == "any" or not names.isdisjoint(listed.split(", "))
 
 
-def _is_numbers(value: Any) -> bool:
+def are_chunk_numbers(value: Any) -> bool:
     """Whether a member of an answer is a list of numbers that chunks may have."""
     return isinstance(value, list) and all(
         type(item) is int and 0 <= item <= MAX_SEQ for item in value
@@ -270,9 +313,10 @@ def _is_numbers(value: Any) -> bool:
 
 def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
     """Seconds to wait by `Retry-After` (seconds or a date, RFC 9110 10.2.3); at most one hour."""
-    value = _header(headers, "retry-after").strip()
+    value = header(headers, "retry-after").strip()
     if not value:
         return None
+    # More digits than a float holds are a long time too.
     if value.isascii() and value.isdigit():
         return min(float(value[:12]), MAX_RETRY_AFTER_S)
     date = http_date(value)
@@ -290,6 +334,6 @@ def http_date(text: str) -> datetime | None:
     return date.replace(tzinfo=UTC) if date.tzinfo is None else date
 
 
-def _header(headers: Mapping[str, str], name: str) -> str:
-    """A header's value; empty where there is none."""
+def header(headers: Mapping[str, str], name: str) -> str:
+    """A header's value; empty where it is absent."""
     return {key.lower(): text for key, text in headers.items()}.get(name, "")

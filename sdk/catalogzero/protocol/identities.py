@@ -1,6 +1,6 @@
 """Who sends, and under which names: installations, sources, uploads and their URLs.
 
-Owns the digests by which client and backend tell one source, and one content of it, from another.
+Owns the digests by which client and backend distinguish sources, and contents of a source.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def source_key(
     params: Mapping[str, Any],
     key: bytes | None = None,
 ) -> str:
-    """The identity of a source at the backend; with a key (the client's own) it tells no names."""
+    """The identity of a source at the backend; under a key of the client's it hides the names."""
     kept = {k: v for k, v in params.items() if k not in {"format", "full"}}
     return digest_of([installation_id, stream, name, kept], key)
 

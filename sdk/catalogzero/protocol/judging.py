@@ -13,7 +13,7 @@ from enum import Enum, StrEnum
 from catalogzero.protocol.identities import Mode
 
 
-class State(StrEnum):
+class UploadState(StrEnum):
     """Where an upload stands at the backend; the last two are final."""
 
     OPEN = "open"
@@ -41,7 +41,7 @@ class Judgement(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class Completion:
     """What a `complete` asks for; `after` is JSON text, `null` at the start.
 
     `watermark_of` names what the watermark's values are of, in the client's own words.
@@ -58,12 +58,12 @@ class Claim:
 class Standing:
     """What the backend knows when a `complete` arrives, all read in its transaction.
 
-    `key_visible`: a visible upload of this source carries the claim's upload_key.
+    `key_visible`: a visible upload of this source carries the completion's upload_key.
     `highest` is the source's highest source_seq, 0 where it has none; `watermark` is JSON text.
     `mode` and `watermark_of` are those of what is visible; `mode` is None where nothing ever was.
     """
 
-    state: State
+    state: UploadState
     key_visible: bool
     highest: int
     watermark: str
@@ -72,31 +72,33 @@ class Standing:
     watermark_of: str = ""
 
 
-def judge(claim: Claim, standing: Standing) -> Judgement:
-    """The one verdict on a claim."""
-    if standing.state is State.COMPLETE:
+def judge(completion: Completion, standing: Standing) -> Judgement:
+    """The one verdict on a completion."""
+    if standing.state is UploadState.COMPLETE:
         return Judgement.DUPLICATE
-    if standing.state is State.SUPERSEDED:
+    if standing.state is UploadState.SUPERSEDED:
         return Judgement.WAS_SUPERSEDED
-    if standing.key_visible and not claim.full:
+    # Before lateness: a repeated content is no loss, however late it comes.
+    if standing.key_visible and not completion.full:
         return Judgement.SAME_KEY
-    if _is_late(claim, standing):
+    if is_late(completion, standing):
         return Judgement.SUPERSEDED
-    if _is_of_another_kind(claim, standing):
+    if is_of_another_kind(completion, standing):
         return Judgement.MODE_CHANGED
+    # Last: what is refused anyway need not be sent.
     return Judgement.MISSING if standing.missing else Judgement.ACCEPTED
 
 
-def _is_late(claim: Claim, standing: Standing) -> bool:
+def is_late(completion: Completion, standing: Standing) -> bool:
     """Whether the source has gone on without this upload."""
-    if claim.mode == "replace" or claim.full:
-        return claim.source_seq <= standing.highest
-    return claim.after != standing.watermark
+    if completion.mode == "replace" or completion.full:
+        return completion.source_seq <= standing.highest
+    return completion.after != standing.watermark
 
 
-def _is_of_another_kind(claim: Claim, standing: Standing) -> bool:
+def is_of_another_kind(completion: Completion, standing: Standing) -> bool:
     """Whether its rows would stand beside rows that were counted in another way."""
-    if claim.full or standing.mode is None:
+    if completion.full or standing.mode is None:
         return False
-    named = {claim.watermark_of, standing.watermark_of} - {""}
-    return claim.mode != standing.mode or len(named) > 1
+    named = {completion.watermark_of, standing.watermark_of} - {""}
+    return completion.mode != standing.mode or len(named) > 1

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from catalogzero.wire.messages import JsonObject
+
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:catalogzero:problem:"
 
@@ -64,7 +66,7 @@ class ProblemError(Exception):
         self.headers = dict(headers or {})
         self.members = members
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> JsonObject:
         """The JSON object of RFC 9457."""
         return {
             "type": self.kind.uri,

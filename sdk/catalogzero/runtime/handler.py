@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import re
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Never, Protocol, Self
 
 from pydantic import ValidationError
 
@@ -19,17 +19,24 @@ from catalogzero.clock import Clock, SystemClock
 from catalogzero.config.logs import Logger, make_logger
 from catalogzero.config.preflight import Check
 from catalogzero.config.settings import HandlerSettings, Mask, RuntimeSettings, config_error
-from catalogzero.runtime.methods import Method, internal, methods_of
+from catalogzero.runtime.control_answers import (
+    Description,
+    Failure,
+    SendingNow,
+    UploadRecord,
+    Vitals,
+)
+from catalogzero.runtime.methods import Method, control, internal, methods_of
 from catalogzero.runtime.metrics import ProcessMeter
 from catalogzero.runtime.resources import Resources
 from catalogzero.runtime.runs import current_run
 from catalogzero.runtime.worker import WorkerPort
 from catalogzero.version import __version__
-from catalogzero.wire.messages import encode_json
+from catalogzero.wire.messages import JsonObject, encode_json
 
 
 class Handler:
-    """A long-lived process that answers method calls, tells its metrics, and sleeps when idle.
+    """A long-lived process that answers method calls, reports its metrics, and sleeps when idle.
 
     Every public method that a subclass defines can be called; `@internal` hides one, `@job`
     sets options. `async def` methods run on the event loop, plain ones in threads, those with
@@ -56,7 +63,9 @@ class Handler:
 
     settings_model: ClassVar[type[HandlerSettings]] = HandlerSettings
 
-    settings: HandlerSettings
+    # `Any`, so that an author's class may annotate it with its own model: no checker lets a
+    # narrower type override that of a variable.
+    settings: Any
     runtime: RuntimeSettings
     handler_id: str
     clock: Clock
@@ -79,10 +88,10 @@ class Handler:
             self.settings = self.settings_model(**config)
         except ValidationError as error:
             where = f"settings of {type(self).__name__}"
-            raise config_error(error, where=where, known=self.settings_model.model_fields) from None
+            raise config_error(error, where=where, model=self.settings_model) from None
         self.mask.learn(self.settings)
 
-    def _set_up_runtime(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _set_up_runtime(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """What the runtime needs of an instance, with what its class was called with."""
         self._made_with = args, kwargs
         self.mask = Mask()
@@ -90,11 +99,12 @@ class Handler:
         self.in_worker = False
         self._key_files: list[Path] = []
         self._resources = Resources()
-        self._vitals: Callable[[], dict[str, Any]] = dict
-        self._last_failure: Callable[[], dict[str, Any] | None] = lambda: None
+        self._vitals: Callable[[], Vitals | dict[str, Never]] = dict
+        self._last_failure: Callable[[], Failure | None] = lambda: None
         self._is_registered: Callable[[], bool] = bool
-        self._report: Callable[[dict[str, Any]], None] = lambda status: None
-        self._progress: Callable[[dict[str, Any]], None] = _note_progress
+        self._report: Callable[[JsonObject], None] = lambda status: None
+        self._progress: Callable[[JsonObject], None] = note_progress
+        self._is_cancelled: Callable[[], bool] = is_run_cancelled
         self._attach(runtime=RuntimeSettings.model_construct(), handler_id=None)
 
     def _attach(
@@ -102,9 +112,9 @@ class Handler:
     ) -> None:
         """Take the runtime's settings, name and clock; the service does this before it serves."""
         self.runtime = runtime
-        self._described: asyncio.Future[dict[str, Any]] | None = None
+        self._described: asyncio.Future[Description] | None = None
         self.clock = clock or self.clock
-        self.handler_id = handler_id or runtime.handler_id or _snake_case(type(self).__name__)
+        self.handler_id = handler_id or runtime.handler_id or snake_case(type(self).__name__)
         logger = make_logger(mask=self.mask, log_format=runtime.log_format, level=runtime.log_level)
         self.log = logger.bind(handler_id=self.handler_id)
 
@@ -115,9 +125,18 @@ class Handler:
 
     # --- for authors: call these -------------------------------------------------------
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run that the caller is in is to stop: by a call, its limit, or a shutdown.
+
+        A plain method that takes long looks at it, and ends. An isolated one that has not ended
+        two seconds later is killed with its process.
+        """
+        return self._is_cancelled()
+
     @internal
     def report_progress(self, **fields: Any) -> None:
-        """Tell how far the current run is; `get_run` shows it under `progress`.
+        """Report how far the current run is; `get_run` shows it under `progress`.
 
         Raises:
             TypeError: A field has no JSON form.
@@ -125,8 +144,8 @@ class Handler:
         self._progress(fields)
 
     @internal
-    def report_status(self, status: dict[str, Any]) -> None:
-        """In the worker: tell the handler what is pending.
+    def report_status(self, status: JsonObject) -> None:
+        """In the worker: report to the handler what is pending.
 
         Args:
             status: `busy` (bool) and `next_due_s` (seconds until something is due, or null)
@@ -137,12 +156,14 @@ class Handler:
 
     # --- for authors: extend these through super() -------------------------------------
 
-    async def ping(self) -> dict[str, Any]:
-        """The answer to `ping`; the runtime adds boot_id and uptime."""
+    @control("ping")
+    async def ping(self) -> JsonObject:
+        """The answer to `ping` (see `catalogzero.Pong`); the runtime adds boot_id and uptime."""
         return {"status": "ok", "handler": self.handler_id, "message": "pong"}
 
-    async def get_metrics(self) -> dict[str, Any]:
-        """The answer to `get_metrics`: process, state, runs, outbox (wire protocol, §4)."""
+    @control("get_metrics", "report_metrics")
+    async def get_metrics(self) -> JsonObject:
+        """The answer to `get_metrics`: see `catalogzero.Metrics`; add figures of your own."""
         measured = await asyncio.to_thread(self._meter.read)
         entry, version = entry_of(type(self))
         return {
@@ -155,16 +176,26 @@ class Handler:
             "version": version,
         }
 
-    async def describe(self) -> dict[str, Any]:
-        """The answer to `describe`: identity, methods, settings; secrets masked.
+    @control("describe")
+    async def describe(self) -> JsonObject:
+        """The answer to `describe`: see `catalogzero.Description`; add keys of your own.
 
         The schemas take long to make: that is done once, in a thread.
         """
+        # One future for all who ask: a caller who gives up does not stop it for the others.
         if self._described is None:
             self._described = asyncio.ensure_future(asyncio.to_thread(self._describe))
         return dict(await asyncio.shield(self._described))
 
-    def _describe(self) -> dict[str, Any]:
+    @control("send_now")
+    async def send_now(self) -> SendingNow:
+        """Try at once what waits for its next try, also while sending is paused.
+
+        A handler that sends nothing has nothing that waits.
+        """
+        return {"uploads": 0, "records": 0, "paused": None, "fault": None, "tried": True}
+
+    def _describe(self) -> Description:
         entry, version = entry_of(type(self))
         settings = getattr(self, "settings", None)
         shown = settings.model_dump(mode="json") if settings is not None else {}
@@ -208,8 +239,21 @@ class Handler:
         """Whether the worker has something to do at start, such as a full outbox."""
         return False
 
+    def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:
+        """What became of these uploads, in a thread; those that are not known are left out."""
+        return []
+
     async def _worker_main(self) -> None:
         """In the worker: runs beside the jobs until the worker ends."""
+
+    @classmethod
+    def _handler_class(cls) -> type[Handler]:
+        """See `Hosted`."""
+        return cls
+
+    def _as_handler(self) -> Handler:
+        """See `Hosted`."""
+        return self
 
     @classmethod
     def callable_methods(cls) -> dict[str, Method]:
@@ -226,42 +270,42 @@ class Handler:
 
 
 class Hosted(Protocol):
-    """No `Handler` itself, but an object that one stands for (see `catalogzero.compat`).
+    """What the runtime knows of an object that a handler stands for (see `catalogzero.compat`).
 
-    Its class has that handler's class as `_handler_class`.
+    A `Handler` is one itself.
     """
 
-    def _as_handler(self) -> Handler: ...
+    @classmethod
+    def _handler_class(cls) -> type[Handler]:
+        """The class of handlers that stand for this class's objects."""
 
-
-def as_handler(found: Handler | Hosted) -> Handler:
-    """The handler that an object is, or that stands for it."""
-    return found if isinstance(found, Handler) else found._as_handler()
+    def _as_handler(self) -> Handler:
+        """The handler that stands for it."""
 
 
 def handler_class(found: Any) -> type[Handler] | None:
     """The handler class that a class is, or that stands for it; `None` for anything else."""
-    cls = getattr(found, "_handler_class", found)
-    return cls if isinstance(cls, type) and issubclass(cls, Handler) else None
+    known = isinstance(found, type) and hasattr(found, "_handler_class")
+    return found._handler_class() if known else None
 
 
 def entry_of(cls: type) -> tuple[str | None, str | None]:
     """The catalog entry (distribution name and version) that provides a handler class."""
-    if cls not in _ENTRIES:
-        wanted = f"{cls.__module__}:{cls.__qualname__}"
-        short = f"{cls.__module__.partition('.')[0]}:{cls.__qualname__}"
-        found: tuple[str | None, str | None] = None, None
-        for point in importlib.metadata.entry_points(group="catalogzero.handlers"):
-            if point.value in (wanted, short) and point.dist is not None:
-                found = point.dist.name, point.dist.version
-        _ENTRIES[cls] = found
-    return _ENTRIES[cls]
+    return entry_at(cls.__module__, cls.__qualname__)
 
 
-_ENTRIES: dict[type, tuple[str | None, str | None]] = {}
+@cache
+def entry_at(module: str, qualname: str) -> tuple[str | None, str | None]:
+    """The catalog entry that provides `module:qualname`; reading the entry points takes long."""
+    found: tuple[str | None, str | None] = None, None
+    for point in importlib.metadata.entry_points(group="catalogzero.handlers"):
+        values = (f"{module}:{qualname}", f"{module.partition('.')[0]}:{qualname}")
+        if point.value in values and point.dist is not None:
+            found = point.dist.name, point.dist.version
+    return found
 
 
-def _note_progress(fields: dict[str, Any]) -> None:
+def note_progress(fields: JsonObject) -> None:
     """Progress of a run in the handler's own process.
 
     Raises:
@@ -273,5 +317,12 @@ def _note_progress(fields: dict[str, Any]) -> None:
         run.note_progress(fields)
 
 
-def _snake_case(name: str) -> str:
+def is_run_cancelled() -> bool:
+    """Whether a run in the handler's own process is to stop."""
+    run = current_run.get()
+    return run is not None and run.cancelled_by is not None
+
+
+def snake_case(name: str) -> str:
+    """A class name as a handler_id: `AcmeHandler` is `acme_handler`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -10,12 +10,12 @@ import asyncio
 import contextvars
 import inspect
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from catalogzero.config.logs import run_ids
 from catalogzero.errors import (
@@ -25,30 +25,47 @@ from catalogzero.errors import (
     CatalogZeroError,
     DrainingError,
     ExpiredError,
-    FailedError,
     RunCancelledError,
     RunError,
-    TooLargeError,
     UnknownMethodError,
     failure_of,
+    traceback_of,
     type_of,
 )
+from catalogzero.runtime.control_answers import FailedRun, Failure, SuccessfulRun
 from catalogzero.runtime.handler import Handler
-from catalogzero.runtime.methods import CONTROL_METHODS, Method, call_plain
-from catalogzero.runtime.resources import told_to_stop
-from catalogzero.runtime.runs import Run, Runs, RunState, Waiter, current_run, outcome_frame
+from catalogzero.runtime.last_boot import LastBoot
+from catalogzero.runtime.methods import Method, RunPlace, call_plain
+from catalogzero.runtime.resources import is_stop
+from catalogzero.runtime.runs import Run, Runs, RunState, current_run, outcome_frame
 from catalogzero.runtime.sleep import Sleeper
-from catalogzero.runtime.worker import WorkerPort
-from catalogzero.wire.messages import Call, Reply, encode_reply, error_reply, may_get_better
+from catalogzero.runtime.worker import PackageReplacedError, WorkerPort
+from catalogzero.wire.messages import (
+    MAX_ERROR_CHARS,
+    Call,
+    JsonObject,
+    Reply,
+    encode_reply,
+    encode_within,
+    error_reply,
+    may_get_better,
+    utf8,
+)
 from catalogzero.wire.transport import Envelope
+from catalogzero.wire.waiting import MAX_WAITING, Waiting
 
 CLOSE_GRACE_S = 5.0
-MAX_ERROR_CHARS = 10_000
-MAX_WAITERS = 64
-_COUNTS = ("failed", "items")
-FAILURES = {"cancelled": RunState.CANCELLED, "wake_failed": RunState.REFUSED}
-
-Send = Callable[[Envelope, bytes], None]
+_COUNTS: tuple[Literal["failed"], Literal["items"]] = ("failed", "items")
+_LOGGED_COUNTS = (
+    *("records", "uploads", "files_read", "skipped", "bad_records", "left_out"),
+    *("items", "failed"),
+)
+"""What the line of a run says of its result: counts alone."""
+FAILURES = {
+    "cancelled": RunState.CANCELLED,
+    "wake_failed": RunState.REFUSED,
+    "draining": RunState.REFUSED,
+}
 
 
 @dataclass(slots=True)
@@ -67,18 +84,22 @@ class Jobs:
         runs: What is remembered.
         sleeper: Wakes the handler before a job that is not quiet.
         boot: This life of the handler.
-        send: Sends a reply to an envelope.
+        waiting: Those who called, by run.
 
     Attributes:
         draining: Whether new jobs are refused.
+        last_boot: What the boot before left, where it ended in order.
         runs_total: Runs that ended since the start; all attempts of an execution are one.
         failures_total: Those of them that failed.
         last_error: Of the last that failed.
-        last_failure: The same without any text: code, type, method, run_id, and counts of items.
+        last_failure: The same without any text, until a run succeeds: any but a quiet one, or
+            one of the method that failed.
+        last_successful_run: The last that succeeded, but for quiet ones.
+        last_failed_run: The last that failed, whatever has succeeded since.
     """
 
     def __init__(
-        self, handler: Handler, runs: Runs, sleeper: Sleeper, boot: Boot, send: Send
+        self, handler: Handler, runs: Runs, sleeper: Sleeper, boot: Boot, waiting: Waiting
     ) -> None:
         self._handler = handler
         self._methods = handler.callable_methods()
@@ -87,19 +108,22 @@ class Jobs:
         self._runs = runs
         self._sleeper = sleeper
         self._boot = boot
-        self._send = send
+        self._waiting = waiting
         self._running: set[Run] = set()
         self._queue: deque[Run] = deque()
         self._in_group: Counter[str] = Counter()
         self._threads: ThreadPoolExecutor | None = None
         self._all_ended = asyncio.Event()
         self._all_ended.set()
+        self.last_boot = LastBoot()
         self.draining = False
         self._going_down = False
         self.runs_total = 0
         self.failures_total = 0
         self.last_error: str | None = None
-        self.last_failure: dict[str, Any] | None = None
+        self.last_failure: Failure | None = None
+        self.last_successful_run: SuccessfulRun | None = None
+        self.last_failed_run: FailedRun | None = None
 
     @property
     def in_flight(self) -> int:
@@ -121,6 +145,9 @@ class Jobs:
         known = self._runs.known(call)
         if known is not None:
             self._join(known, call, envelope)
+            return
+        if reply := self.last_boot.reply_to(call):
+            self._waiting.send(envelope, reply)
             return
         self._check_start_by(call)
         run = Run(
@@ -149,8 +176,6 @@ class Jobs:
         Raises:
             BadParamsError: It would not, or there is no such method.
         """
-        if name in CONTROL_METHODS.difference(self._methods):
-            return
         try:
             self._method(name).bind(params)
         except UnknownMethodError as error:
@@ -171,15 +196,21 @@ class Jobs:
         run.cancelled_by = by
         if run in self._queue:
             self._queue.remove(run)
-            self._end(run, error_reply(_cancelled(run), run.call, run_id=run.run_id))
+            self._end(run, error_reply(cancellation_of(run), run.call, run_id=run.run_id))
         elif run.task is not None and run.state is not RunState.QUEUED:
-            run.task.cancel()  # before its first step it would never see it
+            # Not before its first step, which looks at `cancelled_by`: a task that is cancelled
+            # before that never runs, and nobody would be answered.
+            run.task.cancel()
 
     async def drain(self, *, for_good: bool = False) -> None:
         """Take no new jobs, and wait for those accepted to end; `for_good`: without a way back."""
         self.draining = True
         self._going_down = self._going_down or for_good
         await self._all_ended.wait()
+
+    def go_down(self) -> None:
+        """Take no new jobs, without a way back."""
+        self.draining = self._going_down = True
 
     def resume(self) -> None:
         """Take jobs again.
@@ -212,12 +243,15 @@ class Jobs:
     def _check_start_by(self, call: Call) -> None:
         if call.start_by is None:
             return
+        if self.last_boot.never_began(call):
+            raise DrainingError("the handler was restarted before this call began: call again")
         if call.start_by.boot_id != self._boot.boot_id:
             raise ExpiredError("the handler was restarted since this call was made")
+        # By uptime, as the clocks of two machines differ and are set.
         if self._clock.monotonic() - self._boot.started_s > call.start_by.uptime_s:
             raise ExpiredError("this call came past its start_by")
         if call.start_by.uptime_s <= self._runs.forgotten_s:
-            raise ExpiredError("so many ran since that nobody knows whether this call did")
+            raise ExpiredError("too many ran since to know whether this call did")
 
     def _check_room(self, run: Run) -> None:
         """Refuse when there is no room; a call with `start_by` is remembered as refused."""
@@ -260,27 +294,30 @@ class Jobs:
             run.state, run.started_s = RunState.RUNNING, self._clock.monotonic()
             if limit_s is not None:
                 timer = self._clock.call_later(limit_s, lambda: self.cancel(run, by="timeout_s"))
-            if options.isolate:
-                result = await self._isolated(run)
-            elif run.method.is_async:
-                result = await run.method.function(self._handler, **run.kwargs)
-            else:
-                thread = self._threaded(run)
-                result = await asyncio.shield(thread)
-                if inspect.isawaitable(result):  # a decorator may hide that a method is async
-                    result = await result
-            reply = _success(run, result, self._duration_ms(run))
+            match run.method.place:
+                case RunPlace.LOOP:
+                    result = await run.method.function(self._handler, **run.kwargs)
+                case RunPlace.THREAD:
+                    thread = self._threaded(run)
+                    result = await asyncio.shield(thread)
+                    if inspect.isawaitable(result):  # a decorator may hide that a method is async
+                        result = await result
+                case RunPlace.WORKER:
+                    result = await self._isolated(run)
+            reply = reply_of_result(run, result, self._duration_ms(run))
         except BaseException as error:
-            if isinstance(error, GeneratorExit) and told_to_stop(error):
+            # A loop that is closed amid a run closes its coroutine: there is nobody to answer.
+            if isinstance(error, GeneratorExit) and is_stop(error):
                 raise
-            reply = self._failure(run, _cancelled(run) if _is_stopped(run, error) else error)
+            reply = self._failure(run, cancellation_of(run) if is_stopped(run, error) else error)
         finally:
             if timer:
                 timer.cancel()
             current_run.reset(token)
             run_ids.reset(ids_token)
         self._end(run, reply)
-        if thread is not None and not thread.done():  # it goes on after its run was cancelled
+        # A thread cannot be stopped: it keeps its place after its run was cancelled.
+        if thread is not None and not thread.done():
             await asyncio.wait([thread])
             if not thread.cancelled():
                 thread.exception()
@@ -302,69 +339,82 @@ class Jobs:
             place = worker.dedicated()
         async with place as own:
             name, params = run.method.name, run.call.params
-            try:
-                return await own.run(name, params, run=run.ids(), on_progress=run.note_progress)
-            except asyncio.CancelledError:
-                own.kill()  # so that it really stops
-                raise
+            return await own.run(name, params, run=run.ids(), on_progress=run.note_progress)
 
     def _failure(self, run: Run, error: BaseException) -> Reply:
         """The reply to a run that raised; only errors about the run keep their code."""
         run.error_type = type_of(error)
+        run.traceback = self._handler.mask(utf8(traceback_of(error)))
         is_ours = RunError if run.state is not RunState.WAKING else CatalogZeroError
-        if not isinstance(error, is_ours):
+        if not isinstance(error, is_ours | PackageReplacedError):
             failed = failure_of(error)
-            fault: BaseException | None = error
-            if isinstance(error, CatalogZeroError):  # raised on purpose: its sentence says it all
-                failed.details, fault = error.details, None
-            ids = {**run.ids(), "method": run.method.name}
-            self._handler.log.warning("run_failed", **ids, error=failed.message, exc_info=fault)
+            if isinstance(error, CatalogZeroError):
+                failed.details = error.details
             error = failed
         error.message = self._handler.mask(error.message)[:MAX_ERROR_CHARS]
         return self._error_reply(run, error)
 
     def _end(self, run: Run, reply: Reply) -> None:
         """Note the outcome and answer everybody who waits."""
-        reply, frame = self._encode(run, reply)
+        limit = self._runtime.max_message_bytes
+        reply, frame = encode_within(limit, run.method.name, reply)
         state = RunState.SUCCESS if reply.success else FAILURES.get(reply.code, RunState.ERROR)
         self._runs.end(run, state, reply, frame)
-        comes_again = _comes_again(run, reply)
-        self.runs_total += not comes_again
-        if not reply.success and not comes_again:
+        is_attempt = comes_again(run, reply)
+        self.runs_total += not is_attempt
+        ended: SuccessfulRun = {
+            "run_id": run.run_id,
+            "method": run.method.name,
+            "ended_at": run.ended_at or "",
+        }
+        if reply.success:
+            if not run.method.options.quiet:
+                self.last_successful_run = ended
+            # A health report is a quiet run too: its success says nothing of the jobs before it.
+            failed = self.last_failure and self.last_failure["method"]
+            if not run.method.options.quiet or failed == run.method.name:
+                self.last_failure = None
+        elif not is_attempt:
             self.failures_total += 1
             self.last_error = reply.error
+            if run.traceback:  # an author's exception may quote a row: the run's record has it
+                self.last_error = f"{run.error_type} in {run.method.name}, run {run.run_id}"
             details = reply.details if isinstance(reply.details, dict) else {}
-            self.last_failure = {
+            failure: Failure = {
                 "code": reply.code,
                 "type": run.error_type,
                 "method": run.method.name,
                 "run_id": run.run_id,
-                **{name: details[name] for name in _COUNTS if type(details.get(name)) is int},
             }
-        self._handler.log.debug("run_ended", status=run.state, run_id=run.run_id)
-        for waiter in run.waiters:
-            self._answer(waiter, frame)
-        run.waiters = ()
+            for name in _COUNTS:
+                if type(details.get(name)) is int:
+                    failure[name] = details[name]
+            self.last_failure = failure
+            self.last_failed_run = {**ended, "code": reply.code, "type": run.error_type}
+        self._log_end(run, reply)
+        self._waiting.answer_all(run.run_id, frame)
         if not run.method.options.quiet:
             self._sleeper.job_ended()
         if run not in self._running:
             self._note_empty()
 
-    def _encode(self, run: Run, reply: Reply) -> tuple[Reply, bytes]:
-        """The frame of a reply; what cannot be sent becomes an error that says so."""
-        limit = self._runtime.max_message_bytes
-        try:
-            frame = encode_reply(reply)
-        except TypeError as error:
-            fault: CatalogZeroError = FailedError(f"{run.method.name} returned no JSON: {error}")
-        else:
-            if len(frame) <= limit:
-                return reply, frame
-            fault = TooLargeError(f"the reply has {len(frame)} bytes, the limit is {limit}")
-        if reply.success:
-            reply = self._error_reply(run, fault)
-        reply.details = None
-        return reply, encode_reply(reply)
+    def _log_end(self, run: Run, reply: Reply) -> None:
+        """One line on a run that ended; a quiet one that went well needs none."""
+        log, outcome = self._handler.log, run.came_to
+        about = {
+            **run.ids(),
+            "method": run.method.name,
+            "duration_s": round(self._clock.monotonic() - run.received_s, 3),
+        }
+        returned = reply.result if reply.success else reply.details
+        said = returned if isinstance(returned, dict) else {}
+        about |= {name: said[name] for name in _LOGGED_COUNTS if said.get(name)}
+        if not reply.success:
+            more = {"exception": run.traceback} if run.traceback else {}
+            log.warning("run_failed", **about, code=reply.code, error=reply.error, **more)
+        elif outcome is not None:
+            write = log.debug if run.method.options.quiet else log.info
+            write("run_ended", **about, outcome=outcome["state"], words=outcome["words"])
 
     def _error_reply(self, run: Run, error: CatalogZeroError) -> Reply:
         return error_reply(error, run.call, run_id=run.run_id, duration_ms=self._duration_ms(run))
@@ -393,40 +443,30 @@ class Jobs:
     def _join(self, run: Run, call: Call, envelope: Envelope) -> None:
         """Answer a caller at the run's end, or earlier as the protocol says."""
         if run.ended:
-            self._send(envelope, outcome_frame(run))
+            self._waiting.send(envelope, outcome_frame(run))
             return
-        if len(run.waiters) >= MAX_WAITERS:
-            details = {"running": True, "run_id": run.run_id}
-            raise BusyError(f"{MAX_WAITERS} callers wait for this run already", details=details)
-        waiter = Waiter(envelope)
-        run.waiters = (*run.waiters, waiter)
-        flat = call.request_id is None
-        wait_s = self._runtime.early_reply_s if flat else call.timeout_s
-        if wait_s is not None:
-            waiter.timer = self._clock.call_later(
-                wait_s, lambda: self._answer_early(run, waiter, flat=flat)
-            )
-
-    def _answer_early(self, run: Run, waiter: Waiter, *, flat: bool) -> None:
-        """The run goes on: tell a flat caller that it does, another that its wait is over."""
-        if waiter not in run.waiters:
+        details: JsonObject = {"running": True, "run_id": run.run_id}
+        waiter = self._waiting.enter(run.run_id, envelope)
+        if waiter is None:
+            raise BusyError(f"{MAX_WAITING} callers wait for this run already", details=details)
+        is_flat = call.request_id is None
+        wait_s = self._runtime.early_reply_s if is_flat else call.timeout_s
+        if wait_s is None:
             return
-        run.waiters = tuple(other for other in run.waiters if other is not waiter)
-        if flat:
-            result = {"status": "running", "run_id": run.run_id, "started_at": run.began_at}
-            self._answer(waiter, encode_reply(Reply(success=True, result=result)))
-            return
-        details = {"running": True, "run_id": run.run_id}
-        error = CallTimeoutError("the wait ended; the run goes on", details=details)
-        self._answer(waiter, encode_reply(self._error_reply(run, error)))
 
-    def _answer(self, waiter: Waiter, frame: bytes) -> None:
-        if waiter.timer:
-            waiter.timer.cancel()
-        self._send(waiter.envelope, frame)
+        def early() -> bytes:
+            """The run goes on: a flat caller learns its run_id, another that its wait is over."""
+            self._waiting.leave(waiter)
+            if is_flat:
+                result = {"status": "running", "run_id": run.run_id, "started_at": run.began_at}
+                return encode_reply(Reply(success=True, result=result))
+            error = CallTimeoutError("the wait ended; the run goes on", details=details)
+            return encode_reply(self._error_reply(run, error))
+
+        self._waiting.answer_after(waiter, wait_s, early)
 
 
-def _success(run: Run, result: Any, duration_ms: float) -> Reply:
+def reply_of_result(run: Run, result: Any, duration_ms: float) -> Reply:
     """The reply to a run that returned; `success: false` in its dict is a failure."""
     reply = Reply(True, result, duration_ms=duration_ms, **run.ids())
     if isinstance(result, dict) and result.get("success") is False:
@@ -436,8 +476,8 @@ def _success(run: Run, result: Any, duration_ms: float) -> Reply:
     return reply
 
 
-def _comes_again(run: Run, reply: Reply) -> bool:
-    """Whether the caller makes the call anew: this was an attempt, and not yet the run."""
+def comes_again(run: Run, reply: Reply) -> bool:
+    """Whether the caller makes the call again: this was an attempt, and not yet the run."""
     left = run.call.attempts_left
     if reply.success or left is None:
         return False
@@ -445,13 +485,14 @@ def _comes_again(run: Run, reply: Reply) -> bool:
     return run.state is RunState.REFUSED or again
 
 
-def _is_stopped(run: Run, error: BaseException) -> bool:
+def is_stopped(run: Run, error: BaseException) -> bool:
     """Whether it was stopped by us, and not by a cancellation of the author's own."""
-    asked = run.cancelled_by is not None or told_to_stop(error)
+    asked = run.cancelled_by is not None or is_stop(error)
     return isinstance(error, asyncio.CancelledError) and asked
 
 
-def _cancelled(run: Run) -> RunCancelledError:
+def cancellation_of(run: Run) -> RunCancelledError:
+    """The error of a run that was stopped, and by what."""
     by = run.cancelled_by or "stop"
     reasons = {"cancel": "by a call", "timeout_s": "by its time limit", "stop": "at shutdown"}
     return RunCancelledError(f"the run was cancelled {reasons[by]}", details={"by": by})

@@ -8,26 +8,30 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from catalogzero.config.key_files import refuse_writable
+from catalogzero.config.key_files import handed_over, refuse_writable
 from catalogzero.config.registry import DEFAULT_NAME, Registry, Section, load_registry
+from catalogzero.config.service_unit import STATE
 from catalogzero.config.settings import (
     RuntimeSettings,
+    config_error,
     merged_settings,
-    problems_of,
     secret_files_in,
     secrets_in,
+    setting_faults,
 )
 from catalogzero.errors import ConfigError, place_of, text_of
 from catalogzero.runtime.handler import Handler, handler_class
+from catalogzero.wire.messages import JsonObject
 
 ENTRY_GROUP = "catalogzero.handlers"
+
+MadeT = TypeVar("MadeT")
 
 
 @dataclass(frozen=True)
@@ -51,32 +55,26 @@ def make_handler(target: str, *, registry: Path | None = None, flags: Flags = Fl
     Raises:
         ConfigError: Every fault at once, each with file, line and key where there is a file.
     """
-    path = registry_path(registry)
     if ":" in target:
         module, _, name = target.partition(":")
-        return _make(load_class(module, name), None, flags)
-    found = None
-    if path.exists() or registry is not None:
+        return build(load_class(module, name), flags)
+    path, looked = registry_path(registry), "no installed entry, and not module:Class"
+    if registry is None and not path.exists():
+        looked += f"; and there is no {path}: name the registry file with --registry"
+    else:
         found = load_registry(path)
-        section = _named(target, found)
+        section = section_of(target, found)
         if section is not None:
-            return _from_section(section, found.scheduler, flags)
+            return build(class_of_section(section), flags, section, found.scheduler)
+        known = ", ".join(section.handler_id for section in found.handlers) or "none"
+        looked = f"no handler_id of {path} (there are: {known}), {looked}"
     entry_class = class_of_entry(target)
     if entry_class is None:
-        raise ConfigError(f"{target!r} is {_nowhere(path, found)}")
-    return _make(entry_class, None, flags)
+        raise ConfigError(f"{target!r} is {looked}")
+    return build(entry_class, flags)
 
 
-def _nowhere(path: Path, registry: Registry | None) -> str:
-    """Where a target was looked for, and what there is instead."""
-    elsewhere = "no installed entry, and not module:Class"
-    if registry is None:
-        return f"{elsewhere}; and there is no {path}: name the registry file with --registry"
-    known = ", ".join(section.handler_id for section in registry.handlers) or "none"
-    return f"no handler_id of {path} (there are: {known}), {elsewhere}"
-
-
-def _named(target: str, registry: Registry) -> Section | None:
+def section_of(target: str, registry: Registry) -> Section | None:
     """The section of that handler_id, else the one section that is of that entry.
 
     Raises:
@@ -84,7 +82,7 @@ def _named(target: str, registry: Registry) -> Section | None:
     """
     if any(section.handler_id == target for section in registry.handlers):
         return registry.find(target)
-    provided = {(point.module, point.attr) for point in _points_of(target)}
+    provided = {(point.module, point.attr) for point in points_of(target)}
     of_entry = [
         section
         for section in registry.handlers
@@ -96,18 +94,70 @@ def _named(target: str, registry: Registry) -> Section | None:
     return of_entry[0] if of_entry else None
 
 
-def _from_section(section: Section, scheduler: str, flags: Flags) -> Handler:
+def class_of_section(section: Section) -> type[Handler]:
+    """The handler class that a section names.
+
+    Raises:
+        ConfigError: It cannot be loaded; names file and line.
+    """
     try:
         if section.module_path and section.class_name:
-            cls = load_class(section.module_path, section.class_name)
-        elif (found := class_of_entry(section.entry or "")) is not None:
-            cls = found
-        else:
-            raise ConfigError(f"entry {section.entry!r} is not installed here")
+            return load_class(section.module_path, section.class_name)
+        if (found := class_of_entry(section.entry or "")) is not None:
+            return found
+        raise ConfigError(
+            f"entry {section.entry!r} is not installed here: `catalogzero catalog install`, or "
+            "correct its name"
+        )
     except ConfigError as error:
-        key = "entry" if section.entry else "module_path"
+        key = "entry" if section.entry else error.details or "module_path"
         raise ConfigError(f"{section.where(key)}: {error}") from None
-    return _make(cls, section, flags, scheduler)
+
+
+def state_dir_of(target: str, registry: Path | None) -> Path | None:
+    """The state folder of a handler of the registry file; None where the target is not of it.
+
+    The class is not made, so that none of its settings is needed.
+
+    Raises:
+        ConfigError: The file, or a runtime setting, is wrong.
+    """
+    path = registry_path(registry)
+    if ":" in target or not path.exists():
+        return None
+    section = section_of(target, load_registry(path))
+    return None if section is None else folder_of(section)
+
+
+def folder_of(section: Section) -> Path:
+    """The state folder of a section's handler: as its settings say, else where its unit has it.
+
+    Raises:
+        ConfigError: A runtime setting is wrong.
+    """
+    values = merged_settings(RuntimeSettings, file=section.runtime, flags={})
+    try:
+        named = RuntimeSettings(**values).state_dir / section.handler_id
+    except ValidationError as error:
+        where = f"{section.path}: {section.handler_id}"
+        raise config_error(error, where=where, model=RuntimeSettings) from None
+    # A unit's own folder is there before its handler's first start.
+    unit = STATE / section.handler_id
+    return unit / section.handler_id if not is_there(named) and is_there(unit) else named
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a path; one that this user may not see, there may be."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
+
+
+def state_folder(target: str, registry: Path | None) -> Path:
+    """The state folder of a target; of one in the registry file, without any of its secrets."""
+    # The secrets of a section are its unit's, and not needed to look at what it stored.
+    return state_dir_of(target, registry) or make_handler(target, registry=registry).state_dir
 
 
 def registry_path(given: Path | None) -> Path:
@@ -121,20 +171,27 @@ def load_class(module: str, name: str) -> type[Handler]:
     Raises:
         ConfigError: It cannot be imported, is not there, or is no handler.
     """
+    # The command's own folder stands first there, not the one that it was called in.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module)
+        loaded = importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(f"module {module!r} cannot be imported: {error}") from None
+        missing = isinstance(error, ModuleNotFoundError)
+        fix = f": install it into {sys.prefix}, or run this in its folder" if missing else ""
+        raise ConfigError(f"module {module!r} cannot be imported: {error}{fix}") from None
     except Exception as error:
         text = f"{text_of(error)}{place_of(error)}"
         raise ConfigError(f"module {module!r} cannot be imported: {text}") from error
+    found: Any = loaded
     for part in name.split("."):
         found = getattr(found, part, None)
     cls = handler_class(found)
     if cls is None:
-        raise ConfigError(f"{module}:{name} is no handler class")
+        its_own = [one for one in vars(loaded).values() if getattr(one, "__module__", "") == module]
+        there = ", ".join(one.__name__ for one in its_own if handler_class(one)) or "none"
+        fault = f"{module}:{name} is no handler class; there are: {there}"
+        raise ConfigError(fault, details="class_name")
     return cls
 
 
@@ -144,7 +201,7 @@ def class_of_entry(entry: str) -> type[Handler] | None:
     Raises:
         ConfigError: Several distributions provide one of that name.
     """
-    points = list(_points_of(entry))
+    points = list(points_of(entry))
     owners = sorted({point.dist.name for point in points if point.dist})
     if len(owners) > 1:
         text = " and ".join(owners)
@@ -152,46 +209,37 @@ def class_of_entry(entry: str) -> type[Handler] | None:
     return load_class(points[0].module, points[0].attr) if points else None
 
 
-def _points_of(entry: str) -> Iterator[importlib.metadata.EntryPoint]:
+def points_of(entry: str) -> Iterator[importlib.metadata.EntryPoint]:
     """The entry points of an entry: by its name, or by its distribution's."""
     for point in importlib.metadata.entry_points(group=ENTRY_GROUP):
         if entry in (point.name, point.dist.name if point.dist else None):
             yield point
 
 
-def _make(
-    cls: type[Handler], section: Section | None, flags: Flags, scheduler: str | None = None
+def build(
+    cls: type[Handler],
+    flags: Flags,
+    section: Section | None = None,
+    scheduler: str | None = None,
 ) -> Handler:
-    """Build a handler from file, environment and flags; report every fault at once."""
-    faults: list[str] = []
-    ours, config = {}, {}
-    if section:
-        ours = {**section.runtime, "handler_id": section.handler_id, "scheduler": scheduler}
-        config = section.config
-    runtime, handler = None, None
-    values = merged_settings(RuntimeSettings, file=ours, flags=flags.runtime)
-    try:
-        runtime = RuntimeSettings(**values)
-    except ValidationError as error:
-        known = RuntimeSettings.model_fields
-        place = partial(_place, RuntimeSettings, flags.runtime, section.where if section else str)
-        faults += [f"{place(name)}: {text}" for name, text in problems_of(error, known)]
-    in_file = section.where_in_config if section else str
-    place = partial(_place, cls.settings_model, flags.config, in_file)
-    try:
-        handler = cls(**merged_settings(cls.settings_model, file=config, flags=flags.config))
-    except ConfigError as error:
-        placed = [f"{place(f['field'])}: {f['message']}" for f in error.details or []]
-        faults += placed or [str(error)]
-    except ValidationError as error:
-        known = cls.settings_model.model_fields
-        faults += [f"{place(name)}: {text}" for name, text in problems_of(error, known)]
-    except Exception as error:  # noqa: BLE001 - an author's constructor may do anything
-        text = f"{cls.__name__} cannot be made: {text_of(error)}{place_of(error)}"
-        faults.append(f"{section.where('config')}: {text}" if section else text)
+    """A handler from file, environment and flags.
+
+    Raises:
+        ConfigError: Every fault at once, each with the place where the setting was given.
+    """
+    ours: JsonObject = {}
+    if section is not None:
+        ours = {**handed_over(section.runtime), "handler_id": section.handler_id}
+        ours["scheduler"] = scheduler
+    config = handed_over(section.config) if section else {}
+    runtime, faults = _made(RuntimeSettings, RuntimeSettings, ours, flags.runtime, section)
+    model = cls.settings_model
+    handler, own_faults = _made(cls, model, config, flags.config, section, key="config.")
+    faults += own_faults
     if handler is not None and runtime is not None:
         own = getattr(handler, "settings", None)
         handler._key_files = [*secret_files_in(own), *secret_files_in(runtime)]
+        # A registry file that holds a secret itself is a key file as well.
         if section and any(any(secrets_in(getattr(own, name, None))) for name in config):
             handler._key_files.append(section.path)
         for path in handler._key_files:
@@ -205,13 +253,37 @@ def _make(
     return handler
 
 
-def _place(
-    model: type[BaseSettings], flags: Mapping[str, Any], in_file: Callable[[str], str], name: str
-) -> str:
-    """Where a setting at fault was said: on the command line, in the environment, in the file."""
-    first = name.partition(".")[0]
-    if first in flags:
-        return f"command line: {name}"
-    if first in EnvSettingsSource(model)():
-        return "environment: " + f"{model.model_config.get('env_prefix', '')}{first}".upper()
-    return in_file(name)
+def _made(
+    make: Callable[..., MadeT],
+    model: type[BaseSettings],
+    in_file: Mapping[str, Any],
+    flags: Mapping[str, Any],
+    section: Section | None,
+    key: str = "",
+) -> tuple[MadeT | None, list[str]]:
+    """What is made of the settings of a model; else every fault, with its place.
+
+    `key` is where they stand in their section.
+    """
+
+    def place(name: str) -> str:
+        """On the command line, in the environment, or in the file."""
+        first = name.partition(".")[0]
+        if first in flags:
+            return f"command line: {name}"
+        if first in EnvSettingsSource(model)():
+            return "environment: " + f"{model.model_config.get('env_prefix', '')}{first}".upper()
+        # `config` is the whole of them: no single field is at fault.
+        return section.where(name if name == "config" else f"{key}{name}") if section else name
+
+    try:
+        return make(**merged_settings(model, file=in_file, flags=flags)), []
+    except ConfigError as error:
+        placed = [f"{place(f['field'])}: {f['message']}" for f in error.details or []]
+        return None, placed or [str(error)]
+    except ValidationError as error:
+        return None, [f"{place(name)}: {text}" for name, text in setting_faults(error, model)]
+    except Exception as error:  # noqa: BLE001 - an author's constructor may do anything
+        name = getattr(make, "__name__", "the handler")
+        text = f"{name} cannot be made: {text_of(error)}{place_of(error)}"
+        return None, [f"{section.where('config')}: {text}" if section else text]

@@ -12,9 +12,12 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from concurrent.futures import thread as executors
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, NotRequired, TypeVar, overload
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -24,14 +27,17 @@ from typing_extensions import TypedDict
 
 from catalogzero.config.settings import problems_of
 from catalogzero.errors import BadParamsError, FailedError
+from catalogzero.runtime.control_answers import MethodDescription
+from catalogzero.wire.messages import JsonObject
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-EXTENSIBLE_METHODS = frozenset({"ping", "get_metrics", "describe"})
-CONTROL_METHODS = EXTENSIBLE_METHODS.union(
-    ("report_metrics", "check_params", "list_runs", "get_run", "cancel"),
-    ("sleep", "wake", "drain", "resume"),
+CONTROL_METHODS = frozenset(
+    {"ping", "get_metrics", "report_metrics", "describe", "check_params", "list_runs", "get_run"}
+    | {"cancel", "sleep", "wake", "drain", "resume", "send_now"}
 )
+"""What every handler answers to, so that no job has such a name; `@control` marks the methods."""
+
 _ARGS = re.compile(r"^Args:\n(?:(?: .*)?\n?)*", re.MULTILINE)
 _ARG = re.compile(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", re.MULTILINE)
 MAX_FAULTS = 50
@@ -85,31 +91,84 @@ def internal(function: FunctionT) -> FunctionT:
     return function
 
 
+def control(*names: str) -> Callable[[FunctionT], FunctionT]:
+    """Mark a control method: every handler answers to these names, whatever jobs run.
+
+    It counts as no activity and wakes nothing. An author's class may extend those of `Handler`,
+    and has no method with the name of another.
+
+    Raises:
+        TypeError: A name is not among `CONTROL_METHODS`: authors could take it.
+    """
+    if not CONTROL_METHODS.issuperset(names):
+        raise TypeError(f"CONTROL_METHODS does not have all of {', '.join(names)}")
+
+    def mark(marked: FunctionT) -> FunctionT:
+        marked.__dict__["catalogzero_control"] = names
+        return marked
+
+    return mark
+
+
+def control_methods(cls: type) -> dict[str, Callable[..., Any]]:
+    """The control methods of a class by name, each as it has it in the end."""
+    return {
+        name: getattr(cls, attribute)
+        for owner in cls.__mro__
+        for attribute, function in vars(owner).items()
+        if inspect.isfunction(function)
+        for name in function.__dict__.get("catalogzero_control", ())
+    }
+
+
+class RunPlace(Enum):
+    """Where a method runs: it never holds up the event loop."""
+
+    LOOP = "loop"
+    THREAD = "thread"
+    WORKER = "worker"
+
+
 class Method:
-    """One callable method: binds parameters, and tells what it is.
+    """One callable method: binds parameters, and describes itself.
 
     Args:
         name: Its name on the wire.
         function: The function, `self` first.
         options: What `@job` said.
+        types: Of parameters whose type is not what their hint says; these have no default.
 
     Attributes:
+        is_async: Whether calling it gives a coroutine.
+        place: Where a run of it is executed.
         group: What its runs share a limit with, and that limit.
     """
 
     def __init__(
-        self, name: str, function: Callable[..., Any], options: JobOptions = JobOptions()
+        self,
+        name: str,
+        function: Callable[..., Any],
+        options: JobOptions = JobOptions(),
+        types: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.name = name
+        self.name, self._types = name, types
         self.function = function
         self.options = options
         self.is_async = inspect.iscoroutinefunction(function)
+        self.place = RunPlace.LOOP if self.is_async else RunPlace.THREAD
+        if options.isolate:
+            self.place = RunPlace.WORKER
         self._parameters = list(inspect.signature(function).parameters.values())[1:]
-        self._whole = _takes_whole_params(self._parameters)
+        only = self._parameters[0] if len(self._parameters) == 1 else None
+        # `params` without a hint is the whole dict, as in ScheduleZero.
+        self._whole = only is not None and (
+            (only.name, only.annotation) == ("params", only.empty)
+            and only.kind is not only.VAR_KEYWORD
+        )
         in_worker = options.isolate and not options.quiet
         self.group = ("isolated jobs", 1) if in_worker else (name, options.concurrency)
 
-    def bind(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
         """The keyword arguments for a call's parameters, validated by the type hints.
 
         Raises:
@@ -117,6 +176,7 @@ class Method:
         """
         if self._whole:
             return {self._parameters[0].name: params}
+        # Pydantic takes its time to set up: most control methods never need it.
         if not self._parameters and not params:
             return {}
         try:
@@ -127,6 +187,11 @@ class Method:
             fields = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
             raise BadParamsError(f"{self.name}: {fields}", details=faults) from None
 
+    @property
+    def positional_only(self) -> list[str]:
+        """Parameters that no call could give."""
+        return [p.name for p in self._parameters if p.kind is p.POSITIONAL_ONLY]
+
     def verify(self) -> None:
         """Look whether calls can be bound.
 
@@ -136,39 +201,42 @@ class Method:
         if self._parameters and not self._whole:
             _ = self._validate
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> MethodDescription:
         """Name, docs, flags, and JSON Schemas of parameters and result."""
         return {
             "name": self.name,
             "doc": inspect.getdoc(self.function) or "",
-            **asdict(self.options),
+            "timeout_s": self.options.timeout_s,
+            "isolate": self.options.isolate,
+            "quiet": self.options.quiet,
+            "retry_safe": self.options.retry_safe,
+            "concurrency": self.options.concurrency,
             "params_schema": self.params_schema,
             "result_schema": self.result_schema,
         }
 
     @property
-    def params_schema(self) -> dict[str, Any]:
+    def params_schema(self) -> JsonObject:
         """JSON Schema of the parameters."""
         if self._whole:
             return {"type": "object"}
         try:
             schema = self._adapter.json_schema()
-        except (PydanticUserError, FailedError):  # `check` and calls tell of them
+        except (PydanticUserError, FailedError):  # `check` and calls report them
             schema = {"type": "object"}
         shown = schema.get("properties", {})
-        described = documented_args(inspect.getdoc(self.function) or "")
+        meanings = documented_args(inspect.getdoc(self.function) or "")
         for parameter in self._parameters:
-            if parameter.name in shown:
-                meaning = (
-                    {"description": described[parameter.name]}
-                    if parameter.name in described
-                    else {}
-                )
-                shown[parameter.name] |= _shown_default(parameter) | meaning
+            field = shown.get(parameter.name, {})
+            if parameter.default is not parameter.empty and parameter.name not in self._types:
+                with suppress(PydanticSerializationError):  # a default that has no JSON form
+                    field["default"] = to_jsonable_python(parameter.default)
+            if parameter.name in meanings:
+                field["description"] = meanings[parameter.name]
         return {**schema, "title": self.name}
 
     @property
-    def result_schema(self) -> dict[str, Any] | None:
+    def result_schema(self) -> JsonObject | None:
         """JSON Schema of the result; `None` where the annotation has none."""
         try:
             return TypeAdapter(self._hints.get("return", Any)).json_schema()
@@ -176,18 +244,20 @@ class Method:
             return None
 
     @cached_property
-    def _hints(self) -> dict[str, Any]:
+    def _hints(self) -> Mapping[str, Any]:
         try:
             return typing.get_type_hints(self.function, include_extras=True)
         except (NameError, AttributeError, TypeError) as error:
             raise FailedError(f"{self.name}: its type hints cannot be read: {error}") from None
 
     @cached_property
-    def _adapter(self) -> TypeAdapter[dict[str, Any]]:
+    def _adapter(self) -> TypeAdapter[Mapping[str, Any]]:
         """Of a dict with the parameters that are given: the function has its own defaults."""
         named = [p for p in self._parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         fields = {p.name: self._hints.get(p.name, Any) for p in named}
         fields |= {p.name: NotRequired[fields[p.name]] for p in named if p.default is not p.empty}
+        fields |= {name: self._types[name] for name in fields.keys() & self._types.keys()}
+        # mypy takes no TypedDict whose fields are not written down.
         typed_dict: Any = TypedDict
         params = typed_dict("Params", fields)
         params.__pydantic_config__ = ConfigDict(
@@ -198,18 +268,8 @@ class Method:
         return TypeAdapter(params)
 
     @cached_property
-    def _validate(self) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    def _validate(self) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
         return self._adapter.validator.validate_python
-
-
-def _shown_default(parameter: inspect.Parameter) -> dict[str, Any]:
-    """The default of a parameter as its schema tells it; nothing where JSON has no form of it."""
-    if parameter.default is parameter.empty:
-        return {}
-    try:
-        return {"default": to_jsonable_python(parameter.default)}
-    except PydanticSerializationError:
-        return {}
 
 
 def documented_args(doc: str) -> dict[str, str]:
@@ -232,6 +292,11 @@ def call_plain(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
         raise RuntimeError(f"StopIteration: {error.value}") from error
 
 
+async def awaited(result: Any) -> Any:
+    """The result of a function that may be a coroutine's, or hide it behind a decorator."""
+    return await result if inspect.isawaitable(result) else result
+
+
 def methods_of(cls: type, base: type) -> dict[str, Method]:
     """The callable methods of a handler class, by name.
 
@@ -243,15 +308,17 @@ def methods_of(cls: type, base: type) -> dict[str, Method]:
         TypeError: The author's class defines a control method's name.
     """
     lineage = [c for c in reversed(cls.__mro__) if issubclass(c, base)]
-    hooks = {name for c in lineage if is_sdk_base(c) for name in vars(c)}
+    ours = [c for c in lineage if vars(c).get("_sdk_base")]
+    hooks = {name for c in ours for name in vars(c)}
+    reserved = CONTROL_METHODS - vars(base).keys()
     found: dict[str, Method] = {}
     for owner in lineage:
         for name, function in vars(owner).items():
             if name.startswith("_") or not inspect.isfunction(function):
                 continue
             options = function.__dict__.get("catalogzero_job")
-            own = not is_sdk_base(owner)
-            if own and name in CONTROL_METHODS - EXTENSIBLE_METHODS:
+            own = owner not in ours
+            if own and name in reserved:
                 raise TypeError(
                     f"{owner.__qualname__}.{name}: `{name}` is a control method of every handler; "
                     "give the method another name"
@@ -261,29 +328,9 @@ def methods_of(cls: type, base: type) -> dict[str, Method]:
             elif options or name in found or (own and name not in hooks):
                 options = options or (found[name].options if name in found else JobOptions())
                 found[name] = Method(name, function, options)
-                _refuse_positional_only(owner, found[name])
+                if nameless := found[name].positional_only:
+                    raise TypeError(
+                        f"{owner.__qualname__}.{name}: a call gives parameters by name, and "
+                        f"{', '.join(nameless)} cannot be given so: take the `/` out"
+                    )
     return found
-
-
-def is_sdk_base(cls: type) -> bool:
-    """Whether a class is one of the SDK's own bases: only its `@job` methods are callable."""
-    return bool(vars(cls).get("_sdk_base", False))
-
-
-def _refuse_positional_only(owner: type, method: Method) -> None:
-    nameless = [p.name for p in method._parameters if p.kind is p.POSITIONAL_ONLY]
-    if nameless:
-        raise TypeError(
-            f"{owner.__qualname__}.{method.name}: a call gives parameters by name, and "
-            f"{', '.join(nameless)} cannot be given so: take the `/` out"
-        )
-
-
-def _takes_whole_params(parameters: list[inspect.Parameter]) -> bool:
-    """One parameter, called `params`, not annotated: the whole dict, as in ScheduleZero."""
-    return (
-        len(parameters) == 1
-        and parameters[0].name == "params"
-        and parameters[0].annotation is inspect.Parameter.empty
-        and parameters[0].kind is not inspect.Parameter.VAR_KEYWORD
-    )

@@ -1,6 +1,6 @@
 """Keeps a handler registered with a scheduler: ours, or an unmodified ScheduleZero server.
 
-It registers at start, then tells `online` as a heartbeat; a scheduler that answers that it does
+It registers at start, then reports `online` as a heartbeat; a scheduler that answers that it does
 not know the handler (it was restarted) gets a new registration, and no other does, as one drops
 the server's connection. It tries for ever, and never stands in the way of calls.
 """
@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from catalogzero.backoff import Backoff
+from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import DEFAULT_SCHEDULER
 from catalogzero.errors import CatalogZeroError, RetryLaterError
 from catalogzero.runtime.handler import Handler
 from catalogzero.wire.client import HandlerClient
-from catalogzero.wire.zeromq import CurveClient
+from catalogzero.wire.keys import CurveClientSource
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState  # imported when a registration begins
@@ -35,11 +37,11 @@ class Registration:
         curve: The handler's pair and the scheduler's public key; without them, plain.
     """
 
-    def __init__(self, handler: Handler, address: str, curve: CurveClient | None) -> None:
+    def __init__(self, handler: Handler, address: str, curve: CurveClientSource | None) -> None:
         self._scheduler = handler.runtime.scheduler
         methods = handler._offered_methods()
         self._params = {"handler_id": handler.handler_id, "address": address, "methods": methods}
-        self._clock, self._log = handler.clock, handler.log
+        self._clock, self._log, self._seldom = handler.clock, handler.log, Seldom(handler.clock)
         self._client = HandlerClient(self._scheduler, curve=curve, clock=handler.clock)
         self._task: asyncio.Task[None] | None = None
         self.registered = asyncio.Event()
@@ -49,7 +51,7 @@ class Registration:
         self._task = asyncio.create_task(self._keep(), name="registration")
 
     async def close(self) -> None:
-        """Tell the scheduler that the handler goes offline, once, and stop."""
+        """Report once that the handler goes offline, and stop."""
         if self._task is None:
             return
         task, self._task = self._task, None
@@ -64,10 +66,18 @@ class Registration:
             self._client.close()
 
     async def _keep(self) -> None:
+        async def register() -> None:
+            send = self._client.request_plain
+            reply = await send("register", self._params, timeout_s=REPLY_TIMEOUT_S)
+            if not reply.success:
+                raise RetryLaterError(f"registration refused: {reply.error}")
+
         while True:
-            await self._retrying(self._register)
+            await self._retrying(register)
+            self._seldom.over("scheduler_away")
             self._log.info("registered", scheduler=self._scheduler)
             self.registered.set()
+            # A scheduler that was restarted has to be asked: it does not look for its handlers.
             while await self._retrying(self._report):
                 await self._clock.sleep(HEARTBEAT_S)
             self.registered.clear()
@@ -75,35 +85,29 @@ class Registration:
 
     async def _retrying(self, ask: Any) -> Any:
         """Ask until there is an answer, with jittered backoff."""
-        from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+        from tenacity import AsyncRetrying, retry_if_exception_type
 
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(Exception),
-            wait=wait_random_exponential(multiplier=RETRY_FIRST_S, max=RETRY_MAX_S, min=0.1),
+            wait=Backoff(RETRY_FIRST_S, RETRY_MAX_S, min_s=0.1),
             sleep=self._clock.sleep,
             before_sleep=self._log_failure,
         )
         return await attempts(ask)
 
     def _log_failure(self, state: RetryCallState) -> None:
-        """Say once that nobody is there, then keep quiet until somebody is.
+        """Say that nobody is there, at first and then now and again, until somebody is.
 
         Nobody asked for the default scheduler: there is no warning of that one.
         """
-        quiet = self._scheduler == DEFAULT_SCHEDULER or state.attempt_number > 1
-        log = self._log.debug if quiet else self._log.warning
-        error = state.outcome.exception() if state.outcome else None
-        log("scheduler_away", scheduler=self._scheduler, error=str(error))
-
-    async def _register(self) -> None:
-        reply = await self._client.request_plain(
-            "register", self._params, timeout_s=REPLY_TIMEOUT_S
-        )
-        if not reply.success:
-            raise RetryLaterError(f"registration refused: {reply.error}")
+        times = self._seldom.is_due("scheduler_away")
+        if times and self._scheduler != DEFAULT_SCHEDULER:
+            error = str(state.outcome.exception() if state.outcome else None)
+            about = {"scheduler": self._scheduler, "error": error}
+            self._log.warning("scheduler_away", **about, times=times)
 
     async def _report(self, status: str = "online", timeout_s: float = REPLY_TIMEOUT_S) -> bool:
-        """Tell the status; false where the scheduler does not know the handler."""
+        """Report the status; false where the scheduler does not know the handler."""
         params = {"handler_id": self._params["handler_id"], "status": status}
         reply = await self._client.request_plain("report_status", params, timeout_s=timeout_s)
         return reply.success

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import Any, Generic, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Generic, Self, TypeVar, cast, overload
 
 ValueT = TypeVar("ValueT")
 
 
-def told_to_stop(error: BaseException) -> bool:
+def is_stop(error: BaseException) -> bool:
     """Whether an exception ends the running task itself, and is not raised by an author."""
     try:
         task = asyncio.current_task()
@@ -19,17 +19,6 @@ def told_to_stop(error: BaseException) -> bool:
     if isinstance(error, GeneratorExit):
         return task is None  # a task that the loop left behind is closed by nobody's step
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-class _Owner(Protocol):
-    _resources: Resources
-
-
-class _Hosted(Protocol):
-    """An object that a handler stands for."""
-
-    @property
-    def _adapter(self) -> _Owner: ...
 
 
 class resource(Generic[ValueT]):
@@ -47,16 +36,14 @@ class resource(Generic[ValueT]):
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(
-        self, instance: _Owner | _Hosted, owner: type
-    ) -> Callable[[], Awaitable[ValueT]]: ...
+    def __get__(self, instance: object, owner: type) -> Callable[[], Awaitable[ValueT]]: ...
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is None:
             return self
 
         async def get() -> ValueT:
-            holder: _Owner = getattr(instance, "_adapter", instance)
-            return await holder._resources.get(self, instance)
+            resources: Resources = instance._as_handler()._resources
+            return await resources.get(self, instance)
 
         return get
 
@@ -70,6 +57,7 @@ class Resources:
 
     async def get(self, wanted: resource[ValueT], owner: object) -> ValueT:
         """The value of a resource, opened now if it is closed; one may use another."""
+        # Two runs may want it at once; and opening one may get another, so each has its own lock.
         if wanted.name not in self._open:
             async with self._turns[wanted.name]:
                 if wanted.name not in self._open:
@@ -87,16 +75,21 @@ class Resources:
         while self._open:
             name, (generator, _) = self._open.popitem()
             try:
-                await _finish(generator, name)
+                await finish(generator, name)
             except BaseException as error:
-                if told_to_stop(error):
+                if is_stop(error):
                     raise
                 faults.append(error)
         if faults:
             raise BaseExceptionGroup("resources did not close", faults)
 
 
-async def _finish(generator: AsyncGenerator[Any, None], name: str) -> None:
+async def finish(generator: AsyncGenerator[Any, None], name: str) -> None:
+    """Run what stands after the `yield` of a resource.
+
+    Raises:
+        RuntimeError: There is a second one.
+    """
     try:
         await anext(generator)
     except StopAsyncIteration:

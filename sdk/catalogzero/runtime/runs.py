@@ -11,17 +11,20 @@ import hashlib
 import itertools
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import orjson
 
-from catalogzero.clock import Clock, Timer
+from catalogzero.clock import Clock
+from catalogzero.config.logs import shown_value
 from catalogzero.errors import BadParamsError, BadRequestError, CatalogZeroError, UnknownRunError
+from catalogzero.protocol.outcomes import RunOutcomeWords, outcome_of
+from catalogzero.runtime.control_answers import RunOutcome, RunRecord
 from catalogzero.runtime.methods import Method
 from catalogzero.wire.messages import (
     Call,
@@ -31,7 +34,6 @@ from catalogzero.wire.messages import (
     encode_reply,
     error_reply,
 )
-from catalogzero.wire.transport import Envelope
 
 MAX_RUNS = 10_000
 MAX_BYTES = 16 << 20
@@ -53,12 +55,11 @@ class RunState(StrEnum):
     REFUSED = "refused"
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
-    """A caller that waits for a run's reply."""
+class RunIds(TypedDict):
+    """What names a run in log lines and replies; `request_id` is its caller's."""
 
-    envelope: Envelope
-    timer: Timer | None = None
+    run_id: str
+    request_id: str | int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +78,6 @@ class Run:
     state: RunState = RunState.QUEUED
     started_s: float | None = None
     ended_s: float | None = None
-    waiters: tuple[Waiter, ...] = ()
     progress: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     task: asyncio.Task[None] | None = None
     cancelled_by: str | None = None
@@ -86,7 +86,11 @@ class Run:
 
     error: str = ""
     error_type: str | None = None
+    traceback: str = ""
     code: str = ""
+    came_to: RunOutcomeWords | None = None
+    """What it came to, once it has ended."""
+
     params_digest: bytes = b""
     """Stands for the params once only the outcome is kept."""
 
@@ -95,7 +99,12 @@ class Run:
         """Whether the outcome is known."""
         return self.ended_s is not None
 
-    def ids(self) -> dict[str, Any]:
+    @property
+    def waits(self) -> bool:
+        """Whether it ended, and what it stored waits to be sent."""
+        return self.came_to is not None and self.came_to["state"] == "waiting"
+
+    def ids(self) -> RunIds:
         """What a log line of this run carries."""
         return {"run_id": self.run_id, "request_id": self.call.request_id}
 
@@ -105,21 +114,22 @@ class Run:
             return
         self.progress = {**self.progress, **fields}
 
-    def describe(self) -> dict[str, Any]:
-        """What `list_runs` tells."""
-        shown: dict[str, Any] = {
+    def describe(self) -> RunRecord:
+        """The run in `list_runs`."""
+        shown: RunRecord = {
             "run_id": self.run_id,
             "request_id": self.call.request_id,
             "method": self.method.name,
             "status": str(self.state),
             "received_at": self.received_at.isoformat(),
             "started_at": self._shown(self.started_s),
-            "ended_at": self._shown(self.ended_s),
+            "ended_at": self.ended_at,
+            "outcome": self.came_to or outcome_of(str(self.state)),
         }
         if self.progress:
-            shown["progress"] = self.progress
+            shown["progress"] = dict(self.progress)
         if self.code:
-            shown.update(error=self.error, code=self.code)
+            shown["error"], shown["code"] = self.error, self.code
         return shown
 
     def _shown(self, at_s: float | None) -> str | None:
@@ -129,17 +139,33 @@ class Run:
         return (self.received_at + timedelta(seconds=at_s - self.received_s)).isoformat()
 
     @property
+    def ended_at(self) -> str | None:
+        """When it ended."""
+        return self._shown(self.ended_s)
+
+    @property
     def began_at(self) -> str:
         """When it began; when it was received where it has not yet."""
         return self._shown(self.started_s) or self.received_at.isoformat()
 
-    def outcome(self) -> dict[str, Any]:
-        """What `get_run` tells: as `describe`, and the result while it is kept."""
-        shown = self.describe()
+    def outcome(self) -> RunOutcome:
+        """As `describe`, with params and result while they are kept."""
+        shown = cast("RunOutcome", self.describe())
+        if self.call_frame:
+            params = decode_call(self.call_frame).params
+            shown["params"] = {name: shown_value(name, value) for name, value in params.items()}
         if self.state is RunState.SUCCESS and self.frame:
-            body = orjson.loads(self.frame)
-            shown["result"] = body["result"] if "request_id" in body else body
+            shown["result"] = self.returned()
+        if self.traceback:
+            shown["traceback"] = self.traceback
         return shown
+
+    def returned(self) -> Any:
+        """The result of a run that succeeded, or the details of one that failed, while kept."""
+        body = orjson.loads(self.frame) if self.frame else {}
+        if "request_id" not in body:
+            return body
+        return body["result"] if self.state is RunState.SUCCESS else body.get("details")
 
 
 current_run: ContextVar[Run | None] = ContextVar("current_run", default=None)
@@ -153,13 +179,24 @@ class Runs:
         window_s: Seconds that an ended run answers a repeated call.
         started_s: When this boot began, on the clock: uptimes count from it.
         clock: The clock that `uptime_s` is on too.
+        max_bytes: What the runs that are kept whole may hold.
+        max_outcome_bytes: What the outcomes of further ones may.
 
     Attributes:
         forgotten_s: The latest uptime by which a call could still begin whose outcome had to be
             forgotten for want of room: an unknown call up to it may be one that ran.
     """
 
-    def __init__(self, *, window_s: float, started_s: float, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        window_s: float,
+        started_s: float,
+        clock: Clock,
+        max_bytes: int = MAX_BYTES,
+        max_outcome_bytes: int = MAX_OUTCOME_BYTES,
+    ) -> None:
+        self._max_bytes, self._max_outcome_bytes = max_bytes, max_outcome_bytes
         self._started_s = started_s
         self._window_s = window_s
         self._clock = clock
@@ -184,8 +221,8 @@ class Runs:
         run = self._by_request.get(call.request_id)
         if run is None or self._is_past(run):
             return None
-        params_digest = run.params_digest or _digest(decode_call(run.call_frame))
-        if run.call.method != call.method or params_digest != _digest(call):
+        params_digest = run.params_digest or digest_of_params(decode_call(run.call_frame))
+        if run.call.method != call.method or params_digest != digest_of_params(call):
             raise BadRequestError(
                 f"request_id {call.request_id!r} was used for another call: use a new one"
             )
@@ -210,13 +247,16 @@ class Runs:
         """
         run.state, run.frame = state, frame
         run.error, run.code = reply.error, reply.code
+        returned = reply.result if reply.success else reply.details
+        run.came_to = outcome_of(str(state), returned, reply.error)
         run.ended_s = self._clock.monotonic()
+        # A run that ended is kept for long, and its params stand in `call_frame` already.
         run.kwargs = run.call.params = NOTHING
         run.task = None
         if state is RunState.REFUSED and run.call.start_by is None:
             self._by_request.pop(run.call.request_id, None)
         self._full.append(run)
-        self._bytes += _weight(run)
+        self._bytes += weight_of(run)
         self.expire()
 
     def find(self, run_id: str | None, request_id: str | int | None) -> Run:
@@ -242,17 +282,26 @@ class Runs:
         )
         return list(itertools.islice(chosen, limit))
 
+    def newest_first(self) -> Iterator[Run]:
+        """Every run that is remembered."""
+        return reversed(self._by_run.values())
+
     def expire(self) -> None:
         """Forget what is past the window, or over the bounds of number and bytes."""
-        while self._full and (self._is_past(self._full[0]) or self._is_over()):
+        while self._full and (
+            self._is_past(self._full[0])
+            or len(self._full) > MAX_RUNS
+            or self._bytes > self._max_bytes
+        ):
             self._shrink(self._full.popleft())
         while self._outcomes and (
-            self._is_past(self._outcomes[0]) or self._outcome_bytes > MAX_OUTCOME_BYTES
+            self._is_past(self._outcomes[0]) or self._outcome_bytes > self._max_outcome_bytes
         ):
             run = self._outcomes.popleft()
-            self._outcome_bytes -= _weight(run)
+            self._outcome_bytes -= weight_of(run)
             self._forget(run)
             if run.call.start_by is not None and not self._is_past(run):
+                # A copy of the call may come until then; from now on it would look like a new one.
                 may_come_s = run.received_s - self._started_s + self._window_s
                 begins_by_s = min(run.call.start_by.uptime_s, may_come_s)
                 self.forgotten_s = max(self.forgotten_s, begins_by_s)
@@ -261,20 +310,17 @@ class Runs:
         """Whether a run ended before the window."""
         return run.ended_s is not None and self._clock.monotonic() - run.ended_s >= self._window_s
 
-    def _is_over(self) -> bool:
-        """Whether more is kept than the bounds allow."""
-        return len(self._full) > MAX_RUNS or self._bytes > MAX_BYTES
-
     def _shrink(self, run: Run) -> None:
         """Keep no more than the outcome, and that only for a call with `start_by`."""
-        self._bytes -= _weight(run)
+        self._bytes -= weight_of(run)
         if run.call.start_by is None or self._is_past(run):
             self._forget(run)
             return
-        run.params_digest = _digest(decode_call(run.call_frame))
+        run.params_digest = digest_of_params(decode_call(run.call_frame))
         run.frame = run.call_frame = b""
         run.progress, run.error = NOTHING, run.error[:KEPT_ERROR_CHARS]
-        self._outcome_bytes += _weight(run)
+        run.traceback = ""
+        self._outcome_bytes += weight_of(run)
         self._outcomes.append(run)
 
     def _forget(self, run: Run) -> None:
@@ -298,7 +344,12 @@ def outcome_frame(run: Run) -> bytes:
     return encode_reply(kept)
 
 
-def _digest(call: Call) -> bytes:
+def digest_of_params(call: Call) -> bytes:
+    """What stands for the params of a call, in whatever order their names came.
+
+    Raises:
+        BadRequestError: They have no JSON form.
+    """
     try:
         params = encode_json(call.params, sort_keys=True)
     except TypeError as error:
@@ -306,7 +357,8 @@ def _digest(call: Call) -> bytes:
     return hashlib.sha256(params).digest()
 
 
-def _weight(run: Run) -> int:
+def weight_of(run: Run) -> int:
     """Bytes that a remembered run holds, roughly."""
     progress = len(encode_json(run.progress)) if run.progress else 0
-    return RUN_BYTES + len(run.frame) + len(run.call_frame) + len(run.error) + progress
+    texts = len(run.error) + len(run.traceback)
+    return RUN_BYTES + len(run.frame) + len(run.call_frame) + texts + progress

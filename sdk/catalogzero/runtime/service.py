@@ -7,56 +7,50 @@ calls are answered whatever jobs are running, never counted as activity, never w
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import signal
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from typing import Any, Self
 
 from pydantic import ValidationError
 
 from catalogzero.clock import Clock
-from catalogzero.config import key_files
+from catalogzero.config import key_files, sd_notify
 from catalogzero.config.address import Address
-from catalogzero.config.logs import forward_logging
+from catalogzero.config.logs import take_logs
+from catalogzero.config.renewal import Renewed
 from catalogzero.config.settings import RuntimeSettings, config_error
 from catalogzero.config.state_folder import keep_private, locked, read_by_others
 from catalogzero.errors import (
     BadRequestError,
-    BusyError,
-    CallTimeoutError,
     CatalogZeroError,
     ConfigError,
     FailedError,
     TooLargeError,
-    text_of,
 )
-from catalogzero.runtime.handler import Handler, Hosted, as_handler
-from catalogzero.runtime.idle import State
+from catalogzero.runtime.control_answers import HealthJudgement, OutboxFigures, Vitals
+from catalogzero.runtime.controls import Controls
+from catalogzero.runtime.handler import Handler, Hosted, entry_of
+from catalogzero.runtime.health import disk_free_bytes, judge_health
 from catalogzero.runtime.jobs import Boot, Jobs
-from catalogzero.runtime.methods import CONTROL_METHODS, EXTENSIBLE_METHODS, Method
+from catalogzero.runtime.last_boot import begin_boot, read_last_boot, write_last_boot
 from catalogzero.runtime.registration import Registration
-from catalogzero.runtime.resources import told_to_stop
 from catalogzero.runtime.runs import Runs
 from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import WorkerPort
 from catalogzero.runtime.worker_child import spec_of
-from catalogzero.wire.messages import Call, Reply, decode_call, encode_reply, error_reply
+from catalogzero.wire.keys import CurveClient, CurveServer, public_key, server_keys_in
+from catalogzero.wire.messages import Call, decode_call, encode_reply, error_reply
 from catalogzero.wire.reporting import Reporter
-from catalogzero.wire.transport import MAX_IN_PROGRESS, Envelope, InProgress, Transport
-from catalogzero.wire.zeromq import (
-    CurveClient,
-    CurveKeys,
-    CurveServer,
-    ZeroMQ,
-    public_key,
-    read_client_keys,
-)
+from catalogzero.wire.transport import Envelope, Transport
+from catalogzero.wire.waiting import Waiting
+from catalogzero.wire.zeromq import ZeroMQ
 
-MAX_LISTED_RUNS = 1_000
 FAREWELL_S = 0.2
-SHOWN_STATE = {State.FALLING: "idle", State.WAKING: "active"}
 
 
 class Service:
@@ -67,6 +61,7 @@ class Service:
         address: Where to call it: `tcp://host:port`, or `ipc:///folder/name.sock`.
         port: The bound port; 0 for a socket file.
         farewell_s: How long the socket stays open after the last reply.
+        replaced: Set once its worker is of another release: it takes no more jobs.
     """
 
     def __init__(self, handler: Handler, transport: Transport | None = None) -> None:
@@ -75,6 +70,7 @@ class Service:
         self.address = ""
         self.port = 0
         self.farewell_s = 0.0
+        self.replaced = asyncio.Event()
         self._clock = handler.clock
         self._boot = Boot(uuid.uuid4().hex, self._clock.monotonic())
         self._runs = Runs(
@@ -88,27 +84,37 @@ class Service:
             max_message_bytes=runtime.max_message_bytes,
             report=self._wire,
         )
-        self._jobs = Jobs(handler, self._runs, self._sleeper, self._boot, self._server.send)
-        self._controls = _control_methods(handler)
-        self._plain_ping = type(handler).ping is Handler.ping
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._in_progress = InProgress()
+        waiting = Waiting(self._server.send, self._clock)
+        self._jobs = Jobs(handler, self._runs, self._sleeper, self._boot, waiting)
+        self._controls = Controls(
+            handler, self._jobs, self._runs, self._sleeper, self._boot, waiting
+        )
         self._registration: Registration | None = None
         handler._vitals = self._vitals
-        handler._last_failure = self._last_failure
-        handler._is_registered = self._is_registered
+        handler._last_failure = lambda: self._jobs.last_failure or self._sleeper.hook_failure
+        handler._is_registered = lambda: (
+            self._registration is not None and self._registration.registered.is_set()
+        )
 
     async def __aenter__(self) -> Self:
         handler, runtime = self.handler, self.handler.runtime
         async with AsyncExitStack() as undo:
+            undo.callback(self._leave_word)
+            # Undone from the last to the first: runs are cancelled while they can still be
+            # answered, and the socket goes last.
             undo.push_async_callback(self._close_server)
-            undo.push_async_callback(self._stop_controls)
+            undo.push_async_callback(self._controls.close)
             bound = self._server.bind(runtime.address)
             self.port = bound.port
+            self._jobs.last_boot = read_last_boot(handler.state_dir)
+            begin_boot(handler.state_dir, self._boot.boot_id)
             if runtime.advertise_host and not bound.path:
                 bound = Address(runtime.advertise_host, bound.port)
             self.address = str(bound)
             handler.worker = WorkerPort(lambda: spec_of(handler), self._clock, handler.log)
+            if any(one.options.isolate for one in handler.callable_methods().values()):
+                entry_of(type(handler))  # remembered as it is now: workers are held to it
+            handler.worker.on_replaced = self._on_replaced
             undo.push_async_callback(handler.worker.close)
             if handler._worker_wanted():
                 await handler.worker.start()
@@ -122,7 +128,11 @@ class Service:
                 self._registration = Registration(handler, self.address, curve)
                 undo.push_async_callback(self._registration.close)
                 self._registration.start()
+            # Only now: a start that failed half way is undone here.
             self._undo = undo.pop_all()
+        if self._jobs.last_boot.was_killed:
+            fix = "the runs that it had begun are lost, and their callers hear of it: see its unit"
+            handler.log.warning("killed_before_this_start", fix=fix)
         if runtime.exposed:
             fix = "set `curve` unless the network is private"
             handler.log.warning("served_without_encryption", host=runtime.host, fix=fix)
@@ -137,8 +147,9 @@ class Service:
         if self._registration is not None:
             await self._registration.registered.wait()
 
-    def _is_registered(self) -> bool:
-        return self._registration is not None and self._registration.registered.is_set()
+    def _on_replaced(self) -> None:
+        self._jobs.go_down()
+        self.replaced.set()
 
     async def retire(self) -> None:
         """Go offline at the scheduler, take no new jobs, and wait for those accepted.
@@ -152,6 +163,14 @@ class Service:
                 await self._jobs.drain(for_good=True)
         except TimeoutError:
             self.handler.log.warning("drain_timed_out", in_flight=self._jobs.in_flight)
+
+    def _leave_word(self) -> None:
+        """For the next boot: what this one began, now that nothing more can come."""
+        if not self.address:
+            return  # it never served, and the word of the boot before is still there
+        boot, runs = self._boot, self._runs
+        ended_s = max(self._clock.monotonic() - boot.started_s, runs.forgotten_s)
+        write_last_boot(self.handler.state_dir, boot.boot_id, ended_s, runs.newest_first())
 
     async def _close_server(self) -> None:
         """Close the socket; at a process's end, after a moment for the last replies.
@@ -173,8 +192,8 @@ class Service:
             if len(frame) > limit:
                 self._wire("call_too_large", {"call_bytes": len(frame), "limit": limit})
                 raise TooLargeError(f"the call has {len(frame)} bytes, the limit is {limit}")
-            if call.method in self._controls:
-                self._control(call, envelope)
+            if call.method in self._controls.methods:
+                self._controls.accept(call, envelope)
             else:
                 self._jobs.accept(call, envelope, frame)
         except CatalogZeroError as error:
@@ -186,183 +205,52 @@ class Service:
             failed = FailedError(f"the handler could not take this call: {type(error).__name__}")
             self._server.send(envelope, encode_reply(error_reply(failed, call)))
 
-    def _control(self, call: Call, envelope: Envelope) -> None:
-        """A control call: what needs no waiting is answered here and now."""
-        method = self._controls[call.method]
-        if call.method == "ping" and self._plain_ping and not call.params:
-            pong = {"status": "ok", "handler": self.handler.handler_id, "message": "pong"}
-            self._reply(envelope, call, Reply(True, {**pong, **self._identity()}))
-            return
-        kwargs = method.bind(call.params)
-        if method.is_async and not self._in_progress.enter(envelope):
-            raise BusyError(f"{MAX_IN_PROGRESS} control calls of this peer are in progress")
-        owner = self.handler if call.method in (*EXTENSIBLE_METHODS, "report_metrics") else self
-        result = method.function(owner, **kwargs)
-        if not method.is_async:
-            self._reply(envelope, call, Reply(True, result))
-            return
-        task = asyncio.create_task(self._answer(envelope, call, result), name=call.method)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda task: self._in_progress.leave(envelope))
-
-    async def _answer(self, envelope: Envelope, call: Call, work: Awaitable[Any]) -> None:
-        """Reply when a control method is done, or say at `timeout_s` that it goes on."""
-        wait_s = call.timeout_s
-        if wait_s is None and call.request_id is None:
-            wait_s = self.handler.runtime.early_reply_s
-        answered, timer = False, None
-
-        def wait_over() -> None:
-            nonlocal answered
-            answered = True
-            error = CallTimeoutError("the wait ended; it goes on", details={"running": True})
-            self._reply(envelope, call, error_reply(error))
-
-        if wait_s is not None:
-            timer = self._clock.call_later(wait_s, wait_over)
-        try:
-            result = await work
-            if call.method in ("ping", "describe") and isinstance(result, dict):  # an author's own
-                result = {**result, **self._identity()}
-            reply = Reply(True, result)
-        except CatalogZeroError as error:
-            reply = error_reply(error)
-        except BaseException as error:
-            if told_to_stop(error):
-                raise
-            reply = error_reply(FailedError(self.handler.mask(text_of(error))))
-        finally:
-            if timer:
-                timer.cancel()
-        if not answered:
-            self._reply(envelope, call, reply)
-
-    def _reply(self, envelope: Envelope, call: Call, reply: Reply) -> None:
-        """Send the reply to a control call."""
-        reply.request_id = call.request_id
-        try:
-            frame = encode_reply(reply)
-        except TypeError as error:
-            fault: CatalogZeroError = FailedError(f"{call.method} returned no JSON: {error}")
-            frame = encode_reply(error_reply(fault, call))
-        limit = self.handler.runtime.max_message_bytes
-        if len(frame) > limit:
-            fault = TooLargeError(f"the reply has {len(frame)} bytes, the limit is {limit}")
-            frame = encode_reply(error_reply(fault, call))
-        self._server.send(envelope, frame)
-
-    # --- control methods ----------------------------------------------------------------
-
-    def check_params(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
-        """Whether a job method would take these params; `bad_params` where it would not."""
-        self._jobs.check_params(method, params)
-        return {"method": method}
-
-    def list_runs(
-        self, limit: int = 50, status: str | None = None, method: str | None = None
-    ) -> dict[str, Any]:
-        """The last runs, newest first."""
-        runs = self._runs.newest(max(0, min(limit, MAX_LISTED_RUNS)), status, method)
-        return {"runs": [run.describe() for run in runs], **self._identity()}
-
-    def get_run(
-        self, run_id: str | None = None, request_id: str | int | None = None
-    ) -> dict[str, Any]:
-        """One run, with its result while it is kept."""
-        return {**self._runs.find(run_id, request_id).outcome(), **self._identity()}
-
-    def cancel(
-        self, run_id: str | None = None, request_id: str | int | None = None
-    ) -> dict[str, Any]:
-        """Stop a run; tells its status at that moment."""
-        run = self._runs.find(run_id, request_id)
-        self._jobs.cancel(run)
-        return {"run_id": run.run_id, "status": str(run.state), "cancelling": not run.ended}
-
-    async def sleep(self) -> dict[str, Any]:
-        """Fall asleep now."""
-        await self._sleeper.sleep()
-        return {"status": self._status()}
-
-    async def wake(self) -> dict[str, Any]:
-        """Be awake."""
-        await self._sleeper.wake()
-        return {"status": self._status()}
-
-    async def drain(self) -> dict[str, Any]:
-        """Take no new jobs, and wait for those accepted."""
-        await self._jobs.drain()
-        return {"status": self._status()}
-
-    def resume(self) -> dict[str, Any]:
-        """Take jobs again."""
-        self._jobs.resume()
-        return {"status": self._status()}
-
-    # --- what is told -------------------------------------------------------------------
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "boot_id": self._boot.boot_id,
-            "uptime_s": self._clock.monotonic() - self._boot.started_s,
-            "dedupe_window_s": self.handler.runtime.dedupe_window_s,
-            "max_message_bytes": self.handler.runtime.max_message_bytes,
-        }
-
-    def _status(self) -> str:
-        if self._jobs.draining:
-            return "draining"
-        return SHOWN_STATE.get(self._sleeper.state, str(self._sleeper.state))
-
-    def _last_failure(self) -> dict[str, Any] | None:
-        """What failed last, without any text."""
-        return self._jobs.last_failure or self._sleeper.hook_failure
-
-    def _vitals(self) -> dict[str, Any]:
-        """What metrics tell beside the process's own figures."""
-        worker, jobs = self.handler.worker, self._jobs
-        fields = {
+    def _vitals(self) -> Vitals:
+        """What metrics have beside the process's own figures."""
+        worker, jobs, outbox = self.handler.worker, self._jobs, self._outbox_figures()
+        vitals: Vitals = {
             "uptime_seconds": round(self._clock.monotonic() - self._boot.started_s, 3),
-            "status": self._status(),
+            "status": self._controls.status,
             "in_flight": jobs.in_flight,
             "queued": jobs.queued,
             "runs_total": jobs.runs_total,
             "failures_total": jobs.failures_total,
             "last_error": jobs.last_error or self._sleeper.hook_error or None,
+            "last_successful_run": jobs.last_successful_run,
+            "last_failed_run": jobs.last_failed_run,
+            "health": self._health(outbox),
+            "labels": self.handler.runtime.labels,
             "idle_s": round(self._sleeper.idle_s, 3),
             "wakes_total": self._sleeper.wakes_total,
             "worker_memory_mb": worker.memory_mb,
             "peers_cut_total": self._wire.times["peer_cut"],
             "replies_dropped_total": self._wire.times["reply_dropped"],
         }
-        return (
-            {**fields, "outbox": worker.status["outbox"]} if "outbox" in worker.status else fields
-        )
+        if outbox is not None or "outbox" in worker.status:
+            vitals["outbox"] = outbox or worker.status["outbox"]
+        return vitals
+
+    def _outbox_figures(self) -> OutboxFigures | None:
+        """What the worker reported last of its outbox, with what has changed by itself since."""
+        said: OutboxFigures | None = self.handler.worker.status.get("outbox")
+        if said is None or not OutboxFigures.__required_keys__ <= said.keys():
+            return None  # none, or one of an author's own
+        oldest, age_s = said["oldest_at"], 0.0
+        if oldest is not None:
+            age_s = (self._clock.now() - datetime.fromisoformat(oldest)).total_seconds()
+        free = disk_free_bytes(self.handler.state_dir)
+        return {**said, "oldest_age_s": round(max(age_s, 0.0), 3), "disk_free_bytes": free}
+
+    def _health(self, outbox: OutboxFigures | None) -> HealthJudgement:
+        """How this handler does, by what is known in its own process."""
+        worker, failure = self.handler.worker, self.handler._last_failure()
+        skew, extra = worker.status.get("clock_skew_s"), worker.status.get("reasons", ())
+        return judge_health(outbox, failure, skew, extra)
 
     def _on_asleep(self) -> None:
         """Let go of what the runtime itself holds."""
         self._runs.expire()
         self._jobs.release_threads()
-
-    async def _stop_controls(self) -> None:
-        while self._tasks:  # one that comes meanwhile too
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks)
-
-
-def _control_methods(handler: Handler) -> dict[str, Method]:
-    """The control methods, each bound and validated as a job's are.
-
-    In a compat class the author's method of the same name wins.
-    """
-    cls = type(handler)
-    functions = {name: getattr(cls, name) for name in EXTENSIBLE_METHODS}
-    functions["report_metrics"] = cls.get_metrics
-    functions |= {name: getattr(Service, name) for name in CONTROL_METHODS - functions.keys()}
-    own = cls.callable_methods()
-    return {name: Method(name, f) for name, f in functions.items() if name not in own}
 
 
 @asynccontextmanager
@@ -384,17 +272,21 @@ async def serve(
     Raises:
         ConfigError: The address is taken or not allowed, or the state folder is in use.
     """
-    handler = as_handler(handler)
+    handler = handler._as_handler()
     try:
         given = handler.runtime.model_dump(exclude_unset=True)
         settings = RuntimeSettings(**{**given, **runtime})
     except ValidationError as error:
-        raise config_error(error, where="runtime settings") from None
+        raise config_error(error, where="runtime settings", model=RuntimeSettings) from None
     handler_id = settings.handler_id or handler.handler_id
     handler._attach(runtime=settings, handler_id=handler_id, clock=clock)
     check_exposure(settings)
     for path in filter(key_files.read_by_others, handler._key_files):
         handler.log.warning("key_readable_by_others", path=str(path), fix="chmod 600 it")
+    for path in handler._key_files:
+        if not os.access(path, os.R_OK):
+            fix = "let this user read it, or have systemd hand it over (`catalogzero systemd`)"
+            handler.log.error("key_not_readable", path=str(path), fix=fix)
     with locked(handler.state_dir):
         if wide := read_by_others(handler.state_dir):
             fix = f"chmod -R go-rwx {shlex.quote(str(handler.state_dir))}"
@@ -403,18 +295,23 @@ async def serve(
             yield service
 
 
-async def serve_until_signal(handler: Handler) -> None:
-    """Serve until SIGTERM or SIGINT, then drain and close; a second signal does not wait."""
+async def serve_until_signal(handler: Handler) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain and close; a second signal does not wait.
+
+    Returns whether it ended by itself, to be started again with the release that is installed now.
+    """
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
-    forward_logging(handler.log)
+    take_logs(handler.log, type(handler).__module__)
 
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal))
-    await serve_until(handler, stop, hurry)
+    return await serve_until(
+        handler, stop, hurry, on_ready=lambda one: sd_notify.ready(one.address)
+    )
 
 
 async def serve_until(
@@ -423,13 +320,21 @@ async def serve_until(
     hurry: asyncio.Event,
     *,
     on_ready: Callable[[Service], None] = lambda service: None,
-) -> None:
-    """Serve until `stop`, then drain and close; `hurry` ends the draining."""
+) -> bool:
+    """Serve until `stop`, then drain and close; `hurry` ends the draining.
+
+    Returns whether it ended by itself, as another release of its package was installed.
+    """
     keep_private()
     async with serve(handler) as service:
         service.farewell_s = FAREWELL_S
         on_ready(service)
-        await stop.wait()
+        ends = [asyncio.create_task(one.wait()) for one in (stop, service.replaced)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+            await asyncio.wait([end])
+        sd_notify.notify("STOPPING=1")
         handler.log.info("draining")
         retiring = asyncio.create_task(service.retire())
         hurrying = asyncio.create_task(hurry.wait())
@@ -437,6 +342,7 @@ async def serve_until(
         for task in (retiring, hurrying):
             task.cancel()
             await asyncio.wait([task])
+    return service.replaced.is_set() and not stop.is_set()
 
 
 def check_exposure(runtime: RuntimeSettings) -> None:
@@ -453,21 +359,20 @@ def check_exposure(runtime: RuntimeSettings) -> None:
         )
 
 
-def curve_server(runtime: RuntimeSettings) -> CurveServer | None:
-    """The keys that it serves with; `None` where it serves without.
+def curve_server(runtime: RuntimeSettings) -> Renewed[CurveServer] | None:
+    """The keys that it serves with, as its files are renewed; `None` where it serves without.
 
     Raises:
         ConfigError: A key file cannot be read.
     """
     if runtime.curve is None:
         return None
-    clients = read_client_keys(runtime.curve.clients_file)
-    return CurveServer(CurveKeys.read(runtime.curve.key_file), clients)
+    return server_keys_in(runtime.curve.key_file, runtime.curve.clients_file)
 
 
-def curve_to_scheduler(runtime: RuntimeSettings) -> CurveClient | None:
-    """The keys that it registers with; `None` where it does without."""
+def curve_to_scheduler(runtime: RuntimeSettings) -> Renewed[CurveClient] | None:
+    """The keys that it registers with, as its file is renewed; `None` where it does without."""
     if runtime.curve is None or runtime.curve.scheduler_key is None:
         return None
     server = public_key(runtime.curve.scheduler_key)
-    return CurveClient(CurveKeys.read(runtime.curve.key_file), server)
+    return CurveClient.renewed(runtime.curve.key_file, server)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from catalogzero.clock import Timer
 from catalogzero.errors import BusyError, DrainingError, WakeFailedError, text_of, type_of
+from catalogzero.runtime.control_answers import Failure
 from catalogzero.runtime.handler import Handler
-from catalogzero.runtime.idle import IdleWatch, State
-from catalogzero.runtime.resources import told_to_stop
+from catalogzero.runtime.idle import IdleWatch, SleepState
+from catalogzero.runtime.methods import awaited
+from catalogzero.runtime.resources import is_stop
 from catalogzero.wire.traffic import hand_back_memory
 
 CLOSE_GRACE_S = 5.0
@@ -27,6 +28,7 @@ class Sleeper:
     Args:
         handler: Its hooks, resources, worker, clock and runtime settings are used.
         on_asleep: Called when it has fallen asleep, before memory is handed back.
+        grace_s: How long the end waits for a transition under way, and for resources to close.
 
     Attributes:
         wakes_total: How often it woke.
@@ -34,7 +36,10 @@ class Sleeper:
         hook_failure: The same without any text: code, exception type, hook.
     """
 
-    def __init__(self, handler: Handler, on_asleep: Callable[[], None]) -> None:
+    def __init__(
+        self, handler: Handler, on_asleep: Callable[[], None], *, grace_s: float = CLOSE_GRACE_S
+    ) -> None:
+        self._grace_s = grace_s
         self._handler = handler
         self._clock = handler.clock
         self._on_asleep = on_asleep
@@ -48,17 +53,17 @@ class Sleeper:
         self._closed = False
         self.wakes_total = 0
         self.hook_error = ""
-        self.hook_failure: dict[str, Any] | None = None
+        self.hook_failure: Failure | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> SleepState:
         """Where the handler stands."""
         return self._watch.state
 
     @property
     def awake(self) -> bool:
         """Whether a job may run at once."""
-        return self._watch.state in (State.ACTIVE, State.IDLE)
+        return self._watch.state in (SleepState.ACTIVE, SleepState.IDLE)
 
     @property
     def idle_s(self) -> float:
@@ -90,23 +95,23 @@ class Sleeper:
         Raises:
             BusyError: A job is queued or running.
         """
-        while self.state is not State.SLEEPING:
+        while self.state is not SleepState.SLEEPING:
             if self._watch.jobs:
                 raise BusyError("a job is running or queued: it cannot sleep now")
             await self._step(self._fall)
 
     async def close(self) -> None:
-        """Stop watching; a transition under way, and closing, have `CLOSE_GRACE_S` each."""
+        """Stop watching; a transition under way, and closing, have `grace_s` each."""
         self._closed = True
         self.arm()
         if self._transition is not None:
-            await asyncio.wait([self._transition], timeout=CLOSE_GRACE_S)
+            await asyncio.wait([self._transition], timeout=self._grace_s)
         if self._transition is not None:
             self._transition.cancel()
-            await asyncio.wait([self._transition], timeout=CLOSE_GRACE_S)
+            await asyncio.wait([self._transition], timeout=self._grace_s)
 
         async def close_resources() -> None:
-            async with asyncio.timeout(CLOSE_GRACE_S):
+            async with asyncio.timeout(self._grace_s):
                 await self._handler._resources.close()
 
         await self._hook("close", close_resources)
@@ -117,19 +122,20 @@ class Sleeper:
             raise DrainingError("the handler is going down: it neither wakes nor sleeps any more")
         if self._transition is None or self._transition.done():
             self._transition = self._start(transition())
+        # Others may wait for the same transition: a caller who gives up does not cancel it.
         await asyncio.shield(self._transition)
 
-    def _start(self, transition: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(transition, name="sleep-transition")
-        task.add_done_callback(self._done)
-        return task
+    def _start(self, transition: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        def done(task: asyncio.Task[None]) -> None:
+            if self._transition is task:
+                self._transition = None
+            if not task.cancelled():
+                task.exception()  # raised already to those who wait
+            self.arm()
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        if self._transition is task:
-            self._transition = None
-        if not task.cancelled():
-            task.exception()  # those who waited were told
-        self.arm()
+        task = asyncio.create_task(transition, name="sleep-transition")
+        task.add_done_callback(done)
+        return task
 
     def arm(self) -> None:
         """Set the timer to the next moment at which something can be due."""
@@ -161,6 +167,7 @@ class Sleeper:
         self._watch.asleep()
         handler.log.info("asleep")
         self._on_asleep()
+        # Both take long, and a call may come meanwhile.
         await asyncio.to_thread(gc.collect)
         await asyncio.to_thread(hand_back_memory)
 
@@ -168,11 +175,11 @@ class Sleeper:
         handler = self._handler
         self._watch.wake()
         try:
-            await _call(handler._ensure_resources)
-            await _call(handler._warm_cache)
+            await awaited(handler._ensure_resources())
+            await awaited(handler._warm_cache())
         except BaseException as error:
             self._watch.asleep()
-            if told_to_stop(error):
+            if is_stop(error):
                 raise
             self._note("wake", error)
             handler.log.error("wake_failed", error=self.hook_error)
@@ -190,18 +197,11 @@ class Sleeper:
         self.hook_failure = {"code": "hook_failed", "type": type_of(error), "method": hook}
 
     async def _hook(self, name: str, hook: Callable[[], Any]) -> None:
-        """Run a hook of falling asleep: a fault is logged and told, and sleep goes on."""
+        """Run a hook of falling asleep: a fault is logged and reported, and sleep goes on."""
         try:
-            await _call(hook)
+            await awaited(hook())
         except BaseException as error:
-            if told_to_stop(error):
+            if is_stop(error):
                 raise
             self._note(name, error)
             self._handler.log.error("sleep_hook_failed", hook=name, error=self.hook_error)
-
-
-async def _call(hook: Callable[[], Any]) -> None:
-    """Call a hook, plain or coroutine."""
-    result = hook()
-    if inspect.isawaitable(result):
-        await result

@@ -4,9 +4,11 @@ A plain subprocess that speaks JSON lines over its pipes, no pickle. It builds t
 class from the same settings. The handler starts it on demand, keeps it while it is busy, and
 ends it when asleep; it never outlives its handler, even one killed with -9.
 
-Lines to the child: the spec first, then `{"id", "method", "params", "run": {…}?}`.
-Lines from it: `{"id", "result"}`, `{"id", "error", "code", "details", "type"}`,
-`{"id", "progress"}`, `{"status"}`.
+Lines to the child: the spec first, then `{"id", "method", "params", "run": {…}?}`, and
+`{"id", "cancel"}` for a run that is to stop.
+Lines from it: `{"id", "result"}`, `{"id", "error", "code", "details", "type",
+"traceback"}`,
+`{"id", "progress"}`, `{"status"}`; and `{"replaced"}` from one whose package is another release.
 """
 
 from __future__ import annotations
@@ -23,24 +25,30 @@ from typing import Any
 
 import orjson
 
+from catalogzero.backoff import Backoff
 from catalogzero.clock import Clock, Timer
 from catalogzero.config.logs import Logger
-from catalogzero.errors import FailedError, error_for_code
+from catalogzero.config.seldom import Seldom
+from catalogzero.errors import DrainingError, FailedError, error_for_code
 from catalogzero.runtime.metrics import memory_mb_of
-from catalogzero.wire.messages import encode_json
+from catalogzero.wire.messages import JsonObject, encode_json
 
 MAX_LINE_BYTES = 64 << 20
 END_GRACE_S = 5.0
 LAST_LINES_S = 1.0
+CANCEL_GRACE_S = 2.0
 REST_DUE_S = 60.0
-RESTART_FIRST_S = 1.0
-RESTART_MAX_S = 60.0
+RESTART_BACKOFF = Backoff(1.0, 60.0, jitter=(1.0, 1.0))
 
-Progress = Callable[[dict[str, Any]], None]
+Progress = Callable[[JsonObject], None]
 
 
-class _End(SubprocessStreamProtocol):
-    """Tells when the process ended; `Process.wait` also waits for all who hold its pipes."""
+class PackageReplacedError(DrainingError):
+    """Another release was installed under the handler: the run never began, its next start may."""
+
+
+class EndProtocol(SubprocessStreamProtocol):
+    """Notes when the process ended; `Process.wait` also waits for all who hold its pipes."""
 
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(limit, loop)
@@ -51,6 +59,9 @@ class _End(SubprocessStreamProtocol):
         super().process_exited()
 
 
+ENDED = "the worker process was ended, as a run in it was cancelled: call again"
+
+
 class WorkerPort:
     """The handler's end of its worker.
 
@@ -58,16 +69,28 @@ class WorkerPort:
         spec: Gives the first line: what the child builds (see `worker_child.Spec`).
         clock: Time, injected.
         log: The handler's logger.
+        end_grace_s: How long a child that was asked to end may take before it is killed.
 
     Attributes:
         status: The child's last report, kept after the child has gone.
+        on_replaced: Called once a child is of another release than this process.
     """
 
-    def __init__(self, spec: Callable[[], dict[str, Any]], clock: Clock, log: Logger) -> None:
-        self.status: dict[str, Any] = {}
+    def __init__(
+        self,
+        spec: Callable[[], JsonObject],
+        clock: Clock,
+        log: Logger,
+        *,
+        end_grace_s: float = END_GRACE_S,
+    ) -> None:
+        self._end_grace_s = end_grace_s
+        self.status: JsonObject = {}
+        self.on_replaced: Callable[[], None] = lambda: None
+        self._replaced = ""
         self._spec = spec
         self._clock = clock
-        self._log = log
+        self._log, self._seldom = log, Seldom(clock)
         self._numbers = itertools.count(1)
         self._pending: dict[int, tuple[asyncio.Future[Any], Progress | None]] = {}
         self._process: Process | None = None
@@ -77,7 +100,7 @@ class WorkerPort:
         self._ending = False
         self._killed = False
         self._closed = False
-        self._restart_s = RESTART_FIRST_S
+        self._restarts = 0
         self._due: Timer | None = None
         self._startups: set[asyncio.Task[None]] = set()
         self._end_of_it = asyncio.Event()
@@ -112,8 +135,13 @@ class WorkerPort:
         run: Mapping[str, Any] | None = None,
         on_progress: Progress | None = None,
     ) -> Any:
-        """As `call`, for a run of the handler: its ids go along, its progress comes back."""
+        """As `call`, for a run of the handler: its ids go along, its progress comes back.
+
+        One that is cancelled is asked to stop, and its process is killed where it does not.
+        """
         await self.start()
+        if self._replaced:
+            raise PackageReplacedError(self._replaced)
         process = self._process
         if process is None or process.stdin is None:
             raise FailedError("the handler is stopping: its worker takes no more work")
@@ -123,8 +151,18 @@ class WorkerPort:
         try:
             line = encode_json({"id": number, "method": method, "params": params, "run": run})
             process.stdin.write(line + b"\n")
-            return await reply
+            await asyncio.wait([reply])
+            return reply.result()
+        except asyncio.CancelledError:
+            if run is not None:
+                process.stdin.write(encode_json({"id": number, "cancel": True}) + b"\n")
+                await asyncio.wait([reply], timeout=CANCEL_GRACE_S)
+                if not reply.done():
+                    self.kill()
+            raise
         finally:
+            if not reply.cancel():
+                reply.exception()  # of a run that was cancelled nobody asks for it
             self._pending.pop(number, None)
             self._end_if_done()
 
@@ -135,6 +173,7 @@ class WorkerPort:
         It does not do the class's own work (`_worker_main`): that belongs to the first child.
         """
         own = WorkerPort(lambda: {**self._spec(), "dedicated": True}, self._clock, self._log)
+        own.on_replaced = self.on_replaced
         try:
             yield own
         finally:
@@ -144,45 +183,46 @@ class WorkerPort:
         """Start the child, if there is none.
 
         Raises:
-            FailedError: The system does not let us, or the child cannot be told what to build.
+            FailedError: The system does not let us, or the child cannot be sent what to build.
         """
         async with self._starting:
+            # One that was asked to end may still hold files and locks that the next one needs.
             if self._ending and self._reader is not None:
-                await asyncio.wait([self._reader], timeout=END_GRACE_S)
+                await asyncio.wait([self._reader], timeout=self._end_grace_s)
                 self.kill()
                 await asyncio.wait([self._reader])
-            if self._process is not None or self._closed:
+            if self._process is not None or self._closed or self._replaced:
                 return
             self._cancel_due()
-            self._process, self._ending = await self._spawn(), False
+            command = (sys.executable, "-P", "-m", "catalogzero.runtime.worker_child")
+            loop = asyncio.get_running_loop()
+            try:
+                first_line = encode_json(self._spec()) + b"\n"
+                self._pipes, end = await loop.subprocess_exec(
+                    lambda: EndProtocol(MAX_LINE_BYTES, loop),
+                    *command,
+                    stdin=PIPE,
+                    stdout=PIPE,
+                    stderr=None,
+                )
+            except TypeError as error:
+                message = "the worker process makes its own handler, from the same arguments"
+                raise FailedError(f"{message}: {error}") from None
+            except OSError as error:
+                raise FailedError(f"the worker process cannot be started: {error}") from None
+            self._end_of_it, self._ending = end.ended, False
+            self._process = process = Process(self._pipes, end, loop)
+            if process.stdin is not None:
+                process.stdin.write(first_line)
             if self.status.get("next_due_s") is not None:
                 self.status = {**self.status, "next_due_s": 0.0}  # until it says otherwise
-            self._reader = asyncio.create_task(self._read(self._process), name="worker-reader")
-
-    async def _spawn(self) -> Process:
-        command = (sys.executable, "-P", "-m", "catalogzero.runtime.worker_child")
-        loop = asyncio.get_running_loop()
-        try:
-            first_line = encode_json(self._spec()) + b"\n"
-            transport, end = await loop.subprocess_exec(
-                lambda: _End(MAX_LINE_BYTES, loop), *command, stdin=PIPE, stdout=PIPE, stderr=None
-            )
-        except TypeError as error:
-            message = "the worker process makes its own handler, from the same arguments"
-            raise FailedError(f"{message}: {error}") from None
-        except OSError as error:
-            raise FailedError(f"the worker process cannot be started: {error}") from None
-        self._end_of_it, self._pipes = end.ended, transport
-        process = Process(transport, end, loop)
-        if process.stdin is not None:
-            process.stdin.write(first_line)
-        return process
+            self._reader = asyncio.create_task(self._read(process), name="worker-reader")
 
     def kill(self) -> None:
         """Stop the child at once: every call to it fails, the next one starts a new child."""
         if self._process is not None:
             self._ending = self._killed = True
-            _kill(self._process)
+            kill_process(self._process)
 
     def rest(self) -> None:
         """The handler sleeps: end the child as soon as nothing needs it."""
@@ -210,9 +250,9 @@ class WorkerPort:
         """Closing its input asks the child to end; what does not is killed."""
         self._ask_to_end(process)
         try:
-            await asyncio.wait_for(self._end_of_it.wait(), END_GRACE_S)
+            await asyncio.wait_for(self._end_of_it.wait(), self._end_grace_s)
         except TimeoutError:
-            _kill(process)
+            kill_process(process)
             await self._end_of_it.wait()
 
     def _ask_to_end(self, process: Process) -> None:
@@ -222,28 +262,41 @@ class WorkerPort:
 
     async def _read(self, process: Process) -> None:
         """Take in the child's lines until it ends; a process that it left may hold its pipes."""
-        lines = asyncio.create_task(self._take_lines(process), name="worker-lines")
+
+        async def take_lines() -> None:
+            with suppress(ValueError, OSError):  # a line past the limit, a broken pipe
+                while process.stdout is not None and (line := await process.stdout.readline()):
+                    self._take(orjson.loads(line))
+
+        lines = asyncio.create_task(take_lines(), name="worker-lines")
         ended = asyncio.create_task(self._end_of_it.wait(), name="worker-end")
         await asyncio.wait([lines, ended], return_when=asyncio.FIRST_COMPLETED)
+        # Its last lines are in the pipe, whose end may never come where it left a child behind.
         await asyncio.wait([lines], timeout=LAST_LINES_S)
         lines.cancel()
-        await asyncio.wait([ended], timeout=END_GRACE_S)
-        _kill(process)
+        await asyncio.wait([ended], timeout=self._end_grace_s)
+        kill_process(process)
         await ended
         if self._pipes is not None:
             self._pipes.close()
         self._gone(process.returncode or 0)
 
-    async def _take_lines(self, process: Process) -> None:
-        lines = process.stdout
-        with suppress(ValueError, OSError):  # a line past the limit, a broken pipe
-            while lines is not None and (line := await lines.readline()):
-                self._take(orjson.loads(line))
+    def _note_replaced(self, what: str) -> None:
+        """The child is of another release: nothing runs in it, and nothing in a further one."""
+        self._replaced = f"{what}: the handler ends, call again when it is back"
+        for reply, _ in self._pending.values():
+            if not reply.done():
+                reply.set_exception(PackageReplacedError(self._replaced))
+        self._log.warning("package_replaced", change=what)
+        self.on_replaced()
 
-    def _take(self, line: dict[str, Any]) -> None:
+    def _take(self, line: JsonObject) -> None:
+        if "replaced" in line:
+            self._note_replaced(line["replaced"])
+            return
         if "status" in line:
             self.status = line["status"]
-            self._restart_s = RESTART_FIRST_S
+            self._restarts = 0
             self._end_if_done()
             return
         reply, on_progress = self._pending.get(line["id"], (None, None))
@@ -255,44 +308,48 @@ class WorkerPort:
                 reply.set_result(line["result"])
             else:
                 error = error_for_code(line["code"], line["error"], line["details"])
-                error.cause_type = line["type"]
+                error.cause_type, error.cause_traceback = line["type"], line["traceback"]
                 reply.set_exception(error)
 
     def _gone(self, status: int) -> None:
         """The child ended: what waited for it fails, and it comes back if it is needed."""
         asked, killed = self._ending, self._killed
         self._process, self._ending, self._killed = None, False, False
+        why = ENDED if killed else why_gone(status)
         for reply, _ in self._pending.values():
             if not reply.done():
-                reply.set_exception(FailedError(_why_gone(status)))
-        if self._closed:
+                reply.set_exception(FailedError(why))
+        if self._closed or self._replaced:
             return
         if not asked:
-            self._log.warning("worker_died", exit_status=status)
+            self._log.warning("worker_died", reason=why_gone(status), exit_status=status)
+        elif not killed and (times := self._seldom.is_due("worker_ended")):
+            self._log.info("worker_ended", reason="nothing is left to do for it", times=times)
         self._come_back(asked=asked and not killed)
 
     def _come_back(self, *, asked: bool) -> None:
         """Start the child again when its last report said that something comes due."""
         due_s = self.status.get("next_due_s")
+        # One that died with work to do comes back later each time, or it would spin.
         if not asked and (self.status.get("busy") or due_s is not None):
-            due_s = max(due_s or 0.0, self._restart_s)
-            self._restart_s = min(RESTART_MAX_S, 2 * self._restart_s)
+            self._restarts += 1
+            due_s = max(due_s or 0.0, RESTART_BACKOFF.delay_s(self._restarts))
         if due_s is not None:
             self._cancel_due()
             self._due = self._clock.call_later(due_s, self._start_soon)
 
     def _start_soon(self) -> None:
+        async def start() -> None:
+            try:
+                await self.start()
+            except FailedError as error:
+                self._log.error("worker_not_started", error=error.message)
+                self._come_back(asked=False)
+
         self._due = None
-        startup = asyncio.create_task(self._start_again(), name="worker-start")
+        startup = asyncio.create_task(start(), name="worker-start")
         self._startups.add(startup)
         startup.add_done_callback(self._startups.discard)
-
-    async def _start_again(self) -> None:
-        try:
-            await self.start()
-        except FailedError as error:
-            self._log.error("worker_not_started", error=error.message)
-            self._come_back(asked=False)
 
     def _cancel_due(self) -> None:
         if self._due is not None:
@@ -309,17 +366,20 @@ class WorkerPort:
         self._ask_to_end(self._process)
 
 
-def _kill(process: Process) -> None:
+def kill_process(process: Process) -> None:
     """Kill a child; `process.kill` may reap one that is dead, and asyncio would miss its end."""
     if process.returncode is None:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
 
 
-def _why_gone(status: int) -> str:
+def why_gone(status: int) -> str:
     """The sentence for a child that ended under its run."""
     if status == -signal.SIGKILL:
-        return "the worker process was killed (signal 9): cancelled, or out of memory"
+        return (
+            "the worker was killed by the kernel (signal 9); likely out of memory: raise the "
+            "unit's MemoryMax=, or lower `max_concurrent_jobs` or `chunk_bytes`"
+        )
     if status < 0:
         return f"the worker process died of signal {-status}"
     return f"the worker process ended with exit status {status}"

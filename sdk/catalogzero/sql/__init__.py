@@ -7,23 +7,27 @@ SQL toolkit: a handler's own process has none.
 """
 
 from catalogzero.sql.sqlite import (
+    DAMAGE_FIX,
     DamagedFileError,
     LockedFileError,
     NewerSchemaError,
     is_damage,
     open_file,
+    open_to_read,
+    quarantine,
     refuse_newer,
-    set_aside,
     version_in,
 )
 
 __all__ = [
+    "DAMAGE_FIX",
     "DamagedFileError",
     "LockedFileError",
     "NewerSchemaError",
     "is_damage",
     "open_file",
+    "open_to_read",
+    "quarantine",
     "refuse_newer",
-    "set_aside",
     "version_in",
 ]

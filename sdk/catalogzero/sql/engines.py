@@ -17,12 +17,21 @@ from typing import Any, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import exc
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
+from catalogzero.backoff import Backoff
+from catalogzero.config.install_hint import install_hint, package_hint
 from catalogzero.config.settings import shown_url
 from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError
-from catalogzero.sql.limits import Limits
-from catalogzero.sql.sqlite import PRAGMAS, explain, make_file, refuse_newer
+from catalogzero.sql.limits import AnswerLimits
+from catalogzero.sql.sqlite import (
+    PRAGMAS,
+    DamagedFileError,
+    check_file,
+    explain,
+    make_file,
+    refuse_newer,
+)
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[sa.Connection], T]
@@ -101,6 +110,7 @@ class Database:
         writers: Connections that write, on PostgreSQL.
         readers: Connections that only read.
         answer_s: Longest wait for an answer, in seconds; half of it for a free connection.
+        thorough: Look through the whole of an SQLite file for damage.
 
     Raises:
         ConfigError: Another kind of database, a driver that is not installed, one that a newer
@@ -118,16 +128,17 @@ class Database:
         writers: int,
         readers: int,
         answer_s: float = ANSWER_S,
+        thorough: bool = False,
     ) -> None:
         self.url = parse_url(url, setting)
         self.dialect = self.url.get_backend_name()
         self.label = shown_url(self.url.render_as_string(hide_password=True))
-        self._limits = Limits(answer_s)
+        self._limits = AnswerLimits(answer_s)
         writers = 1 if self.dialect == "sqlite" else writers
-        self._writers = _Lane(self.url, self._limits, writers, f"{name}-write", reads=False)
-        self._readers = _Lane(self.url, self._limits, readers, f"{name}-read", reads=True)
+        self._writers = _EnginePool(self.url, self._limits, writers, f"{name}-write", reads=False)
+        self._readers = _EnginePool(self.url, self._limits, readers, f"{name}-read", reads=True)
         try:
-            self._prepare(schema)
+            self._prepare(schema, thorough=thorough)
         except (ConfigError, UnreachableError) as error:
             self.close()
             raise type(error)(f"{setting}: {error.message}") from None
@@ -147,7 +158,7 @@ class Database:
             with self.writing() as connection:
                 return work(connection)
 
-        return _retrying(once)
+        return retrying(once)
 
     def read_now(self, work: Work[T]) -> T:
         """Run `work`, which only reads, in one transaction."""
@@ -164,7 +175,7 @@ class Database:
 
     async def in_writer(self, call: Callable[[], T]) -> T:
         """Call what is one transaction with `writing`, in a thread that writes."""
-        return await self._writers.run(partial(_retrying, call))
+        return await self._writers.run(partial(retrying, call))
 
     async def in_reader(self, call: Callable[[], T]) -> T:
         """Call what uses `reading`, in a thread that reads."""
@@ -185,10 +196,12 @@ class Database:
         self._writers.close()
         self._readers.close()
 
-    def _prepare(self, schema: Schema) -> None:
+    def _prepare(self, schema: Schema, *, thorough: bool) -> None:
         """Refuse a database of a newer release by reading alone; make or migrate another."""
         if self.dialect == "sqlite" and "uri" not in self.url.query:
             make_file(Path(str(self.url.database)))
+            if thorough:
+                check_file(Path(str(self.url.database)), self._limits.answer_s)
         try:
             found = self.read_now(schema.version_in)
             refuse_newer(self.label, found or 0, schema.newest)
@@ -210,12 +223,18 @@ class Database:
         finally:
             self._limits.answer_s = everyday_s
 
+    def damage(self, error: BaseException) -> DamagedFileError | None:
+        """Our error for one that says that the file is damaged; None for any other."""
+        orig = error.orig if isinstance(error, exc.DBAPIError) else None
+        found = explain(str(self.url.database), orig) if orig and self.dialect == "sqlite" else None
+        return found if isinstance(found, DamagedFileError) else None
+
     def _cannot_open(self, error: exc.DBAPIError) -> CatalogZeroError:
         """Our error for a database that could not be opened."""
         if self.dialect == "sqlite":
             return explain(str(self.url.database), error.orig or error)
         why = " ".join(str(error.orig).split())
-        code = _sqlstate(error)
+        code = sqlstate_of(error)
         if code is None or code.startswith(_AWAY_CLASSES):
             return UnreachableError(
                 f"the database {self.label} does not answer: {why}: start it, or name another"
@@ -223,13 +242,15 @@ class Database:
         return ConfigError(f"cannot open the database {self.label}: {why}")
 
 
-class _Lane:
+class _EnginePool:
     """An engine with as many threads as connections, so that no thread waits for one."""
 
-    def __init__(self, url: sa.URL, limits: Limits, size: int, name: str, *, reads: bool) -> None:
+    def __init__(
+        self, url: sa.URL, limits: AnswerLimits, size: int, name: str, *, reads: bool
+    ) -> None:
         self._limits, self._name = limits, name
         pool = {"pool_size": size, "max_overflow": 0, "pool_timeout": limits.answer_s}
-        self.engine = _engine(url, limits, reads=reads, pool_pre_ping=True, **pool)
+        self.engine = open_engine(url, limits, reads=reads, pool_pre_ping=True, **pool)
         self._threads = ThreadPoolExecutor(size, name)
         self._free = asyncio.Semaphore(size)
         self.size, self.busy, self.waiting = size, 0, 0
@@ -242,6 +263,7 @@ class _Lane:
         """
         self.waiting += 1
         try:
+            # Half of it: the answer itself has the other half before the caller gives up.
             async with asyncio.timeout(self._limits.answer_s / 2):
                 await self._free.acquire()
         except TimeoutError:
@@ -272,7 +294,7 @@ def parse_url(url: str, setting: str) -> sa.URL:
     """
     is_path = "://" not in url and not {"/", "."}.isdisjoint(url)
     with suppress(exc.ArgumentError):
-        parsed = _with_our_driver(sa.make_url(f"sqlite:///{url}" if is_path else url))
+        parsed = with_our_driver(sa.make_url(f"sqlite:///{url}" if is_path else url))
         if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
             raise ConfigError(f"{setting} needs a file: sqlite:///file.db")
         if parsed.get_backend_name() in ("sqlite", "postgresql"):
@@ -283,7 +305,8 @@ def parse_url(url: str, setting: str) -> sa.URL:
     )
 
 
-def _with_our_driver(url: sa.URL) -> sa.URL:
+def with_our_driver(url: sa.URL) -> sa.URL:
+    """A URL that names PostgreSQL alone, with the driver that we bring."""
     return url.set(drivername=PSYCOPG) if url.drivername in ("postgresql", "postgres") else url
 
 
@@ -296,17 +319,33 @@ def open_source(url: str, answer_s: float) -> Iterator[sa.Connection]:
     no setting of a session.
 
     Raises:
-        ConfigError: The driver is not installed.
+        ConfigError: The driver is not installed, or there is no such SQLite file: none is made.
         SQLAlchemyError: What the driver says.
     """
-    parsed, limits = _with_our_driver(sa.make_url(url)), Limits(answer_s)
-    engine = _engine(parsed, limits, reads=True, poolclass=sa.NullPool)
+    parsed, limits = with_our_driver(sa.make_url(url)), AnswerLimits(answer_s)
+    if parsed.get_backend_name() == "sqlite":
+        parsed = only_there(parsed)
+    engine = open_engine(parsed, limits, reads=True, poolclass=sa.NullPool)
     with engine.connect() as connection:  # closed for good at the end: no pool keeps it
         if engine.dialect.name != "sqlite":
             connection = connection.execution_options(isolation_level="REPEATABLE READ")
         if parsed.drivername == PSYCOPG:
             connection.exec_driver_sql(limits.statement(in_transaction=True))
         yield connection
+
+
+def only_there(url: sa.URL) -> sa.URL:
+    """The URL of an SQLite file that is there, as SQLite would make a missing one.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    name = url.database or ""
+    if name.startswith("file:") and "uri" in url.query:
+        return url if "mode" in url.query else url.update_query_dict({"mode": "rw"})
+    if name not in {"", ":memory:"} and not Path(name).exists():
+        raise ConfigError(f"there is no SQLite file {name}: correct the path in the database URL")
+    return url
 
 
 @contextmanager
@@ -321,13 +360,13 @@ def driver_errors(connection: sa.Connection) -> Iterator[None]:
         raise exc.DBAPIError.instance(None, None, error, base, hide_parameters=True) from error
 
 
-def _engine(url: sa.URL, limits: Limits, *, reads: bool, **options: Any) -> sa.Engine:
+def open_engine(url: sa.URL, limits: AnswerLimits, *, reads: bool, **options: Any) -> sa.Engine:
     """An engine whose connections wait no longer than the limits say.
 
     Raises:
         ConfigError: The driver is not installed.
     """
-    given: dict[str, Any] = {}
+    given: dict[str, float] = {}
     if url.get_backend_name() == "sqlite":
         given = {"timeout": limits.answer_s}
     elif url.drivername == PSYCOPG:
@@ -335,18 +374,23 @@ def _engine(url: sa.URL, limits: Limits, *, reads: bool, **options: Any) -> sa.E
     try:
         engine = sa.create_engine(url, connect_args=given, hide_parameters=True, **options)
         if url.drivername == PSYCOPG:
-            _bound(engine, limits, session="poolclass" not in options)
-    except (ModuleNotFoundError, exc.NoSuchModuleError):
-        with_it = "catalogzero[postgresql]" if url.drivername == PSYCOPG else "it"
+            keep_limits(engine, limits, session="poolclass" not in options)
+    except exc.NoSuchModuleError:
         raise ConfigError(
-            f"the driver of {url.drivername} is not installed: pip install '{with_it}'"
+            f"the driver of {url.drivername} is not installed: name one that is, or install the "
+            f"package that brings SQLAlchemy its {url.get_backend_name()}"
         ) from None
+    except ModuleNotFoundError as error:
+        is_ours = url.drivername == PSYCOPG
+        missing = (error.name or url.get_driver_name()).partition(".")[0]
+        fix = install_hint("postgresql") if is_ours else package_hint(missing)
+        raise ConfigError(f"the driver of {url.drivername} is not installed: {fix}") from None
     if engine.dialect.name == "sqlite":
-        _tune(engine, reads=reads)
+        tune_sqlite(engine, reads=reads)
     return engine
 
 
-def _bound(engine: sa.Engine, limits: Limits, *, session: bool) -> None:
+def keep_limits(engine: sa.Engine, limits: AnswerLimits, *, session: bool) -> None:
     """Let connections to PostgreSQL keep the limits; with `session`, the server keeps its own."""
     from catalogzero.sql.postgresql import BoundedConnection
 
@@ -361,31 +405,33 @@ def _bound(engine: sa.Engine, limits: Limits, *, session: bool) -> None:
             connection.commit()
 
 
-def _tune(engine: sa.Engine, *, reads: bool) -> None:
+def tune_sqlite(engine: sa.Engine, *, reads: bool) -> None:
     """SQLite: transactions begin when we say so, one writer at a time, each commit on the disk."""
     pragmas = ("query_only=ON",) if reads else (*PRAGMAS, "synchronous=FULL")
 
     @sa.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
+        # The driver would begin transactions by itself, and only with the first write.
         connection.isolation_level = None
         for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
     def _on_begin(connection: sa.Connection) -> None:
+        # One that reads first and writes then would fail where another wrote in between.
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
 
-def _retrying(call: Callable[[], T]) -> T:
+def retrying(call: Callable[[], T]) -> T:
     """Call; again where PostgreSQL undid the transaction in favour of another one."""
     return Retrying(
-        retry=retry_if_exception(lambda error: _sqlstate(error) in SERIALIZATION_CODES),
-        wait=wait_random_exponential(0.01, max=0.5),
+        retry=retry_if_exception(lambda error: sqlstate_of(error) in SERIALIZATION_CODES),
+        wait=Backoff(0.01, 0.5),
         stop=stop_after_attempt(5),
         reraise=True,
     )(call)
 
 
-def _sqlstate(error: BaseException) -> str | None:
+def sqlstate_of(error: BaseException) -> str | None:
     """PostgreSQL's code of an error, if it comes from there."""
     return getattr(getattr(error, "orig", None), "sqlstate", None)

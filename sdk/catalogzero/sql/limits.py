@@ -7,7 +7,6 @@ keepalives are answered, sent bytes are acknowledged. Only a deadline of our own
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from catalogzero.clock import SystemClock
 
@@ -15,7 +14,7 @@ CONNECT_S = 5.0
 _monotonic = SystemClock().monotonic
 
 
-class Limits:
+class AnswerLimits:
     """How long an answer may take; one object for all connections of a database.
 
     PostgreSQL itself ends a statement after four fifths of the time and a wait for a lock after
@@ -42,7 +41,7 @@ class Limits:
         """How much longer a wait may take that began then."""
         return min(began_s + self.answer_s, self._end_s) - _monotonic()
 
-    def parameters(self) -> dict[str, Any]:
+    def parameters(self) -> dict[str, int]:
         """What libpq is to do by itself: give up a connection that makes no progress."""
         return {
             "connect_timeout": math.ceil(min(self.answer_s, CONNECT_S)),

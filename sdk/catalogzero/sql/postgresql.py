@@ -12,16 +12,16 @@ from typing import Any, Self
 
 import psycopg
 
-from catalogzero.sql.limits import Limits
+from catalogzero.sql.limits import AnswerLimits
 
 
 class BoundedConnection(psycopg.Connection[Any]):
     """Closes itself, with an `OperationalError`, where an answer takes too long."""
 
-    limits: Limits
+    limits: AnswerLimits
 
     @classmethod
-    def open(cls, limits: Limits, *args: Any, **named: Any) -> Self:
+    def open(cls, limits: AnswerLimits, *args: Any, **named: Any) -> Self:
         """Connect, unless the database is being closed; see `psycopg.Connection.connect`."""
         if limits.left_s(limits.start()) <= 0:
             raise psycopg.OperationalError("the database is being closed")
@@ -41,6 +41,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             while True:
                 ready = yield wanted
                 if not ready and self.limits.left_s(began_s) <= 0:
+                    # What the server still sends would be taken for the next answer.
                     self.close()
                     waited_s = self.limits.start() - began_s
                     raise psycopg.OperationalError(f"no answer for {waited_s:.1f} s")

@@ -22,6 +22,7 @@ BUSY_TIMEOUT_S = 30.0
 PRAGMAS = ("journal_mode=WAL", "foreign_keys=ON")
 """Of every connection that writes; how durable a commit is (`synchronous`) its owner says."""
 
+DAMAGE_FIX = "put a backup in its place, or move it away to begin a new one"
 _MAGIC = b"SQLite format 3\0"
 _VERSION_AT = 60
 
@@ -83,6 +84,7 @@ def open_file(
     """
     import sqlite3
 
+    # Before SQLite makes it: a file that is private later was open to others until then.
     if path.name != ":memory:":
         make_file(path)
     with ExitStack() as undo:
@@ -105,6 +107,36 @@ def open_file(
         return db
 
 
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection to a file that is there, which changes nothing: neither schema nor mode.
+
+    Raises:
+        DamagedFileError: It is not a database, or a damaged one.
+        LockedFileError: Another process holds it.
+        ConfigError: It cannot be read.
+    """
+    import sqlite3
+
+    # A file whose folder this user may not write has no place for SQLite's shared memory.
+    for how in ("mode=ro", "immutable=1"):
+        db = sqlite3.connect(
+            f"{path.absolute().as_uri()}?{how}",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            _ask(db, "schema_version")
+            return db
+        except sqlite3.Error as error:
+            db.close()
+            found: sqlite3.Error = error
+            if getattr(error, "sqlite_errorname", "") != "SQLITE_CANTOPEN":
+                break
+    raise explain(path, found) from found
+
+
 def _ask(db: sqlite3.Connection, pragma: str) -> Any:
     """The value that a pragma answers, if any."""
     row = db.execute(f"PRAGMA {pragma}").fetchone()
@@ -121,6 +153,31 @@ def _bring_forward(db: sqlite3.Connection, steps: Sequence[str]) -> None:
                 db.execute(statement)
         db.execute(f"PRAGMA user_version={len(steps)}")
     _ask(db, "wal_checkpoint(TRUNCATE)")  # `version_in` reads no WAL
+
+
+def check_file(path: Path, timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    """Look through a whole file for damage.
+
+    Raises:
+        DamagedFileError: A page of it is damaged, or it is no database; it was left untouched.
+        LockedFileError: Another process holds it.
+    """
+    import sqlite3
+
+    try:
+        with closing(sqlite3.connect(path, timeout=timeout_s)) as db:
+            found = _ask(db, "quick_check(1)")
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"a page of it is damaged ({' '.join(found.split())})")
+    except sqlite3.Error as error:
+        raise explain(path, error) from error
+
+
+def is_sqlite(path: Path) -> bool:
+    """Whether a file is an SQLite database, by its first bytes."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+    return False
 
 
 def version_in(path: Path) -> int:
@@ -142,7 +199,7 @@ def refuse_newer(database: Path | str, found: int, known: int, writer: str = "re
         )
 
 
-def set_aside(path: Path, target: Path) -> None:
+def quarantine(path: Path, target: Path) -> None:
     """Rename a damaged file, with what SQLite keeps beside it; an earlier `target` is replaced."""
     for suffix in ("", "-wal", "-shm"):
         Path(f"{target}{suffix}").unlink(missing_ok=True)
@@ -165,6 +222,5 @@ def explain(path: Path | str, error: BaseException) -> CatalogZeroError:
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return LockedFileError(f"{what}: another process holds it; end that one, or try again")
     if is_damage(error):
-        fix = "put a backup in its place, or move it away to begin a new one"
-        return DamagedFileError(f"{what}: {fix}")
+        return DamagedFileError(f"{what}: {DAMAGE_FIX}")
     return ConfigError(f"{what}: name another file, or let this user write it and its folder")

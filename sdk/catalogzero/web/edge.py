@@ -21,7 +21,7 @@ from catalogzero.errors import CatalogZeroError
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self';"
-    " img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self';"
+    " img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'self';"
     " frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -80,7 +80,7 @@ def edge_application(
         meaning: What the service's own exceptions mean.
     """
     app = web.Application(
-        middlewares=[*outer, _error_middleware(shape, log, meaning), *inner],
+        middlewares=[*outer, error_middleware(shape, log, meaning), *inner],
         handler_args={"debug": False},
     )
     app[SHAPE] = shape
@@ -110,17 +110,18 @@ async def _add_headers(request: web.Request, answer: web.StreamResponse) -> None
         answer.headers.setdefault(name, value)
 
 
-def _error_middleware(shape: Shape, log: FilteringBoundLogger, meaning: Meaning) -> Middleware:
+def error_middleware(shape: Shape, log: FilteringBoundLogger, meaning: Meaning) -> Middleware:
     """The outermost frame of a request: whatever is raised becomes an answer."""
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            _check_target(request.raw_path)
+            check_target(request.raw_path)
             return await handler(request)
         except HttpError as error:
             found: HttpError | web.Response = error
         except web.HTTPException as error:
+            # a redirect is an answer, and no failure
             if error.status < 400:
                 raise
             allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
@@ -128,9 +129,15 @@ def _error_middleware(shape: Shape, log: FilteringBoundLogger, meaning: Meaning)
         except web.RequestPayloadError:
             found = HttpError(400, "The body breaks off, or does not decode as it is declared.")
         except Exception as error:  # the outermost frame of a request
-            if isinstance(error, ConnectionError) and _is_gone(request):
+            is_gone = request.transport is None or request.transport.is_closing()
+            if isinstance(error, ConnectionError) and is_gone:
                 raise  # in mid-body: nobody is there to answer
-            found = meaning(error) or _fault(request, log)
+            meant = meaning(error)
+            if meant is None:
+                # the traceback is for the log, nothing of it for the client
+                log.exception("request_failed", path=request.path, method=request.method)
+            found = meant or HttpError(500, "Internal error: see the service's log.")
+        # a second head would be read as a part of the body
         if request.get(BEGUN):
             raise ConnectionResetError("the answer had begun: only its end can show the fault")
         return found if isinstance(found, web.Response) else shape(found)
@@ -138,18 +145,7 @@ def _error_middleware(shape: Shape, log: FilteringBoundLogger, meaning: Meaning)
     return answer
 
 
-def _is_gone(request: web.Request) -> bool:
-    """Whether the client has closed the connection; else it was another one that failed."""
-    return request.transport is None or request.transport.is_closing()
-
-
-def _fault(request: web.Request, log: FilteringBoundLogger) -> HttpError:
-    """A fault of the service: the traceback for its log, nothing of it for the client."""
-    log.exception("request_failed", path=request.path, method=request.method)
-    return HttpError(500, "Internal error: see the service's log.")
-
-
-def _check_target(raw: str) -> None:
+def check_target(raw: str) -> None:
     """Refuse a path or query that stands for no text which can be stored.
 
     Raises:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from catalogzero.config.address import is_loopback, parse_ip
+from catalogzero.config.renewal import current
 from catalogzero.web.edge import MORE_HEADERS, HttpError
 
 PROXY_HEADERS = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
@@ -40,7 +41,7 @@ class Guard:
     what changes something needs it always, and data unless `open_reading`; bare pages never do.
 
     Args:
-        token: The service's secret; None where there is none.
+        token: The service's secret, or what gives that of now; None where there is none.
         hosts: Names beside the loopback ones that the service goes by, without ports.
         origins: Other sites whose pages may ask, with the token always (CORS); for a service that
             has one.
@@ -54,7 +55,7 @@ class Guard:
 
     def __init__(
         self,
-        token: str | None,
+        token: str | Callable[[], str] | None,
         *,
         hosts: Iterable[str] = (),
         origins: Iterable[str] = (),
@@ -64,7 +65,7 @@ class Guard:
         missing: str = "A Bearer token is required.",
         host_status: int = 403,
     ) -> None:
-        self._token = None if token is None else token.encode()
+        self._token = token
         self._hosts = {name.strip("[]").lower() for name in hosts}
         self._origins = {origin.lower() for origin in origins} if token is not None else set()
         self._open_reading, self._by_address = open_reading, by_address
@@ -82,7 +83,9 @@ class Guard:
             origin = request.headers.get(hdrs.ORIGIN, "")
             if origin in self._origins:
                 request[MORE_HEADERS] = {**CORS, hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin}
-                if _is_preflight(request):
+                asked = hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+                if asked and request.method == hdrs.METH_OPTIONS:
+                    # a browser asks what a page may ask; it shows no token then
                     return web.Response(status=204, headers=PREFLIGHT)
             elif self._origins:
                 request[MORE_HEADERS] = {**VARIES}
@@ -104,10 +107,11 @@ class Guard:
         """
         changes = request.method not in READING
         is_let_in = request.headers.get(hdrs.ORIGIN) in self._origins
-        if not is_let_in and _is_of_another_site(request, changes=changes, is_page=is_page):
+        if not is_let_in and is_of_another_site(request, changes=changes, is_page=is_page):
             raise HttpError(403, "Requests from other origins are refused.")
         if self._token is not None:
-            if hmac.compare_digest(shown_token(request, basic=self._basic), self._token):
+            token = current(self._token).encode()
+            if hmac.compare_digest(shown_token(request, basic=self._basic), token):
                 return
             if changes or is_let_in or not (is_page or self._open_reading):
                 scheme = "Basic" if self._basic else "Bearer"
@@ -117,18 +121,18 @@ class Guard:
 
     def _check_address(self, request: web.Request, *, is_page: bool) -> None:
         """Refuse a request without a token that may not come from where it says."""
-        names = {_name_of(host) for host in (request.headers.get(hdrs.HOST, ""), request.host)}
+        names = {name_in(host) for host in (request.headers.get(hdrs.HOST, ""), request.host)}
         for name in names:
             # an address cannot be rebound: whoever asks under it did go there
             is_own = name in self._hosts or (self._by_address and parse_ip(name) is not None)
-            if not is_own and not _is_local(name):
+            if not is_own and not is_local(name):
                 raise HttpError(
                     self._host_status, f"{name!r} is neither loopback nor a host that is allowed."
                 )
         if is_page or names <= self._hosts:
             return
         by_proxy = any(header in request.headers for header in PROXY_HEADERS)
-        if by_proxy or not _is_local(request.remote or ""):
+        if by_proxy or not is_local(request.remote or ""):
             raise HttpError(403, "From another machine, or through a proxy, this needs a token.")
 
 
@@ -149,13 +153,7 @@ def shown_token(request: web.Request, *, basic: bool = False) -> bytes:
         return b""
 
 
-def _is_preflight(request: web.Request) -> bool:
-    """Whether a browser asks what a page may ask; it shows no token then."""
-    named = hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
-    return named and request.method == hdrs.METH_OPTIONS
-
-
-def _is_of_another_site(request: web.Request, *, changes: bool, is_page: bool) -> bool:
+def is_of_another_site(request: web.Request, *, changes: bool, is_page: bool) -> bool:
     """Whether a browser sent this for a page of another origin."""
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is not None:
@@ -166,10 +164,10 @@ def _is_of_another_site(request: web.Request, *, changes: bool, is_page: bool) -
     return site == "cross-site" and not is_page
 
 
-_is_local = lru_cache(maxsize=256)(is_loopback)
+is_local = lru_cache(maxsize=256)(is_loopback)
 
 
-def _name_of(host: str) -> str:
+def name_in(host: str) -> str:
     """The name in a Host header, without its port."""
     inside, is_closed, _ = host.removeprefix("[").partition("]")
     if host.startswith("[") and is_closed:

@@ -24,12 +24,13 @@ from typing import Any, cast
 
 from aiohttp import http, http_exceptions, web
 
-from catalogzero.config.address import host_port
-from catalogzero.errors import ConfigError
-from catalogzero.web.bodies import BODY_S, BODY_TIMEOUT_S
+from catalogzero.config.address import host_port, listener_at
+from catalogzero.errors import AddressUnavailableError, ConfigError
 from catalogzero.web.edge import HEADERS, SHAPE, HttpError, Shape
+from catalogzero.web.request_reading import BODY_S, BODY_TIMEOUT_S
 
 TAKEN = "cannot listen on {host}:{port}: {reason}; name another --port"
+MAY_COME = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 0\r\n"
     b"Connection: close\r\n\r\n"
@@ -37,7 +38,7 @@ FULL = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """How much clients may hold of a service; times are seconds."""
 
     connections: int = 1_000
@@ -64,7 +65,7 @@ async def listening(
     port: int,
     *,
     tls: ssl.SSLContext | None = None,
-    limits: Limits | None = None,
+    limits: ConnectionLimits | None = None,
     decompress: bool = True,
     stop_s: float = 2.0,
     taken: str = TAKEN,
@@ -76,7 +77,7 @@ async def listening(
         host: Address or name; an IPv6 address without brackets.
         port: 0 takes a free one.
         tls: Serves https.
-        limits: On connections; `Limits()` by default.
+        limits: On connections; `ConnectionLimits()` by default.
         decompress: The server undoes gzip and deflate; bodies are read as sent otherwise.
         stop_s: At the end, how long requests may go on before they are cancelled; those that do
             not end then are left after as long again.
@@ -85,19 +86,20 @@ async def listening(
     Raises:
         ConfigError: The address cannot be had.
     """
-    limits = limits or Limits()
+    limits = limits or ConnectionLimits()
     app[BODY_S] = limits.body_s
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=stop_s)
     try:
         await runner.setup()
         server = cast(web.Server, runner.server)
-        connect = _Connections(server, limits, app.get(SHAPE, _plain), decompress=decompress)
+        connect = _OpenConnections(server, limits, app.get(SHAPE, _plain), decompress=decompress)
         loop = asyncio.get_running_loop()
         try:
             listener = await loop.create_server(connect, host, port, ssl=tls, backlog=128)
         except (OSError, UnicodeError) as error:
-            message = taken.format(host=host, port=port, reason=_reason(error))
-            raise ConfigError(message) from None
+            message = taken.format(host=host, port=port, reason=_reason(error, port))
+            may_come = error.errno in MAY_COME if isinstance(error, OSError) else False
+            raise (AddressUnavailableError if may_come else ConfigError)(message) from None
         with closing(listener):
             bound = listener.sockets[0].getsockname()[1]
             yield f"{'https' if tls else 'http'}://{host_port(host, bound)}"
@@ -113,6 +115,7 @@ def stop_signal(within_s: float) -> Iterator[asyncio.Event]:
     A signal after the block ends the process at once.
     """
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    # a thread, as the event loop may be what hangs
     end = threading.Timer(within_s, _end_now, [within_s])
     end.daemon = True
 
@@ -138,11 +141,11 @@ def _end_now(within_s: float) -> None:
     os._exit(1)
 
 
-class _Connections:
+class _OpenConnections:
     """Makes the protocol of each connection, and counts them."""
 
     def __init__(
-        self, server: web.Server, limits: Limits, shape: Shape, *, decompress: bool
+        self, server: web.Server, limits: ConnectionLimits, shape: Shape, *, decompress: bool
     ) -> None:
         self.server, self.limits, self.shape = server, limits, shape
         self.most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4)
@@ -164,14 +167,14 @@ class _Connections:
 
         server.request_factory = first_of
 
-    def __call__(self) -> _Connection:
-        return _Connection(self, self._options)
+    def __call__(self) -> _HttpConnection:
+        return _HttpConnection(self, self._options)
 
 
-class _Connection(web.RequestHandler):
+class _HttpConnection(web.RequestHandler):
     """A connection within its bounds."""
 
-    def __init__(self, owner: _Connections, options: dict[str, Any]) -> None:
+    def __init__(self, owner: _OpenConnections, options: dict[str, Any]) -> None:
         super().__init__(owner.server, **options)
         self._owner = owner
         self._head: asyncio.TimerHandle | None = None
@@ -222,7 +225,7 @@ class _Connection(web.RequestHandler):
             self.log_exception("Error outside of the application", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer had begun: only its end can show the fault")
-        answer = self._owner.shape(_below(status, exc))
+        answer = self._owner.shape(refusal_of(status, exc))
         answer.headers.update(HEADERS)
         answer.force_close()
         return answer
@@ -233,7 +236,7 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
         timer.cancel()
 
 
-def _below(status: int, error: BaseException | None) -> HttpError:
+def refusal_of(status: int, error: BaseException | None) -> HttpError:
     """The error for what aiohttp refused."""
     if status >= 500:
         return HttpError(status, "Internal error: see the service's log.")
@@ -249,23 +252,21 @@ def _plain(error: HttpError) -> web.Response:
     return web.Response(status=error.status, text=f"{error.message}\n", headers=error.headers)
 
 
-class _OnlyFaults(logging.Filter):
-    """Keeps out what clients send: it would be a traceback for each."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, http.HttpProcessingError | web.RequestPayloadError)
+def is_fault(record: logging.LogRecord) -> bool:
+    """Whether it is the service's own: what clients send would be a traceback for each."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, http.HttpProcessingError | web.RequestPayloadError)
 
 
 LOG = logging.getLogger("catalogzero.web")
-"""Where aiohttp tells faults that no middleware sees."""
+"""Where aiohttp reports faults that no middleware sees."""
 
-LOG.addFilter(_OnlyFaults())
+LOG.addFilter(is_fault)
 
 
-def _reason(error: OSError | UnicodeError) -> str:
+def _reason(error: OSError | UnicodeError, port: int) -> str:
     """Why an address cannot be had."""
     number = getattr(error, "errno", None)
     if number == errno.EADDRINUSE:
-        return "something listens there already"
+        return f"something listens there already{listener_at(port)}"
     return os.strerror(number) if number and number > 0 else str(error)

@@ -62,7 +62,7 @@ def openapi_document(
     for place, one in operations.items():
         method, path = place.split()
         refused = {status: meanings[status] for status in {*one.refusals, *common}}
-        paths.setdefault(path, {})[method.lower()] = _described(one, refused, error_type)
+        paths.setdefault(path, {})[method.lower()] = described(one, refused, error_type)
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": __version__},
@@ -76,23 +76,23 @@ def openapi_document(
     }
 
 
-def _described(one: Operation, refused: Mapping[int, str], error_type: str) -> Schema:
+def described(one: Operation, refused: Mapping[int, str], error_type: str) -> Schema:
     """One operation, with what its errors stand for."""
-    error = _content([error_type], {"$ref": "#/components/schemas/Error"})
+    error = {error_type: {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses: dict[int, Any] = {
         status: {"description": meaning, "content": error} for status, meaning in refused.items()
     }
     for status, schema in one.answers.items():
-        content = _content(["application/json"], schema)
+        content = {"application/json": {"schema": schema}}
         responses[status] = {"description": "Success.", "content": content}
-    described: Schema = {"operationId": one.operation_id, "summary": one.summary}
+    made: Schema = {"operationId": one.operation_id, "summary": one.summary}
     if one.parameters:
-        described["parameters"] = list(one.parameters)
+        made["parameters"] = list(one.parameters)
     if one.body is not None:
-        content = _content(one.media_types, one.body)
-        described["requestBody"] = {"required": True, "content": content}
-    described["responses"] = {str(status): responses[status] for status in sorted(responses)}
-    return described
+        content = {name: {"schema": one.body} for name in one.media_types}
+        made["requestBody"] = {"required": True, "content": content}
+    made["responses"] = {str(status): responses[status] for status in sorted(responses)}
+    return made
 
 
 def parameter(name: str, where: str, description: str = "", **schema: Any) -> Schema:
@@ -113,20 +113,16 @@ def type_schema(of: Any) -> Schema:
         KeyError: It refers to itself.
     """
     schema = TypeAdapter(of).json_schema()
-    return dict(_inlined(schema, schema.pop("$defs", {})))
+    return dict(inlined(schema, schema.pop("$defs", {})))
 
 
-def _inlined(part: Any, named: Mapping[str, Schema]) -> Any:
+def inlined(part: Any, named: Mapping[str, Schema]) -> Any:
     """The part with each named schema where it is referred to."""
     if isinstance(part, list):
-        return [_inlined(one, named) for one in part]
+        return [inlined(one, named) for one in part]
     if not isinstance(part, dict):
         return part
     if "$ref" in part:
         name = part["$ref"].rpartition("/")[2]
-        return _inlined(named[name], {key: one for key, one in named.items() if key != name})
-    return {key: _inlined(one, named) for key, one in part.items()}
-
-
-def _content(media_types: Iterable[str], schema: Schema) -> Schema:
-    return {name: {"schema": schema} for name in media_types}
+        return inlined(named[name], {key: one for key, one in named.items() if key != name})
+    return {key: inlined(one, named) for key, one in part.items()}

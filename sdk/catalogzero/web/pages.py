@@ -50,6 +50,11 @@ class Pages:
         return [web.get(path, _file(*one, check)) for path, one in self._files.items()]
 
 
+def shared_pages() -> Pages:
+    """What every service's pages look like: one style sheet, theme and icon, under `/assets/`."""
+    return Pages("catalogzero.web", "assets", {"/favicon.ico": "icon.svg"}, prefix="/assets")
+
+
 def _file(name: str, content: bytes, check: Check) -> Handler:
     """Answers with one file, or with nothing where the browser has it already."""
     etag = sha256(content).hexdigest()[:32]

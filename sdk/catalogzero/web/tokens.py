@@ -5,12 +5,23 @@ Owns how one is read; it never shows a token in an error.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from catalogzero.config.key_files import read_key
+from catalogzero.config.renewal import Renewed
 from catalogzero.errors import ConfigError
 
 MIN_TOKEN_CHARS = 16
+
+
+def token_in(path: Path) -> Renewed[str]:
+    """The token in a file, as it is renewed.
+
+    Raises:
+        ConfigError: As `read_token`, the first time.
+    """
+    return Renewed(partial(read_token, path), path)
 
 
 def read_token(path: Path) -> str:

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Self
 
+from catalogzero.backoff import Backoff
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.errors import (
     BadRequestError,
@@ -25,9 +27,12 @@ from catalogzero.errors import (
     TooLargeError,
     UnreachableError,
 )
+from catalogzero.wire.calls import CallVerdict, KnownBoot, PendingCall, Stamp, described_methods
+from catalogzero.wire.keys import CurveClientSource
 from catalogzero.wire.messages import (
     MAX_CALL_BYTES,
     Call,
+    JsonObject,
     Reply,
     StartBy,
     decode_plain_reply,
@@ -37,10 +42,15 @@ from catalogzero.wire.messages import (
     plain_result,
 )
 from catalogzero.wire.transport import Peer, Transport
-from catalogzero.wire.zeromq import CurveClient, ZeroMQ
+from catalogzero.wire.zeromq import ZeroMQ
 
 REPLY_MARGIN = 0.05
 REPLY_MARGIN_MAX_S = 0.25
+PING_TIMEOUT_S = 5.0
+SEND_AGAIN_S = 5.0
+"""How long one send of `run` waits for its reply: a restart is found within that time."""
+
+RUN_BACKOFF = Backoff(0.1, 2.0, jitter=(0.5, 1.5))
 
 
 class HandlerClient:
@@ -50,7 +60,8 @@ class HandlerClient:
 
     Args:
         address: `tcp://host:port`, or `ipc:///folder/name.sock` on this machine.
-        curve: This client's keys and the handler's public key; without them, plain.
+        curve: This client's keys and the handler's public key, or what gives those of now;
+            without them, plain.
         clock: Time, for tests.
         transport: What carries the calls; ZeroMQ with `curve` by default.
 
@@ -65,7 +76,7 @@ class HandlerClient:
         self,
         address: str,
         *,
-        curve: CurveClient | None = None,
+        curve: CurveClientSource | None = None,
         clock: Clock | None = None,
         transport: Transport | None = None,
     ) -> None:
@@ -82,6 +93,7 @@ class HandlerClient:
         self._beside: HandlerClient | None = None
         self._peer = self._connect()
         self._closed = False
+        self._boot = KnownBoot()
 
     @property
     def is_plain(self) -> bool:
@@ -149,7 +161,7 @@ class HandlerClient:
         """As `call`, but an error that the handler answers with is returned, not raised.
 
         A plain handler is called at least once, whatever `request_id` and `start_by` say.
-        `attempts_left` is how often the caller makes the call anew should a `retry_safe` method
+        `attempts_left` is how often the caller repeats the call should a `retry_safe` method
         fail: until then the handler counts no run, and no failure.
         """
         request_id = request_id or str(uuid.uuid4())
@@ -159,14 +171,106 @@ class HandlerClient:
             if self._echoes is None or self._greeters:
                 left_s = await self._greet(left_s)
             if self.is_plain:
-                reply = await self._request_flat(method, params, left_s)
+                reply = await self._exchange(encode_call(Call(method, params or {})), left_s)
                 reply.result = plain_result(reply.result)
                 return reply
             margin_s = min(REPLY_MARGIN_MAX_S, left_s * REPLY_MARGIN)
             waits_s = left_s - margin_s
             call = Call(method, params or {}, request_id, waits_s, start_by, attempts_left)
+            # The connection broke before it was sent: the next one may lead to another kind of
+            # handler, which has to be greeted first.
             with suppress(_NotSentError):
-                return await self._request_by_id(request_id, encode_call(call), left_s)
+                return await self._exchange(encode_call(call), left_s, request_id)
+
+    async def run(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float = 3_600.0,
+        on_send: Callable[[str], None] = lambda request_id: None,
+        on_wait: Callable[[str], None] = lambda why: None,
+    ) -> Reply:
+        """Call a method until the handler has judged, through lost replies and restarts.
+
+        An absent handler and one that drains are waited for; any other answer is returned. One
+        that restarted and does not know the run ends this at once, with the code `expired`. The
+        call to a plain handler, and that of a method which `describe` does not list (a control
+        method), is sent once: nothing there would know it again.
+
+        Args:
+            method: A job method.
+            params: JSON object; `{}` by default.
+            timeout_s: Seconds from now to the reply, all waits included.
+            on_send: Called with the `request_id` of each send.
+            on_wait: Called with the reason of each wait for the handler.
+
+        Raises:
+            UnreachableError: Nobody was there in time; the call was never sent.
+            CallTimeoutError: It was sent, and there is no judgement in time; its run may go on.
+            TooLargeError: It is longer than the handler takes.
+        """
+        first_id, ends_s = str(uuid.uuid4()), self._clock.monotonic() + timeout_s
+        call, tries, refusal = PendingCall(), 0, None
+        is_sent = False
+        while True:
+            left_s = ends_s - self._clock.monotonic()
+            if left_s <= 0 and refusal is not None:
+                return refusal
+            if left_s <= 0 and is_sent:
+                raise CallTimeoutError(f"{method} did not end within {timeout_s:g} s: it may go on")
+            try:
+                if call.start_by is None:
+                    stamp = await self._stamp(method, max(0.0, left_s))
+                    if stamp is None:
+                        left_s = max(0.0, ends_s - self._clock.monotonic())
+                        break
+                    call.take(stamp, method)
+                    left_s = ends_s - self._clock.monotonic()
+                request_id = f"{first_id}.{call.n}"
+                on_send(request_id)
+                reply = await self.request(
+                    method,
+                    params,
+                    timeout_s=max(0.0, min(left_s, SEND_AGAIN_S)),
+                    request_id=request_id,
+                    start_by=call.start_by,
+                )
+            except (UnreachableError, CallTimeoutError) as error:
+                # Before the first send nothing can have begun: the end of the wait is its error.
+                timed_out = isinstance(error, CallTimeoutError) and call.start_by is not None
+                is_sent, why = is_sent or timed_out, error.message
+                if not is_sent and refusal is None and ends_s <= self._clock.monotonic():
+                    raise
+            else:
+                match call.judge(reply):
+                    case CallVerdict.PENDING:
+                        is_sent, refusal, why = True, None, reply.error
+                        if reply.code == "timeout":
+                            tries = 0
+                            continue
+                    case CallVerdict.REFUSED if reply.code == "draining":
+                        is_sent, refusal, why = False, reply, reply.error
+                    case CallVerdict.LOST:
+                        lost = "the handler restarted, and does not know how the run ended"
+                        return replace(reply, error=f"{lost}: look before you call it again")
+                    case _:
+                        return reply
+            on_wait(why)
+            tries += 1
+            left_s = max(0.0, ends_s - self._clock.monotonic())
+            await self._clock.sleep(min(left_s, RUN_BACKOFF.delay_s(tries)))
+        return await self.request(method, params, timeout_s=left_s)
+
+    async def _stamp(self, method: str, timeout_s: float) -> Stamp | None:
+        """The handler's stamp; None for a plain one, and where a call may not be sent twice."""
+
+        async def ask(asked: str) -> Any:
+            reply = await self.request(asked, timeout_s=min(PING_TIMEOUT_S, timeout_s))
+            return reply.unwrap()
+
+        stamp = await self._boot.stamp(ask)
+        return stamp if method in described_methods(self._boot.described) else None
 
     async def request_plain(
         self, method: str, params: Mapping[str, Any] | None = None, *, timeout_s: float = 30.0
@@ -181,7 +285,7 @@ class HandlerClient:
             CallTimeoutError: No reply in time, or the connection broke.
         """
         if not self._echoes and not self._greeters:
-            reply = await self._request_flat(method, params, timeout_s)
+            reply = await self._exchange(encode_call(Call(method, params or {})), timeout_s)
         else:
             if self._beside is None:  # its end without a reply must cut no other call
                 transport = self._transport
@@ -191,7 +295,7 @@ class HandlerClient:
             self._note_limit(reply)
         return reply
 
-    async def ping(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
+    async def ping(self, *, timeout_s: float = 5.0) -> JsonObject:
         """The handler's answer to `ping`."""
         result = await self.call("ping", timeout_s=timeout_s)
         return result if isinstance(result, dict) else {"result": result}
@@ -216,97 +320,81 @@ class HandlerClient:
                     if left_s <= 0:
                         raise TimeoutError
                     with suppress(CallTimeoutError):  # perhaps it restarted just now
-                        await self._ping_first(left_s)
+                        asked = str(uuid.uuid4())
+                        frame = encode_call(Call("ping", {}, asked, left_s))
+                        pong = await self._exchange(frame, left_s, asked)
+                        self._echoes = pong.request_id == asked
+                        self._note_limit(pong)
             finally:
                 self._greeting.release()
         except TimeoutError:
-            message = f"{self.address} did not answer a ping within {timeout_s:g} s"
+            message = f"{self.address} did not answer a ping within {round(timeout_s, 2):g} s"
             raise UnreachableError(f"{message}: the call was not sent") from None
         finally:
             self._greeters -= 1
         return max(0.0, timeout_s - (self._clock.monotonic() - began_s))
-
-    async def _ping_first(self, timeout_s: float) -> None:
-        asked = str(uuid.uuid4())
-        frame = encode_call(Call("ping", {}, asked, timeout_s))
-        pong = await self._request_by_id(asked, frame, timeout_s)
-        self._echoes = pong.request_id == asked
-        self._note_limit(pong)
 
     def _note_limit(self, pong: Reply) -> None:
         answer = pong.result if isinstance(pong.result, dict) else {}
         limit = answer.get("max_message_bytes")
         self.max_call_bytes = limit if isinstance(limit, int) else MAX_CALL_BYTES
 
-    async def _request_flat(
-        self, method: str, params: Mapping[str, Any] | None, timeout_s: float
+    async def _exchange(
+        self, frame: bytes, timeout_s: float, request_id: str | None = None
     ) -> Reply:
-        """A call whose reply is known by being the only one in flight."""
-        frame = encode_call(Call(method, params or {}))
-        return await self._exchange(frame, asyncio.get_running_loop().create_future(), timeout_s)
+        """Send a frame as soon as the peer is there, and wait for its reply.
 
-    async def _request_by_id(self, request_id: str, frame: bytes, timeout_s: float) -> Reply:
-        """A call whose reply is found by its `request_id`."""
+        That is found by its `request_id`; without one, by being the only one in flight.
+        """
         if request_id in self._calls:
             raise BadRequestError(f"a call with request_id {request_id!r} is already under way")
-        if len(frame) > self.max_call_bytes:
+        if request_id is not None and len(frame) > self.max_call_bytes:
             most = f"{self.max_call_bytes:,} bytes"
             raise TooLargeError(f"{self.address} takes calls of at most {most}")
-        waiting = asyncio.get_running_loop().create_future()
-        self._calls[request_id] = waiting
-        try:
-            return await self._exchange(frame, waiting, timeout_s)
-        finally:
-            del self._calls[request_id]
-
-    async def _exchange(
-        self, frame: bytes, reply: asyncio.Future[Reply], timeout_s: float
-    ) -> Reply:
-        """Send a frame as soon as the peer is there, and wait for its reply."""
         if self._closed:
             raise UnreachableError("the client was closed")
-        if self._unsent or not self._try_send(reply, frame):  # none goes before one that waits
-            self._unsent[reply] = frame
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if request_id is not None:
+            self._calls[request_id] = reply
         timer = self._clock.call_later(timeout_s, lambda: self._give_up(reply, timeout_s))
         try:
+            # None goes before one that waits: a caller's calls arrive in their order.
+            if self._unsent or not self._try_send(reply, frame):
+                self._unsent[reply] = frame
             return await reply
         finally:
             timer.cancel()
+            self._calls.pop(request_id, None)
             self._unsent.pop(reply, None)
-            if reply in self._sent:
-                self._settle(reply)
+            was_sent = reply in self._sent
+            self._sent.discard(reply)
+            if was_sent and not self._echoes:
+                if reply.cancelled() or reply.exception() is not None:
+                    # Its reply may still come, and would be taken for the next call's.
+                    self._reconnect()
+                else:
+                    self._on_writable()
 
     def _try_send(self, reply: asyncio.Future[Reply], frame: bytes) -> bool:
         """Send a call; false while the handler does not take it, or while another call waits for
-        a reply that only its turn could tell from this one's.
+        a reply that only its turn could distinguish from this one's.
         """
         if (self._sent and not self._echoes) or not self._peer.try_send(frame):
             return False
         self._sent.add(reply)
         return True
 
-    def _settle(self, reply: asyncio.Future[Reply]) -> None:
-        """Note the end of a call that was sent, and that of its connection where a late reply
-        could be taken for another's.
-        """
-        self._sent.discard(reply)
-        if self._echoes:
-            return
-        if reply.cancelled() or reply.exception() is not None:
-            self._reconnect()
-        else:
-            self._on_writable()
-
     def _give_up(self, reply: asyncio.Future[Reply], timeout_s: float) -> None:
         if reply.done():
             return
+        waited = f"{round(timeout_s, 2):g} s"
         if reply in self._unsent:
-            message = f"no handler at {self.address} within {timeout_s:g} s: is it running?"
+            message = f"no handler at {self.address} within {waited}: is it running?"
             if self._sent:
-                message = f"{self.address} was busy with another call for {timeout_s:g} s"
+                message = f"{self.address} was busy with another call for {waited}"
             reply.set_exception(UnreachableError(message))
         else:
-            message = f"{self.address} did not reply within {timeout_s:g} s"
+            message = f"{self.address} did not reply within {waited}"
             reply.set_exception(CallTimeoutError(message))
 
     def _on_writable(self) -> None:
@@ -323,6 +411,7 @@ class HandlerClient:
         with suppress(BadRequestError):
             reply = None if self.is_plain else decode_reply(payload)
         waiting = None if reply is None else self._calls.get(reply.request_id)
+        # A plain handler's reply carries no id: it is that of the one call in flight.
         if waiting is None and not self._echoes:
             waiting, reply = next(iter(self._sent), None), decode_plain_reply(payload)
         if reply is not None and waiting is not None and not waiting.done():
@@ -344,6 +433,7 @@ class HandlerClient:
                 reply.set_result(error_reply(error))
             elif error is not None and not reply.done():
                 reply.set_exception(error)
+        # Their frames carry an id, which whoever is there now may not echo.
         for reply in self._unsent if by_id else ():
             if not reply.done():
                 reply.set_exception(_NotSentError)

@@ -9,14 +9,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
+from types import NoneType
 from typing import Any
 
 import orjson
 from pydantic import BaseModel, SecretStr
 
-from catalogzero.errors import BadRequestError, CatalogZeroError, error_for_code
+from catalogzero.errors import (
+    BadRequestError,
+    CatalogZeroError,
+    FailedError,
+    TooLargeError,
+    error_for_code,
+)
 
 JsonObject = dict[str, Any]
 """A JSON object whose keys are an author's or a caller's to choose."""
@@ -25,9 +32,10 @@ MAX_TIMEOUT_S = 10 * 365 * 86_400.0
 MAX_ID_CHARS = 200
 MAX_DEPTH = 200
 FLAT_ERROR_CHARS = 1_000
+MAX_ERROR_CHARS = 10_000
 MAX_INTEGER_DIGITS = 4_300
 MAX_CALL_BYTES = 1 << 20
-"""What a handler takes unless its pong tells another `max_message_bytes`."""
+"""What a handler takes unless its pong names another `max_message_bytes`."""
 
 BAD_REPLY = "bad_reply"
 """The code of a reply that arrived and is not JSON."""
@@ -51,7 +59,7 @@ class Call:
 
     `timeout_s` bounds the caller's wait, not the run. Without `request_id` the reply is flat,
     as an unmodified ScheduleZero server expects it. `attempts_left` is how often the caller makes
-    the call anew should a `retry_safe` method fail.
+    the call again should a `retry_safe` method fail.
     """
 
     method: str
@@ -94,6 +102,7 @@ def encode_json(value: Any, *, sort_keys: bool = False) -> bytes:
     try:
         return _dumps(value, sort_keys=sort_keys)
     except TypeError as error:
+        # The codec has no type of its own for this error, nor a setting for longer integers.
         if "64-bit" not in str(error):
             raise
         return _dumps(_with_long_integers(value), sort_keys=sort_keys)
@@ -137,8 +146,8 @@ def decode_call(frame: bytes) -> Call:
     if not isinstance(body, dict):
         raise BadRequestError("a call is one JSON object")
     try:
-        _check_depth(frame, body)
-        return _call(body)
+        check_depth(frame, body)
+        return call_of(body)
     except BadRequestError as error:
         request_id = body.get("request_id")
         error.request_id = request_id if isinstance(request_id, str | int) else None
@@ -154,8 +163,46 @@ def encode_call(call: Call) -> bytes:
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """The JSON text frame of a reply: full with a `request_id`, flat without one."""
-    return _dumps(_flat(reply) if reply.request_id is None else _full(reply))
+    """The JSON text frame of a reply: full with a `request_id`.
+
+    Without one it is flat: the method's own dict, as a ScheduleZero server records it.
+    """
+    body: JsonObject = {"success": reply.success}
+    is_flat = reply.request_id is None
+    if not is_flat:
+        body["request_id"] = reply.request_id
+        if reply.run_id is not None:
+            body["run_id"] = reply.run_id
+        body["duration_ms"] = reply.duration_ms
+    if not reply.success:
+        body["error"] = one_line_ascii(reply.error) if is_flat else reply.error
+        body["code"], body["retryable"] = reply.code, reply.retryable
+        if reply.details is not None:
+            body["details"] = reply.details
+    elif is_flat and isinstance(reply.result, dict):
+        body |= reply.result
+    else:
+        body["result"] = reply.result
+    return _dumps(body)
+
+
+def encode_within(max_bytes: int, method: str, reply: Reply) -> tuple[Reply, bytes]:
+    """The frame of a method's reply, and the reply in it: what cannot be sent is an error."""
+    try:
+        frame = encode_reply(reply)
+    except TypeError as error:
+        fault: CatalogZeroError = FailedError(f"{method} returned no JSON: {error}")
+    else:
+        if len(frame) <= max_bytes:
+            return reply, frame
+        fault = TooLargeError(f"the reply has {len(frame)} bytes, the limit is {max_bytes}")
+    if reply.success:
+        failed = error_reply(fault)
+        reply = replace(
+            failed, request_id=reply.request_id, run_id=reply.run_id, duration_ms=reply.duration_ms
+        )
+    reply = replace(reply, error=reply.error[:MAX_ERROR_CHARS], details=None)
+    return reply, encode_reply(reply)
 
 
 def decode_reply(frame: bytes) -> Reply:
@@ -170,20 +217,11 @@ def decode_reply(frame: bytes) -> Reply:
         raise BadRequestError(f"the reply is no JSON: {error}") from None
     if not isinstance(body, dict):
         raise BadRequestError("the reply is no JSON object")
-    success = body.get("success") is not False
-    result = body.get("result") if "request_id" in body else body
     request_id = body.get("request_id")
-    return Reply(
-        success=success,
-        result=result if success else None,
-        error="" if success else str(body.get("error") or "the handler gave no reason"),
-        code="" if success else str(body.get("code") or "failed"),
-        retryable=body.get("retryable") is True,
-        details=body.get("details"),
-        request_id=request_id if isinstance(request_id, str) else None,
-        run_id=body.get("run_id"),
-        duration_ms=body.get("duration_ms") or 0.0,
-    )
+    reply = reply_of(body, body.get("result") if "request_id" in body else body)
+    reply.request_id = request_id if isinstance(request_id, str) else None
+    reply.run_id, reply.duration_ms = body.get("run_id"), body.get("duration_ms") or 0.0
+    return reply
 
 
 def decode_plain_reply(frame: bytes) -> Reply:
@@ -197,8 +235,13 @@ def decode_plain_reply(frame: bytes) -> Reply:
             body = parse_json(json.dumps(body, ensure_ascii=False).encode(errors="replace"))
     except (ValueError, RecursionError) as error:
         return Reply(success=False, error=f"the reply is not JSON: {error}", code=BAD_REPLY)
-    if not isinstance(body, dict) or body.get("success") is not False:
-        return Reply(success=True, result=body)
+    return reply_of(body if isinstance(body, dict) else {}, body)
+
+
+def reply_of(body: JsonObject, result: Any) -> Reply:
+    """The reply in a JSON object, either this result or the object's error."""
+    if body.get("success") is not False:
+        return Reply(success=True, result=result)
     return Reply(
         success=False,
         error=str(body.get("error") or "the handler gave no reason"),
@@ -222,7 +265,7 @@ def plain_result(result: Any) -> Any:
 
 
 def may_get_better(reply: Reply) -> bool:
-    """Whether a call that failed may do better when it is made anew.
+    """Whether a call that failed may do better when it is repeated.
 
     One that is wrong as it is does not, nor what its method says is permanent; and what somebody
     cancelled on purpose is not to run again.
@@ -233,7 +276,7 @@ def may_get_better(reply: Reply) -> bool:
 
 
 def error_reply(error: CatalogZeroError, call: Call | None = None, **fields: Any) -> Reply:
-    """The reply that tells of an error; `fields` are others of `Reply`, such as `run_id`."""
+    """The reply that reports an error; `fields` are others of `Reply`, such as `run_id`."""
     asked = call if call is not None else error
     return Reply(
         success=False,
@@ -258,33 +301,7 @@ def one_line_ascii(text: str) -> str:
     return line.encode("ascii", "backslashreplace").decode("ascii")
 
 
-def _full(reply: Reply) -> dict[str, Any]:
-    """A reply to a call with `request_id`."""
-    body: dict[str, Any] = {"success": reply.success, "request_id": reply.request_id}
-    if reply.run_id is not None:
-        body["run_id"] = reply.run_id
-    body["duration_ms"] = reply.duration_ms
-    if reply.success:
-        return {**body, "result": reply.result}
-    return {**body, **_error_fields(reply, reply.error)}
-
-
-def _flat(reply: Reply) -> dict[str, Any]:
-    """A reply to a call without `request_id`: the method's own dict, as ScheduleZero records it."""
-    if reply.success:
-        if isinstance(reply.result, dict):
-            return {"success": True, **reply.result}
-        return {"success": True, "result": reply.result}
-    return {"success": False, **_error_fields(reply, one_line_ascii(reply.error))}
-
-
-def _error_fields(reply: Reply, error: str) -> dict[str, Any]:
-    """What both forms of a reply say of an error."""
-    fields = {"error": error, "code": reply.code, "retryable": reply.retryable}
-    return fields if reply.details is None else {**fields, "details": reply.details}
-
-
-def _check_depth(frame: bytes, body: dict[str, Any]) -> None:
+def check_depth(frame: bytes, body: JsonObject) -> None:
     """Refuse a call that the codec could read but not write again, in a reply or a digest."""
     if frame.count(b"[") + frame.count(b"{") <= MAX_DEPTH:
         return
@@ -301,45 +318,38 @@ def _check_depth(frame: bytes, body: dict[str, Any]) -> None:
     raise BadRequestError(f"a call nests at most {MAX_DEPTH} levels deep")
 
 
-def _call(body: dict[str, Any]) -> Call:
-    """The call that an object holds."""
+def call_of(body: JsonObject) -> Call:
+    """The call that an object holds.
+
+    Raises:
+        BadRequestError: A field is missing, or of the wrong kind.
+    """
     method, params = body.get("method"), body.get("params")
     if not isinstance(method, str) or not method:
         raise BadRequestError("a call needs `method`, a name")
     if params is not None and not isinstance(params, dict):
         raise BadRequestError("`params` is a JSON object")
     request_id = body.get("request_id")
-    if request_id is not None and not _is_id(request_id):
+    # By its exact type: a bool is an int to Python, and no id.
+    chars = len(request_id) if isinstance(request_id, str) else 1
+    if type(request_id) not in (str, int, NoneType) or not 0 < chars <= MAX_ID_CHARS:
         limits = f"a string of 1 to {MAX_ID_CHARS} characters, or a whole number"
         raise BadRequestError(f"`request_id` is {limits}")
     left = body.get("attempts_left")
     if left is not None and (type(left) is not int or left < 0):
         raise BadRequestError("`attempts_left` is a whole number, 0 or more")
-    waits = _seconds(body, "timeout_s")
-    return Call(method, params or {}, request_id, waits, _start_by(body), left)
+    given, start_by = body.get("start_by"), None
+    if given is not None:
+        fields = given if isinstance(given, dict) else {}
+        boot_id, uptime_s = fields.get("boot_id"), seconds_in(fields, "uptime_s")
+        if not isinstance(boot_id, str) or uptime_s is None:
+            raise BadRequestError("`start_by` is {boot_id: string, uptime_s: number}")
+        start_by = StartBy(boot_id, uptime_s)
+    return Call(method, params or {}, request_id, seconds_in(body, "timeout_s"), start_by, left)
 
 
-def _is_id(value: Any) -> bool:
-    """Whether a `request_id` may be this."""
-    if isinstance(value, str):
-        return 0 < len(value) <= MAX_ID_CHARS
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _start_by(body: dict[str, Any]) -> StartBy | None:
-    """The `start_by` of a call."""
-    value = body.get("start_by")
-    if value is None:
-        return None
-    if isinstance(value, dict) and isinstance(value.get("boot_id"), str):
-        uptime_s = _seconds(value, "uptime_s")
-        if uptime_s is not None:
-            return StartBy(value["boot_id"], uptime_s)
-    raise BadRequestError("`start_by` is {boot_id: string, uptime_s: number}")
-
-
-def _seconds(body: dict[str, Any], name: str) -> float | None:
-    """A field of seconds: a finite number, not negative."""
+def seconds_in(body: JsonObject, name: str) -> float | None:
+    """A field of seconds, a finite number, not negative; None where it is missing."""
     value = body.get(name)
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""What befalls a server's socket, for its operator: counted, and logged once in a while."""
+"""What befalls a server's socket, for its operator: counted, and logged at growing intervals."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Mapping
 
 from catalogzero.clock import Clock
 from catalogzero.config.logs import Logger
+from catalogzero.config.seldom import Seldom
 
-LOG_EVERY_S = 10.0
 MAX_REFUSED_KEYS = 100
 FIXES = {
-    "client_key_refused": "if it may call, write it into `curve.clients_file` and start again",
+    "client_key_refused": "if it may call, write it into `curve.clients_file`",
     "call_too_large": "send less, or raise `max_message_bytes`",
     "peer_cut": "look at what that peer sends, and whether it reads its replies",
     "reply_dropped": "look at why its caller does not read",
+    "keys_renewed": "give the callers this public key",
     "socket_reopened": "look at who may connect",
     "socket_lost": "stop what took the address; it is tried again",
 }
@@ -22,27 +23,24 @@ FIXES = {
 
 
 class Reporter:
-    """A `transport.Report` that logs: each refused key once, other events every 10 s at most.
+    """A `transport.Report` that logs: each refused key once, other events at growing intervals.
 
     Attributes:
         times: How often each event came.
     """
 
     def __init__(self, log: Logger, clock: Clock) -> None:
-        self._log, self._clock = log, clock
-        self._logged_s: dict[str, float] = {}
+        self._log, self._seldom = log, Seldom(clock)
         self.times: Counter[str] = Counter()
 
     def __call__(self, event: str, fields: Mapping[str, object]) -> None:
         """Count an event, and log it where it is its turn."""
         self.times[event] += 1
+        # Each refused key is worth a line, and an attacker has endlessly many of them.
         key = event
         if event == "client_key_refused":
             key = str(fields["public_key"])
-            if key in self._logged_s or len(self._logged_s) >= MAX_REFUSED_KEYS:
+            if key in self._seldom or len(self._seldom) >= MAX_REFUSED_KEYS:
                 return
-        now_s = self._clock.monotonic()
-        if now_s - self._logged_s.get(key, -LOG_EVERY_S) < LOG_EVERY_S:
-            return
-        self._logged_s[key] = now_s
-        self._log.warning(event, **fields, fix=FIXES[event], times=self.times[event])
+        if self._seldom.is_due(key):
+            self._log.warning(event, **fields, fix=FIXES[event], times=self.times[event])

@@ -4,7 +4,7 @@ ZeroMQ limits the length of a frame, and hands over whole messages: a message of
 would grow until the process ends. So the bytes that the kernel received for a connection (TCP_INFO)
 are held against those that were handed over of it, and the bytes sent to it against those that its
 peer took. Where the system does not count (other systems than Linux, socket files), only this
-process's memory tells.
+process's memory shows it.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Connection:
         """
         self.before, self.is_served = self.read, False
         self.acked, self.read = _counters(self.handle)
+        # The peer takes the protocol's own bytes too, which nobody counted as sent.
         self.sent = max(self.sent, self.acked)
 
     def settle(self) -> None:
@@ -205,6 +206,7 @@ class Traffic:
         except OSError:
             handle.close()
             return
+        # By now the descriptor may be a connection of another socket of this process.
         if isinstance(name, tuple) and self.port not in (None, own[1], name[1]):
             handle.close()
             return
@@ -218,6 +220,7 @@ class Traffic:
             return None
         if self._by_name.get(one.name) is one:
             del self._by_name[one.name]
+        # Who ended it, ZeroMQ does not say; where the peer did, its end of the stream can be read.
         with one.handle:
             try:
                 ended_there = one.handle.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
@@ -274,6 +277,7 @@ class Traffic:
             one.settle()
         judged = [one for one in self._connections.values() if drained or not one.is_served]
         held = sum(one.held for one in judged)
+        # Those who hold most go first, until the rest fits.
         for one in sorted(judged, key=lambda one: one.held, reverse=True):
             if one.ahead > self._limit_bytes or held > allowed:
                 held -= one.held

@@ -6,7 +6,6 @@ on the event loop that `serve` or `connect` was called on, and must not raise.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
@@ -36,31 +35,6 @@ Report: TypeAlias = Callable[[str, Mapping[str, object]], None]
 
 def ignore(event: str, fields: Mapping[str, object]) -> None:
     """A `Report` to nobody."""
-
-
-MAX_IN_PROGRESS = 64
-
-
-class InProgress:
-    """Counts what is being answered for each peer, at most `MAX_IN_PROGRESS`: one peer's flood
-    takes no other's turn.
-    """
-
-    def __init__(self) -> None:
-        self._numbers: Counter[bytes] = Counter()
-
-    def enter(self, envelope: Envelope) -> bool:
-        """Count one more of a peer; false where it has too many already."""
-        if self._numbers[envelope[0]] >= MAX_IN_PROGRESS:
-            return False
-        self._numbers[envelope[0]] += 1
-        return True
-
-    def leave(self, envelope: Envelope) -> None:
-        """One of a peer is answered."""
-        self._numbers[envelope[0]] -= 1
-        if not self._numbers[envelope[0]]:
-            del self._numbers[envelope[0]]
 
 
 class Server(Protocol):

@@ -24,13 +24,14 @@ async def body_parts(request: web.Request, max_bytes: int) -> AsyncIterator[byte
     """The body's parts as they come; time counts from the call to the last of them.
 
     Raises:
-        HttpError: 413 over `max_bytes`; 408 where it does not arrive in time (`Limits.body_s`).
+        HttpError: 413 over `max_bytes`; 408 where it is late (`ConnectionLimits.body_s`).
     """
     timeout_s: float = request.config_dict.get(BODY_S, BODY_TIMEOUT_S)
     too_large = HttpError(413, f"The body has more than {max_bytes} bytes.")
     if (request.content_length or 0) > max_bytes:
         raise too_large
     loop, size = asyncio.get_running_loop(), 0
+    # one deadline for all parts: a byte now and then does not put it off
     deadline_s = loop.time() + timeout_s
     while True:
         try:
