@@ -25,14 +25,14 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
     """One run, to its end: all is sent."""
     processor = Mortal(endpoint=url, api_key="test-key", data_roots=[folder / "exports"])
     runtime = RuntimeSettings(
-        state_dir=folder / "state", settle_s=0, installation_id="site", chunk_bytes=1024
+        state_dir=folder / "state", min_file_age_s=0, installation_id="site", chunk_bytes=1024
     )
     processor._attach(runtime=runtime, handler_id="site")
     made: engine.Engine = processor._engine()
     sending = asyncio.create_task(made.main())
     try:
         result = await asyncio.to_thread(processor.process_and_upload, str(folder / "exports"))
-        await until(lambda: made._outbox.totals().uploads == 0)
+        await until(lambda: made.outbox.store.totals().uploads == 0)
         return result
     finally:
         sending.cancel()

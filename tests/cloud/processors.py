@@ -6,13 +6,13 @@ from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from catalogzero import Batch, CloudProcessor, Params
+from catalogzero import Batch, CloudProcessor, Params, Rows
 
 
 class Doubler(CloudProcessor):
     """Doubles `n`."""
 
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Rows], params: Params) -> Iterator[Batch]:
         for batch in batches:
             yield [{"n": int(row["n"]) * 2, "name": row.get("name")} for row in batch]
 
@@ -40,7 +40,7 @@ class ArrowPlain(Plain):
 class Total(CloudProcessor):
     """One row at the end."""
 
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Rows], params: Params) -> Iterator[Batch]:
         yield [{"total": sum(int(row["n"]) for batch in batches for row in batch)}]
 
 

@@ -7,10 +7,10 @@ share a misreading.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from aiohttp import web
@@ -20,6 +20,7 @@ Row = dict[str, Any]
 MOVED: Row = {"type": "urn:catalogzero:problem:installation-moved", "since": "2026-01-01"}
 CHANGED: Row = {"type": "urn:catalogzero:problem:generation-changed"}
 Fault = Callable[[web.Request], web.StreamResponse | None]
+Gate = Callable[[web.Request], Awaitable[None]]
 
 
 @dataclass
@@ -59,9 +60,9 @@ class Rules:
             return 409, MOVED
         self.epoch = max(self.epoch + 1, about["epoch"] + 1, clock_ms)
         self.nonces = [*self.nonces, about["nonce"]]
-        return 200, self.told(0)
+        return 200, self.sources_from(0)
 
-    def told(self, begin: int) -> Row:
+    def sources_from(self, begin: int) -> Row:
         """A page of what is known of the sources."""
         keys = sorted(self.high)[begin : begin + self.page]
         page: Row = {"generation": self.generation, "epoch": self.epoch, "sources": self.high}
@@ -146,7 +147,10 @@ class Rules:
 
 
 class ReferenceBackend(Rules):
-    """The rules behind HTTP; `fault` is asked before each request is served."""
+    """The rules behind HTTP; `fault` is asked before each request is served.
+
+    `gate` is awaited before that: a request waits there as long as a test likes.
+    """
 
     def __init__(self, key: str = "test-key") -> None:
         super().__init__()
@@ -157,6 +161,7 @@ class ReferenceBackend(Rules):
         self.installations: dict[str, Row] = {}
         self.simple: dict[str, list[Row]] = {}
         self.fault: Fault = lambda request: None
+        self.gate: Gate | None = None
         self.codings: tuple[str, ...] = ("zstd", "gzip", "")
         self.chunked = True
         self.epochs = True
@@ -164,9 +169,9 @@ class ReferenceBackend(Rules):
         self._runner: web.AppRunner | None = None
         self._port = 0
 
-    async def __aenter__(self) -> ReferenceBackend:
+    async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 << 20)
-        app.router.add_route("*", "/{path:.*}", self._serve)
+        app.router.add_route("*", "/{path:.*}", self.serve)
         self._runner = web.AppRunner(app, auto_decompress=False)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -179,13 +184,15 @@ class ReferenceBackend(Rules):
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _serve(self, request: web.Request) -> web.StreamResponse:
-        answer = await self._answer(request)
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        if self.gate is not None:
+            await self.gate(request)
+        answer = await self.answer(request)
         if self.epochs:
             answer.headers["Catalogzero-Generation"] = self.generation
         return answer
 
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         self.headers.append(dict(request.headers))
         body = await request.read()
         self.bodies.append((request.method, request.path, body))
@@ -208,7 +215,7 @@ class ReferenceBackend(Rules):
                 status, answer = self.start(about)
                 return web.json_response(answer, status=status)
             case "GET", ["installations", _]:
-                return web.json_response(self.told(int(request.query["next"])))
+                return web.json_response(self.sources_from(int(request.query["next"])))
             case "POST", [""]:
                 if int(request.headers.get("Catalogzero-Epoch", 0)) < self.epoch:
                     return web.json_response(MOVED, status=409)

@@ -12,7 +12,7 @@ import structlog
 from catalogzero import CloudProcessor
 from catalogzero.clock import Clock
 from catalogzero.cloud.engine import Engine
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.config.settings import RuntimeSettings
 
 from tests.cloud.processors import Plain
@@ -35,7 +35,7 @@ class Site:
         data.mkdir(exist_ok=True)
         key = {} if "api_key_file" in config else {"api_key": "test-key"}
         self.author = author(endpoint=endpoint, data_roots=[data], **{**key, **config})
-        given = {"settle_s": 0, "state_dir": folder / "state", "installation_id": "site"}
+        given = {"min_file_age_s": 0, "state_dir": folder / "state", "installation_id": "site"}
         self.author._attach(
             runtime=RuntimeSettings(**{**given, **(runtime or {})}), handler_id="site", clock=clock
         )
@@ -43,28 +43,28 @@ class Site:
         self.folder, self.data = folder, data
         self.status: dict[str, Any] = {}
         self.engine: Engine
-        self._main: asyncio.Task[None]
+        self.main: asyncio.Task[None]
 
     @property
     def outbox(self) -> Outbox:
         """The engine's own outbox."""
-        return self.engine._outbox
+        return self.engine.outbox
 
     async def __aenter__(self) -> Site:
         self.engine = Engine(self.author, lambda status: setattr(self, "status", status))
-        self._main = asyncio.create_task(self.engine.main())
+        self.main = asyncio.create_task(self.engine.main())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._main.cancel()
-        await asyncio.wait([self._main])
+        self.main.cancel()
+        await asyncio.wait([self.main])
         self.engine.close()
 
     async def run(
         self, data_source: Any = None, params: Any = None, chunk_format: str = "ndjson", **more: Any
     ) -> dict[str, Any]:
         """One run over a source, by default all of the data root."""
-        return await asyncio.to_thread(
+        result = await asyncio.to_thread(
             self.engine.run,
             str(data_source or self.data),
             params or {},
@@ -72,6 +72,7 @@ class Site:
             full=more.get("full", False),
             progress=lambda **fields: None,
         )
+        return dict(result)
 
     def write(self, name: str, text: str) -> Path:
         """A file below the data root."""
@@ -96,7 +97,7 @@ async def nudged(site: Site) -> AsyncIterator[None]:
 
     async def nudge() -> None:
         while True:
-            site.engine._sender.wake()
+            site.engine.sender.wake()
             await asyncio.sleep(0.01)
 
     task = asyncio.create_task(nudge())

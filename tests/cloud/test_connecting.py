@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import shutil
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -21,10 +22,9 @@ CSV = "n,name\n1,one\n2,two\n"
 SHORT: dict[str, Any] = {"upload_wait_s": 1}
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate of localhost; its key is `key.pem` beside it."""
-    folder = tmp_path_factory.mktemp("tls")
+def self_signed(folder: Path) -> Path:
+    """A new certificate of localhost; its key is `key.pem` beside it."""
+    folder.mkdir(exist_ok=True)
     certificate, key = folder / "ca.pem", folder / "key.pem"
     subprocess.run(
         [
@@ -38,20 +38,26 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return certificate
 
 
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for the tests of this module."""
+    return self_signed(tmp_path_factory.mktemp("tls"))
+
+
 @asynccontextmanager
 async def behind_tls(
-    certificate: Path, *, asks: bool = False
+    certificate: Path, *, asks: bool = False, takes: Path | None = None
 ) -> AsyncIterator[tuple[ReferenceBackend, str]]:
-    """A backend over TLS, and its endpoint; it `asks` for a certificate of the same authority."""
+    """A backend over TLS, and its endpoint; it `asks` for a certificate, that which it `takes`."""
     backend, app = ReferenceBackend(), web.Application()
-    app.router.add_route("*", "/{path:.*}", backend._serve)
+    app.router.add_route("*", "/{path:.*}", backend.serve)
     runner = web.AppRunner(app, auto_decompress=False)
     await runner.setup()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, certificate.with_name("key.pem"))
     if asks:
         context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(certificate)
+        context.load_verify_locations(takes or certificate)
     await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
     try:
         yield backend, f"https://localhost:{runner.addresses[0][1]}/v1"
@@ -134,6 +140,35 @@ async def test_a_backend_that_asks_for_a_certificate_gets_it(
     assert len(backend.rows()) == 2
 
 
+async def test_certificates_that_are_renewed_on_disk_are_taken_with_the_next_connection(
+    tmp_path: Path, certificate: Path
+) -> None:
+    renewed, mine = self_signed(tmp_path / "renewed"), tmp_path / "mine"
+    mine.mkdir()
+    files: dict[str, Any] = {
+        "ca_file": mine / "trusted.pem",
+        "client_cert_file": mine / "ca.pem",
+        "client_key_file": mine / "key.pem",
+    }
+    for name in ("ca.pem", "key.pem"):
+        shutil.copy(certificate.with_name(name), mine / name)
+    shutil.copy(certificate, files["ca_file"])
+    async with (
+        behind_tls(renewed, asks=True, takes=renewed) as (backend, url),
+        Site(url, tmp_path, **files, runtime=SHORT) as site,
+    ):
+        site.write("a.csv", CSV)
+        before = await site.run()
+        shutil.copy(renewed, files["ca_file"])
+        (mine / "ca.pem").write_text("half of a certifica")
+        half = await site.run(full=True)
+        for name in ("ca.pem", "key.pem"):
+            shutil.copy(renewed.with_name(name), mine / name)
+        await until(backend.rows)
+
+    assert (before["status"], half["status"]) == ("queued", "queued")
+
+
 async def test_everything_goes_through_the_proxy_in_a_tunnel(
     tmp_path: Path, certificate: Path
 ) -> None:
@@ -148,7 +183,7 @@ async def test_everything_goes_through_the_proxy_in_a_tunnel(
     assert len(backend.rows()) == 2
 
 
-async def test_a_proxy_that_refuses_the_password_pauses_and_never_tells_it(
+async def test_a_proxy_that_refuses_the_password_pauses_and_never_shows_it(
     tmp_path: Path, certificate: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async with behind_tls(certificate) as (_, url), Proxy("right") as proxy:
@@ -156,8 +191,8 @@ async def test_a_proxy_that_refuses_the_password_pauses_and_never_tells_it(
         async with Site(url, tmp_path, ca_file=certificate, proxy=through) as site:
             site.write("a.csv", CSV)
             result = await site.run()
-            await until(lambda: site.outbox.fact("paused"))
-            reason = str(site.outbox.fact("paused"))
+            await until(lambda: site.outbox.store.fact("paused"))
+            reason = str(site.outbox.store.fact("paused"))
 
     assert result["status"] == "queued"
     assert "407" in reason

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import structlog
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.checks import preflight
-from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.config.settings import EgressPolicy
+from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.readiness import preflight
+from catalogzero.config.preflight import Finding, run_checks
+from catalogzero.config.settings import EgressPolicy, RuntimeSettings
 from catalogzero.errors import ConfigError
 
 from tests.cloud.reference import ReferenceBackend
@@ -38,7 +39,7 @@ async def filled(folder: Path) -> Path:
             rows = "".join(f"{dice.random()}\n" for _ in range(3_000))
             site.write(f"f{number}.csv", f"n\n{rows}")
         await site.run()
-        assert site.outbox.totals().uploads == FILES
+        assert site.outbox.store.totals().uploads == FILES
     path = site.author.state_dir / "outbox.sqlite"
     with closing(sqlite3.connect(path)) as file:
         file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -69,7 +70,7 @@ def wipe(path: Path, page: int) -> None:
 async def sent_after(backend: ReferenceBackend, folder: Path) -> tuple[Site, set[str]]:
     """The sources that arrive from what is left, and the site that sent them."""
     async with Site(backend.url, folder) as site:
-        await until(lambda: site.outbox.totals().uploads == 0)
+        await until(lambda: site.outbox.store.totals().uploads == 0)
         await site.engine.report_health({}, {})
     shown = {
         backend.uploads[name].body["source"] for ids in backend.visible.values() for name in ids
@@ -87,7 +88,7 @@ async def test_all_but_what_lies_in_a_bad_page_is_sent_and_the_rest_is_named(
     with structlog.testing.capture_logs() as logs:
         site, shown = await sent_after(backend, tmp_path)
     outbox = Outbox(path.parent, SystemClock())
-    damage, dead = outbox.damage(), outbox.uploads(["dead"])
+    damage, dead = outbox.store.damage(), outbox.store.uploads(["dead"])
     outbox.close()
 
     assert len(shown) >= FILES - 1
@@ -100,7 +101,7 @@ async def test_all_but_what_lies_in_a_bad_page_is_sent_and_the_rest_is_named(
         [reason] = [text for text in backend.reports[-1]["reasons"] if "damaged" in text]
         assert damage["file"] in reason
         assert (path.parent / damage["file"]).exists()
-    assert site.outbox.path == path
+    assert site.outbox.store.path == path
 
 
 async def test_a_bad_page_of_the_uploads_costs_those_alone(
@@ -111,7 +112,7 @@ async def test_a_bad_page_of_the_uploads_costs_those_alone(
 
     _, shown = await sent_after(backend, tmp_path)
     outbox = Outbox(path.parent, SystemClock())
-    damage = outbox.damage()
+    damage = outbox.store.damage()
     outbox.close()
 
     assert damage is not None
@@ -130,7 +131,7 @@ async def test_a_body_that_is_not_what_was_stored_is_a_dead_letter_and_the_other
 
     site, shown = await sent_after(backend, tmp_path)
     outbox = Outbox(path.parent, SystemClock())
-    [dead] = outbox.uploads(["dead"])
+    [dead] = outbox.store.uploads(["dead"])
     outbox.close()
 
     assert len(shown) == FILES - 1
@@ -143,27 +144,29 @@ async def test_check_names_what_a_damaged_file_cost_until_that_is_removed(tmp_pa
     wipe(path, pages_of(path, "chunks", "leaf")[0])
     folder, clock = path.parent, SystemClock()
 
-    def check() -> Any:
+    async def check() -> Finding:
         site = Site("http://127.0.0.1:9/v1", tmp_path)
         checks = preflight(
             site.author.settings,
-            EgressPolicy(),
+            RuntimeSettings(),
             user_agent="test",
             state_dir=folder,
             clock=clock,
+            declared=[],
         )
-        return next(one for one in checks if one.name == "outbox").act()
+        [found] = await run_checks([one for one in checks if one.name == "outbox"])
+        return found
 
     with pytest.raises(ConfigError):
         Outbox(folder, clock, repair=False)
-    before = check()
+    before = await check()
     outbox = Outbox(folder, clock)
-    damage = outbox.damage()
+    damage = outbox.store.damage()
     outbox.close()
     assert damage is not None
-    after = check()
+    after = await check()
     (folder / damage["file"]).unlink()
-    removed = check()
+    removed = await check()
 
     assert before.status == "fail"
     assert "takes over what can be read" in before.fix
@@ -180,10 +183,11 @@ def test_check_says_what_a_lost_state_folder_costs_where_its_key_makes_the_hashe
     def found(**policy: Any) -> list[Any]:
         checks = preflight(
             site.author.settings,
-            EgressPolicy(**policy),
+            RuntimeSettings(egress=EgressPolicy(**policy)),
             user_agent="test",
             state_dir=tmp_path,
             clock=SystemClock(),
+            declared=[],
         )
         return [one.act() for one in checks if one.name == "hash key"]
 

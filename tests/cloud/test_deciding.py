@@ -76,7 +76,7 @@ def test_faults_of_the_moment_never_kill_an_upload(asked: RequestKind, outcome: 
 
 
 @given(UPLOADING, st.sampled_from([300, 302, 307, 308, 401, 403, 404, 405, 407]))
-def test_what_the_client_must_mend_pauses(asked: RequestKind, status: int) -> None:
+def test_what_the_client_must_fix_pauses(asked: RequestKind, status: int) -> None:
     assert decide(asked, Outcome(status=status), NOW).verdict is Verdict.PAUSE
 
 
@@ -169,6 +169,29 @@ def test_only_the_first_chunk_finds_out_the_form(status: int) -> None:
 
     assert decide(RequestKind.CHUNK, outcome, NOW, probing=True).verdict is Verdict.OTHER_FORM
     assert decide(RequestKind.CHUNK, outcome, NOW).verdict in {Verdict.PAUSE, Verdict.RETRY}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (413, {}, ("client_max_body_size", "lower `chunk_bytes`")),
+        (407, {}, ("set `proxy`",)),
+        (404, {}, ("path of `endpoint`",)),
+        (401, {}, ("`api_key_file`",)),
+        (
+            302,
+            {"Location": "https://login.example/?token=of-the-session"},
+            ("302 to https://login.example/?token=**********", "as `endpoint`"),
+        ),
+    ],
+)
+def test_what_stops_uploads_says_what_ends_it(
+    status: int, headers: dict[str, str], words: tuple[str, ...]
+) -> None:
+    decision = decide(RequestKind.CHUNK, Outcome(status=status, headers=headers, text="no"), NOW)
+
+    assert decision.verdict in (Verdict.PAUSE, Verdict.DEAD)
+    assert all(word in decision.reason for word in words)
 
 
 @pytest.mark.parametrize(

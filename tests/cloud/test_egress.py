@@ -12,7 +12,8 @@ import pyarrow as pa
 import pytest
 from aiohttp import web
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.egress import AuditLog, Throttle, check_host, egress_key, verify_audit
+from catalogzero.cloud.audit import AuditLog, verify_audit
+from catalogzero.cloud.egress import Throttle, check_host, egress_key
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
@@ -141,16 +142,16 @@ async def test_a_rule_that_matches_nothing_is_reported_and_strict_refuses_it_bef
     async with Site(backend.url, tmp_path, runtime={"egress": rules}) as site:
         site.write("a.csv", CSV)
         loose = await site.run()
-        fact = site.outbox.fact("egress_unmatched")
+        fact = site.outbox.store.fact("egress_unmatched")
         await site.run()
-        assert site.outbox.fact("egress_unmatched") == fact
+        assert site.outbox.store.fact("egress_unmatched") == fact
     sent = len(backend.bodies)
     strict = {"egress": {**rules, "strict": True}, "chunk_bytes": 1024}
     async with Site(backend.url, tmp_path, runtime=strict) as site:
         site.write("b.csv", "n,name,email\n" + "1,x,a@b.example\n" * 1000)
         with pytest.raises(FailedError, match="no column of this run matched drop: emial, hash: p"):
             await site.run(full=True)
-        assert site.outbox.totals().uploads == 0
+        assert site.outbox.store.totals().uploads == 0
         await until(lambda: backend.installations)
     assert not [path for _, path, _ in backend.bodies[sent:] if "/uploads/" in path]
     right = {**strict, "egress": {"drop": ["email", "name"], "strict": True}}
@@ -173,7 +174,7 @@ async def test_strict_sends_nothing_before_the_run_is_through(
 
     def note(request: web.Request) -> None:
         if "/uploads/" in request.path:
-            states.add(site.outbox.upload(request.path.split("/")[3]).state)
+            states.add(site.outbox.store.upload(request.path.split("/")[3]).state)
 
     backend.fault = note
     runtime = {"egress": {"drop": ["email"], "strict": True}, "chunk_bytes": 1024}
@@ -257,7 +258,7 @@ async def test_every_push_is_in_the_audit_log_and_its_head_in_the_health_report(
         await site.run()
         await until(lambda: backend.installations)
         await site.engine.report_health({"failures_total": 0}, {})
-        report = verify_audit(site.author.state_dir / "audit.jsonl")
+        report = verify_audit(site.author.state_dir)
 
     assert report.broken_at is None
     assert report.pushes == len(backend.bodies) == 5  # the first start is two requests
@@ -279,7 +280,7 @@ def test_a_changed_audit_log_does_not_verify(tmp_path: Path, how: str) -> None:
         log.settle(log.begin(bytes=number), status=200)
     log.close()
     lines = log.path.read_bytes().splitlines(keepends=True)
-    assert verify_audit(log.path).broken_at is None
+    assert verify_audit(log.path.parent).broken_at is None
 
     match how:
         case "change":
@@ -292,7 +293,7 @@ def test_a_changed_audit_log_does_not_verify(tmp_path: Path, how: str) -> None:
             lines[2], lines[3] = lines[3], lines[2]
     log.path.write_bytes(b"".join(lines))
 
-    assert verify_audit(log.path).broken_at is not None
+    assert verify_audit(log.path.parent).broken_at is not None
 
 
 def test_a_push_without_its_end_shows_as_unsettled_also_after_a_torn_line(tmp_path: Path) -> None:
@@ -305,7 +306,7 @@ def test_a_push_without_its_end_shows_as_unsettled_also_after_a_torn_line(tmp_pa
     again.settle(again.begin(bytes=2), status=200)
     again.close()
 
-    report = verify_audit(log.path)
+    report = verify_audit(log.path.parent)
     assert (report.broken_at, report.unsettled, report.torn) == (None, [1], 1)
     assert report.head == again.head
 

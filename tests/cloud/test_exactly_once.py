@@ -15,9 +15,10 @@ from uuid import uuid4
 
 import orjson
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.contents import Upload
-from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.cloud.sending.sender import complete_body, note_answer
+from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.stored import Upload
+from catalogzero.cloud.sending.noted_answers import note_answer
+from catalogzero.cloud.sending.upload_requests import complete_body
 from catalogzero.protocol.bodies import GENERATION, Known
 from catalogzero.protocol.deciding import Outcome, RequestKind, Verdict, decide
 from catalogzero.protocol.identities import Identity, upload_key
@@ -89,7 +90,7 @@ class Uploading(RuleBasedStateMachine):
         if work is None:
             return
         upload_id = uuid4().hex
-        full = full or self.outbox.mark(KEY).owed
+        full = full or self.outbox.store.mark(KEY).owed
         self.outbox.begin(upload_id, KEY, "src", self.mode, full=full, params={})
         for seq, rows in enumerate(self.chunks_of(work)):
             body = b"".join(orjson.dumps(row) + b"\n" for row in rows)
@@ -103,7 +104,7 @@ class Uploading(RuleBasedStateMachine):
     def run_seals(self) -> None:
         assert self.building is not None
         (upload_id, work, full), self.building = self.building, None
-        if self.outbox.upload(upload_id).state != "building":
+        if self.outbox.store.upload(upload_id).state != "building":
             return
         self.seal(upload_id, work, full)
 
@@ -133,19 +134,21 @@ class Uploading(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 5))
     def a_dead_letter_is_retried(self, number: int) -> None:
-        for upload in self.outbox.uploads(["dead"])[number : number + 1]:
+        for upload in self.outbox.store.uploads(["dead"])[number : number + 1]:
             self.outbox.retry(upload.upload_id)
 
     @rule(number=st.integers(0, 5))
     def an_upload_is_purged(self, number: int) -> None:
-        for upload in self.outbox.uploads(["dead", "sealed", "completing"])[number : number + 1]:
+        for upload in self.outbox.store.uploads(["dead", "sealed", "completing"])[
+            number : number + 1
+        ]:
             self.outbox.purge(upload.upload_id)
 
     # The network
 
     @rule(target=late, what=st.sampled_from([FINE, LOST, DELAYED]), number=st.integers(0, 3))
     def something_is_sent(self, what: str, number: int) -> Message | None:
-        uploads = self.outbox.open_uploads()
+        uploads = self.outbox.store.open_uploads()
         if not uploads:
             return None
         message = self.next_message(uploads[number % len(uploads)])
@@ -165,7 +168,7 @@ class Uploading(RuleBasedStateMachine):
 
     @rule(status=st.sampled_from([400, 422]), number=st.integers(0, 3))
     def the_backend_refuses(self, status: int, number: int) -> None:
-        uploads = self.outbox.open_uploads()
+        uploads = self.outbox.store.open_uploads()
         message = self.next_message(uploads[number % len(uploads)]) if uploads else None
         if message is not None:
             self.take(message, Outcome(status=status))
@@ -177,13 +180,15 @@ class Uploading(RuleBasedStateMachine):
                 upload.chunks.clear()
 
     def next_message(self, upload: Upload) -> Message | None:
-        unsent = self.outbox.unsent(upload.upload_id, 1)
+        unsent = self.outbox.store.unsent(upload.upload_id, 1)
         if unsent:
-            chunk = self.outbox.chunk(upload.upload_id, unsent[0])
+            chunk = self.outbox.store.chunk(upload.upload_id, unsent[0])
             assert chunk is not None
             rows = [orjson.loads(line) for line in chunk.body.splitlines()]
             return upload.upload_id, RequestKind.CHUNK, chunk.seq, rows
-        if not self.outbox.may_complete(upload) or not self.outbox.completing(upload.upload_id):
+        if not self.outbox.store.may_complete(upload) or not self.outbox.completing(
+            upload.upload_id
+        ):
             return None
         return upload.upload_id, RequestKind.COMPLETE, None, complete_body(upload, WHO)
 
@@ -207,11 +212,11 @@ class Uploading(RuleBasedStateMachine):
     def settle(self) -> None:
         """No more faults: runs and sends until nothing is left to do."""
         for _ in range(100):
-            for upload in self.outbox.uploads(["dead"]):
+            for upload in self.outbox.store.uploads(["dead"]):
                 self.outbox.retry(upload.upload_id)
             if self.building is not None:
                 self.run_seals()
-            open_uploads = self.outbox.open_uploads()
+            open_uploads = self.outbox.store.open_uploads()
             for upload in open_uploads:
                 message = self.next_message(upload)
                 if message is not None:
@@ -247,7 +252,7 @@ class Replacing(Uploading):
         self.content = content
 
     def due(self, full: bool) -> str | None:
-        same = self.outbox.mark(KEY).upload_key == upload_key(KEY, self.content, 1)
+        same = self.outbox.store.mark(KEY).upload_key == upload_key(KEY, self.content, 1)
         return None if same and not full else str(self.content)
 
     def chunks_of(self, work: str) -> list[list[dict[str, Any]]]:
@@ -275,7 +280,7 @@ class Appending(Uploading):
         self.content += rows
 
     def due(self, full: bool) -> tuple[int | None, int] | None:
-        mark = self.outbox.mark(KEY)
+        mark = self.outbox.store.mark(KEY)
         full = full or mark.owed
         after = None if full else mark.value
         if mark.dead and not full:
@@ -286,8 +291,8 @@ class Appending(Uploading):
         return [[{"row": n}] for n in range((work[0] or 0) + 1, work[1] + 1)]
 
     def seal(self, upload_id: str, work: tuple[int | None, int], full: bool) -> None:
-        after, until = (None if full else self.outbox.mark(KEY).watermark), work[1]
-        if not full and self.outbox.mark(KEY).value != work[0]:  # a compare came between
+        after, until = (None if full else self.outbox.store.mark(KEY).watermark), work[1]
+        if not full and self.outbox.store.mark(KEY).value != work[0]:  # a compare came between
             self.outbox.abandon(upload_id)
             return
         self.outbox.seal(upload_id, upload_key(KEY, [after, until], 1), after=after, until=until)
@@ -322,7 +327,7 @@ class Moving(Uploading):
         known = Known.model_validate(answer)
         self.outbox.started(known, "site")
         self.epoch = known.epoch
-        if self.building and self.outbox.upload(self.building[0]).state != "building":
+        if self.building and self.outbox.store.upload(self.building[0]).state != "building":
             self.building = None
 
     def ask(self) -> tuple[int, dict[str, Any]]:

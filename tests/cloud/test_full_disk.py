@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.egress import AuditLog, verify_audit
+from catalogzero.cloud.audit import AuditLog, verify_audit
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.file import is_disk_full
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.store import is_disk_full
 from catalogzero.errors import FailedError
 from catalogzero.testing import serving
 
@@ -63,11 +63,11 @@ def test_a_full_disk_stops_a_run_and_lets_what_is_sealed_end(small_disk: Path) -
     outbox.acknowledge("sealed", 0, len(BODY))
     assert outbox.completing("sealed")
     outbox.done("sealed", "job-1")
-    assert outbox.upload("sealed").state == "done"
+    assert outbox.store.upload("sealed").state == "done"
     assert not (small_disk / "outbox.reserve").exists()
     ballast.unlink()
     outbox.abandon("torn")
-    outbox.tidy()
+    outbox.store.tidy()
     outbox.begin("next", "key", "exports/a.csv", "replace", full=False, params={})
     outbox.add("next", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
     assert outbox.seal("next", "content") > 0
@@ -77,7 +77,7 @@ def test_a_full_disk_stops_a_run_and_lets_what_is_sealed_end(small_disk: Path) -
 
 def test_a_push_is_logged_in_the_reserve_s_room_when_the_disk_is_full(small_disk: Path) -> None:
     outbox = Outbox(small_disk, SystemClock())
-    log = AuditLog(small_disk, SystemClock(), outbox.drop_reserve)
+    log = AuditLog(small_disk, SystemClock(), outbox.store.drop_reserve)
     with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
         for _ in range(SIZE):
             ballast.write(bytes(4_096))
@@ -86,7 +86,7 @@ def test_a_push_is_logged_in_the_reserve_s_room_when_the_disk_is_full(small_disk
 
     assert not (small_disk / "outbox.reserve").exists()
     log.settle(first, status=201)
-    assert verify_audit(log.path).broken_at is None
+    assert verify_audit(log.path.parent).broken_at is None
     log.close()
     outbox.close()
 
@@ -113,7 +113,7 @@ async def test_a_run_that_fills_the_disk_says_where_and_goes_on_when_there_is_ro
     (data / "small.csv").write_text("a\n1\n")
     async with ReferenceBackend("k") as backend:
         settings: dict[str, Any] = {"endpoint": backend.url, "api_key": "k", "data_roots": [data]}
-        async with serving(Plain(**settings), state_dir=small_disk, settle_s=0) as at:
+        async with serving(Plain(**settings), state_dir=small_disk, min_file_age_s=0) as at:
             with pytest.raises(FailedError, match=r"the disk is full at .*: make room"):
                 await at.client.call("process_and_upload", {"data_source": str(data / "big.csv")})
             ballast.unlink()

@@ -16,12 +16,14 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 import zstandard
 from aiohttp import web
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.egress import AuditLog
-from catalogzero.cloud.sending.client import BackendClient
+from catalogzero.cloud.audit import AuditLog
+from catalogzero.cloud.sending.backend_client import BackendClient
 from catalogzero.cloud.settings import CloudSettings
+from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import EgressPolicy
 from catalogzero.errors import CatalogZeroError
 from catalogzero.protocol.deciding import Outcome, RequestKind
@@ -146,7 +148,8 @@ async def pushed(endpoint: str, folder: Path, times: int = 1) -> list[Outcome]:
         installation_id="i", handler_id="h", entry="e", version="1", stream="s", sdk_version="0"
     )
     clock = SystemClock()
-    async with BackendClient(given, EgressPolicy(), who, AuditLog(folder, clock), clock) as backend:
+    audit, log, seldom = AuditLog(folder, clock), structlog.get_logger(), Seldom(clock)
+    async with BackendClient(given, EgressPolicy(), who, audit, clock, log, seldom) as backend:
         return [
             await backend.push(RequestKind.COMPLETE, "POST", (), b"{}", {}) for _ in range(times)
         ]
@@ -364,14 +367,14 @@ def acknowledges(said: Said, *, simple: bool) -> bool:
 
 async def let_pass(site: Site, backend: HostileBackend, clock: ManualClock, seconds: float) -> None:
     """Let time pass by what is due, each time once nothing is under way."""
-    sender, end, never = site.engine._sender, clock.monotonic() + seconds, asyncio.Event()
+    sender, end, never = site.engine.sender, clock.monotonic() + seconds, asyncio.Event()
     while clock.monotonic() < end and backend.count <= MOST_REQUESTS:
         sender.wake()
         quiet, seen = 0, -1
         while quiet < 3:
             with suppress(TimeoutError):
                 await asyncio.wait_for(never.wait(), 0.004)
-            still = seen == backend.count and not backend.busy and not sender._flying
+            still = seen == backend.count and not backend.busy and not sender.is_flying
             quiet, seen = quiet + 1 if still else 0, backend.count
         due_s = sender.next_due_s()
         step_s = 5.0 if due_s is None or sender.holds else due_s
@@ -473,7 +476,7 @@ async def suffer(history: dict[str, list[Said]], form: str) -> None:
                 await site.engine.report_health({}, {})
                 await let_pass(site, backend, clock, SIMULATED_S / RUNS)
 
-            assert not site._main.done()
+            assert not site.main.done()
             assert backend.count <= MOST_REQUESTS, backend.by_kind
             assert backend.cookies == 0
             kept_within_bounds(site)
@@ -484,35 +487,37 @@ async def suffer(history: dict[str, list[Said]], form: str) -> None:
 def kept_within_bounds(site: Site) -> None:
     """What a backend said takes little room."""
     outbox = site.outbox
-    [(answers, uploads)] = outbox.execute("SELECT MAX(LENGTH(answer)), COUNT(*) FROM uploads")
-    [(facts,)] = outbox.execute("SELECT MAX(LENGTH(value)) FROM facts")
-    [(sources, marks)] = outbox.execute("SELECT COUNT(*), MAX(LENGTH(watermark)) FROM sources")
+    [(answers, uploads)] = outbox.store.execute("SELECT MAX(LENGTH(answer)), COUNT(*) FROM uploads")
+    [(facts,)] = outbox.store.execute("SELECT MAX(LENGTH(value)) FROM facts")
+    [(sources, marks)] = outbox.store.execute(
+        "SELECT COUNT(*), MAX(LENGTH(watermark)) FROM sources"
+    )
     assert (answers or 0) <= 20_000
     assert uploads <= 2 * RUNS * 4
     assert facts <= 20_000
     assert sources <= 10
     assert (marks or 0) <= 5_000
-    sender = site.engine._sender
-    assert max(len(sender._each), len(sender._late), len(sender._resent)) <= 2 * RUNS * 4
-    assert (site.engine._health.next_interval_s or 10) >= 10
+    sender = site.engine.sender
+    assert max(len(sender.each), len(sender.late), len(sender.resent)) <= 2 * RUNS * 4
+    assert (site.engine.health.next_interval_s or 10) >= 10
 
 
 def nothing_is_lost_or_called_delivered(site: Site, backend: HostileBackend) -> None:
     """Each upload's bytes are there, but where the backend said what ends it."""
-    for upload in site.outbox.uploads():
+    for upload in site.outbox.store.uploads():
         key = f"{upload.upload_key}-{upload.source_seq}"
         said = [(one, False) for one in backend.said[upload.upload_id]]
         said += [(one, True) for one in backend.said[key]]
         if upload.state == "done":
             assert any(acknowledges(one, simple=simple) for one, simple in said)
         elif upload.state in ("sealed", "completing", "dead", "held"):
-            there = len(list(site.outbox.bodies(upload.upload_id)))
+            there = len(list(site.outbox.store.bodies(upload.upload_id)))
             assert (there, upload.records) == (upload.chunks, 1)
         else:
             assert upload.state in ("superseded", "abandoned", "overtaken")
     open_or_done = {
         upload.source
-        for upload in site.outbox.uploads(["sealed", "completing", "dead", "held", "done"])
+        for upload in site.outbox.store.uploads(["sealed", "completing", "dead", "held", "done"])
     }
     assert all(f"exports/{name}" in open_or_done for name in ("a.csv", "b.csv"))
 
@@ -523,15 +528,15 @@ async def arrives_at_an_honest_backend(folder: Path, before: Site) -> None:
         site = Site(honest.url, folder, upload_form="chunked", runtime={"upload_wait_s": 30.0})
         async with site:
             site.outbox.adopt()
-            await until(lambda: not site.engine._sender.holds)
-            for dead in site.outbox.uploads(["dead"]):
+            await until(lambda: not site.engine.sender.holds)
+            for dead in site.outbox.store.uploads(["dead"]):
                 site.outbox.retry(dead.upload_id)
             for _ in range(2):
                 await site.run()
             await until(lambda: sorted(row["n"] for row in honest.rows()) == ["1", "2"])
 
 
-# What a start may tell
+# What a start may report
 
 
 async def test_sources_in_endless_pages_are_given_up(tmp_path: Path) -> None:
@@ -552,9 +557,9 @@ async def test_sources_in_endless_pages_are_given_up(tmp_path: Path) -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
     async with Site(url, tmp_path, clock=ManualClock()) as site:
-        await until(lambda: site.engine._sender.fault_code)
+        await until(lambda: site.engine.sender.fault)
 
-        assert site.outbox.execute("SELECT COUNT(*) FROM sources") == [(0,)]
-        assert site.engine._sender.holds
+        assert site.outbox.store.execute("SELECT COUNT(*) FROM sources") == [(0,)]
+        assert site.engine.sender.holds
     await runner.cleanup()
     assert len(asked) == 1 + 1 + (128 << 20) // (256 * 40_000)

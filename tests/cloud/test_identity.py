@@ -14,7 +14,7 @@ from aiohttp import web
 from catalogzero import Batch, Params
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.errors import BadParamsError, ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.bodies import Known, SourceState
 
@@ -55,18 +55,18 @@ def seal(outbox: Outbox, upload_id: str, mode: str = "replace", **more: Any) -> 
     full = more.pop("full", False)
     build(outbox, upload_id, mode, full=full)
     if mode == "append" and not full:
-        more.setdefault("after", outbox.mark("K").watermark)
+        more.setdefault("after", outbox.store.mark("K").watermark)
     return outbox.seal(upload_id, f"key-{upload_id}", **more)
 
 
-def told(outbox: Outbox, generation: str = "g", **state: Any) -> list[str]:
+def reported(outbox: Outbox, generation: str = "g", **state: Any) -> list[str]:
     """A start that is answered so about the one source."""
     states = {"K": SourceState(**state)} if state else {}
     return outbox.started(Known(generation=generation, epoch=1, states=states), "site")
 
 
 def states(outbox: Outbox) -> dict[str, str]:
-    return {upload.upload_id: upload.state for upload in outbox.uploads()}
+    return {upload.upload_id: upload.state for upload in outbox.store.uploads()}
 
 
 # F5, F6: starts, and a folder whose place was taken
@@ -152,7 +152,7 @@ async def test_a_start_whose_answer_was_lost_and_that_was_killed_is_not_moved(
     async with Site(backend.url, tmp_path) as site:
         site.write("a.csv", OTHER)
         result = await site.run()
-        assert site.outbox.fact("nonce") is None
+        assert site.outbox.store.fact("nonce") is None
 
     assert result["status"] == "uploaded"
 
@@ -179,7 +179,7 @@ async def test_the_old_host_that_comes_back_is_paused_until_adopted(
         assert (await site.run())["status"] == "uploaded"
 
     assert visible == [{"n": "3"}]
-    assert backend.reports[-1]["outbox"]["paused"] == "installation moved"
+    assert backend.reports[-1]["outbox"]["paused"] == "installation_moved"
     assert backend.rows() == [{"n": "1"}, {"n": "2"}]
 
 
@@ -233,7 +233,7 @@ async def test_a_start_of_before_a_restore_that_comes_late_pauses_nobody(
         backend.restore(empty)
         answer, _ = backend.start(first)  # of the first site, delivered late
         await site.engine.report_health({}, {})
-        await until(lambda: site.outbox.fact("generation") == backend.generation)
+        await until(lambda: site.outbox.store.fact("generation") == backend.generation)
         result = await site.run()
 
     assert (answer, first["epoch"]) == (409, 0)
@@ -279,7 +279,7 @@ async def test_another_host_that_takes_over_while_this_one_runs_pauses_it(
         await until(lambda: "adopt" in (site.status["outbox"]["paused"] or ""))
 
         assert states(site.outbox).popitem()[1] in {"completing", "done"}
-        assert site.outbox.totals().uploads == 1
+        assert site.outbox.store.totals().uploads == 1
 
     assert len(backend.rows()) == 2
 
@@ -313,7 +313,7 @@ async def test_a_folder_put_back_from_a_snapshot_does_not_say_unchanged(
     async with Site(backend.url, tmp_path) as site:
         site.write("a.csv", OTHER)
         await site.run()
-        backend.epoch = site.outbox.fact("epoch")
+        backend.epoch = site.outbox.store.fact("epoch")
     shutil.rmtree(folder)
     (tmp_path / "snapshot").rename(folder)
     async with Site(backend.url, tmp_path) as site:
@@ -327,58 +327,60 @@ async def test_a_folder_put_back_from_a_snapshot_does_not_say_unchanged(
     assert backend.rows() == [{"n": "1"}, {"n": "2"}]
 
 
-def test_a_mark_that_is_not_what_was_told_is_cleared_and_named(outbox: Outbox) -> None:
+def test_a_mark_that_is_not_what_was_reported_is_cleared_and_named(outbox: Outbox) -> None:
     seq = seal(outbox, "u1")
     outbox.done("u1", "j")
 
-    same = told(outbox, source_seq=seq, mode="replace")
-    kept = outbox.mark("K").upload_key
-    other = told(outbox, source_seq=seq + 5, mode="replace")
+    same = reported(outbox, source_seq=seq, mode="replace")
+    kept = outbox.store.mark("K").upload_key
+    other = reported(outbox, source_seq=seq + 5, mode="replace")
 
     assert (same, kept) == ([], "key-u1")
     assert other == ["K"]
-    assert outbox.mark("K").upload_key is None
-    assert outbox.missing_sources() == ["K"]
-    assert outbox.totals().missing == 1
+    assert outbox.store.mark("K").upload_key is None
+    assert [one["source_key"] for one in outbox.store.missing_sources()] == ["K"]
+    assert outbox.store.totals().missing == 1
     seal(outbox, "u2")
-    assert outbox.missing_sources() == []
+    assert outbox.store.missing_sources() == []
 
 
-def test_what_was_sealed_on_the_told_state_stays_and_what_follows_it_too(outbox: Outbox) -> None:
+def test_what_was_sealed_on_the_reported_state_stays_and_what_follows_it_too(
+    outbox: Outbox,
+) -> None:
     first = seal(outbox, "u1")
     outbox.done("u1", "j")
     second = seal(outbox, "u2")
     seal(outbox, "u3")
 
-    told(outbox, source_seq=first, mode="replace")
+    reported(outbox, source_seq=first, mode="replace")
     waiting = states(outbox)
-    told(outbox, source_seq=second, mode="replace")  # the answer to u2 was lost
+    reported(outbox, source_seq=second, mode="replace")  # the answer to u2 was lost
 
     assert (waiting["u2"], waiting["u3"]) == ("sealed", "sealed")
     assert states(outbox)["u3"] == "sealed"
-    assert outbox.mark("K").upload_key == "key-u3"
+    assert outbox.store.mark("K").upload_key == "key-u3"
 
 
 def test_what_is_sealed_after_a_compare_follows_what_stayed(outbox: Outbox) -> None:
     seal(outbox, "u1")
-    told(outbox)  # nothing is there yet
+    reported(outbox)  # nothing is there yet
     seal(outbox, "u2")
-    told(outbox)
+    reported(outbox)
 
     assert states(outbox) == {"u1": "sealed", "u2": "sealed"}
 
 
-def test_what_does_not_build_on_the_told_state_is_kept_unsent(outbox: Outbox) -> None:
+def test_what_does_not_build_on_the_reported_state_is_kept_unsent(outbox: Outbox) -> None:
     first = seal(outbox, "u1")
     outbox.done("u1", "j")
     seal(outbox, "u2")
     seal(outbox, "u3")
 
-    told(outbox, source_seq=first + 10**6, mode="replace")
+    reported(outbox, source_seq=first + 10**6, mode="replace")
 
     assert states(outbox) == {"u1": "done", "u2": "superseded", "u3": "held"}
-    assert outbox.open_uploads() == []
-    assert list(outbox.bodies("u3"))
+    assert outbox.store.open_uploads() == []
+    assert list(outbox.store.bodies("u3"))
     above = seal(outbox, "u4")
     assert above > first + 10**6
     assert states(outbox)["u3"] == "superseded"
@@ -388,83 +390,83 @@ def test_an_attempt_that_began_on_another_state_is_made_again(outbox: Outbox) ->
     first = seal(outbox, "u1")
     outbox.done("u1", "j")
     build(outbox, "same")
-    told(outbox, source_seq=first, mode="replace")
+    reported(outbox, source_seq=first, mode="replace")
     before = states(outbox)["same"]
-    told(outbox, source_seq=first + 1, mode="replace")
+    reported(outbox, source_seq=first + 1, mode="replace")
 
     assert before == "building"
     assert states(outbox)["same"] == "abandoned"
 
 
-def test_append_goes_back_to_the_told_watermark(outbox: Outbox) -> None:
+def test_append_goes_back_to_the_reported_watermark(outbox: Outbox) -> None:
     first = seal(outbox, "u1", "append", until=5)
     outbox.done("u1", "j")
-    position = outbox.mark("K").watermark
+    position = outbox.store.mark("K").watermark
     seal(outbox, "u2", "append", until=9)
     outbox.done("u2", "j")
     seal(outbox, "u3", "append", until=12)
 
-    told(outbox, source_seq=first, watermark=position, mode="append")
+    reported(outbox, source_seq=first, watermark=position, mode="append")
 
     assert states(outbox)["u3"] == "superseded"
-    assert (outbox.mark("K").value, outbox.mark("K").watermark) == (5, position)
-    assert outbox.missing_sources() == ["K"]
+    assert (outbox.store.mark("K").value, outbox.store.mark("K").watermark) == (5, position)
+    assert [one["source_key"] for one in outbox.store.missing_sources()] == ["K"]
 
 
-def test_append_keeps_what_chains_onto_the_told_watermark(outbox: Outbox) -> None:
+def test_append_keeps_what_chains_onto_the_reported_watermark(outbox: Outbox) -> None:
     first = seal(outbox, "u1", "append", until=5)
     outbox.done("u1", "j")
-    position = outbox.mark("K").watermark
+    position = outbox.store.mark("K").watermark
     seal(outbox, "u2", "append", until=9)
 
-    assert told(outbox, source_seq=first, watermark=position, mode="append") == []
+    assert reported(outbox, source_seq=first, watermark=position, mode="append") == []
     assert states(outbox)["u2"] == "sealed"
-    assert outbox.mark("K").value == 9
+    assert outbox.store.mark("K").value == 9
 
 
 def test_a_full_upload_that_the_backend_lost_is_owed(outbox: Outbox) -> None:
     first = seal(outbox, "u1", "append", until=5)
     outbox.done("u1", "j")
-    position = outbox.mark("K").watermark
+    position = outbox.store.mark("K").watermark
     seal(outbox, "u2", "append", until=5, full=True)
     outbox.done("u2", "j")
 
-    told(outbox, source_seq=first, watermark=position, mode="append")
+    reported(outbox, source_seq=first, watermark=position, mode="append")
 
-    assert outbox.mark("K").owed
+    assert outbox.store.mark("K").owed
     seal(outbox, "u3", "append", until=5, full=True)
-    assert not outbox.mark("K").owed
+    assert not outbox.store.mark("K").owed
 
 
 def test_what_an_operator_removed_is_not_missing(outbox: Outbox) -> None:
     seal(outbox, "u1")
     outbox.done("u1", "j")
-    kept = told(outbox, source_seq=1, mode="replace", removed=True)
+    kept = reported(outbox, source_seq=1, mode="replace", removed=True)
     waiting = seal(outbox, "u2")
 
-    told(outbox, source_seq=1, mode="replace", removed=True)
+    reported(outbox, source_seq=1, mode="replace", removed=True)
 
-    assert (kept, outbox.missing_sources()) == ([], [])
-    assert outbox.mark("K").upload_key == "key-u2"
+    assert (kept, outbox.store.missing_sources()) == ([], [])
+    assert outbox.store.mark("K").upload_key == "key-u2"
     assert (states(outbox)["u2"], waiting > 1) == ("sealed", True)
 
 
 def test_of_what_an_operator_removed_no_full_upload_is_owed(outbox: Outbox) -> None:
     first = seal(outbox, "u1", "append", until=5)
     outbox.done("u1", "j")
-    position = outbox.mark("K").watermark
+    position = outbox.store.mark("K").watermark
     seal(outbox, "u2", "append", until=5, full=True)
     outbox.done("u2", "j")
 
-    told(outbox, source_seq=first, watermark=position, mode="append", removed=True)
+    reported(outbox, source_seq=first, watermark=position, mode="append", removed=True)
 
-    assert not outbox.mark("K").owed
+    assert not outbox.store.mark("K").owed
 
 
 def test_a_lost_folder_goes_on_where_the_backend_is(outbox: Outbox) -> None:
-    told(outbox, source_seq=7, watermark=[5, 10**12 + 7], full_seq=3, mode="append")
+    reported(outbox, source_seq=7, watermark=[5, 10**12 + 7], full_seq=3, mode="append")
 
-    mark = outbox.mark("K")
+    mark = outbox.store.mark("K")
     assert (mark.value, mark.mode, mark.owed) == (5, "append", False)
     assert seal(outbox, "u1", "append", until=9) > 7
 
@@ -484,9 +486,10 @@ async def test_many_sources_are_compared_over_all_pages(
     snapshot["uploads"].clear()
     backend.restore(snapshot)
     async with Site(backend.url, tmp_path) as site:
-        await until(lambda: site.outbox.fact("generation") == backend.generation)
+        await until(lambda: site.outbox.store.fact("generation") == backend.generation)
 
-        assert site.outbox.missing_sources() == [lost]
+        missing = site.outbox.store.missing_sources()
+        assert [one["source_key"] for one in missing] == [lost]
 
 
 # F8: late content
@@ -509,7 +512,7 @@ async def test_superseded_content_is_read_again_and_never_sealed_above_by_itself
         backend.high[key] += 10**9  # another folder has completed something newer
         site.write("a.csv", OTHER)
         result = await site.run()
-        [late] = site.outbox.uploads(["superseded"])
+        [late] = site.outbox.store.uploads(["superseded"])
 
     assert result["status"] == "uploaded"
     assert len(read) == 3
@@ -533,7 +536,7 @@ async def test_superseded_content_whose_source_is_gone_is_a_dead_letter(
         path = site.write("a.csv", CSV)
         source = site.data if what == "folder" else path
         await site.run(source)
-        await until(lambda: site.outbox.totals().uploads == 0)
+        await until(lambda: site.outbox.store.totals().uploads == 0)
         backend.fault = wait
         for key in backend.high:
             backend.high[key] += 10**9
@@ -541,16 +544,16 @@ async def test_superseded_content_whose_source_is_gone_is_a_dead_letter(
         await site.run(source)
         path.unlink()
         waits.clear()
-        await until(lambda: site.outbox.uploads(["held"]))
+        await until(lambda: site.outbox.store.uploads(["held"]))
         if what == "folder":
             await site.run(source)
         else:
             with pytest.raises(BadParamsError):
                 await site.run(source)
-        [dead] = site.outbox.uploads(["dead"])
+        [dead] = site.outbox.store.uploads(["dead"])
         rows = backend.rows("exports/a.csv")
         assert site.outbox.retry(dead.upload_id)
-        site.engine._sender.wake()
+        site.engine.sender.wake()
         await until(lambda: backend.rows("exports/a.csv") == [{"n": "3"}])
 
     assert "superseded" in dead.answer["reason"]
@@ -566,11 +569,11 @@ def test_a_duplicate_by_key_raises_the_marks_number_and_one_by_upload_id_does_no
     seq = seal(outbox, "u1")
     outbox.done("u1", "j", same_key_seq=seq + 50)
 
-    assert told(outbox, source_seq=seq + 50, mode="replace") == []
-    assert outbox.mark("K").upload_key == "key-u1"
+    assert reported(outbox, source_seq=seq + 50, mode="replace") == []
+    assert outbox.store.mark("K").upload_key == "key-u1"
     seq = seal(outbox, "u2")
     outbox.done("u2", "j")
-    assert told(outbox, source_seq=seq + 50, mode="replace") == ["K"]
+    assert reported(outbox, source_seq=seq + 50, mode="replace") == ["K"]
 
 
 # G: a restored backend
@@ -595,13 +598,13 @@ async def test_a_restored_backend_gets_what_it_lacks_by_itself(
         elif hears == "health":
             await site.engine.report_health({}, {})
         if hears != "start":
-            await until(lambda: site.outbox.fact("generation") == backend.generation)
-            missing = site.outbox.totals().missing
+            await until(lambda: site.outbox.store.fact("generation") == backend.generation)
+            missing = site.outbox.store.totals().missing
             await site.run()
     if hears == "start":
         async with Site(backend.url, tmp_path) as site:
-            await until(lambda: site.outbox.fact("generation") == backend.generation)
-            missing = site.outbox.totals().missing
+            await until(lambda: site.outbox.store.fact("generation") == backend.generation)
+            missing = site.outbox.store.totals().missing
             await site.run()
 
     assert missing == 2
@@ -620,16 +623,16 @@ async def test_rows_of_a_restored_backend_are_read_again_behind_its_watermark(
             await site.run(count)
         backend.restore(snapshot)
         await site.engine.report_health({}, {})
-        await until(lambda: site.outbox.fact("generation") == backend.generation)
+        await until(lambda: site.outbox.store.fact("generation") == backend.generation)
         await site.run(count)
-        await until(lambda: site.outbox.totals().uploads == 0)
+        await until(lambda: site.outbox.store.totals().uploads == 0)
 
     assert [row["n"] for row in backend.rows()] == list(range(1, 9))
 
 
 @pytest.mark.parametrize("answer", ["done", "superseded", "die"])
 def test_an_answer_of_another_generation_ends_nothing(outbox: Outbox, answer: str) -> None:
-    told(outbox, "g1")
+    reported(outbox, "g1")
     seal(outbox, "u1")
     given: dict[str, Any] = {"done": (None,), "superseded": ({},), "die": ({},)}
 
@@ -657,8 +660,8 @@ async def test_pages_of_two_generations_are_not_compared(
 
     backend.fault = restored
     async with Site(backend.url, tmp_path, runtime=state(tmp_path, "b")) as site:
-        await until(lambda: site.outbox.fact("generation"))
-        generation = site.outbox.fact("generation")
+        await until(lambda: site.outbox.store.fact("generation"))
+        generation = site.outbox.store.fact("generation")
 
     assert generation == backend.generation
     assert len(pages) == 2
@@ -676,10 +679,10 @@ def test_generation_and_compare_are_one_transaction(
     with monkeypatch.context() as patch:
         patch.setattr(Outbox, "_compare", dies)
         with pytest.raises(RuntimeError):
-            told(outbox, "g2")
+            reported(outbox, "g2")
 
-    assert outbox.fact("generation") is None
-    assert told(outbox, "g2") == ["K"]
+    assert outbox.store.fact("generation") is None
+    assert reported(outbox, "g2") == ["K"]
 
 
 # M8, C3, M4, and what a watermark is bound to
@@ -776,7 +779,7 @@ async def test_another_mode_makes_the_next_run_full(
 
     lost = state(tmp_path, "lost")
     async with Site(backend.url, tmp_path, author=Appending, runtime=lost) as site:
-        await until(lambda: site.outbox.fact("generation"))
+        await until(lambda: site.outbox.store.fact("generation"))
         assert (await site.run(count))["status"] == "uploaded"
     assert [row["n"] for row in backend.rows()] == [1, 2, 3]
 
@@ -848,8 +851,8 @@ def test_of_one_source_only_the_newest_dead_letter_keeps_its_bytes(outbox: Outbo
         outbox.die(name, {"reason": "422"})
 
     assert states(outbox) == {"u1": "overtaken", "u2": "overtaken", "u3": "dead"}
-    assert not list(outbox.bodies("u1"))
-    assert outbox.upload("u1").answer == {"reason": "422", "overtaken": True}
+    assert not list(outbox.store.bodies("u1"))
+    assert outbox.store.upload("u1").answer == {"reason": "422", "overtaken": True}
     seal(outbox, "u4")
     outbox.done("u4", "j")
     assert states(outbox)["u3"] == "overtaken"
@@ -860,21 +863,24 @@ def test_a_retried_dead_letter_keeps_its_number(outbox: Outbox) -> None:
     outbox.die("u1", {"reason": "422"})
 
     assert outbox.retry("u1")
-    assert (outbox.upload("u1").state, outbox.upload("u1").source_seq) == ("sealed", seq)
+    assert (outbox.store.upload("u1").state, outbox.store.upload("u1").source_seq) == (
+        "sealed",
+        seq,
+    )
 
 
 def test_a_purged_dead_letter_takes_its_mark_along_if_it_is_its_own(outbox: Outbox) -> None:
     seal(outbox, "u1")
     outbox.die("u1", {})
     outbox.purge("u1")
-    gone = outbox.mark("K").upload_key
+    gone = outbox.store.mark("K").upload_key
     seal(outbox, "u2")
     outbox.die("u2", {})
     seal(outbox, "u3")
     outbox.purge("u2")
 
     assert gone is None
-    assert outbox.mark("K").upload_key == "key-u3"
+    assert outbox.store.mark("K").upload_key == "key-u3"
 
 
 async def test_an_appended_source_is_not_read_on_behind_a_dead_letter(
@@ -893,7 +899,7 @@ async def test_an_appended_source_is_not_read_on_behind_a_dead_letter(
             count.write_text(str(number))
             result = await site.run(count)
             assert (result["status"], result["success"]) == ("rejected", False)
-        uploads = len(site.outbox.uploads())
+        uploads = len(site.outbox.store.uploads())
         refusing.clear()
         whole = await site.run(count, full=True)
         after = await site.run(count)
@@ -921,13 +927,13 @@ async def test_a_refused_range_is_skipped_or_read_again(
         backend.fault = refuse
         count.write_text("5")
         await site.run(count)
-        [dead] = site.outbox.uploads(["dead"])
+        [dead] = site.outbox.store.uploads(["dead"])
         refusing.clear()
         given_up = (site.outbox.skip if skip else site.outbox.purge)(dead.upload_id)
-        site.engine._sender.wake()
+        site.engine.sender.wake()
         count.write_text("7")
         await site.run(count)
-        await until(lambda: site.outbox.totals().uploads == 0)
+        await until(lambda: site.outbox.store.totals().uploads == 0)
 
     assert given_up == 3
     assert [row["n"] for row in backend.rows()] == [1, 2, *([] if skip else [3, 4, 5]), 6, 7]
@@ -960,8 +966,8 @@ async def test_an_outbox_of_the_first_version_goes_forward_and_is_sent(
     with closing(sqlite3.connect(folder / "outbox.sqlite")) as file:
         file.executescript(OLD.read_text())
     outbox = Outbox(folder, SystemClock())
-    marks = {key: outbox.mark(key) for key in "ABC"}
-    uploads = {upload.upload_id: upload for upload in outbox.uploads()}
+    marks = {key: outbox.store.mark(key) for key in "ABC"}
+    uploads = {upload.upload_id: upload for upload in outbox.store.uploads()}
     outbox.close()
     a1, b1 = uploads["a1"].source_seq, uploads["b1"].source_seq
     assert a1 is not None
@@ -970,9 +976,9 @@ async def test_an_outbox_of_the_first_version_goes_forward_and_is_sent(
     backend.watermark = {"B": 5}
     backend.mode, backend.full = {"A": "replace", "B": "append"}, {"B": b1}
     async with Site(backend.url, tmp_path) as site:
-        await until(lambda: site.outbox.totals().uploads == 0)
+        await until(lambda: site.outbox.store.totals().uploads == 0)
         ended = states(site.outbox)
-        mark = site.outbox.mark("B")
+        mark = site.outbox.store.mark("B")
 
     assert [marks[key].mode for key in "ABC"] == ["replace", "append", "replace"]
     assert (marks["B"].value, marks["C"].dead) == (9, "c1")

@@ -11,7 +11,7 @@ import yaml
 from catalogzero.cli.main import app
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox
 from typer.testing import CliRunner
 
 from tests.cloud.reference import ReferenceBackend
@@ -93,7 +93,7 @@ def test_new_names_what_it_drops_and_makes_another_id(tmp_path: Path) -> None:
     before = kept.read_text()
     done = invoke("installation", "new", "site", "--registry", path, "--yes")
     outbox = box(tmp_path)
-    uploads, mark = outbox.uploads(), outbox.mark("K")
+    uploads, mark = outbox.store.uploads(), outbox.store.mark("K")
     moved_old, moved_new = outbox.moved_text("old-id"), outbox.moved_text(kept.read_text().strip())
     outbox.close()
 
@@ -114,7 +114,7 @@ def test_new_wants_another_id_where_the_registry_file_sets_it(tmp_path: Path) ->
     refused = invoke("installation", "new", "site", "--registry", path, "--yes")
     outbox = box(tmp_path)
     outbox.remember("installation_id", "site")
-    kept = len(outbox.uploads())
+    kept = len(outbox.store.uploads())
     outbox.close()
     registry(tmp_path, installation_id="other-site")
     done = invoke("installation", "new", "site", "--registry", path, "--yes")
@@ -135,7 +135,7 @@ def test_purge_skip_names_the_rows_that_are_given_up(tmp_path: Path) -> None:
 
     done = invoke("outbox", "purge", "site", "u1", "--skip", "--yes", "--registry", path)
     outbox = box(tmp_path)
-    [waiting] = outbox.uploads(["sealed"])
+    [waiting] = outbox.store.uploads(["sealed"])
     outbox.close()
 
     assert done.exit_code == 0, done.output

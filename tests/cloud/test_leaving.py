@@ -43,7 +43,7 @@ class Leaky(Plain):
 
     cannot_wake = False
 
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Any], params: Params) -> Iterator[Batch]:
         for batch in batches:
             for row in batch:
                 match params.get("how"):
@@ -103,7 +103,7 @@ def leaky(backend: ReferenceBackend, data: Path, **more: Any) -> Leaky:
 
 def runtime(data: Path, **egress: Any) -> dict[str, Any]:
     policy = {"drop": ["Secret"], **egress}
-    return {"state_dir": data.parent.parent / "state", "settle_s": 0, "egress": policy}
+    return {"state_dir": data.parent.parent / "state", "min_file_age_s": 0, "egress": policy}
 
 
 HOWS = ("raise", "key", "reject", "encode", "columns", "torn", "json")
@@ -203,7 +203,7 @@ async def test_nothing_of_a_failed_wake_or_a_dead_letter_or_a_key_file_s_path_re
     assert woken.code == "wake_failed"
     assert CANARY in woken.error
     assert CANARY.encode() not in received(backend)
-    assert backend.reports[1]["outbox"]["paused"] == "blocked by a setting"
+    assert backend.reports[1]["outbox"]["paused"] == "blocked_by_setting"
     assert "wake_failed (OSError)" in str(backend.reports[2]["reasons"])
 
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from catalogzero import Batch, CloudProcessor, FailedError, Params
-from catalogzero.cli.preview import preview_run
+from catalogzero.cloud.counters import RunSummary
+from catalogzero.cloud.preview import preview_run
 from catalogzero.config.settings import RuntimeSettings
 
 from tests.cloud.processors import ArrowPlain, Plain
@@ -117,16 +118,19 @@ def own(rows: list[dict[str, Any]], base: type[CloudProcessor]) -> type[CloudPro
 
 def plain_bodies(
     tmp_path: Path, author: type[CloudProcessor], source: str, chunk_format: str, **config: Any
-) -> tuple[dict[str, Any], list[bytes]]:
+) -> tuple[RunSummary, list[bytes]]:
     """The result of a run, and the bodies of its chunks as a backend unpacks them."""
     made = author(
         endpoint="http://127.0.0.1:1", api_key="key", data_roots=[tmp_path / "in"], **config
     )
     made._attach(
-        runtime=RuntimeSettings(state_dir=tmp_path / "state", settle_s=0, installation_id="here"),
+        runtime=RuntimeSettings(
+            state_dir=tmp_path / "state", min_file_age_s=0, installation_id="here"
+        ),
         handler_id="site",
     )
-    result, requests = preview_run(made, source, {"format": chunk_format})
+    seen = preview_run(made, source, {"format": chunk_format}, limit=0)
+    result, requests = seen.result, seen.requests
     return result, [request.plain for request in requests if request.method == "PUT"]
 
 
@@ -243,7 +247,7 @@ def test_of_an_own_read(
     assert_arrived(body, chunk_format, wanted)
 
 
-@pytest.mark.parametrize("rule", ["fail", "skip", "set_aside"])
+@pytest.mark.parametrize("rule", ["fail", "skip", "quarantine"])
 @pytest.mark.parametrize("chunk_format", FORMATS)
 @pytest.mark.parametrize(
     ("base", "bad"),
@@ -279,6 +283,7 @@ def test_a_column_that_stands_twice_is_refused_in_parquet_and_sql(
     tmp_path: Path, folder: Path, author: type[CloudProcessor]
 ) -> None:
     pq.write_table(pa.table([[1], [2]], names=["id", "id"]), folder / "a.parquet")
+    (tmp_path / "client.db").touch()
     url = f"sqlite:///{tmp_path}/client.db"
     sources = {"all": {"url": url, "query": "SELECT 1 AS id, 2 AS id"}}
 

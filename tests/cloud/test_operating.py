@@ -21,7 +21,7 @@ import yaml
 import zstandard
 from aiohttp import web
 from catalogzero.cli.main import app
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.errors import ConfigError
 from catalogzero.testing import serving
 from typer.testing import CliRunner
@@ -55,7 +55,7 @@ handlers:
     class_name: Plain
     state_dir: {tmp_path}/state
     installation_id: site
-    settle_s: 0
+    min_file_age_s: 0
     config:
       endpoint: {backend.url}
       api_key: {CANARY}
@@ -174,19 +174,19 @@ async def test_a_run_that_fails_in_one_file_sends_the_others_prints_what_it_did_
     )
     out, err = await process.communicate()
 
-    told = json.loads(out)
+    reported = json.loads(out)
     assert process.returncode == 1
     assert "1 of 2 items failed (1 stored for upload): exports/bad.csv, line 2" in err.decode()
-    assert (told["status"], told["success"]) == ("failed", False)
-    assert (told["failed"], told["items"], told["records"]) == (1, 2, 2)
-    assert told["failures"][0]["source"] == "exports/bad.csv"
+    assert (reported["status"], reported["success"]) == ("failed", False)
+    assert (reported["failed"], reported["items"], reported["records"]) == (1, 2, 2)
+    assert reported["failures"][0]["source"] == "exports/bad.csv"
     assert backend.rows() == [{"n": "1", "name": "one"}, {"n": "2", "name": "two"}]
 
 
 async def test_preview_and_check_name_rules_that_matched_nothing_and_another_policy(
     backend: ReferenceBackend, registry: Path, tmp_path: Path
 ) -> None:
-    def told(egress: dict[str, Any], *more: str) -> tuple[str, dict[str, Any]]:
+    def reported(egress: dict[str, Any], *more: str) -> tuple[str, dict[str, Any]]:
         section = yaml.safe_load(registry.read_text())
         section["handlers"][0]["egress"] = egress
         registry.write_text(yaml.safe_dump(section))
@@ -197,17 +197,18 @@ async def test_preview_and_check_name_rules_that_matched_nothing_and_another_pol
         return shown, finding
 
     typo = {"drop": ["nmae"]}
-    before = await asyncio.to_thread(told, typo, "--full")
+    before = await asyncio.to_thread(reported, typo, "--full")
     async with site_of(backend, tmp_path, runtime={"egress": typo}) as site:
         await site.run()
-    after = await asyncio.to_thread(told, typo)
+    after = await asyncio.to_thread(reported, typo)
     async with site_of(backend, tmp_path, runtime={"egress": {"drop": ["name"]}}) as site:
         await site.run(site.write("b.csv", CSV))
-    changed = await asyncio.to_thread(told, {"drop": ["NAME"]})
+    changed = await asyncio.to_thread(reported, {"drop": ["NAME"]})
 
     assert "egress.drop: nmae matched no column" in before[0]
-    assert (before[1]["status"], after[1]["status"]) == ("pass", "warn")
-    assert "drop: nmae" in after[1]["found"]
+    assert (before[1]["status"], after[1]["status"]) == ("warn", "warn")
+    assert before[1]["found"] == "in the sources no column matched drop: nmae"
+    assert after[1]["found"] == "in the last run no column matched drop: nmae"
     assert "matched no column" not in changed[0]
     assert "1 sources were sent by another egress policy" in changed[0]
     assert changed[1]["found"] == "1 sources were sent by another policy"
@@ -271,7 +272,7 @@ def test_an_outbox_of_a_newer_release_is_left_untouched(tmp_path: Path) -> None:
     assert (tmp_path / "outbox.sqlite").read_bytes() == before
 
 
-async def test_a_damaged_outbox_is_set_aside_reported_and_never_deleted(
+async def test_a_damaged_outbox_is_quarantined_reported_and_never_deleted(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:
     state = tmp_path / "state" / "site"
@@ -285,7 +286,7 @@ async def test_a_damaged_outbox_is_set_aside_reported_and_never_deleted(
     [aside] = state.glob("outbox.damaged-*.sqlite")
     assert aside.read_bytes().endswith(b"\xff" * 100)
     assert backend.reports[0]["status"] == "degraded"
-    assert "set aside" in backend.reports[0]["reasons"][0]
+    assert "quarantined" in backend.reports[0]["reasons"][0]
 
 
 async def test_check_looks_at_backend_key_clock_disk_and_outbox(
@@ -329,7 +330,7 @@ async def test_check_and_preview_say_how_files_are_read_and_what_would_be_refuse
     assert "exports/a.csv: csv, utf-8, ','; 2 rows of 2 columns" in shown.output
 
 
-def test_check_tells_a_missing_key_once_and_a_forbidden_host_by_name(tmp_path: Path) -> None:
+def test_check_reports_a_missing_key_once_and_a_forbidden_host_by_name(tmp_path: Path) -> None:
     registry = tmp_path / "handler_registry.yaml"
     config = {
         "endpoint": "http://127.0.0.1:9",
@@ -344,14 +345,14 @@ def test_check_tells_a_missing_key_once_and_a_forbidden_host_by_name(tmp_path: P
         "config": config,
         "egress": {"hosts": []},
     }
-    told = []
+    reported = []
     for _ in range(2):
         registry.write_text(json.dumps({"scheduler": "none", "handlers": [section]}))
         found = json.loads(invoke("check", "site", "--registry", registry, "--json").output)
-        told.append({f["name"]: (f["status"], f["found"]) for f in found["findings"]})
+        reported.append({f["name"]: (f["status"], f["found"]) for f in found["findings"]})
         section.pop("egress", None)
 
-    forbidden, keyless = told
+    forbidden, keyless = reported
     assert forbidden["backend"][0] == "fail"
     assert "egress.hosts does not allow 127.0.0.1:9" in forbidden["backend"][1]
     assert keyless["backend"] == ("warn", "not asked: there is no key to ask with")
@@ -366,7 +367,7 @@ async def test_a_marked_key_shows_nowhere_but_in_the_authorization_header(
     processor = Plain(endpoint=backend.url, api_key=CANARY, data_roots=[data])
     state = tmp_path / "state"
     async with serving(
-        processor, handler_id="site", state_dir=state, settle_s=0, installation_id="site"
+        processor, handler_id="site", state_dir=state, min_file_age_s=0, installation_id="site"
     ) as service:
         call = service.client.call
         seen = [

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import orjson
 import pytest
-from catalogzero.cloud.reading import sources
-from catalogzero.cloud.reading.records import BadRecords, ReadOptions
+from catalogzero.cloud.reading.records import FILE_BOUNDS, BadRecords, ReadOptions
 from catalogzero.cloud.reading.sources import Roots
 from catalogzero.errors import FailedError
+from catalogzero.protocol.codings import Bounds
 
 from tests.protocol.streams import SKIPPABLE, pack, zstd_bomb
 
@@ -46,9 +46,10 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
-def read(path: Path, *, arrow: bool = False) -> list[dict[str, str]]:
+def read(path: Path, *, arrow: bool = False, bounds: Bounds = FILE_BOUNDS) -> list[dict[str, str]]:
     """The rows of a file."""
-    [item] = Roots([path.parent]).items(str(path), ReadOptions(arrow=arrow))
+    options = ReadOptions(arrow=arrow, packed_bounds=bounds)
+    [item] = Roots([path.parent]).items(str(path), options)
     with item.open(None, BadRecords("fail", path.parent / "aside")) as reading:
         return [row for rows in reading.batches() for row in (rows.to_pylist() if arrow else rows)]
 
@@ -86,14 +87,14 @@ def test_a_wide_header_of_a_packed_file_is_seen_whole(root: Path) -> None:
     ],
 )
 def test_a_file_over_a_bound_fails_with_its_name_and_the_fix(
-    root: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, sentence: str
+    root: Path, name: str, content: bytes, sentence: str
 ) -> None:
-    less = {"max_frames": 1_000, "max_bytes": 9_999} if ".gz" in name else {"max_frames": 1_000}
-    monkeypatch.setattr(sources, "FILE_BOUNDS", replace(sources.FILE_BOUNDS, **less))
+    bounds = replace(FILE_BOUNDS, max_frames=1_000)
+    bounds = replace(bounds, max_bytes=9_999) if ".gz" in name else bounds
     (root / name).write_bytes(content)
 
     with pytest.raises(FailedError, match=rf"exports/{name} is over .* {sentence}.* unpack it"):
-        read(root / name)
+        read(root / name, bounds=bounds)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox
 
 THREADS = 4
 ROUNDS = 2_000
@@ -41,18 +41,18 @@ def _threads_change_often() -> Iterator[None]:
 
 def chunk(outbox: Outbox, name: str) -> object:
     """The body of the thread's own chunk."""
-    found = outbox.chunk(f"upload-{name}", int(name))
+    found = outbox.store.chunk(f"upload-{name}", int(name))
     return found and found.body.decode()
 
 
 READS: dict[str, Callable[[Outbox, str], object]] = {
-    "mark": lambda outbox, name: outbox.mark(f"key-{name}").stamp,
+    "mark": lambda outbox, name: outbox.store.mark(f"key-{name}").stamp,
     "chunk": chunk,
     "bodies": lambda outbox, name: b"".join(
-        c.body for c in outbox.bodies(f"upload-{name}")
+        c.body for c in outbox.store.bodies(f"upload-{name}")
     ).decode(),
-    "unsent": lambda outbox, name: "".join(map(str, outbox.unsent(f"upload-{name}", 9))),
-    "fact": lambda outbox, name: outbox.fact(f"fact-{name}"),
+    "unsent": lambda outbox, name: "".join(map(str, outbox.store.unsent(f"upload-{name}", 9))),
+    "fact": lambda outbox, name: outbox.store.fact(f"fact-{name}"),
 }
 
 

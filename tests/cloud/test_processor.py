@@ -37,7 +37,7 @@ def settings(backend: ReferenceBackend, data: Path) -> dict[str, Any]:
 
 
 def runtime(data: Path, **more: Any) -> dict[str, Any]:
-    return {"state_dir": data.parent / "state", "settle_s": 0, **more}
+    return {"state_dir": data.parent / "state", "min_file_age_s": 0, **more}
 
 
 def write_csv(path: Path, count: int, start: int = 0) -> None:
@@ -56,7 +56,7 @@ async def test_every_row_of_a_csv_file_arrives_processed(
     assert result["cloud_job_id"].startswith("job-")
 
 
-async def test_a_run_tells_how_far_it_is(backend: ReferenceBackend, data: Path) -> None:
+async def test_a_run_reports_how_far_it_is(backend: ReferenceBackend, data: Path) -> None:
     for name in ("a.csv", "b.csv"):
         write_csv(data / name, 1000)
     size = 2 * len("n,name\n" + "".join(f"{n},row {n}\n" for n in range(1000)))
@@ -168,7 +168,7 @@ async def test_health_report_carries_the_seed_keys_and_the_true_status(
     assert "test-key" not in str(backend.reports)
 
 
-async def test_health_tells_of_calls_without_encryption_and_is_not_degraded_by_it(
+async def test_health_reports_calls_without_encryption_and_is_not_degraded_by_it(
     backend: ReferenceBackend, data: Path
 ) -> None:
     private = {"host": "0.0.0.0", "advertise_host": "127.0.0.1", "allow_plaintext": True}  # noqa: S104  # the case

@@ -126,7 +126,7 @@ async def test_a_query_gives_arrow_tables_where_the_class_says_so(
         ("SELECT 1 AS id", "sql:other", "orders"),
     ],
 )
-async def test_a_query_that_fails_is_told_without_its_url(
+async def test_a_query_that_fails_is_reported_without_its_url(
     url: str, backend: ReferenceBackend, tmp_path: Path, query: str, source: str, text: str
 ) -> None:
     given = {"orders": {"url": url, "query": query}}

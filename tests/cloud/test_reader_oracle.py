@@ -128,7 +128,7 @@ def found(content: bytes, suffix: str, folder: Path, options: ReadOptions) -> Ou
     outcome = Outcome()
     item = FileItem(str(folder), name, name, options)
     try:
-        with item.open(None, BadRecords("set_aside", aside)) as reading:
+        with item.open(None, BadRecords("quarantine", aside)) as reading:
             for batch in reading.batches():
                 assert 0 < len(batch) <= options.batch_rows
                 rows = batch.to_pylist() if options.arrow else batch

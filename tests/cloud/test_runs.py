@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from catalogzero import (
     CloudProcessor,
     FailedError,
     Params,
+    Rows,
     SourceChangedError,
 )
+from catalogzero.clock import SystemClock
+from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.testing import serving
 
 from tests.cloud.processors import ArrowPlain, Plain, Total
@@ -113,7 +117,7 @@ async def test_one_malformed_file_does_not_hold_back_the_others(
 class Prices(CloudProcessor):
     """Fails in the way that a price says."""
 
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Rows], params: Params) -> Iterator[Batch]:
         for batch in batches:
             yield [{"price": self.price(row["price"])} for row in batch]
 
@@ -160,7 +164,7 @@ async def test_an_interrupt_is_no_item_s_failure(backend: ReferenceBackend, tmp_
         site.write("a.csv", "price\nstop\n")
         with pytest.raises(KeyboardInterrupt):
             site.engine.run(str(site.data), {}, "ndjson", full=False, progress=lambda **_: None)
-        [upload] = site.outbox.uploads()
+        [upload] = site.outbox.store.uploads()
 
     assert upload.state == "abandoned"
 
@@ -204,7 +208,11 @@ async def test_a_result_of_many_uploads_lists_the_first_and_counts_all(
     for number in range(60):
         (data / f"{number}.csv").write_text(f"n\n{number}\n")
     processor = Plain(endpoint=backend.url, api_key="test-key", data_roots=[data])
-    runtime: dict[str, Any] = {"state_dir": tmp_path / "state", "settle_s": 0, "upload_wait_s": 300}
+    runtime: dict[str, Any] = {
+        "state_dir": tmp_path / "state",
+        "min_file_age_s": 0,
+        "upload_wait_s": 300,
+    }
     async with serving(processor, **runtime, max_message_bytes=4096) as service:
         result = await service.client.call(
             "process_and_upload", {"data_source": str(data)}, timeout_s=300
@@ -215,20 +223,23 @@ async def test_a_result_of_many_uploads_lists_the_first_and_counts_all(
     assert len(backend.rows()) == 60
 
 
-async def test_a_run_knows_its_uploads_however_many_ended_meanwhile(
-    backend: ReferenceBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("catalogzero.cloud.outbox.identity.KEPT_ENDED", 5)
-    async with Site(backend.url, tmp_path, runtime={"upload_wait_s": 300}) as site:
-        for number in range(25):
-            site.write(f"{number}.csv", f"n\n{number}\n")
-        result = await site.run()
-        site.write("last.csv", CSV)
-        await site.run()
-        kept = len(site.outbox.uploads())
+def test_a_run_knows_its_uploads_however_many_ended_meanwhile(tmp_path: Path) -> None:
+    with closing(Outbox(tmp_path, SystemClock(), kept_ended=5)) as outbox:
 
-    assert (result["status"], result["records"], result["uploads"]) == ("uploaded", 25, 25)
-    assert kept <= 7
+        def upload(upload_id: str) -> str:
+            outbox.begin(upload_id, upload_id, f"{upload_id}.csv", "replace", full=False, params={})
+            outbox.seal(upload_id, f"key of {upload_id}")
+            outbox.done(upload_id, "job")
+            return upload_id
+
+        with outbox.keeping():
+            of_a_run = [upload(str(number)) for number in range(25)]
+            found = outbox.store.summary(of_a_run, listed=20)
+        upload("last")
+        kept = len(outbox.store.uploads())
+
+    assert (found.states, len(found.upload_ids)) == ({"done": 25}, 20)
+    assert kept <= 6
 
 
 class Choosy(CloudProcessor):
@@ -236,7 +247,7 @@ class Choosy(CloudProcessor):
 
     swallows = False
 
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Rows], params: Params) -> Iterator[Batch]:
         for batch in batches:
             kept = []
             for row in batch:
@@ -257,7 +268,7 @@ class Careless(Choosy):
     swallows = True
 
 
-@pytest.mark.parametrize("rule", ["skip", "set_aside"])
+@pytest.mark.parametrize("rule", ["skip", "quarantine"])
 async def test_process_sets_rows_aside_itself(
     backend: ReferenceBackend, tmp_path: Path, rule: str
 ) -> None:
@@ -268,7 +279,7 @@ async def test_process_sets_rows_aside_itself(
 
     assert (result["status"], result["records"], result["bad_records"]) == ("uploaded", 2, 1)
     assert [row["n"] for row in backend.rows()] == ["1", "3"]
-    if rule == "set_aside":
+    if rule == "quarantine":
         [entry] = [json.loads(line) for line in aside[0].read_text().splitlines()]
         assert entry["source"] == "exports/a.csv, row 2"
         assert json.loads(entry["record"]) == {"n": "x", "name": "two"}
@@ -285,11 +296,11 @@ async def test_a_rejected_row_fails_its_file_where_the_rule_is_to_fail(
             await site.run()
 
     assert len(backend.rows()) == 2
-    with pytest.raises(FailedError, match="outside of a run: no good"):
+    with pytest.raises(FailedError, match="no run is under way"):
         site.author.reject({}, "no good")
 
 
-@pytest.mark.parametrize("rule", ["skip", "set_aside"])
+@pytest.mark.parametrize("rule", ["skip", "quarantine"])
 async def test_malformed_rows_are_counted_in_the_result(
     backend: ReferenceBackend, tmp_path: Path, rule: str
 ) -> None:
@@ -299,7 +310,7 @@ async def test_malformed_rows_are_counted_in_the_result(
         aside = list((site.author.state_dir / "bad_records").glob("*"))
 
     assert (result["records"], result["bad_records"]) == (1, 1)
-    assert len(aside) == (1 if rule == "set_aside" else 0)
+    assert len(aside) == (1 if rule == "quarantine" else 0)
 
 
 @pytest.mark.parametrize("author", [Plain, ArrowPlain])

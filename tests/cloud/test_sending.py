@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.outbox.contents import OPEN_AT_ONCE
-from catalogzero.cloud.sending.sender import Backoff
+from catalogzero.cloud.outbox.store import OPEN_AT_ONCE
+from catalogzero.cloud.sending.retry_timer import RetryTimer
 from catalogzero.protocol.deciding import MAX_RESENT
 
 from tests.cloud.processors import Counter
@@ -73,7 +73,7 @@ async def test_a_refused_key_or_route_pauses_the_outbox_and_keeps_everything(
 
         assert result["status"] == "queued"
         assert str(status) in site.status["outbox"]["paused"]
-        assert site.outbox.totals().uploads == 1
+        assert site.outbox.store.totals().uploads == 1
     assert backend.rows() == []
 
 
@@ -146,7 +146,7 @@ async def test_a_dead_letter_is_kept_with_its_answer_and_sent_again_on_retry(
     async with Site(backend.url, tmp_path) as site:
         site.write("a.csv", CSV)
         result = await site.run()
-        [dead] = site.outbox.uploads(["dead"])
+        [dead] = site.outbox.store.uploads(["dead"])
         assert (result["status"], dead.answer["status"]) == ("rejected", 422)
         assert site.outbox.retry(dead.upload_id)
         await until(backend.rows)
@@ -166,13 +166,13 @@ async def test_a_source_whose_last_upload_was_refused_is_rejected_until_it_is_se
         site.write("a.csv", CSV)
         site.write("b.csv", CSV)
         runs = [await site.run(site.data / "a.csv") for _ in range(2)]
-        [dead] = site.outbox.uploads(["dead"])
+        [dead] = site.outbox.store.uploads(["dead"])
         backend.fault = lambda request: None
         runs += [await site.run(), await site.run(site.data / "b.csv")]
         site.outbox.retry(dead.upload_id)
-        site.engine._sender.wake()
+        site.engine.sender.wake()
         await until(lambda: len(backend.rows()) == 4)
-        await until(lambda: site.outbox.upload(dead.upload_id).state == "done")
+        await until(lambda: site.outbox.store.upload(dead.upload_id).state == "done")
         runs.append(await site.run())
 
     statuses = [run["status"] for run in runs]
@@ -192,7 +192,7 @@ async def test_an_append_behind_a_dead_letter_is_rejected_too(
         for until_row in ("2", "3", "3"):
             source = site.write("count", until_row)
             runs.append((await site.run(source))["status"])
-            await until(lambda: site.outbox.uploads(["dead"]))
+            await until(lambda: site.outbox.store.uploads(["dead"]))
 
     assert runs[1:] == ["rejected", "rejected"]
 
@@ -202,14 +202,14 @@ async def test_a_superseded_upload_never_says_uploaded(
 ) -> None:
     def overtake(request: web.Request) -> None:
         if request.path.endswith("/complete"):
-            [upload] = site.outbox.open_uploads()
+            [upload] = site.outbox.store.open_uploads()
             backend.watermark[upload.source_key] = 7
 
     async with Site(backend.url, tmp_path, author=Counter) as site:
         source = site.write("count", "2")
         backend.fault = overtake
         result = await site.run(source)
-        fact = site.outbox.fact("last_success_at")
+        fact = site.outbox.store.fact("last_success_at")
 
     assert result["status"] == "superseded"
     assert "success" not in result
@@ -267,7 +267,7 @@ async def test_a_backend_that_answers_zstd_with_an_error_page_gets_gzip_once(
         first = await site.run()
         hopeless.append(True)
         second = await site.run(full=True)
-        [dead] = site.outbox.uploads(["dead"])
+        [dead] = site.outbox.store.uploads(["dead"])
 
     assert (first["status"], second["status"]) == ("uploaded", "rejected")
     assert codings[:2] == ["zstd", "gzip"]
@@ -284,7 +284,7 @@ async def test_a_page_that_answers_200_to_everything_ends_no_upload(tmp_path: Pa
             result = await site.run()
 
             assert result["status"] == "queued"
-            assert site.outbox.totals().uploads == 1
+            assert site.outbox.store.totals().uploads == 1
 
 
 @pytest.mark.parametrize("kind", ["text/html", "text/plain", "application/pdf"])
@@ -296,14 +296,14 @@ async def test_a_page_that_answers_200_to_the_simple_form_pauses_and_loses_nothi
     async with Site(backend.url, tmp_path, upload_form="simple") as site:
         site.write("a.csv", CSV)
         result = await site.run()
-        paused = site.outbox.fact("paused")
+        paused = site.outbox.store.fact("paused")
         backend.fault = lambda request: None
-        site.engine._sender._all.succeeded()
-        site.engine._sender.wake()
+        site.engine.sender.try_now()
+        site.engine.sender.wake()
         await until(lambda: backend.simple)
 
     assert result["status"] == "queued"
-    assert "200 <p>sign in</p>" in paused
+    assert "200 <p>sign in</p>" in paused["reason"]
     assert len(next(iter(backend.simple.values()))) == 2
 
 
@@ -339,7 +339,7 @@ async def test_auto_takes_the_simple_form_where_there_is_no_other(
     assert list(backend.simple.values()) == [[{"n": "1", "name": "one"}, {"n": "2", "name": "two"}]]
 
 
-async def test_the_simple_form_refuses_a_result_of_several_chunks_with_the_mend(
+async def test_the_simple_form_refuses_a_result_of_several_chunks_with_the_fix(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:
     async with Site(
@@ -363,7 +363,7 @@ async def test_what_a_killed_run_left_is_abandoned_and_what_was_sealed_is_sent(
         site.outbox.begin("torn", "key", "exports/b.csv", "replace", full=False, params={})
     async with backend, Site(backend.url, tmp_path) as site:
         await until(backend.rows)
-        assert site.outbox.upload("torn").state == "abandoned"
+        assert site.outbox.store.upload("torn").state == "abandoned"
 
     assert len(backend.rows()) == 2
 
@@ -374,7 +374,7 @@ async def test_a_superseded_upload_whose_source_is_unchanged_is_sealed_again_abo
     def jump(request: web.Request) -> None:
         if request.path.endswith("/complete") and not jumped:
             jumped.append(True)
-            key = site.outbox.open_uploads()[0].source_key
+            key = site.outbox.store.open_uploads()[0].source_key
             backend.high[key] = 1 << 50
 
     jumped: list[bool] = []
@@ -430,7 +430,7 @@ async def test_unacknowledged_requests_are_repeated_until_answered(tmp_path: Pat
 
 
 def test_requests_that_fail_at_once_put_the_next_try_off_as_one() -> None:
-    backoff = Backoff()
+    backoff = RetryTimer()
 
     for _ in range(8):
         backoff.failed(100.0)

@@ -113,7 +113,7 @@ def test_an_older_encoding_is_set_and_never_guessed(root: Path) -> None:
         ("a.jsonl", b'{"n": "1"}\n[2]\n{"n": "3"}\n', 2),
     ],
 )
-def test_a_malformed_record_is_told_by_file_and_line(
+def test_a_malformed_record_is_reported_by_file_and_line(
     root: Path, name: str, text: bytes, line: int
 ) -> None:
     (root / name).write_bytes(text)
@@ -124,7 +124,7 @@ def test_a_malformed_record_is_told_by_file_and_line(
     rows, bad = read(root, name, options, rule="skip")
     assert bad.count == 1
     assert [row["n"] for row in rows[:2]] == ["1", "3"]
-    assert read(root, name, options, rule="set_aside")[1].count == 1
+    assert read(root, name, options, rule="quarantine")[1].count == 1
     assert f'"line":{line}' in (root.parent / "aside.jsonl").read_text()
 
 
@@ -138,7 +138,7 @@ def test_arrow_batches_meet_malformed_rows_by_the_same_rule(root: Path) -> None:
 
 
 @pytest.mark.parametrize("header", ["n,n", "n,", '"n","n"'])
-def test_columns_that_cannot_be_told_apart_are_refused(root: Path, header: str) -> None:
+def test_columns_that_cannot_be_distinguished_are_refused(root: Path, header: str) -> None:
     (root / "a.csv").write_text(f"{header}\n1,2\n")
 
     with pytest.raises(FailedError, match="line 1"):

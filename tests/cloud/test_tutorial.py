@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sqlite3
@@ -16,15 +17,16 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
-from catalogzero import CloudProcessor
+from catalogzero import BadParamsError, CloudProcessor
 from catalogzero.backend.server import serving as backend_serving
 from catalogzero.cli.main import app
 from catalogzero.cloud.settings import CloudSettings
 from catalogzero.runtime.launch import make_handler
-from catalogzero.testing import serving
+from catalogzero.testing import in_run, serving
 from typer.testing import CliRunner
 
 from tests.cloud.reference import ReferenceBackend
+from tests.cloud.site import Site
 
 DOCS = Path(__file__).parents[2] / "docs"
 CSV = "id,price\n1,9.5\n2,10\n3,40\n"
@@ -36,7 +38,9 @@ def blocks(page: str, kind: str) -> list[str]:
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
-PROCESSOR, REJECTING, AGGREGATE, OWN_READ = blocks("tutorial/write-a-processor.md", "python")
+PROCESSOR, REJECTING, TYPED, IN_RUN, AGGREGATE, OWN_READ = blocks(
+    "tutorial/write-a-processor.md", "python"
+)
 REGISTRY, QUERIES = blocks("tutorial/write-a-processor.md", "yaml")
 PREVIEW, SERVICE = blocks("tutorial/write-a-processor.md", "sh")
 
@@ -78,14 +82,14 @@ async def test_the_section_makes_a_handler_that_uploads(acme: Path) -> None:
         call = shlex.split(SERVICE.splitlines()[-1])
         params = yaml.safe_load(call[call.index("--params") + 1])
         params["data_source"] = str(acme / "exports")
-        async with serving(handler, state_dir=acme / "state", settle_s=0) as at:
+        async with serving(handler, state_dir=acme / "state", min_file_age_s=0) as at:
             done = await at.client.call(call[3], params)
 
     assert (done["status"], done["records"]) == ("uploaded", 2)
     assert backend.rows() == [{"id": "2", "price": "10"}, {"id": "3", "price": "40"}]
 
 
-def test_a_row_that_is_no_good_is_set_aside() -> None:
+def test_a_row_that_is_rejected_is_quarantined() -> None:
     space: dict[str, Any] = {}
     exec(f"class Careful:\n{REJECTING}", space)  # noqa: S102 - the page's own example
     careful, rejected = space["Careful"](), list[tuple[Any, str]]()
@@ -95,6 +99,39 @@ def test_a_row_that_is_no_good_is_set_aside() -> None:
 
     assert kept == [[{"price": 1.0}]]
     assert rejected == [({"price": "n/a"}, "price is no number")]
+
+
+async def test_typed_params_are_checked_and_one_is_no_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "typed_page.py").write_text(TYPED)
+    monkeypatch.syspath_prepend(tmp_path)
+    author = importlib.import_module("typed_page").TypedProcessor
+    async with ReferenceBackend() as backend, Site(backend.url, tmp_path, author=author) as site:
+        site.write("a.csv", CSV)
+        with pytest.raises(BadParamsError, match=r"params\.leest: there is no such key"):
+            await site.run(params={"leest": 10})
+        await site.run(params={"least": 10, "as_of": "2026-01-01"})
+        other = await site.run(params={"least": 10, "as_of": "2026-01-02"})
+        full = await site.run(params={"least": 10, "as_of": "2026-01-02"}, full=True)
+
+    assert (other["status"], full["status"]) == ("unchanged", "uploaded")
+    assert [(row["id"], row["as_of"]) for row in backend.rows()] == [
+        ("2", "2026-01-02"),
+        ("3", "2026-01-02"),
+    ]
+
+
+def test_a_test_stands_for_a_run() -> None:
+    space: dict[str, Any] = {"in_run": in_run}
+    exec(f"class Careful:\n{REJECTING}", space)  # noqa: S102 - the page's own example
+    cls: Any = type("Careful", (space["Careful"], CloudProcessor), {})
+    made = cls(endpoint="https://api.acme.example/v1", api_key="k", data_roots=["/data"])
+
+    exec(IN_RUN, space := {**space, "processor": made})  # noqa: S102 - as above
+
+    assert space["rows"] == [[]]
+    assert space["rejected"] == [({"price": "n/a"}, "price is no number")]
 
 
 def test_an_aggregate_is_one_row() -> None:
@@ -138,9 +175,10 @@ async def test_the_mounted_backend_takes_requests_and_has_the_view(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     served: list[tuple[web.Application, dict[str, Any]]] = []
-    monkeypatch.setattr(web, "run_app", lambda app, **options: served.append((app, options)))
     (code,) = blocks("how-to/run-a-backend.md", "python")
-    exec(code, {})  # noqa: S102 - as above
+    assert "web.run_app(" in code
+    take = {"take": lambda app, **options: served.append((app, options))}
+    exec(code.replace("web.run_app(", "take("), take)  # noqa: S102 - as above
     (application, options), *_ = served
 
     async with backend_serving(application) as url, aiohttp.ClientSession() as session:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from catalogzero.cloud.reading.items import GroupReading, Item, Reading
-from catalogzero.cloud.reading.records import Found
+from catalogzero.cloud.reading.records import Found, FoundFile
 from catalogzero.cloud.rows.batches import row_count
+from catalogzero.cloud.rows.values import Row
+from catalogzero.cloud.run_context import RunContext
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import (
     BadParamsError,
@@ -22,6 +24,7 @@ from catalogzero.errors import (
     failure_of,
     place_of,
     text_of,
+    traceback_of,
     type_of,
 )
 from catalogzero.wire.messages import utf8
@@ -32,7 +35,48 @@ _NAMED_FAILURES = 5
 _MAX_FAILURE_CHARS = 1_000
 
 
-class Rows(list[Any]):
+class ItemFailure(TypedDict):
+    """One item that failed: which, at which row (None: not at one), and by what."""
+
+    source: str
+    row: int | None
+    type: str
+    error: str
+
+
+class OtherParams(TypedDict):
+    """A source of the call that is stored under other params, too."""
+
+    source: str
+    params: Any
+
+
+class RunSummary(TypedDict):
+    """What `process_and_upload` returns: the sum over the run's uploads, and what to look at."""
+
+    status: str
+    records: int
+    skipped: int
+    bad_records: int
+    files: list[FoundFile]
+    files_read: int
+    left_out: int
+    left_out_files: list[str]
+    bytes_sent: int
+    cloud_job_id: str | None
+    uploads: int
+    upload_ids: list[str]
+    timestamp: str
+    unmatched: NotRequired[int]
+    unmatched_rules: NotRequired[list[str]]
+    other_params: NotRequired[list[OtherParams]]
+    changed_queries: NotRequired[list[str]]
+    sources_under_other_policy: NotRequired[int]
+    success: NotRequired[bool]
+    error: NotRequired[str]
+
+
+class WatchedRows(list[Any]):
     """A batch of dicts as `process` gets it; it knows which row was taken last."""
 
     __slots__ = ("at",)
@@ -45,20 +89,62 @@ class Rows(list[Any]):
 
 
 @dataclass(slots=True)
+class RowPair:
+    """A row that `process` took, and what it yielded before it took the next one.
+
+    Attributes:
+        source: The file or query.
+        row: Its number, from 1; None for what was yielded before the first or after the last.
+        given: The row, as it came.
+        made: The rows that were yielded, as they may leave.
+        rejected: Why it, or what was made of it, was rejected.
+    """
+
+    source: str
+    row: int | None = None
+    given: Row | None = None
+    made: list[Row] = field(default_factory=list)
+    rejected: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Place:
     """Where a pass over an item stands: what `process` was given last, for errors."""
 
     item: Item
+    attempt: int = 1
+    full: bool = False
     reading: Reading | None = None
-    batch: Batch = None
+    batch: Batch | None = None
     count: int = 0
     before: int = 0
     _last: str = ""
+    _context: RunContext | None = None
+
+    @property
+    def _item(self) -> Item:
+        """The file or query that is read now."""
+        return self.reading.item if isinstance(self.reading, GroupReading) else self.item
 
     @property
     def name(self) -> str:
-        """The file or query that is read."""
-        return self.reading.name if isinstance(self.reading, GroupReading) else self.item.name
+        """Its name."""
+        return self._item.name
+
+    def context(self, stream: str) -> RunContext:
+        """What an author's code sees of the run here; the file is looked at once."""
+        if self._context is None or self._context.item.name != self.name:
+            since = self.reading.after if self.reading else None
+            shown = self._item.shown(stream)
+            self._context = RunContext(shown, self.attempt, self.full, since)
+        return self._context
+
+    @property
+    def untaken(self) -> int:
+        """How many rows of the batch at hand `process` has not come to, as far as that is known."""
+        batch = self.batch
+        at = getattr(batch, "at", -1) if isinstance(batch, WatchedRows) else None
+        return 0 if at is None else self.count - at - 1
 
     @property
     def row(self) -> int | None:
@@ -97,7 +183,10 @@ class Counters:
     waiting: set[str] = field(default_factory=set)
     changed_queries: list[str] = field(default_factory=list)
     failed: int = 0
-    failures: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[ItemFailure] = field(default_factory=list)
+    traceback: str = ""
+    """Of the first item at which an author's code raised."""
+
     kinds: set[type[CatalogZeroError]] = field(default_factory=set)
 
     def refuse(self, why: str) -> None:
@@ -110,6 +199,7 @@ class Counters:
         if isinstance(error, CatalogZeroError):
             message = error.message
         self.failed += 1
+        self.traceback = self.traceback or traceback_of(error)
         self.kinds.add(type(error if isinstance(error, CatalogZeroError) else failure_of(error)))
         if len(self.failures) < LISTED:
             source, message = utf8(place.name), utf8(message)
@@ -119,7 +209,7 @@ class Counters:
                 {"source": source, "row": place.row, "type": type_of(error), "error": shown}
             )
 
-    def failure(self, items: int, result: dict[str, Any]) -> CatalogZeroError:
+    def failure(self, items: int, result: RunSummary) -> CatalogZeroError:
         """The error of a run in which items failed; `result` is that of the others.
 
         Its `details` is that result with the status `failed`, and the failures.
@@ -142,4 +232,5 @@ class Counters:
         error = kind(text, details={**result, **ended, **counts})
         types = {failure["type"] for failure in self.failures}
         error.cause_type = types.pop() if len(types) == 1 else ""
+        error.cause_traceback = self.traceback
         return error

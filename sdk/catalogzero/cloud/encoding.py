@@ -27,6 +27,7 @@ from catalogzero.cloud.rows.batches import (
 )
 from catalogzero.cloud.rows.values import (
     Refuse,
+    Row,
     UnfitError,
     csv_header,
     csv_lines,
@@ -115,11 +116,7 @@ class ChunkEncoder(ABC):
         return chunk
 
 
-def encoder_for(
-    chunk_format: str,
-    chunk_bytes: int,
-    refuse: Refuse = fail,
-) -> ChunkEncoder:
+def encoder_for(chunk_format: str, chunk_bytes: int, refuse: Refuse = fail) -> ChunkEncoder:
     """The encoder of a chunk format.
 
     Args:
@@ -130,12 +127,8 @@ def encoder_for(
     Raises:
         BadParamsError: No such format.
     """
-    kinds = {
-        "ndjson": JsonEncoder,
-        "json": JsonEncoder,
-        "csv": CsvEncoder,
-        "parquet": ParquetEncoder,
-    }
+    json = {"ndjson": JsonEncoder, "json": JsonEncoder}
+    kinds = {**json, "csv": CsvEncoder, "parquet": ParquetEncoder}
     if chunk_format not in kinds:
         raise BadParamsError(
             f"format {chunk_format!r} is not one of ndjson, json, csv, parquet",
@@ -148,23 +141,26 @@ class JsonEncoder(ChunkEncoder):
     """Chunks of JSON Lines: UTF-8, every digit of a number, bytes as base64."""
 
     coding, content_type = CODINGS[0], CONTENT_TYPES["ndjson"]
+    _header = b""
 
-    def _lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
+    def _lines(self, rows: list[Row]) -> list[bytes]:
         """One encoded record each; raises `UnfitError` where one of the rows cannot be."""
         return json_lines(rows)
 
-    def _header(self) -> bytes:
-        """What each chunk begins with."""
-        return b""
-
-    def _parts_of(self, batch: Batch) -> Iterator[list[dict[str, Any]]]:
+    def _parts_of(self, batch: Batch) -> Iterator[list[Row]]:
         return lists_of(batch, texts=True)
 
-    def _take(self, part: list[dict[str, Any]], first: int) -> Iterator[Chunk]:
+    def _take(self, part: list[Row], first: int) -> Iterator[Chunk]:
         try:
             lines = self._lines(part)
         except UnfitError:
-            lines = [line for n, row in enumerate(part) for line in self._line_of(row, first + n)]
+            lines = []
+            for number, row in enumerate(part, first):
+                try:
+                    lines += self._lines([row])
+                except UnfitError as error:
+                    self._refuse(number, error, row)
+        # A batch that fills no chunk is taken as a whole.
         total = sum(map(len, lines))
         if self._size + total < self._limit:
             self._gathered += lines
@@ -176,16 +172,8 @@ class JsonEncoder(ChunkEncoder):
             if self._size >= self._limit:
                 yield self._chunk()
 
-    def _line_of(self, row: dict[str, Any], number: int) -> list[bytes]:
-        """The line of one row; none where it is refused."""
-        try:
-            return self._lines([row])
-        except UnfitError as error:
-            self._refuse(number, error, row)
-            return []
-
     def _body(self) -> tuple[int, bytes]:
-        raw = self._header() + b"".join(self._gathered)
+        raw = b"".join([self._header, *self._gathered])
         return len(self._gathered), encoded(raw, self.coding)
 
 
@@ -195,12 +183,10 @@ class CsvEncoder(JsonEncoder):
     content_type = CONTENT_TYPES["csv"]
     _columns: list[str] | None = None
 
-    def _header(self) -> bytes:
-        return csv_header(self._columns or [])
-
-    def _lines(self, rows: list[dict[str, Any]]) -> list[bytes]:
+    def _lines(self, rows: list[Row]) -> list[bytes]:
         if self._columns is None:
-            self._columns = list(rows[0])
+            columns = list(rows[0])
+            self._header, self._columns = csv_header(columns), columns
         known = set(self._columns)
         for row in rows:
             if not row.keys() <= known:
@@ -236,6 +222,7 @@ class ParquetEncoder(ChunkEncoder):
 
     def _gather(self, table: pa.Table) -> Iterator[Chunk]:
         """Gather a table, in slices that are none far above the limit."""
+        # A table of any size comes as one: cut so that a chunk is about as large as the limit.
         rows = max(1, int(table.num_rows * self._limit / max(table.nbytes, 1)))
         for start in range(0, table.num_rows, rows):
             part = table.slice(start, rows)
@@ -275,14 +262,11 @@ class ColumnFilter:
         self._found: dict[str, set[str]] = {"drop": set(), "keep": set(), "hash": set()}
         self._names = set[str]()
         self._any_row = self._any_column = False
-        self.rules = [
-            *(("drop", name) for name in policy.drop),
-            *(("keep", name) for name in policy.keep or ()),
-            *(("hash", name) for name in policy.hash),
-        ]
+        named = {"drop": policy.drop, "keep": policy.keep or (), "hash": policy.hash}
+        self.rules = [(kind, name) for kind, names in named.items() for name in names]
         self.active = bool(self._hash or self._drop or self._keep is not None)
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Any) -> Any:
         """The batch as it may leave."""
         if not self.active:
             return batch
@@ -326,6 +310,7 @@ class ColumnFilter:
         """The keyed hash of one value."""
         if value is None:
             return None
+        # Any text has a hash, also one that no format could hold.
         text = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
         return hmac.new(self._key, text, hashlib.sha256).hexdigest()
 
@@ -335,27 +320,23 @@ class ColumnFilter:
         if plan is None:
             plan = [
                 (place, name, loose(name) in self._hash)
-                for place, name in enumerate(map(_key_text, keys))
+                for place, name in enumerate(map(key_name, keys))
                 if loose(name) not in self._drop
                 and (self._keep is None or name in self._keep or loose(name) in self._hash)
             ]
             if len(self._plans) == _PLANS:
                 self._plans.clear()
             self._plans[keys] = plan
-            self._note(set(map(_key_text, keys)))
+            names = set(map(key_name, keys))
+            looks = set(map(loose, names))
+            self._found["keep"] |= names & (self._keep or set())
+            self._found["drop"] |= looks & self._drop
+            self._found["hash"] |= looks & self._hash
+            self._names |= names if len(self._names) < _NAMED else set()
             self._any_row, self._any_column = True, self._any_column or bool(plan)
         return plan
 
-    def _note(self, names: set[str]) -> None:
-        """Note which rules these names match, and some of the names for an error."""
-        self._found["keep"] |= names & (self._keep or set())
-        looks = set(map(loose, names))
-        self._found["drop"] |= looks & self._drop
-        self._found["hash"] |= looks & self._hash
-        if len(self._names) < _NAMED:
-            self._names |= names
-
-    def _row(self, row: Mapping[Any, Any]) -> dict[str, Any]:
+    def _row(self, row: Mapping[Any, Any]) -> Row:
         keys = tuple(row)
         return {
             name: self.hash_of(row[keys[place]]) if hashed else row[keys[place]]
@@ -368,17 +349,16 @@ class ColumnFilter:
 
         arrays, fields = [], []
         for place, name, hashed in self._plan(tuple(table.column_names)):
-            array, field = table.column(place), table.schema.field(place)
+            array, field = table.column(place), table.schema.field(place).remove_metadata()
             if hashed:
                 texts = [self.hash_of(row[name]) for row in rows_of(pa.table({name: array}))]
-                array = pa.array(texts, pa.string())
-                field = pa.field(name, pa.string())
+                array, field = pa.array(texts, pa.string()), pa.field(name, pa.string())
             arrays.append(array)
-            fields.append(field.remove_metadata())
+            fields.append(field)
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def _key_text(key: Any) -> str:
+def key_name(key: Any) -> str:
     """The name under which a key of a record leaves."""
     if type(key) is str:
         return key

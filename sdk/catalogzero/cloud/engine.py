@@ -1,4 +1,4 @@
-"""The worker's side of a `CloudProcessor`, put together: outbox, door, sender, health, runs.
+"""The worker's side of a `CloudProcessor`, put together: outbox, connection, sender, health, runs.
 
 One engine lives in the worker process for as long as that does. Never imported by the handler's own
 process.
@@ -7,32 +7,39 @@ process.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from catalogzero.cloud.egress import AuditLog, egress_key, policy_digest
-from catalogzero.cloud.encoding import ColumnFilter
-from catalogzero.cloud.outbox.identity import MOVED
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.audit import AuditLog
+from catalogzero.cloud.counters import RunSummary
+from catalogzero.cloud.egress import egress_key, policy_digest
+from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.outbox_figures import outbox_figures
+from catalogzero.cloud.outbox.stored import LOGGED, MOVED
 from catalogzero.cloud.pipeline import UploadRun
-from catalogzero.cloud.reading.authors import Author
-from catalogzero.cloud.sending.client import BackendClient
-from catalogzero.cloud.sending.health import (
+from catalogzero.cloud.reading.authors import RunAuthor
+from catalogzero.cloud.sending.backend_client import BackendClient
+from catalogzero.cloud.sending.health_reporter import (
+    CLOCK_SKEW,
     HealthReporter,
+    health_reasons,
     host_facts,
-    outbox_figures,
-    outbox_reasons,
 )
 from catalogzero.cloud.sending.sender import Sender
 from catalogzero.cloud.settings import Params
+from catalogzero.config.seldom import Seldom, Times
 from catalogzero.errors import CatalogZeroError, FailedError
 from catalogzero.protocol.bodies import AS_JSON, Known, fitting
 from catalogzero.protocol.deciding import Decision, Outcome, RequestKind, Verdict, decide
 from catalogzero.protocol.problems import Kind
-from catalogzero.wire.messages import encode_json
+from catalogzero.runtime.control_answers import SendingNow
+from catalogzero.wire.messages import JsonObject, encode_json
 
+_NOT_ANSWERED = "start not answered"
 _RETRY_LOOK_S = 1.0
 _REFUSED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers to a start that say nothing of epochs: the key, the proxy or the address is at fault."""
@@ -40,7 +47,7 @@ _SHOWN = 20
 _NAME_CHARS = 200
 _START_BYTES = 128 << 20
 _PAGE_BYTES, _SOURCE_BYTES = 1 << 16, 256
-"""What a backend may tell of sources in one start, and what a page and a source count at least."""
+"""Limit of the sources in one start's answer, and what a page and a source count at least."""
 
 
 class Engine:
@@ -49,56 +56,63 @@ class Engine:
     Args:
         author: The class that processes; its settings, clock and log serve all that is here.
         report_status: Takes what is pending, after each change.
+
+    Attributes:
+        outbox: What is stored.
+        backend: The way out.
+        sender: What empties the outbox.
+        health: What reports to the vendor.
     """
 
-    def __init__(self, author: Author, report_status: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, author: RunAuthor, report_status: Callable[[JsonObject], None]) -> None:
         self._author, self._report_status = author, report_status
         self._identity, self._clock, self._log = author.identity(), author.clock, author.log
         settings, runtime, folder = author.settings, author.runtime, author.state_dir
-        self._outbox = Outbox(folder, self._clock, max_bytes=runtime.outbox_max_bytes)
-        self._outbox.abandon()
-        if self._outbox.rescue is not None:
-            self._log.error("the outbox was damaged", **self._outbox.rescue)
+        self.outbox = Outbox(folder, self._clock, max_bytes=runtime.outbox_max_bytes)
+        self.outbox.abandon()  # what a killed worker was building: no run goes on with it
+        if self.outbox.store.rescue is not None:
+            self._log.error("the outbox was damaged", **self.outbox.store.rescue)
         self._key = egress_key(runtime.egress, folder)
-        self._audit = AuditLog(folder, self._clock, self._outbox.drop_reserve)
-        self._backend = BackendClient(
-            settings, runtime.egress, self._identity, self._audit, self._clock
+        audit = AuditLog(
+            folder,
+            self._clock,
+            self.outbox.store.drop_reserve,
+            max_bytes=runtime.audit_max_bytes,
+            kept_files=runtime.audit_kept_files,
+        )
+        self.seldom = Seldom(self._clock, self.outbox.store.fact(LOGGED), self._keep)
+        self.backend = BackendClient(
+            settings, runtime.egress, self._identity, audit, self._clock, self._log, self.seldom
         )
         self._start_due = asyncio.Event()
-        self._sender = Sender(
-            self._outbox,
-            self._backend,
-            settings,
-            self._identity,
-            self._clock,
+        self.sender = Sender(
+            self.outbox,
+            self.backend,
             self._log,
             self._changed,
-            on_start_due=self._start_again,
+            self._start_again,
             sealed_only=runtime.egress.strict,
         )
-        self._health = HealthReporter(
-            self._outbox,
-            self._backend,
-            self._identity,
-            self._audit,
-            self._clock,
-            self._log,
-            self._start_again,
-        )
+        self.health = HealthReporter(self.outbox, self.backend, self._log, self._start_again)
         self._runs = 0
-        self._reported: dict[str, Any] = {}
+        self._reported: JsonObject = {}
+
+    def _keep(self, times: dict[str, Times]) -> None:
+        """Keep what was logged of the way out: the next worker is not to begin again."""
+        with suppress(sqlite3.Error):
+            self.outbox.remember(LOGGED, times)
 
     async def main(self) -> None:
         """Register, send, and push what waits, until cancelled."""
-        async with self._backend, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._sender.run(), name="sender")
+        async with self.backend, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.sender.run(), name="sender")
             tasks.create_task(self._keep_started(), name="start")
             tasks.create_task(self._push_health(), name="health")
 
     def close(self) -> None:
         """Close the files; the process's end does it as well."""
-        self._outbox.close()
-        self._audit.close()
+        self.outbox.close()
+        self.backend.audit.close()
 
     def run(
         self,
@@ -108,19 +122,17 @@ class Engine:
         *,
         full: bool,
         progress: Callable[..., None],
-    ) -> dict[str, Any]:
+    ) -> RunSummary:
         """One run of `process_and_upload`, in a thread."""
-        if moved := self._outbox.moved_text(self._identity.installation_id):
+        if moved := self.outbox.moved_text(self._identity.installation_id):
             raise FailedError(moved)
-        policy = self._author.runtime.egress
         run = UploadRun(
             author=self._author,
             identity=self._identity,
-            outbox=self._outbox,
-            wake=self._sender.wake,
-            wait_ended=self._sender.wait_ended,
-            columns=ColumnFilter(policy, self._key),
-            names_key=self._key if policy.hash_sources else None,
+            outbox=self.outbox,
+            wake=self.sender.wake,
+            wait_ended=self.sender.wait_ended,
+            key=self._key,
             folder=self._author.state_dir,
             progress=progress,
             data_source=data_source,
@@ -133,14 +145,14 @@ class Engine:
             result = run()
             self._log_run(result)
             if result["status"] in {"uploaded", "unchanged"}:
-                self._outbox.remember("last_success_at", result["timestamp"])
+                self.outbox.remember("last_success_at", result["timestamp"])
             return result
         except CatalogZeroError as error:
             self._log_run(error.details if isinstance(error.details, dict) else {})
             raise
         finally:
             self._runs -= 1
-            self._sender.wake()
+            self.sender.wake()
 
     def _log_run(self, result: Mapping[str, Any]) -> None:
         """Log what somebody should look at; keep for `check` what the egress policy met."""
@@ -149,30 +161,39 @@ class Engine:
         if unmatched := result.get("unmatched_rules"):
             self._log.warning("egress rules matched no column", rules=unmatched)
         if "unmatched" in result:
-            self._outbox.remember("egress_unmatched", unmatched)
+            self.outbox.remember("egress_unmatched", unmatched)
         policy = policy_digest(self._author.runtime.egress)
-        if self._outbox.fact("egress_policy") not in {None, policy}:
+        if self.outbox.store.fact("egress_policy") not in {None, policy}:
             sources = result.get("sources_under_other_policy", 0)
             self._log.warning("the egress policy changed", sources_under_other_policy=sources)
-        self._outbox.remember("egress_policy", policy)
+        self.outbox.remember("egress_policy", policy)
 
-    async def report_health(
-        self, metrics: Mapping[str, Any], about: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    async def send_now(self) -> SendingNow:
+        """Try at once what waits for its next try, and say what that is."""
+        totals = await asyncio.to_thread(self.outbox.store.totals)
+        pause, fault = self.sender.pause_known, self.sender.fault
+        self.sender.hurry()
+        self.health.hurry()
+        return {
+            "uploads": totals.uploads,
+            "records": totals.records,
+            "paused": pause["reason"] if pause else None,
+            "fault": fault["code"] if fault else None,
+            "tried": pause is None or pause["next_try_at"] is not None,
+        }
+
+    async def report_health(self, metrics: JsonObject, about: JsonObject) -> JsonObject:
         """Push a health report made of the handler's metrics and what is known here."""
-        extra = [f"the backend cannot be reached: {self._sender.fault_code}"]
-        extra = extra if self._sender.fault_code and not self._sender.paused else []
-        extra += await asyncio.to_thread(outbox_reasons, self._outbox)
-        sent = await self._health.report(metrics, about, self._sender.paused_code, extra)
+        sent = await self.health.report(metrics, about, self.sender)
         self._changed()
-        return {"sent": sent, "next_interval_s": self._health.next_interval_s}
+        return {"sent": sent, "next_interval_s": self.health.next_interval_s}
 
     async def _push_health(self) -> None:
         """Push the report that waits, whenever it is due."""
         while True:
-            due_s = self._health.due_s()
+            due_s = self.health.due_s()
             if due_s == 0.0:
-                await self._health.push_waiting()
+                await self.health.push_waiting()
                 self._changed()
             await self._clock.sleep(_RETRY_LOOK_S)
 
@@ -181,70 +202,76 @@ class Engine:
         was_moved = False
         while True:
             installation_id = self._identity.installation_id
-            moved = await asyncio.to_thread(self._outbox.moved_text, installation_id)
+            moved = await asyncio.to_thread(self.outbox.moved_text, installation_id)
             if moved:
                 was_moved = True
-                self._sender.hold()
-                await self._sender.pause(moved, "installation moved")
+                self.sender.hold()
+                await self.sender.pause(moved, "installation_moved", probed=False)
                 self._changed()
                 await self._clock.sleep(_RETRY_LOOK_S)
                 continue
             if was_moved:
                 was_moved = False
-                self._sender.try_now()
+                self.sender.try_now()
             if await self._start():
                 self._changed()
                 await self._start_due.wait()
                 self._start_due.clear()
-                self._sender.hold()
+                self.sender.hold()
 
     async def _start(self) -> bool:
         """One try to take the next epoch; False where another is to come."""
-        said = await asyncio.to_thread(self._outbox.start)
-        here = self._installation()
-        outcome = await self._ask("PUT", encode_json({**here, **said}))
+        said = await asyncio.to_thread(self.outbox.start)
+        outcome = await self._ask("PUT", said)
         if outcome.type == Kind.GENERATION_CHANGED.uri:  # nothing of it is kept but by the answer
             said["generation"] = str(outcome.members.get("generation"))[:_NAME_CHARS]
-            outcome = await self._ask("PUT", encode_json({**here, **said}))
+            outcome = await self._ask("PUT", said)
         decision = decide(RequestKind.INSTALLATION, outcome, self._clock.now())
         answer = outcome.members
         if decision.verdict is Verdict.MOVED:  # nothing is read or sent until `adopt` or `new`
             since = str(answer.get("since") or "")[:_NAME_CHARS]
             moved = {"installation_id": self._identity.installation_id, "since": since}
-            await asyncio.to_thread(self._outbox.remember, MOVED, moved)
-            self._log.error("installation moved", since=since)
+            await asyncio.to_thread(self.outbox.remember, MOVED, moved)
+            fix = "catalogzero installation adopt, or new"
+            self._log.error("installation moved", since=since, fix=fix)
             return False
         if decision.verdict is Verdict.DONE and "epoch" in answer:
             known = await self._whole(answer)
             if known is not None:
                 cleared = await asyncio.to_thread(
-                    self._outbox.started, known, self._identity.installation_id
+                    self.outbox.started, known, self._identity.installation_id
                 )
                 if cleared:
                     about = {"count": len(cleared), "source_keys": cleared[:_SHOWN]}
                     self._log.warning("sources are read again", **about)
-                await self._sender.go(known.epoch)
+                self.seldom.over(_NOT_ANSWERED)
+                await self.sender.go(known.epoch)
                 return True
-            text = "the backend's answer to the start is not whole, or beyond what one may tell"
+            text = "the backend's answer to the start is not whole, or larger than one may be"
             decision = Decision(Verdict.RETRY, text)
+        # A 404 is a backend without epochs, which is sent to as ever. These are not: to send on
+        # what a proxy or a refused key said would be to send beside a folder that took over.
         fenced = outcome.status in _REFUSED or (
             said["epoch"] and outcome.status == HTTPStatus.FORBIDDEN
         )
         if decision.verdict is Verdict.RETRY or (decision.verdict is Verdict.IGNORE and fenced):
             if decision.verdict is Verdict.IGNORE or outcome.blocked:
-                await self._sender.pause(decision.reason, outcome.code)
+                await self.sender.pause(decision.reason, outcome.code)
             else:
-                self._log.warning("start not answered", reason=decision.reason)
-                self._sender.failed_all(outcome.code, decision.retry_after_s)
+                # Where nobody answers, that has a line of its own.
+                if outcome.status and (times := self.seldom.is_due(_NOT_ANSWERED)):
+                    self._log.warning(_NOT_ANSWERED, reason=decision.reason, failed_tries=times)
+                await self.sender.failed_all(outcome.code, decision.retry_after_s)
             self._changed()
-            await self._sender.rest()
+            await self.sender.rest()
             return False
         if decision.verdict is Verdict.DONE and isinstance(answer.get("sources"), dict):
-            await asyncio.to_thread(self._outbox.learn_highest, answer["sources"])
-        await self._sender.go(said["epoch"] or None)
+            await asyncio.to_thread(self.outbox.learn_highest, answer["sources"])
+        self.seldom.over(_NOT_ANSWERED)
+        await self.sender.go(said["epoch"] or None)
         return True
 
-    async def _whole(self, answer: dict[str, Any]) -> Known | None:
+    async def _whole(self, answer: JsonObject) -> Known | None:
         """The answer with its further pages.
 
         None where they are not of one generation, name no source that is new, or are too many.
@@ -254,8 +281,9 @@ class Engine:
             return None
         left = _START_BYTES
         while page.next is not None:
-            outcome = await self._ask("GET", b"", next=page.next)
+            outcome = await self._ask("GET", next=page.next)
             page = fitting(Known, outcome.body) if outcome.status == HTTPStatus.OK else None
+            # Pages of two lives of the backend, compared as one, would clear marks for nothing.
             if page is None or (page.generation, page.epoch) != (known.generation, known.epoch):
                 return None
             left -= max(outcome.size, _SOURCE_BYTES * len(page.states), _PAGE_BYTES)
@@ -266,38 +294,43 @@ class Engine:
 
     def _start_again(self) -> None:
         """A start is due: another generation was seen, or another folder's epoch."""
-        self._sender.hold()
+        self.sender.hold()
         self._start_due.set()
 
-    async def _ask(self, method: str, body: bytes, **query: str) -> Outcome:
-        """One request about this installation."""
-        path = ("installations", quote(self._identity.installation_id, safe=""))
+    async def _ask(self, method: str, said: JsonObject | None = None, **query: str) -> Outcome:
+        """One request about this installation; with a body, a start of it."""
+        who = self._identity
+        body = b""
+        if said is not None:
+            about = {
+                "installation_id": who.installation_id,
+                "entry": who.entry,
+                "version": who.version,
+                "sdk_version": who.sdk_version,
+                "handler": who.handler_id,
+                "host": host_facts(),
+                "methods": sorted(type(self._author).callable_methods()),
+            }
+            body = encode_json({**about, **said})
+        path = ("installations", quote(who.installation_id, safe=""))
         headers = AS_JSON if body else {}
-        return await self._backend.push(
+        return await self.backend.push(
             RequestKind.INSTALLATION, method, path, body, headers, query=query or None
         )
 
-    def _installation(self) -> dict[str, Any]:
-        """What the backend is told of this installation."""
-        return {
-            "installation_id": self._identity.installation_id,
-            "entry": self._identity.entry,
-            "version": self._identity.version,
-            "sdk_version": self._identity.sdk_version,
-            "handler": self._identity.handler_id,
-            "host": host_facts(),
-            "methods": sorted(type(self._author).callable_methods()),
-        }
-
     def _changed(self) -> None:
-        """Tell the handler what is pending, where it differs from what was told."""
-        figures = outbox_figures(self._outbox, self._clock, self._sender.paused)
-        waits = [self._sender.next_due_s(), self._health.due_s()]
+        """Report to the handler what is pending, where it differs from the last report."""
+        figures = outbox_figures(
+            self.outbox.store, self._clock, self.sender.pause_known, self.sender.fault
+        )
+        waits = [self.sender.next_due_s(), self.health.due_s()]
         due = [wait for wait in waits if wait is not None]
         status = {
-            "busy": bool(self._runs) or self._sender.busy,
+            "busy": bool(self._runs) or self.sender.busy,
             "next_due_s": min(due) if due else None,
             "outbox": figures,
+            "reasons": health_reasons(self.outbox),
+            "clock_skew_s": self.outbox.store.fact(CLOCK_SKEW),
         }
         if status != self._reported:
             self._reported = status

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Literal
 
+from catalogzero.config.install_hint import install_hint
 from catalogzero.errors import FailedError
 
 
@@ -15,4 +16,4 @@ def require_extra(extra: Literal["parquet", "sql"]) -> None:
         FailedError: It is not installed.
     """
     if find_spec({"parquet": "pyarrow", "sql": "sqlalchemy"}[extra]) is None:
-        raise FailedError(f"the extra `{extra}` is missing: pip install 'catalogzero[{extra}]'")
+        raise FailedError(f"the extra `{extra}` is missing: {install_hint(extra)}")

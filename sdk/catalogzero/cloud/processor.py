@@ -10,28 +10,38 @@ import asyncio
 import importlib.metadata
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from catalogzero.cloud.outbox.schema import MIGRATIONS
+from catalogzero.cloud.params import params_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
-from catalogzero.cloud.settings import Batch, CloudSettings, Params
-from catalogzero.config.preflight import Check
-from catalogzero.config.settings import HandlerSettings
+from catalogzero.cloud.run_context import RunContext, active_run
+from catalogzero.cloud.settings import Batch, CloudSettings, root_fault
+from catalogzero.config.preflight import Check, Finding
+from catalogzero.config.seldom import Seldom
+from catalogzero.config.settings import HandlerSettings, faults_error, merged_settings
 from catalogzero.config.state_folder import create_private
-from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
+from catalogzero.errors import CatalogZeroError, ConfigError, text_of
 from catalogzero.protocol.identities import Identity, Mode
+from catalogzero.runtime.control_answers import SendingNow, UploadRecord
 from catalogzero.runtime.handler import Handler, entry_of
-from catalogzero.runtime.methods import internal, job
+from catalogzero.runtime.methods import Method, internal, job
+from catalogzero.runtime.runs import current_run
 from catalogzero.sql import refuse_newer, version_in
 from catalogzero.version import __version__
+from catalogzero.wire.messages import JsonObject
 
 if TYPE_CHECKING:
     from catalogzero.cloud.engine import Engine
 
 LAST_REPORT_S = 5.0
+_NOTHING = {"data_roots": (), "sources": ()}
 SERVED_IN_PLAIN = "calls come from other machines without encryption (allow_plaintext)"
 
 
@@ -59,7 +69,7 @@ class CloudProcessor(Handler):
     _sdk_base: ClassVar[bool] = True
 
     settings_model: ClassVar[type[HandlerSettings]] = CloudSettings
-    settings: CloudSettings
+    settings: Any  # a `CloudSettings`
 
     stream: ClassVar[str | None] = None
     output_version: ClassVar[int] = 1
@@ -71,32 +81,47 @@ class CloudProcessor(Handler):
     streams: ClassVar[tuple[Stream, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Refuse a class whose streams are at fault."""
+        """Refuse a class whose attributes, streams or params are at fault."""
         super().__init_subclass__(**kwargs)
+        refuse_attributes(cls)
         streams_of(cls)
+        hashed: Any = cls  # mypy holds a class with a base of `Any` for not hashable
+        taken, method = params_of(hashed), cls._callable["process_and_upload"]
+        if taken.model is not None:
+            types = {"params": taken.type_of_call}
+            known = Method(method.name, method.function, method.options, types)
+            cls._callable["process_and_upload"] = known
 
     def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
-        if not (self.reads_itself or self.settings.data_roots or self.settings.sources):
+        faults: list[JsonObject] = []
+        try:
+            super().__init__(**config)
+        except ConfigError as error:
+            faults += error.details
+        # What is at fault may name some all the same: as it was given.
+        given = merged_settings(self.settings_model, file=config, flags={}) if faults else {}
+        named = getattr(self, "settings", None) or SimpleNamespace(**{**_NOTHING, **given})
+        if not (self.reads_itself or named.data_roots or named.sources):
             text = (
                 "set the folders that data_source may point into, or sources, the queries that it "
                 "may name"
             )
-            raise ConfigError(
-                f"{type(self).__name__}: data_roots: {text}",
-                details=[{"field": "data_roots", "message": text}],
-            )
+            faults.append({"field": "data_roots", "message": text})
+        if faults:
+            raise faults_error(f"settings of {type(self).__name__}", faults)
 
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    # `Any` where an author's annotation says which kind of batch and of params it is.
+    def process(self, batches: Iterable[Any], params: Any) -> Iterator[Batch]:
         """The author's work: takes batches, yields batches; called once per source item.
 
         Args:
             batches: Lists of dicts (or Arrow tables), read as they are asked for.
-            params: What the call gave under `params`, without `format` and `full`.
+            params: What the call gave under `params`, without `format` and `full`: a mapping
+                (`Params`), or the pydantic model that it is annotated with, validated.
         """
         raise NotImplementedError(f"{type(self).__name__} has no `process` of its own")
 
-    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
+    def read(self, data_source: str, params: Any, after: Any = None) -> Iterator[Batch]:
         """The author's own source, instead of files and queries: yields batches.
 
         Args:
@@ -108,12 +133,37 @@ class CloudProcessor(Handler):
         """
         raise NotImplementedError(f"{type(self).__name__} has no `read` of its own")
 
+    @property
+    def run(self) -> RunContext:
+        """In `process` and `read`: what is read, in which attempt, from which watermark on.
+
+        Raises:
+            FailedError: No run is under way.
+        """
+        return active_run().context()
+
+    @internal
+    def progress(self, *, rows: int, of: int | None = None) -> None:
+        """In `process` and `read`: report how far the item is, where only the author knows.
+
+        Rows that were read and stored are reported every second without it.
+
+        Args:
+            rows: How many are done.
+            of: How many there are, where that is known.
+
+        Raises:
+            RunCancelledError: The run is to stop.
+            FailedError: No run is under way.
+        """
+        active_run().progress(rows, of)
+
     @internal
     def reject(self, row: Any, why: str) -> None:
-        """In `process`: set a row aside, which is then not to be yielded.
+        """In `process`: refuse a row, which is then not to be yielded.
 
         It is counted in `bad_records`, and `on_bad_record` decides: `fail` fails the item by this
-        reason, `skip` goes on, `set_aside` keeps the row in the state folder.
+        reason, `skip` goes on, `quarantine` keeps the row in the state folder.
 
         Args:
             row: The row; it stays on this machine.
@@ -122,16 +172,14 @@ class CloudProcessor(Handler):
         Raises:
             FailedError: `on_bad_record` is `fail`, or no run is under way.
         """
-        if self._rejects is None:
-            raise FailedError(f"a row was rejected outside of a run: {why}")
-        self._rejects(row, why)
+        active_run().reject(row, why)
 
     @property
     def reads_itself(self) -> bool:
         """Whether the class has a `read` of its own."""
         return type(self).read is not CloudProcessor.read
 
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> JsonObject:
         """See `Handler.describe`; with the streams that the class declares."""
         streams = [stream.describe() for stream in streams_of(type(self))]
         return {**await super().describe(), "streams": streams}
@@ -161,8 +209,10 @@ class CloudProcessor(Handler):
         given = params or {}
         chunk_format = str(format or given.get("format") or "ndjson")
         whole = bool(given.get("full")) if full is None else full
-        return self._engine().run(
-            data_source, given, chunk_format, full=whole, progress=self.report_progress
+        return dict(
+            self._engine().run(
+                data_source, given, chunk_format, full=whole, progress=self.report_progress
+            )
         )
 
     @job(quiet=True, retry_safe=True)
@@ -170,11 +220,31 @@ class CloudProcessor(Handler):
         """Push a health report; `queued` when the backend cannot be reached."""
         return await self._report_health(None)
 
+    async def send_now(self) -> SendingNow:
+        """See `Handler.send_now`."""
+        answer: SendingNow = await self.worker.call("_send_now")
+        return answer
+
+    async def _send_now(self) -> SendingNow:
+        """In the worker: see `send_now`."""
+        engine = await asyncio.to_thread(self._engine)
+        return await engine.send_now()
+
     async def _on_start(self) -> None:
-        """Fix the installation's id; begin reports at an interval, where one is set."""
+        """Fix the installation's id; begin reports at an interval, where one is set.
+
+        Raises:
+            ConfigError: A data root cannot be read.
+        """
         await super()._on_start()
+        faults = await asyncio.to_thread(lambda: list(map(root_fault, self.settings.data_roots)))
+        if any(faults):
+            raise ConfigError("\n".join(": ".join(fault) for fault in faults if fault))
         await asyncio.to_thread(self._installation_id)
-        if self.runtime.health_interval_s is not None:
+        for text in (*self.runtime.deprecations, *self.settings.deprecations):
+            self.log.warning("setting_deprecated", text=text)
+        self._interval_s = self.runtime.health_interval_s
+        if self._interval_s is not None:
             self._reports = asyncio.create_task(self._report_always(), name="health-reports")
 
     async def _on_stop(self) -> None:
@@ -189,15 +259,22 @@ class CloudProcessor(Handler):
 
     def _preflight(self) -> list[Check]:
         """Backend, key, clock, disk, outbox, data roots, queries."""
-        from catalogzero.cloud.checks import preflight
+        from catalogzero.cloud.readiness import preflight
 
+        schemas = [stream.describe().get("schema", {}) for stream in streams_of(type(self))]
         own = preflight(
             self.settings,
-            self.runtime.egress,
-            user_agent=self.identity().user_agent,
+            self.runtime,
+            # Without the installation's id, which is not made for a look.
+            user_agent=self._identity("").user_agent,
             state_dir=self.state_dir,
             clock=self.clock,
+            declared=[name for schema in schemas for name in schema.get("properties", {})],
         )
+        old = [*self.runtime.deprecations, *self.settings.deprecations]
+        if old:
+            found = Finding("renamed settings", "warn", "; ".join(old), "write the present names")
+            own.append(Check(found.name, lambda: found, found.fix))
         return [*super()._preflight(), *own]
 
     def _worker_wanted(self) -> bool:
@@ -210,6 +287,12 @@ class CloudProcessor(Handler):
         refuse_newer(path, version_in(path), len(MIGRATIONS))
         return path.exists()
 
+    def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:
+        """See `Handler._uploads_of`; by a look at the outbox that leaves it as it is."""
+        from catalogzero.cloud.outbox.looking import uploads_of
+
+        return uploads_of(self.state_dir, upload_ids)
+
     async def _worker_main(self) -> None:
         """In the worker: send, for as long as it lives."""
         engine = await asyncio.to_thread(self._engine)
@@ -217,41 +300,47 @@ class CloudProcessor(Handler):
 
     async def _report_always(self) -> None:
         """Report every `health_interval_s`, or as often as the backend asks for."""
-        interval_s = self.runtime.health_interval_s or 0.0
         while True:
             try:
-                answer = await self._report_health(None)
-                interval_s = answer.pop("next_interval_s", None) or interval_s
+                await self._report_health(None)
             except CatalogZeroError as error:
-                self.log.warning("health_report_failed", error=str(error))
-            await self.clock.sleep(interval_s)
+                if times := self._seldom.is_due("health_report_failed"):
+                    self.log.warning("health_report_failed", error=str(error), times=times)
+            await self.clock.sleep(self._interval_s or 0.0)
 
-    async def _report_health(self, state: str | None) -> dict[str, Any]:
-        metrics = await self._metrics_to_report()
+    async def _report_health(self, state: str | None) -> JsonObject:
+        try:
+            metrics = await self.get_metrics()
+        except Exception as error:  # noqa: BLE001 - the author's code: reports go on without it
+            if times := self._seldom.is_due("get_metrics_failed"):
+                self.log.warning("get_metrics_failed", error=text_of(error), times=times)
+            metrics = await Handler.get_metrics(self)
+        vitals, run = self._vitals(), current_run.get()
+        # A report that is a run itself, or is made by another quiet one, is not the jobs' work.
+        is_in_flight = run is not None and run.method.options.quiet
         about = {
-            "state": state or self._vitals().get("status", "active"),
-            "interval_s": self.runtime.health_interval_s,
+            "state": state or vitals.get("status", "active"),
+            "running": max(vitals.get("in_flight", 0) - is_in_flight, 0),
+            "interval_s": self._interval_s,
             "notes": [SERVED_IN_PLAIN] if self.runtime.exposed else [],
             "failure": self._last_failure(),
+            "labels": self.runtime.labels,
+            "last_successful_run": vitals.get("last_successful_run"),
+            "last_failed_run": vitals.get("last_failed_run"),
         }
         answer = await self.worker.call("_push_health", metrics=metrics, about=about)
+        if self._interval_s is not None:
+            self._interval_s = answer["next_interval_s"] or self._interval_s
         return {"status": "reported" if answer["sent"] else "queued", "metrics": metrics}
 
-    async def _metrics_to_report(self) -> dict[str, Any]:
-        """The author's metrics; the SDK's alone where the author's own method raises."""
-        try:
-            return await self.get_metrics()
-        except Exception as error:  # noqa: BLE001 - the author's code: reports go on without it
-            self.log.warning("get_metrics_failed", error=f"{type(error).__name__}: {error}")
-            return await Handler.get_metrics(self)
-
-    async def _push_health(self, metrics: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    async def _push_health(self, metrics: JsonObject, about: JsonObject) -> JsonObject:
         """In the worker: push a report."""
         engine = await asyncio.to_thread(self._engine)
         return await engine.report_health(metrics, about)
 
     def _engine(self) -> Engine:
         """In the worker: what does the work, made once."""
+        # The first jobs may come at once, each in a thread: one outbox has one sender.
         with _ENGINE_TURN:
             if self._made_engine is None:
                 from catalogzero.cloud.engine import Engine
@@ -259,16 +348,24 @@ class CloudProcessor(Handler):
                 self._made_engine = Engine(self, self.report_status)
             return self._made_engine
 
-    _rejects: Callable[[Any, str], None] | None = None
     _made_engine: Engine | None = None
     _reports: asyncio.Task[None] | None = None
+    _interval_s: float | None = None
+    """Between reports: as the backend asks, else as set; none: only those that are called for."""
+
+    @cached_property
+    def _seldom(self) -> Seldom:
+        return Seldom(self.clock)
 
     def identity(self) -> Identity:
-        """Who sends, as the backend is told."""
+        """Who sends, as the backend knows it."""
+        return self._identity(self._installation_id())
+
+    def _identity(self, installation_id: str) -> Identity:
         entry, version = entry_of(type(self))
         declared = next((stream.name for stream in self.streams), None)
         return Identity(
-            installation_id=self._installation_id(),
+            installation_id=installation_id,
             handler_id=self.handler_id,
             entry=entry or type(self).__name__,
             version=version or "0",
@@ -284,6 +381,44 @@ class CloudProcessor(Handler):
 _ENGINE_TURN = threading.Lock()
 
 
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "unit": ("item", "run"),
+    "batch_type": ("dict", "arrow"),
+    "mode": ("replace", "append"),
+}
+_ATTRIBUTES = (
+    *(*_CHOICES, "batch_rows", "output_version", "stream", "streams", "schema", "settings_model"),
+)
+_GIVEN = ("run", "progress", "cancelled")
+
+
+def refuse_attributes(cls: type[CloudProcessor]) -> None:
+    """Refuse attributes of a class that are misspelled, or have unknown values.
+
+    Raises:
+        TypeError: One is; it says what was meant.
+    """
+    for name, words in _CHOICES.items():
+        if (value := getattr(cls, name)) not in words:
+            meant = get_close_matches(str(value), words, n=1)
+            hint = f"; did you mean {meant[0]!r}?" if meant else ""
+            raise TypeError(
+                f"{cls.__qualname__}.{name} is {value!r}, not {' or '.join(words)}{hint}"
+            )
+    for name in ("batch_rows", "output_version"):
+        if type(value := getattr(cls, name)) is not int or value < 1:
+            raise TypeError(f"{cls.__qualname__}.{name} is {value!r}, not a whole number above 0")
+    for name, value in vars(cls).items():
+        if name in _GIVEN:
+            raise TypeError(f"{cls.__qualname__}.{name}: `self.{name}` is the run's; rename it")
+        meant = get_close_matches(name, _ATTRIBUTES, n=1, cutoff=0.8)
+        if meant and name not in _ATTRIBUTES and not name.startswith("_") and not callable(value):
+            raise TypeError(
+                f"{cls.__qualname__}.{name}: did you mean `{meant[0]}`? One of your own begins "
+                f"with `_`: `_{name}`"
+            )
+
+
 def handler_name(cls: type) -> str:
     """The name under which an entry provides a class; the class's own where none does."""
     wanted = {f"{cls.__module__}:{cls.__qualname__}"}
@@ -295,7 +430,7 @@ def handler_name(cls: type) -> str:
 
 
 def kept_installation_id(folder: Path) -> str:
-    """The installation's id in a state folder; made where there is none."""
+    """The installation's id in a state folder; made at the first start."""
     path = folder / "installation_id"
     with suppress(FileNotFoundError):
         return path.read_text("ascii").strip()

@@ -5,18 +5,41 @@ Owns their checks, and the names of what an author's `process` takes and yields.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from catalogzero.config.address import is_loopback
 from catalogzero.config.settings import HandlerSettings
 
-Batch: TypeAlias = Any
-"""Rows in memory: a list of dicts, or with `batch_type = "arrow"` a pyarrow Table."""
+Rows: TypeAlias = list[dict[str, Any]]
+"""A batch as a list of dicts: what `process` is given unless `batch_type = "arrow"`."""
+
+
+class ArrowStream(Protocol):
+    """A frame of pyarrow, pandas, Polars, DuckDB or their like, by the Arrow PyCapsule interface.
+
+    With `batch_type = "arrow"` what `process` is given is one of them, a `pyarrow.Table`.
+    """
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """See Arrow's documentation."""
+
+
+Batch: TypeAlias = Rows | ArrowStream
+"""Rows in memory, as `process` and `read` may yield them."""
 
 Params: TypeAlias = Mapping[str, Any]
 """What the call gave under `params`, without `format` and `full`."""
@@ -55,12 +78,18 @@ class CloudSettings(HandlerSettings):
     seconds. How files are read is in docs/reference/sources.md.
     """
 
+    former_values: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "on_bad_record": {"set_aside": "quarantine"}
+    }
+
     endpoint: str = Field(description="The backend's URL, to which results go.")
     api_key: SecretStr | None = Field(
         default=None, description="The API key itself; better keep it in a file, or with systemd."
     )
     api_key_file: Path | None = Field(
-        default=None, description="A file that holds the API key and nothing else."
+        default=None,
+        validate_default=True,
+        description="A file that holds the API key and nothing else.",
     )
     data_roots: list[Path] = Field(
         default_factory=list, description="The only folders that a call's data_source may lie in."
@@ -77,7 +106,7 @@ class CloudSettings(HandlerSettings):
     upload_timeout_s: float = Field(
         default=60.0, gt=0, description="Longest wait for an answer of the backend, in seconds."
     )
-    on_bad_record: Literal["fail", "skip", "set_aside"] = Field(
+    on_bad_record: Literal["fail", "skip", "quarantine"] = Field(
         default="fail", description="What a malformed row does to its run."
     )
     allow_empty: bool = Field(
@@ -117,6 +146,14 @@ class CloudSettings(HandlerSettings):
             raise ValueError("plain http is allowed to this machine alone: write https://")
         return value
 
+    @field_validator("api_key_file")
+    @classmethod
+    def _has_a_key(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        """A key from one place at least; of a field, so that it is reported with the others."""
+        if value is None and info.data.get("api_key", "at fault") is None:
+            raise ValueError("set api_key_file (a file that holds the API key) or api_key")
+        return value
+
     @field_validator("data_roots")
     @classmethod
     def _roots_are_distinct(cls, value: list[Path]) -> list[Path]:
@@ -128,9 +165,15 @@ class CloudSettings(HandlerSettings):
             raise ValueError("the last folder names of data_roots must differ from each other")
         return value
 
-    @model_validator(mode="after")
-    def _has_a_key(self) -> CloudSettings:
-        """A key from one place at least."""
-        if self.api_key is None and self.api_key_file is None:
-            raise ValueError("set api_key_file (a file that holds the API key) or api_key")
-        return self
+
+def root_fault(root: Path) -> tuple[str, str] | None:
+    """What is wrong with a data root, and the fix; None where it can be read."""
+    try:
+        os.scandir(root).close()
+    except PermissionError:
+        fix = "let this user read it, as with `chmod -R o+rX`, or SupplementaryGroups= in its unit"
+        return f"data_roots: {root} may not be read by this user", fix
+    except OSError as error:
+        fix = "create it, or mount the share that it is on, or correct `data_roots`"
+        return f"data_roots: {root}: {error.strerror}", fix
+    return None

@@ -50,8 +50,8 @@ def rescue(damaged: Path, into: sqlite3.Connection) -> Rescue:
     with into, closing(sqlite3.connect(damaged, isolation_level=None)) as old:
         for table in TABLES:
             known = {row[1] for row in into.execute(f"PRAGMA table_info({table})")}
-            rows[table], unreadable[table] = _take_over(old, into, table, known)
-        lost = _name_lost(into)
+            rows[table], unreadable[table] = take_over(old, into, table, known)
+        lost = name_lost(into)
         if unreadable["uploads"]:
             into.execute(
                 "UPDATE sources SET upload_id = NULL, upload_key = NULL, stamp = NULL"
@@ -60,7 +60,7 @@ def rescue(damaged: Path, into: sqlite3.Connection) -> Rescue:
     return {"file": damaged.name, "rows": rows, "lost": lost}
 
 
-def _take_over(
+def take_over(
     old: sqlite3.Connection, into: sqlite3.Connection, table: str, known: set[str]
 ) -> tuple[int, int]:
     """Copy a table's rows; how many, and how many ranges cannot be read."""
@@ -75,7 +75,7 @@ def _take_over(
     insert = f"INSERT OR IGNORE INTO {table} ({columns}) VALUES ({places})"  # noqa: S608  # our own names
     select = f"SELECT {columns} FROM {table} WHERE rowid BETWEEN ? AND ? ORDER BY rowid"  # noqa: S608  # the same
     count = unreadable = 0
-    for found in _rows(old, select, _last_key(old, table)):
+    for found in readable_rows(old, select, last_key(old, table)):
         if found is None:
             unreadable += 1
         else:
@@ -84,7 +84,7 @@ def _take_over(
     return count, unreadable
 
 
-def _last_key(old: sqlite3.Connection, table: str) -> int:
+def last_key(old: sqlite3.Connection, table: str) -> int:
     """The last row's key, or one that hardly any is above."""
     try:
         row = old.execute(f"SELECT MAX(rowid) FROM {table}").fetchone()  # noqa: S608  # our own name
@@ -93,7 +93,7 @@ def _last_key(old: sqlite3.Connection, table: str) -> int:
         return int(old.execute("PRAGMA page_count").fetchone()[0]) * ROWS_A_PAGE
 
 
-def _rows(old: sqlite3.Connection, select: str, last: int) -> Iterator[list[Any] | None]:
+def readable_rows(old: sqlite3.Connection, select: str, last: int) -> Iterator[list[Any] | None]:
     """The rows up to a key, in order, halving ranges that cannot be read; None for one of those."""
     left = MAX_HALVINGS
     for begin in range(0, last + 1, BATCH_KEYS):
@@ -104,6 +104,7 @@ def _rows(old: sqlite3.Connection, select: str, last: int) -> Iterator[list[Any]
                 yield old.execute(select, (low, high)).fetchall()
             except sqlite3.DatabaseError:
                 left -= 1
+                # Without a bound a file of which every page is bad would take hours to give up.
                 if low == high or left < 0:
                     yield None
                 else:
@@ -111,7 +112,7 @@ def _rows(old: sqlite3.Connection, select: str, last: int) -> Iterator[list[Any]
                     ranges += [(middle + 1, high), (low, middle)]
 
 
-def _name_lost(into: sqlite3.Connection) -> list[Lost]:
+def name_lost(into: sqlite3.Connection) -> list[Lost]:
     """The uploads of which chunks, or the row itself, are not there; they end, or are refused."""
     there = defaultdict(set)
     for upload_id, seq in into.execute("SELECT upload_id, seq FROM chunks"):
@@ -131,17 +132,17 @@ def _name_lost(into: sqlite3.Connection) -> list[Lost]:
                 " WHERE upload_id = ?",
                 (answer, upload_id),
             )
-            _forget_mark(into, upload_id)
+            forget_mark(into, upload_id)
     for upload_id in there.keys() - {row[0] for row in waiting}:
         known = into.execute("SELECT 1 FROM uploads WHERE upload_id = ?", (upload_id,)).fetchone()
         into.execute("DELETE FROM chunks WHERE upload_id = ?", (upload_id,))
         if known is None:
             lost.append({"upload_id": upload_id, "source": "", "chunks": []})
-            _forget_mark(into, upload_id)
+            forget_mark(into, upload_id)
     return lost
 
 
-def _forget_mark(into: sqlite3.Connection, upload_id: str) -> None:
+def forget_mark(into: sqlite3.Connection, upload_id: str) -> None:
     """The source of a lost upload counts as not read; an appended one waits for an operator."""
     into.execute(
         "UPDATE sources SET upload_id = NULL, upload_key = NULL, stamp = NULL, missing = 1"

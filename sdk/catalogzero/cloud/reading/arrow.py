@@ -30,12 +30,13 @@ _BLOCKS = 4
 def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
     """The tables of a CSV file; every column is text, as in dict batches."""
     text, mark = file.text, re.escape(file.delimiter.encode())
+    # Possessive (`*+`): by trying again it would take time quadratic in the block.
     regular = re.compile(
         rb'(?:[^"]*+(?<![^%b\r\n])"[^"]*+"(?:"[^"]*+")*+(?=[%b\r\n]))*+[^"]*+' % (mark, mark)
     )
     for block in iter(partial(text.block, _BLOCKS * options.block_bytes), b""):
-        border = _border(block, regular)
-        table = _parsed(file, block[:border]) if border else None
+        border = record_border(block, regular)
+        table = parsed_table(file, block[:border]) if border else None
         if table is None:
             columns = list(zip(*file.rows(block), strict=True)) or [()] * len(file.columns)
             arrays = [pa.array(column, pa.string()) for column in columns]
@@ -48,7 +49,7 @@ def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
             yield table.slice(start, options.batch_rows)
 
 
-def _border(block: bytes, regular: re.Pattern[bytes]) -> int:
+def record_border(block: bytes, regular: re.Pattern[bytes]) -> int:
     """How far a block holds whole records, each of whose quotes opens a cell or closes it."""
     if b'"' not in block:
         return len(block)
@@ -64,9 +65,11 @@ def _border(block: bytes, regular: re.Pattern[bytes]) -> int:
     return 0
 
 
-def _parsed(file: CsvFile, lines: bytes) -> pa.Table | None:
+def parsed_table(file: CsvFile, lines: bytes) -> pa.Table | None:
     """The table of regular lines; None where pyarrow refuses them, or reads otherwise than csv."""
     columns, delimiter = file.columns, file.delimiter
+    # A cell may be too long, which is for `rows` to refuse; and pyarrow would take a mark off
+    # the start of each block, where the csv module keeps it.
     if len(lines) > CELL_CHARS or not delimiter.isascii() or lines.startswith(codecs.BOM_UTF8):
         return None
     read = pc.ReadOptions(column_names=columns, block_size=len(lines) + 1)
@@ -90,7 +93,7 @@ def parquet_batches(content: Any, found: Found, options: ReadOptions) -> Iterato
     try:
         file = pq.ParquetFile(whole(), coerce_int96_timestamp_unit="us")
         found.columns = len(file.schema_arrow)
-        _refuse_twice(pa.struct(file.schema_arrow), name)
+        refuse_fields_twice(pa.struct(file.schema_arrow), name)
         for batch in file.iter_batches(batch_size=options.batch_rows):
             table = table_of(batch, name)
             yield table if options.arrow else [row for rows in rows_in(table) for row in rows]
@@ -98,10 +101,10 @@ def parquet_batches(content: Any, found: Found, options: ReadOptions) -> Iterato
         raise FailedError(f"{name} is not a readable Parquet file: {error}") from error
 
 
-def _refuse_twice(kind: pa.DataType, where: str) -> None:
+def refuse_fields_twice(kind: pa.DataType, where: str) -> None:
     """Refuse two fields of one name, at any depth."""
     fields = [kind.field(number) for number in range(kind.num_fields)]
     if pa.types.is_struct(kind):
         refuse_names([field.name for field in fields], where)
     for field in fields:
-        _refuse_twice(field.type, f"{where}, in {field.name!r}")
+        refuse_fields_twice(field.type, f"{where}, in {field.name!r}")

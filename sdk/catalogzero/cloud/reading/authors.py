@@ -5,7 +5,7 @@ Owns no data: `read` is the author's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -14,16 +14,14 @@ from catalogzero.clock import Clock
 from catalogzero.cloud.reading.items import Item, RowReading
 from catalogzero.cloud.reading.records import BadRecords
 from catalogzero.cloud.rows.batches import lists_of, parts_of
-from catalogzero.cloud.settings import Batch, CloudSettings, Params
+from catalogzero.cloud.settings import Batch, CloudSettings
 from catalogzero.config.logs import Logger
 from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import FailedError
 from catalogzero.protocol.identities import Identity, Mode
 
-Rejects = Callable[[Any, str], None]
 
-
-class Author(Protocol):
+class RunAuthor(Protocol):
     """What a run needs of a `CloudProcessor`."""
 
     unit: ClassVar[Any]
@@ -36,10 +34,10 @@ class Author(Protocol):
     clock: Clock
     log: Logger
 
-    def process(self, batches: Iterator[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterator[Batch], params: Any) -> Iterator[Batch]:
         """The author's work."""
 
-    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
+    def read(self, data_source: str, params: Any, after: Any = None) -> Iterator[Batch]:
         """The author's own source."""
 
     @property
@@ -50,6 +48,10 @@ class Author(Protocol):
     def state_dir(self) -> Path:
         """The handler's state folder."""
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run is to stop."""
+
     def identity(self) -> Identity:
         """Who sends."""
 
@@ -57,17 +59,14 @@ class Author(Protocol):
     def callable_methods(cls) -> Collection[str]:
         """The names of the handler's methods, for its registration."""
 
-    _rejects: Rejects | None
-    """What `reject` calls, while a run is under way."""
-
 
 @dataclass(frozen=True)
 class OwnItem(Item):
     """A data_source that the author's `read` reads, each time."""
 
-    author: Author
+    author: RunAuthor
     name: str
-    params: Params
+    params: Any
 
     @property
     def mode(self) -> Mode:

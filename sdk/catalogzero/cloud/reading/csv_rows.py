@@ -15,9 +15,9 @@ from functools import lru_cache
 from catalogzero.cloud.reading.records import (
     BadRecords,
     ReadOptions,
-    bare_name,
     empty,
     refuse_names,
+    suffix_of,
 )
 from catalogzero.cloud.reading.text import SAMPLE_BYTES, Text, line_ends
 from catalogzero.cloud.rows.values import is_valid
@@ -46,10 +46,10 @@ class CsvFile:
     """
 
     def __init__(self, text: Text, options: ReadOptions, bad: BadRecords) -> None:
+        # It is one for the whole process, and never set to anything else.
         csv.field_size_limit(CELL_CHARS)
         self.text, self._bad = text, bad
-        is_tab = bare_name(text.name).endswith(".tsv")
-        self.delimiter = options.delimiter or ("\t" if is_tab else "")
+        self.delimiter = options.delimiter or ("\t" if suffix_of(text.name) == ".tsv" else "")
         header = self._header(find=not self.delimiter)
         if not (header or options.allow_empty):
             raise empty(text.name, "it has not even a header")
@@ -64,8 +64,9 @@ class CsvFile:
         """
         body, valid = self.text.decoded(block)
         lines, width, first = io.StringIO(body, newline=""), len(self.columns), self.text.line
-        start, tell = 0, lines.tell
+        start, tell, encoding = 0, lines.tell, self.text.encoding
         while True:
+            # After an error a reader is of no use: another begins behind the bad record.
             reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
             try:
                 for row in reader:
@@ -74,7 +75,9 @@ class CsvFile:
                     elif row:
                         raw = body[start : tell()]
                         line = first + reader.line_num - line_ends(raw)
-                        self._bad.take(self.text.name, line, self._fault(row), raw.rstrip("\r\n"))
+                        why = f"{len(row)} fields, and the header has {width}"
+                        why = why if len(row) != width else f"bytes that are not {encoding}"
+                        self._bad.take(self.text.name, line, why, raw.rstrip("\r\n"))
                     elif width == 1:
                         yield [""]
                     start = tell()
@@ -84,6 +87,7 @@ class CsvFile:
                 first += reader.line_num - line_ends(body[start : tell()])
                 end = self._end_of_record(body, start, first, str(error))
                 if end is None:
+                    # The record goes on in the next block, which begins with it.
                     self.text.put_back(body[start:].encode("utf-8", "surrogateescape"))
                     break
                 raw, start = body[start:end], end
@@ -103,7 +107,7 @@ class CsvFile:
             if begin == len(body):
                 continue
             if find:
-                self.delimiter = _delimiter_of(body[begin:], name)
+                self.delimiter = delimiter_of(body[begin:], name)
             end = self._end_of_record(body, begin, text.line, "")
             size = len(body[begin:end].encode("utf-8", "surrogateescape"))
             if size > _HEADER_BYTES:
@@ -126,7 +130,7 @@ class CsvFile:
 
     def _end_of_record(self, body: str, start: int, line: int, error: str) -> int | None:
         """Where a record ends; None of one that is open as far as the text was read."""
-        cells, record = _patterns(self.delimiter)
+        cells, record = patterns(self.delimiter)
         found = record.match(body, start)
         too_long = "field limit" in error
         if not too_long and (found or not self.text.ended):
@@ -142,15 +146,9 @@ class CsvFile:
         )
         raise FailedError(f"{self.text.name}, line {line}: {why}")
 
-    def _fault(self, row: list[str]) -> str:
-        """Why a row is malformed."""
-        if len(row) != len(self.columns):
-            return f"{len(row)} fields, and the header has {len(self.columns)}"
-        return f"bytes that are not {self.text.encoding}"
-
 
 @lru_cache(maxsize=8)
-def _patterns(delimiter: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+def patterns(delimiter: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Closed cells with what ends each, as many as there are; and one whole record."""
     mark = re.escape(delimiter)
     cell = rf'(?:"[^"]*+(?:""[^"]*+)*+"|(?!"))[^{mark}\r\n]*+'
@@ -158,7 +156,7 @@ def _patterns(delimiter: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     return re.compile(f"(?:{cell}(?:{mark}|{end}))*"), re.compile(f"(?:{cell}{mark})*{cell}{end}")
 
 
-def _delimiter_of(sample: str, name: str) -> str:
+def delimiter_of(sample: str, name: str) -> str:
     """The one delimiter with which header and rows have as many fields.
 
     Where no other occurs, rows that have fewer or more are left to be malformed records.
@@ -167,7 +165,7 @@ def _delimiter_of(sample: str, name: str) -> str:
     for mark in _DELIMITERS:
         rows = csv.reader(io.StringIO(sample, newline=""), delimiter=mark)
         found = [len(row) for row in rows if row]
-        cells = _patterns(mark)[0].match(sample)
+        cells = patterns(mark)[0].match(sample)
         if len(found) > 1 and cells and cells.end() < len(sample):
             found.pop()  # it is not whole in the sample
         if max(found) > 1:

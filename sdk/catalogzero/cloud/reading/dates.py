@@ -31,10 +31,10 @@ def load_as_text(connection: Connection[Any]) -> None:
     for name in _TYPES:
         oid = adapters.types[name].oid
         if (own := adapters.get_loader(oid, Format.TEXT)) is not None:
-            adapters.register_loader(oid, _or_text(own))
+            adapters.register_loader(oid, text_loader(own))
 
 
-def _or_text(own: Any) -> type[Loader]:
+def text_loader(own: Any) -> type[Loader]:
     """A loader that gives the text where the driver's own has no value for it."""
 
     class OrText(Loader):

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from catalogzero.cloud.reading.records import BadRecords, Found
-from catalogzero.cloud.rows.values import fingerprint
+from catalogzero.cloud.rows.values import Row, fingerprint
+from catalogzero.cloud.run_context import SourceItem
 from catalogzero.cloud.settings import Batch
 from catalogzero.protocol.identities import Mode, digest_of
 
@@ -41,6 +42,10 @@ class Item(ABC):
     def stamp(self) -> Any:
         """JSON that stays equal while the item is unchanged, got without reading it; or None."""
         return None
+
+    def shown(self, stream: str) -> SourceItem:
+        """What an author's code sees of it."""
+        return SourceItem(self.name, stream)
 
     @abstractmethod
     def open(self, after: Any, bad: BadRecords) -> Reading:
@@ -92,7 +97,7 @@ class RowReading(Reading):
         super().__init__(after)
         self._sha = hashlib.sha256() if mode == "replace" else None
 
-    def digest(self, rows: Sequence[dict[str, Any]]) -> None:
+    def digest(self, rows: Sequence[Row]) -> None:
         """Take rows into the digest; those of a range that is appended have none."""
         if self._sha is not None:
             self._sha.update(fingerprint(rows))
@@ -116,29 +121,29 @@ class Group(Item):
 
     def open(self, after: Any, bad: BadRecords) -> GroupReading:
         """See `Item.open`."""
-        return GroupReading([(item.name, item.open(None, bad)) for item in self.items])
+        return GroupReading([(item, item.open(None, bad)) for item in self.items])
 
 
 class GroupReading(Reading):
     """The passes over all items of a run, one after another; each closes itself as it ends."""
 
-    def __init__(self, readings: list[tuple[str, Reading]]) -> None:
+    def __init__(self, readings: list[tuple[Item, Reading]]) -> None:
         super().__init__()
-        self._readings, self._begun = readings, list[tuple[str, Reading]]()
+        self._readings, self._begun = readings, list[tuple[Item, Reading]]()
         self._digests: list[tuple[str, str | None]] = []
 
     @property
-    def name(self) -> str:
-        """The name of the item that is read now."""
+    def item(self) -> Item:
+        """The item that is read now."""
         return self._begun[-1][0] if self._begun else self._readings[0][0]
 
     def batches(self) -> Iterator[Batch]:
         """See `Reading.batches`."""
-        for name, reading in self._readings:
+        for item, reading in self._readings:
             with reading:
-                self._begun.append((name, reading))
+                self._begun.append((item, reading))
                 yield from reading.batches()
-                self._digests.append((name, reading.content()))
+                self._digests.append((item.name, reading.content()))
 
     def content(self) -> str:
         """See `Reading.content`."""

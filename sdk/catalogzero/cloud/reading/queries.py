@@ -17,7 +17,7 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from catalogzero.cloud.reading.items import Item, RowReading
 from catalogzero.cloud.reading.records import BadRecords, ReadOptions
-from catalogzero.cloud.rows.values import UnfitError, refuse_twice, where
+from catalogzero.cloud.rows.values import Row, UnfitError, refuse_twice, where
 from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
 from catalogzero.config.key_files import read_key
 from catalogzero.errors import BadParamsError, ConfigError, FailedError
@@ -25,10 +25,14 @@ from catalogzero.protocol.identities import Mode, digest_of
 from catalogzero.sql.engines import open_source
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from catalogzero.cloud.rows.tables import Tables
 
 PREFIX = "sql:"
 _NAMED = 20
+ASKED_WITHOUT_ROWS = ("postgresql", "sqlite", "mysql", "mariadb")
+"""Dialects in which every query can be a table of another."""
 
 
 def query_item(settings: CloudSettings, data_source: str, options: ReadOptions) -> QueryItem:
@@ -126,6 +130,7 @@ class QueryReading(RowReading):
         count = 0
         while True:
             try:
+                # A driver meets a value that Python cannot hold only as the rows are fetched.
                 part = next(parts, None)
             except (DataError, ValueError, ArithmeticError) as error:
                 why = getattr(error, "orig", error)
@@ -138,7 +143,7 @@ class QueryReading(RowReading):
             count += len(part)
             yield part
 
-    def _table(self, batch: list[dict[str, Any]]) -> Batch:
+    def _table(self, batch: list[Row]) -> pa.Table:
         """The Arrow table of some rows, the first batch's columns and types in all of them."""
         from catalogzero.cloud.rows.tables import Tables
 
@@ -159,12 +164,30 @@ class QueryReading(RowReading):
         mark = rows.c[query.watermark]
         until = self._connection.execute(select(func.max(mark))).scalar()
         if until is not None:
-            self.until = _json(until)
+            self.until = watermark_json(until)
         bounds = {"until": until, "after": self.after}
         whole = "SELECT * FROM (" + sql + "\n) AS source WHERE "  # noqa: S608  # the client's own config
         name = self._connection.dialect.identifier_preparer.quote(query.watermark)
         low = "" if self.after is None else f"{name} > :after AND "
         return text(f"{whole}{low}{name} <= :until ORDER BY {name}"), bounds
+
+
+def columns_of(query: QuerySource, name: str, answer_s: float) -> list[str]:
+    """The columns of a query's result, without a row of it; empty where that cannot be asked for.
+
+    Raises:
+        FailedError: Its database does not answer, or has not what the query names.
+    """
+    sql = query.query.strip().rstrip(";").replace(":", r"\:")
+    try:
+        with open_source(database_url(query), answer_s) as connection:
+            # Without a watermark a query is sent as it is: elsewhere it may be no table of another.
+            if query.watermark is None and connection.dialect.name not in ASKED_WITHOUT_ROWS:
+                return []
+            asked = f"SELECT * FROM ({sql}\n) AS source WHERE 1 = 0"  # noqa: S608  # as above
+            return list(connection.execute(text(asked)).keys())
+    except SQLAlchemyError as error:
+        raise query_error(name, error) from error
 
 
 def database_url(query: QuerySource) -> str:
@@ -181,7 +204,7 @@ def database_url(query: QuerySource) -> str:
         raise ConfigError(f"url_file {query.url_file} cannot be read: {error.strerror}") from error
 
 
-def _json(value: Any) -> Any:
+def watermark_json(value: Any) -> Any:
     """A watermark as JSON; the database reads its text back."""
     if isinstance(value, datetime | date | time):
         return value.isoformat()

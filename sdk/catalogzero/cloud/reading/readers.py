@@ -10,7 +10,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from itertools import chain, islice
@@ -22,7 +22,7 @@ from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.reading.csv_rows import CsvFile
 from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions, empty
 from catalogzero.cloud.reading.text import SAMPLE_BYTES, Text
-from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.rows.values import Row
 from catalogzero.errors import FailedError
 
 _DIGITS = bytes.maketrans(b"123456789.E", b"000000000" + b"0e")
@@ -33,7 +33,7 @@ _INT_DIGITS = 4_000
 
 def read_records(
     content: io.BufferedIOBase, found: Found, options: ReadOptions, bad: BadRecords
-) -> Iterator[Batch]:
+) -> Iterator[Any]:
     """The batches of a file's content; `found` has its name and kind, and gets the rest.
 
     Raises:
@@ -45,12 +45,18 @@ def read_records(
         from catalogzero.cloud.reading.arrow import parquet_batches
 
         return parquet_batches(content, found, options)
-    opened = _opened(content, found, options, bad)
+    opened = open_text(content, found, options, bad)
     if isinstance(opened, CsvFile) and options.arrow:
         from catalogzero.cloud.reading.arrow import csv_tables
 
         return csv_tables(opened, options)
-    batches = _batches(opened, bad, options.batch_rows)
+    rows: Iterator[Row]
+    if isinstance(opened, CsvFile):
+        cells = chain.from_iterable(map(opened.rows, iter(opened.text.block, b"")))
+        rows = (dict(zip(opened.columns, row, strict=True)) for row in cells)
+    else:
+        rows = json_rows(opened, bad)
+    batches = iter(lambda: list(islice(rows, options.batch_rows)), [])
     if options.arrow:
         from catalogzero.cloud.rows.tables import table_of_rows
 
@@ -65,10 +71,10 @@ def look(content: io.BufferedIOBase, found: Found, options: ReadOptions) -> None
         FailedError: What a reader would refuse there, and the setting to write.
     """
     if found.kind != "parquet":
-        _opened(content, found, replace(options, block_bytes=SAMPLE_BYTES), BadRecords("skip"))
+        open_text(content, found, replace(options, block_bytes=SAMPLE_BYTES), BadRecords("skip"))
 
 
-def _opened(
+def open_text(
     content: io.BufferedIOBase, found: Found, options: ReadOptions, bad: BadRecords
 ) -> CsvFile | Text:
     """A text, looked at: a CSV file behind its header, or JSON Lines from their first line on."""
@@ -85,7 +91,7 @@ def _opened(
     if not (lines or options.allow_empty) and text.ended:
         raise empty(found.source, "it has no line")
     first = lines[0].lstrip()[0] if lines else ""
-    if first == "[" or (first == "{" and lines[1:] and not any(map(_is_object, lines[:2]))):
+    if first == "[" or (first == "{" and lines[1:] and not any(map(is_object, lines[:2]))):
         raise FailedError(
             f"{found.source}, line 1: an array, or an object over several lines; JSON Lines are "
             "read, one object a line: write it so, as `jq -c '.[]'` does with an array"
@@ -94,36 +100,25 @@ def _opened(
     return text
 
 
-def _batches(opened: CsvFile | Text, bad: BadRecords, size: int) -> Iterator[list[dict[str, Any]]]:
-    """Lists of at most `size` rows; the values of a CSV file are text, empty lines passed over."""
-    rows: Iterator[dict[str, Any]]
-    if isinstance(opened, CsvFile):
-        cells = chain.from_iterable(map(opened.rows, iter(opened.text.block, b"")))
-        rows = (dict(zip(opened.columns, row, strict=True)) for row in cells)
-    else:
-        blocks = iter(opened.block, b"")
-        rows = chain.from_iterable(_json_rows(opened, bad, block) for block in blocks)
-    while batch := list(islice(rows, size)):
-        yield batch
+def json_rows(text: Text, bad: BadRecords) -> Iterator[Row]:
+    """The rows of JSON Lines: a block of them at once, one by one where that is not enough."""
+    for block in iter(text.block, b""):
+        lines = block.split(b"\n")
+        if (rows := rows_at_once(block, lines)) is not None:
+            text.line += len(lines) - 1
+            yield from rows
+        else:
+            text.decoded(block)
+            yield from rows_one_by_one(text, bad, lines)
 
 
-def _json_rows(text: Text, bad: BadRecords, block: bytes) -> Iterable[dict[str, Any]]:
-    """The rows of a block: all of them at once, and one by one where that is not enough."""
-    lines = block.split(b"\n")
-    rows = _rows_at_once(block, lines)
-    if rows is None:
-        text.decoded(block)
-        return _rows_one_by_one(text, bad, lines)
-    text.line += len(lines) - 1
-    return rows
-
-
-def _rows_at_once(block: bytes, lines: list[bytes]) -> list[dict[str, Any]] | None:
+def rows_at_once(block: bytes, lines: list[bytes]) -> list[Row] | None:
     """The rows of lines in which orjson loses nothing; None where it may.
 
     It loses digits of long numbers, and of two equal keys the first: with it goes a colon.
     """
     digits = block.translate(_DIGITS)
+    # `\u003a` is a colon that is not written as one, and would upset the count.
     if b"\\u003" in block or any(long in digits for long in _LONG):
         return None
     try:
@@ -134,12 +129,12 @@ def _rows_at_once(block: bytes, lines: list[bytes]) -> list[dict[str, Any]] | No
     return rows if whole and {*map(type, rows)} <= {dict} else None
 
 
-def _rows_one_by_one(text: Text, bad: BadRecords, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+def rows_one_by_one(text: Text, bad: BadRecords, lines: list[bytes]) -> Iterator[Row]:
     """The rows of lines, each with all its digits; what is malformed is a bad record."""
     for line in lines[:-1]:
         if line and not line.isspace():
             try:
-                yield _json_row(line)
+                yield json_row(line)
             except UnicodeDecodeError:
                 why = f"bytes that are not {text.encoding}"
                 bad.take(text.name, text.line, why, line.decode("utf-8", "surrogateescape"))
@@ -148,11 +143,11 @@ def _rows_one_by_one(text: Text, bad: BadRecords, lines: list[bytes]) -> Iterato
         text.line += 1
 
 
-def _json_row(line: bytes) -> dict[str, Any]:
+def json_row(line: bytes) -> Row:
     """The object of a line.
 
     Raises:
-        ValueError: It is none, a key stands twice in it, or it cannot be sent.
+        ValueError: It is not a JSON object, a key stands twice in it, or it cannot be sent.
     """
     written, special = line.decode(), _LONG_NUMBER.search(line) or b"\\u003" in line
     try:
@@ -165,33 +160,29 @@ def _json_row(line: bytes) -> dict[str, Any]:
             again = orjson.dumps(row)
         except orjson.JSONEncodeError as error:
             raise ValueError("it is nested deeper than can be sent") from error
-        if again.count(b":") == line.count(b":") and (not special or _as_written(again, line)):
-            return _object(row)
+        packed = [text.replace(b", ", b",").replace(b": ", b":") for text in (again, line.strip())]
+        # Of two equal keys orjson keeps the last, and with the other one a colon is lost.
+        if again.count(b":") == line.count(b":") and (not special or packed[0] == packed[1]):
+            return as_object(row)
     row = json.loads(
         written,
-        parse_int=_whole_number,
-        parse_float=_decimal,
-        parse_constant=_no_number,
-        object_pairs_hook=_unique,
+        parse_int=whole_number,
+        parse_float=exact_number,
+        parse_constant=refuse_constant,
+        object_pairs_hook=unique_keys,
     )
     json.dumps(row, ensure_ascii=False, default=str).encode()  # no half of a surrogate pair
-    return _object(row)
+    return as_object(row)
 
 
-def _as_written(again: bytes, line: bytes) -> bool:
-    """Whether JSON is the same but for blanks behind commas and colons."""
-    packed = [text.replace(b", ", b",").replace(b": ", b":") for text in (again, line.strip())]
-    return packed[0] == packed[1]
-
-
-def _object(row: Any) -> dict[str, Any]:
+def as_object(row: Any) -> Row:
     """A row that is an object."""
     if not isinstance(row, dict):
         raise ValueError(f"it is a {type(row).__name__}")
     return row
 
 
-def _is_object(line: str) -> bool:
+def is_object(line: str) -> bool:
     """Whether a line is a JSON object by itself."""
     try:
         return isinstance(json.loads(line), dict)
@@ -199,22 +190,23 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _whole_number(digits: str) -> int | Decimal:
+def whole_number(digits: str) -> int | Decimal:
     """A whole number; Python's int reads no more than some thousand digits."""
     return int(digits) if len(digits) <= _INT_DIGITS else Decimal(digits)
 
 
-def _decimal(digits: str) -> float | Decimal:
+def exact_number(digits: str) -> float | Decimal:
     """A float where it holds every digit."""
     exact, near = Decimal(digits), float(digits)
     return near if Decimal(repr(near)) == exact else exact
 
 
-def _no_number(word: str) -> None:
+def refuse_constant(word: str) -> None:
+    """Refuse NaN and infinities, which Python's own parser takes."""
     raise ValueError(f"{word} is not a number of JSON")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     """An object in which each key stands once."""
     made = dict(pairs)
     if len(made) < len(pairs):

@@ -6,15 +6,16 @@ A malformed record is met as `on_bad_record` says, by file and line. `readers` m
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, cast
 
 import orjson
 
 from catalogzero.cloud.rows.values import refuse_twice
 from catalogzero.config.state_folder import create_private
 from catalogzero.errors import BadParamsError, FailedError
+from catalogzero.protocol.codings import MAX_RATIO, Bounds
 
 _SUFFIXES = {
     ".csv": "csv",
@@ -26,6 +27,10 @@ _SUFFIXES = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
+
+
+FILE_BOUNDS = Bounds(max_frames=10_000_000, max_ratio=MAX_RATIO)
+"""Of packed files: as long as they like, a window as `zstd` itself takes it (128 MiB)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +46,23 @@ class ReadOptions:
     delimiter: str | None = None
     allow_empty: bool = False
     block_bytes: int = 1 << 20
+    packed_bounds: Bounds = FILE_BOUNDS
+
+
+class FoundFile(TypedDict):
+    """What a file was read as, as a run's result lists it."""
+
+    source: str
+    kind: str
+    encoding: str | None
+    delimiter: str | None
+    columns: int | None
+    rows: int
 
 
 @dataclass(slots=True)
 class Found:
-    """What a file was read as; what its kind has not is None."""
+    """What a file was read as; None where its kind has no such property."""
 
     source: str
     kind: str = ""
@@ -54,19 +71,23 @@ class Found:
     columns: int | None = None
     rows: int = 0
 
+    def shown(self) -> FoundFile:
+        """As a run's result lists it."""
+        return cast("FoundFile", asdict(self))
+
 
 class BadRecords:
-    """What becomes of malformed records: fail, skip (counted) or set aside in a file.
+    """What becomes of malformed records: fail, skip (counted) or keep them in a file.
 
     Args:
         rule: The setting `on_bad_record`.
-        aside: The file for records that are set aside, JSON Lines; made with the first of them.
+        quarantine: The file for records that are kept, JSON Lines; made with the first of them.
     """
 
     def __init__(
-        self, rule: Literal["fail", "skip", "set_aside"], aside: Path = Path(os.devnull)
+        self, rule: Literal["fail", "skip", "quarantine"], quarantine: Path = Path(os.devnull)
     ) -> None:
-        self._rule, self._aside = rule, aside
+        self._rule, self._quarantine = rule, quarantine
         self.count = 0
         self.failure: FailedError | None = None
 
@@ -76,25 +97,25 @@ class BadRecords:
         where = name if line is None else f"{name}, line {line}"
         if self._rule == "fail":
             self.failure = FailedError(
-                f"{where}: {why}; fix the file, or set on_bad_record to skip or set_aside"
+                f"{where}: {why}; fix the file, or set on_bad_record to skip or quarantine"
             )
             raise self.failure
-        if self._rule == "set_aside":
+        if self._rule == "quarantine":
             record = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             entry = {"source": name, "line": line, "reason": why, "record": record}
-            create_private(self._aside)
-            with self._aside.open("ab") as file:
+            create_private(self._quarantine)
+            with self._quarantine.open("ab") as file:
                 file.write(orjson.dumps(entry) + b"\n")
 
     def restart(self) -> None:
         """Forget what the last attempt met."""
         self.count = 0
-        self._aside.unlink(missing_ok=True)
+        self._quarantine.unlink(missing_ok=True)
 
 
-def bare_name(name: str) -> str:
-    """A file's name in small letters, without `.gz` and `.zst`."""
-    return name.lower().removesuffix(".gz").removesuffix(".zst")
+def suffix_of(name: str) -> str:
+    """The end of a file's name in small letters, that of what is packed where it ends in `.gz`."""
+    return Path(name.lower().removesuffix(".gz").removesuffix(".zst")).suffix
 
 
 def kind_of(name: str) -> str:
@@ -103,9 +124,9 @@ def kind_of(name: str) -> str:
     Raises:
         BadParamsError: The name ends in nothing that is known.
     """
-    kind = _SUFFIXES.get(Path(bare_name(name)).suffix)
+    kind = _SUFFIXES.get(suffix_of(name))
     if kind is None:
-        why = f"is no data file: its name ends in none of {', '.join(_SUFFIXES)} (.gz, .zst)"
+        why = f"is not a data file: its name must end in {', '.join(_SUFFIXES)} (.gz, .zst)"
         raise BadParamsError(
             f"data_source {name!r} {why}", details=[{"field": "data_source", "message": why}]
         )
@@ -114,11 +135,11 @@ def kind_of(name: str) -> str:
 
 def is_data(name: str) -> bool:
     """Whether a file's name is that of a data file."""
-    return Path(bare_name(name)).suffix in _SUFFIXES
+    return suffix_of(name) in _SUFFIXES
 
 
 def refuse_names(names: list[str], where: str) -> None:
-    """Refuse column names by which rows cannot be told apart.
+    """Refuse column names that do not distinguish rows' values.
 
     Raises:
         FailedError: A name is missing, stands twice, or holds NUL.

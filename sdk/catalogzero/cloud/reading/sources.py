@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -30,15 +31,13 @@ from catalogzero.cloud.reading.records import (
     kind_of,
 )
 from catalogzero.cloud.rows.values import SHOWN_NAMES
-from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.run_context import SourceItem
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
-from catalogzero.protocol.codings import MAX_RATIO, Bounds, OverBoundsError, UnpackError, unpack
+from catalogzero.protocol.codings import Bounds, OverBoundsError, UnpackError, unpack
 
 _READ_BYTES = 1 << 20
 _PACKED_BYTES = 1 << 16
 _MAGIC = frozenset("*?[")
-FILE_BOUNDS = Bounds(max_frames=10_000_000, max_ratio=MAX_RATIO)
-"""Of packed files: as long as they like, a window as `zstd` itself takes it (128 MiB)."""
 _PARQUET = b"PAR1"
 _PACKED = {b"\x1f\x8b\x08": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
@@ -59,7 +58,7 @@ class Roots:
             BadParamsError: Nothing there, not a data file, or outside the data roots.
         """
         if "\0" in data_source or not os.path.isabs(data_source):
-            raise _bad_source(data_source, "is not an absolute path")
+            raise bad_source(data_source, "is not an absolute path")
         root, real = self._resolved(data_source)
         if os.path.isdir(data_source):
             return Files(data_source, partial(self._in_folder, root, real, options))
@@ -74,7 +73,7 @@ class Roots:
         One that only links lead to comes once, by the first.
         """
         linked = set()
-        for path, error in _below(folder):
+        for path, error in files_below(folder):
             if error is not None:
                 yield Refused("", "", path, options, error)
             elif not is_data(path):
@@ -85,7 +84,8 @@ class Roots:
             else:
                 item = self._item_or_refused(path, options)
                 real = f"{item.root}/{item.relative}"
-                inside = real.startswith(f"{folder}/") and _is_shown(real[len(folder) + 1 :])
+                # The listing gives a file below the folder by itself; its link would send it twice.
+                inside = real.startswith(f"{folder}/") and is_shown(real[len(folder) + 1 :])
                 comes_itself = inside and is_data(real) and os.path.exists(real)
                 if item.name not in linked and not comes_itself:
                     linked.add(item.name)
@@ -114,7 +114,8 @@ class Roots:
         for root in self._roots:
             if real == root or real.startswith(root.rstrip("/") + "/"):
                 return root, real
-        raise _bad_source(path, "lies outside data_roots, or a link in it leads out of them")
+        why = "lies outside data_roots, or a link in it leads out of them"
+        raise bad_source(path, f"{why}: move it below one of them, or add its folder to them")
 
     def _item_or_refused(self, path: str, options: ReadOptions) -> FileItem:
         """The item of a listed file; one that fails where a link leads out of the roots."""
@@ -138,7 +139,7 @@ class Files(Collection["FileItem"]):
         left_out_names: The first 20 of them.
 
     Raises:
-        BadParamsError: There is none.
+        BadParamsError: No file matches.
     """
 
     def __init__(self, data_source: str, listed: Callable[[], Iterator[FileItem | str]]) -> None:
@@ -146,7 +147,7 @@ class Files(Collection["FileItem"]):
         self.left_out, self.left_out_names = 0, list[str]()
         self._count: int | None = None
         if next(iter(self), None) is None:
-            raise _bad_source(data_source, "matches no data file")
+            raise bad_source(data_source, "matches no data file")
 
     def __len__(self) -> int:
         if self._count is None:
@@ -181,10 +182,11 @@ class FileItem(Item):
         try:
             return identity(os.stat(os.path.join(self.root, self.relative), follow_symlinks=False))
         except OSError as error:
-            raise _bad_source(self.name, f"cannot be read: {error.strerror}") from error
+            raise bad_source(self.name, f"cannot be read: {error.strerror}") from error
 
     def is_gone(self) -> bool:
         """Whether no file of that name is there, in a data root that is."""
+        # A share that is not mounted looks empty: its files are not gone.
         return os.path.isdir(self.root) and not os.path.lexists(
             os.path.join(self.root, self.relative)
         )
@@ -200,6 +202,12 @@ class FileItem(Item):
     def modified_at(self) -> float:
         """When the file was last written, in Unix seconds."""
         return self.stamp()[1] / 1e9
+
+    def shown(self, stream: str) -> SourceItem:
+        """See `Item.shown`."""
+        size, modified_ns, _ = self.stamp()
+        modified = datetime.fromtimestamp(modified_ns / 1e9, UTC)
+        return SourceItem(self.name, stream, Path(self.root, self.relative), size, modified)
 
     def open(self, after: Any, bad: BadRecords) -> FileReading:
         """See `Item.open`; a file has no watermark."""
@@ -240,7 +248,7 @@ class FileReading(Reading):
         self._identity = identity(os.fstat(descriptor))
         return self
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Any]:
         """See `Reading.batches`; raises `FailedError` that names the file, and the line."""
         with self._whole():
             content, found = self._opened(), self._found
@@ -263,13 +271,16 @@ class FileReading(Reading):
         name, (start, end) = self._item.relative.lower(), self._raw.ends()
         self._found.kind = kind_of(name)
         coding = _SUFFIXES.get(os.path.splitext(name)[1])
+        # Both ends: a text may begin with these letters, too.
         if start == end == _PARQUET:
             self._found.kind, coding = "parquet", None
         elif coding:
             if not start:
                 raise EOFError("it has not one byte")
             coding = next((of for magic, of in _PACKED.items() if start.startswith(magic)), coding)
-        return io.BufferedReader(_Unpacked(self._raw, coding) if coding else self._raw, _READ_BYTES)
+        bounds = self._item.options.packed_bounds
+        raw = UnpackedFile(self._raw, coding, bounds) if coding else self._raw
+        return io.BufferedReader(raw, _READ_BYTES)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -351,30 +362,24 @@ class HashingFile(io.RawIOBase):
         self._file.close()
 
 
-class _Unpacked(io.RawIOBase):
-    """The content of a packed file."""
+class UnpackedFile(io.RawIOBase):
+    """The content of a packed file, unpacked as it is read."""
 
-    def __init__(self, packed: io.RawIOBase, coding: str) -> None:
+    def __init__(self, packed: io.RawIOBase, coding: str, bounds: Bounds) -> None:
         parts = iter(lambda: packed.read(_PACKED_BYTES) or b"", b"")
-        self._pieces, self._left = unpack(parts, coding, FILE_BOUNDS), memoryview(b"")
+        self._pieces, self._left = unpack(parts, coding, bounds), memoryview(b"")
 
     def readable(self) -> bool:
         """It can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Unpack until the buffer is full, or to the file's end."""
-        count = 0
-        while count < len(buffer) and (self._left or self._next()):
-            some = self._left[: len(buffer) - count]
-            buffer[count : count + len(some)] = some
-            self._left, count = self._left[len(some) :], count + len(some)
-        return count
-
-    def _next(self) -> bool:
-        """Unpack a piece, if there is one."""
-        self._left = memoryview(next(self._pieces, b""))
-        return bool(self._left)
+        """Give what is left of a piece, or of the next one; nothing at the file's end."""
+        self._left = self._left or memoryview(next(self._pieces, b""))
+        some = self._left[: len(buffer)]
+        buffer[: len(some)] = some
+        self._left = self._left[len(some) :]
+        return len(some)
 
 
 def identity(found: os.stat_result) -> list[int]:
@@ -390,7 +395,7 @@ def open_beneath(root: str, relative: str) -> int:
     """
     parts = relative.split("/")
     if ".." in parts or "\0" in relative:
-        raise _bad_source(relative, "leads out of its data root")
+        raise bad_source(relative, "leads out of its data root")
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     folder = -1
     try:
@@ -399,33 +404,32 @@ def open_beneath(root: str, relative: str) -> int:
             below = os.open(part, flags | os.O_DIRECTORY, dir_fd=folder)
             os.close(folder)
             folder = below
-        return _open_regular(parts[-1], folder, flags | os.O_NONBLOCK | os.O_NOCTTY)
+        # Looked at before, too: opening a device may do something.
+        if not stat.S_ISREG(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False).st_mode):
+            raise bad_source(parts[-1], "is not a regular file")
+        # A FIFO or a terminal that takes its place in between must not block, nor become ours.
+        flags |= os.O_NONBLOCK | os.O_NOCTTY
+        descriptor = os.open(parts[-1], flags, dir_fd=folder)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise bad_source(parts[-1], "is not a regular file")
+        return descriptor
     except OSError as error:
         why = "a link" if error.errno in {errno.ELOOP, errno.ENOTDIR} else error.strerror
-        raise _bad_source(relative, f"cannot be opened: {why}") from error
+        fix = "; let this handler's user read it" if isinstance(error, PermissionError) else ""
+        raise bad_source(relative, f"cannot be opened: {why}{fix}") from error
     finally:
         if folder >= 0:
             os.close(folder)
 
 
-def _open_regular(name: str, folder: int, flags: int) -> int:
-    """Open one file, refused before and after unless it is a regular one."""
-    if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-        raise _bad_source(name, "is not a regular file")
-    descriptor = os.open(name, flags, dir_fd=folder)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise _bad_source(name, "is not a regular file")
-
-
-def _bad_source(data_source: str, why: str) -> BadParamsError:
+def bad_source(data_source: str, why: str) -> BadParamsError:
     """The error of a data_source that may not or cannot be read."""
     message = f"data_source {data_source!r} {why}"
     return BadParamsError(message, details=[{"field": "data_source", "message": why}])
 
 
-def _below(folder: str) -> Iterator[tuple[str, BadParamsError | None]]:
+def files_below(folder: str) -> Iterator[tuple[str, BadParamsError | None]]:
     """The files below a folder, in the order of their paths; the names of one folder are held.
 
     A folder that cannot be listed comes in their place, with its error.
@@ -438,16 +442,16 @@ def _below(folder: str) -> Iterator[tuple[str, BadParamsError | None]]:
                 if not (entry.is_dir() and entry.is_symlink())
             )
     except OSError as error:
-        yield folder, _bad_source(folder, f"cannot be listed: {error.strerror}")
+        yield folder, bad_source(folder, f"cannot be listed: {error.strerror}")
         return
     for name in names:
         if name.endswith("/") and not name.startswith("."):
-            yield from _below(f"{folder}/{name[:-1]}")
-        elif not name.endswith("/") and _is_shown(name):
+            yield from files_below(f"{folder}/{name[:-1]}")
+        elif not name.endswith("/") and is_shown(name):
             yield f"{folder}/{name}", None
 
 
-def _is_shown(path: str) -> bool:
+def is_shown(path: str) -> bool:
     """Whether it is neither hidden, nor in a hidden folder, nor unfinished."""
     parts = path.split("/")
     return not (parts[-1].startswith(("_", "~")) or any(part.startswith(".") for part in parts))

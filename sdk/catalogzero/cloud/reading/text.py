@@ -71,7 +71,7 @@ class Text:
                     f"{name} holds {kind} where text is expected: give CSV or JSON Lines, plain, "
                     "or packed once with gzip or zstd and named .gz or .zst"
                 )
-        self.encoding, mark = _encoding_of(start, options.encoding, name)
+        self.encoding, mark = encoding_of(start, options.encoding, name)
         self._start = start[mark:]
         self._decoder = codecs.getincrementaldecoder(self.encoding)("one-invalid-byte")
         self._rest, self._kept = b"", 0
@@ -84,6 +84,7 @@ class Text:
         rest, kept, cut = self._rest, self._kept, 0
         while not (self.ended or cut):
             rest += self._read(max(size or self._block_bytes, len(rest)))
+            # What was put back is whole lines, so that an end of one behind them is looked for.
             cut = rest.rfind(b"\n", kept) + 1
             if not cut and self._cuts_at_cr:  # at the end, LF may follow
                 cut = rest.rfind(b"\r", kept, len(rest) - 1) + 1
@@ -136,7 +137,7 @@ class Text:
             )
         begin = max(lines.rfind(b"\n", 0, at) + 1, at - _HINT_BYTES)
         part = lines[begin : at + _HINT_BYTES].partition(b"\n")[0].rstrip(b"\r")
-        read = {name: _read_as(part, name) for name in ("cp1252", *_OLDER)}
+        read = {name: read_as(part, name) for name in ("cp1252", *_OLDER)}
         likely = sorted(_OLDER, key=lambda name: -read[name][0])[:2]
         shown = ", ".join(f"{name} {read[name][1]!r}" for name in ("cp1252", *likely))
         return FailedError(
@@ -154,7 +155,7 @@ def line_ends(lines: bytes | str) -> int:
     return found + (text.count(cr) - text.count(crlf) if cr in text else 0)
 
 
-def _encoding_of(start: bytes, wanted: str | None, name: str) -> tuple[str, int]:
+def encoding_of(start: bytes, wanted: str | None, name: str) -> tuple[str, int]:
     """The encoding of a text, and the length of its mark.
 
     UTF-8's mark holds over any setting. Those of UTF-16 and 32 are letters in other encodings.
@@ -170,14 +171,14 @@ def _encoding_of(start: bytes, wanted: str | None, name: str) -> tuple[str, int]
     return found, 0
 
 
-def _read_as(part: bytes, encoding: str) -> tuple[int, str]:
+def read_as(part: bytes, encoding: str) -> tuple[int, str]:
     """How many of the characters beyond ASCII are letters in an encoding, and the text."""
     text = part.decode(encoding, "replace")
     odd = [char for char in text if char > "\x7f"]
     return sum(char.isalpha() for char in odd) * 100 // max(len(odd), 1), text
 
 
-def _one_invalid_byte(error: UnicodeError) -> tuple[str | bytes, int]:
+def one_invalid_byte(error: UnicodeError) -> tuple[str | bytes, int]:
     """The codec error rule that keeps undecodable parts recognisable in UTF-8: as a byte FF."""
     if isinstance(error, UnicodeDecodeError):
         return "\udcff", error.end
@@ -186,4 +187,4 @@ def _one_invalid_byte(error: UnicodeError) -> tuple[str | bytes, int]:
     raise error
 
 
-codecs.register_error("one-invalid-byte", _one_invalid_byte)
+codecs.register_error("one-invalid-byte", one_invalid_byte)

@@ -5,12 +5,16 @@ Lists of dicts need no pyarrow; frames are taken by the Arrow PyCapsule interfac
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypeIs
+
 from catalogzero.cloud.extras import require_extra
-from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.rows.values import Row
+from catalogzero.cloud.settings import ArrowStream, Batch
 from catalogzero.errors import FailedError
 
 if TYPE_CHECKING:
@@ -21,19 +25,19 @@ if TYPE_CHECKING:
 _SLICE_ROWS = 8_192
 
 
-def is_frame(batch: Batch) -> bool:
+def is_frame(batch: object) -> TypeIs[ArrowStream]:
     """Whether a batch is a frame of pyarrow, pandas, Polars, DuckDB or their like."""
     return hasattr(batch, "__arrow_c_stream__")
 
 
-def parts_of(batch: Batch) -> Iterator[Part]:
+def parts_of(batch: Any) -> Iterator[Part]:
     """A batch as tables, or as lists of dicts; a stream is read on as it is asked for.
 
     Raises:
         FailedError: It is neither a frame nor a list of dicts, or two columns have one name.
     """
     if is_frame(batch):
-        yield from _tables_in(batch)
+        yield from tables_in(batch)
         return
     if isinstance(batch, Mapping | str | bytes) or not isinstance(batch, Iterable):
         raise FailedError(
@@ -43,10 +47,16 @@ def parts_of(batch: Batch) -> Iterator[Part]:
     rows = batch if isinstance(batch, list) else list(batch)
     for start in range(0, len(rows), _SLICE_ROWS):
         part = rows if len(rows) <= _SLICE_ROWS else rows[start : start + _SLICE_ROWS]
-        yield part if set(map(type, part)) == {dict} else [_as_dict(row) for row in part]
+        if (kinds := set(map(type, part))) == {dict}:
+            yield part
+            continue
+        for kind in kinds:
+            if not issubclass(kind, Mapping):
+                raise FailedError(f"a record is a dict, and this is a {kind.__name__}")
+        yield list(map(dict, part))
 
 
-def rows_of(batch: Batch) -> Iterator[dict[str, Any]]:
+def rows_of(batch: Batch) -> Iterator[Row]:
     """The rows of a batch as dicts; a value that Python has no room for as its text.
 
     Raises:
@@ -55,7 +65,7 @@ def rows_of(batch: Batch) -> Iterator[dict[str, Any]]:
     return chain.from_iterable(lists_of(batch))
 
 
-def lists_of(batch: Batch, *, texts: bool = False) -> Iterator[list[dict[str, Any]]]:
+def lists_of(batch: Batch, *, texts: bool = False) -> Iterator[list[Row]]:
     """The rows of a batch, as lists of dicts.
 
     Args:
@@ -71,7 +81,7 @@ def lists_of(batch: Batch, *, texts: bool = False) -> Iterator[list[dict[str, An
             yield from rows_in(part, texts=texts)
 
 
-def row_count(batch: Batch) -> int:
+def row_count(batch: Any) -> int:
     """How many rows a batch has; 0 of a stream, which says it only at its end."""
     for name in ("num_rows", "height"):
         if isinstance(count := getattr(batch, name, None), int):
@@ -79,14 +89,34 @@ def row_count(batch: Batch) -> int:
     return len(batch) if hasattr(batch, "__len__") else 0
 
 
+def mixed_cell(frame: Any) -> str:
+    """Row and column of pandas' first value that does not fit those before it; empty without."""
+    import pyarrow as pa
+
+    def fails(values: list[Any]) -> bool:
+        try:
+            pa.array(values)
+        except (pa.ArrowException, OverflowError):
+            return True
+        return False
+
+    for name in frame.columns:
+        values = list(frame[name])
+        if fails(values):
+            row = bisect_left(range(1, len(values)), True, key=lambda n: fails(values[:n])) + 1
+            kind = type(values[row - 1]).__name__
+            return f"row {row}, column {name}: a {kind} does not fit the values before it"
+    return ""
+
+
 def whole_table(frame: Any) -> pa.Table:
     """A frame as one table of plain types."""
     import pyarrow as pa
 
-    return pa.concat_tables(list(_tables_in(frame)))
+    return pa.concat_tables(list(tables_in(frame)))
 
 
-def _tables_in(frame: Any) -> Iterator[pa.Table]:
+def tables_in(frame: Any) -> Iterator[pa.Table]:
     """The tables of a frame, one for each piece of a stream."""
     require_extra("parquet")
     import pyarrow as pa
@@ -100,20 +130,11 @@ def _tables_in(frame: Any) -> Iterator[pa.Table]:
     try:
         reader = pa.RecordBatchReader.from_stream(frame)
     except (pa.ArrowException, TypeError) as error:
-        kind = type(frame).__name__
-        raise FailedError(f"process yields frames, and this {kind} is none: {error}") from error
+        kind, place = type(frame).__name__, mixed_cell(frame) if index else ""
+        raise FailedError(
+            f"process yields frames, and this {kind} is not one: {place or error}"
+        ) from error
     with reader as pieces:
         for piece in pieces:
             table = pa.Table.from_batches([piece], pieces.schema)
             yield table_of(table.select(list(map(str, frame.columns))) if index else table)
-
-
-def _as_dict(row: Any) -> dict[str, Any]:
-    """A row as a dict.
-
-    Raises:
-        FailedError: It is none.
-    """
-    if not isinstance(row, Mapping):
-        raise FailedError(f"a record is a dict, and this is a {type(row).__name__}")
-    return row if isinstance(row, dict) else dict(row)

@@ -13,9 +13,15 @@ from uuid import UUID
 
 import pyarrow as pa
 
-from catalogzero.cloud.rows.values import UnfitError, is_interval, nanosecond_of, plain, text_of
+from catalogzero.cloud.rows.values import (
+    UnfitError,
+    is_interval,
+    nanosecond_of,
+    plain,
+    text_of,
+)
 
-_US, _UTC = timedelta(microseconds=1), UTC
+_US = timedelta(microseconds=1)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -23,13 +29,9 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     types = pa.types
     if types.is_dictionary(kind):
         return plain_type(kind.value_type)
-    if types.is_large_string(kind) or types.is_string_view(kind):
+    if kind in (pa.large_string(), pa.string_view()):
         return pa.string()
-    if (
-        types.is_large_binary(kind)
-        or types.is_binary_view(kind)
-        or types.is_fixed_size_binary(kind)
-    ):
+    if kind in (pa.large_binary(), pa.binary_view()) or types.is_fixed_size_binary(kind):
         return pa.binary()
     if types.is_struct(kind):
         return pa.struct([field.with_type(plain_type(field.type)) for field in kind])
@@ -70,12 +72,12 @@ _KINDS = {
 def kind_of(values: Sequence[Any]) -> pa.DataType:
     """The type that values share; the type of the first of them where they share none."""
     found = pa.null()
-    for value in _telling(values):
-        found = joined(found, _KINDS.get(type(value)) or _kind_of_value(value)) or found
+    for value in sample_of(values):
+        found = joined(found, _KINDS.get(type(value)) or kind_of_value(value)) or found
     return found
 
 
-def _telling(values: Sequence[Any]) -> Sequence[Any]:
+def sample_of(values: Sequence[Any]) -> Sequence[Any]:
     """As few of some values as say the type of all, where they are of one kind, or null."""
     kinds = set(map(type, values)) - {type(None)}
     if len(kinds) != 1:
@@ -88,32 +90,34 @@ def _telling(values: Sequence[Any]) -> Sequence[Any]:
     if kind is datetime:
         return list({value.tzinfo: value for value in real}.values())
     if kind is Decimal and (finite := [value for value in real if value.is_finite()]):
-        return [max(finite, key=abs), min(finite, key=_exponent)]
+        return [max(finite, key=abs), min(finite, key=exponent)]
     return real[:1] if kind is Decimal else real
 
 
-def _exponent(value: Decimal) -> int:
+def exponent(value: Decimal) -> int:
     """The exponent of a finite decimal."""
     return int(value.as_tuple().exponent)
 
 
-def _kind_of_value(value: Any) -> pa.DataType:
+def kind_of_value(value: Any) -> pa.DataType:
     """The type of one value.
 
     Raises:
         UnfitError: Arrow has none for it.
     """
     value = plain(value)
+    # Of numpy, an enum or a dataclass, it may have become a kind of the table.
     if type(value) in _KINDS:
         return _KINDS[type(value)]
     if isinstance(value, int):
         small = -(1 << 63) <= value < 1 << 63
-        return pa.int64() if small else _decimal(Decimal(value))
+        return pa.int64() if small else decimal_type(Decimal(value))
     if isinstance(value, Decimal):
-        return _decimal(value) if value.is_finite() else pa.decimal128(1, 0)
+        # Any type will do for NaN: `is_scalar` refuses the value later, with its column.
+        return decimal_type(value) if value.is_finite() else pa.decimal128(1, 0)
     unit = "us" if nanosecond_of(value) is None else "ns"
     if isinstance(value, datetime):
-        return pa.timestamp(unit, None if value.tzinfo is None else _zone(value))
+        return pa.timestamp(unit, None if value.tzinfo is None else zone_of(value))
     if isinstance(value, time):
         return pa.time64(unit) if value.tzinfo is None else pa.string()
     if isinstance(value, timedelta):
@@ -123,35 +127,34 @@ def _kind_of_value(value: Any) -> pa.DataType:
     if isinstance(value, str) or is_interval(value):
         return pa.string()
     if isinstance(value, Mapping):
-        return pa.struct([(str(name), _kind_of_value(part)) for name, part in value.items()])
+        return pa.struct([(str(name), kind_of_value(part)) for name, part in value.items()])
     if isinstance(value, list | tuple | set | frozenset):
         return pa.list_(kind_of(list(value)))
     return pa.null()
 
 
-def _decimal(value: Decimal) -> pa.DataType:
+def decimal_type(value: Decimal) -> pa.DataType:
     """The type that holds a decimal's digits."""
-    return _decimal_of(max(value.adjusted() + 1, 1), max(0, -_exponent(value)))
+    return decimal_of(max(value.adjusted() + 1, 1), max(0, -exponent(value)))
 
 
-def _decimal_of(whole: int, scale: int) -> pa.DataType:
-    """The type of so many digits before and after the point, with room for more before it."""
+def decimal_of(whole: int, scale: int) -> pa.DataType:
+    """The type of a number of digits before and after the point, with room for more before it."""
     if whole + scale <= 38:
         return pa.decimal128(38, scale)
     return pa.decimal256(76, min(scale, 76))
 
 
-def _zone(value: datetime) -> str:
-    """The zone's name, or its offset."""
-    name = getattr(value.tzinfo, "key", None)
-    if name:
+def zone_of(value: datetime) -> str:
+    """The name of an aware moment's zone, or its offset."""
+    if name := getattr(value.tzinfo, "key", None):
         return str(name)
     seconds = round(cast("timedelta", value.utcoffset()).total_seconds())
     return "UTC" if seconds == 0 else offset_text(seconds)
 
 
 def joined(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The type that holds the values of both as they are; None where there is none.
+    """The type that holds the values of both as they are; None where no type does.
 
     Dates and times beside texts (`infinity`) make a column of texts.
     """
@@ -160,14 +163,8 @@ def joined(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return one
     if types.is_null(one):
         return other
-    if types.is_integer(one) and types.is_integer(other):
-        return (
-            max(one, other, key=lambda kind: kind.bit_width)
-            if types.is_signed_integer(one) == types.is_signed_integer(other)
-            else pa.int64()
-        )
     if is_number(one) and is_number(other):
-        return _joined_numbers(one, other)
+        return joined_numbers(one, other)
     if types.is_timestamp(one) and types.is_timestamp(other) and bool(one.tz) == bool(other.tz):
         unit = max(one.unit, other.unit, key=("s", "ms", "us", "ns").index)
         return pa.timestamp(unit, one.tz if one.tz == other.tz else "UTC")
@@ -179,7 +176,12 @@ def joined(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         inner = joined(one.value_type, other.value_type)
         return inner and pa.list_(inner)
     if types.is_struct(one) and types.is_struct(other):
-        return _joined_structs(one, other)
+        fields = {field.name: field.type for field in one}
+        for field in other:
+            if (kind := joined(fields.get(field.name, pa.null()), field.type)) is None:
+                return None
+            fields[field.name] = kind
+        return pa.struct(list(fields.items()))
     if {types.is_string(one), types.is_string(other)} == {True, False}:
         time_like = other if types.is_string(one) else one
         return pa.string() if types.is_temporal(time_like) else None
@@ -192,9 +194,12 @@ def is_number(kind: pa.DataType) -> bool:
     return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind))
 
 
-def _joined_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+def joined_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     """The type of both kinds of numbers: a float for floats, a decimal for decimals."""
     types = pa.types
+    if types.is_integer(one) and types.is_integer(other):
+        same_sign = types.is_signed_integer(one) == types.is_signed_integer(other)
+        return max(one, other, key=lambda kind: kind.bit_width) if same_sign else pa.int64()
     decimals = [kind for kind in (one, other) if types.is_decimal(kind)]
     floats = [kind for kind in (one, other) if types.is_floating(kind)]
     if decimals and floats:
@@ -202,18 +207,7 @@ def _joined_numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if floats:
         return max(floats, key=lambda kind: kind.bit_width) if len(floats) == 2 else pa.float64()
     wholes = [k.precision - k.scale for k in decimals] + [19] * (2 - len(decimals))
-    return _decimal_of(max(wholes), max(kind.scale for kind in decimals))
-
-
-def _joined_structs(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """The struct of both structs' fields."""
-    fields = {field.name: field.type for field in one}
-    for field in other:
-        kind = joined(fields.get(field.name, pa.null()), field.type)
-        if kind is None:
-            return None
-        fields[field.name] = kind
-    return pa.struct(list(fields.items()))
+    return decimal_of(max(wholes), max(kind.scale for kind in decimals))
 
 
 def only_finer(one: pa.DataType, other: pa.DataType) -> bool:
@@ -246,17 +240,18 @@ def array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
     kinds = set(map(type, values)) - {type(None)}
     for look, direct in _SCALARS:
         if look(kind):
+            # By exact type: to Python a bool is a whole number, and a moment a date.
             if not kinds <= {*direct}:
-                values = [_fitted(value, kind) for value in values]
+                values = [fitted(value, kind) for value in values]
             return pa.array(values, kind)
     if kinds == {datetime} and pa.types.is_timestamp(kind) and kind.unit in ("us", "ns"):
         zoned = {value.tzinfo is not None for value in values if value is not None}
         if zoned == {kind.tz is not None}:
             return pa.array(values, kind)
-    return pa.array([_fitted(value, kind) for value in values], kind)
+    return pa.array([fitted(value, kind) for value in values], kind)
 
 
-def _fitted(value: Any, kind: pa.DataType) -> Any:
+def fitted(value: Any, kind: pa.DataType) -> Any:
     """A value as pyarrow takes it into a type without loss.
 
     Raises:
@@ -268,49 +263,44 @@ def _fitted(value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
     if types.is_string(kind):
-        text = value if isinstance(value, str) else _text_in_column(value)
-        if text is not None:
-            return text
+        if isinstance(value, str):
+            return value
+        if isinstance(value, date | time | timedelta | UUID) or is_interval(value):
+            return text_of(value)
     elif types.is_timestamp(kind):
         if isinstance(value, datetime) and (value.tzinfo is None) == (kind.tz is None):
-            return _count(value, kind)
+            zero = datetime(1970, 1, 1, tzinfo=None if value.tzinfo is None else UTC)
+            # Python's own difference: a subclass, such as pandas', gives one of another kind.
+            return whole_units(datetime.__sub__(value, zero), nanosecond_of(value), kind)
     elif types.is_time(kind):
         if isinstance(value, time) and value.tzinfo is None:
             since = datetime.combine(date.min, value) - datetime.min  # noqa: DTZ901  # a span
-            return _whole_units(since, nanosecond_of(value), kind)
+            return whole_units(since, nanosecond_of(value), kind)
     elif types.is_duration(kind):
         if isinstance(value, timedelta):
-            return _whole_units(value, nanosecond_of(value), kind)
+            return whole_units(value, nanosecond_of(value), kind)
     elif types.is_struct(kind):
         if isinstance(value, Mapping):
-            return _struct(value, kind)
+            fields = {field.name: field.type for field in kind}
+            if extra := sorted(str(name) for name in value.keys() - fields.keys()):
+                raise UnfitError(f"the schema has no key {extra[0]} in it")
+            return {name: fitted(value.get(name), part) for name, part in fields.items()}
     elif types.is_map(kind):
         pairs = value.items() if isinstance(value, Mapping) else value
         if isinstance(value, Mapping | list):
-            return [(_fitted(k, kind.key_type), _fitted(v, kind.item_type)) for k, v in pairs]
+            return [(fitted(k, kind.key_type), fitted(v, kind.item_type)) for k, v in pairs]
     elif is_list(kind):
         if isinstance(value, list | tuple | set | frozenset):
-            return [_fitted(part, kind.value_type) for part in value]
-    elif _is_scalar(value, kind):
+            return [fitted(part, kind.value_type) for part in value]
+    elif is_scalar(value, kind):
         return value
-    raise UnfitError(f"it is {_name_of(value)}, and the column is {kind}")
-
-
-def _text_in_column(value: Any) -> str | None:
-    """The text of what goes into a column of texts beside texts: times, UUIDs, intervals."""
-    wanted = isinstance(value, date | time | timedelta | UUID) or is_interval(value)
-    return text_of(value) if wanted else None
-
-
-def _name_of(value: Any) -> str:
-    """What kind of value it is."""
-    zone = getattr(value, "tzinfo", None)
+    name = type(value).__name__
     if isinstance(value, datetime | time):
-        return f"a {type(value).__name__} {'without' if zone is None else 'with'} a zone"
-    return f"a {type(value).__name__}"
+        name += f" {'without' if value.tzinfo is None else 'with'} a zone"
+    raise UnfitError(f"it is a {name}, and the column is {kind}")
 
 
-def _is_scalar(value: Any, kind: pa.DataType) -> bool:
+def is_scalar(value: Any, kind: pa.DataType) -> bool:
     """Whether a value that is no text, time or nest is of a type's kind."""
     if isinstance(value, bool):
         return bool(pa.types.is_boolean(kind))
@@ -319,21 +309,7 @@ def _is_scalar(value: Any, kind: pa.DataType) -> bool:
     return any(look(kind) and isinstance(value, direct) for look, direct in _SCALARS)
 
 
-def _struct(value: Mapping[str, Any], kind: pa.DataType) -> dict[str, Any]:
-    """A mapping as a struct, none of its keys left out."""
-    fields = {field.name: field.type for field in kind}
-    if extra := sorted(str(name) for name in value.keys() - fields.keys()):
-        raise UnfitError(f"the schema has no key {extra[0]} in it")
-    return {name: _fitted(value.get(name), part) for name, part in fields.items()}
-
-
-def _count(value: datetime, kind: pa.DataType) -> int:
-    """A moment as a timestamp's number."""
-    zero = datetime(1970, 1, 1, tzinfo=None if value.tzinfo is None else _UTC)
-    return _whole_units(datetime.__sub__(value, zero), nanosecond_of(value), kind)
-
-
-def _whole_units(since: timedelta, nanoseconds: int | None, kind: pa.DataType) -> int:
+def whole_units(since: timedelta, nanoseconds: int | None, kind: pa.DataType) -> int:
     """A span in a type's unit.
 
     Raises:

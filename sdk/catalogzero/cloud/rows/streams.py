@@ -17,14 +17,16 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, NaiveDatetime, ValidationError
 
+from catalogzero.cloud.rows.batches import parts_of, rows_of
+from catalogzero.cloud.rows.values import Refuse, Row, UnfitError
+from catalogzero.cloud.settings import Batch
 from catalogzero.errors import ConfigError
+from catalogzero.wire.messages import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from catalogzero.cloud.rows.tables import Part
-    from catalogzero.cloud.rows.values import Refuse
-    from catalogzero.cloud.settings import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         """Refuse a schema of another kind, or with a name twice."""
-        if self.schema is None or _is_model(self.schema):
+        if self.schema is None or is_model(self.schema):
             return
         names = getattr(self.schema, "names", None)
         if not isinstance(names, list) or not hasattr(self.schema, "field"):
@@ -53,13 +55,13 @@ class Stream:
         if len(set(names)) < len(names):
             raise TypeError(f"stream {self.name!r}: a column of the schema stands twice")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> JsonObject:
         """Its name and the JSON Schema of a row."""
         named = {"name": self.name} if self.name else {}
         if self.schema is None:
             return named
-        model = _is_model(self.schema)
-        schema = self.schema.model_json_schema() if model else _object_schema(self.schema)
+        model = is_model(self.schema)
+        schema = self.schema.model_json_schema() if model else object_schema(self.schema)
         return {**named, "schema": schema}
 
 
@@ -98,8 +100,11 @@ class RowCheck:
     """
 
     def __init__(self, schema: Any, refuse: Refuse, *, as_tables: bool = False) -> None:
-        self._model: type[BaseModel] | None = schema if _is_model(schema) else None
-        self._keys = _input_keys(self._model)
+        self._model: type[BaseModel] | None = schema if is_model(schema) else None
+        fields = {} if self._model is None else self._model.model_fields
+        aliases = {name: field.validation_alias for name, field in fields.items()}
+        # The key under which the model takes each of its fields.
+        self._keys = {n: key if isinstance(key, str) else n for n, key in aliases.items()}
         self._refuse, self._rows, self._tables = refuse, 0, None
         arrow = schema if self._model is None else arrow_schema(schema) if as_tables else None
         if arrow is not None:
@@ -109,8 +114,6 @@ class RowCheck:
 
     def __call__(self, batch: Batch) -> Iterator[tuple[int, Part]]:
         """The parts of a batch that fit, each with the number of its first row."""
-        from catalogzero.cloud.rows.batches import parts_of
-
         for part in parts_of(batch):
             start, self._rows = self._rows + 1, self._rows + len(part)
             checked = [(start, part)] if self._model is None else self._runs(part, start)
@@ -120,11 +123,9 @@ class RowCheck:
                 else:
                     yield from self._tables.add(rows, first)
 
-    def _runs(self, part: Part, start: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    def _runs(self, part: Part, start: int) -> Iterator[tuple[int, list[Row]]]:
         """What the model takes, cut where a row is refused."""
-        from catalogzero.cloud.rows.batches import rows_of
-
-        run: list[dict[str, Any]] = []
+        run: list[Row] = []
         number = start
         for row in rows_of(part):
             made = self._checked(row, number)
@@ -137,16 +138,15 @@ class RowCheck:
         if run:
             yield number - len(run), run
 
-    def _checked(self, row: Mapping[str, Any], number: int) -> dict[str, Any] | None:
+    def _checked(self, row: Mapping[str, Any], number: int) -> Row | None:
         """A row as the model has it; None where it is refused."""
-        from catalogzero.cloud.rows.values import UnfitError
-
         model = typing.cast("type[BaseModel]", self._model)
         if extra := sorted(map(str, row.keys() - self._keys.keys())):
             self._refuse(number, UnfitError("the schema has no such column", extra[0]), row)
             return None
         given = {self._keys[name]: value for name, value in row.items()}
         for name, field in model.model_fields.items():
+            # A key that is missing is null, as in a table: the model says whether it may be.
             if field.is_required():
                 given.setdefault(self._keys[name], None)
         try:
@@ -158,16 +158,9 @@ class RowCheck:
             return None
 
 
-def _is_model(schema: Any) -> bool:
+def is_model(schema: Any) -> bool:
     """Whether it is a pydantic model."""
     return isinstance(schema, type) and issubclass(schema, BaseModel)
-
-
-def _input_keys(model: type[BaseModel] | None) -> dict[str, str]:
-    """The key under which a model takes each of its fields."""
-    fields = {} if model is None else model.model_fields
-    aliases = {name: field.validation_alias for name, field in fields.items()}
-    return {name: key if isinstance(key, str) else name for name, key in aliases.items()}
 
 
 def arrow_schema(model: type[BaseModel]) -> pa.Schema:
@@ -181,7 +174,7 @@ def arrow_schema(model: type[BaseModel]) -> pa.Schema:
     fields = []
     for name, field in model.model_fields.items():
         try:
-            kind = _arrow_type(field.annotation, field.metadata)
+            kind = arrow_type(field.annotation, field.metadata)
         except TypeError as error:
             raise ConfigError(
                 f"field {name}: {error}; use another type, or a pyarrow schema"
@@ -191,27 +184,27 @@ def arrow_schema(model: type[BaseModel]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _arrow_type(annotation: Any, metadata: list[Any]) -> pa.DataType:
+def arrow_type(annotation: Any, metadata: list[Any]) -> pa.DataType:
     """The Arrow type of an annotation.
 
     Raises:
-        TypeError: There is none.
+        TypeError: No type fits.
     """
     import pyarrow as pa
 
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return _arrow_type(args[0], [*metadata, *args[1:]])
+        return arrow_type(args[0], [*metadata, *args[1:]])
     if origin in (typing.Union, types.UnionType):
-        kinds = {_arrow_type(arg, metadata) for arg in args if arg is not type(None)}
+        kinds = {arrow_type(arg, metadata) for arg in args if arg is not type(None)}
         if len(kinds) == 1:
             return kinds.pop()
     elif origin in (list, set, frozenset):
-        return pa.list_(_arrow_type(args[0], []))
+        return pa.list_(arrow_type(args[0], []))
     elif origin is dict:
-        return pa.map_(_arrow_type(args[0], []), _arrow_type(args[1], []))
+        return pa.map_(arrow_type(args[0], []), arrow_type(args[1], []))
     elif origin is Literal:
-        return _arrow_type(type(args[0]), [])
+        return arrow_type(type(args[0]), [])
     elif annotation is Decimal:
         digits = [getattr(part, "max_digits", None) for part in metadata]
         places = [getattr(part, "decimal_places", None) for part in metadata]
@@ -223,13 +216,13 @@ def _arrow_type(annotation: Any, metadata: list[Any]) -> pa.DataType:
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return pa.struct(list(arrow_schema(annotation)))
     elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return _arrow_type(type(next(iter(annotation)).value), [])
-    elif annotation in _plain_types():
-        return _plain_types()[annotation]
+        return arrow_type(type(next(iter(annotation)).value), [])
+    elif annotation in plain_types():
+        return plain_types()[annotation]
     raise TypeError(f"{annotation} has no Arrow type")
 
 
-def _plain_types() -> dict[Any, pa.DataType]:
+def plain_types() -> dict[Any, pa.DataType]:
     """Python's types that have one Arrow type each."""
     import pyarrow as pa
 
@@ -242,31 +235,31 @@ def _plain_types() -> dict[Any, pa.DataType]:
     }
 
 
-def _object_schema(fields: Any) -> dict[str, Any]:
+def object_schema(fields: Any) -> JsonObject:
     """The JSON Schema of rows, or of a struct."""
     return {
         "type": "object",
-        "properties": {field.name: _field_schema(field) for field in fields},
+        "properties": {field.name: field_schema(field) for field in fields},
         "required": [field.name for field in fields if not field.nullable],
         "additionalProperties": False,
     }
 
 
-def _field_schema(field: Any) -> dict[str, Any]:
+def field_schema(field: Any) -> JsonObject:
     """The JSON Schema of a column, with its Arrow type."""
-    schema = _type_schema(field.type)
+    schema = type_schema(field.type)
     schema = {"anyOf": [schema, {"type": "null"}]} if field.nullable else schema
-    about = (field.metadata or {}).get(b"description")
-    described = {"description": about.decode()} if about else {}
-    return {**schema, **described, "x-arrow-type": str(field.type)}
+    if about := (field.metadata or {}).get(b"description"):
+        schema |= {"description": about.decode()}
+    return {**schema, "x-arrow-type": str(field.type)}
 
 
-def _type_schema(kind: Any) -> dict[str, Any]:
+def type_schema(kind: Any) -> JsonObject:
     """The JSON Schema of an Arrow type, as NDJSON writes it."""
     import pyarrow as pa
 
     is_a = pa.types
-    looks: tuple[tuple[Any, dict[str, Any]], ...] = (
+    looks: tuple[tuple[Any, JsonObject], ...] = (
         (is_a.is_boolean, {"type": "boolean"}),
         (is_a.is_integer, {"type": "integer"}),
         (is_a.is_floating, {"type": "number"}),
@@ -281,9 +274,9 @@ def _type_schema(kind: Any) -> dict[str, Any]:
         if look(kind):
             return schema
     if is_a.is_struct(kind):
-        return _object_schema(kind)
+        return object_schema(kind)
     if is_a.is_list(kind) or is_a.is_large_list(kind):
-        return {"type": "array", "items": _type_schema(kind.value_type)}
+        return {"type": "array", "items": type_schema(kind.value_type)}
     if is_a.is_map(kind):
-        return {"type": "object", "additionalProperties": _type_schema(kind.item_type)}
+        return {"type": "object", "additionalProperties": type_schema(kind.item_type)}
     return {"type": "string"}

@@ -6,7 +6,7 @@ extra `parquet`. Loaded only in the worker, and only where Arrow or Parquet is a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from operator import itemgetter
 from typing import Any, TypeAlias, cast
@@ -29,8 +29,10 @@ from catalogzero.cloud.rows.values import (
     NanoTime,
     NanoTimedelta,
     Refuse,
+    Row,
     UnfitError,
     fail,
+    is_valid,
     nano,
     refuse_twice,
     seconds_text,
@@ -38,11 +40,11 @@ from catalogzero.cloud.rows.values import (
 )
 from catalogzero.errors import FailedError
 
-Part: TypeAlias = pa.Table | list[dict[str, Any]]
+Part: TypeAlias = pa.Table | list[Row]
 """Some rows of a batch: a table of plain types, or a list of dicts."""
 
-Columns: TypeAlias = dict[str, list[Any]]
-"""The same rows by columns."""
+Columns: TypeAlias = dict[str, Any]
+"""The same rows by columns: an array of a table, or a list of values."""
 
 Numbered: TypeAlias = tuple[int, pa.Table]
 """A table, and the number of its first row."""
@@ -67,7 +69,7 @@ def table_of(frame: Any, source: str = "a table that process yields") -> pa.Tabl
     """
     table = frame if isinstance(frame, pa.Table) else pa.table(frame)
     refuse_twice(table.column_names, source)
-    columns = [_plain_column(column) for column in table.columns]
+    columns = [plain_column(column) for column in table.columns]
     fields = [
         pa.field(field.name, column.type, field.nullable)
         for field, column in zip(table.schema, columns, strict=True)
@@ -75,7 +77,7 @@ def table_of(frame: Any, source: str = "a table that process yields") -> pa.Tabl
     return pa.table(columns, pa.schema(fields)) if fields else table
 
 
-def table_of_rows(rows: list[dict[str, Any]], refuse: Refuse | None = None) -> pa.Table:
+def table_of_rows(rows: list[Row], refuse: Refuse | None = None) -> pa.Table:
     """Rows as a table of their own columns and types.
 
     Args:
@@ -88,7 +90,7 @@ def table_of_rows(rows: list[dict[str, Any]], refuse: Refuse | None = None) -> p
     return Tables(None, refuse or fail, 0).whole(rows, 1)
 
 
-def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column in its plain type."""
     if pa.types.is_run_end_encoded(column.type):
         parts = [pc.run_end_decode(part) for part in column.chunks]
@@ -99,7 +101,7 @@ def _plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column if wanted == column.type else column.cast(wanted)
 
 
-def rows_in(table: pa.Table, *, texts: bool = False) -> Iterator[list[dict[str, Any]]]:
+def rows_in(table: pa.Table, *, texts: bool = False) -> Iterator[list[Row]]:
     """A table's rows as lists of dicts.
 
     Args:
@@ -109,44 +111,45 @@ def rows_in(table: pa.Table, *, texts: bool = False) -> Iterator[list[dict[str, 
     names = table.column_names
     for start in range(0, table.num_rows, _SLICE_ROWS):
         part = table.slice(start, _SLICE_ROWS)
-        part = _with_texts(part) if texts else part
-        if all(_is_python(field.type) for field in part.schema):
+        part = with_texts(part) if texts else part
+        if all(is_python(field.type) for field in part.schema):
             yield part.to_pylist()
             continue
-        columns = [_values(column, texts=texts) for column in part.columns]
+        columns = [values_of(column, texts=texts) for column in part.columns]
         yield [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _with_texts(table: pa.Table) -> pa.Table:
+def with_texts(table: pa.Table) -> pa.Table:
     """A table whose times are texts; but for a column that holds some that have none."""
     for number, field in enumerate(table.schema):
         if pa.types.is_temporal(field.type):
-            texts = _time_texts(table.column(number))
+            texts = time_texts(table.column(number))
+            # An array holds no errors: such a column stays, and goes value by value.
             if not any(isinstance(text, UnfitError) for text in texts):
                 table = table.set_column(number, field.name, pa.array(texts, pa.string()))
     return table
 
 
-def _is_python(kind: pa.DataType) -> bool:
+def is_python(kind: pa.DataType) -> bool:
     """Whether pyarrow's own Python values of a type are those that we give."""
     types = pa.types
     if types.is_temporal(kind) or types.is_map(kind):
         return False
     children = [kind.field(n).type for n in range(kind.num_fields)]
-    return types.is_union(kind) or all(map(_is_python, children))
+    return types.is_union(kind) or all(map(is_python, children))
 
 
-def _values(column: pa.ChunkedArray, *, texts: bool) -> list[Any]:
+def values_of(column: pa.ChunkedArray, *, texts: bool) -> list[Any]:
     """A column's values: Python's, or texts where Python has no room for them."""
     kind = column.type
-    if _is_python(kind):
+    if is_python(kind):
         return cast("list[Any]", column.to_pylist())
     if pa.types.is_nested(kind):
-        return _nested_values(column, texts=texts)
+        return nested_values(column, texts=texts)
     if texts:
-        return _time_texts(column)
+        return time_texts(column)
     if getattr(kind, "unit", "") == "ns":
-        return _nano_values(column)
+        return nano_values(column)
     try:
         return cast("list[Any]", column.to_pylist())
     except (OverflowError, ValueError):
@@ -158,31 +161,29 @@ def _value_or_text(cell: pa.ChunkedArray) -> Any:
     try:
         return cell[0].as_py()
     except (OverflowError, ValueError):
-        return _time_texts(cell)[0]
+        return time_texts(cell)[0]
 
 
-def _nano_values(column: pa.ChunkedArray) -> list[Any]:
+def nano_values(column: pa.ChunkedArray) -> list[Any]:
     """Times, moments or durations that count nanoseconds."""
     kind = column.type
     counts = column.cast(pa.int64()).to_pylist()
     made = NanoTimedelta if pa.types.is_duration(kind) else NanoTime
     if not pa.types.is_timestamp(kind):
         return [None if count is None else nano(count, made) for count in counts]
-    values: list[Any] = [None if n is None else nano(n, NanoDatetime) for n in counts]
-    if kind.tz is None:
-        return values
-    coarse = pc.floor_temporal(column, unit="microsecond").cast(
-        pa.timestamp("us", kind.tz), safe=False
-    )
-    for number, zoned in enumerate(coarse.to_pylist()):
-        if zoned is not None:
-            extra = values[number].nanosecond
-            values[number] = NanoDatetime.combine(zoned.date(), zoned.timetz())
-            values[number].nanosecond = extra
+    micros = pa.timestamp("us", kind.tz)
+    # Rounded down first: a cast would cut towards zero, which is up before 1970.
+    moments = pc.floor_temporal(column, unit="microsecond").cast(micros, safe=False).to_pylist()
+    values = [
+        None if at is None else NanoDatetime.combine(at.date(), at.timetz()) for at in moments
+    ]
+    for value, count in zip(values, counts, strict=True):
+        if value is not None:
+            value.nanosecond = count % 1000
     return values
 
 
-def _nested_values(column: pa.ChunkedArray, *, texts: bool) -> list[Any]:
+def nested_values(column: pa.ChunkedArray, *, texts: bool) -> list[Any]:
     """Lists, structs and maps, their parts by the same rules."""
     found: list[Any] = []
     for part in column.chunks:
@@ -190,35 +191,38 @@ def _nested_values(column: pa.ChunkedArray, *, texts: bool) -> list[Any]:
         if pa.types.is_struct(kind):
             names = [field.name for field in kind]
             refuse_twice(names, "a struct")
-            fields = [_values(pa.chunked_array([child]), texts=texts) for child in part.flatten()]
+            # `flatten` takes the slice and the nulls of the struct along; `field` does not.
+            fields = [values_of(pa.chunked_array([child]), texts=texts) for child in part.flatten()]
             rows = [dict(zip(names, row, strict=True)) for row in zip(*fields, strict=True)]
+            # Without fields there is nothing to zip, and still a value for each row.
             rows = rows or [{} for _ in valid]
         else:
-            rows = _list_values(part, texts=texts)
+            rows = list_values(part, texts=texts)
         found += [row if real else None for row, real in zip(rows, valid, strict=True)]
     return found
 
 
-def _list_values(part: pa.Array, *, texts: bool) -> list[Any]:
+def list_values(part: pa.Array, *, texts: bool) -> list[Any]:
     """The lists of an array of lists, or the mappings of one of maps."""
+    # A slice keeps all of its child array: only what its own offsets span belongs to it.
     offsets = part.offsets.to_pylist()
     first, last = offsets[0], offsets[-1]
     if pa.types.is_map(part.type):
-        keys = _values(pa.chunked_array([part.keys.slice(first, last - first)]), texts=texts)
-        items = _values(pa.chunked_array([part.items.slice(first, last - first)]), texts=texts)
+        keys = values_of(pa.chunked_array([part.keys.slice(first, last - first)]), texts=texts)
+        items = values_of(pa.chunked_array([part.items.slice(first, last - first)]), texts=texts)
         pairs = list(zip(keys, items, strict=True))
-        return [_mapping(pairs[a - first : b - first]) for a, b in pairwise(offsets)]
-    values = _values(pa.chunked_array([part.values.slice(first, last - first)]), texts=texts)
+        return [mapping_of(pairs[a - first : b - first]) for a, b in pairwise(offsets)]
+    values = values_of(pa.chunked_array([part.values.slice(first, last - first)]), texts=texts)
     return [values[a - first : b - first] for a, b in pairwise(offsets)]
 
 
-def _mapping(pairs: list[tuple[Any, Any]]) -> Any:
+def mapping_of(pairs: list[tuple[Any, Any]]) -> Any:
     """A map as a dict; as its pairs where a key stands twice."""
     made = dict(pairs)
     return made if len(made) == len(pairs) else [list(pair) for pair in pairs]
 
 
-def _time_texts(column: pa.ChunkedArray) -> list[Any]:
+def time_texts(column: pa.ChunkedArray) -> list[Any]:
     """ISO 8601 of times, at whatever year; digits as `moment_text` and `duration_text` write."""
     kind, types = column.type, pa.types
     if types.is_duration(kind):
@@ -226,20 +230,21 @@ def _time_texts(column: pa.ChunkedArray) -> list[Any]:
         factor = {"s": 10**6, "ms": 10**3}.get(kind.unit, 1)
         return [None if n is None else seconds_text(n * factor, digits) for n in counts]
     zone = getattr(kind, "tz", None)
-    local = _local(column) if zone else column
+    local = local_clocks(column) if zone else column
     texts: list[str | None] = local.cast(pa.string()).to_pylist()
     if types.is_date(kind):
-        return [_in_range(text, "") for text in texts]
+        return [iso_time(text, "") for text in texts]
     if not zone:
-        return [_in_range(text, _DIGITS[kind.unit]) for text in texts]
+        return [iso_time(text, _DIGITS[kind.unit]) for text in texts]
+    # Arrow names no offsets: each is the local time less UTC.
     utc = column.cast(pa.timestamp(kind.unit))
     shifts = pc.subtract(local, utc).cast(pa.duration("s"), safe=False).cast(pa.int64()).to_pylist()
     ends = {n: f"{_DIGITS[kind.unit]}{offset_text(n)}" for n in set(shifts) if n is not None}
     pairs = zip(texts, shifts, strict=True)
-    return [_in_range(text, "" if shift is None else ends[shift]) for text, shift in pairs]
+    return [iso_time(text, "" if shift is None else ends[shift]) for text, shift in pairs]
 
 
-def _local(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def local_clocks(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column's moments as the clocks of its zone show them.
 
     Raises:
@@ -254,7 +259,7 @@ def _local(column: pa.ChunkedArray) -> pa.ChunkedArray:
         ) from error
 
 
-def _in_range(text: str | None, ending: str) -> Any:
+def iso_time(text: str | None, ending: str) -> Any:
     """Arrow's text of a time as ISO 8601; what Arrow has no text for refuses itself later."""
     if text is None or text[0] != "<":
         return text and text.replace(" ", "T", 1) + ending
@@ -282,9 +287,8 @@ class Tables:
         if self._schema is not None:
             yield from self._fitting(part, start)
             return
-        columns = {} if isinstance(part, pa.Table) else _columns_of(part)
-        self._held.append((start, part, columns))
-        self._held_bytes += part.nbytes if isinstance(part, pa.Table) else _size_of(part)
+        self._held.append((start, part, columns_of(part)))
+        self._held_bytes += size_of(part)
         if self._held_bytes >= self._first_bytes:
             yield from self.finish()
 
@@ -296,32 +300,17 @@ class Tables:
     def finish(self) -> Iterator[Numbered]:
         """Yield what is held back."""
         if self._held:
-            self._schema = self._found_schema()
+            self._schema = schema_of([(part, columns) for _, part, columns in self._held])
         for start, part, columns in self._held:
             yield from self._fitting(part, start, columns)
         self._held = []
-
-    def _found_schema(self) -> pa.Schema:
-        """Columns and types of what is held back; what a column's first types share is its own."""
-        schemas = [part.schema for _, part, _ in self._held if isinstance(part, pa.Table)]
-        if len(schemas) == len(self._held) and all(schemas[0].equals(one) for one in schemas):
-            return schemas[0]
-        found: dict[str, pa.DataType] = {}
-        for _, part, columns in self._held:
-            if isinstance(part, pa.Table):
-                kinds = [(field.name, field.type) for field in part.schema]
-            else:
-                kinds = [(str(name), kind_of(v)) for name, v in columns.items()]
-            for name, kind in kinds:
-                found[name] = joined(found.get(name, pa.null()), kind) or found[name]
-        return pa.schema(list(found.items()))
 
     def _fitting(
         self, part: Part, start: int, columns: Columns | None = None
     ) -> Iterator[Numbered]:
         """The rows that fit the schema, found by halving; the others are refused."""
         try:
-            yield start, self._made(part, columns)
+            yield start, self._made(len(part), columns or columns_of(part))
             return
         except _UNFIT as error:
             if len(part) == 1:
@@ -329,36 +318,50 @@ class Tables:
                 row = part.to_pylist()[0] if isinstance(part, pa.Table) else part[0]
                 self._refuse(start, UnfitError(f"{why}{self._hint}", why.column), row)
                 return
+        # For one bad record among n it takes 2 log n tables; row by row it would take n.
         half = len(part) // 2
         yield from self._fitting(part[:half], start)
         yield from self._fitting(part[half:], start + half)
 
-    def _made(self, part: Part, columns: Columns | None) -> pa.Table:
-        """A table of the schema.
+    def _made(self, count: int, columns: Columns) -> pa.Table:
+        """A table of the schema, with this many rows.
 
         Raises:
             UnfitError: Of the first column that does not fit; others of `_UNFIT` likewise.
         """
         schema = cast("pa.Schema", self._schema)
-        rows = {} if isinstance(part, pa.Table) else columns or _columns_of(part)
-        given = set(part.column_names if isinstance(part, pa.Table) else rows)
-        if extra := sorted(map(str, given.difference(schema.names))):
+        if extra := sorted(map(str, columns.keys() - set(schema.names))):
             raise UnfitError("the schema has no such column", extra[0])
         arrays = []
         for field in schema:
             try:
-                if not isinstance(part, pa.Table):
-                    made = array_of(rows.get(field.name) or [None] * len(part), field.type)
-                elif field.name in given:
-                    made = _cast(part.column(field.name), field.type)
+                values = columns.get(field.name)
+                if values is None:
+                    made = pa.nulls(count, field.type)
                 else:
-                    made = pa.nulls(len(part), field.type)
+                    make = array_of if isinstance(values, list) else cast_column
+                    made = make(values, field.type)
                 if not field.nullable and made.null_count:
                     raise UnfitError("it is missing, and may not be null")
             except _UNFIT as error:
                 raise UnfitError(_words(error), field.name) from error
             arrays.append(made)
         return pa.table(arrays, schema) if arrays else schema.empty_table()
+
+
+def schema_of(parts: Sequence[tuple[Part, Columns]]) -> pa.Schema:
+    """Columns and types of some parts; what a column's first types share is its own."""
+    schemas = [part.schema for part, _ in parts if isinstance(part, pa.Table)]
+    if len(schemas) == len(parts) and all(schemas[0].equals(one) for one in schemas):
+        return schemas[0]
+    found: dict[str, pa.DataType] = {}
+    for _, columns in parts:
+        for key, values in columns.items():
+            name, kind = str(key), kind_of(values) if isinstance(values, list) else values.type
+            if not is_valid(name):  # no schema holds it: its row is refused
+                continue
+            found[name] = joined(found.get(name, pa.null()), kind) or found[name]
+    return pa.schema(list(found.items()))
 
 
 def _words(error: BaseException) -> str:
@@ -370,14 +373,18 @@ def _words(error: BaseException) -> str:
     return "its value is out of the type's range, or has more digits than the type"
 
 
-def _size_of(rows: Sequence[Mapping[str, Any]]) -> float:
-    """About how many bytes some rows are, by the length of a few of them."""
+def size_of(rows: Part) -> float:
+    """About how many bytes some rows are; of dicts, by the length of a few of them."""
+    if isinstance(rows, pa.Table):
+        return float(rows.nbytes)
     sample = rows[:: max(1, len(rows) // _SAMPLE_ROWS)]
     return sum(len(repr(row)) for row in sample) * len(rows) / max(1, len(sample))
 
 
-def _columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def columns_of(rows: Part) -> Columns:
     """The columns of some rows, in the order in which they first come."""
+    if isinstance(rows, pa.Table):
+        return dict(zip(rows.column_names, rows.columns, strict=True))
     shapes = dict.fromkeys(map(tuple, rows))
     if len(shapes) == 1:
         [names] = shapes
@@ -385,7 +392,7 @@ def _columns_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(chain(*shapes))}
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def cast_column(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """A column as another type that holds its values as they are.
 
     Raises:
@@ -394,7 +401,7 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if column.type == kind:
         return column
     if pa.types.is_string(kind) and pa.types.is_temporal(column.type):
-        return pa.chunked_array([_time_texts(column)], pa.string())
+        return pa.chunked_array([time_texts(column)], pa.string())
     if pa.types.is_null(kind) and column.null_count == len(column):
         return pa.chunked_array([pa.nulls(len(column))])
     shared = joined(column.type, kind)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import csv
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,12 +18,16 @@ from decimal import Decimal
 from enum import Enum
 from itertools import repeat
 from operator import countOf, methodcaller
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import orjson
 
 from catalogzero.errors import FailedError
+
+Row: TypeAlias = dict[str, Any]
+"""One record: each column's value, of any Python type until it is encoded."""
 
 _LINE = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
 _VALUES = methodcaller("values")
@@ -34,7 +37,6 @@ _US = timedelta(microseconds=1)
 _WHOLE = frozenset(
     (type(None), str, bool, int, bytes, datetime, date, time, timedelta, Decimal, UUID)
 )
-_QUOTED = re.compile(r'[",\r\n]')
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 NOT_UTF8 = "the text holds half of a surrogate pair, which is not UTF-8"
 NO_JSON = "NaN and infinities have no form in JSON"
@@ -130,13 +132,13 @@ def duration_text(value: timedelta) -> str:
 
 
 def seconds_text(count: int, digits: int) -> str:
-    """An ISO 8601 duration of so many 10^-digits seconds."""
+    """An ISO 8601 duration of a number of 10^-digits seconds."""
     seconds, part = divmod(abs(count), 10**digits)
     return f"{'-' if count < 0 else ''}PT{seconds}.{part:0{digits}}S"
 
 
 def interval_text(months: int, days: int, count: int, digits: int) -> str:
-    """An ISO 8601 duration of months, days and so many 10^-digits seconds, each with its sign."""
+    """An ISO 8601 duration of months, days and `count` 10^-digits seconds, each with its sign."""
     seconds = seconds_text(abs(count), digits).removeprefix("PT")
     return f"P{months}M{days}DT{'-' if count < 0 else ''}{seconds}"
 
@@ -149,17 +151,12 @@ def decimal_text(value: Decimal) -> str:
     return text
 
 
-def digits_of(value: int) -> str:
-    """Every digit of a whole number of any length."""
-    return str(value) if value in _INTS else format(Decimal(value), "f")
-
-
 def plain(value: Any) -> Any:
     """A value of numpy, an enum or a dataclass as what it holds; any other as it is."""
     if isinstance(value, Enum):
         return plain(value.value)
     if hasattr(value, "dtype"):
-        return _of_numpy(value)
+        return of_numpy(value)
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, datetime | timedelta) and value != value:  # pandas' NaT
@@ -167,7 +164,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _of_numpy(value: Any) -> Any:
+def of_numpy(value: Any) -> Any:
     """A numpy scalar or array in Python's own kinds."""
     if getattr(value, "ndim", 0):
         return [plain(part) for part in value] if value.dtype.kind in "mM" else value.tolist()
@@ -181,11 +178,12 @@ def _of_numpy(value: Any) -> Any:
         return nano(int(value.astype("i8")), NanoTimedelta if kind == "m" else NanoDatetime)
     value = value if unit == "8[D]" else value.astype(f"{kind}8[us]")
     found = value.item()
+    # Out of range numpy gives a number here; its text is ISO 8601.
     return found if isinstance(found, date | timedelta) else str(value)
 
 
 def nano(count: int, kind: type[Any]) -> Any:
-    """The value of so many nanoseconds, since 1970 or midnight where it is no duration."""
+    """The value of a number of nanoseconds, since 1970 or midnight unless it is a duration."""
     span = timedelta(microseconds=count // 1000)
     made: Any
     if kind is NanoTimedelta:
@@ -237,12 +235,12 @@ def json_value(value: Any) -> Any:
         return orjson.Fragment(number)
     found = plain(value)
     if found is None or found is not value:
-        return _exact(found)
+        return exact_json(found)
     text = text_of(value)
-    return _exact(value) if text is None else text
+    return exact_json(value) if text is None else text
 
 
-def _exact(value: Any) -> Any:
+def exact_json(value: Any) -> Any:
     """A value, at every depth, as what orjson writes whole.
 
     Raises:
@@ -251,17 +249,20 @@ def _exact(value: Any) -> Any:
     if value is None or isinstance(value, bool | orjson.Fragment):
         return value
     if isinstance(value, str) and not isinstance(value, Enum):
-        return _valid(value)
+        return valid_text(value)
     if isinstance(value, int) and not isinstance(value, Enum):
-        return int(value) if value in _INTS else orjson.Fragment(digits_of(value))
+        return int(value) if value in _INTS else orjson.Fragment(format(Decimal(value), "f"))
     if isinstance(value, float) and not isinstance(value, Enum):
         if not math.isfinite(value):
             raise UnfitError(NO_JSON)
         return float(value)
     if isinstance(value, Mapping):
-        return _exact_mapping(value)
+        made = {key_text(name): exact_json(part) for name, part in value.items()}
+        if len(made) < len(value):
+            raise UnfitError("two of its names are the same text")
+        return made
     if isinstance(value, list | tuple | set | frozenset) and not is_interval(value):
-        return [_exact(part) for part in value]
+        return [exact_json(part) for part in value]
     if isinstance(value, UnfitError):
         raise value
     if isinstance(value, Decimal) or text_of(value) is not None or plain(value) is not value:
@@ -269,23 +270,15 @@ def _exact(value: Any) -> Any:
     raise UnfitError(f"a {type(value).__name__} has no form in JSON: convert it in `process`")
 
 
-def _exact_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """A mapping whose names are texts, each once."""
-    made = {_name(name): _exact(part) for name, part in value.items()}
-    if len(made) < len(value):
-        raise UnfitError("two of its names are the same text")
-    return made
-
-
-def _name(name: Any) -> str:
+def key_text(name: Any) -> str:
     """The text of a name."""
     if isinstance(name, str):
-        return _valid(name)
-    exact = _exact(name)
-    return exact if isinstance(exact, str) else orjson.dumps(exact).decode()
+        return valid_text(name)
+    found = exact_json(name)
+    return found if isinstance(found, str) else orjson.dumps(found).decode()
 
 
-def _valid(text: str) -> str:
+def valid_text(text: str) -> str:
     """A text that UTF-8 can hold."""
     if not is_valid(text):
         raise UnfitError(NOT_UTF8)
@@ -301,7 +294,7 @@ def is_valid(text: Any) -> bool:
     return True
 
 
-def _may_hold_nan(values: Iterable[Any]) -> bool:
+def may_hold_nan(values: Iterable[Any]) -> bool:
     """Whether NaN or an infinity, which orjson writes as null, may be among them."""
     for value in values:
         kind = type(value)
@@ -309,10 +302,10 @@ def _may_hold_nan(values: Iterable[Any]) -> bool:
             if value - value != 0.0:
                 return True
         elif kind is dict:
-            if _may_hold_nan(value.values()):
+            if may_hold_nan(value.values()):
                 return True
         elif kind is list:
-            if _may_hold_nan(value):
+            if may_hold_nan(value):
                 return True
         elif kind not in _WHOLE:
             return True
@@ -329,17 +322,18 @@ def json_lines(rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
     try:
         lines = [dumps(row, value, _LINE) for row in rows]
     except TypeError:
+        # orjson does not say which row it was: each is written alone, the one at fault by values.
         whole = len(rows) == 1
-        return [_json_line(row) if whole else json_lines([row])[0] for row in rows]
+        return [json_line(row) if whole else json_lines([row])[0] for row in rows]
     nulls = b"".join(lines).count(b"null")
-    if nulls and nulls != _nones(rows):  # more than there are None: one may have been a NaN
+    if nulls and nulls != count_of_none(rows):  # more than there are None: one may have been a NaN
         for number, line in enumerate(lines):
-            if b"null" in line and _may_hold_nan(rows[number].values()):
-                lines[number] = _json_line(rows[number])
+            if b"null" in line and may_hold_nan(rows[number].values()):
+                lines[number] = json_line(rows[number])
     return lines
 
 
-def _nones(rows: Sequence[Mapping[str, Any]]) -> int:
+def count_of_none(rows: Sequence[Mapping[str, Any]]) -> int:
     """How many values of some rows are None; -1 where one does not compare, as arrays do not."""
     try:
         return sum(map(countOf, map(_VALUES, rows), repeat(None)))
@@ -347,16 +341,16 @@ def _nones(rows: Sequence[Mapping[str, Any]]) -> int:
         return -1
 
 
-def _json_line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, Any]) -> bytes:
     """The line of a row, value by value."""
-    cells: dict[str, Any] = {}
+    cells: Row = {}
     for name, value in row.items():
         text = str(name)
         try:
-            text = _name(name)
+            text = key_text(name)
             if text in cells:
                 raise UnfitError("two columns have this name")
-            cells[text] = _exact(value)
+            cells[text] = exact_json(value)
         except (RecursionError, TypeError, ValueError) as error:
             why = "it nests too deep" if isinstance(error, RecursionError) else str(error)
             raise UnfitError(why, text) from error
@@ -383,21 +377,14 @@ def csv_cell(value: Any) -> Any:
     if isinstance(value, Decimal):
         return "NaN" if value.is_nan() else decimal_text(value)
     try:
-        exact = _exact(value)
-        return exact if exact is None or type(exact) is str else orjson.dumps(exact).decode()
+        found = exact_json(value)
+        return found if found is None or type(found) is str else orjson.dumps(found).decode()
     except (RecursionError, orjson.JSONEncodeError) as error:
         raise UnfitError("it nests too deep") from error
 
 
-class _Echo:
-    """A file for `csv.writer` that gives each line back."""
-
-    def write(self, text: str) -> str:
-        """Give it back."""
-        return text
-
-
-_WRITE = csv.writer(_Echo()).writerow
+# `writerow` returns what its file's `write` returns: here the line itself.
+_LINE_OF: Callable[[Iterable[Any]], str] = csv.writer(SimpleNamespace(write=str)).writerow
 
 
 def csv_lines(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
@@ -406,19 +393,24 @@ def csv_lines(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[b
     Raises:
         UnfitError: Of a row that cannot be written; see `json_lines`.
     """
-    columns = [_cells(name, [row.get(name) for row in rows]) for name in names]
+    columns = [csv_cells(name, [row.get(name) for row in rows]) for name in names]
     if not any("" in column for column in columns):
         with suppress(ValueError):  # half of a surrogate pair
-            return [f"{_WRITE(cells)[:-2]}\n".encode() for cells in zip(*columns, strict=True)]
-    return [_csv_line(names, cells) for cells in zip(*columns, strict=True)]
+            return [f"{_LINE_OF(cells)[:-2]}\n".encode() for cells in zip(*columns, strict=True)]
+    return [csv_line(names, cells) for cells in zip(*columns, strict=True)]
 
 
-def _cells(name: str, values: list[Any]) -> list[Any]:
+def csv_cells(name: str, values: list[Any]) -> list[Any]:
     """A column's cells: texts, None, and numbers that the writer writes as we do."""
     kinds = set(map(type, values)) - {type(None), str}
-    if not kinds or (kinds == {int} and max(map(abs, filter(None, values)), default=0) in _INTS):
+    if not kinds:
         return values
-    if kinds == {float} and math.isfinite(sum(filter(None, values))):
+    numbers = [value for value in values if type(value) in kinds]
+    # The writer calls `str`, which takes no whole number of some thousand digits.
+    if kinds == {int} and max(map(abs, numbers)) in _INTS:
+        return values
+    # NaN and infinities stay in a sum; one that overflows costs the longer way, and no more.
+    if kinds == {float} and math.isfinite(sum(numbers)):
         return values
     try:
         return [value if value is None else csv_cell(value) for value in values]
@@ -428,28 +420,20 @@ def _cells(name: str, values: list[Any]) -> list[Any]:
 
 def csv_header(names: Sequence[str]) -> bytes:
     """The line of column names."""
-    return _csv_line(names, list(names))
+    return csv_line(names, list(names))
 
 
-def _csv_line(names: Sequence[str], cells: Sequence[Any]) -> bytes:
+def csv_line(names: Sequence[str], cells: Sequence[Any]) -> bytes:
     """The line of some cells, an empty text among them in quotes."""
     if len(cells) == 1 and cells[0] is None:
         return b'""\n'  # an empty line is no record to most readers
+    # The writer quotes an empty text only where it is a line's one cell, so each is written alone.
+    texts = ("" if cell is None else _LINE_OF([cell])[:-2] for cell in cells)
     try:
-        return (",".join(map(_quoted, cells)) + "\n").encode()
+        return (",".join(texts) + "\n").encode()
     except UnicodeEncodeError as error:
         broken = [name for name, cell in zip(names, cells, strict=True) if not is_valid(cell)]
         raise UnfitError(NOT_UTF8, broken[0]) from error
-
-
-def _quoted(cell: Any) -> str:
-    """A cell in quotes where it must be, and where it is an empty text."""
-    if cell is None:
-        return ""
-    text = str(cell)
-    if text and not _QUOTED.search(text):
-        return text
-    return '"' + text.replace('"', '""') + '"'
 
 
 def fingerprint(rows: Sequence[Mapping[str, Any]]) -> bytes:

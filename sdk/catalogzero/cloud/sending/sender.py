@@ -12,72 +12,45 @@ import sqlite3
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 
 from structlog.typing import FilteringBoundLogger
-from tenacity import RetryCallState, Retrying, wait_random_exponential
 
-from catalogzero.clock import Clock
-from catalogzero.cloud.encoding import Chunk, json_array
-from catalogzero.cloud.outbox.contents import DamagedChunkError, Upload
-from catalogzero.cloud.outbox.store import Outbox
-from catalogzero.cloud.sending.client import BackendClient
-from catalogzero.cloud.settings import CloudSettings
-from catalogzero.protocol.bodies import (
-    AS_JSON,
-    CONTENT_TYPES,
-    EPOCH,
-    INSTALLATION,
-    Done,
-    Superseded,
-    content_digest,
-    fitting,
+from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.store import is_disk_full
+from catalogzero.cloud.outbox.stored import (
+    FAULT,
+    PAUSED,
+    DamagedChunkError,
+    Fault,
+    Pause,
+    Upload,
 )
+from catalogzero.cloud.sending.backend_client import BackendClient
+from catalogzero.cloud.sending.noted_answers import note_answer
+from catalogzero.cloud.sending.retry_timer import RetryTimer
+from catalogzero.cloud.sending.upload_requests import (
+    chunk_request,
+    complete_body,
+    simple_refusal,
+    whole_request,
+)
+from catalogzero.protocol.bodies import AS_JSON
 from catalogzero.protocol.codings import CODINGS, recode
 from catalogzero.protocol.deciding import Decision, Outcome, RequestKind, Verdict, decide
-from catalogzero.protocol.identities import Identity
 from catalogzero.protocol.problems import Kind
 from catalogzero.wire.messages import encode_json
 
 PAUSED_PROBE_S = 300.0
 KEY_LOOK_S = 2.0
 POLL_S = 5.0
+DISK_FULL = "disk_full"
+_RETRIED, _PAUSED = "upload retried", "sending is paused"
+_FAILED, _NOT_READ = "sending failed", "the outbox cannot be read"
 KEPT_ANSWER_BYTES = 16_384
 """Of what a backend said to an upload that it refused."""
-_BACKOFF = wait_random_exponential(multiplier=1.0, max=300.0)
-
-
-@dataclass(slots=True)
-class Backoff:
-    """When to try again: jittered exponential, or as the backend asked.
-
-    `relapses` are successes that the backend took back: they count as attempts until the end.
-    """
-
-    attempts: int = 0
-    not_before: float = 0.0
-    relapses: int = 0
-
-    def failed(self, now: float, retry_after_s: float | None = None) -> None:
-        """Put the next try off; several that fail at once count as one."""
-        if now < self.not_before and not retry_after_s:
-            return
-        self.attempts += 1
-        state = RetryCallState(Retrying(), None, (), {})
-        state.attempt_number = min(self.attempts, 32)
-        self.not_before = now + max(_BACKOFF(state), retry_after_s or 0.0)
-
-    def relapsed(self, now: float) -> None:
-        """What was there is to be sent again: each time that follows waits longer."""
-        self.relapses += 1
-        self.attempts = max(self.attempts, self.relapses - 1)
-        self.failed(now)
-
-    def succeeded(self) -> None:
-        """The next try may be at once."""
-        self.attempts, self.not_before = self.relapses, 0.0
 
 
 class Sender:
@@ -85,11 +58,8 @@ class Sender:
 
     Args:
         outbox: What to send; other threads may fill it.
-        backend: The open door to the backend.
-        settings: Concurrency and the upload form.
-        identity: What `complete` says of the sender.
-        clock: For every wait.
-        log: Where pauses, dead letters and faults are told.
+        backend: The open connection to the backend.
+        log: Logs pauses, dead letters and faults.
         on_change: Called on the loop after each change that the outside may want to know of.
         on_start_due: Called where the backend is another one than the known (it was restored), or
             knows a later start than this folder's: the next start says what to do.
@@ -98,36 +68,44 @@ class Sender:
     Attributes:
         epoch: The folder's epoch, once a start was answered; None where the backend has none.
         holds: Whether nothing may be sent, as no start was answered.
-        paused: Why sending is paused, for people on this machine; empty while it goes on.
-        paused_code: The same as it may be reported to a vendor, without any text.
-        fault_code: What failed last on the way, in the same form; empty after a success.
+        paused: Whether sending is paused.
+        pause_known: Why, for people on this machine and as a word; what an earlier process of this
+            folder left is known until a try says otherwise.
+        fault: What failed last on the way, in the same way; None after a success.
+        all: When anything may be tried again.
+        each: The same of uploads that failed, by upload_id.
+        late: The same of sources whose last upload was superseded, by source_key.
+        resent: How often chunks were sent again as they arrived damaged, by upload_id and number.
     """
 
     def __init__(
         self,
         outbox: Outbox,
         backend: BackendClient,
-        settings: CloudSettings,
-        identity: Identity,
-        clock: Clock,
         log: FilteringBoundLogger,
-        on_change: Callable[[], None] = lambda: None,
-        *,
+        on_change: Callable[[], None],
         on_start_due: Callable[[], None],
+        *,
         sealed_only: bool = False,
     ) -> None:
-        self._outbox, self._backend, self._settings = outbox, backend, settings
-        self._identity, self._clock, self._log, self._on_change = identity, clock, log, on_change
-        self._on_start_due, self._sealed_only = on_start_due, sealed_only
+        self._outbox, self._backend, self._log = outbox, backend, log
+        self._clock, self._settings = backend.clock, backend.settings
+        self._on_change, self._on_start_due = on_change, on_start_due
+        self._sealed_only = sealed_only
         self.epoch: int | None = None
         self.holds = True
-        self.paused = self.paused_code = self.fault_code = ""
-        self._form = self._known_form()
+        self.paused = False
+        self.pause_known = outbox.store.pause()
+        self.fault: Fault | None = outbox.store.fact(FAULT)
+        self._form: str = self._settings.upload_form
+        if self._form == "auto":
+            known = outbox.store.fact("form") or {}
+            self._form = str(known.get(self._settings.endpoint, "unknown"))
         self._coding = CODINGS[0]
-        self._all = Backoff()
-        self._each: dict[str, Backoff] = {}
-        self._late: dict[str, Backoff] = {}
-        self._resent: Counter[tuple[str, int]] = Counter()
+        self.all = RetryTimer()
+        self.each: dict[str, RetryTimer] = {}
+        self.late: dict[str, RetryTimer] = {}
+        self.resent: Counter[tuple[str, int]] = Counter()
         self._flying: dict[tuple[str, int | None], asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -147,25 +125,31 @@ class Sender:
         waited_for = deque(upload_ids)
         with self._changed:
             while waited_for and not self.paused:
-                if not self._outbox.is_open(waited_for[0]):
+                if not self._outbox.store.is_open(waited_for[0]):
                     waited_for.popleft()
                     continue
                 left = deadline - self._clock.monotonic()
                 if left <= 0:
                     return
+                # Never for longer: another process (`outbox purge`) may end an upload, too.
                 self._changed.wait(min(left, POLL_S))
+
+    @property
+    def is_flying(self) -> bool:
+        """Whether requests are under way."""
+        return bool(self._flying)
 
     @property
     def busy(self) -> bool:
         """Whether requests are under way, or could be at once."""
-        return bool(self._flying) or (self._waiting_work and self.next_due_s() == 0.0)
+        return self.is_flying or (self._waiting_work and self.next_due_s() == 0.0)
 
     def next_due_s(self) -> float | None:
         """Seconds until the next try; None when nothing waits."""
         if not self._waiting_work:
             return None
-        waits = [each.not_before for each in self._each.values() if each.not_before]
-        due = max(min(waits, default=0.0), self._all.not_before)
+        waits = [each.not_before for each in self.each.values() if each.not_before]
+        due = max(min(waits, default=0.0), self.all.not_before)
         return max(due - self._clock.monotonic(), 0.0)
 
     # The start
@@ -177,142 +161,145 @@ class Sender:
     async def go(self, epoch: int | None) -> None:
         """A start was answered: send, with the folder's epoch where the backend knows epochs."""
         self.epoch, self.holds = epoch, False
-        self._all.succeeded()
-        self.fault_code = ""
-        await self._unpause()
+        await self.went_well()
         self.wake()
 
     def try_now(self) -> None:
         """An operator has ended a pause: what is tried next waits for nothing of before."""
-        self._all.succeeded()
+        self.all.succeeded()
+
+    def hurry(self) -> None:
+        """Try now what waits for its next try, also in a pause; what fails again waits longer."""
+        for timer in (self.all, *self.each.values(), *self.late.values()):
+            timer.not_before = 0.0
+        self.wake()
 
     async def rest(self) -> None:
         """Wait until a start may be tried again: after the backoff, or with another key."""
-        while (left := self._all.not_before - self._clock.monotonic()) > 0:
+        while (left := self.all.not_before - self._clock.monotonic()) > 0:
             await self._clock.sleep(min(left, KEY_LOOK_S))
-            if self.paused and self._backend.key.changed():
-                self._all.succeeded()
+            self.try_another_key()
+
+    def try_another_key(self) -> None:
+        """End the wait of a pause where the API key, or a certificate, is another one by now."""
+        if self.paused and self._backend.credentials_changed():
+            self.all.succeeded()
 
     # The loop
 
     async def run(self) -> None:
         """Send until cancelled; what is under way then is given up, and sent again later."""
         self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._outbox.remember, "paused", None)
         tidy = True
         try:
             while True:
+                # Cleared before the look: what is added during it wakes the next one.
                 self._wake.clear()
                 await self._round()
                 self._on_change()
                 if not self._waiting_work and not tidy:
-                    await asyncio.to_thread(self._outbox.tidy)
+                    await asyncio.to_thread(self._outbox.store.tidy)
                 tidy = not self._waiting_work
-                await self._rest()
+                due = self.next_due_s()
+                wait_s = POLL_S if due is None or self._flying else min(max(due, 0.05), POLL_S)
+                try:
+                    async with asyncio.timeout(min(wait_s, KEY_LOOK_S) if self.paused else wait_s):
+                        await self._wake.wait()
+                except TimeoutError:
+                    self.try_another_key()
         finally:
             for task in list(self._flying.values()):
                 task.cancel()
             await asyncio.gather(*self._flying.values(), return_exceptions=True)
 
-    async def _rest(self) -> None:
-        """Wait for work, for the next try, or for another key."""
-        due = self.next_due_s()
-        wait_s = POLL_S if due is None or self._flying else min(max(due, 0.05), POLL_S)
-        if self.paused:
-            wait_s = min(wait_s, KEY_LOOK_S)
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._wake.wait()
-        except TimeoutError:
-            if self.paused and self._backend.key.changed():
-                self._all.succeeded()
-
     async def _round(self) -> None:
         """Start what may be started now."""
         try:
             now = self._clock.monotonic()
-            resting = {key for key, own in self._each.items() if now < own.not_before}
-            uploads = await asyncio.to_thread(self._outbox.open_uploads, resting)
+            resting = {key for key, own in self.each.items() if now < own.not_before}
+            uploads = await asyncio.to_thread(self._outbox.store.open_uploads, resting)
             kept = resting.union(upload.upload_id for upload in uploads)
-            self._each = {key: own for key, own in self._each.items() if key in kept}
-            self._resent = Counter({one: n for one, n in self._resent.items() if one[0] in kept})
-            self._waiting_work = bool(resting) or any(self._has_work(one) for one in uploads)
-            if self.holds:
-                return
-            for upload in uploads:
-                if self._free_slots() <= 0:
+            self.each = {key: own for key, own in self.each.items() if key in kept}
+            self.resent = Counter({one: n for one, n in self.resent.items() if one[0] in kept})
+            ready = [upload for upload in uploads if self.has_work(upload)]
+            self._waiting_work = bool(resting or ready)
+            for upload in [] if self.holds else ready:
+                if self.free_slots() <= 0:
                     return
-                own = self._each.get(upload.upload_id) or self._late_one(upload)
-                due = now >= max(own.not_before, self._all.not_before)
-                if due and self._has_work(upload):
+                late = self.late.get(upload.source_key)
+                if late is not None:
+                    timer = RetryTimer(not_before=late.not_before)
+                    self.each.setdefault(upload.upload_id, timer)
+                own = self.each.get(upload.upload_id, self.all)
+                if now >= max(own.not_before, self.all.not_before):
                     await self._start(upload)
         except sqlite3.Error as error:
-            self._log.warning("the outbox cannot be read", error=str(error))
-            self.failed_all("the outbox cannot be read")
+            if times := self._backend.seldom.is_due(_NOT_READ):
+                self._log.warning(_NOT_READ, error=str(error), failed_tries=times)
+            await self.failed_all("outbox_not_readable")
 
-    def _late_one(self, upload: Upload) -> Backoff:
-        """The backoff of an upload without one: its source's, where that was superseded before."""
-        late = self._late.get(upload.source_key)
-        if late is None:
-            return Backoff()
-        return self._each.setdefault(upload.upload_id, Backoff(not_before=late.not_before))
-
-    def _has_work(self, upload: Upload) -> bool:
+    def has_work(self, upload: Upload) -> bool:
         """Whether something of an upload can be sent: a simple one is sent whole, once sealed."""
         whole = self._sealed_only or self._form == "simple"
         return upload.state != "building" or (not whole and upload.chunks > 0)
 
-    def _free_slots(self) -> int:
+    def free_slots(self) -> int:
         """How many more requests may start: one at a time until it is known that they succeed."""
-        careful = self.paused or self._all.attempts or self._form == "unknown"
+        careful = self.paused or self.all.attempts or self._form == "unknown"
         return (1 if careful else self._settings.upload_concurrency) - len(self._flying)
 
     async def _start(self, upload: Upload) -> None:
         """Start the next requests of one upload."""
-        key = upload.upload_id
+        key, store = upload.upload_id, self._outbox.store
         if self._form == "simple":
-            if (key, None) not in self._flying and await self._may_complete(upload, chunks=False):
+            alone = (key, None) not in self._flying
+            if alone and await asyncio.to_thread(store.may_complete, upload, chunks=False):
                 self._fly(key, None, self._send_whole(upload))
             return
-        free = self._free_slots()
-        unsent = await asyncio.to_thread(self._outbox.unsent, key, free + len(self._flying))
+        free = self.free_slots()
+        unsent = await asyncio.to_thread(store.unsent, key, free + len(self._flying))
         for seq in [seq for seq in unsent if (key, seq) not in self._flying][:free]:
             self._fly(key, seq, self._send_chunk(upload, seq))
+        # Never beside a chunk of its own: `complete` would find that one missing.
         alone = not unsent and not any(flying == key for flying, _ in self._flying)
-        if alone and upload.state != "building" and await self._may_complete(upload):
+        alone = alone and upload.state != "building"
+        if alone and await asyncio.to_thread(store.may_complete, upload):
             self._fly(key, None, self._complete(upload))
 
-    async def _may_complete(self, upload: Upload, *, chunks: bool = True) -> bool:
-        return await asyncio.to_thread(self._outbox.may_complete, upload, chunks=chunks)
-
     def _fly(self, key: str, seq: int | None, work: Coroutine[Any, Any, None]) -> None:
-        """Run one request as a task that reports back when it ends."""
-        task = asyncio.create_task(self._guarded(key, work), name=f"send {key} {seq}")
+        """Run one request as a task that reports back when it ends.
+
+        A fault of this side, such as a full disk, is met as one of that side.
+        """
+
+        async def guarded() -> None:
+            try:
+                await work
+            except DamagedChunkError as error:
+                await asyncio.to_thread(self._outbox.die, key, {"reason": str(error)})
+                self._log.error("upload damaged", upload_id=key, reason=str(error))
+            except Exception as error:  # noqa: BLE001  # the sender outlives every fault
+                full = is_disk_full(error)
+                if times := self._backend.seldom.is_due(_FAILED):
+                    about = {"upload_id": key, "error": str(error), "failed_tries": times}
+                    self._log.warning(_FAILED, **about, exc_info=not full)
+                await self._failed(key, Outcome(fault=DISK_FULL if full else type(error).__name__))
+
+        def landed(_: asyncio.Task[None]) -> None:
+            self._flying.pop((key, seq), None)
+            self._wake.set()
+            with self._changed:
+                self._changed.notify_all()
+            self._on_change()
+
+        task = asyncio.create_task(guarded(), name=f"send {key} {seq}")
         self._flying[key, seq] = task
-        task.add_done_callback(lambda _: self._landed(key, seq))
-
-    def _landed(self, key: str, seq: int | None) -> None:
-        self._flying.pop((key, seq), None)
-        self._wake.set()
-        with self._changed:
-            self._changed.notify_all()
-        self._on_change()
-
-    async def _guarded(self, key: str, work: Coroutine[Any, Any, None]) -> None:
-        """One request; a fault of this side, such as a full disk, is met as one of that side."""
-        try:
-            await work
-        except DamagedChunkError as error:
-            await asyncio.to_thread(self._outbox.die, key, {"reason": str(error)})
-            self._log.error("upload damaged", upload_id=key, reason=str(error))
-        except Exception as error:  # noqa: BLE001  # the sender outlives every fault
-            self._log.warning("sending failed", upload_id=key, error=str(error), exc_info=True)
-            self._failed(key, Outcome(fault=type(error).__name__))
+        task.add_done_callback(landed)
 
     # The requests
 
     async def _send_chunk(self, upload: Upload, seq: int) -> None:
-        chunk = await asyncio.to_thread(self._outbox.chunk, upload.upload_id, seq)
+        chunk = await asyncio.to_thread(self._outbox.store.chunk, upload.upload_id, seq)
         if chunk is None:
             return
         body, coding = chunk.body, chunk.coding
@@ -320,23 +307,21 @@ class Sender:
             coding = self._coding
             body = await asyncio.to_thread(recode, body, chunk.coding, coding)
         path, headers = chunk_request(upload.upload_id, chunk, body, coding)
-        body_key = upload.upload_id, seq
         about = {"upload_id": upload.upload_id, "seq": seq, "records": chunk.records}
-        outcome = await self._backend.push(
-            RequestKind.CHUNK, "PUT", path, body, headers, about=about
-        )
+        kind, body_key = RequestKind.CHUNK, (upload.upload_id, seq)
+        outcome = await self._backend.push(kind, "PUT", path, body, headers, about=about)
         decision = decide(
-            RequestKind.CHUNK,
+            kind,
             outcome,
             self._clock.now(),
             probing=self._form == "unknown",
             coding=coding,
-            resent=self._resent[body_key],
+            resent=self.resent[body_key],
         )
         if decision.verdict is Verdict.RETRY and outcome.type == Kind.DIGEST_MISMATCH.uri:
-            self._resent[body_key] += 1
+            self.resent[body_key] += 1
         else:
-            self._resent.pop(body_key, None)
+            self.resent.pop(body_key, None)
         if decision.verdict is Verdict.OTHER_CODING:
             self._coding = CODINGS[CODINGS.index(coding) + 1]
             self._log.warning("coding refused", coding=coding, reason=decision.reason)
@@ -344,37 +329,38 @@ class Sender:
         await self._act(upload, decision, outcome, seq=seq, size=len(body))
 
     async def _complete(self, upload: Upload) -> None:
+        # It does not where an operator purged the upload since it was listed.
         if not await asyncio.to_thread(self._outbox.completing, upload.upload_id):
             return
-        said = await asyncio.to_thread(self._outbox.witness)
-        body = encode_json({**complete_body(upload, self._identity, self.epoch), **said})
+        witness = await asyncio.to_thread(self._outbox.witness)
+        body = encode_json({**complete_body(upload, self._backend.identity, self.epoch), **witness})
         path = ("uploads", upload.upload_id, "complete")
         about = {"upload_id": upload.upload_id}
-        outcome = await self._backend.push(
-            RequestKind.COMPLETE, "POST", path, body, AS_JSON, about=about
-        )
-        decision = decide(RequestKind.COMPLETE, outcome, self._clock.now())
+        kind = RequestKind.COMPLETE
+        outcome = await self._backend.push(kind, "POST", path, body, AS_JSON, about=about)
+        decision = decide(kind, outcome, self._clock.now())
         await self._act(upload, decision, outcome, size=len(body))
 
     async def _send_whole(self, upload: Upload) -> None:
         """The simple form: one plain JSON array."""
-        refusal = simple_refusal(upload, await asyncio.to_thread(self._types, upload.upload_id))
-        if refusal:
-            await self._dead(upload, refusal, Outcome())
-            return
-        bodies = await asyncio.to_thread(lambda: list(self._outbox.bodies(upload.upload_id)))
-        body, headers = whole_request(upload, bodies, self._identity, self.epoch)
-        about = {"upload_id": upload.upload_id, "records": upload.records}
-        outcome = await self._backend.push(
-            RequestKind.SIMPLE, "POST", (), body, headers, about=about
-        )
-        if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
-            self._learn_form("unknown")
-        decision = decide(RequestKind.SIMPLE, outcome, self._clock.now())
-        await self._act(upload, decision, outcome, size=len(body))
 
-    def _types(self, upload_id: str) -> set[str]:
-        return {chunk.content_type for chunk in self._outbox.bodies(upload_id)}
+        def refusal() -> str:
+            # Chunk by chunk: a result that this form cannot take may be larger than memory.
+            bodies = self._outbox.store.bodies(upload.upload_id)
+            return simple_refusal(upload, {chunk.content_type for chunk in bodies})
+
+        if why := await asyncio.to_thread(refusal):
+            await self._dead(upload, why, Outcome())
+            return
+        bodies = await asyncio.to_thread(lambda: [*self._outbox.store.bodies(upload.upload_id)])
+        body, headers = whole_request(upload, bodies, self._backend.identity, self.epoch)
+        about = {"upload_id": upload.upload_id, "records": upload.records}
+        kind = RequestKind.SIMPLE
+        outcome = await self._backend.push(kind, "POST", (), body, headers, about=about)
+        if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
+            self.learn_form("unknown")
+        decision = decide(kind, outcome, self._clock.now())
+        await self._act(upload, decision, outcome, size=len(body))
 
     # What the answers mean
 
@@ -390,7 +376,11 @@ class Sender:
         """Do what a decision says."""
         key, verdict = upload.upload_id, decision.verdict
         if verdict is Verdict.RETRY:
-            self._failed(key, outcome, decision.retry_after_s)
+            await self._failed(key, outcome, decision.retry_after_s)
+            if outcome.status is not None and (times := self._backend.seldom.is_due(_RETRIED)):
+                at = self.next_try_at()
+                about = {"upload_id": key, "reason": decision.reason, "next_try_at": at}
+                self._log.warning(_RETRIED, **about, failed_tries=times)
         elif verdict is Verdict.MOVED:
             self._start_due(key)
         elif verdict is Verdict.PAUSE:
@@ -398,42 +388,40 @@ class Sender:
         elif verdict is Verdict.DEAD:
             await self._dead(upload, decision.reason, outcome)
         elif verdict is Verdict.OTHER_FORM:
-            self._learn_form("simple")
+            self.learn_form("simple")
         else:
+            said, generation = outcome.members, outcome.generation
             noted = await asyncio.to_thread(
-                note_answer,
-                self._outbox,
-                key,
-                verdict,
-                outcome.members,
-                seq,
-                size,
-                generation=outcome.generation,
+                note_answer, self._outbox, key, verdict, said, seq, size, generation=generation
             )
-            await self._went_well(key, chunked=seq is not None)
+            if key in self.each:
+                self.each[key].succeeded()
+            if seq is not None and self._form == "unknown":
+                self.learn_form("chunked")
+            await self.went_well()
+            now = self._clock.monotonic()
             if not noted:
                 self._start_due(key)
             elif verdict is Verdict.SEND_MISSING:
-                self._relapsed(key)
-            elif verdict is Verdict.SUPERSEDED:
-                self._was_late(upload.source_key)
+                self.each.setdefault(key, RetryTimer()).relapsed(now)
             elif verdict is Verdict.DONE:
-                self._late.pop(upload.source_key, None)
-
-    def _was_late(self, source_key: str) -> None:
-        """Note that a source was superseded: the first time it may be sent again at once."""
-        if source_key in self._late:
-            self._late[source_key].relapsed(self._clock.monotonic())
-        else:
-            self._late[source_key] = Backoff()
+                self.late.pop(upload.source_key, None)
+                self._log.info(
+                    "upload completed",
+                    upload_id=key,
+                    source=upload.source,
+                    records=upload.records,
+                    bytes=upload.bytes,
+                )
+            elif verdict is Verdict.SUPERSEDED and upload.source_key in self.late:
+                self.late[upload.source_key].relapsed(now)
+            elif verdict is Verdict.SUPERSEDED:  # the first time it may be sent again at once
+                self.late[upload.source_key] = RetryTimer()
 
     def _start_due(self, key: str) -> None:
         """Have a start answered before this upload is tried again, which may change nothing."""
-        self._relapsed(key)
+        self.each.setdefault(key, RetryTimer()).relapsed(self._clock.monotonic())
         self._on_start_due()
-
-    def _relapsed(self, key: str) -> None:
-        self._each.setdefault(key, Backoff()).relapsed(self._clock.monotonic())
 
     async def _dead(self, upload: Upload, reason: str, outcome: Outcome) -> None:
         said = outcome.body if outcome.size <= KEPT_ANSWER_BYTES else outcome.text
@@ -442,153 +430,92 @@ class Sender:
         if not await asyncio.to_thread(self._outbox.die, upload.upload_id, answer, generation):
             self._start_due(upload.upload_id)
             return
-        self._log.error("upload refused", upload_id=upload.upload_id, reason=reason)
+        self._log.error(
+            "upload refused",
+            upload_id=upload.upload_id,
+            source=upload.source,
+            records=upload.records,
+            reason=reason,
+            fix="see catalogzero outbox show, then outbox retry or purge",
+        )
 
-    def _failed(self, key: str, outcome: Outcome, retry_after_s: float | None = None) -> None:
+    async def _failed(self, key: str, outcome: Outcome, retry_after_s: float | None = None) -> None:
         """Put an upload off; and all of them, where the fault is not its own."""
         now = self._clock.monotonic()
-        self._each.setdefault(key, Backoff()).failed(now, retry_after_s)
+        self.each.setdefault(key, RetryTimer()).failed(now, retry_after_s)
         if outcome.status is None or outcome.status in {429, 503} or retry_after_s:
-            self.failed_all(outcome.code, retry_after_s)
-        self.fault_code = outcome.code
+            self.all.failed(now, retry_after_s)
+        await self._note_fault(outcome.code)
 
-    def failed_all(self, code: str, retry_after_s: float | None = None) -> None:
-        """Put everything off, as nothing can be sent now; `code` as in `fault_code`."""
-        self._all.failed(self._clock.monotonic(), retry_after_s)
-        self.fault_code = code
+    async def failed_all(self, code: str, retry_after_s: float | None = None) -> None:
+        """Put everything off, as nothing can be sent now; `code` as in `fault`."""
+        self.all.failed(self._clock.monotonic(), retry_after_s)
+        await self._note_fault(code)
 
-    async def pause(self, reason: str, code: str) -> None:
-        """Stop sending, but for a try now and then or when the key changes."""
-        if self.paused != reason:
-            self._log.error("sending is paused", reason=reason)
-            self.paused, self.paused_code = reason, code
-            await asyncio.to_thread(self._outbox.remember, "paused", reason)
-        self._all.attempts += 1
-        self._all.not_before = self._clock.monotonic() + PAUSED_PROBE_S
+    async def pause(self, reason: str, code: str, *, probed: bool = True) -> None:
+        """Stop sending, but for a try now and then or when the key changes.
 
-    async def _went_well(self, key: str, *, chunked: bool) -> None:
-        """The backend took something: no pause, no waits, and its form is known."""
-        self._all.succeeded()
-        if key in self._each:
-            self._each[key].succeeded()
-        self.fault_code = ""
-        if chunked and self._form == "unknown":
-            self._learn_form("chunked")
-        await self._unpause()
+        Where it is not `probed`, nothing is tried before an operator has acted.
+        """
+        self.paused = True
+        self.all.attempts += 1
+        self.all.not_before = self._clock.monotonic() + PAUSED_PROBE_S
+        before = self.pause_known
+        goes_on = before is not None and before["code"] == code
+        pause: Pause = {
+            "reason": reason,
+            "code": code,
+            "since": before["since"] if before and goes_on else self._outbox.store.now(),
+            "next_try_at": self.next_try_at() if probed else None,
+        }
+        seldom = self._backend.seldom
+        if before is not None and before["reason"] != reason:
+            seldom.over(_PAUSED)
+        if times := seldom.is_due(_PAUSED):
+            shown = {"since": pause["since"], "next_try_at": pause["next_try_at"]}
+            self._log.error(_PAUSED, reason=reason, **shown, failed_tries=times)
+        if pause != before:
+            self.pause_known = pause
+            await self._keep(PAUSED, pause)
+        if probed:
+            await self._note_fault(code)
 
-    async def _unpause(self) -> None:
-        if self.paused:
-            self._log.info("sending goes on")
-            self.paused = self.paused_code = ""
-            await asyncio.to_thread(self._outbox.remember, "paused", None)
+    async def went_well(self) -> None:
+        """The backend took something: no pause and no wait goes on."""
+        self.all.succeeded()
+        self.paused = False
+        some_fail = any(own.attempts for own in self.each.values())
+        if not some_fail and (times := self._backend.seldom.over(_RETRIED)):
+            self._log.info("uploads arrive again", failed_tries=times)
+        if self.fault is not None:
+            self.fault = None
+            await self._keep(FAULT, None)
+        if self.pause_known is not None:
+            self._backend.seldom.over(_PAUSED)
+            self._log.info("sending goes on", paused_since=self.pause_known["since"])
+            self.pause_known = None
+            await self._keep(PAUSED, None)
 
-    def _known_form(self) -> str:
-        """The form that is set, or that this endpoint is known to take."""
-        if self._settings.upload_form != "auto":
-            return self._settings.upload_form
-        known = self._outbox.fact("form") or {}
-        return str(known.get(self._settings.endpoint, "unknown"))
+    def next_try_at(self) -> str:
+        """When the next try is, of what failed."""
+        now = self._clock.monotonic()
+        waits = [own.not_before for own in self.each.values() if own.not_before > now]
+        left_s = max(min(waits, default=0.0), self.all.not_before) - now
+        return (self._clock.now() + timedelta(seconds=max(left_s, 0.0))).isoformat()
 
-    def _learn_form(self, form: str) -> None:
+    async def _note_fault(self, code: str) -> None:
+        """Keep, in the outbox too, what the last try failed of."""
+        same = self.fault is not None and self.fault["code"] == code
+        since = self.fault["since"] if self.fault and same else self._outbox.store.now()
+        self.fault = {"code": code, "since": since, "next_try_at": self.next_try_at()}
+        await self._keep(FAULT, self.fault)
+
+    async def _keep(self, name: str, value: Any) -> None:
+        """Keep a fact for whoever looks; a fault of the disk is met where something is sent."""
+        with suppress(sqlite3.Error):
+            await asyncio.to_thread(self._outbox.remember, name, value)
+
+    def learn_form(self, form: str) -> None:
+        """Keep, in the outbox too, the form of uploads that this endpoint takes."""
         self._form = form
         self._outbox.remember("form", {self._settings.endpoint: form})
-
-
-def note_answer(
-    outbox: Outbox,
-    upload_id: str,
-    verdict: Verdict,
-    said: dict[str, Any],
-    seq: int | None = None,
-    size: int = 0,
-    *,
-    generation: str = "",
-) -> bool:
-    """Write into the outbox what an answer means; `seq` is that of a chunk, `size` what left.
-
-    Of what the backend said, only what has the protocol's form and bounds gets there.
-
-    Returns:
-        False where the answer is of another `generation` than the known one: it ends nothing.
-    """
-    if verdict is Verdict.STORED:
-        outbox.acknowledge(upload_id, seq, size)
-    elif verdict is Verdict.COMPLETE_NOW:
-        outbox.acknowledge(upload_id, None)
-    elif verdict is Verdict.SEND_MISSING:
-        outbox.missing(upload_id, said["missing"])
-    elif verdict is Verdict.SUPERSEDED:
-        answer = Superseded.model_validate(said).model_dump()
-        return outbox.superseded(upload_id, answer, generation)
-    elif verdict is Verdict.DONE:
-        done = fitting(Done, said)
-        if done is None:
-            return outbox.done(upload_id, None, size, generation=generation)
-        return outbox.done(
-            upload_id,
-            str(done.job_id),
-            size,
-            same_key_seq=done.source_seq if done.by == "upload_key" else None,
-            generation=generation,
-            number=done.number,
-        )
-    return True
-
-
-def chunk_request(
-    upload_id: str, chunk: Chunk, body: bytes, coding: str
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Path and headers of a chunk's PUT."""
-    headers = {"Content-Type": chunk.content_type, "Content-Digest": content_digest(body)}
-    if coding != "identity":
-        headers["Content-Encoding"] = coding
-    return ("uploads", upload_id, "chunks", str(chunk.seq)), headers
-
-
-def whole_request(
-    upload: Upload, chunks: Sequence[Chunk], identity: Identity, epoch: int | None = None
-) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the simple form's POST."""
-    body = json_array([recode(chunk.body, chunk.coding, "identity") for chunk in chunks])
-    headers = {**AS_JSON, "Idempotency-Key": f"{upload.upload_key}-{upload.source_seq}"}
-    if epoch is not None:
-        headers |= {INSTALLATION: quote(identity.installation_id, safe=""), EPOCH: str(epoch)}
-    return body, headers
-
-
-def complete_body(upload: Upload, identity: Identity, epoch: int | None = None) -> dict[str, Any]:
-    """What `complete` says of a sealed upload, from a folder of this epoch."""
-    body = {
-        "upload_key": upload.upload_key,
-        "source_key": upload.source_key,
-        "source_seq": upload.source_seq,
-        "mode": upload.mode,
-        "full": upload.full,
-        "chunks": upload.chunks,
-        "records": upload.records,
-        "stream": identity.stream,
-        "source": upload.source,
-        "params": upload.params,
-        "entry": identity.entry,
-        "version": identity.version,
-        "installation_id": identity.installation_id,
-    }
-    if upload.mode == "append":
-        body.update(after=upload.after, until=upload.until)
-        if upload.watermark_of:
-            body["watermark_of"] = upload.watermark_of
-    if epoch is not None:
-        body["installation_epoch"] = epoch
-    return body
-
-
-def simple_refusal(upload: Upload, content_types: set[str]) -> str:
-    """Why an upload cannot be sent in the simple form, with the fix; empty when it can."""
-    if content_types - {CONTENT_TYPES["ndjson"]}:
-        return "the backend takes the simple form alone, one JSON array: use format ndjson"
-    if upload.chunks > 1:
-        return (
-            f"the backend takes the simple form alone, and this result has {upload.chunks} chunks: "
-            "raise chunk_bytes, split the source, or give the backend the chunked protocol"
-        )
-    return ""

@@ -1,0 +1,708 @@
+"""The outbox: the durable local store of uploads that the backend has not yet completed.
+
+Owns the rules by which uploads come, go and are numbered, and by which what is here is compared
+with what the backend reports. The file and its statements are `store`'s; the marks of what was
+sealed last lie in it too, so that a seal and its mark are one transaction. Never talks to a
+backend.
+
+States: building → sealed → completing → done, or superseded, held, dead, overtaken, abandoned.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sqlite3
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from catalogzero.clock import Clock
+from catalogzero.cloud.encoding import Chunk
+from catalogzero.cloud.outbox.store import OutboxStore, is_disk_full
+from catalogzero.cloud.outbox.stored import (
+    ACKNOWLEDGED,
+    DAMAGED,
+    EPOCH,
+    FIRST_SEQ,
+    GENERATION,
+    INSTALLATION,
+    LAST_NONCE,
+    MOVED,
+    NONCE,
+    UPLOADED,
+    UploadedTotals,
+    as_text,
+    from_text,
+)
+from catalogzero.errors import ConfigError, FailedError, SourceChangedError
+from catalogzero.protocol.bodies import Known, SourceState
+from catalogzero.protocol.identities import digest_of
+from catalogzero.wire.messages import JsonObject
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+GONE = "the backend has a newer state of the source, and the source is gone"
+_NO_NUMBER = 1 << 62
+"""Above the number of any upload, and of any source_seq that is believed."""
+
+
+class UploadEndedError(FailedError):
+    """The upload that a run was building has ended under it; `details` is the backend's answer."""
+
+
+def transaction(
+    method: Callable[Concatenate[Outbox, P], T],
+) -> Callable[Concatenate[Outbox, P], T]:
+    """Run a method as one write transaction; on a full disk, once more in the reserve's room."""
+
+    @wraps(method)
+    def run(self: Outbox, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            with self.store.transaction():
+                return method(self, *args, **kwargs)
+        except sqlite3.OperationalError as error:
+            if not is_disk_full(error) or not self.store.drop_reserve():
+                raise
+        with self.store.transaction():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
+@dataclass(slots=True)
+class BuildingUpload:
+    """An upload that a run fills: its chunks may be sent, and none of it is visible before a seal.
+
+    Attributes:
+        upload_id: Its id.
+        is_finished: Whether its content is whole; an unfinished one is abandoned.
+    """
+
+    upload_id: str
+    is_finished: bool = False
+
+
+class Outbox:
+    """The outbox in one state folder.
+
+    Every public method is one transaction, and may be called from any thread, beside other
+    processes that have the same outbox open.
+
+    Args:
+        folder: The handler's state folder.
+        clock: For the times and the source numbers that it writes.
+        max_bytes: New uploads are refused above this.
+        kept_ended: Rows of ended uploads that are kept to look at.
+        repair: See `OutboxStore`.
+
+    Attributes:
+        store: The file, to look at; what changes it is here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        clock: Clock,
+        *,
+        max_bytes: int = 10 << 30,
+        kept_ended: int = 1_000,
+        repair: bool = True,
+    ) -> None:
+        self.store = OutboxStore(folder, clock, repair=repair)
+        self._clock, self._max_bytes, self._kept_ended = clock, max_bytes, kept_ended
+        self._kept_from = _NO_NUMBER
+        if self.store.rescue is not None:
+            self.remember(DAMAGED, self.store.rescue)
+
+    def close(self) -> None:
+        """Close the file."""
+        self.store.close()
+
+    @transaction
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a JSON value under a name; None forgets it."""
+        self.store.set_fact(name, value)
+
+    # What a run does
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """While it is open, the rows of uploads that were begun in it stay, however many."""
+        self._kept_from = self.store.newest() + 1
+        try:
+            yield
+        finally:
+            self._kept_from = _NO_NUMBER
+
+    def refuse_when_full(self) -> None:
+        """Raise `FailedError` when the outbox holds `outbox_max_bytes` or more."""
+        held = self.store.totals().bytes
+        if held >= self._max_bytes:
+            raise FailedError(
+                f"the outbox holds {held} bytes, and outbox_max_bytes is {self._max_bytes}: "
+                "nothing was read; see `catalogzero outbox list` for why it does not empty"
+            )
+
+    @contextmanager
+    def building(
+        self, source_key: str, source: str, mode: str, *, full: bool, params: Any
+    ) -> Iterator[BuildingUpload]:
+        """An upload to fill; abandoned at the end unless it is finished, and on any exception.
+
+        A finished one may be sealed later: under `strict` all of a run are sealed at its end.
+        """
+        upload = BuildingUpload(uuid.uuid4().hex)
+        self.begin(upload.upload_id, source_key, source, mode, full=full, params=params)
+        try:
+            yield upload
+        except BaseException:
+            self.abandon(upload.upload_id)
+            raise
+        if not upload.is_finished:
+            self.abandon(upload.upload_id)
+
+    @transaction
+    def begin(
+        self, upload_id: str, source_key: str, source: str, mode: str, *, full: bool, params: Any
+    ) -> None:
+        """Open an upload in state building."""
+        base = self.store.find("sources", "base", source_key=source_key)
+        self.store.insert(
+            "uploads",
+            state="building",
+            created_at=self.store.now(),
+            base=base[0][0] if base else 0,
+            upload_id=upload_id,
+            source_key=source_key,
+            source=source,
+            mode=mode,
+            full=full,
+            params=as_text(params),
+        )
+
+    def add(self, upload_id: str, chunk: Chunk) -> None:
+        """Store a chunk of an upload that is building; a full disk is the run's error.
+
+        Raises:
+            UploadEndedError: It has ended.
+        """
+        # Not `@transaction`: the reserve is for ending uploads, a chunk would use it up.
+        with self.store.transaction():
+            if not self.store.add_chunk(upload_id, chunk):
+                raise self._ended_error(upload_id)
+
+    @transaction
+    def seal(
+        self,
+        upload_id: str,
+        upload_key: str,
+        *,
+        stamp: Any = None,
+        after: Any = None,
+        until: Any = None,
+        bound: dict[str, str] | None = None,
+        watermark_of: str = "",
+        found_by: str | None = None,
+        policy: str | None = None,
+    ) -> int:
+        """Seal an upload and advance its source's mark, in one transaction.
+
+        Args:
+            upload_id: The upload that is building.
+            upload_key: The identity of its content; in append it is made the range's own.
+            stamp: See `Item.stamp`.
+            after: In append the watermark that the range begins at, as `mark` gave it.
+            until: In append the value that it ends at.
+            bound: What the watermark's values are of.
+            watermark_of: The same, as the backend compares it.
+            found_by: The call that found the source, to know when it is gone.
+            policy: The digest of the egress policy that its records left by.
+
+        Returns:
+            The source_seq given to it: above all known ones, and at least the clock.
+
+        Raises:
+            SourceChangedError: The source's position is no longer where the range began.
+            UploadEndedError: It has ended.
+        """
+        store = self.store
+        columns = 'source_key, "full", mode, source, params'
+        found = store.find("uploads", columns, upload_id=upload_id, state="building")
+        if not found:
+            raise self._ended_error(upload_id)
+        key, full, mode, source, params = found[0]
+        seq = self._next_seq(key)
+        if mode == "append":
+            # Another run, a late answer or a purge may have moved the position since the read
+            # began: a range sealed on it would leave a hole, or send rows twice.
+            if not full and store.mark(key).watermark != after:
+                raise SourceChangedError(f"{source}: its position moved while it was read")
+            # Watermark values alone are no key: a second update within one of them is another
+            # content, and would be taken for a duplicate.
+            until, upload_key = [until, seq], digest_of([upload_key, seq])
+            after = None if full else after
+        store.seal_upload(
+            upload_id,
+            upload_key=upload_key,
+            source_seq=seq,
+            after=as_text(after),
+            until=as_text(until),
+            watermark_of=watermark_of,
+        )
+        for (held,) in store.find("uploads", "upload_id", source_key=key, state="held"):
+            self._end(held, "superseded", answer={"read_again_as": upload_id})
+        store.know_source(key)
+        store.set_source(
+            key,
+            upload_id=upload_id,
+            upload_key=upload_key,
+            stamp=as_text(stamp),
+            watermark=as_text(until),
+            high=seq,
+            source_seq=seq,
+            base=seq,
+            source=source,
+            params=params,
+            mode=mode,
+            bound=as_text(bound),
+            found_by=found_by,
+            policy=policy,
+            missing=0,
+            **({"last_full": upload_id, "full_seq": seq, "owed": 0} if full else {}),
+        )
+        return seq
+
+    @transaction
+    def abandon(self, upload_id: str | None = None) -> int:
+        """End an attempt that was not sealed, or all of them (after a crash); their chunks go.
+
+        Returns:
+            How many there were.
+        """
+        one = {} if upload_id is None else {"upload_id": upload_id}
+        building = self.store.find("uploads", "upload_id", state="building", **one)
+        for (found,) in building:
+            self._end(found, "abandoned")
+        return len(building)
+
+    @transaction
+    def restamp(self, source_key: str, upload_key: str, stamp: Any) -> None:
+        """Note a new stamp for content that turned out to be unchanged."""
+        mark = {"source_key": source_key, "upload_key": upload_key}
+        self.store.update("sources", mark, stamp=as_text(stamp))
+
+    @transaction
+    def gone(self, source_keys: Collection[str]) -> None:
+        """A run did not come by these sources: the content that waits is a dead letter each."""
+        for key in source_keys:
+            found = self.store.find("uploads", "upload_id, answer", source_key=key, state="held")
+            for upload_id, answer in found:
+                said = {"reason": f"superseded: {GONE}", "superseded": True}
+                answer = as_text({**(from_text(answer) or {}), **said})
+                self.store.set_upload(upload_id, state="dead", answer=answer)
+
+    # What the sender does
+
+    @transaction
+    def acknowledge(self, upload_id: str, seq: int | None, size: int = 0) -> None:
+        """Note that a chunk, or with None every chunk, needs no further sending."""
+        one = {} if seq is None else {"seq": seq}
+        self.store.update("chunks", {"upload_id": upload_id, **one}, acked=1)
+        self.store.count_sent(upload_id, size)
+
+    @transaction
+    def completing(self, upload_id: str) -> bool:
+        """Note that `complete` is about to be posted; False when the upload is no longer sealed."""
+        sealed = {"upload_id": upload_id, "state": ("sealed", "completing")}
+        return self.store.update("uploads", sealed, state="completing") == 1
+
+    @transaction
+    def missing(self, upload_id: str, seqs: Sequence[int]) -> None:
+        """Send these chunks again: the backend does not have them."""
+        for seq in seqs:
+            self.store.update("chunks", {"upload_id": upload_id, "seq": seq}, acked=0)
+        completing = {"upload_id": upload_id, "state": "completing"}
+        self.store.update("uploads", completing, state="sealed")
+
+    @transaction
+    def done(
+        self,
+        upload_id: str,
+        job_id: str | None,
+        size: int = 0,
+        *,
+        same_key_seq: int | None = None,
+        generation: str = "",
+        number: Any = None,
+    ) -> bool:
+        """The backend has completed the upload: its chunks go, its row stays for a while.
+
+        Args:
+            upload_id: The upload.
+            job_id: The backend's.
+            size: Bytes that were sent for it.
+            same_key_seq: The source's number there, where the content was visible already under
+                another upload_id.
+            generation: The backend's; an answer of another than the known one is ignored.
+            number: That of the answer, where the backend numbers them.
+
+        Returns:
+            False where the answer is ignored.
+        """
+        if self.is_other(generation):
+            return False
+        if same_key_seq is not None:
+            for (seq,) in self.store.find("sources", "source_seq", upload_id=upload_id):
+                higher = max(seq, same_key_seq)
+                self.store.update("sources", {"upload_id": upload_id}, source_seq=higher)
+        last = self.store.fact(ACKNOWLEDGED) or {"number": 0}
+        if type(number) is int and last["number"] < number < _NO_NUMBER:
+            self.store.set_fact(ACKNOWLEDGED, {"number": number, "upload_id": upload_id})
+        for (records,) in self.store.find("uploads", "records", upload_id=upload_id, ended_at=None):
+            before, at = self.store.uploaded(), self.store.now()
+            after: UploadedTotals = {
+                "uploads": before["uploads"] + 1,
+                "records": before["records"] + records,
+                "at": at,
+            }
+            self.store.set_fact(UPLOADED, after)
+        self._end_overtaken(upload_id)
+        self._end(upload_id, "done", job_id=job_id)
+        self.store.count_sent(upload_id, size)
+        return True
+
+    @transaction
+    def die(self, upload_id: str, answer: Any, generation: str = "") -> bool:
+        """The backend refused the upload for good: a dead letter, kept with the answer.
+
+        One that is still building is abandoned: its source's mark never advanced. False where the
+        answer is of another generation than the known one: then it is ignored.
+        """
+        if self.is_other(generation):
+            return False
+        self._end_overtaken(upload_id)
+        for (state,) in self.store.find("uploads", "state", upload_id=upload_id, ended_at=None):
+            self._end(upload_id, "abandoned" if state == "building" else "dead", answer=answer)
+        return True
+
+    @transaction
+    def superseded(self, upload_id: str, answer: JsonObject, generation: str = "") -> bool:
+        """The backend holds a newer state of the source; False where that is another generation's.
+
+        While the source's mark is still this upload, the mark is cleared, and the bytes are kept
+        unsent until a run has read the source again, or found it gone. An upload of a range sets
+        the source's watermark to the backend's: the next run reads on from there. A `full` append
+        is owed: the next run is one.
+        """
+        if self.is_other(generation):
+            return False
+        store = self.store
+        sealed = {"upload_id": upload_id, "state": ("sealed", "completing")}
+        found = store.find("uploads", 'source_key, mode, "full"', **sealed)
+        if not found:
+            return True
+        key, mode, full = found[0]
+        store.know_source(key)  # a damaged file may have lost it
+        [(marked, last_full)] = store.find("sources", "upload_id, last_full", source_key=key)
+        self._raise_high(key, answer.get("source_seq"))
+        own = mode == "replace" and upload_id == marked
+        self._end(upload_id, "held" if own else "superseded", answer=answer)
+        if own:
+            self._clear(key)
+        elif mode == "append" and not full:
+            store.set_source(key, watermark=as_text(answer.get("watermark")), upload_id=None)
+        elif mode == "append" and upload_id == last_full:
+            store.set_source(key, owed=1)
+        store.set_source(key, base=answer.get("source_seq", 0))
+        return True
+
+    def is_other(self, generation: str) -> bool:
+        """Whether an answer is of another life of the backend than the one that is known."""
+        return bool(generation) and self.store.fact(GENERATION) not in (None, generation)
+
+    def witness(self) -> JsonObject:
+        """What this folder holds for acknowledged, as `complete` and health report it.
+
+        A backend that lost it was restored, and answers with another generation.
+        """
+        last = self.store.fact(ACKNOWLEDGED)
+        if last is None:
+            return {}
+        return {"generation": self.store.fact(GENERATION), "acknowledged": last}
+
+    # What an operator does
+
+    @transaction
+    def retry(self, upload_id: str) -> bool:
+        """Send a dead letter again, from its first chunk; False when it is not a dead letter.
+
+        It keeps its source_seq, but one that was superseded is sealed above what the backend has.
+        """
+        store = self.store
+        columns = "source_key, upload_key, seal_order, answer"
+        found = store.find("uploads", columns, upload_id=upload_id, state="dead")
+        if not found or found[0][2] is None:
+            return False
+        key, upload_key, _, answer = found[0]
+        store.update("chunks", {"upload_id": upload_id}, acked=0)
+        if not (from_text(answer) or {}).get("superseded"):
+            store.set_upload(upload_id, state="sealed", answer=None, ended_at=None)
+            return True
+        new, seq = uuid.uuid4().hex, self._next_seq(key)
+        store.copy_upload(upload_id, new)
+        [(base,)] = store.find("sources", "base", source_key=key)
+        store.seal_upload(new, source_seq=seq, base=base)
+        store.update("chunks", {"upload_id": upload_id}, upload_id=new)
+        moved = {"high": seq, "base": seq, "source_seq": seq, "missing": 0}
+        store.set_source(key, **moved, upload_id=new, upload_key=upload_key)
+        self._end(upload_id, "superseded", answer={"sealed_again_as": new})
+        return True
+
+    @transaction
+    def purge(self, upload_id: str) -> int:
+        """Give up an upload that is not sent, and take its mark back if it is still its own.
+
+        In append the source's position goes back to where the range began.
+
+        Returns:
+            The rows given up; the source's next run reads them again where it still has them.
+        """
+        store = self.store
+        columns = 'records, source_key, mode, after, "full", source_seq, base'
+        unsent = {"upload_id": upload_id, "state": ("dead", "held", "sealed", "completing")}
+        found = store.find("uploads", columns, **unsent)
+        if not found:
+            return 0
+        records, key, mode, after, full, seq, base = found[0]
+        self._end(upload_id, "abandoned", answer={"purged": True})
+        if mode == "append":
+            for last, full_seq in store.find("sources", "source_seq, full_seq", source_key=key):
+                if full_seq <= seq <= last:
+                    full_seq = 0 if full else full_seq
+                    store.set_source(key, watermark=after, upload_id=None, full_seq=full_seq)
+        else:
+            mark = {"upload_id": upload_id}
+            store.update("sources", mark, upload_id=None, upload_key=None, stamp=None)
+        for table in ("uploads", "sources"):  # what was sealed on it stands on what was before
+            store.update(table, {"source_key": key, "base": seq}, base=base or 0)
+        return int(records)
+
+    @transaction
+    def skip(self, upload_id: str) -> int:
+        """Put an empty upload in the place of a refused range, so that those after it can go.
+
+        Returns:
+            The rows given up: no run reads them again.
+
+        Raises:
+            ConfigError: It is no dead letter of mode append.
+        """
+        store = self.store
+        found = store.find("uploads", "records", upload_id=upload_id, state="dead", mode="append")
+        if not found:
+            raise ConfigError(
+                f"upload {upload_id} is no refused range: --skip is for dead letters of mode "
+                "append, plain purge for all others"
+            )
+        records, new = int(found[0][0]), uuid.uuid4().hex
+        store.delete("chunks", upload_id=upload_id)
+        store.copy_upload(upload_id, new)
+        store.set_upload(new, chunks=0, records=0, bytes=0)
+        store.update("sources", {"upload_id": upload_id}, upload_id=new)
+        self._end(upload_id, "abandoned", answer={"skipped": records, "sealed_again_as": new})
+        return records
+
+    @transaction
+    def adopt(self) -> None:
+        """Take the installation over at the next start, as an empty folder would.
+
+        A nonce without an answer stays: its start may still arrive.
+        """
+        was_moved = self.store.fact(MOVED) is not None
+        for name in (MOVED, EPOCH, NONCE) if was_moved else (MOVED, EPOCH):
+            self.store.set_fact(name, None)
+
+    @transaction
+    def forget_all(self, installation_id: str) -> None:
+        """Drop every upload and mark; a handler that runs as that installation stays paused."""
+        moved = {"installation_id": installation_id, "since": self.store.now()}
+        self.store.set_fact(MOVED, moved)
+        for table in ("chunks", "uploads", "sources"):
+            self.store.delete(table)
+        for name in (EPOCH, GENERATION, NONCE, LAST_NONCE, ACKNOWLEDGED):
+            self.store.set_fact(name, None)
+
+    # The start: one folder of possibly several, and whether it agrees with the backend
+
+    @transaction
+    def start(self) -> JsonObject:
+        """What a start says of this folder: its epoch, and a nonce that lasts until an answer.
+
+        It is for the generation that is known here: one of before a restore that comes late takes
+        no epoch. The nonce of the last answered start goes along: where the backend's newest start
+        was that one, come again on its way, nobody else took the folder's place.
+        """
+        fact = self.store.fact
+        nonce = fact(NONCE)
+        if nonce is None:
+            # Kept before it is asked with: where the answer is lost, the next start shows by it
+            # that the epoch it meets at the backend is this folder's own.
+            nonce = uuid.uuid4().hex
+            self.store.set_fact(NONCE, nonce)
+        return {
+            "epoch": fact(EPOCH) or 0,
+            "generation": fact(GENERATION) or "",
+            "nonce": nonce,
+            "last_nonce": fact(LAST_NONCE) or "",
+        }
+
+    @transaction
+    def started(self, known: Known, installation_id: str) -> list[str]:
+        """Keep what a start was answered, and compare what is here with it, in one transaction.
+
+        Returns:
+            The source_keys whose marks were cleared: their sources are read again.
+        """
+        store, last = self.store, known.acknowledged
+        # With the compare in one transaction: a generation that were kept first would pass for
+        # compared after a crash between the two, and what was lost would never be missed.
+        facts: dict[str, object] = {
+            EPOCH: known.epoch,
+            GENERATION: known.generation,
+            INSTALLATION: installation_id,
+            ACKNOWLEDGED: None if last is None else last.model_dump(),
+            LAST_NONCE: store.fact(NONCE),
+            NONCE: None,
+        }
+        for name, value in facts.items():
+            store.set_fact(name, value)
+        store.forget_announced()
+        keys = store.known_sources()
+        for key in known.states.keys() - set(keys):
+            # known there alone: another folder's source, or one that was lost here
+            shown = known.states[key]
+            store.insert(
+                "sources",
+                source_key=key,
+                watermark=as_text(shown.watermark),
+                mode=shown.mode,
+                high=shown.source_seq,
+                base=shown.source_seq,
+                full_seq=shown.full_seq,
+            )
+        return [key for key in keys if self._compare(key, known.states.get(key) or SourceState())]
+
+    @transaction
+    def learn_highest(self, sources: Mapping[str, object]) -> None:
+        """Note the highest source_seq that the backend knows of each source."""
+        self.store.forget_announced()
+        for key, high in sources.items():
+            self._raise_high(key, high)
+
+    def moved_text(self, installation_id: str) -> str:
+        """What an operator is to know and do where another folder took an installation over."""
+        moved = self.store.fact(MOVED)
+        if moved is None or moved.get("installation_id") != installation_id:
+            return ""
+        handler = shlex.quote(self.store.path.parent.name)
+        return (
+            f"another state folder took this installation over ({moved.get('since') or 'no date'}):"
+            f" `catalogzero installation adopt {handler}` takes it back, `catalogzero installation "
+            f"new {handler}` makes this folder one of its own"
+        )
+
+    # Inside: each in the transaction of its caller
+
+    def _compare(self, key: str, shown: SourceState) -> bool:
+        """Compare one source; whether its mark was cleared."""
+        store = self.store
+        store.know_source(key)
+        columns = "upload_id, source_seq, watermark, mode, full_seq, upload_key"
+        [(marked, seq, watermark, mode, full_seq, content)] = store.find(
+            "sources", columns, source_key=key
+        )
+        has_mark = (marked or content) is not None
+        uploads = store.comparable(key)
+        lost_full = full_seq > shown.full_seq and not any(one[2] for one in uploads)
+        lost_full = lost_full and not shown.removed  # dropped on purpose
+        chains = not lost_full and shown.mode != "replace"
+        at, position, mine = shown.source_seq, shown.watermark, seq == shown.source_seq
+        for upload_id, its_mode, full, its_seq, base, after, until, dead in uploads:
+            if its_mode == "append":
+                stays = full or (from_text(after) == position and chains)
+            else:  # sealed on what is there, or there itself, as its answer was lost
+                stays = shown.removed or base is None or at in (base, its_seq)
+            if stays:
+                at, position = its_seq, from_text(until)
+                mine = mine or upload_id == marked
+            elif not dead:
+                own = its_mode == "replace" and upload_id == marked
+                self._end(upload_id, "held" if own else "superseded")
+        cleared = False
+        if (mode or shown.mode) == "append":
+            changed = lost_full or position != from_text(watermark)
+            cleared = bool(changed and has_mark and shown.source_seq < seq)
+            store.set_source(
+                key,
+                watermark=as_text(position),
+                full_seq=shown.full_seq if lost_full or mode is None else full_seq,
+                mode=mode or shown.mode,
+                upload_id=None if changed else marked,
+            )
+        elif has_mark and not mine and not shown.removed:
+            cleared = True
+            self._clear(key)
+        store.know_source(key, shown.source_seq)
+        other_mode = None not in (shown.mode, mode) and shown.mode != mode
+        owed, missing = {"owed": 1}, {"missing": 1}
+        also = {**(owed if other_mode or lost_full else {}), **(missing if cleared else {})}
+        store.set_source(key, base=at, **also)
+        building = store.find("uploads", "upload_id, base", source_key=key, state="building")
+        for upload_id, base in building:
+            if base not in {shown.source_seq, at}:  # it began on another standing: made again
+                self._end(upload_id, "abandoned", answer={"compared": True})
+        return cleared
+
+    def _clear(self, key: str) -> None:
+        """Take a mark back: the next run reads the source, whatever it reads."""
+        self.store.set_source(key, upload_id=None, upload_key=None, stamp=None, missing=1)
+
+    def _raise_high(self, key: str, high: object) -> None:
+        """Note that a source_seq is taken."""
+        if isinstance(high, int) and 0 <= high < _NO_NUMBER:
+            self.store.know_source(key, high)
+
+    def _next_seq(self, key: str) -> int:
+        """The number of what is sealed now: the clock alone may be behind what is known."""
+        found = self.store.find("sources", "high", source_key=key)
+        clock_ms = int(self._clock.now().timestamp() * 1000)
+        return max((found[0][0] if found else 0) + 1, clock_ms, FIRST_SEQ)
+
+    def _end_overtaken(self, upload_id: str) -> None:
+        """A later content of the source was answered: its older dead letters end, their bytes go.
+
+        The lines stay; in append each range stands for itself.
+        """
+        for dead, answer in self.store.older_dead_letters(upload_id):
+            self._end(dead, "overtaken", answer={**(from_text(answer) or {}), "overtaken": True})
+
+    def _end(
+        self, upload_id: str, state: str, *, job_id: str | None = None, answer: Any = None
+    ) -> None:
+        """End an upload; rows of the oldest that ended go, but for those of the run under way."""
+        self.store.end_upload(upload_id, state, job_id=job_id, answer=answer)
+        self.store.forget_ended(self._kept_ended, self._kept_from)
+
+    def _ended_error(self, upload_id: str) -> UploadEndedError:
+        """The error of an upload that ended under its run: refused by the backend, or purged."""
+        found = self.store.find("uploads", "state, answer", upload_id=upload_id)
+        state, answer = found[0] if found else ("gone", None)
+        answer = from_text(answer)
+        return UploadEndedError(
+            f"upload {upload_id} is {state} and takes no more: {answer}", details=answer
+        )
