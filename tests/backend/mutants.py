@@ -187,7 +187,7 @@ CHUNKED = [
         "a start that comes again takes nobodys place",
     ),
     ('body["epoch"] + 1, ', "", "a start whose answer was lost is known again"),
-    ('"full_seq": row["full_seq"]', '"full_seq": 0', "a start is told what is known"),
+    ('"full_seq": row["full_seq"]', '"full_seq": 0', "a start is given what is known"),
     (
         "self.generation = generation_of(database)",
         "self.generation = uuid.uuid4().hex",

@@ -14,7 +14,7 @@ import orjson
 import pytest
 from catalogzero.backend import BackendSettings, create_app
 from catalogzero.backend.server import serving
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.backend.tenants import add_tenant
 from sqlalchemy import create_engine, text
 
@@ -91,7 +91,7 @@ class Peer:
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """What the database answers to a query; `:tenant` is the peer's tenant."""
-        database = Database(self.database)
+        database = BackendDatabase(self.database)
         try:
             return database.read_now(
                 lambda connection: [
@@ -102,10 +102,10 @@ class Peer:
             database.close()
 
     def execute(self, statement: str) -> None:
-        """Change the database behind the backend's back."""
-        database = Database(self.database)
+        """Change the database behind the backend's back; `:tenant` is the peer's tenant."""
+        database, given = BackendDatabase(self.database), {"tenant": self.name}
         try:
-            database.write_now(lambda connection: connection.execute(text(statement)))
+            database.write_now(lambda connection: connection.execute(text(statement), given))
         finally:
             database.close()
 
@@ -142,7 +142,7 @@ def completion(**fields: Any) -> dict[str, Any]:
 async def serve_peer(database_url: str, **options: Any) -> AsyncIterator[Peer]:
     """A served backend with one tenant; `options` are settings, `hook` and `clock` aside."""
     name = f"tenant-{uuid.uuid4().hex[:8]}"
-    database = Database(database_url)
+    database = BackendDatabase(database_url)
     key = database.write_now(lambda connection: add_tenant(connection, name, AT))
     database.close()
     hook, clock = options.pop("hook", None), options.pop("clock", None)

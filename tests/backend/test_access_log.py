@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from catalogzero.backend.store import BackendDatabase
+from catalogzero.backend.tenants import revoke_key
+from catalogzero.testing import ManualClock
 
 from tests.backend.peer import Peer, serve_peer
 
@@ -97,3 +101,36 @@ async def test_probes_that_succeed_leave_no_line_and_it_can_be_turned_off(
 
     assert probed == off == []
     assert answer.headers["X-Request-Id"]
+
+
+async def test_what_is_refused_is_a_warning_with_the_reason_once_for_many(
+    peer: Peer, lines: Any
+) -> None:
+    lines()
+    wrong = {"Authorization": "Bearer czk_wrong"}
+    for _ in range(5):
+        answer = await peer.put("u1", 0, {"a": 1}, headers=wrong)
+    found = lines()
+
+    [refused] = [line for line in found if line["event"] == "refused"]
+    assert answer.status == 401
+    assert (refused["level"], refused["status"], refused["times"]) == ("warning", 401, 1)
+    assert refused["reason"]
+    assert len([line for line in found if line["event"] == "request"]) == 5
+
+
+async def test_a_key_that_is_revoked_is_named_by_its_id(tmp_path: Path, lines: Any) -> None:
+    clock, database = ManualClock(), f"sqlite:///{tmp_path / 'backend.db'}"
+    async with serve_peer(database, clock=clock) as peer:
+        first = await peer.put("u1", 0, {"a": 1})
+        key_id, store = peer.key.split("_")[1], BackendDatabase(database)
+        at = clock.now().isoformat()
+        store.write_now(lambda connection: revoke_key(connection, peer.name, key_id, at))
+        store.close()
+        await clock.advance(60)
+        second = await peer.put("u1", 1, {"a": 1})
+    [revoked] = [line for line in lines() if line["event"] == "key_revoked"]
+
+    assert (first.status, second.status) == (201, 401)
+    assert (revoked["tenant"], revoked["key_id"]) == (peer.name, key_id)
+    assert peer.key not in str(revoked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import socket
 import sqlite3
@@ -19,7 +20,7 @@ from typing import Any
 
 import pytest
 from catalogzero.backend.installations import held
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.cli.main import main
 
 COMMAND = [sys.executable, "-c", "from catalogzero.cli.main import main; main()", "backend"]
@@ -47,13 +48,16 @@ def run(*arguments: str) -> Done:
 
 
 @contextmanager
-def served(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def served(
+    *arguments: str, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A backend of its own, with what it announces."""
     process = subprocess.Popen(
         [*COMMAND, "serve", "--port", "0", "--json", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **environment},
     )
     try:
         assert process.stdout
@@ -199,7 +203,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
 
         done = run("serve", "--port", port, *database)
 
-    assert done.returncode == 3
+    assert done.returncode == 75
     assert f"127.0.0.1:{port}: something listens there already" in done.stderr
 
 
@@ -220,7 +224,7 @@ def test_a_database_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:
 def test_an_operator_labels_an_installation(tmp_path: Path) -> None:
     database = ("--database", str(tmp_path / "backend.db"))
     run("tenants", "add", "acme", *database)
-    store = Database(str(tmp_path / "backend.db"))
+    store = BackendDatabase(str(tmp_path / "backend.db"))
     at = "2026-01-01T00:00:00.000+00:00"
     store.write_now(lambda connection: held(connection, 1, "site-1", at))
     store.close()

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from catalogzero.backend import export, feed, generations
 from catalogzero.backend.removal import Target, remove
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.clock import SystemClock
 from moto.server import ThreadedMotoServer
 
@@ -32,18 +32,20 @@ PAGE = ROOT / "docs" / "how-to" / "get-at-the-rows.md"
 
 
 KILLED = """
-import os, signal, sys
-from catalogzero.backend.export import Lake
-from catalogzero.cli.main import main
-place, write = sys.argv.pop(1), Lake._put
-def killed(lake, path, content):
-    done = place == "after" and write(lake, path, content)
-    if path.endswith(".parquet"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-Lake._put = killed
-sys.argv[0:1] = ["catalogzero", "backend"]
-main()
+import asyncio, os, signal, sys
+from catalogzero.backend.export import Lake, open_lake
+from catalogzero.backend.store import BackendDatabase
+
+place, lake, database = sys.argv[1:]
+
+class Killed(Lake):
+    def put(self, path, content):
+        done = place == "after" and super().put(path, content)
+        if path.endswith(".parquet"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+asyncio.run(Killed(BackendDatabase(database), open_lake(lake)).catch_up())
 """
 
 
@@ -107,7 +109,7 @@ async def test_what_an_operator_removed_is_deleted_and_named_no_more(
     flights: Peer, tmp_path: Path, depth: int
 ) -> None:
     lake = tmp_path / "lake"
-    with closing(Database(flights.database)) as database:
+    with closing(BackendDatabase(flights.database)) as database:
         taking = export.Lake(database, export.open_lake(str(lake)))
         await taking.catch_up()
         known = {path.stem for path in files(lake)}
@@ -152,12 +154,12 @@ async def test_a_run_that_was_killed_in_the_middle_writes_no_upload_again(
     flights: Peer, tmp_path: Path, place: str
 ) -> None:
     lake = tmp_path / "lake"
-    given = ["export", "--to", str(lake), "--database", flights.database]
-    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, place, *given)
+    given = (place, str(lake), flights.database)
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, *given)
     ended = await killed.wait()
     first = {file: file.stat().st_ino for file in files(lake)}
 
-    again = await exported(*given[1:], "--json")
+    again = await exported("--to", str(lake), "--database", flights.database, "--json")
 
     assert ended == -signal.SIGKILL
     assert len(first) == (place == "after")
@@ -186,11 +188,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.stop()
 
 
-@pytest.mark.parametrize("whole_bytes", [export.WHOLE_BYTES, 0])
-async def test_an_object_store_gets_each_upload_once(
-    flights: Peer, bucket: Any, monkeypatch: pytest.MonkeyPatch, whole_bytes: int
-) -> None:
-    monkeypatch.setattr(export, "WHOLE_BYTES", whole_bytes)
+async def test_an_object_store_gets_each_upload_once(flights: Peer, bucket: Any) -> None:
     lake = f"s3://{bucket.name}/rows"
     given = ["--to", lake, "--database", flights.database]
 
@@ -204,6 +202,18 @@ async def test_an_object_store_gets_each_upload_once(
     listed = [item.key for item in bucket.objects.all()]
     assert sum(key.endswith(".parquet") for key in listed) == 2
     assert all(key.startswith("rows/") for key in listed)
+
+
+async def test_a_file_that_goes_up_in_parts_is_written_once(flights: Peer, bucket: Any) -> None:
+    store = export.open_lake(f"s3://{bucket.name}/parts")
+    with closing(BackendDatabase(flights.database)) as database:
+        lake = export.Lake(database, store, whole_bytes=0)
+        first = await lake.catch_up()
+        obstore.delete(store, export.CURSOR)
+        again = await lake.catch_up()
+
+    assert (first.written, first.hidden) == (2, 1)
+    assert again.written == 0
 
 
 async def test_a_store_that_does_not_take_it_is_said(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from catalogzero.backend import feed
 from catalogzero.backend.schema import uploads
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError
 
@@ -28,7 +28,7 @@ async def deliver(peer: Peer, upload: str, **fields: Any) -> None:
     assert (await peer.complete(upload, **fields)).status == 201
 
 
-async def test_events_tell_what_became_of_each_upload_in_order(peer: Peer) -> None:
+async def test_events_report_what_became_of_each_upload_in_order(peer: Peer) -> None:
     _, before = await events(peer)
     await deliver(peer, "u1")
     await deliver(peer, "u2", upload_key="k2", source_seq=2)
@@ -71,7 +71,7 @@ async def test_an_event_that_commits_late_is_not_passed_over(peer: Peer) -> None
         pytest.skip("SQLite has one writer: nothing commits out of order")
     await deliver(peer, "u1")
     _, before = await events(peer)
-    late = Database(peer.database)
+    late = BackendDatabase(peer.database)
     with late.writing() as connection:
         feed.note(connection, feed.What.REMOVED, uploads.c.upload_id == "u1", AT)
         await deliver(peer, "u2", upload_key="k2", source_key="another")

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from catalogzero.backend.store import BackendDatabase
+from catalogzero.backend.tenants import revoke_key
 from catalogzero.testing import ManualClock
 
+from tests.axe import axe_source
 from tests.backend.peer import Answer, Peer, serve_peer
-from tests.web.axe import axe_source
 
 CHROMIUM = Path("/usr/bin/chromium")
 HAS_CHROMIUM = CHROMIUM.exists()
@@ -79,6 +81,112 @@ async def test_an_installation_s_page_has_its_month_uploads_and_troubles(peer: P
     assert one["missing_sources"] == ["files/gone.csv"]
     for told in ("files/gone.csv", "2 uploads were refused", "the clock", "<svg", "5 in 30 days"):
         assert told in page
+
+
+@pytest.fixture
+async def alone(tmp_path: Path) -> AsyncIterator[Peer]:
+    """A backend with a database of its own."""
+    async with serve_peer(f"sqlite:///{tmp_path / 'fleet.db'}") as peer:
+        yield peer
+
+
+async def test_troubles_are_one_line_for_each_cause_with_the_fix(alone: Peer) -> None:
+    said: dict[str, dict[str, Any]] = {
+        "moved": {"paused": "installation_moved"},
+        "paused": {"paused": "upgrade_required", "dead": 1},
+        "dead": {"dead": 2},
+        "failed": {},
+    }
+    for installation in ("one", "two"):
+        for cause, outbox in said.items():
+            name = f"{cause}-{installation}"
+            await report(alone, name, status="failing", reasons=[f"so: {cause}"], outbox=outbox)
+    await report(alone, "well", status="ok", version="2.0", outbox={"dead": 9})
+
+    page = (await alone.ask("GET", "/")).body.decode()
+    found = (await alone.ask("GET", "/fleet.json?state=dead")).json
+    one = f"/installation?tenant={alone.name}&id=moved-one"
+    detail = (await alone.ask("GET", one)).body.decode()
+
+    mine = [row for row in found["installations"] if row["tenant"] == alone.name]
+    assert [row["installation_id"] for row in mine] == ["dead-one", "dead-two"]
+    assert {row["cause"] for row in mine} == {"dead"}
+    assert [one["cause"] for one in found["troubles"]] == ["moved", "paused", "dead", "failed"]
+    assert {one["installations"] for one in found["troubles"]} == {2}
+    assert (found["clients"], found["clients_in_trouble"]) == (1, 1)
+    assert "<title>◆ 1 of 1 client is in trouble" in page
+    for shown in ("2 installations of 1 client: moved", "installation adopt", "outbox list"):
+        assert shown in page
+    assert "so: paused" in page
+    assert "<title>◆ moved · moved-one" in detail
+    assert "What to report to the client" in detail
+    assert "moved-one: moved since" in detail
+
+
+async def test_a_trouble_is_as_old_as_the_first_report_of_it(database_url: str) -> None:
+    clock = ManualClock()
+    async with serve_peer(database_url, clock=clock, health_commit_window_s=0) as peer:
+        ages = []
+        for status in ("ok", "failing", "failing", "ok"):
+            sent = asyncio.create_task(report(peer, "site", status=status))
+            while not sent.done():
+                await clock.advance(0)
+            row = (await fleet(peer))["site"]
+            ages.append((row["cause"], row["since"] == row["last_seen_at"]))
+            await clock.advance(60)
+        await clock.advance(90_000)
+        silent = (await fleet(peer))["site"]
+
+    assert ages == [("", True), ("failed", True), ("failed", False), ("", True)]
+    assert (silent["cause"], silent["since"]) == ("silent", silent["last_seen_at"])
+
+
+async def test_a_client_that_knocks_with_a_revoked_key_is_named(tmp_path: Path) -> None:
+    clock, database_url = ManualClock(), f"sqlite:///{tmp_path / 'fleet.db'}"
+    async with serve_peer(database_url, clock=clock) as peer:
+        await peer.complete("u1", chunks=0, records=0, installation_id="site")
+        key_id, at = peer.key.split("_")[1], clock.now().isoformat()
+        database = BackendDatabase(database_url)
+        database.write_now(lambda connection: revoke_key(connection, peer.name, key_id, at))
+        database.close()
+        before = (await peer.ask("GET", "/")).body.decode()
+        await clock.advance(60)
+        forged = {"Authorization": f"Bearer czk_{key_id}_{'x' * 43}"}
+        await peer.ask("PUT", "/v1/installations/site", json={}, headers=forged)
+        unproven = (await peer.ask("GET", "/fleet.json")).json
+        answer = await peer.ask("PUT", "/v1/installations/site", json={})
+        page = (await peer.ask("GET", "/")).body.decode()
+        one = await peer.ask("GET", f"/installation?tenant={peer.name}&id=site")
+        found = (await peer.ask("GET", "/fleet.json")).json
+        await clock.advance(90_000)
+        later = (await peer.ask("GET", "/fleet.json")).json
+
+    assert "The one client delivers" in before
+    assert (answer.status, unproven["refused"], later["refused"]) == (401, [], [])
+    [knock] = found["refused"]
+    assert (knock["tenant"], knock["revoked_at"], knock["times"]) == (peer.name, at, 1)
+    assert f"{peer.name} knocks with a key that was revoked here" in page
+    assert f"catalogzero backend tenants rotate {peer.name}" in page
+    assert "1 of 1 client is in trouble" in page
+    assert f"czk_{key_id}_…" in one.body.decode()
+    assert peer.key not in page
+
+
+async def test_the_page_says_whether_it_is_the_backend(alone: Peer) -> None:
+    await report(
+        alone, "site", status="ok", version="1.4.2", entry="skylark", labels={"at": "Kiel"}
+    )
+    await alone.put("u1", 0, {"a": 1}, headers={"Authorization": "Bearer czk_wrong"})
+
+    page = (await alone.ask("GET", "/")).body.decode()
+    one = await alone.ask("GET", f"/installation?tenant={alone.name}&id=site")
+
+    assert "The one client delivers" in page
+    assert "nothing needs you" in page
+    assert "skylark 1.4.2" in page
+    for figure in ("p99 ≤ ", "<dd>1<small>401", "0<small>5xx, of "):
+        assert figure in page
+    assert "at: Kiel" in one.body.decode()
 
 
 @pytest.mark.parametrize(
@@ -185,13 +293,12 @@ async def page_of(peer: Peer, width: int, path: str = "/", **options: Any) -> As
 
 
 @pytest.fixture
-async def three(tmp_path: Path) -> AsyncIterator[Peer]:
+async def three(alone: Peer) -> Peer:
     """A backend that three installations report to."""
-    async with serve_peer(f"sqlite:///{tmp_path / 'fleet.db'}") as peer:
-        for name, status, waiting in (("b", "ok", 10), ("a", "failing", 9), ("c", "ok", 100)):
-            outbox = {"uploads": waiting, "bytes": waiting * 1_000, "oldest_age_s": 60, "dead": 0}
-            await report(peer, name, status=status, outbox=outbox, version=EVIL)
-        yield peer
+    for name, status, waiting in (("b", "ok", 10), ("a", "failing", 9), ("c", "ok", 100)):
+        outbox = {"uploads": waiting, "bytes": waiting * 1_000, "oldest_age_s": 60, "dead": 0}
+        await report(alone, name, status=status, outbox=outbox, version=EVIL)
+    return alone
 
 
 NAMES = "#fleet tbody th a"
@@ -242,7 +349,7 @@ async def test_without_a_script_the_fleet_is_found_through_all_the_same(three: P
 async def test_the_pages_are_whole_on_a_phone_and_for_who_cannot_see_them(
     three: Peer, path: str
 ) -> None:
-    axe, found, widths = await axe_source(), [], []
+    axe, found, widths = await asyncio.to_thread(axe_source), [], []
     address = path.format(tenant=three.name)
     for width in (360, 1_200):
         async with page_of(three, width, address) as page:
@@ -277,7 +384,8 @@ async def test_a_page_that_stays_open_shows_what_is_new(three: Peer) -> None:
         await page.reload()
         await report(three, "d", status="failing")
         await page.clock.run_for(31_000)
-        await page.get_by_role("heading", name="2 of 4 installations are in trouble").wait_for()
+        await page.get_by_role("heading", name="1 of 1 client is in trouble").wait_for()
+        await page.get_by_text("2 installations of 1 client: failing").wait_for()
         title = await page.title()
 
-    assert title.startswith("◆ 2 of 4")
+    assert title.startswith("◆ 1 of 1 client")

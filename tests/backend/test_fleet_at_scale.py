@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from catalogzero.backend.reports import Report, store_reports
-from catalogzero.backend.store import Database
+from catalogzero.backend.reports import StoredReport, store_reports
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.clock import SystemClock
 from sqlalchemy import text
 
@@ -23,7 +23,7 @@ async def many(database_url: str) -> AsyncIterator[Peer]:
     """Ten thousand installations that all say as much as they may."""
     async with serve_peer(database_url, access_log=False) as peer:
         at = SystemClock().now().isoformat(timespec="milliseconds")
-        database = Database(database_url)
+        database = BackendDatabase(database_url)
 
         def fill(connection: object) -> None:
             [[tenant_id]] = connection.execute(  # type: ignore[attr-defined]
@@ -33,7 +33,7 @@ async def many(database_url: str) -> AsyncIterator[Peer]:
                 store_reports(
                     connection,  # type: ignore[arg-type]
                     [
-                        Report(tenant_id, f"{WIDE}{n:05}", at, _body(n))
+                        StoredReport(tenant_id, f"{WIDE}{n:05}", at, _body(n))
                         for n in range(first, first + 1_000)
                     ],
                 )
@@ -50,7 +50,7 @@ def _body(number: int) -> str:
     figures = f'{{"uploads": {number}, "bytes": 7, "oldest_age_s": 61, "dead": 3, "missing": 2}}'
     return (
         f'{{"client_id": "x", "status": "{"failing" if failing else "ok"}", "reasons": {reasons},'
-        f' "version": "{"<" * 500}", "entry": "{"&" * 500}", "interval_s": 86400,'
+        f' "version": "{number % 9}{"<" * 500}", "entry": "{"&" * 500}", "interval_s": 86400,'
         f' "outbox": {figures}}}'
     )
 

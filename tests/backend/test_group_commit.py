@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 from catalogzero.backend.group_commit import GroupCommit
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.testing import ManualClock
 
 from tests.core.support import until
 
 
 async def test_what_exceeds_a_transaction_is_written_in_the_next(database_url: str) -> None:
-    database = Database(database_url)
+    database = BackendDatabase(database_url)
     written: list[list[int]] = []
 
     def store(connection: sa.Connection, items: Sequence[int]) -> int:

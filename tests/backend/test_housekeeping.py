@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import structlog
-from catalogzero.backend import BackendSettings, clearing
+from catalogzero.backend import BackendSettings
+from catalogzero.backend.clearing import StepSize
 from catalogzero.backend.housekeeping import (
     Housekeeping,
     clear_hidden,
@@ -16,7 +17,7 @@ from catalogzero.backend.housekeeping import (
     unfinished,
     uploads_of,
 )
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.testing import ManualClock
 from sqlalchemy import Connection, text
 
@@ -28,7 +29,7 @@ DAY_S = 86_400
 class World:
     """A backend, its clock, and its housekeeping, which a test runs by hand."""
 
-    def __init__(self, peer: Peer, clock: ManualClock, database: Database) -> None:
+    def __init__(self, peer: Peer, clock: ManualClock, database: BackendDatabase) -> None:
         self.peer, self.clock = peer, clock
         settings = BackendSettings(database=peer.database)
         log, self.database = structlog.get_logger(), database
@@ -57,9 +58,9 @@ class World:
 
 @pytest.fixture
 async def world(database_url: str) -> AsyncIterator[World]:
-    """A backend whose time stands still, and which sweeps only when told."""
+    """A backend whose time stands still, and which sweeps only when asked."""
     clock = ManualClock()
-    database = Database(database_url)
+    database = BackendDatabase(database_url)
     options = {"clock": clock, "housekeeping_interval_s": 10**9}
     async with serve_peer(database_url, **options) as peer:
         yield World(peer, clock, database)
@@ -118,9 +119,7 @@ async def test_rows_of_a_superseded_upload_go(world: World) -> None:
     assert (await world.peer.put("u2", 0, {"a": 1})).status == 410
 
 
-async def test_a_step_takes_many_uploads_and_no_more_than_fits(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_step_takes_many_uploads_and_no_more_than_fits(world: World) -> None:
     for number in range(8):
         await world.peer.put(f"u{number}", 0, *[{"a": n} for n in range(3)])
         await world.peer.put(f"u{number}", 1, {"a": 3})
@@ -128,18 +127,14 @@ async def test_a_step_takes_many_uploads_and_no_more_than_fits(
         await world.peer.complete(f"u{number}", **key, chunks=2, records=4)
     rows = [world.rows()]
 
-    def step() -> bool:
-        more = world.database.write_now(clear_hidden)
+    def step(size: StepSize) -> bool:
+        more = world.database.write_now(lambda connection: clear_hidden(connection, size))
         rows.append(world.rows())
         return more
 
-    monkeypatch.setattr(clearing, "RECORDS_A_STEP", 12)
-    step()
-    monkeypatch.setattr(clearing, "RECORDS_A_STEP", 1)
-    step()
-    monkeypatch.setattr(clearing, "CHUNKS_A_STEP", 3)
-    monkeypatch.setattr(clearing, "RECORDS_A_STEP", 1_000)
-    while step():
+    step(StepSize(records=12))
+    step(StepSize(records=1))
+    while step(StepSize(chunks=3)):
         pass
 
     # three whole uploads, then one chunk that is larger than a step, then three chunks at a time

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-from catalogzero.backend import installations
 from catalogzero.backend.generations import renew
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 
 from tests.backend.peer import Answer, Peer
 from tests.backend.test_command import run
@@ -91,7 +89,7 @@ async def test_a_start_for_another_generation_takes_no_epoch(peer: Peer) -> None
     named = first.json["generation"]
     own = await peer.ask("PUT", "/v1/installations/site-1", json=about | {"generation": named})
     epoch = own.json["epoch"]
-    database = Database(peer.database)
+    database = BackendDatabase(peer.database)
     renewed = database.write_now(renew)
     database.close()
 
@@ -169,13 +167,14 @@ async def test_a_start_is_answered_with_what_is_known_of_each_source(peer: Peer)
     assert "next" not in answer
 
 
-async def test_many_sources_are_told_in_pages_of_one_generation_and_epoch(
-    peer: Peer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(installations, "PAGE_SOURCES", 2)
-    for number in range(5):
-        fields = {"source_key": f"s{number}", "source_seq": number + 1}
-        await peer.complete(f"u{number}", chunks=0, records=0, **fields)
+async def test_many_sources_are_reported_in_pages_of_one_generation_and_epoch(peer: Peer) -> None:
+    await peer.complete("u1", chunks=0, records=0, source_key="s1")
+    peer.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)"
+        " INSERT INTO sources (tenant_id, installation_id, source_key, key_digest, highest_seq)"
+        " SELECT t.tenant_id, 'site-1', 's' || i, 'digest-' || i, i FROM n, tenants t"
+        " WHERE t.name = :tenant"
+    )
 
     pages = [(await start(peer)).json]
     while "next" in pages[-1]:
@@ -185,7 +184,7 @@ async def test_many_sources_are_told_in_pages_of_one_generation_and_epoch(
         pages.append(more.json)
 
     told = {key: state["source_seq"] for page in pages for key, state in page["states"].items()}
-    assert told == {f"s{number}": number + 1 for number in range(5)}
+    assert told == {f"s{number}": number for number in range(1, 2_501)}
     assert len(pages) == 3
     assert len({(page["generation"], page["epoch"]) for page in pages}) == 1
     bad = await peer.ask("GET", "/v1/installations/site-1?next=x")
@@ -211,7 +210,7 @@ async def test_every_answer_names_the_generation_and_a_restore_makes_another(pee
 
     before = await named()
     again = await named()
-    database = Database(peer.database)
+    database = BackendDatabase(peer.database)
     made = database.write_now(renew)
     database.close()
     after = await named()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from sqlalchemy import make_url
 
 from tests.backend.peer import postgresql_url
@@ -104,7 +104,7 @@ async def test_each_row_is_seen_once_through(
     with ExitStack() as life:
         proxy = life.enter_context(TcpProxy(str(server.host), server.port or 5432))
         behind = server.set(host="127.0.0.1", port=proxy.port)
-        database = life.enter_context(closing(Database(url)))
+        database = life.enter_context(closing(BackendDatabase(url)))
         key = run("tenants", "add", "acme", "--database", url).stdout.strip()
         if fault == "limit":
             run("tenants", "limit", "acme", "--requests-per-s", "4", "--database", url)

@@ -1,4 +1,4 @@
-"""What `/metrics` tells, and the alert rules that stand on it."""
+"""What `/metrics` reports, and the alert rules that stand on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def value(text: str, series: str) -> float:
     return float(found.rpartition(" ")[2])
 
 
-async def test_health_readiness_and_metrics_tell_what_happened(peer: Peer) -> None:
+async def test_health_readiness_and_metrics_report_what_happened(peer: Peer) -> None:
     await peer.put("u1", 0, {"a": 1}, {"a": 2})
     await peer.complete("u1", records=2)
 
@@ -101,7 +101,7 @@ async def test_a_scrape_asks_the_database_nothing_and_shows_each_state(tmp_path:
     assert value(counted, "catalogzero_backend_missing_sources") == 4
 
 
-async def test_what_waits_for_the_hook_is_told(database_url: str) -> None:
+async def test_what_waits_for_the_hook_is_reported(database_url: str) -> None:
     called = asyncio.Event()
 
     async def stuck(_upload: object) -> None:
@@ -159,18 +159,18 @@ async def test_promtool_takes_the_rules_and_what_is_really_scraped(
 ) -> None:
     text = await scrape(peer)
 
-    assert await told_by(promtool, "check", "rules", str(RULES)) == (0, "")
-    assert await told_by(promtool, "check", "metrics", given=text) == (0, "")
+    assert await output_of(promtool, "check", "rules", str(RULES)) == (0, "")
+    assert await output_of(promtool, "check", "metrics", given=text) == (0, "")
 
 
 async def test_each_alert_fires_when_it_should_and_only_then(promtool: str, tmp_path: Path) -> None:
     cases = yaml.safe_load(CASES.read_text())
     (tmp_path / "cases.yml").write_text(yaml.safe_dump({"rule_files": [str(RULES)], **cases}))
 
-    assert await told_by(promtool, "test", "rules", str(tmp_path / "cases.yml")) == (0, "")
+    assert await output_of(promtool, "test", "rules", str(tmp_path / "cases.yml")) == (0, "")
 
 
-async def told_by(*command: str, given: str = "") -> tuple[int | None, str]:
+async def output_of(*command: str, given: str = "") -> tuple[int | None, str]:
     """How a command ended, and what it complained of."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(

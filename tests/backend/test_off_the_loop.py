@@ -99,12 +99,12 @@ async def test_pages_are_built_off_the_loop(peer: Peer, monkeypatch: pytest.Monk
     assert set(watch.sizes) == built
 
 
-async def test_no_body_takes_more_than_four_times_what_it_may_unpack_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_body_takes_more_than_four_times_what_it_may_unpack_to(tmp_path: Path) -> None:
     limit = 32 * MIB  # a quarter of the default, as is the count of records
-    monkeypatch.setenv("CATALOGZERO_BACKEND_MAX_DECODED_BYTES", str(limit))
-    monkeypatch.setenv("CATALOGZERO_BACKEND_MAX_CHUNK_RECORDS", "250000")
+    limits = {
+        "CATALOGZERO_BACKEND_MAX_DECODED_BYTES": str(limit),
+        "CATALOGZERO_BACKEND_MAX_CHUNK_RECORDS": "250000",
+    }
     database = str(tmp_path / "backend.db")
     key = run("tenants", "add", "skylark", "--database", database).stdout.strip()
     most = limit - 4_096
@@ -133,7 +133,7 @@ async def test_no_body_takes_more_than_four_times_what_it_may_unpack_to(
         "as many rows as may be": (JSON, b"[%s{}]" % (b'{"a":1,"b":"text"},' * 170_000), 201),
         "an array of one long text": (JSON, b'[{"a":"%s"}]' % (b"x" * (most - 9)), 201),
     }
-    with served("--database", database) as (process, announced):
+    with served("--database", database, **limits) as (process, announced):
         headers = {"Authorization": f"Bearer {key}"}
         url = announced["endpoint"]
         async with aiohttp.ClientSession(headers=headers) as session:

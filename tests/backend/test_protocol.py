@@ -224,7 +224,7 @@ async def test_content_that_comes_back_is_seen_again(peer: Peer) -> None:
     assert peer.visible() == [{"content": "a"}]
 
 
-async def test_a_late_older_upload_is_superseded_and_tells_the_highest_number(
+async def test_a_late_older_upload_is_superseded_and_reports_the_highest_number(
     peer: Peer,
 ) -> None:
     await peer.put("u2", 0, {"a": 2})

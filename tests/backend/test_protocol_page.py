@@ -27,7 +27,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "upload-protocol.md")
 CSV = {"Content-Type": "text/csv"}
 PARQUET = {"Content-Type": "application/vnd.apache.parquet"}
 LONG = "100000000000000000901"
-"""More digits than a double, or 64 bits, can tell from …902."""
+"""More digits than a double, or 64 bits, can distinguish from …902."""
 
 
 def names_in(heading: str) -> set[str]:
@@ -85,7 +85,7 @@ async def test_the_document_for_machines_needs_no_key(peer: Peer) -> None:
         (nested(1_000, "1"), nested(1_000, "2")),
     ],
 )
-async def test_other_records_are_told_apart_to_the_last_digit(
+async def test_other_records_are_distinguished_to_the_last_digit(
     peer: Peer, stored: str, again: str
 ) -> None:
     await peer.put("u1", 0, data=stored)

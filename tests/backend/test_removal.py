@@ -8,16 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from catalogzero.backend import BackendSettings, clearing, removal
+from catalogzero.backend import BackendSettings
+from catalogzero.backend.clearing import StepSize
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.inventory import read_sources
-from catalogzero.backend.removal import Target, preview, remove
-from catalogzero.backend.store import Database
+from catalogzero.backend.removal import Target, begin, preview, remove, step, unfinished
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.clock import SystemClock
 from catalogzero.protocol.bodies import GENERATION
@@ -29,28 +31,29 @@ from tests.cloud.processors import Doubler
 
 KILLED = """
 import os, signal, sys
-from catalogzero.backend import removal
-from catalogzero.cli.main import main
+from catalogzero.backend.clearing import StepSize
+from catalogzero.backend.removal import Target, begin, step
+from catalogzero.backend.store import BackendDatabase
 
-real, steps = removal.step, []
-
-def step(connection, number, at):
-    more = real(connection, number, at)
-    steps.append(number)
-    if len(steps) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return more
-
-removal.UPLOADS_A_STEP, removal.step = 2, step
-sys.argv[1:] = ["backend", "tenants", "remove", sys.argv[1], "--database", sys.argv[2], "--yes"]
-main()
+at, database = "2026-01-01T00:00:00.000+00:00", BackendDatabase(sys.argv[2])
+number = database.write_now(lambda connection: begin(connection, Target(sys.argv[1]), at))
+for turn in range(3):
+    def work(connection):
+        step(connection, number, at, StepSize(uploads=2))
+        if turn == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    database.write_now(work)
 """
+ROWS_LEFT = (
+    "SELECT count(*) FROM records JOIN uploads USING (upload_no)"
+    " JOIN tenants USING (tenant_id) WHERE name = :tenant"
+)
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(database_url: str) -> Iterator[BackendDatabase]:
     """The backend's database, as a command has it."""
-    with closing(Database(database_url)) as opened:
+    with closing(BackendDatabase(database_url)) as opened:
         yield opened
 
 
@@ -68,7 +71,7 @@ async def states(peer: Peer, installation: str = "site-1") -> dict[str, Any]:
 
 
 async def test_a_removed_source_leaves_its_numbers_and_nothing_else(
-    peer: Peer, database: Database
+    peer: Peer, database: BackendDatabase
 ) -> None:
     append = {"source_key": "orders", "mode": "append"}
     await deliver(peer, "u1", {"a": 1}, source_seq=4)
@@ -106,7 +109,7 @@ async def test_a_removed_source_leaves_its_numbers_and_nothing_else(
 
 
 async def test_what_a_client_sends_after_a_removal_is_judged_as_before(
-    peer: Peer, database: Database
+    peer: Peer, database: BackendDatabase
 ) -> None:
     await deliver(peer, "u1", {"a": 1}, source_seq=5)
     remove(database, Target(peer.name, "site-1", "source-1"), SystemClock())
@@ -123,7 +126,7 @@ async def test_what_a_client_sends_after_a_removal_is_judged_as_before(
 
 
 async def test_a_removal_is_known_in_a_generation_that_is_the_installations_own(
-    peer: Peer, database: Database
+    peer: Peer, database: BackendDatabase
 ) -> None:
     await deliver(peer, "u1", {"a": 1})
     report: dict[str, Any] = {"client_id": "site-1"}
@@ -138,7 +141,7 @@ async def test_a_removal_is_known_in_a_generation_that_is_the_installations_own(
 
 
 async def test_a_removed_installation_leaves_its_epoch_and_its_sources_numbers(
-    peer: Peer, database: Database
+    peer: Peer, database: BackendDatabase
 ) -> None:
     about = {"entry": "skylark", "epoch": 0, "nonce": "n", "host": {"os": "Linux"}}
     epoch = (await peer.ask("PUT", "/v1/installations/site-1", json=about)).json["epoch"]
@@ -180,7 +183,7 @@ async def test_a_removed_installation_leaves_its_epoch_and_its_sources_numbers(
 
 
 async def test_of_a_removed_tenant_nothing_stays_and_no_number_is_given_again(
-    database_url: str, database: Database
+    database_url: str, database: BackendDatabase
 ) -> None:
     async with serve_peer(database_url) as kept, serve_peer(database_url) as gone:
         await deliver(kept, "u1", {"kept": 1})
@@ -213,30 +216,23 @@ async def test_of_a_removed_tenant_nothing_stays_and_no_number_is_given_again(
 
 
 async def test_a_removal_is_made_of_bounded_transactions(
-    peer: Peer, database: Database, monkeypatch: pytest.MonkeyPatch
+    peer: Peer, database: BackendDatabase
 ) -> None:
     for number in range(7):
         key = {"source_key": f"s{number}", "source_seq": 1}
         await deliver(peer, f"u{number}", {"a": 1}, {"a": 2}, **key)
-    gone: list[int] = []
-    real = clearing.clear
+    target, size = Target(peer.name, "site-1"), StepSize(sources=3, records=4)
+    number = database.write_now(lambda connection: begin(connection, target, AT))
+    left = [peer.sql(ROWS_LEFT)[0][0]]
+    while database.write_now(lambda connection: step(connection, number, AT, size)):
+        left.append(peer.sql(ROWS_LEFT)[0][0])
+    gone = [before - after for before, after in pairwise(left)]
 
-    def counted(*given: Any) -> Any:
-        cleared = real(*given)
-        gone.append(cleared.records)
-        return cleared
-
-    monkeypatch.setattr(removal, "clear", counted)
-    monkeypatch.setattr(removal, "SOURCES_A_STEP", 3)
-    monkeypatch.setattr(clearing, "RECORDS_A_STEP", 4)
-    receipt = remove(database, Target(peer.name, "site-1"), SystemClock())
-
-    assert (max(gone), sum(gone), receipt.removed["records"]) == (4, 14, 14)
-    assert receipt.transactions == len(gone)
+    assert (max(gone), sum(gone)) == (4, 14)
 
 
 async def test_a_removal_that_was_killed_is_gone_on_with(
-    database_url: str, database: Database
+    database_url: str, database: BackendDatabase
 ) -> None:
     async with serve_peer(database_url) as peer:
         for number in range(9):
@@ -259,21 +255,21 @@ async def test_a_removal_that_was_killed_is_gone_on_with(
 
 
 async def test_housekeeping_ends_a_removal_that_nobody_went_on_with(
-    peer: Peer, database: Database
+    peer: Peer, database: BackendDatabase
 ) -> None:
     await deliver(peer, "u1", {"a": 1})
     target = Target(peer.name, "site-1")
-    number = database.write_now(lambda connection: removal._begin(connection, target, AT))
+    number = database.write_now(lambda connection: begin(connection, target, AT))
 
     settings = BackendSettings(database=peer.database)
     await Housekeeping(settings, database, SystemClock(), structlog.get_logger()).sweep()
 
     assert peer.visible() == []
-    assert number not in database.read_now(removal.unfinished)
+    assert number not in database.read_now(unfinished)
 
 
 async def test_a_stream_is_shown_as_long_as_it_is_kept_and_its_numbers_for_ever(
-    peer: Peer, database: Database
+    peer: Peer, database: BackendDatabase
 ) -> None:
     await deliver(peer, "u1", {"a": 1}, stream="short", source_key="s1", source_seq=5)
     await deliver(peer, "u2", {"a": 2}, stream="long", source_key="s2", source_seq=6)
@@ -297,7 +293,7 @@ async def test_a_stream_is_shown_as_long_as_it_is_kept_and_its_numbers_for_ever(
 async def test_a_backend_is_ready_only_with_its_own_schema(tmp_path: Path) -> None:
     async with serve_peer(f"sqlite:///{tmp_path / 'b.db'}") as peer:
         ready = await peer.ask("GET", "/readyz")
-        with closing(Database(peer.database)) as database:
+        with closing(BackendDatabase(peer.database)) as database:
             database.write_now(
                 lambda connection: connection.exec_driver_sql(
                     "UPDATE backend_schema SET version = version + 1"
@@ -322,7 +318,7 @@ async def _erase_and_run(peer: Peer, tmp_path: Path) -> None:
     (data / "a.csv").write_text("n,name\n1,x\n2,x\n")
     config: dict[str, Any] = {"endpoint": peer.url + "/v1", "api_key": peer.key}
     call = {"data_source": str(data)}
-    runtime: dict[str, Any] = {"state_dir": tmp_path / "state", "settle_s": 0}
+    runtime: dict[str, Any] = {"state_dir": tmp_path / "state", "min_file_age_s": 0}
     runtime["installation_id"] = "site-7"
 
     async def run_once() -> str:
@@ -330,7 +326,7 @@ async def _erase_and_run(peer: Peer, tmp_path: Path) -> None:
             return str((await service.client.call("process_and_upload", call))["status"])
 
     first = await run_once()
-    with closing(Database(peer.database)) as database:
+    with closing(BackendDatabase(peer.database)) as database:
         remove(database, Target(peer.name, "site-7"), SystemClock())
     second = await run_once()
     seen = peer.visible()
@@ -342,7 +338,7 @@ async def _erase_and_run(peer: Peer, tmp_path: Path) -> None:
     assert [int(row["n"]) for row in peer.visible()] == [6]
 
 
-def test_the_operator_is_asked_and_told(tmp_path: Path) -> None:
+def test_the_operator_is_asked_and_informed(tmp_path: Path) -> None:
     database = ["--database", str(tmp_path / "b.db")]
     run("tenants", "add", "acme", *database)
 

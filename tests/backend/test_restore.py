@@ -14,7 +14,7 @@ import pytest
 from catalogzero.backend import BackendSettings, create_app
 from catalogzero.backend.generations import renew
 from catalogzero.backend.server import serving as served_backend
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.testing import serving
 
@@ -30,7 +30,7 @@ async def acknowledged(peer: Peer, upload: str, installation: str, **said: Any) 
     return await peer.complete(upload, chunks=0, records=0, **about, **said)
 
 
-async def tell(peer: Peer, installation: str, generation: str, number: int, upload: str) -> str:
+async def report(peer: Peer, installation: str, generation: str, number: int, upload: str) -> str:
     """Report health with what is held for acknowledged; the generation that is answered."""
     held = {"number": number, "upload_id": upload}
     body = {"client_id": installation, "generation": generation, "acknowledged": held}
@@ -69,19 +69,19 @@ async def test_what_is_acknowledged_and_not_here_begins_a_generation_of_that_ins
     await acknowledged(peer, "b", "one")
     await acknowledged(peer, "o", "other")
 
-    after = await tell(peer, "one", before, number, upload)
-    again = await tell(peer, "one", before, number, upload)
+    after = await report(peer, "one", before, number, upload)
+    again = await report(peer, "one", before, number, upload)
     late = await acknowledged(
         peer, "d", "one", generation=before, acknowledged={"number": number, "upload_id": upload}
     )
-    other = await tell(peer, "other", before, 1, "o")
+    other = await report(peer, "other", before, 1, "o")
 
     assert (after != before) == lost
     assert again == late.headers[GENERATION] == after
     assert other == before
 
 
-async def test_a_complete_tells_it_before_it_takes_the_number(peer: Peer) -> None:
+async def test_a_complete_reports_it_before_it_takes_the_number(peer: Peer) -> None:
     before = (await acknowledged(peer, "a", "one")).headers[GENERATION]
     held = {"number": 2, "upload_id": "lost"}
 
@@ -115,7 +115,7 @@ class Site:
         self.service, self.folder = service, folder
 
     def write(self, name: str) -> None:
-        """A file with one row that tells it from all others."""
+        """A file with one row that distinguishes it from all others."""
         (self.folder / name).write_text(f"n,name\n2,{self.folder.name}-{name}\n")
 
     async def run(self) -> None:
@@ -134,7 +134,7 @@ async def site(name: str, home: Path, endpoint: str, key: str) -> AsyncIterator[
     folder = home / name
     folder.mkdir()
     config: dict[str, Any] = {"endpoint": endpoint, "api_key": key, "data_roots": [str(folder)]}
-    state: dict[str, Any] = {"state_dir": home / f"{name}-state", "settle_s": 0}
+    state: dict[str, Any] = {"state_dir": home / f"{name}-state", "min_file_age_s": 0}
     async with serving(Doubler(**config), **state, installation_id=name) as service:
         yield Site(service, folder)
 
@@ -145,7 +145,7 @@ async def site(name: str, home: Path, endpoint: str, key: str) -> AsyncIterator[
 async def test_clients_send_again_what_an_hour_old_backup_lacks(
     url: str, tmp_path: Path, command: bool
 ) -> None:
-    database = Database(url)
+    database = BackendDatabase(url)
     key = database.write_now(lambda connection: add_tenant(connection, "acme", AT))
     schema = url.partition("%3D")[2]
     server = url.partition("?")[0]
@@ -180,7 +180,7 @@ async def test_clients_send_again_what_an_hour_old_backup_lacks(
         execute(database, f"DROP SCHEMA {schema} CASCADE")
         database.close()
         await run("pg_restore", "-d", server, backup)
-        database = Database(url)
+        database = BackendDatabase(url)
         life.callback(database.close)
         if command:
             database.write_now(renew)
@@ -214,11 +214,11 @@ async def test_clients_send_again_what_an_hour_old_backup_lacks(
     assert rows["one"]["missing"] == 0
 
 
-def execute(database: Database, statement: str) -> None:
+def execute(database: BackendDatabase, statement: str) -> None:
     database.write_now(lambda connection: connection.exec_driver_sql(statement))
 
 
-def visible(database: Database) -> set[str]:
+def visible(database: BackendDatabase) -> set[str]:
     """What can be seen, and nothing of it twice."""
     rows = database.read_now(
         lambda at: at.exec_driver_sql("SELECT payload::json ->> 'name' FROM visible_records").all()
@@ -228,7 +228,7 @@ def visible(database: Database) -> set[str]:
     return set(names)
 
 
-def own_generations(database: Database) -> dict[str, str]:
+def own_generations(database: BackendDatabase) -> dict[str, str]:
     """The generation that each installation was given for itself."""
     rows = database.read_now(
         lambda at: at.exec_driver_sql("SELECT installation_id, generation FROM installations").all()

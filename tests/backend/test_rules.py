@@ -1,23 +1,22 @@
 """The rules of completion against a brute-force oracle, step by step, on each database.
 
-The oracle keeps a plain history of what happened and reads every answer out of it anew; it shares
+The oracle keeps a plain history of what happened and reads every answer out of it; it shares
 no code with the backend.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-from catalogzero.backend import clearing, uploads
-from catalogzero.backend.bodies import Limits, seal
+from catalogzero.backend import uploads
+from catalogzero.backend.clearing import StepSize
+from catalogzero.backend.decoding import ChunkLimits, seal
 from catalogzero.backend.housekeeping import clear_hidden, collect_unfinished
 from catalogzero.backend.schema import tenants
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.protocol.bodies import Complete
 from catalogzero.protocol.judging import Judgement
@@ -39,7 +38,7 @@ CONTENTS = st.sampled_from(["a", "b"])
 MARKS = st.sampled_from([None, 1, 2])
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1_200)]
 LATER = "2027-01-01T00:00:00.000+00:00"
-LIMITS = Limits(1 << 20, 100)
+LIMITS = ChunkLimits(1 << 20, 100)
 CLAIMS = st.fixed_dictionaries(
     {
         "source_key": st.sampled_from(["s1", "s1", "s1", "s2"]),
@@ -118,7 +117,7 @@ class Oracle:
         return next((event for event in self.history if event.upload == upload), None)
 
     def superseded(self, source: str) -> tuple[Any, ...]:
-        """The answer that tells the source's highest number and its watermark."""
+        """The answer that has the source's highest number and its watermark."""
         return ("superseded", self.highest(source), self.watermark(source))
 
     def of(self, source: str, *kinds: str) -> list[Event]:
@@ -160,18 +159,14 @@ class Oracle:
         }
 
 
-@contextmanager
-def small_steps() -> Iterator[None]:
-    """Housekeeping deletes one chunk at a time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clearing, "CHUNKS_A_STEP", 1)
-        yield
+ONE_CHUNK = StepSize(chunks=1)
+"""Housekeeping deletes one chunk at a time."""
 
 
 class Completion(RuleBasedStateMachine):
     """Random chunks and completes, duplicated, reordered and contradictory."""
 
-    database: ClassVar[Database]
+    database: ClassVar[BackendDatabase]
     names = (f"tenant-{number}" for number in itertools.count())
 
     def __init__(self) -> None:
@@ -242,8 +237,7 @@ class Completion(RuleBasedStateMachine):
     @rule()
     def collect(self) -> None:
         """Seven days pass for one chunk of some upload that is still open."""
-        with small_steps():
-            self.database.write_now(lambda c: collect_unfinished(c, LATER))
+        self.database.write_now(lambda c: collect_unfinished(c, LATER, ONE_CHUNK))
 
         gone = self.oracle.open_chunks() - self.stored(state="open")
         assert len(gone) <= 1
@@ -253,8 +247,7 @@ class Completion(RuleBasedStateMachine):
     @rule()
     def clear(self) -> None:
         """The rows that nobody sees any more are deleted, in part."""
-        with small_steps():
-            self.database.write_now(clear_hidden)
+        self.database.write_now(lambda c: clear_hidden(c, ONE_CHUNK))
 
     def stored(self, state: str) -> set[tuple[str, int]]:
         """The chunks of the tenant's uploads in a state."""
@@ -287,7 +280,7 @@ class Completion(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("examples", [50, pytest.param(1_000, marks=SLOW)])
 def test_every_complete_is_answered_as_the_design_says(database_url: str, examples: int) -> None:
-    database = Database(database_url)
+    database = BackendDatabase(database_url)
 
     class OnThisDatabase(Completion):
         pass

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.settings import BackendSettings
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.clock import SystemClock
 from sqlalchemy import create_engine, inspect, text
 from structlog import get_logger
@@ -79,7 +79,7 @@ async def test_a_database_of_the_second_version_goes_forward_with_its_rows(
         async with serve_peer(url) as peer:
             before = peer.sql("SELECT upload_id, state, visible FROM uploads ORDER BY upload_no")
             waits = peer.sql("SELECT upload_id FROM uploads WHERE clear_since IS NOT NULL")
-            database = Database(url)
+            database = BackendDatabase(url)
             settings = BackendSettings(database=url, open_upload_ttl_s=1e9)
             await Housekeeping(settings, database, SystemClock(), get_logger()).sweep()
             database.close()
@@ -110,7 +110,7 @@ def test_a_database_that_went_forward_looks_like_a_new_one(
 
 def _shape(url: str) -> dict[str, object]:
     """Tables with the names of their columns, keys and indexes."""
-    with closing(Database(url)) as database, database.reading() as connection:
+    with closing(BackendDatabase(url)) as database, database.reading() as connection:
         seen = inspect(connection)
         return {
             table: (

@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 import pytest
 from catalogzero.backend import CompletedUpload, api, tenants
-from catalogzero.backend.bodies import parse
+from catalogzero.backend.decoding import parse
 from catalogzero.backend.shares import RateLimit
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.testing import ManualClock
 
 from tests.backend.peer import Peer, serve_peer
@@ -51,7 +51,7 @@ class Gate:
         self._open.set()
 
 
-async def test_at_its_share_of_places_a_tenant_is_told_to_wait_and_another_is_served(
+async def test_at_its_share_of_places_a_tenant_is_asked_to_wait_and_another_is_served(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serve_peer(database_url) as peer:
@@ -121,14 +121,14 @@ async def test_a_key_that_is_not_known_is_not_looked_for_at_each_request(
     peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[Any] = []
-    real = Database.read
+    real = BackendDatabase.read
 
-    async def counted(self: Database, work: Any) -> Any:
+    async def counted(self: BackendDatabase, work: Any) -> Any:
         if work.__module__ == tenants.__name__:
             reads.append(work)
         return await real(self, work)
 
-    monkeypatch.setattr(Database, "read", counted)
+    monkeypatch.setattr(BackendDatabase, "read", counted)
     headers = {"Authorization": f"Bearer czk_{'0' * 12}_{'A' * 43}"}
     answers = [await peer.ask("GET", "/v1/uploads/u1", headers=headers) for _ in range(5)]
 
@@ -221,3 +221,19 @@ def test_a_bucket_fills_again_at_its_rate() -> None:
     assert [ask("a", 0.5), ask("a", 0.5), ask("b", 0.5)] == [0, 0.5, 0]
     limit.take("b", 0.5, 2, 9)  # owed
     assert limit.wait_s("b", 0.5, 2) == 3.5
+
+
+async def test_what_all_tenants_hold_together_is_bounded_and_what_is_over_it_may_come_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve_peer(database_url, max_held_bytes=len(ROWS) + 1_024) as peer:
+        gate = Gate(monkeypatch)
+        held = asyncio.create_task(peer.put("u1", 0, data=ROWS))
+        await until(lambda: gate.arrived == 1)
+        refused = await peer.put("u2", 0, data=ROWS)
+        gate.open()
+        stored = await held
+        again = await peer.put("u2", 0, data=ROWS)
+
+    assert (refused.status, refused.headers["Retry-After"]) == (503, "2")
+    assert (stored.status, again.status) == (201, 201)

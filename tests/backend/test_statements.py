@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from threading import current_thread
 from typing import Any
 
-from catalogzero.backend.reports import Report, store_reports
-from catalogzero.backend.store import Database
+from catalogzero.backend.reports import StoredReport, store_reports
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.backend.tenants import add_tenant, list_tenants, tenant_id_of
 from sqlalchemy import Engine, event
 
@@ -46,10 +46,10 @@ async def test_an_upload_takes_few_statements_however_many_came_before(peer: Pee
 
 
 def test_health_reports_that_share_a_transaction_share_its_statements(database_url: str) -> None:
-    database = Database(database_url)
+    database = BackendDatabase(database_url)
 
     def cost(count: int) -> int:
-        rows = [Report(tenant, f"site-{n}", AT, "{}") for n in range(count)]
+        rows = [StoredReport(tenant, f"site-{n}", AT, "{}") for n in range(count)]
         with counted() as sent:
             database.write_now(lambda connection: store_reports(connection, rows))
         return len(sent)

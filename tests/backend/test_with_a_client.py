@@ -28,7 +28,7 @@ async def test_a_file_arrives_once_and_its_new_content_replaces_it(
     call = {"data_source": str(data), "params": {"format": form}}
     runtime: dict[str, Any] = {
         "state_dir": tmp_path / "state",
-        "settle_s": 0,
+        "min_file_age_s": 0,
         "installation_id": "site-7",
     }
     async with serving(Doubler(**config, data_roots=[str(data)]), **runtime) as service:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 import uuid
+from contextlib import suppress
 from time import perf_counter
+from typing import Any
 
+import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from structlog.typing import FilteringBoundLogger
@@ -18,23 +21,29 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.backend.observe import named
 from catalogzero.backend.tenants import KEY_PATTERN
 from catalogzero.config.logs import run_ids
+from catalogzero.config.seldom import Seldom
 
 REQUEST_ID = "X-Request-Id"
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 TRACEPARENT_PATTERN = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 PROBES = ("/healthz", "/readyz", "/metrics")
 MAX_PATH_CHARS = 300
+REFUSALS = frozenset({400, 401, 403, 413, 415, 422, 429})
+"""Answers of which an operator is to hear: the others are part of a client's ordinary way."""
 GONE = 499
 """The status of a line whose client went away before it was answered."""
 TENANT = web.RequestKey("tenant", str)
 """The name of the tenant whose key a request showed."""
 
 
-def access_logger(log: FilteringBoundLogger, *, enabled: bool) -> Middleware:
+def access_logger(log: FilteringBoundLogger, seldom: Seldom, *, enabled: bool) -> Middleware:
     """The outermost middleware: gives each request its ids, and writes its line at the end.
+
+    What a tenant is refused is a warning besides, at first and then at growing intervals.
 
     Args:
         log: Where lines go.
+        seldom: Says which refusals are worth a line.
         enabled: Whether they are written; ids are given all the same. Probes that succeed are not.
     """
 
@@ -47,6 +56,8 @@ def access_logger(log: FilteringBoundLogger, *, enabled: bool) -> Middleware:
             status = answer.status
             body = answer.body if isinstance(answer, web.Response) else None
             size = len(body) if isinstance(body, bytes) else 0
+            if status in REFUSALS:
+                _warn_of_refusal(log, seldom, request, status, body)
             if not answer.prepared:
                 answer.headers[REQUEST_ID] = ids["request_id"]
             return answer
@@ -56,6 +67,19 @@ def access_logger(log: FilteringBoundLogger, *, enabled: bool) -> Middleware:
             run_ids.reset(before)
 
     return write
+
+
+def _warn_of_refusal(
+    log: FilteringBoundLogger, seldom: Seldom, request: web.Request, status: int, body: Any
+) -> None:
+    """A line on what was refused, to whom, and why, where it is its turn."""
+    tenant = request.get(TENANT)
+    if times := seldom.is_due(f"{status} {tenant}"):
+        reason, route = "", named(request)[1]
+        with suppress(ValueError, TypeError, KeyError):  # an answer of another form
+            reason = orjson.loads(body)["detail"]
+        about = {"status": status, "route": route, "tenant": tenant, "remote": request.remote}
+        log.warning("refused", **about, reason=reason, times=times)
 
 
 def _ids(request: web.Request) -> dict[str, str]:

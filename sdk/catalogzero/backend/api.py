@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,34 +20,20 @@ from sqlalchemy import Connection
 
 from catalogzero.backend import installations, uploads
 from catalogzero.backend.access_log import TENANT
-from catalogzero.backend.bodies import Limits, Records, decompress, parse, parse_array
+from catalogzero.backend.decoding import ChunkLimits, Records, decompress, parse, parse_array
 from catalogzero.backend.group_commit import GroupCommit
 from catalogzero.backend.observe import ROWS
 from catalogzero.backend.openapi import document
-from catalogzero.backend.reports import Report, store_reports
+from catalogzero.backend.reports import StoredReport, store_reports
 from catalogzero.backend.settings import BackendSettings
 from catalogzero.backend.shares import InUse, Shares
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.backend.tenants import KEY_PATTERN, KeyRing, Tenant
-from catalogzero.backend.uploads import Outcome, Stored
+from catalogzero.backend.uploads import Stored, UploadOutcome
 from catalogzero.clock import Clock
-from catalogzero.protocol.bodies import (
-    EPOCH,
-    GENERATION,
-    INSTALLATION,
-    JSON,
-    MAX_EPOCH,
-    MAX_KEY_CHARS,
-    MAX_PLACE_DIGITS,
-    MAX_SEQ,
-    UPLOAD_ID,
-    Complete,
-    HealthReport,
-    Installation,
-    ModelT,
-    check_digest,
-    read_model,
-)
+from catalogzero.config.logs import Logger
+from catalogzero.protocol import bodies
+from catalogzero.protocol.bodies import check_digest, read_model
 from catalogzero.protocol.judging import Judgement
 from catalogzero.protocol.problems import Kind, ProblemError
 from catalogzero.web import body_parts, header_text, json_response, shown_token
@@ -77,19 +62,20 @@ class UploadApi:
     def __init__(
         self,
         settings: BackendSettings,
-        database: Database,
+        database: BackendDatabase,
         clock: Clock,
         on_completed: Callable[[], None] | None,
+        log: Logger,
     ) -> None:
         self._settings, self._database, self._clock = settings, database, clock
-        self._on_completed = on_completed
-        self._limits = Limits(settings.max_decoded_bytes, settings.max_chunk_records)
-        self._keys = KeyRing(database, clock)
+        self._on_completed, self._has_hook = on_completed, on_completed is not None
+        self._limits = ChunkLimits(settings.max_decoded_bytes, settings.max_chunk_records)
+        self.keys = KeyRing(database, clock, log)
         self._places = asyncio.Semaphore(settings.max_concurrent_chunks)
         self.shares = Shares(settings, clock)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="backend-decode")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="backend-json")
-        self.reports = GroupCommit[Report, dict[tuple[int, str], str]](
+        self.reports = GroupCommit[StoredReport, dict[tuple[int, str], str]](
             database, store_reports, clock, settings.health_commit_window_s
         )
 
@@ -117,116 +103,94 @@ class UploadApi:
     async def put_chunk(self, request: web.Request) -> web.Response:
         """`PUT uploads/{upload_id}/chunks/{seq}`: store one chunk's records."""
         tenant = await self._tenant(request)
-        upload_id, seq = _upload_id(request), _seq(request)
+        upload_id, seq = upload_id_of(request), seq_of(request)
         async with self._records(request, tenant, request.content_type) as records:
-            at = self._now()
+            given = (tenant.tenant_id, upload_id, seq, records, self._now())
             stored = await self._database.write(
-                lambda connection: uploads.put_chunk(
-                    connection, tenant.tenant_id, upload_id, seq, records, at
-                )
+                lambda connection: uploads.put_chunk(connection, *given)
             )
-        if stored is Stored.NEW:
-            request[ROWS] = len(records.payloads)
         if stored is Stored.DIFFERENT:
             raise ProblemError(Kind.CHUNK_DIFFERS, f"chunk {seq} is stored with other records")
         if stored is Stored.FINISHED:
-            raise ProblemError(Kind.UPLOAD_FINISHED, "post complete: its answer tells the outcome")
-        return json_response(
-            {"seq": seq, "records": len(records.payloads)}, 201 if stored is Stored.NEW else 200
-        )
+            raise ProblemError(Kind.UPLOAD_FINISHED, "post complete: its answer names the outcome")
+        answer = {"seq": seq, "records": len(records.payloads)}
+        if stored is Stored.SAME:
+            return json_response(answer, 200)
+        request[ROWS] = len(records.payloads)
+        return json_response(answer, 201)
 
     async def complete(self, request: web.Request) -> web.Response:
         """`POST uploads/{upload_id}/complete`: make an upload visible, or say why not."""
-        tenant, upload_id = await self._tenant(request), _upload_id(request)
-        body, _ = await self._model(request, tenant, Complete)
-        at = self._now()
+        tenant, upload_id = await self._tenant(request), upload_id_of(request)
+        body, _ = await self._model(request, tenant, bodies.Complete)
+        given = (tenant.tenant_id, upload_id, body, self._now())
         outcome = await self._database.write(
-            lambda connection: uploads.complete(
-                connection, tenant.tenant_id, upload_id, body, at, with_hook=self._has_hook
-            )
+            lambda connection: uploads.complete(connection, *given, with_hook=self._has_hook)
         )
         self._announce(outcome)
-        return _completed(outcome, body)
+        return answer_to(outcome, body)
 
     async def show_upload(self, request: web.Request) -> web.Response:
         """`GET uploads/{upload_id}`: what is stored of an upload."""
-        tenant, upload_id = await self._tenant(request), _upload_id(request)
+        tenant, upload_id = await self._tenant(request), upload_id_of(request)
 
         def work(connection: Connection) -> web.Response:
             found = uploads.progress(connection, tenant.tenant_id, upload_id)
             if found is None:
                 raise ProblemError(Kind.NOT_FOUND, "no upload of that id is known")
-            answer = {"chunks": found.chunks, "state": found.state.value}
-            return json_response(
-                answer if found.job_id is None else {**answer, "job_id": found.job_id}
-            )
+            job = {} if found.job_id is None else {"job_id": found.job_id}
+            return json_response({"chunks": found.chunks, "state": found.state.value, **job})
 
         return await self._database.read(work)
 
     async def post_simple(self, request: web.Request) -> web.Response:
         """`POST {base}`: the simple form, one JSON array."""
         tenant = await self._tenant(request)
-        if request.content_type != JSON:
+        if request.content_type != bodies.JSON:
             raise ProblemError(Kind.UNSUPPORTED, "the simple form is application/json")
-        key = header_text(request, "Idempotency-Key", max_chars=MAX_KEY_CHARS)
-        sender = _sender(request)
+        key = header_text(request, "Idempotency-Key", max_chars=bodies.MAX_KEY_CHARS)
+        sender = sender_of(request)
         async with self._records(request, tenant, None) as records:
-            at = self._now()
+            given = (tenant.tenant_id, key, records, self._now())
             outcome = await self._database.write(
                 lambda connection: uploads.store_simple(
-                    connection,
-                    tenant.tenant_id,
-                    key,
-                    records,
-                    at,
-                    sender=sender,
-                    with_hook=self._has_hook,
+                    connection, *given, sender=sender, with_hook=self._has_hook
                 )
             )
         if outcome.verdict is Judgement.DUPLICATE:
             answer = {"job_id": outcome.job_id, "duplicate": True}
-            return _json(200, answer, outcome.generation)
+            return answered(200, answer, outcome.generation)
         request[ROWS] = len(records.payloads)
         self._announce(outcome)
-        return _json(201, {"job_id": outcome.job_id}, outcome.generation)
+        return answered(201, {"job_id": outcome.job_id}, outcome.generation)
 
     async def post_health(self, request: web.Request) -> web.Response:
         """`POST health`: one health report; answered once it is on the disk."""
         tenant = await self._tenant(request)
-        report, body = await self._model(request, tenant, HealthReport, MAX_REPORT_BYTES)
+        report, body = await self._model(request, tenant, bodies.HealthReport, MAX_REPORT_BYTES)
         if KEY_PATTERN.search(report.client_id):
             raise ProblemError(
                 Kind.INVALID_REQUEST, "client_id is the installation's id, never its key"
             )
-        at = self._now()
-        stored = Report(
-            tenant.tenant_id,
-            report.client_id,
-            at,
-            body.decode(),
-            report.generation,
-            report.acknowledged,
-        )
-        generation = (await self.reports.add(stored))[tenant.tenant_id, report.client_id]
-        answer: dict[str, Any] = {"server_time": at}
-        if self._settings.health_interval_s is not None:
-            answer["next_interval_s"] = self._settings.health_interval_s
-        return _json(200, answer, generation)
+        at, known = self._now(), (report.generation, report.acknowledged)
+        one = (tenant.tenant_id, report.client_id)
+        generation = (await self.reports.add(StoredReport(*one, at, body.decode(), *known)))[one]
+        interval_s = self._settings.health_interval_s
+        pace = {} if interval_s is None else {"next_interval_s": interval_s}
+        return answered(200, {"server_time": at, **pace}, generation)
 
     async def put_installation(self, request: web.Request) -> web.Response:
         """`PUT installations/{installation_id}`: it says what it is, and takes the next epoch."""
         tenant = await self._tenant(request)
-        installation_id = _installation_id(request.match_info["installation_id"])
-        body, _ = await self._model(request, tenant, Installation)
-        at = self._now()
+        installation_id = installation_id_of(request.match_info["installation_id"])
+        body, _ = await self._model(request, tenant, bodies.Installation)
+        given = (tenant.tenant_id, installation_id, body, self._now())
 
         def work(connection: Connection) -> web.Response:
-            is_new, page = installations.register(
-                connection, tenant.tenant_id, installation_id, body, at
-            )
+            is_new, page = installations.register(connection, *given)
             status = 201 if is_new else 200
             if body.epoch is None:
-                return _json(status, {"sources": page.sources}, page.generation)
+                return answered(status, {"sources": page.sources}, page.generation)
             return _page(status, page)
 
         return await self._database.write(work)
@@ -234,9 +198,9 @@ class UploadApi:
     async def more_sources(self, request: web.Request) -> web.Response:
         """`GET installations/{installation_id}?next=…`: a further page of its sources."""
         tenant = await self._tenant(request)
-        installation_id = _installation_id(request.match_info["installation_id"])
+        installation_id = installation_id_of(request.match_info["installation_id"])
         place = request.query.get("next", "0")
-        if not (place.isascii() and place.isdigit() and len(place) <= MAX_PLACE_DIGITS):
+        if not (place.isascii() and place.isdigit() and len(place) <= bodies.MAX_PLACE_DIGITS):
             raise ProblemError(Kind.INVALID_REQUEST, "next is what the page before it gave")
         return await self._database.read(
             lambda connection: _page(
@@ -247,12 +211,12 @@ class UploadApi:
 
     async def openapi(self, _: web.Request) -> web.Response:
         """`GET openapi.json`: this protocol, for machines."""
-        return json_response(document(self._settings.base_path), 200)
+        return json_response(document(self._settings.base_path))
 
     async def _tenant(self, request: web.Request) -> Tenant:
         """The tenant of the request's key."""
         key = shown_token(request).decode("ascii", errors="replace")
-        tenant = await self._keys.tenant_of(key) if key else None
+        tenant = await self.keys.tenant_of(key) if key else None
         if tenant is None:
             raise ProblemError(
                 Kind.UNAUTHORIZED,
@@ -267,13 +231,13 @@ class UploadApi:
         self,
         request: web.Request,
         tenant: Tenant,
-        model: type[ModelT],
+        model: type[bodies.ModelT],
         limit: int = MAX_JSON_BYTES,
-    ) -> tuple[ModelT, bytes]:
+    ) -> tuple[bodies.ModelT, bytes]:
         """What a JSON body says, and the body decompressed; a large or packed one off the loop."""
-        coding, digest = _encoding(request), request.headers.get("Content-Digest")
+        coding, digest = coding_and_digest(request)
 
-        def read(body: bytes) -> tuple[ModelT, bytes]:
+        def read(body: bytes) -> tuple[bodies.ModelT, bytes]:
             check_digest(body, digest)
             plain = decompress(body, coding, limit)
             return read_model(model, plain), plain
@@ -294,22 +258,30 @@ class UploadApi:
         A large body needs one of its tenant's places, until it is stored; of small ones each tenant
         has one decoded at a time. Without a media type it is the simple form's array.
         """
-        coding, digest = _encoding(request), request.headers.get("Content-Digest")
+        coding, digest = coding_and_digest(request)
         loop = asyncio.get_running_loop()
         self.shares.check_rows(tenant.tenant_id, tenant.share)
         async with (
             self._body(request, tenant, self._settings.max_body_bytes) as (body, mine),
             AsyncExitStack() as places,
         ):
-            parse = partial(self._parse, body, digest, coding, media_type)
+
+            def read() -> Records:
+                check_digest(body, digest)
+                decoded = decompress(body, coding, self._settings.max_decoded_bytes)
+                if media_type is None:
+                    return parse_array(decoded, self._limits)
+                return parse(decoded, media_type, self._limits)
+
             if len(body) <= SMALL_BYTES:
                 async with mine.small:
-                    records = await loop.run_in_executor(self._readers, parse)
+                    records = await loop.run_in_executor(self._readers, read)
             else:
+                # the tenant's own place first: who waits for it takes none from another tenant
                 place = self.shares.place(tenant.tenant_id, mine, tenant.share)
                 await places.enter_async_context(place)
                 await places.enter_async_context(self._places)
-                records = await loop.run_in_executor(self._decoders, parse)
+                records = await loop.run_in_executor(self._decoders, read)
             self.shares.count_rows(tenant.tenant_id, tenant.share, len(records.payloads))
             yield records
 
@@ -341,25 +313,14 @@ class UploadApi:
                         self.shares.hold(mine, tenant.share, len(part))
                         parts.append(part)
                 body = b"".join(parts)
+                # a body is not held twice
                 parts.clear()
                 yield body, mine
             finally:
                 self.shares.let_go(mine, held)
 
-    def _parse(self, body: bytes, digest: str | None, coding: str, media: str | None) -> Records:
-        """The records of a body."""
-        check_digest(body, digest)
-        decoded = decompress(body, coding, self._settings.max_decoded_bytes)
-        if media is None:
-            return parse_array(decoded, self._limits)
-        return parse(decoded, media, self._limits)
-
-    @property
-    def _has_hook(self) -> bool:
-        return self._on_completed is not None
-
-    def _announce(self, outcome: Outcome) -> None:
-        """Tell the hook's queue that there is something to do."""
+    def _announce(self, outcome: UploadOutcome) -> None:
+        """Wake the hook's queue: there is something to do."""
         if outcome.verdict is Judgement.ACCEPTED and self._on_completed is not None:
             self._on_completed()
 
@@ -368,22 +329,22 @@ class UploadApi:
         return self._clock.now().isoformat(timespec="milliseconds")
 
 
-def _completed(outcome: Outcome, body: Complete) -> web.Response:
+def answer_to(outcome: UploadOutcome, body: bodies.Complete) -> web.Response:
     """The answer to a `complete`."""
     match outcome.verdict:
         case Judgement.ACCEPTED:
             accepted = {"job_id": outcome.job_id, "number": outcome.number}
-            return _json(201, accepted, outcome.generation)
+            return answered(201, accepted, outcome.generation)
         case Judgement.DUPLICATE | Judgement.SAME_KEY:
             by = "upload_id" if outcome.verdict is Judgement.DUPLICATE else "upload_key"
             known = {"duplicate": True, "by": by, "source_seq": outcome.source_seq}
             known["number"] = outcome.number
-            return _json(200, {"job_id": outcome.job_id, **known}, outcome.generation)
+            return answered(200, {"job_id": outcome.job_id, **known}, outcome.generation)
         case Judgement.MISSING:
             raise ProblemError(
                 Kind.CHUNKS_MISSING,
                 "send these chunks, then complete again",
-                headers={GENERATION: outcome.generation},
+                headers={bodies.GENERATION: outcome.generation},
                 missing=outcome.missing,
             )
         case Judgement.MODE_CHANGED:
@@ -391,64 +352,65 @@ def _completed(outcome: Outcome, body: Complete) -> web.Response:
                 Kind.MODE_CHANGED,
                 "the source is shown in another mode, or its watermark was of another column or "
                 "database: call it once with full: true",
-                headers={GENERATION: outcome.generation},
+                headers={bodies.GENERATION: outcome.generation},
             )
         case _:
             answer = {"superseded": True, "source_seq": outcome.source_seq}
             if body.mode == "append":
                 answer["watermark"] = outcome.watermark
-            return _json(200, answer, outcome.generation)
+            return answered(200, answer, outcome.generation)
 
 
-def _page(status: int, page: installations.Page) -> web.Response:
-    """The answer that tells of an installation's sources."""
+def _page(status: int, page: installations.SourcesPage) -> web.Response:
+    """The answer that lists an installation's sources."""
     body = {name: value for name, value in asdict(page).items() if value is not None}
-    return _json(status, body, page.generation)
+    return answered(status, body, page.generation)
 
 
-def _json(status: int, body: Any, generation: str) -> web.Response:
-    """A JSON answer that names the generation of what it tells."""
-    return json_response(body, status, {GENERATION: generation})
+def answered(status: int, body: Any, generation: str) -> web.Response:
+    """A JSON answer that names the generation of what it shows."""
+    return json_response(body, status, {bodies.GENERATION: generation})
 
 
-def _installation_id(text: str) -> str:
+def installation_id_of(text: str) -> str:
     """An installation's id in the path or a header."""
     if not 0 < len(text) <= 200 or "\0" in text:
         raise ProblemError(Kind.INVALID_REQUEST, "an installation id has 1 to 200 characters")
     return text
 
 
-def _sender(request: web.Request) -> tuple[str, int | None] | None:
+def sender_of(request: web.Request) -> tuple[str, int | None] | None:
     """The installation that an array comes from and its epoch; None where it names none."""
-    if INSTALLATION not in request.headers:
+    if bodies.INSTALLATION not in request.headers:
         return None
-    epoch = request.headers.get(EPOCH)
+    epoch = request.headers.get(bodies.EPOCH)
     if epoch is not None and not (
-        epoch.isascii() and epoch.isdigit() and len(epoch) <= 20 and int(epoch) <= MAX_EPOCH
+        epoch.isascii() and epoch.isdigit() and len(epoch) <= 20 and int(epoch) <= bodies.MAX_EPOCH
     ):
-        raise ProblemError(Kind.INVALID_REQUEST, f"{EPOCH} is a number")
-    installation_id = _installation_id(unquote(request.headers[INSTALLATION]))
+        raise ProblemError(Kind.INVALID_REQUEST, f"{bodies.EPOCH} is a number")
+    installation_id = installation_id_of(unquote(request.headers[bodies.INSTALLATION]))
     return installation_id, None if epoch is None else int(epoch)
 
 
-def _encoding(request: web.Request) -> str:
-    """The body's one content encoding."""
-    return request.headers.get("Content-Encoding", "").strip().lower()
+def coding_and_digest(request: web.Request) -> tuple[str, str | None]:
+    """The body's one content coding, and its digest where the request names one."""
+    coding = request.headers.get("Content-Encoding", "").strip().lower()
+    return coding, request.headers.get("Content-Digest")
 
 
-def _upload_id(request: web.Request) -> str:
+def upload_id_of(request: web.Request) -> str:
     """The upload_id in the path."""
     upload_id = request.match_info["upload_id"]
-    if not re.fullmatch(UPLOAD_ID, upload_id):
+    if not re.fullmatch(bodies.UPLOAD_ID, upload_id):
         raise ProblemError(
             Kind.INVALID_REQUEST, "an upload_id is 1 to 128 letters, digits, dot, dash, _ or ~"
         )
     return upload_id
 
 
-def _seq(request: web.Request) -> int:
+def seq_of(request: web.Request) -> int:
     """The chunk number in the path."""
     text = request.match_info["seq"]
-    if not (text.isascii() and text.isdigit() and len(text) <= 7) or int(text) > MAX_SEQ:
-        raise ProblemError(Kind.INVALID_REQUEST, f"a chunk number is 0 to {MAX_SEQ}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 7) or int(text) > bodies.MAX_SEQ:
+        raise ProblemError(Kind.INVALID_REQUEST, f"a chunk number is 0 to {bodies.MAX_SEQ}")
     return int(text)

@@ -31,12 +31,14 @@ from catalogzero.backend.fleet_pages import FleetPages
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.observe import Observation
 from catalogzero.backend.settings import BackendSettings
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.config.logs import make_logger
+from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import Mask
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE, Kind, ProblemError
 from catalogzero.web import Guard, HttpError, edge_application, json_response
+from catalogzero.wire.messages import JsonObject
 
 KINDS = {kind.status: kind for kind in reversed(Kind)}
 """The general kind of a status, the first of its status."""
@@ -56,7 +58,7 @@ def create_app(
     Args:
         settings: By default from the environment.
         on_upload_completed: Called at least once with each `CompletedUpload`, after its rows
-            became visible; one that raises is called again later. `job_id` tells a repetition.
+            became visible; one that raises is called again later. `job_id` identifies a repetition.
         clock: Where times come from.
 
     Raises:
@@ -64,29 +66,31 @@ def create_app(
     """
     settings = settings or BackendSettings()
     clock = clock or SystemClock()
-    database = Database(settings.database, settings.database_timeout_s)
+    database = BackendDatabase(settings.database, settings.database_timeout_s)
     mask = Mask()
     mask.learn(settings)
     log = make_logger(mask=mask)
     hook = on_upload_completed
     delivery = Delivery(database, clock, hook, log, settings) if hook else None
-    api = UploadApi(settings, database, clock, delivery.wake if delivery else None)
-    token = settings.operator_token
+    api = UploadApi(settings, database, clock, delivery.wake if delivery else None, log)
     guard = Guard(
-        None if token is None else token.get_secret_value(),
+        settings.operator(),
         basic=True,
         missing="this is the operator's side: send the operator token",
     )
     housekeeping = Housekeeping(settings, database, clock, log)
     figures = Figures(database, housekeeping, clock, log)
     observation = Observation(guard, database, figures, api.shares, clock)
-    fleet, feed = FleetPages(guard, database, clock), EventFeed(guard, database, settings.base_path)
-    outer = [access_logger(log, enabled=settings.access_log), observation.counter()]
-    app = edge_application(_answer, log, outer=outer, meaning=partial(_meaning, log))
+    fleet = FleetPages(guard, database, clock, observation, api.keys)
+    feed = EventFeed(guard, database, settings.base_path)
+    outer = [access_logger(log, Seldom(clock), enabled=settings.access_log), observation.counter()]
+    app = edge_application(answer_to, log, outer=outer, meaning=partial(meaning_of, log))
     app.add_routes([*api.routes(), *feed.routes(), *fleet.routes(), *observation.routes()])
 
     async def life(_app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as undo:
+            # undone from the last to the first: who writes has ended before what it writes with,
+            # and reports that still wait are committed in between
             undo.push_async_callback(asyncio.to_thread, database.close)
             undo.callback(api.close)
             undo.push_async_callback(api.reports.flush)
@@ -108,52 +112,43 @@ def create_app(
 async def _start(undo: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
     """Run `work` beside the requests until the application ends."""
     task = asyncio.create_task(work)
-    undo.push_async_callback(_stop, task)
+
+    async def stop() -> None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    undo.push_async_callback(stop)
 
 
-async def _stop(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end."""
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-
-
-def _answer(error: HttpError) -> web.Response:
+def answer_to(error: HttpError) -> web.Response:
     """The problem document of an error: of a kind of the protocol's, or of its status alone."""
-    kind = KINDS.get(error.status)
-    if kind is None:
-        title = HTTPStatus(error.status).phrase
-        problem = {"type": "about:blank", "title": title, "status": error.status}
-        return _problem({**problem, "detail": error.message}, error.status, error.headers)
-    return problem_response(ProblemError(kind, error.message, headers=error.headers))
+    if error.status in KINDS:
+        problem = ProblemError(KINDS[error.status], error.message, headers=error.headers)
+        return problem_response(problem.document(), error.status, problem.headers)
+    title = HTTPStatus(error.status).phrase
+    document = {"type": "about:blank", "title": title, "status": error.status}
+    return problem_response({**document, "detail": error.message}, error.status, error.headers)
 
 
-def _meaning(log: FilteringBoundLogger, error: Exception) -> web.Response | None:
+def meaning_of(log: FilteringBoundLogger, error: Exception) -> web.Response | None:
     """What a refusal, or a database that refuses, is to a client."""
-    if isinstance(error, ProblemError):
-        return problem_response(error)
-    if not isinstance(error, DBAPIError | PoolTimeoutError):
-        return None
-    log.error("database_failed", exc_info=error)
-    # what refers to nothing is of a tenant that was removed meanwhile: its key opens nothing soon
-    passing = isinstance(
-        error, PoolTimeoutError | OperationalError | InterfaceError | IntegrityError
-    )
-    return problem_response(
-        ProblemError(
-            Kind.UNAVAILABLE if passing else Kind.INTERNAL,
-            "the database did not take it",
-            headers={"Retry-After": "5"} if passing else {},
+    if isinstance(error, DBAPIError | PoolTimeoutError):
+        log.error("database_failed", exc_info=error)
+        # what refers to nothing is of a tenant that was removed meanwhile: soon its key is refused
+        passing = isinstance(
+            error, PoolTimeoutError | OperationalError | InterfaceError | IntegrityError
         )
-    )
+        kind = Kind.UNAVAILABLE if passing else Kind.INTERNAL
+        headers = {"Retry-After": "5"} if passing else {}
+        error = ProblemError(kind, "the database did not take it", headers=headers)
+    if not isinstance(error, ProblemError):
+        return None
+    return problem_response(error.document(), error.kind.status, error.headers)
 
 
-def problem_response(error: ProblemError) -> web.Response:
+def problem_response(document: JsonObject, status: int, headers: Mapping[str, str]) -> web.Response:
     """The response that carries a problem document."""
-    return _problem(error.document(), error.kind.status, error.headers)
-
-
-def _problem(document: dict[str, Any], status: int, headers: Mapping[str, str]) -> web.Response:
     response = json_response(document, status, headers)
     response.content_type = PROBLEM_MEDIA_TYPE
     return response

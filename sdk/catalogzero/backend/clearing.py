@@ -6,32 +6,34 @@ Owns how much that is; whose rows may go is decided by whoever calls.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Table,
-    and_,
-    bindparam,
-    delete,
-    select,
-    true,
-    tuple_,
-)
+import sqlalchemy as sa
 
 from catalogzero.backend.schema import chunks, records
 
-UPLOADS_A_STEP, CHUNKS_A_STEP, RECORDS_A_STEP = 500, 1_000, 10_000
-"""How much one transaction looks at and deletes at most, but one chunk at least."""
 HEALTH_BATCH = 5_000
 
 
-def delete_some(connection: Connection, table: Table, which: ColumnElement[bool]) -> int:
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """How much one transaction looks at and deletes at most, but one chunk at least."""
+
+    uploads: int = 500
+    chunks: int = 1_000
+    records: int = 10_000
+    sources: int = 100
+
+
+STEP = StepSize()
+
+
+def delete_some(connection: sa.Connection, table: sa.Table, which: sa.ColumnElement[bool]) -> int:
     """Delete rows of a table, `HEALTH_BATCH` at most; how many they were."""
-    key = tuple_(*table.primary_key.columns)
-    some = select(*table.primary_key.columns).where(which).limit(HEALTH_BATCH)
-    return connection.execute(delete(table).where(key.in_(some))).rowcount
+    key = sa.tuple_(*table.primary_key.columns)
+    some = sa.select(*table.primary_key.columns).where(which).limit(HEALTH_BATCH)
+    return connection.execute(sa.delete(table).where(key.in_(some))).rowcount
 
 
 class Cleared(NamedTuple):
@@ -43,7 +45,10 @@ class Cleared(NamedTuple):
 
 
 def clear(
-    connection: Connection, victims: Sequence[int], which: ColumnElement[bool] | None = None
+    connection: sa.Connection,
+    victims: Sequence[int],
+    which: sa.ColumnElement[bool] | None = None,
+    size: StepSize = STEP,
 ) -> Cleared:
     """Delete chunks of these uploads with their rows, in order, as many as fit into one step.
 
@@ -51,31 +56,33 @@ def clear(
         connection: Of a transaction that holds the uploads.
         victims: The uploads' numbers.
         which: Only these chunks.
+        size: How many fit.
     """
     if not victims:
         return Cleared([], 0, 0)
     due = connection.execute(
-        select(chunks.c.upload_no, chunks.c.seq, chunks.c.records)
-        .where(chunks.c.upload_no.in_(victims), true() if which is None else which)
+        sa.select(chunks.c.upload_no, chunks.c.seq, chunks.c.records)
+        .where(chunks.c.upload_no.in_(victims), sa.true() if which is None else which)
         .order_by(chunks.c.upload_no, chunks.c.seq)
-        .limit(CHUNKS_A_STEP + 1)
+        # one more than fits: whether anything is left then
+        .limit(size.chunks + 1)
     ).all()
-    taken, size = 0, 0
-    for row in due[:CHUNKS_A_STEP]:
-        if taken and size + row.records > RECORDS_A_STEP:
+    taken, rows = 0, 0
+    for row in due[: size.chunks]:
+        if taken and rows + row.records > size.records:
             break
-        taken, size = taken + 1, size + row.records
-    ranges = _ranges(due[:taken])
+        taken, rows = taken + 1, rows + row.records
+    ranges = ranges_of(due[:taken])
     for table in (records, chunks) if ranges else ():
-        between = table.c.seq.between(bindparam("first"), bindparam("last"))
-        one = and_(table.c.upload_no == bindparam("number"), between)
-        connection.execute(delete(table).where(one), ranges)
+        between = table.c.seq.between(sa.bindparam("first"), sa.bindparam("last"))
+        one = sa.and_(table.c.upload_no == sa.bindparam("number"), between)
+        connection.execute(sa.delete(table).where(one), ranges)
     left = due[taken].upload_no if taken < len(due) else None
     whole = [number for number in victims if left is None or number < left]
-    return Cleared(whole, taken, size)
+    return Cleared(whole, taken, rows)
 
 
-def _ranges(found: Sequence[Any]) -> list[dict[str, int]]:
+def ranges_of(found: Sequence[Any]) -> list[dict[str, int]]:
     """The chunks as ranges without a gap, in the order that they have."""
     ranges: list[dict[str, int]] = []
     for row in found:

@@ -2,7 +2,7 @@
 
 Owns the queue of uploads for which the hook has not ended well yet. The queue is in the database,
 so that a kill loses none: the hook is called at least once for each upload that is still visible
-when its turn comes. `CompletedUpload.job_id` tells a repetition.
+when its turn comes. `CompletedUpload.job_id` identifies a repetition.
 """
 
 from __future__ import annotations
@@ -13,24 +13,33 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, Connection, Row, and_, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, select, update
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.backend.schema import records, tenants, uploads
 from catalogzero.backend.settings import BackendSettings
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase, Columns
+from catalogzero.backoff import Backoff
 from catalogzero.clock import Clock
 from catalogzero.errors import ConfigError
 from catalogzero.sql.engines import DATABASE_AWAY
+from catalogzero.wire.messages import JsonObject
+
+T = TypeVar("T")
 
 POLL_S = 5.0
 LEASE_S = 60.0
 """Beside the hook's own time: for what comes before and after it."""
 HOOKS_AT_ONCE = 16
-MAX_BACKOFF_S = 3_600.0
+SHOWN = (
+    *("job_id", "tenant", "installation_id", "upload_id"),
+    *("stream", "source", "mode", "entry", "version"),
+)
+"""What a `CompletedUpload` has as the database has it."""
+HOOK_BACKOFF = Backoff(1.0, 3_600.0, jitter=(1.0, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class CompletedUpload:
     record_count: int
     chunk_count: int
     _upload_no: int = field(repr=False)
-    _database: Database = field(repr=False)
+    _database: BackendDatabase = field(repr=False)
     _secret: bytes | None = field(repr=False, default=None)
 
     def message(self) -> bytes:
@@ -73,7 +82,7 @@ class CompletedUpload:
             raise ConfigError("set hook_secret, or CATALOGZERO_BACKEND_HOOK_SECRET, to sign")
         return f"sha256={hmac.new(self._secret, self.message(), 'sha256').hexdigest()}"
 
-    async def records(self) -> AsyncIterator[dict[str, Any]]:
+    async def records(self) -> AsyncIterator[JsonObject]:
         """The upload's records in order, read chunk by chunk.
 
         Whole numbers beyond 64 bits come as floats; `payload` of `visible_records` is exact.
@@ -83,7 +92,10 @@ class CompletedUpload:
         """
         count = 0
         for seq in range(self.chunk_count):
-            payloads = await self._database.read(_reader(self._upload_no, seq))
+            some = select(records.c.payload).filter_by(upload_no=self._upload_no, seq=seq)
+            payloads = await self._database.read(
+                partial(scalars, some.order_by(records.c.row_index))
+            )
             count += len(payloads)
             for payload in payloads:
                 yield orjson.loads(payload)
@@ -104,7 +116,7 @@ class Delivery:
 
     def __init__(
         self,
-        database: Database,
+        database: BackendDatabase,
         clock: Clock,
         hook: Hook,
         log: FilteringBoundLogger,
@@ -150,7 +162,11 @@ class Delivery:
                 task = asyncio.create_task(self._deliver(row))
                 self._busy[row.tenant_id] = task
                 task.add_done_callback(partial(self._ended, row.tenant_id))
-            return await self._pause_s()
+            next_due = await self._database.read(partial(next_due_of_others, list(self._busy)))
+            if next_due is None:
+                return POLL_S
+            wait_s = (datetime.fromisoformat(next_due) - self._clock.now()).total_seconds()
+            return min(max(wait_s, 0.0), POLL_S)
         except DATABASE_AWAY:
             self._log.exception("upload_hook_waits_for_the_database")
             return POLL_S
@@ -164,10 +180,20 @@ class Delivery:
 
     async def _deliver(self, row: Row[Any]) -> None:
         """Call the hook for one upload, and note how that ended."""
-        values: dict[str, Any] = {"hook_due_at": None, "hook_error": None}
+        values: Columns = {"hook_due_at": None, "hook_error": None}
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._hook(self._upload(row))
+                await self._hook(
+                    CompletedUpload(
+                        **{name: getattr(row, name) for name in SHOWN},
+                        params=None if row.params is None else orjson.loads(row.params),
+                        record_count=row.records,
+                        chunk_count=row.chunks,
+                        _upload_no=row.upload_no,
+                        _database=self._database,
+                        _secret=self._secret,
+                    )
+                )
         except Exception as error:  # noqa: BLE001 - the vendor's code: logged, and called again
             now, attempts = self._clock.now(), row.hook_attempts + 1
             values["hook_error"] = type(error).__name__
@@ -175,37 +201,13 @@ class Delivery:
                 values["hook_failed_at"] = now.isoformat(timespec="milliseconds")
                 self._log.exception("upload_hook_gave_up", job_id=row.job_id, attempts=attempts)
             else:
-                backoff_s = min(2.0 ** (attempts - 1), MAX_BACKOFF_S)
+                backoff_s = HOOK_BACKOFF.delay_s(attempts)
                 values["hook_due_at"] = (now + timedelta(seconds=backoff_s)).isoformat()
                 self._log.exception("upload_hook_failed", job_id=row.job_id, retry_in_s=backoff_s)
-        await self._database.write(lambda connection: _settle(connection, row.upload_no, values))
-
-    async def _pause_s(self) -> float:
-        """Seconds until something comes due here, or may have been left by another process."""
-        next_due = await self._database.read(_next_due(list(self._busy)))
-        if next_due is None:
-            return POLL_S
-        wait_s = (datetime.fromisoformat(next_due) - self._clock.now()).total_seconds()
-        return min(max(wait_s, 0.0), POLL_S)
-
-    def _upload(self, row: Row[Any]) -> CompletedUpload:
-        """What the hook is given."""
-        return CompletedUpload(
-            job_id=row.job_id,
-            tenant=row.tenant,
-            installation_id=row.installation_id,
-            upload_id=row.upload_id,
-            stream=row.stream,
-            source=row.source,
-            params=None if row.params is None else orjson.loads(row.params),
-            mode=row.mode,
-            entry=row.entry,
-            version=row.version,
-            record_count=row.records,
-            chunk_count=row.chunks,
-            _upload_no=row.upload_no,
-            _database=self._database,
-            _secret=self._secret,
+        # it is called again only while the upload is visible
+        one = (uploads.c.upload_no == row.upload_no) & uploads.c.visible
+        await self._database.write(
+            lambda connection: connection.execute(update(uploads).where(one).values(**values))
         )
 
 
@@ -224,26 +226,17 @@ class FailedHook:
 
 def failed_hooks(connection: Connection, tenant: str | None = None) -> list[FailedHook]:
     """The dead letters of the hook, the oldest first."""
+    error = func.coalesce(uploads.c.hook_error, "")
     found = (
-        select(uploads, tenants.c.name.label("tenant"))
+        select(uploads.c.job_id, tenants.c.name, uploads.c.stream, uploads.c.source)
+        .add_columns(uploads.c.hook_attempts, uploads.c.hook_failed_at, error)
         .join(tenants, tenants.c.tenant_id == uploads.c.tenant_id)
         .where(uploads.c.hook_failed_at.is_not(None))
         .order_by(uploads.c.hook_failed_at)
     )
     if tenant is not None:
         found = found.where(tenants.c.name == tenant)
-    return [
-        FailedHook(
-            row.job_id,
-            row.tenant,
-            row.stream,
-            row.source,
-            row.hook_attempts,
-            row.hook_failed_at,
-            row.hook_error or "",
-        )
-        for row in connection.execute(found)
-    ]
+    return [FailedHook(*row) for row in connection.execute(found)]
 
 
 def retry_hooks(connection: Connection, job_ids: list[str] | None, at: str) -> int:
@@ -277,15 +270,17 @@ def _claim(
             .with_for_update(skip_locked=True, of=uploads)
         ).one_or_none()
         if row is not None:
+            # counted before the call, so that one which ends the process counts as well
             one = uploads.c.upload_no == row.upload_no
+            # a lease: where the process is killed in the call, another one calls again after it
             taken = {"hook_due_at": leased_until, "hook_attempts": row.hook_attempts + 1}
             connection.execute(update(uploads).where(one).values(**taken))
             rows.append(row)
     return rows
 
 
-def _next_due(busy: list[int]) -> Callable[[Connection], str | None]:
-    """What reads when the hook is due next, for a tenant that has none now."""
+def next_due_of_others(busy: list[int], connection: Connection) -> str | None:
+    """When the hook is due next, for a tenant that has none now."""
     first = (
         select(func.min(uploads.c.hook_due_at))
         .where(uploads.c.tenant_id == tenants.c.tenant_id, uploads.c.hook_due_at.is_not(None))
@@ -293,20 +288,10 @@ def _next_due(busy: list[int]) -> Callable[[Connection], str | None]:
         .label("first")
     )
     of_each = select(first).where(tenants.c.tenant_id.not_in(busy)).subquery()
-    return lambda connection: connection.scalar(select(func.min(of_each.c.first)))
+    found: str | None = connection.scalar(select(func.min(of_each.c.first)))
+    return found
 
 
-def _settle(connection: Connection, upload_no: int, values: dict[str, Any]) -> None:
-    """The hook ended; it is called again only while the upload is visible."""
-    one = (uploads.c.upload_no == upload_no) & uploads.c.visible
-    connection.execute(update(uploads).where(one).values(**values))
-
-
-def _reader(upload_no: int, seq: int) -> Callable[[Connection], list[str]]:
-    """What reads one chunk's payloads."""
-    statement = (
-        select(records.c.payload)
-        .where(records.c.upload_no == upload_no, records.c.seq == seq)
-        .order_by(records.c.row_index)
-    )
-    return lambda connection: list(connection.scalars(statement))
+def scalars(statement: Select[tuple[T]], connection: Connection) -> list[T]:
+    """The first column of each row."""
+    return list(connection.scalars(statement))

@@ -23,7 +23,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from catalogzero.backend import feed
 from catalogzero.backend.schema import records
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
+from catalogzero.config.install_hint import install_hint
 from catalogzero.config.logs import make_logger
 from catalogzero.config.settings import Mask
 from catalogzero.errors import ConfigError, UnreachableError
@@ -37,7 +38,6 @@ NO_STREAM = "__HIVE_DEFAULT_PARTITION__"
 ROWS_AT_ONCE = 10_000
 POLL_S, MAX_WAIT_S, STOP_WITHIN_S = 2.0, 60.0, 30.0
 WHOLE_BYTES = 64 << 20
-"""A larger file goes up in parts, which cannot be made to refuse one that is there."""
 COLUMNS = ("installation_id", "source", "source_key", "upload_id", "job_id", "completed_at")
 
 
@@ -64,7 +64,7 @@ def open_lake(url: str) -> ObjectStore:
         from obstore.exceptions import BaseError
         from obstore.store import LocalStore, from_url
     except ModuleNotFoundError:
-        raise ConfigError("--to needs more: pip install 'catalogzero[export]'") from None
+        raise ConfigError(f"--to needs more: {install_hint('export')}") from None
     try:
         if "://" not in url:
             return LocalStore(Path(url).resolve(), mkdir=True)
@@ -81,10 +81,14 @@ class Lake:
     Args:
         database: The backend's.
         store: Where the lake is.
+        whole_bytes: A larger file goes up in parts, which cannot be made to refuse one that is
+            there: it is looked for before.
     """
 
-    def __init__(self, database: Database, store: ObjectStore) -> None:
-        self._database, self._store = database, store
+    def __init__(
+        self, database: BackendDatabase, store: ObjectStore, whole_bytes: int = WHOLE_BYTES
+    ) -> None:
+        self._database, self._store, self._whole_bytes = database, store, whole_bytes
 
     async def catch_up(self) -> Exported:
         """Take every event that there is.
@@ -105,8 +109,8 @@ class Lake:
                 await asyncio.to_thread(self._take, event, done)
                 done.cursor = event.place
             nameless = {f"{event.job_id}.parquet" for event in events if event.tenant is None}
-            await asyncio.to_thread(self._delete, nameless)
-            await asyncio.to_thread(self._note, generation, done.cursor)
+            known = orjson.dumps({"generation": generation, "after": done.cursor})
+            await asyncio.to_thread(self._end_page, nameless, known)
 
     def _begin(self) -> tuple[str, int]:
         """The generation and the place that the lake has come to."""
@@ -118,15 +122,8 @@ class Lake:
                 known = orjson.loads(bytes(obstore.get(self._store, CURSOR).bytes()))
                 return str(known["generation"]), int(known["after"])
             except (NotFoundError, FileNotFoundError):
-                self._put(HIDDEN.format("none"), orjson.dumps({"job_id": "", "kind": "none"}))
+                self.put(HIDDEN.format("none"), orjson.dumps({"job_id": "", "kind": "none"}))
                 return "", 0
-
-    def _note(self, generation: str, after: int) -> None:
-        import obstore
-
-        with _reached():
-            known = orjson.dumps({"generation": generation, "after": after})
-            obstore.put(self._store, CURSOR, known)
 
     def _take(self, event: Any, done: Exported) -> None:
         """Do what one event asks for; a second time it changes nothing."""
@@ -141,12 +138,12 @@ class Lake:
                 with tempfile.TemporaryDirectory() as folder:
                     file = Path(folder) / "upload.parquet"
                     if self._write(event, file):
-                        done.written += self._put(path, file)
+                        done.written += self.put(path, file)
                 return
             shown = {name: getattr(event, name) for name in feed.SHOWN}
             named, content = HIDDEN.format(event.job_id), orjson.dumps({**shown, "path": path})
             if event.kind == feed.What.HIDDEN.value:
-                self._put(named, content)
+                self.put(named, content)
                 done.hidden += 1
                 return
             obstore.put(self._store, named, content)
@@ -155,8 +152,11 @@ class Lake:
                 if path is not None:
                     obstore.delete(self._store, path)
 
-    def _delete(self, names: set[str]) -> None:
-        """Delete files whose events do not say any more where they are: the lake is listed."""
+    def _end_page(self, names: set[str], cursor: bytes) -> None:
+        """Note how far the lake has come, once files are gone whose events name no place any more.
+
+        Such files are found by listing the lake.
+        """
         import obstore
 
         with _reached():
@@ -165,13 +165,15 @@ class Lake:
                 gone = [path for path in found if path.rpartition("/")[2] in names]
                 if gone:
                     obstore.delete(self._store, gone)
+            # last: a run that is killed before takes the page again, and writes nothing twice
+            obstore.put(self._store, CURSOR, cursor)
 
-    def _put(self, path: str, content: bytes | Path) -> bool:
+    def put(self, path: str, content: bytes | Path) -> bool:
         """Write an object once; whether it was new."""
         import obstore
         from obstore.exceptions import AlreadyExistsError, NotFoundError
 
-        if isinstance(content, Path) and content.stat().st_size > WHOLE_BYTES:
+        if isinstance(content, Path) and content.stat().st_size > self._whole_bytes:
             try:
                 obstore.head(self._store, path)
                 return False

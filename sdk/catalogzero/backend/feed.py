@@ -1,7 +1,7 @@
 """The feed of events: what became visible, was hidden or removed, for whoever takes rows further.
 
 Owns the rows of `events`, and `GET {base}/events`. An event is written in the transaction that it
-tells of; its place in the feed is given when the feed is read, by one reader at a time and to
+reports; its place in the feed is given when the feed is read, by one reader at a time and to
 committed events alone. So no cursor passes over an event that commits late, and the events of one
 source come in their order, as their transactions hold the source's row.
 """
@@ -13,24 +13,12 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+import sqlalchemy as sa
 from aiohttp import web
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    and_,
-    bindparam,
-    exists,
-    func,
-    insert,
-    literal,
-    select,
-    text,
-    update,
-)
 
 from catalogzero.backend import generations
 from catalogzero.backend.schema import events, sources, tenants, uploads
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.protocol.bodies import MAX_PLACE_DIGITS
 from catalogzero.protocol.problems import Kind, ProblemError
 from catalogzero.web import NOT_KEPT, Guard, json_response
@@ -50,15 +38,15 @@ class What(StrEnum):
     REMOVED = "removed"
 
 
-def note(connection: Connection, what: What, which: ColumnElement[bool], at: str) -> None:
+def note(connection: sa.Connection, what: What, which: sa.ColumnElement[bool], at: str) -> None:
     """Write an event of each upload of which `which` is true: before its row is changed or gone."""
     columns = [uploads.c.installation_id, uploads.c.stream, uploads.c.source, sources.c.source_key]
     columns += [uploads.c.upload_id, uploads.c.upload_no, uploads.c.job_id, uploads.c.mode]
     columns += [uploads.c.chunks, uploads.c.records]
     found = (
-        select(
-            literal(what.value).label("kind"),
-            literal(at).label("at"),
+        sa.select(
+            sa.literal(what.value).label("kind"),
+            sa.literal(at).label("at"),
             tenants.c.name.label("tenant"),
             *columns,
             uploads.c.ended_at.label("completed_at"),
@@ -68,47 +56,48 @@ def note(connection: Connection, what: What, which: ColumnElement[bool], at: str
         .where(which)
         .order_by(uploads.c.upload_no)
     )
-    connection.execute(insert(events).from_select(found.selected_columns.keys(), found))
+    connection.execute(sa.insert(events).from_select(found.selected_columns.keys(), found))
 
 
-def note_removed(connection: Connection, numbers: Sequence[int], at: str) -> None:
+def note_removed(connection: sa.Connection, numbers: Sequence[int], at: str) -> None:
     """Write that uploads are gone for good: no event of them keeps a name from now on."""
-    shown_once = and_(uploads.c.upload_no.in_(numbers), uploads.c.job_id.is_not(None))
+    shown_once = sa.and_(uploads.c.upload_no.in_(numbers), uploads.c.job_id.is_not(None))
     note(connection, What.REMOVED, shown_once, at)
     of_them = events.c.upload_no.in_(numbers)
-    connection.execute(update(events).where(of_them).values(dict.fromkeys(NAMES)))
+    connection.execute(sa.update(events).where(of_them).values(dict.fromkeys(NAMES)))
 
 
-def give_places(connection: Connection) -> None:
+def give_places(connection: sa.Connection) -> None:
     """Number events that have no place yet, in the order in which they were written."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({FEED_LOCK})"))
-    last = connection.scalar(select(func.max(events.c.place))) or 0
-    waiting = select(events.c.event_no).where(events.c.place.is_(None))
+        # one reader numbers at a time; SQLite has one writer anyhow
+        connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({FEED_LOCK})"))
+    last = connection.scalar(sa.select(sa.func.max(events.c.place))) or 0
+    waiting = sa.select(events.c.event_no).where(events.c.place.is_(None))
     numbers = connection.scalars(waiting.order_by(events.c.event_no).limit(NUMBERED_AT_ONCE)).all()
     if numbers:
-        one = events.c.event_no == bindparam("event")
+        one = events.c.event_no == sa.bindparam("event")
         places = [{"event": no, "to": place} for place, no in enumerate(numbers, last + 1)]
-        connection.execute(update(events).where(one).values(place=bindparam("to")), places)
+        connection.execute(sa.update(events).where(one).values(place=sa.bindparam("to")), places)
 
 
-def page(connection: Connection, after: int, limit: int = PAGE_EVENTS) -> list[Any]:
+def page(connection: sa.Connection, after: int, limit: int = PAGE_EVENTS) -> list[Any]:
     """The events after a place, in order."""
-    found = select(events).where(events.c.place > after).order_by(events.c.place).limit(limit)
+    found = sa.select(events).where(events.c.place > after).order_by(events.c.place).limit(limit)
     return list(connection.execute(found))
 
 
-def is_behind(connection: Connection) -> bool:
+def is_behind(connection: sa.Connection) -> bool:
     """Whether events wait for their place."""
-    return bool(connection.scalar(select(exists().where(events.c.place.is_(None)))))
+    return bool(connection.scalar(sa.select(sa.exists().where(events.c.place.is_(None)))))
 
 
-async def read_page(database: Database, after: int) -> tuple[str, list[Any]]:
+async def read_page(database: BackendDatabase, after: int) -> tuple[str, list[Any]]:
     """The backend's generation, and the next events after a place; none where nothing is new."""
     if await database.read(is_behind):
         await database.write(give_places)
 
-    def both(connection: Connection) -> tuple[str, list[Any]]:
+    def both(connection: sa.Connection) -> tuple[str, list[Any]]:
         return generations.current(connection), page(connection, after)
 
     return await database.read(both)
@@ -117,7 +106,7 @@ async def read_page(database: Database, after: int) -> tuple[str, list[Any]]:
 class EventFeed:
     """`GET {base}/events?after=…&wait_s=…`, on the operator's side."""
 
-    def __init__(self, guard: Guard, database: Database, base_path: str) -> None:
+    def __init__(self, guard: Guard, database: BackendDatabase, base_path: str) -> None:
         self._guard, self._database, self._base = guard, database, base_path
         self._closing = asyncio.Event()
 
@@ -140,6 +129,7 @@ class EventFeed:
             rest_s = end - asyncio.get_running_loop().time()
             if found or rest_s <= 0 or self._closing.is_set():
                 break
+            # another process may write the next event, of which nothing here hears
             try:
                 async with asyncio.timeout(min(rest_s, POLL_S)):
                     await self._closing.wait()

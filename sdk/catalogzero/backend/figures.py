@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import Connection, func, select
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.backend.fleet import Totals, read_totals
 from catalogzero.backend.housekeeping import Housekeeping
 from catalogzero.backend.schema import uploads
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase, count_rows
 from catalogzero.clock import Clock
 
 INTERVAL_S = 30.0
@@ -44,12 +44,12 @@ class Counted:
 class Figures:
     """Counts every half minute; `last` is None until it has counted once.
 
-    `answers` tells whether the database answered the last time that it was asked.
+    `answers` is whether the database answered when it was last asked.
     """
 
     def __init__(
         self,
-        database: Database,
+        database: BackendDatabase,
         housekeeping: Housekeeping,
         clock: Clock,
         log: FilteringBoundLogger,
@@ -81,12 +81,8 @@ def count(connection: Connection, now: datetime) -> Counted:
     return Counted(
         counted_at=now,
         totals=read_totals(connection, now),
-        open_uploads=_count(connection, uploads.c.ended_at.is_(None)),
+        open_uploads=count_rows(connection, uploads, uploads.c.ended_at.is_(None)),
         hook_waiting=waiting,
         hook_since=None if since is None else datetime.fromisoformat(since),
-        hook_failed=_count(connection, uploads.c.hook_failed_at.is_not(None)),
+        hook_failed=count_rows(connection, uploads, uploads.c.hook_failed_at.is_not(None)),
     )
-
-
-def _count(connection: Connection, which: ColumnElement[bool]) -> int:
-    return connection.scalar(select(func.count()).select_from(uploads).where(which)) or 0

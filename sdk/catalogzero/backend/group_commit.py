@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase
 from catalogzero.clock import Clock
 from catalogzero.protocol.problems import Kind, ProblemError
 
@@ -38,7 +38,7 @@ class GroupCommit(Generic[T, R]):
 
     def __init__(
         self,
-        database: Database,
+        database: BackendDatabase,
         store: Callable[[Connection, Sequence[T]], R],
         clock: Clock,
         window_s: float,

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, case, select
 
 from catalogzero.backend.clearing import HEALTH_BATCH, delete_some
 from catalogzero.backend.schema import installation_hours
-from catalogzero.backend.store import insert_many
+from catalogzero.backend.store import Columns, insert_many
 
 KEY = ("tenant_id", "installation_id", "hour")
 COUNTED = ("ok", "degraded", "failing", "uploads", "records")
@@ -63,7 +63,7 @@ def add_reports(
     connection: Connection, reports: Iterable[tuple[Mapping[str, Any], str, Mapping[str, Any]]]
 ) -> None:
     """Count health reports: of each its installation's key, its time, and what it said."""
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    rows: dict[tuple[Any, ...], Columns] = {}
     for key, at, said in reports:
         named = {**key, "hour": at[:HOUR_CHARS]}
         row = rows.setdefault(tuple(named.values()), {**_EMPTY, **named})
@@ -71,6 +71,7 @@ def add_reports(
             row[said["status"]] += 1
         for name in HIGHEST:
             row[name] = max(row[name], said[name] or 0)
+    # sorted: two batches lock their rows in one order, and so never wait for each other
     _add(connection, [row for _, row in sorted(rows.items())])
 
 
@@ -79,24 +80,16 @@ def days_of(
 ) -> list[Day]:
     """The last thirty days of an installation, the oldest first, the empty ones too."""
     first = now.date() - timedelta(days=DAYS - 1)
-    days = {
-        str(first + timedelta(days=n)): Day(str(first + timedelta(days=n))) for n in range(DAYS)
-    }
-    hours = installation_hours.c
-    rows = connection.execute(
-        select(installation_hours).where(
-            hours.tenant_id == tenant_id,
-            hours.installation_id == installation_id,
-            hours.hour >= str(first),
-        )
-    )
+    names = [str(first + timedelta(days=number)) for number in range(DAYS)]
+    days = {name: Day(name) for name in names}
+    own = {"tenant_id": tenant_id, "installation_id": installation_id}
+    later = installation_hours.c.hour >= str(first)
+    rows = connection.execute(select(installation_hours).filter_by(**own).where(later))
     for row in rows.mappings():
         day = days.get(row["hour"][:10])
-        if day is not None:
-            for name in COUNTED:
-                setattr(day, name, getattr(day, name) + row[name])
-            for name in HIGHEST:
-                setattr(day, name, max(getattr(day, name), row[name]))
+        for name in (*COUNTED, *HIGHEST) if day is not None else ():
+            known, more = getattr(day, name), row[name]
+            setattr(day, name, known + more if name in COUNTED else max(known, more))
     return list(days.values())
 
 
@@ -106,11 +99,12 @@ def prune_hours(connection: Connection, before: str) -> bool:
     return delete_some(connection, installation_hours, old) == HEALTH_BATCH
 
 
-def _add(connection: Connection, rows: list[dict[str, Any]]) -> None:
+def _add(connection: Connection, rows: list[Columns]) -> None:
     """Add rows to those of their hours."""
     stored = installation_hours.c
 
-    def changes(new: Any) -> dict[str, Any]:
+    def changes(new: Any) -> Columns:
+        # SQLite has no GREATEST, and PostgreSQL no MAX of two values
         highest = {
             name: case((new[name] > stored[name], new[name]), else_=stored[name])
             for name in HIGHEST

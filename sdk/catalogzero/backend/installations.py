@@ -17,33 +17,42 @@ from sqlalchemy.sql import ColumnElement
 
 from catalogzero.backend import generations, store, witness
 from catalogzero.backend.schema import installations, sources, tenants
+from catalogzero.backend.store import Columns
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.bodies import Installation
 from catalogzero.protocol.problems import Kind, ProblemError
+from catalogzero.wire.messages import JsonObject
 
 KEY = ("tenant_id", "installation_id")
+HELD_COLUMNS = [
+    installations.c[name]
+    for name in (
+        *("tenant_id", "installation_id", "registered_at", "epoch", "epoch_at", "epoch_nonces"),
+        *("generation", "last_number", "last_upload_id"),
+    )
+]
 PAGE_SOURCES, PAGE_BYTES = 1_000, 1 << 19
 KEPT_NONCES = 64
 MAX_LABELS = 16
 
 
 @dataclass(slots=True)
-class Page:
+class SourcesPage:
     """A part of what is known of an installation: its answer's body."""
 
     generation: str
     epoch: int
-    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    states: dict[str, JsonObject] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
     next: str | None = None
-    acknowledged: dict[str, Any] | None = None
+    acknowledged: JsonObject | None = None
 
 
 def held(connection: Connection, tenant_id: int, installation_id: str, at: str) -> Row[Any]:
     """The installation's row, made where there is none, and locked to the transaction's end."""
     key = {"tenant_id": tenant_id, "installation_id": installation_id}
     new = {"first_seen_at": at, "last_seen_at": at, "seen_s": unix_s(at)}
-    return store.held(connection, installations, key, new)
+    return store.held(connection, installations, key, new, *HELD_COLUMNS)
 
 
 def seen(connection: Connection, row: Row[Any], at: str, **columns: Any) -> None:
@@ -55,7 +64,7 @@ def seen(connection: Connection, row: Row[Any], at: str, **columns: Any) -> None
 
 def register(
     connection: Connection, tenant_id: int, installation_id: str, body: Installation, at: str
-) -> tuple[bool, Page]:
+) -> tuple[bool, SourcesPage]:
     """Store what an installation says of itself; a client that knows epochs takes the next one.
 
     Returns:
@@ -66,7 +75,7 @@ def register(
         ProblemError: Another folder took a later epoch, or the start is for another generation.
     """
     row = held(connection, tenant_id, installation_id, at)
-    columns: dict[str, Any] = {
+    columns: Columns = {
         "registered_at": at,
         "entry": body.entry,
         "version": body.version,
@@ -79,17 +88,25 @@ def register(
         generation = generations.of(generations.current(connection), row.generation)
         with generations.named(generation):
             if body.generation not in (None, generation):
-                raise _changed(generation)
-            if _is_older(body, row.epoch, taken):
+                raise ProblemError(
+                    Kind.GENERATION_CHANGED,
+                    "this start is for another generation of the backend, and takes no epoch: "
+                    "start again, for the one that is named here",
+                    generation=generation,
+                )
+            if is_older(body, row.epoch, taken):
                 raise _moved(row)
         now_ms = int(datetime.fromisoformat(at).timestamp() * 1000)
+        # not below the clock: a database of before a restore gives no epoch a second time
         columns["epoch"] = max(row.epoch + 1, body.epoch + 1, now_ms)
         nonces = [body.nonce, *taken][:KEPT_NONCES]
         columns |= {"epoch_at": at, "epoch_nonces": orjson.dumps(nonces).decode()}
     seen(connection, row, at, **columns)
     page = page_of(connection, tenant_id, installation_id)
     if body.epoch is None:
-        page.sources = highest_of(connection, tenant_id, installation_id)
+        known = select(sources.c.source_key, sources.c.highest_seq)
+        found = connection.execute(known.where(_known(tenant_id, installation_id)))
+        page.sources = {row.source_key: row.highest_seq for row in found}
     return row.registered_at is None, page
 
 
@@ -106,14 +123,12 @@ def set_labels(
     """
     tenant_id = connection.scalar(select(tenants.c.tenant_id).where(tenants.c.name == tenant))
     one = _one(-1 if tenant_id is None else tenant_id, installation_id)
-    row = connection.execute(
-        select(installations.c.labels).where(one).with_for_update()
-    ).one_or_none()
-    if row is None:
+    found = connection.scalar(select(installations.c.labels).where(one).with_for_update())
+    if found is None:
         raise ConfigError(
             f"{tenant!r} has no installation {installation_id!r}: the fleet page lists them"
         )
-    known = {**orjson.loads(row.labels), **changes}
+    known = {**orjson.loads(found), **changes}
     labels = {name: known[name] for name in sorted(known) if known[name]}
     if len(labels) > MAX_LABELS:
         raise ConfigError(f"an installation has at most {MAX_LABELS} labels")
@@ -130,12 +145,15 @@ def admit(connection: Connection, row: Row[Any], epoch: int | None, at: str) -> 
     """
     if (epoch or 0) < row.epoch:
         raise _moved(row)
+    # this database was put back: the folder took its epoch from what is gone
     if epoch is not None and epoch > row.epoch:
         one = _one(row.tenant_id, row.installation_id)
         connection.execute(update(installations).where(one).values(epoch=epoch, epoch_at=at))
 
 
-def page_of(connection: Connection, tenant_id: int, installation_id: str, above: int = 0) -> Page:
+def page_of(
+    connection: Connection, tenant_id: int, installation_id: str, above: int = 0
+) -> SourcesPage:
     """What is known of an installation's sources, from a place in their order on.
 
     Raises:
@@ -146,15 +164,17 @@ def page_of(connection: Connection, tenant_id: int, installation_id: str, above:
     if found is None:
         raise ProblemError(Kind.NOT_FOUND, "no installation of that id is known")
     generation = generations.of(generations.current(connection), found.generation)
-    page, size = Page(generation, found.epoch, acknowledged=witness.last_of(found)), 0
+    page, size = SourcesPage(generation, found.epoch, acknowledged=witness.last_of(found)), 0
     rows = connection.execute(
         select(sources)
         .where(_known(tenant_id, installation_id), sources.c.source_id > above)
         .order_by(sources.c.source_id)
+        # one more than a page: whether there is another
         .limit(PAGE_SOURCES + 1)
     ).all()
     for row in rows:
         size += len(row.source_key) + len(row.watermark)
+        # one at least, however long its key is: else a client would ask for ever
         if len(page.states) == PAGE_SOURCES or (page.states and size > PAGE_BYTES):
             page.next = str(above)
             return page
@@ -168,16 +188,6 @@ def page_of(connection: Connection, tenant_id: int, installation_id: str, above:
             page.states[row.source_key]["removed"] = True
         page.sources[row.source_key], above = row.highest_seq, row.source_id
     return page
-
-
-def highest_of(connection: Connection, tenant_id: int, installation_id: str) -> dict[str, int]:
-    """The highest source_seq of each source of an installation."""
-    found = connection.execute(
-        select(sources.c.source_key, sources.c.highest_seq).where(
-            _known(tenant_id, installation_id)
-        )
-    )
-    return {row.source_key: row.highest_seq for row in found}
 
 
 def unix_s(at: str) -> int:
@@ -200,7 +210,7 @@ def _known(tenant_id: int, installation_id: str) -> ColumnElement[bool]:
     )
 
 
-def _is_older(body: Installation, epoch: int, taken: list[str]) -> bool:
+def is_older(body: Installation, epoch: int, taken: list[str]) -> bool:
     """Whether a start comes from a folder whose place was taken, or is an old request come late.
 
     `taken` are the nonces of the last starts, the newest first. Who made the newest is no other
@@ -220,13 +230,4 @@ def _moved(row: Row[Any]) -> ProblemError:
         "another folder took this installation over: catalogzero installation adopt takes it "
         "back, catalogzero installation new makes this folder one of its own",
         since=row.epoch_at,
-    )
-
-
-def _changed(generation: str) -> ProblemError:
-    return ProblemError(
-        Kind.GENERATION_CHANGED,
-        "this start is for another generation of the backend, and takes no epoch: start again, "
-        "for the one that is named here",
-        generation=generation,
     )

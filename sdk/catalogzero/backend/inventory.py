@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import BigInteger, Connection, Select, cast, func, select
 
 from catalogzero.backend.schema import installations, sources, uploads
 from catalogzero.backend.tenants import tenant_id_of
@@ -40,19 +41,14 @@ def read_installations(connection: Connection, tenant: str) -> list[Installation
     Raises:
         ConfigError: No such tenant.
     """
-    own = installations.c.tenant_id == tenant_id_of(connection, tenant)
-    return [
-        InstallationSummary(
-            row.installation_id,
-            row.entry or "",
-            row.version or "",
-            row.last_seen_at,
-            row.removed_at,
-        )
-        for row in connection.execute(
-            select(installations).where(own).order_by(installations.c.installation_id)
-        )
-    ]
+    named = (func.coalesce(installations.c[name], "") for name in ("entry", "version"))
+    one, own = installations.c.installation_id, installations.c.tenant_id
+    found: Select[Any] = (
+        select(one, *named, installations.c.last_seen_at, installations.c.removed_at)
+        .where(own == tenant_id_of(connection, tenant))
+        .order_by(one)
+    )
+    return [InstallationSummary(*row) for row in connection.execute(found)]
 
 
 def read_sources(connection: Connection, tenant: str, installation_id: str) -> list[SourceSummary]:
@@ -62,10 +58,10 @@ def read_sources(connection: Connection, tenant: str, installation_id: str) -> l
         ConfigError: No such tenant.
     """
     shown = (uploads.c.source_id == sources.c.source_id) & uploads.c.visible
-    named = [func.max(uploads.c[name]).label(name) for name in ("stream", "source", "params")]
-    held = func.coalesce(func.sum(uploads.c.records), 0).label("held")
-    found = connection.execute(
-        select(sources, *named, held)
+    named = [func.max(uploads.c[name]) for name in ("stream", "source", "params")]
+    held = cast(func.coalesce(func.sum(uploads.c.records), 0), BigInteger)
+    found: Select[Any] = (
+        select(sources.c.source_key, *named, held, sources.c.highest_seq, sources.c.removed_at)
         .join(uploads, shown, isouter=True)
         .where(
             sources.c.tenant_id == tenant_id_of(connection, tenant),
@@ -74,15 +70,4 @@ def read_sources(connection: Connection, tenant: str, installation_id: str) -> l
         .group_by(sources.c.source_id)
         .order_by(sources.c.source_id)
     )
-    return [
-        SourceSummary(
-            row.source_key,
-            row.stream,
-            row.source,
-            row.params,
-            int(row.held),
-            row.highest_seq,
-            row.removed_at,
-        )
-        for row in found
-    ]
+    return [SourceSummary(*row) for row in connection.execute(found)]

@@ -6,26 +6,16 @@ Owns the document, made from the models of `protocol.bodies` and the problem typ
 
 from __future__ import annotations
 
-from typing import Any
-
-from catalogzero.protocol.bodies import (
-    CSV,
-    MAX_EPOCH,
-    MAX_KEY_CHARS,
-    MAX_PLACE_DIGITS,
-    MAX_SEQ,
-    NDJSON,
-    PARQUET,
-    UPLOAD_ID,
-    Complete,
-    HealthReport,
-    Installation,
-    Known,
-)
-from catalogzero.protocol.bodies import EPOCH as EPOCH_HEADER
-from catalogzero.protocol.bodies import INSTALLATION as INSTALLATION_HEADER
+from catalogzero.protocol import bodies
 from catalogzero.protocol.problems import PROBLEM_MEDIA_TYPE, Kind
-from catalogzero.web import Operation, object_schema, openapi_document, parameter, type_schema
+from catalogzero.web import (
+    Operation,
+    Schema,
+    object_schema,
+    openapi_document,
+    parameter,
+    type_schema,
+)
 
 COMMON = (400, 401, 408, 413, 415, 429, 500, 503)
 MEANINGS = {
@@ -50,7 +40,7 @@ JOB = {
 RECORDS = {"type": "array", "items": {"type": "object"}}
 SUPERSEDED = object_schema(superseded={"const": True}, source_seq=WHOLE)
 CHUNK = object_schema(seq=WHOLE, records=WHOLE)
-KNOWN = type_schema(Known)
+KNOWN = type_schema(bodies.Known)
 KNOWN["properties"]["sources"] = {"type": "object", "additionalProperties": WHOLE}
 NUMBERS = object_schema(sources=KNOWN["properties"]["sources"])
 STORED = object_schema(chunks=WHOLES, state={"enum": ["open", "complete", "superseded"]})
@@ -64,13 +54,13 @@ PROBLEM = object_schema(
     detail=TEXT,
 )
 PROBLEM["properties"].update(missing=WHOLES, errors=RECORDS, since=TEXT, generation=TEXT)
-UPLOAD = parameter("upload_id", "path", **TEXT, pattern=f"^{UPLOAD_ID}$")
-SEQ = parameter("seq", "path", **WHOLE, minimum=0, maximum=MAX_SEQ)
+UPLOAD = parameter("upload_id", "path", **TEXT, pattern=f"^{bodies.UPLOAD_ID}$")
+SEQ = parameter("seq", "path", **WHOLE, minimum=0, maximum=bodies.MAX_SEQ)
 INSTALLATION = parameter("installation_id", "path", **TEXT, minLength=1, maxLength=200)
-KEY = parameter("Idempotency-Key", "header", **TEXT, minLength=1, maxLength=MAX_KEY_CHARS)
-NEXT = parameter("next", "query", **TEXT, pattern=f"^[0-9]{{1,{MAX_PLACE_DIGITS}}}$")
-FROM = parameter(INSTALLATION_HEADER, "header", **TEXT, pattern="^[A-Za-z0-9._~%-]{1,600}$")
-AT_EPOCH = parameter(EPOCH_HEADER, "header", **WHOLE, minimum=0, maximum=MAX_EPOCH)
+KEY = parameter("Idempotency-Key", "header", **TEXT, minLength=1, maxLength=bodies.MAX_KEY_CHARS)
+NEXT = parameter("next", "query", **TEXT, pattern=f"^[0-9]{{1,{bodies.MAX_PLACE_DIGITS}}}$")
+FROM = parameter(bodies.INSTALLATION, "header", **TEXT, pattern="^[A-Za-z0-9._~%-]{1,600}$")
+AT_EPOCH = parameter(bodies.EPOCH, "header", **WHOLE, minimum=0, maximum=bodies.MAX_EPOCH)
 OPERATIONS = {
     "PUT /uploads/{upload_id}/chunks/{seq}": Operation(
         "putChunk",
@@ -79,7 +69,7 @@ OPERATIONS = {
         (409, 410, 422),
         [UPLOAD, SEQ],
         {"type": "string", "format": "binary"},
-        (NDJSON, CSV, PARQUET),
+        (bodies.NDJSON, bodies.CSV, bodies.PARQUET),
     ),
     "POST /uploads/{upload_id}/complete": Operation(
         "complete",
@@ -87,7 +77,7 @@ OPERATIONS = {
         {201: JOB, 200: {"anyOf": [SUPERSEDED, JOB]}},
         (409, 422),
         [UPLOAD],
-        type_schema(Complete),
+        type_schema(bodies.Complete),
     ),
     "GET /uploads/{upload_id}": Operation(
         "showUpload", "What is stored of an upload", {200: STORED}, (404,), [UPLOAD]
@@ -98,7 +88,7 @@ OPERATIONS = {
         {status: {"anyOf": [KNOWN, NUMBERS]} for status in (201, 200)},
         (404, 409),
         [INSTALLATION],
-        type_schema(Installation),
+        type_schema(bodies.Installation),
     ),
     "GET /installations/{installation_id}": Operation(
         "showSources",
@@ -108,7 +98,7 @@ OPERATIONS = {
         [INSTALLATION, NEXT],
     ),
     "POST /health": Operation(
-        "postHealth", "A health report", {200: SEEN}, body=type_schema(HealthReport)
+        "postHealth", "A health report", {200: SEEN}, body=type_schema(bodies.HealthReport)
     ),
     "POST /": Operation(
         "postRecords",
@@ -121,7 +111,7 @@ OPERATIONS = {
 }
 
 
-def document(base_path: str) -> dict[str, Any]:
+def document(base_path: str) -> Schema:
     """The OpenAPI 3.1 document of a backend whose protocol is below `base_path`."""
     return openapi_document(
         "catalogzero upload protocol",

@@ -10,26 +10,15 @@ finished.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    Table,
-    and_,
-    delete,
-    func,
-    insert,
-    or_,
-    select,
-    update,
-)
+import sqlalchemy as sa
 
 from catalogzero.backend import feed, generations
-from catalogzero.backend.clearing import UPLOADS_A_STEP, Cleared, clear, delete_some
+from catalogzero.backend.clearing import STEP, StepSize, clear, delete_some
 from catalogzero.backend.schema import (
     IS_SIMPLE,
     chunks,
@@ -42,13 +31,12 @@ from catalogzero.backend.schema import (
     tenants,
     uploads,
 )
-from catalogzero.backend.store import Database
+from catalogzero.backend.store import BackendDatabase, count_rows
 from catalogzero.backend.tenants import tenant_id_of
 from catalogzero.backend.uploads import hide, key_digest
 from catalogzero.clock import Clock
 from catalogzero.errors import ConfigError
 
-SOURCES_A_STEP = 100
 _OF_UPLOAD = "stream source params entry version upload_key key_digest mode source_seq chunks"
 _NO_NAMES = dict.fromkeys(
     [*_OF_UPLOAD.split(), "records", "clear_since", "hook_due_at", "hook_failed_at", "hook_error"]
@@ -58,7 +46,7 @@ _OF_INSTALLATION = "registered_at entry version handler host methods last_upload
 _OF_REPORT = "health_report waiting waiting_bytes oldest_age_s dead missing"
 _NOT_HEARD_OF = {
     **dict.fromkeys([*_OF_INSTALLATION.split(), *_OF_REPORT.split()]),
-    **{"status": "unknown", "reasons": "", "labels": "{}"},
+    **{"status": "unknown", "reasons": "", "labels": "{}", "cause": "", "status_since": None},
 }
 
 
@@ -92,7 +80,9 @@ class Receipt:
     unfinished_uploads: int
 
 
-def remove(database: Database, target: Target, clock: Clock) -> Receipt:
+def remove(
+    database: BackendDatabase, target: Target, clock: Clock, size: StepSize = STEP
+) -> Receipt:
     """Remove a target, one bounded transaction after the other, and say what is gone.
 
     Raises:
@@ -102,239 +92,221 @@ def remove(database: Database, target: Target, clock: Clock) -> Receipt:
     def now() -> str:
         return clock.now().isoformat(timespec="milliseconds")
 
-    number = database.write_now(lambda connection: _begin(connection, target, now()))
-    while database.write_now(lambda connection: step(connection, number, now())):
+    number = database.write_now(lambda connection: begin(connection, target, now()))
+    while database.write_now(lambda connection: step(connection, number, now(), size)):
         pass
     return database.read_now(lambda connection: _receipt(connection, target, number))
 
 
-def preview(connection: Connection, target: Target, at: str) -> Receipt:
+def preview(connection: sa.Connection, target: Target, at: str) -> Receipt:
     """What `remove` would remove now.
 
     Raises:
         ConfigError: There is no such tenant, installation or source.
     """
     tenant_id = _find(connection, target)
-    own = _sources_of(tenant_id, target.installation_id, target.source_key)
-    its_uploads, reports = _tenant_is(uploads, tenant_id), _tenant_is(health_reports, tenant_id)
-    found: dict[str, int] = {}
-    if target.installation_id is None:
-        keys = select(tenant_keys.c.key_id).where(_tenant_is(tenant_keys, tenant_id))
-        found["keys"] = _count(connection, keys)
-    else:
-        of_source = uploads.c.source_id.in_(select(sources.c.source_id).where(own))
-        simple = and_(IS_SIMPLE, uploads.c.installation_id == target.installation_id)
-        whole = target.source_key is None
-        named = and_(of_source, uploads.c.key_digest.is_not(None))
-        its_uploads = and_(its_uploads, or_(named, simple) if whole else named)
-        reports = and_(reports, health_reports.c.installation_id == target.installation_id)
-    held = select(func.count(), func.coalesce(func.sum(chunks.c.records), 0)).select_from(
-        chunks.join(uploads)
-    )
-    stored = connection.execute(held.where(its_uploads)).one()
-    found["uploads"] = _count(connection, select(uploads.c.upload_no).where(its_uploads))
-    found |= {"chunks": int(stored[0]), "records": int(stored[1])}
-    found["sources"] = _count(connection, select(sources.c.source_id).where(own))
-    if target.source_key is None:
-        numbers = select(health_reports.c.report_no).where(reports)
-        found["health_reports"] = _count(connection, numbers)
-        some = installations.c.installation_id
-        which = _tenant_is(installations, tenant_id)
-        if target.installation_id is not None:
-            which = and_(which, some == target.installation_id)
-        found["installations"] = _count(connection, select(some).where(which))
-    left = _unfinished_uploads(connection, tenant_id)
-    of_tenant = target.installation_id is None
+    of_tenant, whole = target.installation_id is None, target.source_key is None
+    own = _sources_of(tenant_id, target)
+    its_uploads = uploads.c.tenant_id == tenant_id
+    reports = health_reports.c.tenant_id == tenant_id
+    places = installations.c.tenant_id == tenant_id
+    if not of_tenant:
+        of_source = uploads.c.source_id.in_(sa.select(sources.c.source_id).where(own))
+        named = sa.and_(of_source, uploads.c.key_digest.is_not(None))
+        simple = sa.and_(IS_SIMPLE, uploads.c.installation_id == target.installation_id)
+        its_uploads = sa.and_(its_uploads, sa.or_(named, simple) if whole else named)
+        reports = sa.and_(reports, health_reports.c.installation_id == target.installation_id)
+        places = sa.and_(places, installations.c.installation_id == target.installation_id)
+    held = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(chunks.c.records), 0))
+    stored = held.select_from(chunks.join(uploads)).where(its_uploads)
+    its_chunks, its_records = connection.execute(stored).one()
+    its_keys = tenant_keys.c.tenant_id == tenant_id
+    found = {
+        "keys": count_rows(connection, tenant_keys, its_keys) if of_tenant else 0,
+        "uploads": count_rows(connection, uploads, its_uploads),
+        "chunks": int(its_chunks),
+        "records": int(its_records),
+        "sources": count_rows(connection, sources, own),
+        "health_reports": count_rows(connection, health_reports, reports) if whole else 0,
+        "installations": count_rows(connection, installations, places) if whole else 0,
+    }
     return Receipt(
-        **_named(target),
+        **asdict(target),
         dry_run=True,
         began_at=at,
         ended_at=at,
         removed={kind: count for kind, count in found.items() if count},
         transactions=0,
-        unfinished_uploads=0 if of_tenant else left,
+        unfinished_uploads=0 if of_tenant else _unfinished_uploads(connection, tenant_id),
     )
 
 
-def unfinished(connection: Connection) -> list[int]:
+def unfinished(connection: sa.Connection) -> list[int]:
     """The removals that did not come to their end."""
     return list(
-        connection.scalars(select(removals.c.removal_no).where(removals.c.ended_at.is_(None)))
+        connection.scalars(sa.select(removals.c.removal_no).where(removals.c.ended_at.is_(None)))
     )
 
 
-def step(connection: Connection, number: int, at: str) -> bool:
-    """One bounded part of a removal; whether there may be more."""
-    one = removals.c.removal_no == number
-    removal = connection.execute(select(removals).where(one).with_for_update()).one()
-    if removal.ended_at is not None:
-        return False
-    counts = Counter(orjson.loads(removal.counts))
-    work = _remove_tenant if removal.installation_id is None else _remove_sources
-    values: dict[str, Any] = {}
-    more = work(connection, removal, counts, values, at)
-    counts["transactions"] += 1
-    values["counts"] = orjson.dumps(counts).decode()
-    values["ended_at"] = None if more else at
-    connection.execute(update(removals).where(one).values(**values))
-    return more
+def begin(connection: sa.Connection, target: Target, at: str) -> int:
+    """Note the removal, or find the one of the same target that was not finished; its number.
 
-
-def _begin(connection: Connection, target: Target, at: str) -> int:
-    """Note the removal, or find the one of the same target that was not finished; its number."""
-    tenant_id = _find(connection, target)
-    key = {
-        "tenant_id": tenant_id,
-        "installation_id": target.installation_id,
-        "source_key": target.source_key,
-    }
-    same = and_(*(removals.c[name].is_not_distinct_from(value) for name, value in key.items()))
-    begun = select(removals.c.removal_no).where(same, removals.c.ended_at.is_(None))
+    Raises:
+        ConfigError: There is no such tenant, installation or source.
+    """
+    key = {**asdict(target), "tenant_id": _find(connection, target)}
+    del key["tenant"]
+    same = (removals.c[name].is_not_distinct_from(value) for name, value in key.items())
+    begun = sa.select(removals.c.removal_no).where(*same, removals.c.ended_at.is_(None))
     number = connection.scalar(begun)
     if number is not None:
         return int(number)
     counts: dict[str, int] = {}
     if target.installation_id is None:
-        mine = _tenant_is(tenant_keys, tenant_id)
-        counts["keys"] = connection.execute(delete(tenant_keys).where(mine)).rowcount
+        # the keys go first, so that soon no request of the tenant comes any more
+        keys = sa.delete(tenant_keys).filter_by(tenant_id=key["tenant_id"])
+        counts["keys"] = connection.execute(keys).rowcount
     row = {**key, "began_at": at, "counts": orjson.dumps(counts).decode()}
-    made = connection.execute(insert(removals).values(row)).inserted_primary_key
-    return int(made[0]) if made else 0
+    made = sa.insert(removals).values(row).returning(removals.c.removal_no)
+    return int(connection.execute(made).scalar_one())
 
 
-def _remove_tenant(
-    connection: Connection,
-    removal: Row[Any],
-    counts: Counter[str],
-    values: dict[str, Any],
-    at: str,
-) -> bool:
-    """Delete some of a tenant's rows, and at last the tenant's own; whether there may be more."""
-    tenant_id = removal.tenant_id
-    if _delete_uploads(connection, tenant_id, counts, at):
-        return True
-    for table in (health_reports, installation_hours, sources):
-        gone = delete_some(connection, table, _tenant_is(table, tenant_id))
-        if table is not installation_hours:
-            counts[str(table.name)] += gone
+def step(connection: sa.Connection, number: int, at: str, size: StepSize = STEP) -> bool:
+    """One bounded part of a removal; whether there may be more."""
+    one = removals.c.removal_no == number
+    # locked: a command and housekeeping may both go on with it, in several processes
+    removal = connection.execute(sa.select(removals).where(one).with_for_update()).one()
+    if removal.ended_at is not None:
+        return False
+    part = RemovalStep(connection, removal, at, size)
+    more = part.of_tenant() if removal.installation_id is None else part.of_installation()
+    part.counts["transactions"] += 1
+    values = {"counts": orjson.dumps(part.counts).decode(), "up_to": part.up_to}
+    ended_at = None if more else at
+    connection.execute(sa.update(removals).where(one).values(**values, ended_at=ended_at))
+    return more
+
+
+class RemovalStep:
+    """What one transaction of a removal does; `counts` and `up_to` are the removal's afterwards."""
+
+    def __init__(
+        self, connection: sa.Connection, removal: sa.Row[Any], at: str, size: StepSize
+    ) -> None:
+        self._connection, self._removal, self._at, self._size = connection, removal, at, size
+        self.counts, self.up_to = Counter(orjson.loads(removal.counts)), removal.up_to
+
+    def of_tenant(self) -> bool:
+        """Delete some of a tenant's rows, and at last its own; whether there may be more."""
+        tenant = {"tenant_id": self._removal.tenant_id}
+        its_uploads = uploads.c.tenant_id == self._removal.tenant_id
+        if self._clear(its_uploads, sa.delete(uploads), uploads.c.upload_id):
+            return True
+        for table in (health_reports, installation_hours, sources):
+            which = table.c.tenant_id == self._removal.tenant_id
+            gone = delete_some(self._connection, table, which)
+            if table is not installation_hours:
+                self.counts[str(table.name)] += gone
+            if gone:
+                return True
+        # Whoever writes for the tenant holds its row, and is awaited here; none comes afterwards
+        own = sa.select(tenants.c.tenant_id).filter_by(**tenant)
+        self._connection.execute(own.with_for_update())
+        if self._clear(its_uploads, sa.delete(uploads), uploads.c.upload_id):
+            return True
+        for table in (installations, tenants):
+            gone = self._connection.execute(sa.delete(table).filter_by(**tenant)).rowcount
+            self.counts[str(table.name)] += gone
+        return False
+
+    def of_installation(self) -> bool:
+        """Empty the next sources, then the simple form, then what the installation says of itself.
+
+        The installation is locked, so that what a client completes comes before or after this.
+        """
+        connection, removal = self._connection, self._removal
+        key = {"tenant_id": removal.tenant_id, "installation_id": removal.installation_id}
+        own = sa.select(installations.c.generation).filter_by(**key).with_for_update()
+        generation = connection.scalar(own) or ""
+        target = Target("", removal.installation_id, removal.source_key)
+        which = _sources_of(removal.tenant_id, target)
+        following = sa.select(sources.c.source_id).where(which, sources.c.source_id > removal.up_to)
+        first = following.order_by(sources.c.source_id).limit(self._size.sources)
+        ids = connection.scalars(first).all()
+        if ids:
+            self.counts["sources"] += self._mark(ids, generation)
+            of_them = uploads.c.source_id.in_(ids)
+            if not self._empty(of_them, uploads.c.key_digest.is_not(None)):
+                self.up_to = ids[-1]
+            return True
+        if removal.source_key is not None:
+            return False
+        simple = sa.and_(IS_SIMPLE, *(uploads.c[name] == one for name, one in key.items()))
+        if self._empty(simple, installation_id=None):
+            return True
+        mine = sa.and_(*(health_reports.c[name] == one for name, one in key.items()))
+        gone = delete_some(connection, health_reports, mine)
+        self.counts["health_reports"] += gone
         if gone:
             return True
-    # Whoever writes for the tenant holds its row, and is awaited here; none comes afterwards
-    own = tenants.c.tenant_id == tenant_id
-    connection.execute(select(tenants.c.tenant_id).where(own).with_for_update())
-    if _delete_uploads(connection, tenant_id, counts, at):
-        return True
-    fleet = delete(installations).where(_tenant_is(installations, tenant_id))
-    counts["installations"] += connection.execute(fleet).rowcount
-    counts["tenants"] += connection.execute(delete(tenants).where(own)).rowcount
-    return False
-
-
-def _delete_uploads(connection: Connection, tenant_id: int, counts: Counter[str], at: str) -> bool:
-    """Delete some of a tenant's uploads with their rows; whether there were any."""
-    first = select(uploads.c.upload_no).where(_tenant_is(uploads, tenant_id))
-    victims = _take(connection, first.order_by(uploads.c.upload_id))
-    cleared = clear(connection, victims)
-    feed.note_removed(connection, cleared.whole, at)
-    connection.execute(delete(uploads).where(uploads.c.upload_no.in_(cleared.whole)))
-    _add(counts, cleared)
-    return bool(victims)
-
-
-def _remove_sources(
-    connection: Connection,
-    removal: Row[Any],
-    counts: Counter[str],
-    values: dict[str, Any],
-    at: str,
-) -> bool:
-    """Empty the next sources of an installation, then its simple form, then what it says of itself.
-
-    The installation is locked, so that what a client completes comes before or after this.
-    """
-    of_installation = {"tenant_id": removal.tenant_id, "installation_id": removal.installation_id}
-    held = select(installations.c.generation).filter_by(**of_installation).with_for_update()
-    own = connection.scalar(held) or ""
-    which = _sources_of(removal.tenant_id, removal.installation_id, removal.source_key)
-    following = select(sources.c.source_id).where(which, sources.c.source_id > removal.up_to)
-    first = following.order_by(sources.c.source_id).limit(SOURCES_A_STEP)
-    ids = connection.scalars(first).all()
-    if ids:
-        counts["sources"] += _mark(connection, own, ids, at)
-        of_them = uploads.c.source_id.in_(ids)
-        shown = select(uploads.c.upload_no).where(of_them, uploads.c.visible)
-        hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
-        named = and_(of_them, ~uploads.c.visible, uploads.c.key_digest.is_not(None))
-        if not _empty(connection, named, counts, at) and not hidden:
-            values["up_to"] = ids[-1]
-        return True
-    if removal.source_key is not None:
+        connection.execute(sa.delete(installation_hours).filter_by(**key))
+        emptied = sa.update(installations).filter_by(**key)
+        said = emptied.values(**_NOT_HEARD_OF, removed_at=self._at)
+        self.counts["installations"] += connection.execute(said).rowcount
         return False
-    simple = and_(IS_SIMPLE, *(uploads.c[name] == one for name, one in of_installation.items()))
-    shown = select(uploads.c.upload_no).where(simple, uploads.c.visible)
-    hidden = hide(connection, uploads.c.upload_no.in_(_take(connection, shown)), at)
-    old = and_(simple, ~uploads.c.visible)
-    if _empty(connection, old, counts, at, installation_id=None) or hidden:
-        return True
-    mine = and_(*(health_reports.c[name] == one for name, one in of_installation.items()))
-    gone = delete_some(connection, health_reports, mine)
-    counts["health_reports"] += gone
-    if gone:
-        return True
-    connection.execute(delete(installation_hours).filter_by(**of_installation))
-    own = update(installations).filter_by(**of_installation)
-    emptied = connection.execute(own.values(**_NOT_HEARD_OF, removed_at=at))
-    counts["installations"] += emptied.rowcount
-    return False
+
+    def _mark(self, ids: Sequence[int], own: str) -> int:
+        """Note that sources are removed in the installation's generation; how many were not yet."""
+        generation = generations.of(generations.current(self._connection), own)
+        new = sources.c.removed_in.is_distinct_from(generation)
+        marked = sa.update(sources).where(sources.c.source_id.in_(ids), new)
+        removed = marked.values(removed_at=self._at, removed_in=generation)
+        return self._connection.execute(removed).rowcount
+
+    def _empty(self, which: sa.ColumnElement[bool], *finished: Any, **values: Any) -> bool:
+        """Hide some uploads, and take rows and names of some hidden ones; whether there were any.
+
+        `finished` is what a hidden upload has whose names did not go yet, `values` what goes of it
+        beside them.
+        """
+        shown = sa.select(uploads.c.upload_no).where(which, uploads.c.visible)
+        numbers = self._take(shown)
+        hidden = hide(self._connection, uploads.c.upload_no.in_(numbers), self._at)
+        old = sa.and_(which, ~uploads.c.visible, *finished)
+        bare = sa.update(uploads).values(**_NO_NAMES, **values)
+        return self._clear(old, bare) or hidden > 0
+
+    def _clear(self, which: sa.ColumnElement[bool], then: Any, *order: Any) -> bool:
+        """Delete rows of some uploads, and do the rest to those without any; whether there were."""
+        found = sa.select(uploads.c.upload_no).where(which)
+        victims = self._take(found.order_by(*order) if order else found)
+        cleared = clear(self._connection, victims, size=self._size)
+        feed.note_removed(self._connection, cleared.whole, self._at)
+        self._connection.execute(then.where(uploads.c.upload_no.in_(cleared.whole)))
+        self.counts.update(
+            uploads=len(cleared.whole), chunks=cleared.chunks, records=cleared.records
+        )
+        return bool(victims)
+
+    def _take(self, which: sa.Select[Any]) -> Sequence[int]:
+        """The first of these uploads, locked."""
+        return self._connection.scalars(which.limit(self._size.uploads).with_for_update()).all()
 
 
-def _mark(connection: Connection, own: str, ids: Any, at: str) -> int:
-    """Note that sources are removed, in the installation's generation; how many were not before."""
-    generation = generations.of(generations.current(connection), own)
-    new = sources.c.removed_in.is_distinct_from(generation)
-    marked = update(sources).where(sources.c.source_id.in_(ids), new)
-    return connection.execute(marked.values(removed_at=at, removed_in=generation)).rowcount
-
-
-def _empty(
-    connection: Connection,
-    which: ColumnElement[bool],
-    counts: Counter[str],
-    at: str,
-    **values: Any,
-) -> bool:
-    """Delete rows and names of some finished uploads; whether there were any."""
-    victims = _take(connection, select(uploads.c.upload_no).where(which))
-    cleared = clear(connection, victims)
-    feed.note_removed(connection, cleared.whole, at)
-    bare = update(uploads).where(uploads.c.upload_no.in_(cleared.whole))
-    connection.execute(bare.values(**_NO_NAMES, **values))
-    _add(counts, cleared)
-    return bool(victims)
-
-
-def _take(connection: Connection, which: Any) -> Any:
-    """The first of these uploads, locked."""
-    return connection.scalars(which.limit(UPLOADS_A_STEP).with_for_update()).all()
-
-
-def _add(counts: Counter[str], cleared: Cleared) -> None:
-    counts.update(uploads=len(cleared.whole), chunks=cleared.chunks, records=cleared.records)
-
-
-def _find(connection: Connection, target: Target) -> int:
+def _find(connection: sa.Connection, target: Target) -> int:
     """The target's tenant, where all that it names is there."""
     tenant_id = tenant_id_of(connection, target.tenant)
     if target.installation_id is not None:
-        key = {"tenant_id": tenant_id, "installation_id": target.installation_id}
-        if not _count(connection, select(installations.c.installation_id).filter_by(**key)):
+        own = installations.c.tenant_id == tenant_id
+        one = sa.and_(own, installations.c.installation_id == target.installation_id)
+        if not count_rows(connection, installations, one):
             raise ConfigError(
                 f"{target.tenant!r} has no installation {target.installation_id!r}: "
                 f"`catalogzero backend installations list {target.tenant}` shows them"
             )
     if target.source_key is not None:
-        which = _sources_of(tenant_id, target.installation_id, target.source_key)
-        if not _count(connection, select(sources.c.source_id).where(which)):
+        which = _sources_of(tenant_id, target)
+        if not count_rows(connection, sources, which):
             raise ConfigError(
                 f"{target.installation_id!r} has no source {target.source_key!r}: `catalogzero "
                 f"backend sources list {target.tenant} {target.installation_id}` shows them"
@@ -342,14 +314,14 @@ def _find(connection: Connection, target: Target) -> int:
     return tenant_id
 
 
-def _receipt(connection: Connection, target: Target, number: int) -> Receipt:
+def _receipt(connection: sa.Connection, target: Target, number: int) -> Receipt:
     """What the removal noted of itself."""
-    row = connection.execute(select(removals).where(removals.c.removal_no == number)).one()
+    row = connection.execute(sa.select(removals).where(removals.c.removal_no == number)).one()
     counts = orjson.loads(row.counts)
     transactions = counts.pop("transactions", 0)
     counts.pop("tenants", None)
     return Receipt(
-        **_named(target),
+        **asdict(target),
         dry_run=False,
         began_at=row.began_at,
         ended_at=row.ended_at,
@@ -359,36 +331,16 @@ def _receipt(connection: Connection, target: Target, number: int) -> Receipt:
     )
 
 
-def _named(target: Target) -> dict[str, Any]:
-    return {
-        "tenant": target.tenant,
-        "installation_id": target.installation_id,
-        "source_key": target.source_key,
-    }
-
-
-def _sources_of(
-    tenant_id: int, installation_id: str | None, source_key: str | None
-) -> ColumnElement[bool]:
+def _sources_of(tenant_id: int, target: Target) -> sa.ColumnElement[bool]:
     """The sources of a target."""
-    which = [_tenant_is(sources, tenant_id)]
-    if installation_id is not None:
-        which.append(sources.c.installation_id == installation_id)
-    if source_key is not None:
-        which.append(sources.c.key_digest == key_digest(source_key))
-    return and_(*which)
+    which = [sources.c.tenant_id == tenant_id]
+    if target.installation_id is not None:
+        which.append(sources.c.installation_id == target.installation_id)
+    if target.source_key is not None:
+        which.append(sources.c.key_digest == key_digest(target.source_key))
+    return sa.and_(*which)
 
 
-def _unfinished_uploads(connection: Connection, tenant_id: int) -> int:
-    still_open = and_(_tenant_is(uploads, tenant_id), uploads.c.ended_at.is_(None))
-    return _count(connection, select(uploads.c.upload_no).where(still_open))
-
-
-def _count(connection: Connection, rows: Any) -> int:
-    """How many rows a statement has."""
-    return connection.scalar(select(func.count()).select_from(rows.subquery())) or 0
-
-
-def _tenant_is(table: Table, tenant_id: int) -> ColumnElement[bool]:
-    found: ColumnElement[bool] = table.c.tenant_id == tenant_id
-    return found
+def _unfinished_uploads(connection: sa.Connection, tenant_id: int) -> int:
+    still_open = sa.and_(uploads.c.tenant_id == tenant_id, uploads.c.ended_at.is_(None))
+    return count_rows(connection, uploads, still_open)

@@ -1,7 +1,7 @@
 """What a health report says that the fleet is found, sorted and counted by.
 
-Owns the reading of the reports' fields, which are whatever a client wrote: what is none of what it
-should be is left out. It knows no table.
+Owns the reading of the reports' fields, which are whatever a client wrote: an
+invalid one is left out. It knows no table.
 """
 
 from __future__ import annotations
@@ -9,24 +9,33 @@ from __future__ import annotations
 from math import ceil, isfinite
 from typing import Any
 
+from catalogzero.wire.messages import JsonObject
+
 MISSED_REPORTS = 3
 SILENT_AFTER_S = 86_400
 MAX_PATIENCE_S = 10**9
 MAX_REASONS_CHARS = 300
 MAX_COUNT = 10**12
+MOVED = "installation_moved"
+"""The code of sending that is paused as another folder took the installation over."""
 
 
-def read_report(report: dict[str, Any]) -> dict[str, Any]:
+def read_report(report: JsonObject) -> JsonObject:
     """The columns of `installations` that a report fills.
 
     `patience_s` is how long the installation may be silent: three of its own intervals, or a day
-    where it names none. Figures are those of its outbox, None where it did not say.
+    where it names none. Figures are those of its outbox, None where it did not say. `cause` is why
+    one that is failing fails: moved, paused, dead (letters), or failed; else empty.
     """
     outbox = report.get("outbox")
     outbox = outbox if isinstance(outbox, dict) else {}
     status, reasons = report.get("status"), report.get("reasons")
     interval_s = number(report.get("interval_s"))
     patience_s = MISSED_REPORTS * interval_s if interval_s else SILENT_AFTER_S
+    dead, paused = count(outbox.get("dead")), outbox.get("paused")
+    cause = "dead" if dead else "failed"
+    if paused:
+        cause = "moved" if paused == MOVED else "paused"
     text = ", ".join(map(str, reasons)) if isinstance(reasons, list) else ""
     return {
         "patience_s": ceil(min(patience_s, MAX_PATIENCE_S)),
@@ -35,8 +44,9 @@ def read_report(report: dict[str, Any]) -> dict[str, Any]:
         "waiting": count(outbox.get("uploads")),
         "waiting_bytes": count(outbox.get("bytes")),
         "oldest_age_s": number(outbox.get("oldest_age_s")),
-        "dead": count(outbox.get("dead")),
+        "dead": dead,
         "missing": count(outbox.get("missing")),
+        "cause": cause if status == "failing" else "",
     }
 
 

@@ -1,4 +1,4 @@
-"""One backend served by this process, until it is told to stop.
+"""One backend served by this process, until it is stopped.
 
 What is served is `app.create_app`'s; socket and signals are `catalogzero.web`'s.
 """
@@ -6,51 +6,41 @@ What is served is `app.create_app`'s; socket and signals are `catalogzero.web`'s
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-
-from aiohttp import web
 
 from catalogzero.backend.app import create_app
 from catalogzero.backend.settings import BackendSettings
+from catalogzero.config import sd_notify
+from catalogzero.config.renewal import Renewed
 from catalogzero.errors import ConfigError
-from catalogzero.web import Limits, listening, stop_signal
+from catalogzero.web import ConnectionLimits, listening, stop_signal
 
 REQUESTS_END_S = 10.0
-LIMITS = Limits(connections=4_000)
+LIMITS = ConnectionLimits(connections=4_000)
 """A fleet keeps its connections for a while after each report."""
 STOP_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class BackendAddress:
     """Where a backend listens: `url` is its root, `endpoint` what a handler's settings name."""
 
     url: str
     endpoint: str
 
 
-@asynccontextmanager
-async def serving(
-    app: web.Application,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    tls: ssl.SSLContext | None = None,
-    limits: Limits = LIMITS,
-    stop_s: float = REQUESTS_END_S,
-) -> AsyncIterator[str]:
-    """Serve an application while the block runs; gives its URL. Port 0 takes a free one.
-
-    Raises:
-        ConfigError: The address cannot be bound.
-    """
-    async with listening(
-        app, host, port, tls=tls, limits=limits, decompress=False, stop_s=stop_s
-    ) as url:
-        yield url
+serving = partial(
+    listening,
+    host="127.0.0.1",
+    port=0,
+    limits=LIMITS,
+    decompress=False,
+    stop_s=REQUESTS_END_S,
+)
+"""Serves an application as `listening` does, bodies as they were sent."""
 
 
 async def serve(
@@ -59,7 +49,7 @@ async def serve(
     host: str,
     port: int,
     tls: ssl.SSLContext | None,
-    on_started: Callable[[Address], None],
+    on_started: Callable[[BackendAddress], None],
     stop_within_s: float = STOP_WITHIN_S,
 ) -> None:
     """Serve a backend until SIGINT or SIGTERM, then finish what is under way.
@@ -69,12 +59,14 @@ async def serve(
     """
     with stop_signal(stop_within_s) as stop:
         async with serving(create_app(settings), host=host, port=port, tls=tls) as url:
-            on_started(Address(url, url + settings.base_path))
+            on_started(BackendAddress(url, url + settings.base_path))
+            sd_notify.ready(url)
             await stop.wait()
+            sd_notify.notify("STOPPING=1")
 
 
 def load_tls(certificate: Path | None, private_key: Path | None) -> ssl.SSLContext | None:
-    """The server's TLS, none where neither file is named.
+    """The server's TLS, none where neither file is named; renewed files hold for new connections.
 
     Raises:
         ConfigError: One file without the other, or files that cannot be used.
@@ -83,9 +75,21 @@ def load_tls(certificate: Path | None, private_key: Path | None) -> ssl.SSLConte
         return None
     if certificate is None or private_key is None:
         raise ConfigError("--certificate and --private-key are given together")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(certificate, private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"cannot use {certificate} with {private_key}: {error}") from None
+
+    def load() -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(certificate, private_key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"cannot use {certificate} with {private_key}: {error}") from None
+        return context
+
+    newest = Renewed(load, certificate, private_key)
+
+    def use_newest(connection: ssl.SSLObject, name: str | None, first: ssl.SSLContext) -> None:
+        connection.context = newest()
+
+    # The context that the socket was opened with: called at each hello, whatever name that has.
+    context = newest()
+    context.sni_callback = use_newest
     return context

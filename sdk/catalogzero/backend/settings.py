@@ -6,22 +6,21 @@ Environment variables carry the prefix `CATALOGZERO_BACKEND_`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from catalogzero.config.key_files import read_key
-from catalogzero.config.settings import default_state_dir
+from catalogzero.config.renewal import Renewed
+from catalogzero.config.settings import default_database
+from catalogzero.errors import ConfigError
 
 MIB = 1 << 20
 DAY_S = 86_400.0
-
-
-def default_database() -> str:
-    """An SQLite file in the state folder."""
-    return f"sqlite:///{default_state_dir() / 'backend.db'}"
 
 
 def _base_path(value: str) -> str:
@@ -41,7 +40,9 @@ class BackendSettings(BaseSettings):
         env_prefix="CATALOGZERO_BACKEND_", extra="forbid", hide_input_in_errors=True
     )
 
-    database: str = Field(default_factory=default_database, repr=False)
+    database: str = Field(
+        default_factory=lambda: f"sqlite:///{default_database('backend.db')}", repr=False
+    )
     database_timeout_s: float = Field(default=30.0, gt=0)
     """Longest wait for an answer of the database, or for its lock."""
     base_path: Annotated[str, AfterValidator(_base_path)] = "/v1"
@@ -88,17 +89,32 @@ class BackendSettings(BaseSettings):
     operator_token_file: Path | None = None
     """A file that holds `operator_token`."""
 
+    _operator: Renewed[str] | None = PrivateAttr(None)
+
     @model_validator(mode="after")
     def _read_token_file(self) -> Self:
         """Take the operator's token from its file."""
         if self.operator_token is None and self.operator_token_file is not None:
-            try:
-                token = read_key(self.operator_token_file, warn=True).strip()
-            except (OSError, UnicodeDecodeError):
-                raise ValueError(
-                    f"operator_token_file {self.operator_token_file}: no text to read"
-                ) from None
-            if not token:
-                raise ValueError(f"operator_token_file {self.operator_token_file} is empty")
-            self.operator_token = SecretStr(token)
+            self._operator = Renewed(
+                partial(_token_of, self.operator_token_file), self.operator_token_file
+            )
+            self.operator_token = SecretStr(self._operator())
         return self
+
+    def operator(self) -> Callable[[], str] | None:
+        """What gives the operator's token of now; None without one."""
+        token = self.operator_token
+        if self._operator is not None or token is None:
+            return self._operator
+        return token.get_secret_value
+
+
+def _token_of(path: Path) -> str:
+    """The operator's token in its file."""
+    try:
+        token = read_key(path, warn=True).strip()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"operator_token_file {path}: no text to read") from None
+    if not token:
+        raise ConfigError(f"operator_token_file {path} is empty")
+    return token

@@ -20,7 +20,7 @@ MAX_BUCKETS = 10_000
 ACTIVE_S = 10.0
 """For how long a tenant that asked for something counts as one that others share with."""
 AT_WORK = 4
-"""Beside other tenants, one large chunk is worked on for so many that a tenant may have here."""
+"""Beside others, a tenant has one large chunk decoded for this many it may have in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class RateLimit:
     def take(self, key: object, now_s: float, per_s: float, tokens: float) -> None:
         """Take tokens; what is missing is owed."""
         left = self._left(key, now_s, per_s)
+        # what is forgotten here is at worst another burst
         if len(self._buckets) >= MAX_BUCKETS:
             self._buckets.clear()
         self._buckets[key] = (left - tokens, now_s)
@@ -143,6 +144,7 @@ class Shares:
         Raises:
             ProblemError: There is no room, for this tenant or for any.
         """
+        # counted before it is refused: whoever reads lets go of it in either case
         self._held_bytes += size
         mine.held_bytes += size
         own = share.held_bytes or self._settings.tenant_held_bytes

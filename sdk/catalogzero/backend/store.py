@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import JSON, Connection, Row, Table, Text, bindparam, cast, column, func, select
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from catalogzero.backend import schema
 from catalogzero.sql import engines
 
+Columns = dict[str, Any]
+"""The values of a row's columns, by their names."""
+
 READERS = 4
 WRITERS = 8
 
 
-class Database(engines.Database):
+class BackendDatabase(engines.Database):
     """The backend's database, with its schema; see `engines.Database`."""
 
     def __init__(self, url: str, answer_s: float = engines.ANSWER_S) -> None:
@@ -31,21 +34,22 @@ class Database(engines.Database):
         )
 
 
-def insert_new(connection: Connection, table: Table, values: Mapping[str, Any]) -> bool:
+def insert_new(connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> bool:
     """Insert a row unless its key is there already; whether it was inserted."""
     statement = insert_into(connection, table).values(dict(values)).on_conflict_do_nothing()
+    # SQLAlchemy keeps the row count of an INSERT only where it is asked to
     counting = {"preserve_rowcount": True}
     return connection.execute(statement, execution_options=counting).rowcount == 1
 
 
 def held(
-    connection: Connection,
-    table: Table,
+    connection: sa.Connection,
+    table: sa.Table,
     key: Mapping[str, Any],
     new: Mapping[str, Any],
-    *,
+    *columns: sa.ColumnElement[Any],
     share: bool = False,
-) -> Row[Any]:
+) -> sa.Row[Any]:
     """The row of a key, made of `new` where there is none, and locked to the transaction's end.
 
     One that another transaction deletes between the two statements is made again. Most are there,
@@ -56,11 +60,13 @@ def held(
         table: The row's.
         key: Columns that are unique together.
         new: The other columns of a row that is made.
+        columns: Those that are read: a wide row takes longer to read than to find.
         share: Others may hold it so at the same time.
     """
-    locked = select(table).filter_by(**key).with_for_update(read=share)
+    one = (table.c[name] == value for name, value in key.items())
+    locked = sa.select(*columns).where(*one).with_for_update(read=share)
     made = insert_into(connection, table).values(**key, **new)
-    made = made.on_conflict_do_nothing().returning(table)
+    made = made.on_conflict_do_nothing().returning(*columns)
     while True:
         row = connection.execute(locked).one_or_none() or connection.execute(made).one_or_none()
         if row is not None:
@@ -68,8 +74,8 @@ def held(
 
 
 def insert_many(
-    connection: Connection,
-    table: Table,
+    connection: sa.Connection,
+    table: sa.Table,
     rows: Sequence[Mapping[str, Any]],
     key: Sequence[str] = (),
     changes: Callable[[Any], Mapping[str, Any]] | None = None,
@@ -86,12 +92,12 @@ def insert_many(
     names = list(rows[0])
     statement, given = insert_into(connection, table), [dict(row) for row in rows]
     if connection.dialect.name == "postgresql":
-        typed = (column(name, table.c[name].type) for name in names)
-        read = func.json_to_recordset(cast(bindparam("rows", type_=Text), JSON)).table_valued(
-            *typed
-        )
+        typed = (sa.column(name, table.c[name].type) for name in names)
+        # one parameter for all rows: a statement of PostgreSQL's has 65,535 at most
+        given_rows = sa.cast(sa.bindparam("rows", type_=sa.Text), sa.JSON)
+        read = sa.func.json_to_recordset(given_rows).table_valued(*typed)
         read = read.render_derived(with_types=True)
-        statement = statement.from_select(names, select(*read.c))
+        statement = statement.from_select(names, sa.select(*read.c))
         given = [{"rows": orjson.dumps(given).decode()}]
     if changes is not None:
         new = changes(statement.excluded)
@@ -99,7 +105,12 @@ def insert_many(
     connection.execute(statement, given)
 
 
-def insert_into(connection: Connection, table: Table) -> Any:
+def insert_into(connection: sa.Connection, table: sa.Table) -> Any:
     """The dialect's own INSERT, which knows ON CONFLICT."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     return dialect.insert(table)
+
+
+def count_rows(connection: sa.Connection, table: sa.Table, which: sa.ColumnElement[bool]) -> int:
+    """How many rows of a table there are of which `which` is true."""
+    return connection.scalar(sa.select(sa.func.count()).select_from(table).where(which)) or 0

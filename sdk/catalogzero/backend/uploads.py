@@ -18,15 +18,21 @@ import orjson
 from sqlalchemy import ColumnElement, Connection, Row, select, update
 
 from catalogzero.backend import feed, generations, hours, installations, witness
-from catalogzero.backend.bodies import PORTION_BYTES, Records, portions, same_records
+from catalogzero.backend.decoding import PORTION_BYTES, Records, portions, same_records
 from catalogzero.backend.schema import chunks, records, sources, uploads
-from catalogzero.backend.store import held, insert_new
+from catalogzero.backend.store import Columns, held, insert_new
 from catalogzero.protocol.bodies import Complete
-from catalogzero.protocol.judging import Claim, Judgement, Standing, State, judge
+from catalogzero.protocol.judging import Completion, Judgement, Standing, UploadState, judge
 from catalogzero.protocol.problems import Kind, ProblemError
 from catalogzero.sql.engines import driver_errors
 
 MAX_MISSING = 10_000
+UPLOAD_COLUMNS = [
+    uploads.c[name] for name in ("upload_no", "state", "source_id", "job_id", "visible")
+]
+SOURCE_COLUMNS = [
+    sources.c[name] for name in ("source_id", "highest_seq", "watermark", "mode", "watermark_of")
+]
 INSERT_RECORDS = (
     "INSERT INTO records (upload_no, seq, row_index, payload)"
     " SELECT :upload_no, :seq, :start + key, value FROM json_each(:payloads)"
@@ -49,7 +55,7 @@ class Stored(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class UploadOutcome:
     """The answer to a `complete`: the verdict, and what the answer carries.
 
     `job_id` is that of the visible upload; `source_seq` and `watermark` are the source's. `number`
@@ -69,7 +75,7 @@ class Outcome:
 class Progress:
     """What is stored of an upload."""
 
-    state: State
+    state: UploadState
     chunks: list[int]
     job_id: str | None
 
@@ -78,13 +84,12 @@ def put_chunk(
     connection: Connection, tenant_id: int, upload_id: str, seq: int, body: Records, at: str
 ) -> Stored:
     """Store the records of one chunk, or say why they are not stored."""
+    # shared: chunks of one upload are stored side by side, and its `complete` waits for them all
     upload = _upload(connection, tenant_id, upload_id, at, share=True)
-    if upload.state != State.OPEN.value:
+    # The client may still repeat chunks of an upload whose end it has not heard of.
+    if upload.state != UploadState.OPEN.value:
         return Stored.FINISHED
-    row = {"upload_no": upload.upload_no, "seq": seq, "digest": body.digest}
-    row |= {"records": len(body.payloads), "stored_at": at}
-    if insert_new(connection, chunks, row):
-        _insert_records(connection, upload.upload_no, seq, body.payloads)
+    if _insert_chunk(connection, upload.upload_no, seq, body, at):
         return Stored.NEW
     return _compare(connection, upload.upload_no, seq, body)
 
@@ -97,13 +102,14 @@ def complete(
     at: str,
     *,
     with_hook: bool = False,
-) -> Outcome:
+) -> UploadOutcome:
     """Judge one `complete`, and carry the verdict out; accepted `with_hook`, it waits for that.
 
     Raises:
         ProblemError: It comes from a folder that another one took the place of, chunks are
             missing, or their totals are not those of the body.
     """
+    # the first lock: whatever completes or removes for this installation waits here for its turn
     row = installations.held(connection, tenant_id, body.installation_id, at)
     current = generations.current(connection)
     with generations.named(generations.of(current, row.generation)):
@@ -122,19 +128,24 @@ def _judged(
     generation: str,
     *,
     with_hook: bool,
-) -> Outcome:
+) -> UploadOutcome:
     """The outcome of one `complete` that was let in."""
     tenant_id, number = installation.tenant_id, None
     upload = _upload(connection, tenant_id, upload_id, at, share=False)
+    # The order of the locks is the same everywhere (installation, upload, source): with two orders,
+    # two transactions would wait for each other.
     source = _source(connection, tenant_id, upload, body)
     twin = _visible_twin(connection, source, body)
     of_upload = select(chunks.c.seq, chunks.c.records).where(chunks.c.upload_no == upload.upload_no)
     stored = {row.seq: row.records for row in connection.execute(of_upload)}
+    # Lazily: `chunks` is the client's word, and may be any number.
     absent = (seq for seq in range(body.chunks) if seq not in stored)
     missing = tuple(itertools.islice(absent, MAX_MISSING))
-    claim = Claim(body.mode, body.full, body.source_seq, opaque_text(body.after), body.watermark_of)
+    claim = Completion(
+        body.mode, body.full, body.source_seq, opaque_text(body.after), body.watermark_of
+    )
     standing = Standing(
-        State(upload.state),
+        UploadState(upload.state),
         twin is not None,
         source.highest_seq,
         source.watermark,
@@ -145,13 +156,13 @@ def _judged(
     verdict = judge(claim, standing)
     job_id = twin if verdict is Judgement.SAME_KEY else upload.job_id
     if verdict is Judgement.ACCEPTED:
-        _check_totals(stored, body)
+        check_totals(stored, body)
         job_id = uuid.uuid4().hex
         _hide_older(connection, source, body, at)
-        said = _said(body, source)
+        said = columns_of(body, source)
         _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
     elif verdict is Judgement.SUPERSEDED:
-        _end(connection, upload.upload_no, _said(body, source), at)
+        _end(connection, upload.upload_no, columns_of(body, source), at)
     highest = _advance(connection, source, body, verdict)
     if verdict in (Judgement.ACCEPTED, Judgement.DUPLICATE, Judgement.SAME_KEY):
         given = witness.next_number(installation, upload_id)
@@ -161,7 +172,7 @@ def _judged(
             hours.add_upload(connection, tenant_id, body.installation_id, body.records, at)
         installations.seen(connection, installation, at, **given)
     watermark = orjson.loads(source.watermark)
-    return Outcome(verdict, job_id, highest, watermark, generation, missing, number)
+    return UploadOutcome(verdict, job_id, highest, watermark, generation, missing, number)
 
 
 def store_simple(
@@ -173,7 +184,7 @@ def store_simple(
     *,
     sender: tuple[str, int | None] | None = None,
     with_hook: bool = False,
-) -> Outcome:
+) -> UploadOutcome:
     """Store the one array of the simple form as an upload of its own, visible at once.
 
     The same key with the same records answers the first job_id; without a key nothing is known
@@ -186,58 +197,32 @@ def store_simple(
         ProblemError: The key came with other records before, or another folder took the sender's
             place.
     """
-    own = ""
+    row, epoch = None, None
     if sender is not None:
-        row = installations.held(connection, tenant_id, sender[0], at)
-        own = row.generation
-    generation = generations.of(generations.current(connection), own)
+        installation_id, epoch = sender
+        row = installations.held(connection, tenant_id, installation_id, at)
+    generation = generations.of(generations.current(connection), row.generation if row else "")
     with generations.named(generation):
-        if sender is not None:
-            installations.admit(connection, row, sender[1], at)
-        installation_id = None if sender is None else sender[0]
-        outcome = _store_array(
-            connection,
-            tenant_id,
-            key,
-            body,
-            at,
-            generation,
-            installation_id=installation_id,
-            with_hook=with_hook,
-        )
-        if outcome.verdict is Judgement.ACCEPTED and installation_id is not None:
+        if row is not None:
+            installations.admit(connection, row, epoch, at)
+        upload_id = f"simple:{uuid.uuid4().hex if key is None else key_digest(key)[:48]}"
+        upload = _upload(connection, tenant_id, upload_id, at, share=False)
+        if upload.state == UploadState.COMPLETE.value:
+            shown = upload.visible and _compare(connection, upload.upload_no, 0, body)
+            if shown and shown is not Stored.SAME:
+                raise ProblemError(Kind.KEY_REUSED, "this Idempotency-Key came with other records")
+            return UploadOutcome(Judgement.DUPLICATE, upload.job_id, 0, None, generation)
+        count = len(body.payloads)
+        _insert_chunk(connection, upload.upload_no, 0, body, at)
+        said: Columns = {"chunks": 1, "records": count, "upload_key": key, "mode": "append"}
+        if row is not None:
+            said["installation_id"] = row.installation_id
+        job_id = uuid.uuid4().hex
+        _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
+        if row is not None:
             installations.seen(connection, row, at, last_upload_at=at)
-            hours.add_upload(connection, tenant_id, installation_id, len(body.payloads), at)
-        return outcome
-
-
-def _store_array(
-    connection: Connection,
-    tenant_id: int,
-    key: str | None,
-    body: Records,
-    at: str,
-    generation: str,
-    *,
-    installation_id: str | None,
-    with_hook: bool,
-) -> Outcome:
-    """The outcome of one array that was let in."""
-    upload_id = f"simple:{uuid.uuid4().hex if key is None else key_digest(key)[:48]}"
-    upload = _upload(connection, tenant_id, upload_id, at, share=False)
-    if upload.state == State.COMPLETE.value:
-        shown = upload.visible and _compare(connection, upload.upload_no, 0, body)
-        if shown and shown is not Stored.SAME:
-            raise ProblemError(Kind.KEY_REUSED, "this Idempotency-Key came with other records")
-        return Outcome(Judgement.DUPLICATE, upload.job_id, 0, None, generation)
-    row = {"upload_no": upload.upload_no, "seq": 0, "digest": body.digest}
-    insert_new(connection, chunks, row | {"records": len(body.payloads), "stored_at": at})
-    _insert_records(connection, upload.upload_no, 0, body.payloads)
-    job_id = uuid.uuid4().hex
-    said = {"chunks": 1, "records": len(body.payloads), "upload_key": key, "mode": "append"}
-    said["installation_id"] = installation_id
-    _end(connection, upload.upload_no, said, at, job_id=job_id, with_hook=with_hook)
-    return Outcome(Judgement.ACCEPTED, job_id, 0, None, generation)
+            hours.add_upload(connection, tenant_id, row.installation_id, count, at)
+        return UploadOutcome(Judgement.ACCEPTED, job_id, 0, None, generation)
 
 
 def progress(connection: Connection, tenant_id: int, upload_id: str) -> Progress | None:
@@ -248,11 +233,12 @@ def progress(connection: Connection, tenant_id: int, upload_id: str) -> Progress
         return None
     stored = select(chunks.c.seq).where(chunks.c.upload_no == upload.upload_no)
     numbers = connection.scalars(stored.order_by(chunks.c.seq))
-    return Progress(State(upload.state), list(numbers), upload.job_id)
+    return Progress(UploadState(upload.state), list(numbers), upload.job_id)
 
 
 def opaque_text(value: Any) -> str:
     """An opaque value as the text that is stored and compared."""
+    # Sorted: two that differ only in the order of their keys are one.
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
@@ -261,21 +247,21 @@ def _upload(
 ) -> Row[Any]:
     """The upload's row, opened where there is none, and locked: shared among chunks."""
     key = {"tenant_id": tenant_id, "upload_id": upload_id}
-    new = {"state": State.OPEN.value, "opened_at": at}
-    return held(connection, uploads, key, new, share=share)
+    new = {"state": UploadState.OPEN.value, "opened_at": at}
+    return held(connection, uploads, key, new, *UPLOAD_COLUMNS, share=share)
 
 
 def _source(connection: Connection, tenant_id: int, upload: Row[Any], body: Complete) -> Row[Any]:
     """The source's row, locked: that of a finished upload is the one it was finished for."""
     if upload.source_id is not None:
-        found = select(sources).where(sources.c.source_id == upload.source_id)
+        found = select(*SOURCE_COLUMNS).where(sources.c.source_id == upload.source_id)
         return connection.execute(found).one()
     key = {
         "tenant_id": tenant_id,
         "installation_id": body.installation_id,
         "key_digest": key_digest(body.source_key),
     }
-    return held(connection, sources, key, {"source_key": body.source_key})
+    return held(connection, sources, key, {"source_key": body.source_key}, *SOURCE_COLUMNS)
 
 
 def _visible_twin(connection: Connection, source: Row[Any], body: Complete) -> str | None:
@@ -289,7 +275,7 @@ def _visible_twin(connection: Connection, source: Row[Any], body: Complete) -> s
     )
 
 
-def _check_totals(stored: dict[int, int], body: Complete) -> None:
+def check_totals(stored: dict[int, int], body: Complete) -> None:
     """Refuse an upload with chunks past its last, or with another number of records."""
     records_stored = sum(stored.values())
     if (len(stored), records_stored) != (body.chunks, body.records):
@@ -314,6 +300,7 @@ def hide(
     what: feed.What = feed.What.HIDDEN,
 ) -> int:
     """Take uploads out of sight, for good: their rows may go from now on; how many they are."""
+    # Locked before the feed notes them: what a parallel transaction hides is noted once.
     if not connection.execute(select(uploads.c.upload_no).where(which).with_for_update()).all():
         return 0
     feed.note(connection, what, which, at)
@@ -321,7 +308,7 @@ def hide(
     return connection.execute(update(uploads).where(which).values(**hidden)).rowcount
 
 
-def _said(body: Complete, source: Row[Any]) -> dict[str, Any]:
+def columns_of(body: Complete, source: Row[Any]) -> Columns:
     """The columns that a `complete` fills in."""
     said = body.model_dump(include={"upload_key", "source_seq", "mode", "chunks", "records"})
     said |= body.model_dump(include={"installation_id", "stream", "source", "entry", "version"})
@@ -332,29 +319,20 @@ def _said(body: Complete, source: Row[Any]) -> dict[str, Any]:
 def _end(
     connection: Connection,
     upload_no: int,
-    said: dict[str, Any],
+    said: Columns,
     at: str,
     *,
     job_id: str | None = None,
     with_hook: bool = False,
 ) -> None:
     """Write an upload's end: complete and visible with a `job_id`, superseded without one."""
-    state = State.SUPERSEDED if job_id is None else State.COMPLETE
+    is_shown = job_id is not None
+    state = UploadState.COMPLETE if is_shown else UploadState.SUPERSEDED
     one = uploads.c.upload_no == upload_no
-    connection.execute(
-        update(uploads)
-        .where(one)
-        .values(
-            **said,
-            state=state.value,
-            visible=state is State.COMPLETE,
-            job_id=job_id,
-            ended_at=at,
-            clear_since=None if state is State.COMPLETE else at,
-            hook_due_at=at if with_hook else None,
-        )
-    )
-    if state is State.COMPLETE:
+    end = {"state": state.value, "visible": is_shown, "job_id": job_id, "ended_at": at}
+    end |= {"clear_since": None if is_shown else at, "hook_due_at": at if with_hook else None}
+    connection.execute(update(uploads).where(one).values(**said, **end))
+    if is_shown:
         feed.note(connection, feed.What.VISIBLE, one, at)
 
 
@@ -362,40 +340,49 @@ def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: 
     """Raise the source's highest source_seq, set its watermark; the highest afterwards."""
     if verdict not in (Judgement.ACCEPTED, Judgement.SAME_KEY):
         return int(source.highest_seq)
+    # A repeated content counts too: what was sent before it, and comes after it, is late.
     highest = max(int(source.highest_seq), body.source_seq)
-    values: dict[str, Any] = {"highest_seq": highest}
+    values: Columns = {"highest_seq": highest}
     if verdict is Judgement.ACCEPTED:
         values["watermark"] = opaque_text(body.until if body.mode == "append" else None)
         values |= {"mode": body.mode, "watermark_of": body.watermark_of}
         values |= {"removed_at": None, "removed_in": None}
         if body.full:
             values["full_seq"] = body.source_seq
-    one = sources.c.source_id == source.source_id
-    connection.execute(update(sources).where(one).values(**values))
+    one = update(sources).filter_by(source_id=source.source_id)
+    connection.execute(one.values(**values))
     return highest
 
 
 def _compare(connection: Connection, upload_no: int, seq: int, body: Records) -> Stored:
     """Whether the chunk that is stored under this number holds the same records."""
-    one = (chunks.c.upload_no == upload_no) & (chunks.c.seq == seq)
-    stored = connection.execute(select(chunks.c.digest, chunks.c.records).where(one)).one()
+    one = select(chunks.c.digest, chunks.c.records).filter_by(upload_no=upload_no, seq=seq)
+    stored = connection.execute(one).one()
     if stored.digest == body.digest:
         return Stored.SAME
+    # The digest is of the bytes: the same records may come in another
+    # coding, or from another writer.
     if stored.records != len(body.payloads):
         return Stored.DIFFERENT
-    rows = select(records.c.payload).where(records.c.upload_no == upload_no, records.c.seq == seq)
+    rows = select(records.c.payload).filter_by(upload_no=upload_no, seq=seq)
     payloads = connection.scalars(rows.order_by(records.c.row_index))
     return Stored.SAME if same_records(payloads, body.payloads) else Stored.DIFFERENT
 
 
-def _insert_records(
-    connection: Connection, upload_no: int, seq: int, payloads: list[bytes]
-) -> None:
-    """Insert the rows by the driver's fastest way, COPY or one statement, some at a time."""
+def _insert_chunk(connection: Connection, upload_no: int, seq: int, body: Records, at: str) -> bool:
+    """Insert a chunk, its rows by the driver's fastest way, unless it is there; whether it was not.
+
+    That way is COPY, or one statement for some rows at a time.
+    """
+    payloads, row = body.payloads, {"upload_no": upload_no, "seq": seq, "digest": body.digest}
+    row |= {"records": len(payloads), "stored_at": at}
+    # the chunk's row decides between two at once: the second waits for the first, then compares
+    if not insert_new(connection, chunks, row):
+        return False
     if connection.dialect.name == "postgresql":
         with driver_errors(connection):
             _copy(connection.connection.cursor(), b"%d\t%d\t" % (upload_no, seq), payloads)
-        return
+        return True
     for start, some in portions(payloads):
         if len(some[0]) > PORTION_BYTES:
             whole = {"upload_no": upload_no, "seq": seq, "start": start, "payload": some[0]}
@@ -404,6 +391,7 @@ def _insert_records(
         texts = orjson.dumps([payload.decode() for payload in some]).decode()
         given = {"upload_no": upload_no, "seq": seq, "start": start, "payloads": texts}
         connection.exec_driver_sql(INSERT_RECORDS, given)
+    return True
 
 
 def _copy(cursor: Any, prefix: bytes, payloads: list[bytes]) -> None:
@@ -412,15 +400,16 @@ def _copy(cursor: Any, prefix: bytes, payloads: list[bytes]) -> None:
         for start, some in portions(payloads):
             if len(some[0]) > PORTION_BYTES:
                 copy.write(b"%s%d\t" % (prefix, start))
+                # In pieces: escaping makes a second copy of what it is given.
                 for at in range(0, len(some[0]), PORTION_BYTES):
-                    copy.write(_escape(some[0][at : at + PORTION_BYTES]))
+                    copy.write(escaped(some[0][at : at + PORTION_BYTES]))
                 copy.write(b"\n")
                 continue
             rows = enumerate(some, start)
-            copy.write(b"".join([b"%s%d\t%s\n" % (prefix, i, _escape(text)) for i, text in rows]))
+            copy.write(b"".join([b"%s%d\t%s\n" % (prefix, i, escaped(text)) for i, text in rows]))
 
 
-def _escape(text: bytes) -> bytes:
+def escaped(text: bytes) -> bytes:
     """A value in COPY's text form; JSON text holds no line feed here."""
     return text.replace(b"\\", b"\\\\").replace(b"\t", b"\\t").replace(b"\r", b"\\r")
 

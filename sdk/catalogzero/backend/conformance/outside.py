@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from catalogzero.backend.conformance.identity import ask_start, expect_moved, start
+from catalogzero.backend.conformance.identity_checks import ask_start, expect_moved, start
 from catalogzero.backend.conformance.probe import (
-    Check,
+    ConformanceCheck,
     Means,
     NotConformingError,
     Probe,
@@ -22,10 +22,13 @@ from catalogzero.backend.conformance.probe import (
     expect_job,
     expect_refused,
     output_of,
+    require,
     title_of,
 )
+from catalogzero.wire.messages import JsonObject
 
 A, B = {"row": "a"}, {"row": "b"}
+# a number as its text, and apart from a string of the same digits
 EXACT = json.JSONDecoder(
     parse_int=lambda text: {"number": text}, parse_float=lambda t: {"number": t}
 )
@@ -34,10 +37,10 @@ EXACT = json.JSONDecoder(
 async def tenants_are_apart(probe: Probe) -> None:
     """One customer would see, replace or keep out the rows of another."""
     other = probe.means.other_key
-    job = expect_job(await probe.deliver("u1", [A], source_seq=2_000), 201)
+    job = expect_job(await probe.deliver("u1", [A], source_seq=2_000))
     expect_refused(await probe.ask("GET", "uploads", probe.upload("u1"), key=other), 404)
-    if expect_job(await probe.deliver("u1", [A], key=other), 201) == job:
-        raise NotConformingError(f"two tenants got one job_id {job!r}")
+    beside = expect_job(await probe.deliver("u1", [A], key=other))
+    require(beside != job, f"two tenants got one job_id {job!r}")
     own = await probe.deliver("u2", [A], source_seq=2_500)
     expect_fields(own, duplicate=True, job_id=job)
     expect(await probe.put(probe.upload("u3"), 0, [B]), 201)
@@ -50,14 +53,14 @@ async def what_was_acknowledged_outlives_a_kill(probe: Probe) -> None:
     epoch = (await start(probe, site)).get("epoch")
     if epoch is not None:
         await start(probe, site, epoch=epoch)
-    job = expect_job(await probe.deliver("u1", [A]), 201)
+    job = expect_job(await probe.deliver("u1", [A]))
     expect(await probe.put(probe.upload("u2"), 0, [B]), 201)
     await probe.restart()
     expect_fields(await probe.ask("GET", "uploads", probe.upload("u2")), chunks=[0])
     expect_fields(await probe.complete(probe.upload("u1")), duplicate=True, job_id=job)
     expect_fields(await probe.deliver("u3", [A], source_seq=1_500), duplicate=True, job_id=job)
     newer = {"upload_key": probe.upload("k2"), "source_seq": 2_000}
-    expect_job(await probe.complete(probe.upload("u2"), **newer), 201)
+    expect_job(await probe.complete(probe.upload("u2"), **newer))
     if epoch is not None:
         expect_moved(await ask_start(probe, site, epoch=epoch))
 
@@ -72,48 +75,49 @@ async def the_rows_that_are_seen_are_those_that_were_sent(probe: Probe) -> None:
             seen.setdefault(source, []).append(record)
     wanted = probe.means.ledger.visible()
     for source in sorted({*seen, *wanted}):
-        there, sent = Counter(seen.get(source)), Counter(map(_canonical, wanted.get(source, ())))
+        there, sent = (
+            Counter(seen.get(source)),
+            Counter(canonical(EXACT.decode(text)) for text in wanted.get(source, ())),
+        )
         lost, more = sent - there, there - sent
-        if lost or more:
-            raise NotConformingError(
-                f"{source}: {lost.total()} of {sent.total()} records are not there as sent "
-                f"{_first(lost)}, and {more.total()} others are {_first(more)}"
-            )
+        require(
+            not (lost or more),
+            f"{source}: {lost.total()} of {sent.total()} records are not there as sent "
+            f"{first_of(lost)}, and {more.total()} others are {first_of(more)}",
+        )
 
 
 def _row(line: str) -> tuple[str, str]:
     """Source and canonical record of a line that the command printed."""
     try:
-        value: dict[str, Any] = EXACT.decode(line)
+        value: JsonObject = EXACT.decode(line)
         record = value["record"]
-        return str(value["source"]), _canonical(record) if isinstance(record, str) else _text(
-            record
-        )
+        record = EXACT.decode(record) if isinstance(record, str) else record
+        return str(value["source"]), canonical(record)
     except (ValueError, KeyError, TypeError):
         raise NotConformingError(
             f'--rows printed {line[:100]!r}, expected lines of {{"source": …, "record": {{…}}}}'
         ) from None
 
 
-def _canonical(text: str) -> str:
-    return _text(EXACT.decode(text))
-
-
-def _text(value: Any) -> str:
+def canonical(value: Any) -> str:
+    """A JSON value as the one text that all who hold it make of it."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
 
 
-def _first(records: Counter[str]) -> str:
+def first_of(records: Counter[str]) -> str:
     """The first of some records, to look for."""
     return next((f"(such as {record[:100]})" for record in records), "")
 
 
-def checks(form: str, means: Means) -> tuple[list[Check], list[str]]:
+def checks(form: str, means: Means) -> tuple[list[ConformanceCheck], list[str]]:
     """The checks of a form that there are means for, and what it takes for the others."""
-    known = [(tenants_are_apart, "--other-key-file", means.other_key)]
-    known += [(what_was_acknowledged_outlives_a_kill, "--restart", means.restart)]
-    if form == "simple":
-        known = []
-    known += [(the_rows_that_are_seen_are_those_that_were_sent, "--rows", means.rows)]
+    known = [(the_rows_that_are_seen_are_those_that_were_sent, "--rows", means.rows)]
+    if form == "chunked":
+        known = [
+            (tenants_are_apart, "--other-key-file", means.other_key),
+            (what_was_acknowledged_outlives_a_kill, "--restart", means.restart),
+            *known,
+        ]
     absent = [f"{title_of(check)} ({option})" for check, option, given in known if not given]
     return [check for check, _, given in known if given], absent

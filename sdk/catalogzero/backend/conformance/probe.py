@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import os
 import ssl
 import time
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Protocol
 
 import httpx
@@ -23,6 +25,8 @@ import orjson
 from catalogzero.protocol.bodies import AS_JSON, NDJSON, content_digest
 from catalogzero.protocol.codings import encoded
 from catalogzero.protocol.identities import url_under
+from catalogzero.protocol.problems import Kind
+from catalogzero.wire.messages import JsonObject
 
 STREAM = "catalogzero-verify"
 MAX_SHOWN = 300
@@ -34,7 +38,7 @@ Record = Mapping[str, Any] | str
 
 
 class NotConformingError(Exception):
-    """The backend answered otherwise than the protocol says; the message tells how."""
+    """The backend answered otherwise than the protocol says; the message says how."""
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Ledger:
     A source is an installation, a source_key and the name that people read.
     """
 
-    chunks: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    chunks: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     shown: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
 
     def completed(self, source: tuple[str, str, str], upload_id: str, *, alone: bool) -> None:
@@ -124,7 +128,7 @@ class Probe:
     async def put(
         self,
         upload_id: str,
-        seq: int,
+        seq: object,
         records: Sequence[Record],
         *,
         encoding: str = "identity",
@@ -145,7 +149,8 @@ class Probe:
             "PUT", *path, content=content, headers={**sent, **(headers or {})}, key=key
         )
         if answer.is_success and key is None:
-            self.means.ledger.chunks.setdefault((upload_id, seq), texts)
+            # the first one counts: a repetition changes nothing, and other records are refused
+            self.means.ledger.chunks.setdefault((upload_id, str(seq)), texts)
         return answer
 
     async def put_cut(self, upload_id: str, content: bytes, length: int) -> None:
@@ -160,6 +165,7 @@ class Probe:
             f"Content-Length: {length}\r\n\r\n"
         )
         writer.write(head.encode() + content)
+        # a server may answer, reset, or say nothing: all that counts is what it stored
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(CUT_S):
                 await writer.drain()
@@ -195,7 +201,7 @@ class Probe:
         answer = await self.ask("POST", json=records, headers=headers, key=key)
         if answer.is_success and key is None:
             name, ledger = self.upload(label), self.means.ledger
-            ledger.chunks.setdefault((name, 0), [orjson.dumps(row).decode() for row in records])
+            ledger.chunks.setdefault((name, "0"), [orjson.dumps(row).decode() for row in records])
             ledger.shown.setdefault(("", name, name), [name])
         return answer
 
@@ -215,7 +221,7 @@ class Probe:
                     await asyncio.sleep(0.1)
         raise NotConformingError(f"nobody answers {ANSWERS_S:.0f} s after the restart")
 
-    def completion(self) -> dict[str, Any]:
+    def completion(self) -> JsonObject:
         """The body of a `complete` of one chunk with one record."""
         return {
             "upload_key": f"{self.source}-key",
@@ -236,7 +242,7 @@ class Probe:
         }
 
 
-class Check(Protocol):
+class ConformanceCheck(Protocol):
     """A check: its name and docstring are part of the report."""
 
     __name__: str
@@ -245,7 +251,7 @@ class Check(Protocol):
         """Ask, and raise `NotConformingError` where the answer is another one."""
 
 
-def title_of(check: Check) -> str:
+def title_of(check: ConformanceCheck) -> str:
     """A check's name, as people read it."""
     return check.__name__.replace("_", " ")
 
@@ -256,6 +262,7 @@ def gzip_bomb() -> bytes:
     block, crc, size = bytes([48]) * BOMB_STEP_BYTES, zlib.crc32(b'{"x":"'), 9
     packer = zlib.compressobj(level=9, wbits=-15)
     head = packer.compress(b'{"x":"') + packer.flush(zlib.Z_FULL_FLUSH)
+    # a full flush ends at a byte and forgets what was before: what it gives may be repeated
     step = packer.compress(block) + packer.flush(zlib.Z_FULL_FLUSH)
     tail = packer.compress(b'"}\n') + packer.flush()
     for _ in range(BOMB_STEPS):
@@ -273,7 +280,7 @@ def stepped_bomb() -> bytes:
 
 
 async def output_of(command: str, run: str) -> str:
-    """What a command of the operator's prints; it is told the run's prefix of names.
+    """What a command of the operator's prints; it is given the run's prefix of names.
 
     Raises:
         NotConformingError: It failed, or took more than a minute.
@@ -290,20 +297,18 @@ async def output_of(command: str, run: str) -> str:
         process.kill()
         await process.wait()
         raise NotConformingError(f"{command!r} took more than {COMMAND_S:.0f} s") from None
-    if process.returncode:
-        raise NotConformingError(f"{command!r} ended with {process.returncode}")
+    require(process.returncode == 0, f"{command!r} ended with {process.returncode}")
     return said.decode(errors="replace")
 
 
-def expect(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
+def expect(answer: httpx.Response, *statuses: int) -> JsonObject:
     """The answer's JSON object, where its status is one of these; empty where it has none.
 
     Raises:
         NotConformingError: Another status.
     """
-    if answer.status_code not in statuses:
-        wanted = " or ".join(map(str, statuses))
-        raise NotConformingError(f"{_said(answer)}, expected {wanted}")
+    wanted = " or ".join(map(str, statuses))
+    require(answer.status_code in statuses, f"{_said(answer)}, expected {wanted}")
     try:
         body = orjson.loads(answer.content)
     except orjson.JSONDecodeError:
@@ -312,27 +317,65 @@ def expect(answer: httpx.Response, *statuses: int) -> dict[str, Any]:
 
 
 def expect_refused(answer: httpx.Response, *statuses: int) -> None:
-    """A 4xx that is none of a client's retries, one of `statuses` where any is named.
+    """A 4xx that is not one of a client's retries, one of `statuses` where any is named.
 
     Raises:
         NotConformingError: It was accepted, or the backend failed over it.
     """
-    fits = answer.status_code in statuses if statuses else 400 <= answer.status_code < 500
-    if not fits or answer.status_code in (408, 425, 429):
-        wanted = " or ".join(map(str, statuses)) or "a 4xx"
-        raise NotConformingError(f"{_said(answer)}, expected {wanted}")
+    fits = answer.status_code in statuses if statuses else answer.is_client_error
+    wanted = " or ".join(map(str, statuses)) or "a 4xx"
+    is_retried = answer.status_code in (408, 425, 429)
+    require(fits and not is_retried, f"{_said(answer)}, expected {wanted}")
 
 
-def expect_job(answer: httpx.Response, status: int) -> str:
-    """The job_id of an accepted `complete`.
+def expect_job(answer: httpx.Response) -> str:
+    """The job_id of a `complete` that was accepted, with status 201.
 
     Raises:
         NotConformingError: Another status, or no job_id.
     """
-    job_id = expect(answer, status).get("job_id")
-    if job_id is None:
-        raise NotConformingError(f"{_said(answer)}: no job_id")
+    job_id = expect(answer, 201).get("job_id")
+    require(job_id is not None, f"{_said(answer)}: no job_id")
     return str(job_id)
+
+
+def expect_problem(
+    answer: httpx.Response, kind: Kind, member: str, value: str | None = None
+) -> None:
+    """A refusal of this kind, whose document has this member, with this value where one is given.
+
+    Raises:
+        NotConformingError: It is another answer.
+    """
+    expect_refused(answer, kind.status)
+    document = answer.json() if answer.content else {}
+    is_there = member in document and value in (None, document[member])
+    require(
+        document.get("type") == kind.uri and is_there,
+        f"{_said(answer)}, expected type {kind.uri} and {member}",
+    )
+
+
+def require(holds: bool, otherwise: str) -> None:
+    """What must be so.
+
+    Raises:
+        NotConformingError: It is not; the message is `otherwise`.
+    """
+    if not holds:
+        raise NotConformingError(otherwise)
+
+
+def checks_in(module: ModuleType) -> list[ConformanceCheck]:
+    """The checks of a module: its own coroutine functions that take a probe alone, in order."""
+    own = (
+        one for one in vars(module).values() if getattr(one, "__module__", "") == module.__name__
+    )
+    return [
+        one
+        for one in own
+        if inspect.iscoroutinefunction(one) and list(inspect.signature(one).parameters) == ["probe"]
+    ]
 
 
 def expect_missing(answer: httpx.Response, seqs: Iterable[int]) -> None:
@@ -342,8 +385,8 @@ def expect_missing(answer: httpx.Response, seqs: Iterable[int]) -> None:
         NotConformingError: Another status, or other numbers.
     """
     missing = expect(answer, 409).get("missing")
-    if missing != list(seqs):
-        raise NotConformingError(f"{_said(answer)}: expected missing {list(seqs)}"[: 2 * MAX_SHOWN])
+    wanted = f"{_said(answer)}: expected missing {list(seqs)}"
+    require(missing == list(seqs), wanted[: 2 * MAX_SHOWN])
 
 
 def expect_fields(answer: httpx.Response, **fields: Any) -> None:
@@ -354,8 +397,7 @@ def expect_fields(answer: httpx.Response, **fields: Any) -> None:
     """
     body = expect(answer, 200)
     wrong = {name: value for name, value in fields.items() if body.get(name) != value}
-    if wrong:
-        raise NotConformingError(f"{_said(answer)}: expected {orjson.dumps(wrong).decode()} in it")
+    require(not wrong, f"{_said(answer)}: expected {orjson.dumps(wrong).decode()} in it")
 
 
 def _said(answer: httpx.Response) -> str:

@@ -1,19 +1,13 @@
 """The checks of the simple form, the seed's contract: each docstring says what goes wrong.
 
-Owns the list `CHECKS`; a check raises `NotConformingError`, or notes a doubt.
+Every coroutine function here is one; it raises `NotConformingError`, or notes a doubt.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from catalogzero.backend.conformance.probe import (
-    Check,
-    NotConformingError,
-    Probe,
-    expect,
-    expect_refused,
-)
+from catalogzero.backend.conformance.probe import Probe, expect, expect_refused, require
 from catalogzero.protocol.bodies import AS_JSON
 
 A, B = {"row": "a"}, {"row": "b"}
@@ -55,12 +49,10 @@ async def the_same_key_is_stored_once(probe: Probe) -> None:
     other = expect(await probe.post_array("other", [B]), *OK).get("job_id")
     if first is None:
         probe.doubt(UNKNOWABLE)
-    elif first != again:
-        raise NotConformingError(
-            f"the same Idempotency-Key got job_id {first!r}, then {again!r}: it was stored twice"
-        )
-    elif other == first:
-        raise NotConformingError(f"another Idempotency-Key got the same job_id {first!r}")
+        return
+    twice = f"the same Idempotency-Key got job_id {first!r}, then {again!r}: it was stored twice"
+    require(first == again, twice)
+    require(other != first, f"another Idempotency-Key got the same job_id {first!r}")
 
 
 async def other_records_under_a_key_are_refused(probe: Probe) -> None:
@@ -78,8 +70,7 @@ async def the_same_key_at_once_is_stored_once(probe: Probe) -> None:
         if jobs == {None}:
             probe.doubt(UNKNOWABLE)
             return
-        if len(jobs) != 1:
-            raise NotConformingError(f"6 requests with one Idempotency-Key made {len(jobs)} jobs")
+        require(len(jobs) == 1, f"6 requests with one Idempotency-Key made {len(jobs)} jobs")
 
 
 async def what_is_no_array_is_refused(probe: Probe) -> None:
@@ -87,15 +78,3 @@ async def what_is_no_array_is_refused(probe: Probe) -> None:
     for number, content in enumerate((b"[{", b'{"row": 1}', b"[" * 50_000)):
         sent = {**AS_JSON, "Idempotency-Key": probe.upload(str(number))}
         expect_refused(await probe.ask("POST", content=content, headers=sent))
-
-
-CHECKS: list[Check] = [
-    keys_are_checked,
-    an_array_is_taken,
-    a_large_array_is_taken,
-    an_empty_array_is_taken,
-    the_same_key_is_stored_once,
-    other_records_under_a_key_are_refused,
-    the_same_key_at_once_is_stored_once,
-    what_is_no_array_is_refused,
-]

@@ -10,8 +10,7 @@ import inspect
 import re
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,21 +18,27 @@ from typing import Literal
 import aiohttp
 import httpx
 
-from catalogzero.backend.conformance import chunked, contents, health, identity, outside, simple
+from catalogzero.backend.conformance import (
+    chunked,
+    health_checks,
+    identity_checks,
+    outside,
+    simple,
+)
 from catalogzero.backend.conformance.probe import (
-    Check,
+    ConformanceCheck,
     Ledger,
     Means,
     NotConformingError,
     Probe,
+    checks_in,
     title_of,
 )
 from catalogzero.cloud.sending.bounded import BoundedTransport
 from catalogzero.errors import ConfigError, UnauthorizedError, UnreachableError
 
 Form = Literal["auto", "chunked", "simple"]
-SLOW_S = 5.0
-"""An answer that takes longer is worth a warning: a client waits a minute at most."""
+Verdict = Literal["pass", "warn", "fail"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Result:
     """
 
     check: str
-    outcome: Literal["pass", "warn", "fail"]
+    outcome: Verdict
     details: list[str]
     why: str
 
@@ -53,7 +58,7 @@ class Result:
 class Report:
     """A run of the suite: its results, and what it wrote under which names.
 
-    `visible` tells for each source how many rows should be visible now; `not_checked` names what
+    `visible` is for each source how many rows should be visible now; `not_checked` names what
     it takes another option to check.
     """
 
@@ -77,6 +82,7 @@ async def verify(
     *,
     form: Form = "auto",
     timeout_s: float = 30.0,
+    slow_s: float = 5.0,
     ca_file: Path | None = None,
     only: str = "",
     other_key: str = "",
@@ -91,6 +97,7 @@ async def verify(
         key: A key made for tests.
         form: The form to check; `auto` finds out as a client does.
         timeout_s: How long one request may take.
+        slow_s: An answer that takes longer is a warning: a client waits a minute at most.
         ca_file: The authorities to trust instead of the system's, PEM.
         only: Run only the checks whose name holds this.
         other_key: A key of another tenant made for tests.
@@ -104,8 +111,12 @@ async def verify(
         UnauthorizedError: The key is refused.
         ConfigError: `ca_file` cannot be read, or there is no check of that name.
     """
-    tls = _trusting(ca_file)
-    async with _client(timeout_s, tls) as client:
+    try:
+        tls = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigError(f"ca_file {ca_file}: {error.strerror or error}") from None
+    # as the handlers have one: TLS verified, no redirect followed
+    async with httpx.AsyncClient(transport=BoundedTransport(tls), timeout=timeout_s) as client:
         means = Means(
             client=client,
             tls=tls,
@@ -120,7 +131,7 @@ async def verify(
         report = Report(endpoint, await _form(Probe(means, "first"), form), means.run)
         checks, report.not_checked = _checks(report.form, means, only)
         for check in checks:
-            result = await _run(check, Probe(means, check.__name__.replace("_", "-")))
+            result = await _run(check, Probe(means, check.__name__.replace("_", "-")), slow_s)
             report.results.append(result)
             on_result(result)
     report.visible = {source: len(seen) for source, seen in means.ledger.visible().items()}
@@ -128,36 +139,22 @@ async def verify(
     return report
 
 
-def _checks(form: str, means: Means, only: str) -> tuple[list[Check], list[str]]:
+def _checks(form: str, means: Means, only: str) -> tuple[list[ConformanceCheck], list[str]]:
     """The checks of a form, those of one name where one is given; and what is not checked."""
-    of_form, (more, absent) = simple.CHECKS, outside.checks(form, means)
-    if form == "chunked":
-        of_form = [*chunked.CHECKS, *contents.CHECKS, *identity.CHECKS]
-    chosen = [check for check in (*of_form, *health.CHECKS, *more) if only in title_of(check)]
+    modules = [chunked, identity_checks] if form == "chunked" else [simple]
+    known = [check for module in (*modules, health_checks) for check in checks_in(module)]
+    more, absent = outside.checks(form, means)
+    chosen = [check for check in (*known, *more) if only in title_of(check)]
     if not chosen:
         raise ConfigError(f"no check of the {form} form is called {only!r}")
     return chosen, absent
-
-
-def _trusting(ca_file: Path | None) -> ssl.SSLContext:
-    """TLS that trusts the system's authorities, or those of a file."""
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise ConfigError(f"ca_file {ca_file}: {error.strerror or error}") from None
-
-
-@asynccontextmanager
-async def _client(timeout_s: float, tls: ssl.SSLContext) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client as the handlers have one: TLS verified, no redirect followed."""
-    async with httpx.AsyncClient(transport=BoundedTransport(tls), timeout=timeout_s) as client:
-        yield client
 
 
 async def _form(probe: Probe, form: Form) -> Literal["chunked", "simple"]:
     """The form to check, once it is known that the backend answers and takes the key."""
     try:
         answer = await probe.put(probe.upload("u"), 0, [{"row": "first"}])
+        # as a client finds out: a backend of the simple form has no such path
         is_simple = answer.status_code in (404, 405, 501)
         if is_simple or form == "simple":
             answer = await probe.post_array("u", [{"row": "first"}])
@@ -171,20 +168,20 @@ async def _form(probe: Probe, form: Form) -> Literal["chunked", "simple"]:
     return "simple" if is_simple else "chunked"
 
 
-async def _run(check: Check, probe: Probe) -> Result:
+async def _run(check: ConformanceCheck, probe: Probe, slow_s: float) -> Result:
     """One check's result; a connection that breaks is a failure too."""
-    details: Sequence[str] = probe.doubts
-    outcome: Literal["pass", "warn", "fail"]
+    fault = ""
     try:
         await check(probe)
-        if probe.slowest[0] > SLOW_S:
+        if probe.slowest[0] > slow_s:
             probe.doubt(f"slow: {probe.slowest[1]} was answered after {probe.slowest[0]:.1f} s")
-        outcome = "warn" if probe.doubts else "pass"
     except NotConformingError as error:
-        outcome, details = "fail", [str(error), *probe.doubts]
+        fault = str(error)
     except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
-        outcome, details = "fail", [f"the connection failed: {_named(error)}", *probe.doubts]
-    return Result(title_of(check), outcome, list(details), inspect.getdoc(check) or "")
+        fault = f"the connection failed: {_named(error)}"
+    details = [fault, *probe.doubts] if fault else probe.doubts
+    outcome: Verdict = "fail" if fault else "warn" if details else "pass"
+    return Result(title_of(check), outcome, details, inspect.getdoc(check) or "")
 
 
 def _named(error: Exception) -> str:

@@ -12,10 +12,9 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import date, datetime, time
-from decimal import Decimal
+from datetime import date, time
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -41,14 +40,14 @@ EXACT = json.JSONDecoder(parse_int=str.encode, parse_float=str.encode)
 PARQUET_BATCH_ROWS = 1024
 PORTION_BYTES, PORTION_ROWS = 1 << 20, 5_000
 LIGHT_BYTES = 1 << 16
-"""A record of up to so many bytes takes no memory to speak of, whatever is in it."""
+"""A record of up to this many bytes takes no memory to speak of, whatever is in it."""
 TOO_HEAVY = "too many values, or too long a text, for the memory that a body may take"
 BODY_BOUNDS = Bounds(max_frames=10_000, max_ratio=MAX_RATIO, max_window_bytes=8 << 20)
 """Of packed bodies, beside a setting's bytes; the window is the content coding's (RFC 9659)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ChunkLimits:
     """How much one chunk may hold."""
 
     decoded_bytes: int
@@ -70,11 +69,9 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
         ProblemError: An unknown coding, a broken stream, or one that asks for too much.
     """
     if coding not in ("", *CODINGS):
-        raise ProblemError(
-            Kind.UNSUPPORTED,
-            f"Content-Encoding is one of {', '.join(CODINGS)}",
-            headers={"Accept-Encoding": ", ".join(CODINGS)},
-        )
+        known = ", ".join(CODINGS)
+        fault = f"Content-Encoding is one of {known}"
+        raise ProblemError(Kind.UNSUPPORTED, fault, headers={"Accept-Encoding": known})
     try:
         plain = decoded(body, coding or "identity", replace(BODY_BOUNDS, max_bytes=limit))
     except OverBoundsError as error:
@@ -86,34 +83,26 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
     return plain
 
 
-def parse(decoded: bytes, media_type: str, limits: Limits) -> Records:
+def parse(decoded: bytes, media_type: str, limits: ChunkLimits) -> Records:
     """The records in a decompressed body of one of the three formats.
 
     Raises:
         ProblemError: Another format, or records that cannot be read; the line is named.
     """
-    if media_type == NDJSON:
-        payloads = _ndjson(decoded, limits)
-    elif media_type == CSV:
-        payloads = list(_csv(decoded, limits))
-    elif media_type == PARQUET:
-        payloads = list(_parquet(decoded, limits))
-    else:
-        raise ProblemError(
-            Kind.UNSUPPORTED,
-            f"Content-Type is one of {NDJSON}, {PARQUET}, {CSV}",
-            headers={"Accept": f"{NDJSON}, {PARQUET}, {CSV}"},
-        )
-    return seal(payloads, limits)
+    if media_type not in FORMATS:
+        known = ", ".join(FORMATS)
+        fault = f"Content-Type is one of {known}"
+        raise ProblemError(Kind.UNSUPPORTED, fault, headers={"Accept": known})
+    return seal(list(FORMATS[media_type](decoded, limits)), limits)
 
 
-def parse_array(decoded: bytes, limits: Limits) -> Records:
+def parse_array(decoded: bytes, limits: ChunkLimits) -> Records:
     """The records of the simple form: one JSON array of objects.
 
     Raises:
         ProblemError: Not that.
     """
-    if _weight(decoded) > 2 * limits.decoded_bytes:
+    if weight_of(decoded) > 2 * limits.decoded_bytes:
         raise ProblemError(Kind.TOO_LARGE, f"{TOO_HEAVY}: send it in chunks")
     try:
         values = orjson.loads(decoded)
@@ -124,17 +113,18 @@ def parse_array(decoded: bytes, limits: Limits) -> Records:
     for index, value in enumerate(values):
         if not isinstance(value, dict):
             raise ProblemError(Kind.REFUSED_RECORDS, f"item {index} is no JSON object")
+    # only to see that they are objects: their memory goes before the texts are cut out
     del values
     try:
-        return seal(list(_items(decoded)), limits)
+        return seal(list(items_of(decoded)), limits)
     except RecursionError:
         raise ProblemError(Kind.REFUSED_RECORDS, "a record is nested too deeply") from None
 
 
-def seal(payloads: list[bytes], limits: Limits) -> Records:
+def seal(payloads: list[bytes], limits: ChunkLimits) -> Records:
     """The records with their digest, if there are not too many."""
     if len(payloads) > limits.records:
-        raise _too_many(limits)
+        raise too_many(limits)
     digest, between = hashlib.sha256(), b""
     for _, some in portions(payloads):
         digest.update(between + b"\n".join(some))
@@ -166,7 +156,7 @@ def same_records(left: Iterable[str], right: Iterable[bytes]) -> bool:
         return False
 
 
-def _items(array: bytes) -> Iterator[bytes]:
+def items_of(array: bytes) -> Iterator[bytes]:
     """The text of each item of a JSON array, which was found valid."""
     text = array.decode("latin-1")  # a character is a byte, and all that divides items is ASCII
     at = text.index("[") + 1
@@ -176,71 +166,69 @@ def _items(array: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _lines(body: bytes) -> io.BytesIO:
+def lines_of(body: bytes) -> io.BytesIO:
     """The body's lines, without a byte order mark."""
     lines = io.BytesIO(body)
     lines.seek(len(BYTE_ORDER_MARK) if body.startswith(BYTE_ORDER_MARK) else 0)
     return lines
 
 
-def _weight(text: bytes) -> int:
+def weight_of(text: bytes) -> int:
     """At least the bytes that a text may take as objects of Python: an empty one takes 64."""
     objects = 230 * text.count(b"{") + 64 * (text.count(b"[") + text.count(b","))
     return objects + len(text) * (1 if text.isascii() else 4) + text.count(b"\\")
 
 
-def _check_weight(text: bytes, limits: Limits, number: int) -> None:
-    """Refuse a record that takes more memory, once it is read, than a whole body may have."""
-    if len(text) > LIGHT_BYTES and _weight(text) > limits.decoded_bytes:
-        raise ProblemError(Kind.TOO_LARGE, f"record {number}: {TOO_HEAVY}")
-
-
-def _too_many(limits: Limits) -> ProblemError:
+def too_many(limits: ChunkLimits) -> ProblemError:
+    """The refusal of more records than a chunk may have."""
     return ProblemError(Kind.TOO_LARGE, f"more than {limits.records} records in one chunk")
 
 
-def _ndjson(body: bytes, limits: Limits) -> list[bytes]:
+def refused(number: int, why: str) -> ProblemError:
+    """The refusal of a record."""
+    return ProblemError(Kind.REFUSED_RECORDS, f"record {number} {why}")
+
+
+def text_of(record: bytes, number: int) -> str:
+    """A record, or a part of it, as text; refused where it is no UTF-8."""
+    try:
+        return record.decode()
+    except UnicodeDecodeError as error:
+        raise refused(number, f"is not UTF-8 at byte {error.start}") from None
+
+
+def _ndjson(body: bytes, limits: ChunkLimits) -> list[bytes]:
     """One JSON object a line; empty lines are passed over."""
     payloads: list[bytes] = []
     loads = orjson.loads
-    for line in _lines(body):
+    for line in lines_of(body):
         if line.isspace():
             continue
         number = len(payloads) + 1
         if number > limits.records:
-            raise _too_many(limits)
+            raise too_many(limits)
         payload = line.removesuffix(b"\n")
-        _check_weight(payload, limits, number)
+        if len(payload) > LIGHT_BYTES and weight_of(payload) > limits.decoded_bytes:
+            # once it is read it would take more memory than a whole body may have
+            raise ProblemError(Kind.TOO_LARGE, f"record {number}: {TOO_HEAVY}")
         try:
             if type(loads(payload)) is not dict:
-                raise ProblemError(Kind.REFUSED_RECORDS, f"record {number} is no JSON object")
+                raise refused(number, "is no JSON object")
         except orjson.JSONDecodeError as error:
-            _check_text(payload, number)
-            raise ProblemError(
-                Kind.REFUSED_RECORDS, f"record {number} is no JSON: {error.msg}"
-            ) from None
+            text_of(payload, number)
+            raise refused(number, f"is no JSON: {error.msg}") from None
         payloads.append(payload)
     return payloads
 
 
-def _check_text(payload: bytes, number: int) -> None:
-    """Refuse what is no UTF-8."""
-    try:
-        payload.decode()
-    except UnicodeDecodeError as error:
-        raise ProblemError(
-            Kind.REFUSED_RECORDS, f"record {number} is not UTF-8 at byte {error.start}"
-        ) from None
-
-
-def _csv(body: bytes, limits: Limits) -> Iterator[bytes]:
+def _csv(body: bytes, limits: ChunkLimits) -> Iterator[bytes]:
     """Rows under a header; every value is a string, or null where a cell is empty."""
     csv.field_size_limit(MAX_FIELD_CHARS)
     lines = _Lines(body, limits)
     reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
-        _refuse_twice(header)
+        refuse_twice(header)
         lines.end_row()
         for row in reader:
             raw = lines.end_row()
@@ -248,13 +236,12 @@ def _csv(body: bytes, limits: Limits) -> Iterator[bytes]:
                 continue
             number = lines.rows
             if len(row) != len(header):
-                raise ProblemError(
-                    Kind.REFUSED_RECORDS, f"record {number} has not as many fields as the header"
-                )
+                raise refused(number, "has not as many fields as the header")
             if number > limits.records:
-                raise _too_many(limits)
+                raise too_many(limits)
             lines.rows += 1
             values: list[str | None] = [*row]
+            # csv reads an empty cell and a quoted empty text alike: the line has the difference
             if "" in row:
                 cells = zip(CELL.finditer(b"".join(raw)), row, strict=True)
                 values = [value if cell[1] else None for cell, value in cells]
@@ -268,8 +255,8 @@ def _csv(body: bytes, limits: Limits) -> Iterator[bytes]:
 class _Lines:
     """The lines of a CSV body as text, as long as those of one row are not too much together."""
 
-    def __init__(self, body: bytes, limits: Limits) -> None:
-        parts = (line.splitlines(keepends=True) for line in _lines(body))
+    def __init__(self, body: bytes, limits: ChunkLimits) -> None:
+        parts = (line.splitlines(keepends=True) for line in lines_of(body))
         self._lines, self._limits = chain.from_iterable(parts), limits
         self._row: list[bytes] = []
         self._size = self._weight = 0
@@ -288,30 +275,26 @@ class _Lines:
         self._row.append(line)
         self._size += len(line)
         if self._size > LIGHT_BYTES:
-            self._weight += 64 + _weight(line)
+            self._weight += 64 + weight_of(line)
             if self._weight > self._limits.decoded_bytes:
                 raise ProblemError(Kind.TOO_LARGE, f"record {self.rows}: {TOO_HEAVY}")
-        try:
-            return line.decode()
-        except UnicodeDecodeError as error:
-            raise ProblemError(
-                Kind.REFUSED_RECORDS, f"record {self.rows} is not UTF-8 at byte {error.start}"
-            ) from None
+        return text_of(line, self.rows)
 
 
-def _parquet(decoded: bytes, limits: Limits) -> Iterator[bytes]:
+def _parquet(decoded: bytes, limits: ChunkLimits) -> Iterator[bytes]:
     """The rows of a Parquet file; bytes as base64, times as ISO 8601, decimals as strings."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise ProblemError(
-            Kind.UNSUPPORTED, "Parquet is not read here: install catalogzero[parquet]"
+            Kind.UNSUPPORTED, "Parquet is not read here: its operator adds the extra `parquet`"
         ) from None
     size = count = 0
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(decoded))
-        _refuse_twice(file.schema_arrow.names)
+        refuse_twice(file.schema_arrow.names)
+        # looked at before it is read: a row group is unpacked as a whole
         groups = [file.metadata.row_group(index) for index in range(file.metadata.num_row_groups)]
         if max((group.total_byte_size for group in groups), default=0) > limits.decoded_bytes:
             raise ProblemError(Kind.TOO_LARGE, "the Parquet file has a row group that is too large")
@@ -321,25 +304,28 @@ def _parquet(decoded: bytes, limits: Limits) -> Iterator[bytes]:
             if size > limits.decoded_bytes or count > limits.records:
                 raise ProblemError(Kind.TOO_LARGE, "the Parquet file holds too much")
             for row in batch.to_pylist():
-                yield orjson.dumps(row, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+                yield orjson.dumps(row, default=plain_value, option=orjson.OPT_NON_STR_KEYS)
     except (pyarrow.ArrowException, OSError, TypeError, UnicodeError) as error:
         raise ProblemError(
             Kind.REFUSED_RECORDS, f"no readable Parquet file: {type(error).__name__}"
         ) from None
 
 
-def _refuse_twice(columns: list[str]) -> None:
+def refuse_twice(columns: list[str]) -> None:
     """Refuse columns of which two have one name: one of them would be lost."""
     if len(set(columns)) != len(columns):
         raise ProblemError(Kind.REFUSED_RECORDS, "two columns have one name")
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """JSON's own kind for a value out of a Parquet file."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if isinstance(value, datetime | date | time):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    return str(value)
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+FORMATS: dict[str, Callable[[bytes, ChunkLimits], Iterable[bytes]]] = {
+    NDJSON: _ndjson,
+    PARQUET: _parquet,
+    CSV: _csv,
+}
