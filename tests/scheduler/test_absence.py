@@ -73,8 +73,8 @@ class Fake:
     async def register(self, scheduler: SchedulerServer, handler_id: str = "fake") -> None:
         """Be known to the scheduler."""
         async with HandlerClient(scheduler.zmq_address) as wire:
-            told = {"handler_id": handler_id, "address": self.address, "methods": ["work"]}
-            assert (await wire.request_plain("register", told)).success
+            reported = {"handler_id": handler_id, "address": self.address, "methods": ["work"]}
+            assert (await wire.request_plain("register", reported)).success
 
     def end_runs(self) -> None:
         """End what was called, with success; who asks again hears of it too."""
@@ -83,8 +83,8 @@ class Fake:
             self._end(envelope, call)
 
     def _end(self, envelope: Any, call: Any) -> None:
-        told = {"success": True, "request_id": call["request_id"], "result": {"ok": 1}}
-        self._send(envelope, told)
+        reported = {"success": True, "request_id": call["request_id"], "result": {"ok": 1}}
+        self._send(envelope, reported)
 
     def _send(self, envelope: Any, reply: Any) -> None:
         assert self._server is not None
@@ -122,7 +122,7 @@ async def waiting(api: httpx.AsyncClient) -> dict[str, Any]:
     return found[0] if found and found[0]["waiting"] else {}
 
 
-def told(log: Sequence[Any], event: str) -> list[Any]:
+def reported(log: Sequence[Any], event: str) -> list[Any]:
     """The lines of one event."""
     return [line for line in log if line["event"] == event]
 
@@ -140,7 +140,7 @@ async def test_an_execution_whose_handler_is_away_says_so_until_it_is_back(
     assert "waiting for its handler, which is away: no handler at tcp://" in record["error"]
     assert record["completed_at"] is None
     assert (done["status"], done["waiting"], done["error"]) == ("success", False, None)
-    (line,) = told(log, "handler_away")
+    (line,) = reported(log, "handler_away")
     assert (line["log_level"], line["handler_id"]) == ("warning", "toy")
     assert "no handler at tcp://" in line["error"]
 
@@ -170,7 +170,7 @@ async def test_a_run_whose_handler_goes_away_waits_and_goes_on_as_running(
 
     assert "which is away" in record["error"]
     assert (done["status"], done["waiting"]) == ("success", False)
-    assert len(told(log, "handler_away")) == len(told(log, "handler_back")) == 1
+    assert len(reported(log, "handler_away")) == len(reported(log, "handler_back")) == 1
 
 
 async def test_a_tick_that_is_skipped_for_an_absent_handler_says_so(
@@ -309,7 +309,7 @@ async def test_params_are_checked_by_the_handler_s_own_rule(
     assert good.json() == {"status": "success", "job_id": "good", "schedule_id": "good"}
     assert away.status_code == 201
     assert away.json()["warning"].startswith("the params were not checked: the handler is away: ")
-    (line,) = told(log, "params_unchecked")
+    (line,) = reported(log, "params_unchecked")
     assert (line["log_level"], line["job_id"]) == ("warning", away.json()["job_id"])
 
 
@@ -348,3 +348,21 @@ async def test_those_without_a_place_at_their_handler_say_that_it_went(
     fake.end_runs()
     with fake.there():
         await until(lambda: all_of("success"))
+
+
+async def test_an_execution_that_ended_is_one_line_with_what_it_came_to(
+    scheduler: SchedulerServer, log: Log
+) -> None:
+    async with (
+        httpx.AsyncClient(base_url=scheduler.url) as api,
+        toy(scheduler.zmq_address, api),
+    ):
+        for method in ("quick", "fail"):
+            asked: dict[str, Any] = {"handler_id": "toy", "job_method": method, "wait": True}
+            await api.post("/api/run_now", json=asked, timeout=30)
+        await until(lambda: ended(api, status="error"))
+    good, bad = (line for line in log if line["event"] == "execution_ended")
+    assert (good["log_level"], good["method"], good["outcome"]) == ("info", "quick", "done")
+    assert (bad["log_level"], bad["method"], bad["outcome"]) == ("warning", "fail", "failed")
+    assert bad["words"]
+    assert good["execution_id"] != bad["execution_id"]

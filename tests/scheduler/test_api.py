@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
+import structlog
+from catalogzero.scheduler.api import Api
 from catalogzero.scheduler.server import SchedulerServer
+from catalogzero.web import listening
 from sqlalchemy import text
 
 from tests.scheduler.simulation import make_schedule
@@ -230,10 +234,23 @@ async def test_a_few_schedules_are_listed_with_their_last_execution(
     assert wrong.status_code == 400
 
 
+@pytest.fixture
+async def listing_in_threes(scheduler: SchedulerServer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of another API of the same scheduler, which reads three schedules at once."""
+    async with httpx.AsyncClient(base_url=scheduler.url) as client:
+        config = (await client.get("/api/config")).json()
+    served = Api(scheduler.runner, structlog.get_logger(), config, part=3).application()
+    async with (
+        listening(served, "127.0.0.1", 0) as url,
+        httpx.AsyncClient(base_url=url, timeout=20) as client,
+    ):
+        yield client
+
+
 async def test_schedules_are_listed_in_pages_and_whole(
-    scheduler: SchedulerServer, api: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    scheduler: SchedulerServer, listing_in_threes: httpx.AsyncClient
 ) -> None:
-    monkeypatch.setattr("catalogzero.scheduler.api.PART", 3)
+    api = listing_in_threes
     nightly = {"type": "cron", "hour": 2}
     empty = (await api.get("/api/schedules")).json()
     for number in range(10):
@@ -288,7 +305,7 @@ async def test_a_native_handler_s_ping_and_metrics_can_be_run(
     assert metrics.json()["result"]["handler_id"] == "toy"
 
 
-async def test_run_now_without_waiting_tells_the_execution(
+async def test_run_now_without_waiting_reports_the_execution(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:
     async with toy(scheduler.zmq_address, api) as served:
@@ -361,6 +378,80 @@ async def test_filters_of_executions_combine_and_pages_follow_the_cursor(
     assert wrong.status_code == 400
 
 
+async def test_what_runs_came_to_is_said_counted_and_found(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    nightly = {"type": "cron", "hour": 2, "timezone": "Europe/Berlin"}
+    async with toy(scheduler.zmq_address, api):
+        for job_id, method, params in (
+            ("fails", "fail", {}),
+            ("sent", "sends", {"status": "uploaded"}),
+            ("unsent", "sends", {"status": "queued"}),
+        ):
+            body = schedule(job_method=method, job_params=params, job_id=job_id, trigger=nightly)
+            await api.post("/api/schedule", json=body)
+            await api.post("/api/run_now", json={**body, "wait": True})
+        bare = schedule(job_method="sends", job_params={"status": "failed"})
+        await api.post("/api/run_now", json=bare)
+        overview = (await api.get("/api/overview")).json()
+        waiting = (await api.get("/api/overview", params={"show": "waiting"})).json()
+        shown = {
+            show: [one["job_id"] for one in await executions(api, show=show)]
+            for show in ("failed", "waiting", "by_hand")
+        }
+        both = await executions(api, show="by_hand", job_id="sent")
+        unknown = await api.get("/api/executions", params={"show": "nonsense"})
+        stranger = await api.post("/api/run_now", json={**bare, "job_id": "nobody"})
+        await api.post("/api/run_now", json={**bare, "job_id": 7})
+        (one,) = both
+        detail = (await api.get(f"/api/executions/{one['execution_id']}")).json()
+        handler = (await api.get(f"/api/executions/{one['execution_id']}/handler")).json()
+
+    counts = {"all": 3, "failing": 1, "waiting": 1, "paused": 0}
+    assert (overview["counts"], waiting["counts"]) == (counts, counts)
+    assert [(one["id"], one["standing"]) for one in overview["schedules"]] == [
+        *(("fails", "failing"), ("unsent", "waiting"), ("sent", "well"))
+    ]
+    assert [one["id"] for one in waiting["schedules"]] == ["unsent"]
+    assert [mark["state"] for mark in waiting["schedules"][0]["recent"]] == ["waiting"]
+    assert overview["schedules"][0]["trigger_words"] == "every day at 02:00 Europe/Berlin"
+    assert overview["next_fire_time"] == overview["schedules"][0]["next_fire_time"]
+    assert len(shown["by_hand"]) == 4
+    assert (shown["failed"][1:], shown["waiting"]) == (["fails"], ["unsent"])
+    assert one["outcome"] == {"state": "uploaded", "words": "uploaded 3 rows", "rows": 3}
+    assert (unknown.status_code, stranger.status_code) == (400, 200)
+    assert (detail["params"], detail["schedule"]["id"]) == ({"status": "uploaded"}, "sent")
+    assert [mark["execution_id"] for mark in detail["neighbours"]] == [one["execution_id"]]
+    assert (handler["known"], handler["traceback"]) == (True, None)
+
+
+async def test_the_handler_is_asked_for_the_traceback_of_a_run(
+    scheduler: SchedulerServer, api: httpx.AsyncClient
+) -> None:
+    async with toy(scheduler.zmq_address, api):
+        await api.post("/api/run_now", json=schedule(job_method="fail"))
+        ((failed,), path) = (await executions(api)), "/api/executions/{}/handler"
+        known = (await api.get(path.format(failed["execution_id"]))).json()
+    async with toy(scheduler.zmq_address, api):  # another process of it: it never had that run
+        forgotten = (await api.get(path.format(failed["execution_id"]))).json()
+    await until(lambda: away(api))
+    gone = (await api.get(path.format(failed["execution_id"]))).json()
+    nobody = await api.get(path.format("nobody"))
+
+    assert 'raise ValueError("no such table")' in known["traceback"]
+    assert known["run_id"]
+    assert (forgotten["known"], forgotten["traceback"]) == (False, None)
+    assert "no longer knows this run" in forgotten["reason"]
+    assert gone["reason"].startswith("the handler does not answer")
+    assert nobody.status_code == 404
+
+
+async def away(api: httpx.AsyncClient) -> bool:
+    """Whether the only handler is known to be away."""
+    (one,) = (await api.get("/api/handlers")).json()["handlers"]
+    return bool(one["status"] == "Disconnected")
+
+
 @pytest.mark.parametrize("name", ["%00", "%ED%A0%80", "nobody"])
 async def test_a_name_that_cannot_be_stored_is_known_to_nobody(
     scheduler: SchedulerServer, api: httpx.AsyncClient, name: str
@@ -387,7 +478,7 @@ async def test_handlers_are_really_asked(
         return [(one["id"], one["status"]) for one in listed] == [("toy", "Disconnected")]
 
     assert [(one["id"], one["status"]) for one in there] == [("toy", "Connected")]
-    methods = ["fail", "flaky", "get_metrics", "long", "missing", "never", "ping", "quick"]
+    methods = ["fail", "flaky", "get_metrics", "long", "missing", "never", "ping", "quick", "sends"]
     assert there[0]["methods"] == ["echo", *methods]
     await until(gone)
 
@@ -468,7 +559,7 @@ async def test_a_paused_schedule_waits_until_it_is_resumed(
     assert unknown.status_code == 404
 
 
-async def test_the_next_fire_times_are_told_in_utc_and_in_the_zone(
+async def test_the_next_fire_times_are_reported_in_utc_and_in_the_zone(
     scheduler: SchedulerServer, api: httpx.AsyncClient
 ) -> None:
     async with toy(scheduler.zmq_address, api):

@@ -16,7 +16,7 @@ import pytest
 from catalogzero import HandlerClient
 from catalogzero.config.address import Address
 from catalogzero.config.settings import MAX_MESSAGE_BYTES
-from catalogzero.scheduler.calls import judge
+from catalogzero.scheduler.dispatch import judge
 from catalogzero.scheduler.links import Slots
 from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
@@ -212,7 +212,7 @@ async def test_run_now_says_in_time_that_its_handler_is_away(
 
 
 class Strange:
-    """A handler that answers every ping with the same promise, which is none."""
+    """A handler that answers every ping with the same promise, which it does not keep."""
 
     def __init__(self, **ping: Any) -> None:
         self._ping = ping

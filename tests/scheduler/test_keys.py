@@ -14,7 +14,7 @@ import yaml
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.testing import serving
-from catalogzero.wire.zeromq import CurveKeys, CurveServer, read_server_keys
+from catalogzero.wire.keys import CurveKeys, CurveServer, read_server_keys
 
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.processes import CATALOGZERO, SchedulerProcess
@@ -65,7 +65,7 @@ async def toy(scheduler: SchedulerServer, **runtime: Any) -> AsyncIterator[None]
 
 
 async def status(api: httpx.AsyncClient) -> str | None:
-    """What the scheduler tells of the toy."""
+    """What the scheduler shows of the toy."""
     known = (await api.get("/api/handlers")).json()["handlers"]
     return known[0]["status"] if known else None
 
@@ -115,7 +115,7 @@ async def test_a_handler_whose_key_is_not_allowed_is_not_registered(
     assert [one["id"] for one in listed] == ["known"]
 
 
-def test_the_file_of_server_keys_is_read_and_its_faults_are_told(tmp_path: Path) -> None:
+def test_the_file_of_server_keys_is_read_and_its_faults_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"# ours\ntoy: {HANDLER.public.decode()} # the one in the cellar\n")
 

@@ -10,7 +10,6 @@ import asyncio
 import random
 
 import pytest
-from catalogzero.scheduler import calls
 
 from tests.scheduler.world import SETTINGS, WINDOW_S, LeaseHolder, World
 
@@ -104,10 +103,7 @@ async def test_a_cancel_that_came_before_its_call_is_sent_again() -> None:
     assert "took longer than timeout_s" in str(world.row.error)
 
 
-async def test_a_handler_that_stays_away_is_given_up_whoever_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(calls, "PATIENCE_S", 60.0)
+async def test_a_handler_that_stays_away_is_given_up_whoever_waits_for_it() -> None:
     world = World(1, retry_safe=False, faults=0, longest_s=1e6)
     world.holders["A"].take_over()
     await forward(world, 10)

@@ -14,13 +14,14 @@ import pytest
 from catalogzero.scheduler.api import PAGES, Api
 from catalogzero.scheduler.schema import handlers
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
+from catalogzero.web import shared_pages
 from playwright.async_api import Page, async_playwright, expect
 from sqlalchemy import update
 
 from tests.axe import axe_source
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.simulation import make_schedule
-from tests.scheduler.toys import toy
+from tests.scheduler.toys import toy, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = (
@@ -28,6 +29,7 @@ ARGUMENTS = (
     *("--disable-quic", "--no-first-run"),
 )
 EVERY_HOUR = {"type": "interval", "hours": 1}
+DAILY = {"type": "cron", "hour": 2, "timezone": "Europe/Berlin"}
 pytestmark = pytest.mark.timeout(180)
 
 
@@ -68,27 +70,93 @@ async def test_the_page_shows_runs_and_pauses_schedules(
         trigger = {"type": "cron", "hour": 2, "day": "*", "timezone": "Europe/Berlin"}
         call = {"handler_id": "toy", "job_method": "quick", "job_params": {"x": 41}}
         await api.post("/api/schedule", json={**call, "trigger": trigger, "job_id": evil})
-        await api.post("/api/run_now", json={"handler_id": "toy", "job_method": "fail"})
 
         await page.goto(url)
         row = page.locator("#schedules tr")
         await expect(row).to_contain_text(evil)
         await expect(row).to_contain_text("every day at 02:00")
         await expect(row).to_contain_text("Europe/Berlin")
-        await expect(page.locator("#handlers")).to_contain_text("Connected")
+        await expect(row).to_contain_text(re.compile("= .*02:00 CES?T"))
+        await expect(page.locator("#handlers")).to_contain_text("answers")
         await row.get_by_role("button", name="Run now").click()
-        await expect(page.locator("#executions")).to_contain_text('{"x":41')
+        run = page.locator("#runs tr")
+        await expect(run).to_contain_text(evil)  # a run by hand stands under its schedule
+        await expect(run).to_contain_text("done")
+        await expect(run).to_contain_text("by hand")
         await row.get_by_role("button", name="Pause").click()
         await expect(row).to_contain_text("paused")
         await row.get_by_role("button", name="Resume").click()
         await expect(row).not_to_contain_text("paused")
-        await page.locator("#status").select_option("error")
-        await expect(page.locator("#executions tr")).to_have_count(1)
-        await expect(page.locator("#executions")).to_contain_text("ValueError: no such table")
+        await row.get_by_role("button", name="Remove").click()
+        await page.get_by_role("button", name="Keep it").click()
+        await expect(row).to_have_count(1)
+        await row.get_by_role("button", name="Remove").click()
+        await page.get_by_role("button", name="Remove it").click()
+        await expect(row).to_have_count(0)
+        await expect(page.locator("#no-schedules")).to_contain_text("catalogzero schedule add")
 
 
 @pytest.mark.browser
-async def test_a_schedule_is_found_and_its_last_run_told(
+async def test_it_loads_in_one_round_and_its_headline_is_the_answer(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    url = sqlite_scheduler.url
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(url)))
+    async with (
+        httpx.AsyncClient(base_url=url) as api,
+        toy(sqlite_scheduler.zmq_address, api),
+    ):
+        for job_id, method, params in (
+            ("arrives", "echo", {"text": "."}),
+            ("fails", "fail", {}),
+            ("rests", "sends", {"status": "uploaded"}),
+            ("waits", "sends", {"status": "queued"}),
+        ):
+            body = {"handler_id": "toy", "job_method": method, "job_params": params}
+            await api.post("/api/schedule", json={**body, "job_id": job_id, "trigger": DAILY})
+        await api.post("/api/schedules/rests/pause")
+        for job_id in ("arrives", "fails", "rests", "waits"):
+            await api.post(f"/api/schedules/{job_id}/run")
+        await until(lambda: all_ended(api, 4))
+
+        await page.goto(url)
+        await expect(page.locator("h1")).to_have_text("1 schedule fails, 1 waits to be sent")
+        await expect(page).to_have_title("◆ 1 fails · Schedules · catalogzero")
+        await expect(page.locator("#sub")).to_contain_text(
+            re.compile(
+                r"^Since yesterday \d\d:\d\d \S+, of 4 runs 1 uploaded or found nothing new,"
+                r" 1 done, 1 waits, 1 failed\. The next fires at"
+            )
+        )
+        calls = [path for path in asked if path.startswith("/api/")]
+        rows = page.locator("#schedules tr")
+        names = await rows.locator("th a").all_text_contents()
+        strip = rows.first.get_by_role("img")
+
+        assert calls == ["/api/overview"]
+        assert names == ["fails", "waits", "arrives", "rests"]
+        await expect(strip).to_have_attribute("aria-label", "Last 1 runs: 1 failed")
+        await expect(rows.first).to_contain_text("ValueError: no such table")
+        await expect(rows.nth(1)).to_contain_text("3 rows wait to be sent")
+        await page.get_by_role("link", name="waiting 1", exact=True).click()
+        await expect(rows).to_have_count(1)
+        await expect(page).to_have_url(re.compile(r"\?show=waiting$"))
+        await page.get_by_role("group", name="Show runs").get_by_text("failed").click()
+        await expect(page.locator("#runs tr")).to_have_count(1)
+        await page.goto(f"{url}/?schedule=rests&q=s&show=paused")  # as somebody was sent it
+        await expect(page.locator("#find")).to_have_value("s")
+        await expect(rows).to_have_count(1)
+        await expect(page.locator("#runs tr")).to_have_count(1)
+        await expect(page.locator("#runs tr")).to_contain_text("uploaded 3 rows")
+        await page.locator("#find").fill("nothing")
+        await expect(page.locator("#no-schedules")).to_contain_text("No schedule has")
+        await page.go_back()
+        await expect(page.locator("#runs tr")).to_have_count(1)
+
+
+@pytest.mark.browser
+async def test_the_keyboard_moves_opens_and_runs(
     sqlite_scheduler: SchedulerServer, page: Page
 ) -> None:
     url = sqlite_scheduler.url
@@ -96,19 +164,133 @@ async def test_a_schedule_is_found_and_its_last_run_told(
         httpx.AsyncClient(base_url=url) as api,
         toy(sqlite_scheduler.zmq_address, api),
     ):
-        for job_id, method in (("good", "quick"), ("bad_100%", "fail")):
-            body = {"handler_id": "toy", "job_method": method, "job_id": job_id}
-            await api.post("/api/schedule", json={**body, "trigger": EVERY_HOUR})
-
+        for job_id in ("a", "b"):
+            body = {"handler_id": "toy", "job_method": "fail", "job_id": job_id}
+            await api.post("/api/schedule", json={**body, "trigger": DAILY})
+        await api.post("/api/schedules/b/run")
+        await until(lambda: all_ended(api, 1))
         await page.goto(url)
-        rows = page.locator("#schedules tr")
-        await expect(rows).to_have_count(2)
-        await expect(rows.filter(has_text="good")).to_contain_text("success")
-        await page.locator("#search").fill("D_100%")
-        await expect(rows).to_have_count(1)
-        await expect(rows).to_contain_text("error")
-        await page.locator("#search").fill("nothing")
-        await expect(page.locator("#no-schedules")).to_contain_text("No schedule has")
+        focused = page.locator("#schedules tr:focus th a")
+        await expect(page.locator("#schedules tr")).to_have_count(2)
+
+        await page.keyboard.press("j")
+        await expect(focused).to_have_text("b")
+        await page.keyboard.press("j")
+        await expect(focused).to_have_text("a")
+        await page.keyboard.press("?")
+        await expect(page.get_by_role("dialog")).to_contain_text("Next trouble")
+        await page.keyboard.press("n")  # behind a dialogue nothing moves
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await expect(focused).to_have_text("a")
+        await page.keyboard.press("n")
+        await expect(focused).to_have_text("b")
+        await page.keyboard.press("j")
+        await page.keyboard.press("k")
+        await expect(focused).to_have_text("b")
+        await page.keyboard.press("r")
+        await expect(page.get_by_role("dialog")).to_contain_text("Run now b?")
+        await page.keyboard.press("Escape")
+        await page.keyboard.press("r")
+        await page.get_by_role("button", name="Run it").press("Enter")
+        await expect(page.locator("#runs tr")).to_have_count(2)
+        await expect(focused).to_have_text("b")
+        await page.keyboard.press("Enter")
+        await expect(page).to_have_url(re.compile(r"\?schedule=b$"))
+        await page.keyboard.press("/")
+        await page.keyboard.type("jr?")
+        await expect(page.locator("#find")).to_have_value("jr?")
+        await expect(page.locator("#no-schedules")).to_contain_text("jr?")
+        await page.keyboard.press("Escape")
+        await expect(page.locator("#schedules tr")).to_have_count(2)
+        assert len((await api.get("/api/executions")).json()["records"]) == 2
+
+
+@pytest.mark.browser
+async def test_rows_keep_their_places_under_the_pointer(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    url = sqlite_scheduler.url
+    async with (
+        httpx.AsyncClient(base_url=url) as api,
+        toy(sqlite_scheduler.zmq_address, api),
+    ):
+        for job_id in ("a", "b", "c"):
+            body = {"handler_id": "toy", "job_method": "fail", "job_id": job_id}
+            await api.post("/api/schedule", json={**body, "trigger": DAILY})
+        await page.goto(url)
+        names = page.locator("#schedules th a")
+        again = page.get_by_role("button", name="sort again")
+        await page.locator("#schedules tr").nth(1).hover()
+        await api.post("/api/schedules/b/run")
+        await expect(page.locator("h1")).to_have_text("1 schedule fails")
+        await expect(page.locator("#schedules tr.fail th a")).to_have_text("b")  # patched in place
+        await expect(names).to_have_text(["a", "b", "c"])
+        await expect(again).to_have_text("1 changed place: sort again")
+        await again.click()
+        await expect(names).to_have_text(["b", "a", "c"])
+        await expect(again).to_have_count(0)
+
+        await page.locator("#schedules tr").nth(1).hover()
+        await api.post("/api/schedules/c/run")
+        await expect(page.locator("h1")).to_have_text("2 of 3 schedules fail")
+        await expect(names).to_have_text(["b", "a", "c"])
+        await page.locator("h1").hover()
+        await expect(names).to_have_text(["b", "c", "a"])
+        await page.keyboard.press("j")  # the focus holds them too, and a dialogue that it opened
+        await page.keyboard.press("?")
+        await api.delete("/api/schedules/b")
+        await api.post("/api/schedule", json={**body, "job_id": "0", "trigger": EVERY_HOUR})
+        await expect(again).to_have_text("1 changed place: sort again")
+        await expect(names).to_have_text(["c", "a"])
+
+
+@pytest.mark.browser
+async def test_a_run_has_a_page_with_what_its_handler_knows(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    url = sqlite_scheduler.url
+    async with httpx.AsyncClient(base_url=url) as api:
+        async with toy(sqlite_scheduler.zmq_address, api):
+            params = {"status": "uploaded"}
+            body = {"handler_id": "toy", "job_method": "sends", "job_params": params}
+            await api.post("/api/schedule", json={**body, "job_id": "sales", "trigger": DAILY})
+            ids = []
+            for _ in range(3):
+                answer = await api.post("/api/schedules/sales/run")
+                ids.append(answer.json()["execution_id"])
+                await until(lambda: all_ended(api, len(ids)))
+            await page.goto(url)
+            await page.locator("#runs tr a").nth(2).click()  # the one in the middle
+            await expect(page).to_have_url(f"{url}/runs/{ids[1]}")
+            await expect(page.locator("h1")).to_have_text("sales uploaded 3 rows")
+            await expect(page.locator("#call")).to_contain_text("every day at 02:00 Europe/Berlin")
+            await expect(page.locator("#facts")).to_contain_text("by hand")
+            await expect(page.locator("#asked")).to_contain_text("asked")
+            result = page.locator("#result")
+            await expect(result.locator("dt").first).to_have_text("status")
+            await expect(result).not_to_contain_text("{")
+            await result.locator("summary").first.click()
+            await expect(result.get_by_role("rowheader", name="b.csv")).to_be_visible()
+            await page.get_by_role("link", name="← Before").click()
+            await expect(page).to_have_url(f"{url}/runs/{ids[0]}")
+            await expect(page.get_by_role("link", name="← Before")).to_have_count(0)
+            await page.get_by_role("button", name="Run again").click()
+            await expect(page).to_have_url(re.compile(r"/runs/(?!" + ids[0] + ")"))
+            await expect(page.locator("h1")).to_have_text("sales uploaded 3 rows")
+            failed = {"handler_id": "toy", "job_method": "fail", "wait": False}
+            bad = (await api.post("/api/run_now", json=failed)).json()["execution_id"]
+            await page.goto(f"{url}/runs/{bad}")
+            await expect(page.locator("h1")).to_have_text("toy · fail failed")
+            await expect(page.locator("#trouble")).to_contain_text("ValueError: no such table")
+            await expect(page.locator("#trouble")).to_contain_text(
+                "catalogzero schedule run toy fail"
+            )
+        await until(lambda: handler_is_away(api))
+        await page.goto(f"{url}/runs/{bad}")
+        await expect(page.locator("#handler")).to_contain_text("does not answer")
+        await page.goto(f"{url}/runs/nobody")
+        await expect(page.locator("h1")).to_have_text("No such run")
 
 
 @pytest.mark.browser
@@ -126,13 +308,15 @@ async def test_handlers_that_are_away_are_seen_and_those_long_away_folded(
         await api.post("/api/schedule", json={**body, "trigger": EVERY_HOUR})
 
         await page.goto(sqlite_scheduler.url)
-        await expect(page.locator("#executions")).to_contain_text("retry, waiting")
-        await expect(page.locator("#executions")).to_contain_text("which is away")
+        await expect(page.locator("#runs")).to_contain_text("waits for its handler")
+        await expect(page.locator("#runs")).to_contain_text("which is away")
+        await expect(page.locator("h1")).to_have_text("1 schedule fails")
         await expect(page.locator("#handlers li")).to_have_count(1)
         await expect(page.locator("#handlers")).to_contain_text("no handler at tcp://")
         await page.locator("#away summary").click()
         await expect(page.locator("#gone")).to_contain_text("old")
         await page.get_by_role("button", name="Remove old").click()
+        await page.get_by_role("button", name="Remove it").click()
         await expect(page.locator("#away")).to_be_hidden()
         assert store.find_handler("old") is None
 
@@ -146,27 +330,26 @@ async def test_many_schedules_are_shown_page_by_page(
         add(make_schedule({"type": "cron", "hour": 2}, job_id=f"n{number:02}"))
     await page.goto(sqlite_scheduler.url)
     rows = page.locator("#schedules tr")
-    later = page.get_by_role("button", name="Later")
-    earlier = page.get_by_role("button", name="Earlier")
-    await expect(rows).to_have_count(50)
+    later, earlier = (page.get_by_role("link", name=name) for name in ("Later", "Earlier"))
+    await expect(rows).to_have_count(25)
     await expect(rows.first).to_contain_text("n00")
-    await expect(page.locator("#place")).to_have_text("1 to 50 of 60")
-    await expect(earlier).to_be_disabled()
+    await expect(page.locator("#pages p")).to_have_text("1 to 25, page 1 of 3")
+    await expect(earlier).to_have_count(0)
+    await later.click()
+    await expect(rows.first).to_contain_text("n25")
     await later.click()
     await expect(rows).to_have_count(10)
-    await expect(rows.first).to_contain_text("n50")
-    await expect(page.locator("#place")).to_have_text("51 to 60 of 60")
-    await expect(later).to_be_disabled()
+    await expect(page.locator("#pages p")).to_have_text("51 to 60, page 3 of 3")
+    await expect(later).to_have_count(0)
     await earlier.click()
-    await expect(rows.first).to_contain_text("n00")
-    await later.click()
-    await page.locator("#search").fill("n0")
+    await expect(rows.first).to_contain_text("n25")
+    await page.locator("#find").fill("n0")
     await expect(rows).to_have_count(10)
     await expect(page.locator("#pages")).to_be_hidden()
 
 
 @pytest.mark.browser
-async def test_what_goes_wrong_is_told_and_what_is_focused_stays(
+async def test_what_goes_wrong_is_reported_and_what_is_focused_stays(
     sqlite_scheduler: SchedulerServer, page: Page
 ) -> None:
     url = sqlite_scheduler.url
@@ -184,39 +367,87 @@ async def test_what_goes_wrong_is_told_and_what_is_focused_stays(
         await expect(page.get_by_role("button", name="Pause gone")).to_be_focused()
         await page.route("**/api/schedules/gone/run", lambda route: route.abort())
         await page.get_by_role("button", name="Run now gone").click()
-        await expect(page.locator("#state")).to_contain_text("Run now gone")
-        await page.route("**/api/schedules?*", lambda route: route.abort())
-        await expect(page.locator("#state")).to_have_text("The scheduler does not answer.")
+        await expect(page.locator("#problem")).to_contain_text("Run now gone")
+        await page.route("**/api/overview*", lambda route: route.abort())
+        await expect(page.locator("#live")).to_have_text("not live")
+        await expect(page.locator("#problem")).to_contain_text("The scheduler does not answer.")
+        await expect(page.locator("#problem")).to_contain_text("What is shown is of")
         await expect(page.get_by_role("button", name="Run now gone")).to_be_focused()
+        await page.unroute("**/api/overview*")
+        await expect(page.locator("#live")).to_have_text("live")
+        await expect(page.locator("#problem")).to_be_hidden()
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (768, "light"), (1440, "light")])
-async def test_axe_finds_no_serious_fault_and_nothing_is_cut(
-    sqlite_scheduler: SchedulerServer, page: Page, width: int, scheme: Literal["light", "dark"]
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (768, "light"), (1440, "light")])
+async def test_axe_finds_no_fault_and_nothing_is_cut(
+    sqlite_scheduler: SchedulerServer,
+    page: Page,
+    width: int,
+    scheme: Literal["light", "dark"],
 ) -> None:
     axe = await asyncio.to_thread(axe_source)
     url = sqlite_scheduler.url
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
     async with (
         httpx.AsyncClient(base_url=url) as api,
         toy(sqlite_scheduler.zmq_address, api),
     ):
-        for number in range(3):
-            job_id = f"{number}-{'long-name-of-a-schedule' * 3}"
-            body = {"handler_id": "toy", "job_method": "quick", "job_id": job_id}
-            await api.post("/api/schedule", json={**body, "trigger": EVERY_HOUR})
-        await api.post(f"/api/schedules/{job_id}/pause")
+        for job_id, status in (
+            (f"{'long-name-of-a-schedule' * 3}", "uploaded"),
+            ("returns-sync", "queued"),
+            ("stock-levels", "unchanged"),
+        ):
+            call = {"handler_id": "toy", "job_method": "sends", "job_params": {"status": status}}
+            await api.post("/api/schedule", json={**call, "job_id": job_id, "trigger": DAILY})
+            await api.post(f"/api/schedules/{job_id}/run")
+        body = {"handler_id": "toy", "job_method": "fail", "job_id": "nightly-orders"}
+        await api.post("/api/schedule", json={**body, "trigger": DAILY})
+        await api.post("/api/schedules/stock-levels/pause")
+        run = (await api.post("/api/schedules/nightly-orders/run")).json()["execution_id"]
+        sent = (await api.post("/api/schedules/returns-sync/run")).json()["execution_id"]
+        await until(lambda: all_ended(api, 5))
         await page.set_viewport_size({"width": width, "height": 900})
         await page.emulate_media(color_scheme=scheme)
-        await page.goto(url)
-        await expect(page.locator("#executions tr")).to_have_count(3)
-        await page.evaluate(axe)
-        found = await page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-        wide = await page.evaluate("document.documentElement.scrollWidth")
+        found: list[tuple[str, str]] = []
+        widths = []
+        for path in ("/", f"/runs/{run}", f"/runs/{sent}"):
+            await page.goto(url + path)
+            await expect(
+                page.locator("#facts" if "runs" in path else "#runs tr")
+            ).not_to_have_count(0)
+            if "runs" in path:
+                await expect(page.locator("#asked")).to_contain_text(re.compile("asked [0-9]"))
+            await page.evaluate(axe)
+            if path == "/":
+                found += await faults_of(page)
+                await page.keyboard.press("?")
+            found += await faults_of(page)
+            widths.append(await page.evaluate("document.documentElement.scrollWidth"))
 
-    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
-    assert serious == []
-    assert wide <= width
+    assert found == []
+    assert max(widths) <= width
+    assert messages == []
+
+
+async def faults_of(page: Page) -> list[tuple[str, str]]:
+    """What axe-core, already on the page, finds."""
+    result = await page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [(one["id"], one["nodes"][0]["html"]) for one in result["violations"]]
+
+
+async def all_ended(api: httpx.AsyncClient, count: int) -> bool:
+    """Whether that many executions have ended, and no other goes on."""
+    answer = (await api.get("/api/executions")).json()
+    ended = [one for one in answer["records"] if one["completed_at"]]
+    return len(ended) == len(answer["records"]) == count
+
+
+async def handler_is_away(api: httpx.AsyncClient) -> bool:
+    """Whether the scheduler knows that its handler is gone."""
+    (one,) = (await api.get("/api/handlers")).json()["handlers"]
+    return bool(one["status"] == "Disconnected")
 
 
 @pytest.mark.browser
@@ -227,13 +458,14 @@ async def test_the_page_asks_for_the_token(tmp_path: Path, page: Page) -> None:
     settings = SchedulerSettings(port=0, zmq_port=0, database=database, token_file=token_file)
     async with serve_scheduler(settings) as server:
         await page.goto(server.url)
-        await expect(page.locator("#main")).to_be_hidden()
+        await expect(page.locator("h1")).to_have_text("Locked")
+        await expect(page.locator("#schedules")).to_be_hidden()
         await page.locator("#token").fill("wrong-horse-battery")
         await page.get_by_role("button", name="Open").click()
         await expect(page.locator("#refused")).to_have_text("That is not its token.")
         await page.locator("#token").fill("correct-horse-battery")
         await page.get_by_role("button", name="Open").click()
-        await expect(page.locator("#state")).to_contain_text("0 schedules")
+        await expect(page.locator("h1")).to_have_text("No schedule yet")
 
 
 async def test_a_token_guards_everything_but_the_page_itself(tmp_path: Path) -> None:
@@ -326,7 +558,8 @@ async def test_the_document_describes_every_path_and_method(
         if route.resource and route.method != "HEAD"
     }
     described = {(m, path) for path, methods in document["paths"].items() for m in methods}
-    assert described == {(m, path) for m, path in routes if path not in PAGES}
+    pages = PAGES.keys() | shared_pages().paths
+    assert described == {(m, path) for m, path in routes if path not in pages}
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:

@@ -16,7 +16,7 @@ import zmq
 from examples.quickstart.processes import free_ports
 from tests.core.plain import PlainHandler
 from tests.scheduler.processes import SchedulerProcess, executions, handler_process, until
-from tests.scheduler.test_cli import schedule, told
+from tests.scheduler.test_cli import reported, schedule
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -75,7 +75,7 @@ def statuses(answer: dict[str, Any]) -> dict[str, str]:
 
 def apply(url: str, file: Path, *options: str) -> dict[str, str]:
     """Apply a file; what became of each schedule."""
-    return statuses(told(url, "apply", "-f", str(file), *options))
+    return statuses(reported(url, "apply", "-f", str(file), *options))
 
 
 def listed(url: str) -> dict[str, dict[str, Any]]:
@@ -119,9 +119,9 @@ def test_a_change_keeps_the_next_time_and_the_history_where_the_trigger_is_the_s
     scheduler.api.post("/api/schedules/nightly/pause")
     text = FILE.replace("größer", "other").replace("timeout_s: 3600", "overlap: queue")
     file.write_text(text.replace("hours: 1", "hours: 2").replace("    paused: true\n", ""))
-    shown = told(url, "apply", "-f", str(file), "--dry-run")
+    shown = reported(url, "apply", "-f", str(file), "--dry-run")
     unchanged = listed(url)
-    answer = told(url, "apply", "-f", str(file))
+    answer = reported(url, "apply", "-f", str(file))
     after = listed(url)
 
     changes = {one["job_id"]: one["changes"] for one in answer["schedules"]}
@@ -145,7 +145,7 @@ def test_a_change_keeps_the_next_time_and_the_history_where_the_trigger_is_the_s
 
 
 def test_what_the_file_does_not_name_stays_unless_it_is_pruned(url: str, file: Path) -> None:
-    told(url, "add", "chore", "note", "--cron", "0 3 * * *", "--job-id", "other")
+    reported(url, "add", "chore", "note", "--cron", "0 3 * * *", "--job-id", "other")
     apply(url, file)
     kept = listed(url).keys()
     shown = apply(url, file, "--prune", "--dry-run")
@@ -242,4 +242,4 @@ def test_a_schedulezero_server_is_served_as_far_as_it_goes(file: Path) -> None:
     assert [created, kept] == [{"nightly": "created"}, {"nightly": "kept"}]
     assert [one["nightly"] for one in changed] == ["changed", "changed", "kept"]
     assert export.returncode == 1
-    assert "this server does not tell its triggers in full" in export.stderr
+    assert "this server does not show its triggers in full" in export.stderr

@@ -499,15 +499,14 @@ def test_a_database_of_a_newer_release_is_refused_and_untouched(make_store: Make
 
 
 def test_a_database_of_an_older_release_is_brought_forward(
-    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    make_store: MakeStore,
 ) -> None:
     make_store().add_schedule(make_schedule(job_id="kept"))
     add_note = text("ALTER TABLE scheduler_schedules ADD COLUMN note TEXT")
     steps = (*schema.SCHEMA.upgrades, lambda c: c.execute(add_note))
     newer = replace(schema.SCHEMA, upgrades=steps)
-    monkeypatch.setattr(schema, "SCHEMA", newer)
 
-    store = make_store()
+    store = make_store(holds=newer)
 
     with store.reading() as c:
         row = c.execute(text("SELECT job_id, note FROM scheduler_schedules")).one()

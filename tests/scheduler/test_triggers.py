@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import tzlocal
+from catalogzero.scheduler.trigger_forms import of_crontab, trigger_words
 from catalogzero.scheduler.triggers import describe_trigger, make_trigger, parse_trigger
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -258,6 +259,64 @@ def test_an_interval_by_the_clock_keeps_days_and_hour(
     assert set(on_the_clock) <= set(found)
     assert len(on_the_clock) >= len(walls) - 2
     assert [m.astimezone(first.tzinfo).date() for m in found] == [wall.date() for wall in walls]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0 2 * * *", "every day at 02:00"),
+        ("30 2 * * 0", "Sundays at 02:30"),
+        ("0 18 * * 1-5", "Mon - Fri at 18:00"),
+        ("0 2,14 * * 1,3,5", "Mon, Wed and Fri at 02:00 and 14:00"),
+        ("15 * * * *", "every hour at :15"),
+        ("*/15 * * * *", "every 15 minutes"),
+        ("* * * * *", "every minute"),
+        ("0 */4 * * *", "every 4 hours at :00"),
+        ("0 8-17 * * mon-fri", "every hour from 08:00 to 17:00 Mon - Fri"),
+        ("*/10 8-17 * * *", "every 10 minutes from 08:00 to 17:59"),
+        ("0 4 1 * *", "day 1 of the month at 04:00"),
+        ("0 4 1,15 * *", "days 1 and 15 of the month at 04:00"),
+        ("0 0 1 1,7 *", "day 1 in Jan and Jul at 00:00"),
+        ("0 0 13 * 5", "day 13 of the month or Fridays at 00:00"),
+        ("*/7 * * * *", "when minute is */7"),
+        ("5-59/10 1 * * *", "when hour is 1, minute is 5-59/10"),
+    ],
+)
+def test_a_crontab_line_is_said_in_words(line: str, words: str) -> None:
+    asked = {**of_crontab(line), "timezone": "Europe/Berlin"}
+    stored = parse_trigger(asked)
+
+    # A manifest's trigger is said as the stored one is.
+    assert (
+        trigger_words(asked) == trigger_words(stored, "Europe/Berlin") == f"{words} Europe/Berlin"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trigger", "words"),
+    [
+        ({"type": "interval", "minutes": 30}, "every 30 minutes"),
+        ({"type": "interval", "days": "1"}, "every day"),
+        ({"type": "interval", "hours": 1, "minutes": 30}, "every 1 hour 30 minutes"),
+        ({"type": "interval", "seconds": 0.5}, "every 0.5 seconds"),
+        (
+            {"type": "interval", "days": 1, "wall": True, "timezone": "Europe/Paris"},
+            "every day by the clock of Europe/Paris",
+        ),
+        ({"type": "cron", "hour": 2, "timezone": "UTC"}, "every day at 02:00 UTC"),
+        ({"type": "cron", "second": "*/10", "timezone": "UTC"}, "every 10 seconds UTC"),
+        (
+            {"type": "cron", "day": "last", "timezone": "UTC"},
+            "the last day of the month at 00:00 UTC",
+        ),
+        ({"type": "cron", "week": 53, "timezone": "UTC"}, "when week is 53 UTC"),
+        ({"type": "date", "run_date": "2026-03-29T02:00:00+02:00"}, "once, 2026-03-29 00:00 UTC"),
+        ({"type": "date", "run_date": 1_774_742_400}, "once, 2026-03-29 00:00 UTC"),
+    ],
+)
+def test_every_kind_of_trigger_is_said_in_words(trigger: dict[str, Any], words: str) -> None:
+    assert trigger_words(trigger, trigger.get("timezone", "UTC")) == words
+    assert trigger_words(parse_trigger(trigger), trigger.get("timezone")) == words
 
 
 def test_an_interval_takes_numbers_written_as_text() -> None:

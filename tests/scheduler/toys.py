@@ -21,7 +21,7 @@ class ToySettings(HandlerSettings):
 
 
 class Toy(Handler):
-    """Counts its runs, and ends them when it is told to."""
+    """Counts its runs, and ends them when it is asked to."""
 
     settings_model = ToySettings
 
@@ -34,6 +34,12 @@ class Toy(Handler):
         """Return at once."""
         self.starts += 1
         return {"x": x, "summary": {"total": self.starts}}
+
+    async def sends(self, status: str) -> dict[str, Any]:
+        """Return what a processor's run does: what it sent, and where that is."""
+        self.starts += 1
+        files = [{"path": "a.csv", "rows": 1}, {"path": "b.csv", "rows": 2}]
+        return {"status": status, "records": 3, "files": files, "upload_ids": ["7f20c1"]}
 
     async def long(self) -> dict[str, Any]:
         """Return when `going` is set."""

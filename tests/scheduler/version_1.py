@@ -66,7 +66,7 @@ FROM ended ORDER BY i
 
 
 def make(url: str, count: int) -> None:
-    """Make it at a URL: one schedule, and so many executions, a second apart since 1970.
+    """Make it at a URL: one schedule, and a number of executions, a second apart since 1970.
 
     Of each thousand four are `error`, `lost`, `missed` (its handler was away) and `skipped`; the
     last is open.

@@ -15,9 +15,9 @@ from typing import Any
 
 from catalogzero.clock import Clock
 from catalogzero.errors import CallTimeoutError, UnreachableError
-from catalogzero.scheduler.calls import Driver
+from catalogzero.scheduler.dispatch import Driver
 from catalogzero.scheduler.links import CallSettings, Links
-from catalogzero.scheduler.models import Execution, Handler
+from catalogzero.scheduler.models import Execution, KnownHandler
 from catalogzero.testing import ManualClock
 from catalogzero.wire.messages import Reply, StartBy
 
@@ -30,6 +30,7 @@ SETTINGS = CallSettings(
     retry_base_s=0.5,
     retry_max_s=2.0,
     lost_after_s=600.0,
+    patience_s=60.0,
 )
 
 
@@ -182,8 +183,8 @@ class LeaseHolder:
         self.frozen_until_s = 0.0
         self.task: asyncio.Task[None] | None = None
 
-        async def find(handler_id: str) -> Handler:
-            return Handler(handler_id, "tcp://world", ["m"], "online", 0)
+        async def find(handler_id: str) -> KnownHandler:
+            return KnownHandler(handler_id, "tcp://world", ["m"], "online", 0)
 
         links = Links(find, lambda *_: Caller(world, self), SETTINGS, self.now_us)
         self.driver = Driver(self, links, SETTINGS)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
+from catalogzero.protocol.outcomes import OutcomeState, RunOutcomeWords
 from catalogzero.scheduler.trigger_forms import KEYS
 from catalogzero.wire.messages import JsonObject
 
@@ -57,7 +58,17 @@ class ExecutionRecord(TypedDict):
     waiting: Annotated[
         bool, Field(description="For its handler, which is away; its status is retry.")
     ]
+    outcome: Annotated[RunOutcomeWords, Field(description="What it came to, in words.")]
     ticks: NotRequired[TickSpan]
+
+
+class RunMark(TypedDict):
+    """A run as a strip of the last runs shows it."""
+
+    execution_id: str
+    state: OutcomeState
+    started_at: Time | None
+    duration_ms: float | None
 
 
 class ScheduleRecord(TypedDict):
@@ -68,6 +79,7 @@ class ScheduleRecord(TypedDict):
     method_name: str
     args: list[Any]
     trigger: str
+    trigger_words: Annotated[str, Field(description="When it fires, for people.")]
     next_fire_time: Time | None
     params: JsonObject
     trigger_config: Trigger
@@ -93,6 +105,30 @@ class ScheduleRecord(TypedDict):
     ]
 
 
+class ExecutionDetail(ExecutionRecord):
+    """An execution with what it was called with, its schedule, and the runs beside it."""
+
+    params: JsonObject
+    schedule: Annotated[
+        ScheduleRecord | None, Field(description="Its schedule; null: removed, or there was none.")
+    ]
+    neighbours: Annotated[
+        list[RunMark], Field(description="The runs before and after it, it among them.")
+    ]
+
+
+class HandlerView(TypedDict):
+    """What the handler itself knows of a run, asked just now."""
+
+    known: bool
+    reason: Annotated[str | None, Field(description="Why the handler says nothing of it.")]
+    run_id: str | None
+    traceback: Annotated[str | None, Field(description="Of the author's code, where it failed.")]
+    uploads: Annotated[
+        list[JsonObject], Field(description="The uploads it made, with their states now.")
+    ]
+
+
 class HandlerRecord(TypedDict):
     """A handler, by the last probe of it."""
 
@@ -111,6 +147,61 @@ class Schedules(TypedDict):
     schedules: list[ScheduleRecord]
     count: int
     cursor: NotRequired[Annotated[str | None, Field(description="Where `limit` was given.")]]
+
+
+class ClockStep(TypedDict):
+    """The last step of the clock: when it was seen, how far (null at start), and how many
+    schedules waited for a time that it no longer shows.
+    """
+
+    seen_at: Time
+    step_s: float | None
+    schedules: int
+
+
+class ScheduleCounts(TypedDict):
+    """How many schedules there are, that match the search: `failing` are those whose last run
+    failed or was missed, whose handler is away, or that stand still; `waiting` those whose last
+    run's rows wait to be sent.
+    """
+
+    all: int
+    failing: int
+    waiting: int
+    paused: int
+
+
+class ScheduleOverview(ScheduleRecord):
+    """A schedule with how it does, and its last runs."""
+
+    standing: Literal["failing", "waiting", "well"]
+    recent: Annotated[list[RunMark], Field(description="Its last 30 runs, the newest last.")]
+
+
+class OutcomeCounts(TypedDict):
+    """How many runs ended `since` then, by what they came to; skipped ticks are no runs.
+
+    `since` is 24 hours ago, or later where more than 5,000 have ended: these are the newest.
+    """
+
+    since: Time
+    runs: int
+    states: dict[OutcomeState, int]
+
+
+class Overview(TypedDict):
+    """All that the schedules page shows: schedules, failing ones first, and what ran."""
+
+    counts: ScheduleCounts
+    outcomes: OutcomeCounts
+    next_fire_time: Time | None
+    schedules: list[ScheduleOverview]
+    page: int
+    pages: int
+    records: list[ExecutionRecord]
+    cursor: str | None
+    handlers: list[HandlerRecord]
+    clock_step: ClockStep | None
 
 
 class Executions(TypedDict):
@@ -166,20 +257,20 @@ class BufferStats(Stats):
     buffer_utilization: float
 
 
-class Done(TypedDict):
+class Confirmation(TypedDict):
     """Something was done."""
 
     status: str
     message: str
 
 
-class ScheduleDone(Done):
+class ScheduleDone(Confirmation):
     """Something was done to a schedule."""
 
     schedule_id: str
 
 
-class HandlerDone(Done):
+class HandlerDone(Confirmation):
     """Something was done to a handler."""
 
     handler_id: str
@@ -192,7 +283,7 @@ class Accepted(TypedDict):
     execution_id: str
 
 
-class RunResult(Done):
+class RunResult(Confirmation):
     """A run succeeded."""
 
     result: Any
@@ -230,16 +321,6 @@ class FireTimes(TypedDict):
     timezone: str
     next: list[Time]
     local: list[Time]
-
-
-class ClockStep(TypedDict):
-    """The last step of the clock: when it was seen, how far (null at start), and how many
-    schedules waited for a time that it no longer shows.
-    """
-
-    seen_at: Time
-    step_s: float | None
-    schedules: int
 
 
 class Health(TypedDict):

@@ -6,6 +6,7 @@ one, everything but the page itself needs it (see `catalogzero.web.Guard`).
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -16,34 +17,13 @@ from aiohttp import hdrs, web
 from sqlalchemy.exc import DataError, DBAPIError
 from structlog.typing import FilteringBoundLogger
 
-from catalogzero.errors import BadParamsError, UnreachableError
-from catalogzero.scheduler import requests
-from catalogzero.scheduler.answers import (
-    Accepted,
-    Added,
-    BufferStats,
-    ChangedField,
-    Config,
-    Done,
-    Error,
-    Errors,
-    Executions,
-    FireTimes,
-    HandlerDone,
-    HandlerRecord,
-    Handlers,
-    Health,
-    Put,
-    RunResult,
-    ScheduleDone,
-    ScheduleRecord,
-    Schedules,
-)
-from catalogzero.scheduler.history import FILTERS
-from catalogzero.scheduler.models import Handler
+from catalogzero.errors import BadParamsError, CatalogZeroError, UnreachableError
+from catalogzero.scheduler import answers, overview, requests
+from catalogzero.scheduler.history import FILTERS, SHOWN, RecordedCall
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.store import Change
 from catalogzero.scheduler.ticks import Place, Schedule, from_us, iso_of
+from catalogzero.scheduler.trigger_forms import trigger_words
 from catalogzero.scheduler.triggers import describe_trigger
 from catalogzero.sql.engines import DATABASE_AWAY
 from catalogzero.web import (
@@ -54,6 +34,7 @@ from catalogzero.web import (
     header_text,
     json_response,
     read_json,
+    shared_pages,
 )
 from catalogzero.wire.messages import JsonObject, encode_json, one_line_ascii
 
@@ -62,11 +43,16 @@ CALL_BYTES = 600
 """At most what a call has beside its method and params."""
 
 MAX_PREVIEW = 100
+MAX_PAGE = 1_000_000
 MAX_NAMED = 5
 PART = 500
-"""How many schedules are read at once."""
 
-PAGES = {"/": "index.html", "/pages/schedules.js": "schedules.js", "/pages/style.css": "style.css"}
+GET_RUN_S = 2.0
+PAGES = {
+    "/": "index.html",
+    "/runs/{execution_id}": "run.html",
+    **{f"/pages/{name}": name for name in ("schedules.js", "run.js", "scheduler.js")},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +64,19 @@ class Api:
         log: Where failures are reported.
         config: What `/api/config` answers.
         guard: Who may ask; by default this machine.
+        part: How many schedules are read at once, where all are asked for.
     """
 
     runner: Runner
     log: FilteringBoundLogger
-    config: Config
+    config: answers.Config
     guard: Guard = field(default_factory=lambda: Guard(None))
+    part: int = PART
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        pages = Pages("catalogzero.scheduler", "pages", PAGES)
-        guard = self.guard.middleware(pages.paths)
+        pages, shared = Pages("catalogzero.scheduler", "pages", PAGES), shared_pages()
+        guard = self.guard.middleware(pages.paths | shared.paths)
         app = edge_application(failure, self.log, inner=[guard], meaning=self._meaning)
         app.add_routes(
             [
@@ -106,12 +94,15 @@ class Api:
                 web.get("/api/executions/errors", self.list_errors),
                 web.post("/api/executions/clear", self.clear_executions),
                 web.get("/api/executions/{execution_id}", self.show_execution),
+                web.get("/api/executions/{execution_id}/handler", self.ask_handler),
+                web.get("/api/overview", self.show_overview),
                 web.get("/api/handlers", self.list_handlers),
                 web.delete("/api/handlers/{handler_id}", self.remove_handler),
                 web.get("/api/health", self.show_health),
                 web.get("/api/config", self.show_config),
                 web.get("/api/openapi.json", self.show_openapi),
                 *pages.routes(),
+                *shared.routes(),
             ]
         )
         return app
@@ -134,15 +125,15 @@ class Api:
         dry = requests.read_flag(request.query, "dry_run")
         added, change = await self._store({**body, "job_id": job_id}, replace=True, dry=dry)
         changes = {
-            requests.SPELT.get(name, name): ChangedField(old=iso_of(old), new=iso_of(new))
+            requests.SPELT.get(name, name): answers.ChangedField(old=iso_of(old), new=iso_of(new))
             if name == "end_us"
-            else ChangedField(old=old, new=new)
+            else answers.ChangedField(old=old, new=new)
             for name, (old, new) in change.fields.items()
         }
-        answer: Put = {**added, "status": change.status, "dry_run": dry, "changes": changes}
+        answer: answers.Put = {**added, "status": change.status, "dry_run": dry, "changes": changes}
         return json_response(answer)
 
-    async def _store(self, body: Any, **how: bool) -> tuple[Added, Change]:
+    async def _store(self, body: Any, **how: bool) -> tuple[answers.Added, Change]:
         """Store the schedule of a body; what to answer of it, and what that changed."""
         new = await self.runner.read(requests.read_schedule, body, self._now())
         paused = None if body.get("paused") is None else new.paused
@@ -153,7 +144,7 @@ class Api:
         except ValueError as error:
             raise HttpError(400, f"Invalid trigger configuration: {error}") from None
         self.runner.wake()
-        added = Added(status="success", job_id=new.job_id, schedule_id=new.job_id)
+        added = answers.Added(status="success", job_id=new.job_id, schedule_id=new.job_id)
         if unchecked is not None:
             self.log.warning("params_unchecked", job_id=new.job_id, reason=unchecked)
             added["warning"] = f"the params were not checked: {unchecked}"
@@ -190,11 +181,11 @@ class Api:
             one["last_execution"] = last.get(one["id"])
         count = self.runner.store.count_schedules(search)
         cursor = next_place and requests.place_text(next_place)
-        return json_response(Schedules(schedules=records, count=count, cursor=cursor))
+        return json_response(answers.Schedules(schedules=records, count=count, cursor=cursor))
 
     def _part(self, search: str, place: Place | None, seen: set[str]) -> tuple[bytes, Place | None]:
         """A part of the answer that lists all, as JSON text: there may be very many."""
-        found, next_place = self._after(place, PART, search)
+        found, next_place = self._after(place, self.part, search)
         # One that fires between two parts comes again, at its next time.
         new = [one for one in found if one.job_id not in seen]
         texts = [encode_json(schedule_record(one)) for one in new]
@@ -233,7 +224,7 @@ class Api:
         one = run.execution(self._now())
         one.job_id = found.job_id
         execution_id = await self.runner.run_now(one, None, requests.digest_of(one))
-        return json_response(Accepted(status="accepted", execution_id=execution_id), 202)
+        return json_response(answers.Accepted(status="accepted", execution_id=execution_id), 202)
 
     async def next_times(self, request: web.Request) -> web.Response:
         """`GET /api/schedules/{job_id}/next`."""
@@ -242,7 +233,7 @@ class Api:
         ticks = await self.runner.read(lambda: [*found.preview(self.runner.now_us(), count)])
         zone = ZoneInfo(found.trigger_config.get("timezone", "UTC"))
         moments = [from_us(tick) for tick in ticks]
-        answer = FireTimes(
+        answer = answers.FireTimes(
             schedule_id=found.job_id,
             paused=found.paused,
             timezone=zone.key,
@@ -259,17 +250,23 @@ class Api:
         await self._check_call(body.handler_id, body.job_method, body.job_params)
         key = header_text(request, "Idempotency-Key", max_chars=requests.MAX_ID_CHARS)
         one = body.execution(self._now())
+        # ScheduleZero takes anything here, and passes over it.
+        if isinstance(body.job_id, str):
+            schedule = await self.runner.read(self.runner.store.find_schedule, body.job_id)
+            one.job_id = body.job_id if schedule else one.job_id
         try:
             execution_id = await self.runner.run_now(one, key, requests.digest_of(one))
         except ValueError as error:
             raise HttpError(409, str(error)) from None
         if not body.wait:
-            return json_response(Accepted(status="accepted", execution_id=execution_id), 202)
+            return json_response(
+                answers.Accepted(status="accepted", execution_id=execution_id), 202
+            )
         record = await self.runner.finished(execution_id)
         if record is None or record["status"] != "success":
             why = record["error"] if record else "the execution was cleared"
             raise HttpError(500, f"Failed to execute job: {why}")
-        answer = RunResult(
+        answer = answers.RunResult(
             status="success",
             message=f"Job executed on handler '{body.handler_id}'",
             result=record["result"],
@@ -281,65 +278,151 @@ class Api:
         """`GET /api/executions`."""
         limit, before = requests.read_limit(request.query), requests.read_cursor(request.query)
         filters = {name: request.query[name] for name in FILTERS if request.query.get(name)}
+        requests.check_choice("show", filters.get("show", ""), SHOWN)
         newest = self.runner.history.newest
         records, cursor = await self.runner.read(newest, filters, limit, before)
         shown_cursor = None if cursor is None else str(cursor)
-        answer = Executions(records=records, count=len(records), limit=limit, cursor=shown_cursor)
+        answer = answers.Executions(
+            records=records, count=len(records), limit=limit, cursor=shown_cursor
+        )
         return json_response(answer)
 
     async def show_execution(self, request: web.Request) -> web.Response:
         """`GET /api/executions/{execution_id}`."""
+        found = await self._execution(request)
+        schedule = await self.runner.read(self.runner.store.find_schedule, found.record["job_id"])
+        answer: answers.ExecutionDetail = {
+            **found.record,
+            "params": found.params,
+            "schedule": None if schedule is None else schedule_record(schedule),
+            "neighbours": await self.runner.read(self.runner.history.around, found.record),
+        }
+        return json_response(answer)
+
+    async def ask_handler(self, request: web.Request) -> web.Response:
+        """`GET /api/executions/{execution_id}/handler`: what the handler knows of its run, now."""
+        call = await self._execution(request)
+        handler_id = call.record["handler_id"]
+        said: JsonObject = {}
+        reason = None
+        try:
+            link = await asyncio.wait_for(self.runner.links.get(handler_id), GET_RUN_S)
+            said = await link.find_run(call.request_id, timeout_s=GET_RUN_S)
+        except UnreachableError as error:
+            reason = f"the handler does not answer: {error.message}"
+        except (CatalogZeroError, TimeoutError) as error:
+            reason = f"the handler no longer knows this run: {one_line_ascii(str(error))}"
+        uploads = said.get("uploads")
+        answer = answers.HandlerView(
+            known=reason is None,
+            reason=reason,
+            run_id=text_or_none(said.get("run_id")),
+            traceback=text_or_none(said.get("traceback")),
+            uploads=[one for one in uploads if isinstance(one, dict)]
+            if isinstance(uploads, list)
+            else [],
+        )
+        return json_response(answer)
+
+    async def _execution(self, request: web.Request) -> RecordedCall:
+        """The execution that a path names."""
         execution_id = request.match_info["execution_id"]
-        record = await self.runner.read(self.runner.history.find, execution_id)
-        if record is None:
+        found = await self.runner.read(self.runner.history.find_call, execution_id)
+        if found is None:
             raise HttpError(404, f"Execution '{execution_id}' not found")
-        return json_response(record)
+        return found
+
+    async def show_overview(self, request: web.Request) -> web.Response:
+        """`GET /api/overview`: all that the schedules page shows."""
+        query, history = request.query, self.runner.history
+        before = requests.read_cursor(query)
+        shown, runs = query.get("show", ""), query.get("runs", "")
+        requests.check_choice("show", shown, overview.SHOWN)
+        requests.check_choice("runs", runs, SHOWN)
+        page = requests.read_limit({"limit": query.get("page", "1")}, most=MAX_PAGE)
+        asked = overview.ScheduleQuery(query.get("q", ""), shown, page)
+        given = {"job_id": query.get("schedule", ""), "show": runs}
+        filters = {name: value for name, value in given.items() if value}
+
+        def read() -> answers.Overview:
+            found = overview.read_overview(self.runner.store, asked)
+            job_ids = [one.job_id for one, _ in found.schedules]
+            marks, last = history.marks_of(job_ids), history.last_of(job_ids)
+            records, cursor = history.newest(filters, overview.PAGE_ROWS, before)
+            return answers.Overview(
+                counts=found.counts,
+                outcomes=history.outcomes(),
+                next_fire_time=iso_of(found.next_us),
+                schedules=[
+                    {
+                        **schedule_record(one),
+                        "last_execution": last.get(one.job_id),
+                        "standing": standing,
+                        "recent": marks[one.job_id],
+                    }
+                    for one, standing in found.schedules
+                ],
+                page=found.page,
+                pages=found.pages,
+                records=records,
+                cursor=None if cursor is None else str(cursor),
+                handlers=[],
+                clock_step=self.runner.clock_step,
+            )
+
+        answer = await self.runner.read(read)
+        answer["handlers"] = await self._handlers()
+        return json_response(answer)
 
     async def list_errors(self, request: web.Request) -> web.Response:
         """`GET /api/executions/errors`."""
         limit = requests.read_limit(request.query, default=50, most=500)
         errors = await self.runner.read(self.runner.history.errors, limit)
-        return json_response(Errors(errors=errors, count=len(errors), limit=limit))
+        return json_response(answers.Errors(errors=errors, count=len(errors), limit=limit))
 
     async def show_stats(self, request: web.Request) -> web.Response:
         """`GET /api/executions/stats`."""
         stats = await self.runner.read(self.runner.history.stats)
         size = self.runner.settings.max_executions
         used = stats["total_executions"] / size * 100 if size else 0.0
-        answer: BufferStats = {**stats, "buffer_size": size, "buffer_utilization": used}
+        answer: answers.BufferStats = {**stats, "buffer_size": size, "buffer_utilization": used}
         return json_response(answer)
 
     async def clear_executions(self, request: web.Request) -> web.Response:
         """`POST /api/executions/clear`."""
+        # In parts: one transaction over all would hold up every claim meanwhile.
         while await self.runner.write(self.runner.history.clear):
             pass
-        return json_response(Done(status="success", message="Execution history cleared"))
+        return json_response(
+            answers.Confirmation(status="success", message="Execution history cleared")
+        )
 
     # --- the rest
 
     async def list_handlers(self, request: web.Request) -> web.Response:
         """`GET /api/handlers`: as they were probed last; nobody is asked now."""
-        found = await self.runner.read(self.runner.store.list_handlers)
-        records = [self._handler_record(one) for one in found]
-        return json_response(Handlers(handlers=records, count=len(records)))
+        records = await self._handlers()
+        return json_response(answers.Handlers(handlers=records, count=len(records)))
 
-    def _handler_record(self, one: Handler) -> HandlerRecord:
-        """A handler as the API shows it."""
-        links = self.runner.links
-        link = links.known(one.handler_id)
-        if link is not None and link.address != one.address:
-            link = None
-        checked_us = None if link is None else link.checked_us
-        there = link is not None and checked_us is not None and link.away is None
-        return HandlerRecord(
-            id=one.handler_id,
-            address=one.address,
-            methods=one.methods,
-            status="Connected" if there else "Disconnected",
-            checked_at=iso_of(checked_us),
-            error=link.away if link else None,
-            last_seen_at=iso_of(max(one.seen_us, links.heard_us[one.handler_id])),
-        )
+    async def _handlers(self) -> list[answers.HandlerRecord]:
+        """Every handler, by the last probe of it."""
+        links, records = self.runner.links, []
+        for one in await self.runner.read(self.runner.store.list_handlers):
+            link = links.known.get(one.handler_id)
+            if link is not None and link.address != one.address:  # it moved, and is not asked yet
+                link = None
+            there = link is not None and link.checked_us is not None and link.away is None
+            record = answers.HandlerRecord(
+                id=one.handler_id,
+                address=one.address,
+                methods=one.methods,
+                status="Connected" if there else "Disconnected",
+                checked_at=iso_of(link.checked_us if link else None),
+                error=link.away if link else None,
+                last_seen_at=iso_of(max(one.seen_us, links.heard_us[one.handler_id])),
+            )
+            records.append(record)
+        return records
 
     async def remove_handler(self, request: web.Request) -> web.Response:
         """`DELETE /api/handlers/{handler_id}`: 409 while schedules name it."""
@@ -354,12 +437,12 @@ class Api:
         self.runner.handler_seen(handler_id)
         self.log.info("handler_removed", handler_id=handler_id)
         message = f"Handler '{handler_id}' removed; it registers again if it lives"
-        answer = HandlerDone(status="success", message=message, handler_id=handler_id)
+        answer = answers.HandlerDone(status="success", message=message, handler_id=handler_id)
         return json_response(answer)
 
     async def show_health(self, request: web.Request) -> web.Response:
         """`GET /api/health`."""
-        answer = Health(
+        answer = answers.Health(
             status="ok",
             service="ScheduleZero",
             implementation="catalogzero",
@@ -425,18 +508,20 @@ class Api:
         return from_us(self.runner.now_us())
 
 
-def schedule_record(one: Schedule) -> ScheduleRecord:
+def schedule_record(one: Schedule) -> answers.ScheduleRecord:
     """A schedule as the API shows it."""
-    return ScheduleRecord(
+    zone = one.trigger_config.get("timezone", "UTC")
+    return answers.ScheduleRecord(
         id=one.job_id,
         handler_id=one.handler_id,
         method_name=one.method,
         args=[one.handler_id, one.method, one.params, one.job_id],
         trigger=describe_trigger(one.trigger_config) if one.fault is None else "unknown",
+        trigger_words=trigger_words(one.trigger_config, zone) if one.fault is None else "unknown",
         next_fire_time=None if one.paused or one.fault else iso_of(one.tick_us),
         params=one.params,
         trigger_config=one.trigger_config,
-        timezone=one.trigger_config.get("timezone", "UTC"),
+        timezone=zone,
         paused=one.paused,
         overlap=one.overlap,
         misfire_grace_s=one.misfire_grace_s,
@@ -453,14 +538,21 @@ def schedule_record(one: Schedule) -> ScheduleRecord:
 
 def failure(error: HttpError) -> web.Response:
     """The answer to what went wrong."""
-    answer = Error(error={"code": error.status, "message": error.message})
+    answer = answers.Error(error={"code": error.status, "message": error.message})
     return json_response(answer, error.status, error.headers)
+
+
+def text_or_none(value: Any) -> str | None:
+    """A text; None for anything else."""
+    return value if isinstance(value, str) else None
 
 
 def schedule_done(job_id: str, what: str) -> web.Response:
     """The answer to what was done to a schedule."""
     message = f"Schedule '{job_id}' {what}"
-    return json_response(ScheduleDone(status="success", message=message, schedule_id=job_id))
+    return json_response(
+        answers.ScheduleDone(status="success", message=message, schedule_id=job_id)
+    )
 
 
 def unknown_schedule(job_id: str) -> HttpError:

@@ -3,42 +3,57 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import orjson
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    RowMapping,
-    delete,
-    false,
-    func,
-    literal,
-    select,
-)
+import sqlalchemy as sa
 
-from catalogzero.scheduler.answers import ExecutionRecord, HandlerCounts, Stats, TickSpan
-from catalogzero.scheduler.schema import FORGOTTEN, IS_FAILED, counts, executions, schedules
+from catalogzero.protocol.outcomes import OutcomeState, outcome_of
+from catalogzero.scheduler.answers import (
+    ExecutionRecord,
+    HandlerCounts,
+    OutcomeCounts,
+    RunMark,
+    Stats,
+    TickSpan,
+)
+from catalogzero.scheduler.schema import (
+    FORGOTTEN,
+    IS_BY_HAND,
+    IS_FAILED,
+    IS_TROUBLED,
+    IS_UNSENT,
+    counts,
+    executions,
+    schedules,
+)
 from catalogzero.scheduler.statements import IS_FINAL, CountChanges, is_open
 from catalogzero.scheduler.store import Store
-from catalogzero.scheduler.ticks import iso_of, seconds_us
+from catalogzero.scheduler.ticks import from_us, iso_of, seconds_us
 from catalogzero.wire.messages import JsonObject, parse_json
 
 PURGE_LIMIT = 2_000
 LOOK_LIMIT = 20_000
 SUMMARY_PARAMS = 5
 SUMMARY_CHARS = 50
-FILTERS = {
-    "job_id": executions.c.job_id,
-    "status": executions.c.status,
-    "method_name": executions.c.method,
-    "handler_id": executions.c.handler_id,
+SHOWN = {"failed": IS_TROUBLED, "waiting": IS_UNSENT, "by_hand": IS_BY_HAND}
+"""The values of the filter `show`."""
+
+FILTERS: Mapping[str, Callable[[str], sa.ColumnElement[Any]]] = {
+    "job_id": lambda value: executions.c.job_id == value,
+    "show": lambda value: sa.literal_column(SHOWN[value]),
+    "status": lambda value: executions.c.status == value,
+    "method_name": lambda value: executions.c.method == value,
+    "handler_id": lambda value: executions.c.handler_id == value,
 }
 """By name: what the API filters by. Each has an index; the first that is asked for is used."""
+
+STRIP_RUNS = 30
+COUNTED_S = 86_400
+COUNTED_RUNS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +66,32 @@ class Purged:
     too_many: int
 
 
-class History:
-    """The executions of a store, for reading and forgetting."""
+@dataclass(frozen=True, slots=True)
+class RecordedCall:
+    """An execution's record, the params it was called with, and the id of its last call."""
 
-    def __init__(self, store: Store) -> None:
+    record: ExecutionRecord
+    params: JsonObject
+    request_id: str
+
+
+class History:
+    """The executions of a store, for reading and forgetting.
+
+    Args:
+        store: Holds them.
+        look_limit: How many executions a page looks at, where several filters combine.
+    """
+
+    def __init__(self, store: Store, *, look_limit: int = LOOK_LIMIT) -> None:
         self._store = store
+        self._look_limit = look_limit
 
     def newest(
         self,
         filters: Mapping[str, str],
         limit: int,
         before: int | None = None,
-        *,
-        failed: bool = False,
     ) -> tuple[list[ExecutionRecord], int | None]:
         """Records, newest first, and the cursor of the next page (None on the last).
 
@@ -75,52 +103,144 @@ class History:
         names = sorted(filters, key=[*FILTERS].index)
         if filters.get("status") == "success":  # as most are: another finds fewer
             names.sort(key="status".__eq__)
-        wanted, end = [FILTERS[name] == filters[name] for name in names], None
+        wanted, end = [FILTERS[name](filters[name]) for name in names], None
         if before is not None:
             wanted.append(executions.c.seq < before)
         with self._store.reading() as c:
             if len(names) > 1:
-                seqs, end = look_for(c, names, filters, before, limit + 1)
+                seqs, end = self.look_for(c, names, filters, before, limit + 1)
                 wanted = [executions.c.seq.in_(seqs)]
-            query = select(executions).where(*wanted).order_by(executions.c.seq.desc())
+            query = sa.select(executions).where(*wanted).order_by(executions.c.seq.desc())
             rows = c.execute(query.limit(limit + 1)).mappings().all()
         more = rows[limit - 1]["seq"] if len(rows) > limit > 0 else end
         return [record_of(row) for row in rows[:limit]], more
 
+    def look_for(
+        self,
+        c: sa.Connection,
+        names: Sequence[str],
+        filters: Mapping[str, str],
+        before: int | None,
+        most: int,
+    ) -> tuple[Sequence[int], int | None]:
+        """The newest that pass several filters, and where the look for them ended early.
+
+        The first filter's index is followed so far and no further: without that, a rare combination
+        reads every execution.
+        """
+        passes = {name: FILTERS[name](filters[name]) for name in names}
+        values = [executions.c.seq, *(passes[name].label(name) for name in names[1:])]
+        found = sa.select(*values).where(passes[names[0]])
+        if before is not None:
+            found = found.where(executions.c.seq < before)
+        looked = found.order_by(executions.c.seq.desc()).limit(self._look_limit).subquery()
+        passing = sa.select(looked.c.seq).where(*(looked.c[name] for name in names[1:]))
+        seqs = c.execute(passing.order_by(looked.c.seq.desc()).limit(most)).scalars().all()
+        if len(seqs) == most:
+            return seqs, None
+        count, last = c.execute(sa.select(sa.func.count(), sa.func.min(looked.c.seq))).one()
+        return seqs, last if count == self._look_limit else None
+
     def errors(self, limit: int) -> list[ExecutionRecord]:
         """Records of what counts as an error, newest first."""
-        query = select(executions).where(IS_FAILED).order_by(executions.c.seq.desc())
+        query = sa.select(executions).where(IS_FAILED).order_by(executions.c.seq.desc())
         return self._store.all_of(query.limit(limit), record_of)
 
     def find(self, execution_id: str) -> ExecutionRecord | None:
         """One record."""
-        mine = select(executions).where(executions.c.execution_id == execution_id)
-        return next(iter(self._store.all_of(mine, record_of)), None)
+        found = self.find_call(execution_id)
+        return None if found is None else found.record
+
+    def find_call(self, execution_id: str) -> RecordedCall | None:
+        """One record, with what was called."""
+        mine = sa.select(executions).where(executions.c.execution_id == execution_id)
+
+        def call_of(row: sa.RowMapping) -> RecordedCall:
+            params = orjson.loads(row["params"])
+            return RecordedCall(record_of(row), params, f"{execution_id}.{row['n']}")
+
+        return next(iter(self._store.all_of(mine, call_of)), None)
 
     def last_of(self, job_ids: Sequence[str]) -> dict[str, ExecutionRecord]:
         """The newest record of each of these schedules that has any, by job_id."""
-        newest = select(func.max(executions.c.seq)).where(executions.c.job_id == schedules.c.job_id)
-        seqs = select(newest.scalar_subquery()).where(schedules.c.job_id.in_(job_ids))
-        records = self._store.all_of(
-            select(executions).where(executions.c.seq.in_(seqs)), record_of
+        newest = sa.select(sa.func.max(executions.c.seq)).where(
+            executions.c.job_id == schedules.c.job_id
         )
+        seqs = sa.select(newest.scalar_subquery()).where(schedules.c.job_id.in_(job_ids))
+        found = sa.select(executions).where(executions.c.seq.in_(seqs))
+        records = self._store.all_of(found, record_of)
         return {record["job_id"]: record for record in records}
+
+    def marks_of(self, job_ids: Sequence[str]) -> dict[str, list[RunMark]]:
+        """The last 30 runs of each of these schedules, the newest last, by job_id."""
+        mine = executions.alias()
+        newest = sa.select(mine.c.seq).where(mine.c.job_id == schedules.c.job_id)
+        newest = newest.order_by(mine.c.seq.desc()).limit(1).offset(STRIP_RUNS - 1)
+        since = sa.func.coalesce(newest.scalar_subquery(), 0)
+        found = (
+            sa.select(*MARK)
+            .select_from(schedules)
+            .join(
+                executions,
+                (executions.c.job_id == schedules.c.job_id) & (executions.c.seq >= since),
+            )
+        )
+        found = found.where(schedules.c.job_id.in_(job_ids)).order_by(executions.c.seq)
+        marks: dict[str, list[RunMark]] = {job_id: [] for job_id in job_ids}
+        for job_id, mark in self._store.all_of(found, mark_of):
+            marks[job_id].append(mark)
+        return marks
+
+    def around(self, record: ExecutionRecord) -> list[RunMark]:
+        """A run among the last runs of its schedule before it and some after it, newest last."""
+        mine = sa.select(*MARK).where(executions.c.job_id == record["job_id"])
+        own = sa.select(executions.c.seq).where(executions.c.execution_id == record["execution_id"])
+        seq = executions.c.seq
+        after = mine.where(seq > own.scalar_subquery()).order_by(seq).limit(STRIP_RUNS // 3)
+        until = mine.where(seq <= own.scalar_subquery()).order_by(seq.desc())
+        later = self._store.all_of(after, mark_of)
+        earlier = self._store.all_of(until.limit(STRIP_RUNS - len(later)), mark_of)
+        return [mark for _, mark in [*reversed(earlier), *later]]
+
+    def outcomes(self) -> OutcomeCounts:
+        """What the runs of the last 24 hours came to; of many, the newest that a look may cost."""
+        ended_us = executions.c.completed_us
+        looked = sa.select(executions.c.status, executions.c.outcome_state, ended_us)
+        with self._store.reading() as c:
+            since_us = self._store.now_us(c) - seconds_us(COUNTED_S)
+            newest = looked.where(ended_us >= since_us).order_by(ended_us.desc())
+            of = newest.limit(COUNTED_RUNS).subquery().c
+            counted = sa.select(
+                of.status, of.outcome_state, sa.func.count(), sa.func.min(of.completed_us)
+            )
+            rows = c.execute(counted.group_by(of.status, of.outcome_state)).all()
+        if sum(count for _, _, count, _ in rows) == COUNTED_RUNS:
+            since_us = min(first_us for *_, first_us in rows)
+        states: Counter[OutcomeState] = Counter()
+        for status, state, count, _ in rows:
+            if status != "skipped":
+                states[state or outcome_of(status)["state"]] += count
+        return OutcomeCounts(
+            since=from_us(since_us).isoformat(), runs=states.total(), states=states
+        )
 
     def stats(self) -> Stats:
         """Counts by status and by handler, over all executions that are kept.
 
         What is final was counted as it ended; what is open is counted here, by its index.
         """
-        over = select(
+        over = sa.select(
             *(counts.c.handler_id, counts.c.status, counts.c.started),
-            *(func.sum(counts.c[name]).label(name) for name in ("count", "took_us")),
+            *(sa.func.sum(counts.c[name]).label(name) for name in ("count", "took_us")),
         ).group_by(counts.c.handler_id, counts.c.status, counts.c.started)
         of_group = (executions.c.handler_id, executions.c.status)
-        still = select(*of_group, false(), func.count(), literal(0))
+        still = sa.select(*of_group, sa.false(), sa.func.count(), sa.literal(0))
         still = still.where(is_open(executions.c.status)).group_by(*of_group)
         with self._store.reading() as c:
             rows = c.execute(over.union_all(still)).all()
-            schedule_count = c.execute(select(func.count()).select_from(schedules)).scalar_one()
+            schedule_count = c.execute(
+                sa.select(sa.func.count()).select_from(schedules)
+            ).scalar_one()
         by_status: Counter[str] = Counter()
         by_handler: dict[str, HandlerCounts] = {}
         failed, took_us = 0, 0
@@ -163,10 +283,12 @@ class History:
             too_old = some_final(c, completed_us < old_us, order=completed_us)
             gone = self._forget(c, too_old)
             if too_old:
+                # A moment that is to come never grows old: its row goes with the older ones around
+                # it.
                 before = seq < max(row.seq for row in too_old)
                 ahead = some_final(c, completed_us > now_us, before, order=completed_us)
                 gone += self._forget(c, ahead)
-            newest = c.execute(select(func.max(seq))).scalar() or 0
+            newest = c.execute(sa.select(sa.func.max(seq))).scalar() or 0
             too_many = some_final(c, seq <= newest - max_executions, order=seq)
             return Purged(gone, self._forget(c, too_many))
 
@@ -175,10 +297,10 @@ class History:
         with self._store.writing() as c:
             return self._forget(c, some_final(c, order=executions.c.seq)) == PURGE_LIMIT
 
-    def _forget(self, c: Connection, rows: Sequence[Row[Any]]) -> int:
+    def _forget(self, c: sa.Connection, rows: Sequence[sa.Row[Any]]) -> int:
         """Delete executions and take them off the counts; how many they are."""
         if rows:
-            c.execute(delete(executions).where(executions.c.seq.in_([row.seq for row in rows])))
+            c.execute(sa.delete(executions).where(executions.c.seq.in_([row.seq for row in rows])))
             counted = CountChanges()
             counted.forget(rows)
             counted.write(c, self._store.shard)
@@ -186,41 +308,48 @@ class History:
 
 
 def some_final(
-    c: Connection, *conditions: ColumnElement[bool], order: ColumnElement[int]
-) -> Sequence[Row[Any]]:
+    c: sa.Connection, *conditions: sa.ColumnElement[bool], order: sa.ColumnElement[int]
+) -> Sequence[sa.Row[Any]]:
     """Some of the final executions of which this is true, locked where the database can."""
     names = ("seq", "handler_id", "status", "started_us", "completed_us")
-    found = select(*(executions.c[name] for name in names))
+    found = sa.select(*(executions.c[name] for name in names))
     found = found.where(IS_FINAL, is_complete(), *conditions).order_by(order)
     return c.execute(found.limit(PURGE_LIMIT).with_for_update(skip_locked=True)).all()
 
 
-def look_for(
-    c: Connection, names: Sequence[str], filters: Mapping[str, str], before: int | None, most: int
-) -> tuple[Sequence[int], int | None]:
-    """The newest that pass several filters, and where the look for them ended early.
-
-    The first filter's index is followed so far and no further: without that, a rare combination
-    reads every execution.
-    """
-    values = [executions.c.seq, *(FILTERS[name].label(name) for name in names)]
-    found = select(*values).where(FILTERS[names[0]] == filters[names[0]])
-    if before is not None:
-        found = found.where(executions.c.seq < before)
-    looked = found.order_by(executions.c.seq.desc()).limit(LOOK_LIMIT).subquery()
-    passing = select(looked.c.seq).where(*(looked.c[name] == filters[name] for name in names[1:]))
-    seqs = c.execute(passing.order_by(looked.c.seq.desc()).limit(most)).scalars().all()
-    if len(seqs) == most:
-        return seqs, None
-    count, last = c.execute(select(func.count(), func.min(looked.c.seq))).one()
-    return seqs, last if count == LOOK_LIMIT else None
+MARK = tuple(
+    executions.c[name]
+    for name in (
+        *("job_id", "execution_id", "status", "outcome_state"),
+        *("created_us", "started_us", "completed_us"),
+    )
+)
 
 
-def record_of(row: RowMapping) -> ExecutionRecord:
+def mark_of(row: sa.RowMapping) -> tuple[str, RunMark]:
+    """A run's job_id, and the run as a strip shows it."""
+    return row["job_id"], RunMark(
+        execution_id=row["execution_id"],
+        state=row["outcome_state"] or outcome_of(row["status"])["state"],
+        started_at=iso_of(started_us_of(row)),
+        duration_ms=duration_ms_of(row),
+    )
+
+
+def started_us_of(row: sa.RowMapping) -> int:
+    """When a run began, or was written down, where it never did."""
+    return int(row["created_us"] if row["started_us"] is None else row["started_us"])
+
+
+def duration_ms_of(row: sa.RowMapping) -> float | None:
+    """How long a run took; None where it did not begin, or goes on."""
+    began_us, ended_us = row["started_us"], row["completed_us"]
+    return None if began_us is None or ended_us is None else (ended_us - began_us) / 1_000
+
+
+def record_of(row: sa.RowMapping) -> ExecutionRecord:
     """An execution as the API shows it."""
-    started_us, completed_us = row["started_us"], row["completed_us"]
-    ran = started_us is not None and completed_us is not None
-    result = None
+    result = stored = None
     if row["status"] == "success":
         stored = row["result"] and parse_json(row["result"], long_integer=orjson.Fragment)
         result = flat_result(stored)
@@ -230,9 +359,9 @@ def record_of(row: RowMapping) -> ExecutionRecord:
         handler_id=row["handler_id"],
         method_name=row["method"],
         scheduled_at=iso_of(row["tick_us"]),
-        started_at=iso_of(row["created_us"] if started_us is None else started_us),
-        completed_at=iso_of(completed_us),
-        duration_ms=(completed_us - started_us) / 1_000 if ran else None,
+        started_at=iso_of(started_us_of(row)),
+        completed_at=iso_of(row["completed_us"]),
+        duration_ms=duration_ms_of(row),
         status=row["status"],
         error=row["error"],
         result=result,
@@ -241,6 +370,7 @@ def record_of(row: RowMapping) -> ExecutionRecord:
         max_attempts=row["max_attempts"],
         late=row["late"],
         waiting=row["waiting"],
+        outcome=outcome_of(row["status"], stored, row["error"]),
     )
     if row["status"] in ("missed", "skipped"):
         last_us = row["last_tick_us"] or row["tick_us"]
@@ -267,10 +397,10 @@ def summary_of(params: Mapping[str, Any]) -> str | None:
     return f"{shown} (+{more} more)" if more > 0 else shown
 
 
-def is_complete() -> ColumnElement[bool]:
+def is_complete() -> sa.ColumnElement[bool]:
     """Not a missed or skipped row to which its schedule may still add ticks."""
     growing = executions.c.status + ":" + executions.c.execution_id
-    return ~select(schedules.c.folded).where(schedules.c.folded == growing).exists()
+    return ~sa.select(schedules.c.folded).where(schedules.c.folded == growing).exists()
 
 
 def shortened(text: str) -> str:

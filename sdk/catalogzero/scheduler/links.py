@@ -7,7 +7,6 @@ plain ScheduleZero ones, which answer one call at a time, and no ping meanwhile.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,15 +19,16 @@ from catalogzero.errors import (
     BadParamsError,
     CallTimeoutError,
     CatalogZeroError,
+    PermanentError,
     UnreachableError,
 )
-from catalogzero.scheduler.models import Handler
-from catalogzero.wire.messages import Reply, StartBy
+from catalogzero.scheduler.models import KnownHandler
+from catalogzero.wire.calls import KnownBoot, Stamp
+from catalogzero.wire.messages import JsonObject, Reply, StartBy
 
 DESCRIBE_TIMEOUT_S = 10.0
 MAX_CALLS = 1_000
 ANSWERS_A_SLOT = 10
-MAX_BOOT_ID_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class CallSettings:
     Every handler is asked every `probe_every_s` whether it is there, and pinged every
     `ping_every_s` while a call waits on it; a call whose handler answers pings is sent again after
     `wait_s`, as only its reply may have been lost. One that was not heard of for `lost_after_s`, by
-    any scheduler, is given up.
+    any scheduler, is given up, but never before this one waited for it for `patience_s`.
     """
 
     ping_timeout_s: float = 2.0
@@ -49,6 +49,7 @@ class CallSettings:
     retry_base_s: float = 1.0
     retry_max_s: float = 30.0
     lost_after_s: float = 86_400.0
+    patience_s: float = 600.0
 
 
 class HandlerCaller(Protocol):
@@ -75,18 +76,6 @@ class HandlerCaller(Protocol):
 
     def close(self) -> None:
         """See `HandlerClient.close`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What a ping says: which boot of the handler, and until which uptime a call may begin.
-
-    A plain handler has no `boot_id`.
-    """
-
-    boot_id: str | None
-    start_by_s: float = 0.0
-    retry_safe: frozenset[str] = frozenset()
 
 
 class Slots:
@@ -123,6 +112,7 @@ class Slots:
 
     async def __aenter__(self) -> None:
         await self._free.acquire()
+        # There are too many: the slot that was got pays that debt, and the next one is waited for.
         while self._owed:
             self._owed -= 1
             await self._free.acquire()
@@ -150,8 +140,7 @@ class Link:
     away: str | None
     checked_us: int | None = field(default=None, init=False)
     plain_calls: int = field(default=0, init=False)
-    _boot_id: str | None = field(default=None, init=False)
-    _retry_safe: frozenset[str] = field(default=frozenset(), init=False)
+    _boot: KnownBoot = field(default_factory=KnownBoot, init=False)
     _asking: asyncio.Task[Stamp] | None = field(default=None, init=False)
 
     async def ask(self) -> Stamp:
@@ -165,6 +154,15 @@ class Link:
             self._asking.add_done_callback(retrieve_failure)
         return await asyncio.shield(self._asking)
 
+    @contextmanager
+    def calling_plain(self) -> Iterator[None]:
+        """A call to a plain handler goes on: it answers no ping meanwhile."""
+        self.plain_calls += 1
+        try:
+            yield
+        finally:
+            self.plain_calls -= 1
+
     async def check_params(self, method: str, params: Mapping[str, Any]) -> str | None:
         """Why nobody can know whether a method takes these params; None when it does.
 
@@ -174,7 +172,7 @@ class Link:
         if self.away is not None:
             return f"the handler is away: {self.away}"
         try:
-            if self._boot_id is None and (await self.ask()).boot_id is None:
+            if self._boot.boot_id is None and (await self.ask()).boot_id is None:
                 return "a plain handler does not say what it takes"
             asked = {"method": method, "params": params}
             send = self.caller.request
@@ -185,7 +183,24 @@ class Link:
             return f"the handler does not say what it takes: {error}"
         return None
 
+    async def find_run(self, request_id: str, *, timeout_s: float) -> JsonObject:
+        """What the handler knows of the run of a call: the answer to its `get_run`.
+
+        Raises:
+            UnreachableError: It is away.
+            CatalogZeroError: It does not know that run, or did not answer.
+        """
+        if self.away is not None:
+            raise UnreachableError(self.away)
+        if self._boot.boot_id is None and (await self.ask()).boot_id is None:
+            raise PermanentError("a plain handler keeps no runs")
+        asked = {"request_id": request_id}
+        found = (await self.caller.request("get_run", asked, timeout_s=timeout_s)).unwrap()
+        return found if isinstance(found, dict) else {}
+
     async def _ask(self) -> Stamp:
+        # All who ask in this turn of the loop share the ping; one that asks later must not: the
+        # answer would be older than its question.
         await asyncio.sleep(0)
         self._asking = None
         try:
@@ -197,38 +212,34 @@ class Link:
         return stamp
 
     async def _stamp(self) -> Stamp:
-        answer = await self._ping()
-        boot_id = answer.get("boot_id")
-        if not isinstance(boot_id, str) or not 0 < len(boot_id) <= MAX_BOOT_ID_CHARS:
-            self._boot_id = None
-            return Stamp(None)
-        if boot_id != self._boot_id:
-            reply = await self.caller.request("describe", timeout_s=DESCRIBE_TIMEOUT_S)
-            described = reply.unwrap()
-            self._retry_safe = frozenset(retry_safe_methods(described))
-            self.slots.allow(jobs_taken(described))
-            self._boot_id = boot_id
-        return Stamp(boot_id, read_start_by_s(answer), self._retry_safe)
-
-    async def _ping(self) -> dict[str, Any]:
-        """The answer to a ping; one without request_id until it is known to echo one."""
-        send = self.caller.request_plain if self._boot_id is None else self.caller.request
+        known = self._boot.boot_id
         try:
-            result = (await send("ping", timeout_s=self.ping_timeout_s)).unwrap()
+            stamp = await self._boot.stamp(self._ask_for)
+        # It may be another handler now, a plain one, which echoes no request_id.
         except CallTimeoutError:
-            self._boot_id = None
+            self._boot = KnownBoot()
             raise
-        return result if isinstance(result, dict) else {}
+        if stamp.boot_id not in (None, known):
+            self.slots.allow(jobs_taken(self._boot.described))
+        return stamp
+
+    async def _ask_for(self, method: str) -> Any:
+        """The answer to `ping` or `describe`; a ping has no request_id until one was echoed."""
+        if method == "describe":
+            return (await self.caller.request(method, timeout_s=DESCRIBE_TIMEOUT_S)).unwrap()
+        send = self.caller.request_plain if self._boot.boot_id is None else self.caller.request
+        return (await send(method, timeout_s=self.ping_timeout_s)).unwrap()
 
 
 @dataclass(slots=True, eq=False)
 class Links:
     """The connections to handlers, by id; each follows its handler's address.
 
-    `changed` is called with a handler's id and why it is away, or None once it is back.
+    `known` are those that were asked for. `changed` is called with a handler's id and why it is
+    away, or None once it is back.
     """
 
-    find_handler: Callable[[str], Awaitable[Handler | None]]
+    find_handler: Callable[[str], Awaitable[KnownHandler | None]]
     connect: Callable[[str, str], HandlerCaller]
     settings: CallSettings
     now_us: Callable[[], int]
@@ -237,7 +248,7 @@ class Links:
         default_factory=lambda: defaultdict(Slots), init=False
     )
     heard_us: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
-    _links: dict[str, Link] = field(default_factory=dict, init=False)
+    known: dict[str, Link] = field(default_factory=dict, init=False)
     _sleepers: defaultdict[str, set[asyncio.Task[Any]]] = field(
         default_factory=lambda: defaultdict(set), init=False
     )
@@ -252,15 +263,16 @@ class Links:
         if handler is None:
             raise UnreachableError(f"handler '{handler_id}' is not registered")
         self.heard(handler_id, handler.seen_us)
-        link = self._links.get(handler_id)
+        link = self.known.get(handler_id)
         if link is None or link.address != handler.address:
+            # What is known of it stays true at a new address until it is asked there.
             away = None if link is None else link.away
             self.drop(handler_id)
             caller, slots = self.connect(handler_id, handler.address), self.slots_of[handler_id]
             checked = partial(self._checked, handler_id)
             wait_s = self.settings.ping_timeout_s
             link = Link(handler.address, caller, slots, wait_s, checked, away)
-            self._links[handler_id] = link
+            self.known[handler_id] = link
         return link
 
     async def probe(self, handler_id: str) -> None:
@@ -272,20 +284,16 @@ class Links:
             else:
                 await link.ask()
 
-    def known(self, handler_id: str) -> Link | None:
-        """The connection to a handler, where there is one."""
-        return self._links.get(handler_id)
-
     def drop(self, handler_id: str) -> None:
         """Disconnect from a handler: it moved, or was removed."""
-        if link := self._links.pop(handler_id, None):
+        if link := self.known.pop(handler_id, None):
             link.caller.close()
             self.wake(handler_id)
 
     def keep(self, handler_ids: Iterable[str]) -> None:
         """Disconnect from all but these, and those amid a call that a cut would repeat."""
-        for handler_id in self._links.keys() - set(handler_ids):
-            if not self._links[handler_id].plain_calls:
+        for handler_id in self.known.keys() - set(handler_ids):
+            if not self.known[handler_id].plain_calls:
                 self.drop(handler_id)
 
     @contextmanager
@@ -305,7 +313,7 @@ class Links:
 
     def _checked(self, handler_id: str, link: Link, why: str | None) -> None:
         """Take in what came of asking a handler."""
-        if self._links.get(handler_id) is not link:
+        if self.known.get(handler_id) is not link:
             return
         was_away, link.away, link.checked_us = link.away, why, self.now_us()
         if why is None:
@@ -320,16 +328,8 @@ class Links:
 
     def close(self) -> None:
         """Disconnect from all."""
-        for handler_id in [*self._links]:
+        for handler_id in [*self.known]:
             self.drop(handler_id)
-
-
-def retry_safe_methods(described: Any) -> list[str]:
-    """The methods that a handler's `describe` marks as retry_safe."""
-    methods = described.get("methods", []) if isinstance(described, dict) else []
-    if isinstance(methods, dict):
-        methods = [{"name": name, **about} for name, about in methods.items()]
-    return [about["name"] for about in methods if about.get("retry_safe")]
 
 
 def jobs_taken(described: Any) -> int:
@@ -338,21 +338,6 @@ def jobs_taken(described: Any) -> int:
     own = RuntimeSettings.model_fields
     names = ("max_concurrent_jobs", "max_queued_jobs")
     return min(sum(int(settings.get(name, own[name].default)) for name in names), MAX_CALLS)
-
-
-def read_start_by_s(answer: Mapping[str, Any]) -> float:
-    """The uptime past which a call must not begin: now, and as long as replies are remembered.
-
-    Raises:
-        UnreachableError: The answer has no such times: the handler keeps no promise.
-    """
-    try:
-        start_by_s = float(answer["uptime_s"]) + float(answer["dedupe_window_s"])
-    except (KeyError, TypeError, ValueError):
-        start_by_s = math.nan
-    if not math.isfinite(start_by_s):
-        raise UnreachableError("its ping has no uptime_s and dedupe_window_s")
-    return start_by_s
 
 
 def retrieve_failure(task: asyncio.Task[Stamp]) -> None:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any, Self
 
 import orjson
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
+from catalogzero.errors import RetryLaterError
+from catalogzero.protocol.outcomes import outcome_of
+from catalogzero.scheduler import statements
 from catalogzero.scheduler.schema import ACTIVE, FINAL, schedules
-from catalogzero.scheduler.statements import LEASED, OUTCOME, ROW, Values
+from catalogzero.scheduler.statements import CLAIMED, LEASED, OUTCOME, ROW, SWAPPED, Values
 from catalogzero.scheduler.ticks import Firing, Schedule, Span, fault_of
 from catalogzero.scheduler.triggers import make_trigger
+from catalogzero.wire.calls import PendingCall
 from catalogzero.wire.messages import JsonObject, encode_json
 
 MAX_RESULT_BYTES = 256 * 1024
 MAX_ERROR_CHARS = 4_000
+MAX_KEPT_CHARS, MAX_KEPT_FIELDS = 200, 50
 
 
 @dataclass(slots=True)
-class Handler:
+class KnownHandler:
     """A registered handler; `status` is what it reported last: online or offline."""
 
     handler_id: str
@@ -36,13 +43,12 @@ class Handler:
 
 
 @dataclass(slots=True)
-class Execution:
+class Execution(PendingCall):
     """One execution, as the runner works on it under its lease.
 
-    `n` numbers its calls (`request_id` = `{execution_id}.{n}`), `attempt` the runs that may have
-    begun. `boot_id` and `start_by_s` are the handler's stamp, stored before the first call of n;
-    `sent_us` is when that was. `waiting_since_us` is its tick, or when it was asked for, by the
-    clock as it is now. `waiting` for an absent handler has the status retry.
+    Its `request_id` is `{execution_id}.{n}`; `sent_us` is when the stamp of n was stored.
+    `waiting_since_us` is its tick, or when it was asked for, by the clock as it is now. `waiting`
+    for an absent handler has the status retry.
     """
 
     execution_id: str
@@ -58,12 +64,7 @@ class Execution:
     late: bool = False
     misfire_grace_s: float | None = None
     timeout_s: float | None = None
-    max_attempts: int = 3
-    attempt: int = 1
-    n: int = 1
-    boot_id: str | None = None
-    start_by_s: float | None = None
-    retry_safe: bool | None = None
+    max_attempts: int = field(default=3, kw_only=True)
     created_us: int = 0
     started_us: int | None = None
     sent_us: int | None = None
@@ -80,6 +81,13 @@ class Execution:
     def is_final(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.status in FINAL
+
+    @property
+    def outcome_state(self) -> str | None:
+        """What it came to (see `outcome_of`); None before its end, and of one that was skipped."""
+        if not self.is_final() or self.status == "skipped":
+            return None
+        return outcome_of(self.status, self.result, self.error)["state"]
 
     def note_absence(self, reason: str | None) -> bool:
         """Take in why its handler is away, or (None) that it is there; whether that is news."""
@@ -99,6 +107,7 @@ class Execution:
             "owner": lease.owner if active else None,
             "lease_until_us": lease.until_us if active else None,
             "completed_us": now_us if self.is_final() else None,
+            "outcome_state": self.outcome_state,
             "last_tick_us": span.last_us if span else self.tick_us,
             "ticks": span.count if span else 1,
         }
@@ -147,6 +156,10 @@ def schedule_of(row: RowMapping) -> Schedule:
     return one
 
 
+class LostRaceError(RetryLaterError):
+    """Another scheduler was faster, and nothing was written."""
+
+
 @dataclass(slots=True)
 class Writes:
     """What the firings of one claim write."""
@@ -160,6 +173,7 @@ class Writes:
 
         `waiting` says that an earlier run of it waits for an absent handler.
         """
+        # The missed ones first: they are the older ones, and `folded` names the newest row.
         if firing.missed:
             self._fold(schedule, "missed", firing.missed, _NO_SCHEDULER)
         if firing.status == "skipped" and firing.tick_us is not None:
@@ -172,20 +186,31 @@ class Writes:
             schedule.folded = None
             schedule.runs += 1
         schedule.decide(firing)
-        next_us = firing.next_tick_us
-        due_us = None if next_us is None else schedule.due_of(next_us)
-        self.swaps.append(
-            {
-                "old_schedule_id": schedule.schedule_id,
-                "old_due_us": schedule.due_us,
-                "new_tick_us": next_us,
-                "new_due_us": due_us,
-                "new_runs": schedule.runs,
-                "new_folded": schedule.folded,
-                "new_decided_us": schedule.decided_us,
-                "new_steady_since_us": schedule.steady_since_us,
-            }
-        )
+        old = {f"old_{name}": getattr(schedule, name) for name in CLAIMED}
+        schedule.tick_us = firing.next_tick_us
+        due = None if schedule.tick_us is None else schedule.due_of(schedule.tick_us)
+        schedule.due_us = due
+        self.swaps.append(old | {f"new_{name}": getattr(schedule, name) for name in SWAPPED})
+
+    def write(self, c: Connection, now_us: int, lease: Lease) -> Iterator[Execution]:
+        """Insert the executions, let folded rows grow, and swap each schedule's next time.
+
+        Returns:
+            The executions that are new.
+
+        Raises:
+            LostRaceError: Another scheduler fired one of the schedules.
+        """
+        rows = [one.row(now_us, lease, span) for one, span in self.inserted]
+        for one, _ in self.inserted:
+            one.owner = lease.owner
+        statements.INSERT.write(c, rows)
+        statements.GROW.write(c, self.grown)
+        if statements.SWAP.write(c, self.swaps) != len(self.swaps):
+            raise LostRaceError("a schedule was claimed by two schedulers at once: nothing written")
+        over = [swap["old_schedule_id"] for swap in self.swaps if swap["new_tick_us"] is None]
+        statements.REMOVE.write(c, [{"old_schedule_id": schedule_id} for schedule_id in over])
+        return (one for one, _ in self.inserted)
 
     def _fold(self, schedule: Schedule, status: str, span: Span, why: str) -> None:
         """Ticks that do not run: into the row that is already there, or a new one."""
@@ -224,7 +249,7 @@ def to_json(value: Any) -> str:
 
 
 def bounded_json(value: Any) -> str:
-    """JSON text of a result; of one that is too long only its size and beginning."""
+    """JSON text of a result; of one that is too long its size, beginning and short fields."""
     try:
         encoded = encode_json(value)
     except TypeError:
@@ -232,4 +257,9 @@ def bounded_json(value: Any) -> str:
     if len(encoded) <= MAX_RESULT_BYTES:
         return encoded.decode()
     begins = encoded[:2_000].decode(errors="ignore")
-    return to_json({"truncated": True, "bytes": len(encoded), "begins": begins})
+    # Counts and the status stay, as what a run came to is said by them.
+    kept = {}
+    if isinstance(value, Mapping):
+        short = (one for one in value.items() if len(str(one[1])) <= MAX_KEPT_CHARS)
+        kept = dict(islice(short, MAX_KEPT_FIELDS))
+    return to_json({**kept, "truncated": True, "bytes": len(encoded), "begins": begins})

@@ -5,26 +5,45 @@ Owns the document, made from the types of `requests` and `answers`; `/api/openap
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from http import HTTPStatus
+from typing import Any
 
 from catalogzero.scheduler import answers
-from catalogzero.scheduler.history import FILTERS
+from catalogzero.scheduler.history import FILTERS, SHOWN
+from catalogzero.scheduler.overview import SHOWN as SCHEDULES_SHOWN
 from catalogzero.scheduler.requests import MAX_ID_CHARS, NewSchedule, RunNow
 from catalogzero.web import Operation, Schema, openapi_document, parameter, type_schema
 
 TEXT, WHOLE, FLAG = ({"type": kind} for kind in ("string", "integer", "boolean"))
 COMMON = (400, 401, 403, 503)
 BODY = (404, 408, 409, 413, 415)
-DOCUMENT = {"type": "object"}
-SCHEDULE_DONE = {200: type_schema(answers.ScheduleDone)}
-ACCEPTED = {202: type_schema(answers.Accepted)}
 JOB_ID = parameter("job_id", "path", "The schedule's job_id, percent-encoded.", **TEXT)
 HANDLER_ID = parameter("handler_id", "path", **TEXT)
 EXECUTION_ID = parameter("execution_id", "path", **TEXT)
 KEY = parameter(
     "Idempotency-Key", "header", "The same key is the same run.", **TEXT, maxLength=MAX_ID_CHARS
 )
-FILTERED = [parameter(name, "query", "Only these; filters combine.", **TEXT) for name in FILTERS]
+FILTERED = [
+    parameter(name, "query", "Only these; filters combine.", **TEXT)
+    for name in FILTERS
+    if name != "show"
+]
+SHOW = parameter(
+    "show",
+    "query",
+    "`failed` (or missed), `waiting` to be sent, `by_hand`: not by a schedule's tick.",
+    **TEXT,
+    enum=[*SHOWN],
+)
+OVERVIEW = [
+    parameter("q", "query", "In their job_id, handler_id or method.", **TEXT),
+    parameter("show", "query", "Only schedules that are so.", **TEXT, enum=[*SCHEDULES_SHOWN]),
+    parameter("page", "query", "Of the schedules, 25 a page.", **WHOLE, minimum=1, default=1),
+    parameter("schedule", "query", "Only runs of this schedule.", **TEXT),
+    parameter("runs", "query", "Only runs that are so.", **TEXT, enum=[*SHOWN]),
+    parameter("cursor", "query", "Of the answer before, for older runs.", **TEXT),
+]
 PAGE = parameter("cursor", "query", "Of the answer before, for the next page.", **TEXT)
 SEARCH = parameter("search", "query", "In their job_id, handler_id or method.", **TEXT)
 COUNT = parameter("count", "query", "How many.", **WHOLE, minimum=1, maximum=100, default=5)
@@ -37,113 +56,144 @@ def limit(most: int, default: int) -> Schema:
     return parameter("limit", "query", text, **WHOLE, default=default)
 
 
+def operation(
+    operation_id: str,
+    summary: str,
+    answer: Any,
+    refusals: Iterable[int] = (),
+    parameters: Iterable[Schema] = (),
+    **more: Any,
+) -> Operation:
+    """An operation by its types.
+
+    Args:
+        operation_id: Its name in a generated client.
+        summary: A line for people.
+        answer: The type of a 200, or types by status.
+        refusals: Statuses of errors besides the common ones.
+        parameters: Of its path, query and headers.
+        more: `body`, the type of its request body.
+    """
+    types = answer if isinstance(answer, dict) else {200: answer}
+    schemas = {status: type_schema(of) for status, of in types.items()}
+    body = {name: type_schema(of) for name, of in more.items()}
+    return Operation(operation_id, summary, schemas, refusals, parameters, **body)
+
+
+RUN = {200: answers.RunResult, 202: answers.Accepted}
+ACCEPTED = {202: answers.Accepted}
 OPERATIONS = {
-    "POST /api/schedule": Operation(
-        "addSchedule",
-        "Add a schedule.",
-        {201: type_schema(answers.Added)},
-        BODY,
-        body=type_schema(NewSchedule),
+    "POST /api/schedule": operation(
+        "addSchedule", "Add a schedule.", {201: answers.Added}, BODY, body=NewSchedule
     ),
-    "POST /api/run_now": Operation(
+    "POST /api/run_now": operation(
         "runNow",
         "Run a method now; 202 where `wait` is false.",
-        {200: type_schema(answers.RunResult), **ACCEPTED},
+        RUN,
         (*BODY, 500),
         [KEY],
-        type_schema(RunNow),
+        body=RunNow,
     ),
-    "GET /api/schedules": Operation(
+    "GET /api/schedules": operation(
         "listSchedules",
         "The schedules, the next one first; all of them without `limit` and `cursor`.",
-        {200: type_schema(answers.Schedules)},
+        answers.Schedules,
         parameters=[limit(1_000, 100), PAGE, SEARCH],
     ),
-    "PUT /api/schedules/{job_id}": Operation(
+    "PUT /api/schedules/{job_id}": operation(
         "putSchedule",
         "Have a schedule be so: add it, or change what differs.",
-        {200: type_schema(answers.Put)},
+        answers.Put,
         BODY,
         [JOB_ID, DRY_RUN],
-        type_schema(NewSchedule),
+        body=NewSchedule,
     ),
-    "DELETE /api/schedules/{job_id}": Operation(
-        "removeSchedule", "Remove it.", SCHEDULE_DONE, (404,), [JOB_ID]
+    "DELETE /api/schedules/{job_id}": operation(
+        "removeSchedule", "Remove it.", answers.ScheduleDone, (404,), [JOB_ID]
     ),
-    "POST /api/schedules/{job_id}/pause": Operation(
+    "POST /api/schedules/{job_id}/pause": operation(
         "pauseSchedule",
         "Pause it; its ticks are not made up for.",
-        SCHEDULE_DONE,
+        answers.ScheduleDone,
         (404,),
         [JOB_ID],
     ),
-    "POST /api/schedules/{job_id}/resume": Operation(
-        "resumeSchedule", "Let it go on from its next tick.", SCHEDULE_DONE, (404,), [JOB_ID]
+    "POST /api/schedules/{job_id}/resume": operation(
+        "resumeSchedule",
+        "Let it go on from its next tick.",
+        answers.ScheduleDone,
+        (404,),
+        [JOB_ID],
     ),
-    "POST /api/schedules/{job_id}/run": Operation(
+    "POST /api/schedules/{job_id}/run": operation(
         "runSchedule",
         "Run its call now, beside its ticks.",
         ACCEPTED,
         (400, 404, 409, 413),
         [JOB_ID],
     ),
-    "GET /api/schedules/{job_id}/next": Operation(
-        "nextFireTimes",
-        "In UTC and in its zone.",
-        {200: type_schema(answers.FireTimes)},
-        (404, 409),
-        [JOB_ID, COUNT],
+    "GET /api/schedules/{job_id}/next": operation(
+        "nextFireTimes", "In UTC and in its zone.", answers.FireTimes, (404, 409), [JOB_ID, COUNT]
     ),
-    "GET /api/executions": Operation(
+    "GET /api/executions": operation(
         "listExecutions",
         "What ran, newest first.",
-        {200: type_schema(answers.Executions)},
-        parameters=[*FILTERED, limit(1_000, 100), PAGE],
+        answers.Executions,
+        parameters=[*FILTERED, SHOW, limit(1_000, 100), PAGE],
     ),
-    "GET /api/executions/stats": Operation(
-        "executionStats",
-        "Counts by status and by handler.",
-        {200: type_schema(answers.BufferStats)},
+    "GET /api/executions/stats": operation(
+        "executionStats", "Counts by status and by handler.", answers.BufferStats
     ),
-    "GET /api/executions/errors": Operation(
+    "GET /api/executions/errors": operation(
         "listErrors",
         "The last of error, lost, and missed as the handler was away.",
-        {200: type_schema(answers.Errors)},
+        answers.Errors,
         parameters=[limit(500, 50)],
     ),
-    "POST /api/executions/clear": Operation(
-        "clearExecutions",
-        "Forget every execution that has ended.",
-        {200: type_schema(answers.Done)},
+    "POST /api/executions/clear": operation(
+        "clearExecutions", "Forget every execution that has ended.", answers.Confirmation
     ),
-    "GET /api/executions/{execution_id}": Operation(
+    "GET /api/executions/{execution_id}": operation(
         "getExecution",
-        "One execution.",
-        {200: type_schema(answers.ExecutionRecord)},
+        "One execution, with its params and the runs beside it.",
+        answers.ExecutionDetail,
         (404,),
         [EXECUTION_ID],
     ),
-    "GET /api/handlers": Operation(
+    "GET /api/executions/{execution_id}/handler": operation(
+        "askHandler",
+        "What the handler knows of the run now: traceback and uploads; within about 2 s.",
+        answers.HandlerView,
+        (404,),
+        [EXECUTION_ID],
+    ),
+    "GET /api/overview": operation(
+        "overview",
+        "All that the schedules page shows, failing schedules first.",
+        answers.Overview,
+        parameters=OVERVIEW,
+    ),
+    "GET /api/handlers": operation(
         "listHandlers",
         "Every handler, and whether it was there when it was asked last, at most 5 s ago.",
-        {200: type_schema(answers.Handlers)},
+        answers.Handlers,
     ),
-    "DELETE /api/handlers/{handler_id}": Operation(
+    "DELETE /api/handlers/{handler_id}": operation(
         "removeHandler",
         "Forget a handler that no schedule names; one that lives registers again.",
-        {200: type_schema(answers.HandlerDone)},
+        answers.HandlerDone,
         (404, 409),
         [HANDLER_ID],
     ),
-    "GET /api/health": Operation(
+    "GET /api/health": operation(
         "health",
         "The scheduler answers, and shows the last step of its clock, if there was one.",
-        {200: type_schema(answers.Health)},
+        answers.Health,
     ),
-    "GET /api/config": Operation(
-        "config", "Where it listens and what it works on.", {200: type_schema(answers.Config)}
+    "GET /api/config": operation(
+        "config", "Where it listens and what it works on.", answers.Config
     ),
-    "GET /api/openapi.json": Operation("openapi", "This document.", {200: DOCUMENT}),
+    "GET /api/openapi.json": Operation("openapi", "This document.", {200: {"type": "object"}}),
 }
 
 

@@ -8,7 +8,7 @@ has one.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Annotated, Any, Literal, TypeVar
@@ -35,12 +35,7 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 1_000
 MAX_ID_CHARS = 200
 MAX_SECONDS = 10 * 366 * 86_400.0
 SPELLINGS = {"method_name": "job_method", "params": "job_params", "trigger_config": "trigger"}
-SPELT = {
-    "method": "job_method",
-    "params": "job_params",
-    "trigger_config": "trigger",
-    "end_us": "end_time",
-}
+SPELT = {**SPELLINGS, "method": "job_method", "end_us": "end_time"}
 """What a request calls otherwise than a schedule does."""
 
 
@@ -64,7 +59,7 @@ Attempts = Annotated[int, Field(strict=True, ge=1, le=100), BeforeValidator(inte
 Count = Annotated[int, Field(strict=True, ge=1, le=2**53), BeforeValidator(integral)]
 
 
-class Call(BaseModel):
+class AskedCall(BaseModel):
     """Which method of which handler is called, and how; null is as good as absent."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
@@ -95,9 +90,12 @@ class Call(BaseModel):
         return {**same, "method": self.job_method, "params": self.job_params}
 
 
-class RunNow(Call):
+class RunNow(AskedCall):
     """The body of `POST /api/run_now`."""
 
+    job_id: Annotated[Any, WithJsonSchema({"type": "string"})] = Field(
+        None, description="The schedule whose history it belongs to; passed over where none is."
+    )
     wait: Annotated[bool, Field(strict=True)] = True
     misfire_grace_s: Seconds = Field(
         30.0, description="Given up as missed when the handler is away for longer."
@@ -112,7 +110,7 @@ class RunNow(Call):
         )
 
 
-class NewSchedule(Call):
+class NewSchedule(AskedCall):
     """The body of `POST /api/schedule`."""
 
     trigger: Annotated[Any, WithJsonSchema(TRIGGER)]
@@ -147,7 +145,7 @@ class NewSchedule(Call):
         return new
 
 
-ModelT = TypeVar("ModelT", bound=Call)
+ModelT = TypeVar("ModelT", bound=AskedCall)
 
 
 def read_model(model: type[ModelT], body: Any) -> ModelT:
@@ -210,6 +208,16 @@ def read_flag(query: Mapping[str, str], name: str) -> bool:
     return text == "true"
 
 
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse a value of a query that is not one of those that are known, or empty.
+
+    Raises:
+        HttpError: 400, with those that are.
+    """
+    if value and value not in known:
+        raise HttpError(400, f"Invalid parameter: {name} must be one of {', '.join(known)}")
+
+
 def read_cursor(query: Mapping[str, str]) -> int | None:
     """The `cursor` of a query, as an earlier answer gave it.
 
@@ -244,7 +252,7 @@ def place_text(place: Place) -> str:
     return f"{int(place[0])}.{place[1]}.{place[2]}"
 
 
-def fault_text(model: type[Call], error: ValidationError) -> str:
+def fault_text(model: type[AskedCall], error: ValidationError) -> str:
     """What is missing, or else the first thing that is wrong, as ScheduleZero says it."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     missing = [fault["loc"][0] for fault in faults if fault["type"] == "missing"]

@@ -20,15 +20,16 @@ from typing import Any, ParamSpec, Self, TypeVar
 import orjson
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
-from tenacity.wait import wait_random_exponential
 
+from catalogzero.backoff import Backoff
 from catalogzero.clock import Clock, SystemClock
+from catalogzero.protocol.outcomes import outcome_of
 from catalogzero.scheduler.answers import ClockStep, ExecutionRecord
-from catalogzero.scheduler.calls import Driver
+from catalogzero.scheduler.dispatch import Driver
 from catalogzero.scheduler.history import History, flat_result
 from catalogzero.scheduler.links import CallSettings, HandlerCaller, Links
-from catalogzero.scheduler.models import Execution, Handler
-from catalogzero.scheduler.store import LostRaceError, Store
+from catalogzero.scheduler.models import Execution, KnownHandler, LostRaceError
+from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import seconds_us
 from catalogzero.sql.engines import DATABASE_AWAY
 from catalogzero.wire.messages import encode_json
@@ -40,7 +41,6 @@ TRY_AGAIN = (*DATABASE_AWAY, LostRaceError)
 SAVE_LIMIT = 500
 FRESH_S = 4.0
 PROBE_SLOTS = 30
-RETENTION_EVERY_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +48,15 @@ class RunnerSettings:
     """How the scheduler works.
 
     `lease_s` is how long a frozen or killed scheduler holds up its executions; `poll_s` is how
-    often the store is looked at when nothing is known to be due.
+    often the store is looked at when nothing is known to be due. Executions older than
+    `retention_days`, or more than `max_executions`, are forgotten every `retention_every_s`.
     """
 
     lease_s: float = 15.0
     poll_s: float = 2.0
     retention_days: float = 30.0
     max_executions: int = 100_000
+    retention_every_s: float = 600.0
     calls: CallSettings = field(default_factory=CallSettings)
 
 
@@ -89,7 +91,7 @@ class Runner:
         self._mine: dict[str, tuple[Execution, asyncio.Task[None]]] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._unsaved: list[tuple[Execution, asyncio.Future[bool]]] = []
-        self._found: dict[str, tuple[asyncio.Future[Handler | None], float]] = {}
+        self._found: dict[str, tuple[asyncio.Future[KnownHandler | None], float]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._handlers_seen = 0
         self._wake, self._to_save = asyncio.Event(), asyncio.Event()
@@ -120,17 +122,23 @@ class Runner:
             task.cancel()
         await asyncio.wait(tasks)
         self.links.close()
+        # Another scheduler takes over at once what is given back, instead of after the leases end.
         with suppress(*TRY_AGAIN):
             await self.write(self.store.release, self.owner)
         for task in self._tasks:
             if not task.cancelled():
-                task.result()
+                self._raise_error_of(task)
 
     async def failure(self) -> None:
         """Wait until one of the tasks fails, and raise its error: the rest cannot work alone."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            task.result()
+            self._raise_error_of(task)
+
+    def _raise_error_of(self, task: asyncio.Task[None]) -> None:
+        """Raise what a task ended with; of a damaged file, what to do about it."""
+        if (error := task.exception()) is not None:
+            raise self.store.damage(error) or error
 
     async def write(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
         """Call a method of the store that writes, in the one thread for that."""
@@ -148,6 +156,7 @@ class Runner:
         """Look its address up again, and whether it is there: it registered, or was removed."""
         self._handlers_seen += 1
         self._found.pop(handler_id, None)
+        # After that: who wakes looks the handler up, and must not find the old address.
         self.links.wake(handler_id)
         if probe := self._probes.pop(handler_id, None):
             probe.cancel()  # it may ask at the old address
@@ -182,6 +191,7 @@ class Runner:
                             whole = encode_json(flat_result(mine[0].result))
                             record["result"] = orjson.Fragment(whole)
                     return record
+                # Another scheduler's execution sets no event here: its end shows at the next look.
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ended.wait(), self.settings.poll_s)
         finally:
@@ -214,6 +224,7 @@ class Runner:
 
     async def _claim_loop(self) -> None:
         while True:
+            # Before the look: what is added during it wakes the next one.
             self._wake.clear()
             claim = await self._persist(self.store.claim, self.owner, self.settings.lease_s)
             self._sync(claim.now_us)
@@ -239,20 +250,24 @@ class Runner:
     async def _save_loop(self) -> None:
         while True:
             await self._to_save.wait()
+            # Whatever came while the last transaction ran is written by the next one, together.
             batch, self._unsaved = self._unsaved[:SAVE_LIMIT], self._unsaved[SAVE_LIMIT:]
             if not self._unsaved:
                 self._to_save.clear()
             kept = await self._persist(self.store.save, [one for one, _ in batch])
             for (_, saved), was_kept in zip(batch, kept, strict=True):
+                # Whoever waited may have been cancelled meanwhile; the row is written all the same.
                 if not saved.done():
                     saved.set_result(was_kept)
 
     async def _retention_loop(self) -> None:
         days, most = self.settings.retention_days, self.settings.max_executions
+        every_s = self.settings.retention_every_s
         while True:
-            await self.clock.sleep(RETENTION_EVERY_S)
+            await self.clock.sleep(every_s)
             gone = Counter[str]()
-            while self.clock.monotonic() - self._stepped_s >= RETENTION_EVERY_S:
+            # After a step the clock may well be set right again: what is old by it is spared.
+            while self.clock.monotonic() - self._stepped_s >= every_s:
                 some = asdict(await self._persist(self.history.purge, days, most))
                 if not any(some.values()):
                     break
@@ -263,7 +278,7 @@ class Runner:
 
     async def _probe_loop(self) -> None:
         """Ask every handler whether it is there, spread over `probe_every_s`."""
-        known: list[Handler] = []
+        known: list[KnownHandler] = []
         while True:
             seen, now_s = self._handlers_seen, self.clock.monotonic()
             with suppress(*TRY_AGAIN):
@@ -277,6 +292,7 @@ class Runner:
                         found.set_result(one)
                         self._found[one.handler_id] = found, now_s
                     self._probe(one.handler_id)
+                # A slot at a time: thousands of handlers are not asked in one burst.
                 await self.clock.sleep(self.settings.calls.probe_every_s / slots)
 
     def _probe(self, handler_id: str) -> None:
@@ -302,10 +318,13 @@ class Runner:
         """Renew the leases; drop executions that are another's now, start those taken over."""
         began_s = self.clock.monotonic()
         leases = await self._persist(self.store.renew, self.owner, self.settings.lease_s)
+        # From before the question on: the database may have counted from then.
         self._lease_ends_s = max(self._lease_ends_s, began_s + self.settings.lease_s)
         for execution_id, (one, task) in list(self._mine.items()):
+            # The number too: another may have had it meanwhile, and lost it to this one again.
             if (execution_id, one.lease) not in leases.held:
                 task.cancel()
+        # Ours by the store, and unknown here: the answer to its claim was lost after the commit.
         strays = {id_ for id_, _ in leases.held} - self._mine.keys()
         if strays:
             for one in await self.read(self.store.load, self.owner, strays):
@@ -313,6 +332,24 @@ class Runner:
         for one in leases.taken:
             self._log.info("execution_taken_over", execution_id=one.execution_id, lease=one.lease)
             self._start(one)
+
+    def _log_end(self, one: Execution) -> None:
+        """One line on an execution that ended; a report of health that arrived needs none."""
+        outcome = outcome_of(one.status, one.result, one.error)
+        about = {
+            "execution_id": one.execution_id,
+            "job_id": one.job_id,
+            "handler_id": one.handler_id,
+            "method": one.method,
+            "outcome": outcome["state"],
+            "words": outcome["words"],
+        }
+        if one.status != "success":
+            self._log.warning("execution_ended", **about, status=one.status)
+        elif outcome["state"] == "reported":
+            self._log.debug("execution_ended", **about)
+        else:
+            self._log.info("execution_ended", **about)
 
     def _note_step(self, step: ClockStep) -> None:
         """Log and show a step of the clock; what is running is no older or younger by that."""
@@ -329,6 +366,7 @@ class Runner:
     def _start(self, one: Execution) -> None:
         """Drive an execution to its end, in a task of its own."""
         now_us = self.now_us()
+        # By the clock as it is now: one that was ahead when it was written must not delay the end.
         one.created_us = min(one.created_us, now_us)
         one.waiting_since_us = min(one.tick_us or one.created_us, now_us)
         one.started_us = one.started_us and min(one.started_us, now_us)
@@ -340,6 +378,8 @@ class Runner:
     async def _run(self, one: Execution) -> None:
         try:
             await self._driver.drive(one)
+            if one.is_final():
+                self._log_end(one)
         except Exception:  # noqa: BLE001 - the outermost frame of an execution
             self._log.exception("execution_failed_inside", execution_id=one.execution_id)
             one.status, one.error = "error", "the scheduler failed on it: see its log"
@@ -348,10 +388,11 @@ class Runner:
             self._mine.pop(one.execution_id, None)
             if ended := self._ended.get(one.execution_id):
                 ended.set()
+            # A run that is queued behind this one can begin now, not only at the next look.
             if self._waiting:
                 self.wake()
 
-    async def _find_handler(self, handler_id: str) -> Handler | None:
+    async def _find_handler(self, handler_id: str) -> KnownHandler | None:
         """A handler, as the store has it; looked up again after a little: it may have moved.
 
         Those who ask meanwhile share the look.
@@ -362,6 +403,7 @@ class Runner:
             look = self._retrying(self.store.in_reader, find)
             known = asyncio.create_task(look, name="scheduler-find-handler"), now_s
             self._found[handler_id] = known
+        # Shielded: one that gives up must not cancel the look that others share.
         return await asyncio.shield(known[0])
 
     async def _persist(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
@@ -372,19 +414,19 @@ class Runner:
         self, run: Callable[[Callable[[], T]], Awaitable[T]], call: Callable[[], T]
     ) -> T:
         """Run a call of the store in a thread, again and again while the database is away."""
+
+        def log_away(state: RetryCallState) -> None:
+            error = state.outcome.exception() if state.outcome else None
+            why = str(getattr(error, "orig", error)).strip()
+            self._log.warning("database_away", error=why, attempt=state.attempt_number)
+
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(TRY_AGAIN),
-            wait=wait_random_exponential(multiplier=0.1, max=5.0),
+            wait=Backoff(0.1, 5.0),
             sleep=self.clock.sleep,
-            before_sleep=self._log_away,
+            before_sleep=log_away,
         )
         return await attempts(run, call)
-
-    def _log_away(self, state: RetryCallState) -> None:
-        """Log that the database is away."""
-        error = state.outcome.exception() if state.outcome else None
-        why = str(getattr(error, "orig", error)).strip()
-        self._log.warning("database_away", error=why, attempt=state.attempt_number)
 
     def _now(self) -> int:
         with self.store.reading() as c:

@@ -6,8 +6,10 @@ database. JSON is text.
 
 from __future__ import annotations
 
+import orjson
 import sqlalchemy as sa
 
+from catalogzero.protocol.outcomes import outcome_of
 from catalogzero.sql.engines import Schema
 
 metadata = sa.MetaData()
@@ -78,6 +80,14 @@ scheduler was there. A literal without OR: a database can see that the index hol
 and has no other way that looks as good.
 """
 
+IS_TROUBLED = "outcome_state IN ('failed', 'missed')"
+IS_UNSENT = "outcome_state = 'waiting'"
+IS_BY_HAND = "tick_us IS NULL"
+"""What pages and commands ask for, each with an index of its own: what failed or was missed, what
+waits to be sent, and what no schedule's tick began. Texts, as the indexes have them.
+"""
+
+_SHOWN = (("troubled", IS_TROUBLED), ("unsent", IS_UNSENT), ("by_hand", IS_BY_HAND))
 _IS_COMPLETED = sa.text("completed_us IS NOT NULL")
 
 executions = sa.Table(
@@ -115,6 +125,7 @@ executions = sa.Table(
     sa.Column("waiting", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("idempotency_key", ID, unique=True),
     sa.Column("request_digest", sa.String(64)),
+    sa.Column("outcome_state", sa.String(10)),
     sa.UniqueConstraint("schedule_id", "tick_us", name="scheduler_executions_tick"),
     sa.Index(
         "scheduler_executions_open",
@@ -129,6 +140,15 @@ executions = sa.Table(
     sa.Index("scheduler_executions_method", "method", "seq"),
     sa.Index(
         "scheduler_executions_failed", "seq", sqlite_where=IS_FAILED, postgresql_where=IS_FAILED
+    ),
+    *(
+        sa.Index(
+            f"scheduler_executions_{name}",
+            "seq",
+            sqlite_where=sa.text(those),
+            postgresql_where=sa.text(those),
+        )
+        for name, those in _SHOWN
     ),
     sa.Index(
         "scheduler_executions_completed",
@@ -195,6 +215,42 @@ def _to_version_2(connection: sa.Connection) -> None:
         connection.execute(sa.text(statement))
 
 
+_VERSION_3 = (
+    "ALTER TABLE scheduler_executions ADD COLUMN outcome_state VARCHAR(10)",
+    "UPDATE scheduler_executions SET outcome_state ="
+    " CASE status WHEN 'error' THEN 'failed' ELSE 'missed' END"
+    " WHERE status IN ('error', 'missed', 'lost')",
+    *(
+        f"CREATE INDEX scheduler_executions_{name} ON scheduler_executions (seq) WHERE {those}"
+        for name, those in _SHOWN
+    ),
+)
+
+
+def _to_version_3(connection: sa.Connection) -> None:
+    """What executions came to, where that is trouble, or rows that wait to be sent.
+
+    The others, which are most, stay as they are: a write of each would double the table.
+    """
+    for statement in _VERSION_3:
+        connection.execute(sa.text(statement))
+    known = executions.c.result.contains('"status"')
+    found = sa.select(executions.c.seq, executions.c.result)
+    seqs: dict[str, list[int]] = {}
+    for seq, result in connection.execute(found.where(executions.c.status == "success", known)):
+        came_to = outcome_of("success", orjson.loads(result))
+        if came_to["state"] in ("failed", "waiting"):
+            seqs.setdefault(came_to["state"], []).append(seq)
+    for state, mine in seqs.items():
+        for start in range(0, len(mine), 500):
+            part = mine[start : start + 500]
+            those = sa.update(executions).where(executions.c.seq.in_(part))
+            connection.execute(those.values(outcome_state=state))
+
+
 SCHEMA = Schema(
-    version=version_table, create=_create, upgrades=(_to_version_2,), lock_id=7310420001
+    version=version_table,
+    create=_create,
+    upgrades=(_to_version_2, _to_version_3),
+    lock_id=7310420001,
 )

@@ -1,4 +1,4 @@
-"""The scheduler as a whole: store, runner, registration and API, started and stopped together."""
+"""The scheduler as a whole: store, runner, registrar and API, started and stopped together."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from pathlib import Path
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.clock import Clock
+from catalogzero.config import sd_notify
 from catalogzero.config.address import Address, is_loopback
 from catalogzero.config.logs import make_logger
-from catalogzero.config.settings import Mask, default_state_dir
+from catalogzero.config.renewal import Renewed, current
+from catalogzero.config.settings import Mask, default_database
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.answers import Config
 from catalogzero.scheduler.api import Api
 from catalogzero.scheduler.links import HandlerCaller
-from catalogzero.scheduler.registration import Registration
+from catalogzero.scheduler.registrar import Registrar
 from catalogzero.scheduler.runner import Runner, RunnerSettings
 from catalogzero.scheduler.store import ANSWER_S, Store
 from catalogzero.version import __version__
-from catalogzero.web import Guard, Limits, listening, read_token, stop_signal
+from catalogzero.web import ConnectionLimits, Guard, listening, stop_signal, token_in
 from catalogzero.wire.client import HandlerClient
-from catalogzero.wire.zeromq import CurveClient, CurveKeys, CurveServer
+from catalogzero.wire.keys import CurveClient, CurveKeys, CurveServerSource
 
 STOP_WITHIN_S = 30.0
 ORIGIN = re.compile(r"https?://(\[[0-9a-f:]+\]|[^\s/*?#@:\[\]]+)(:[0-9]+)?")
@@ -52,11 +54,13 @@ class SchedulerSettings:
     token_file: Path | None = None
     hosts: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     allow_plaintext: bool = False
-    curve: CurveServer | None = None
-    client_keys: CurveKeys | None = None
-    server_keys: Mapping[str, bytes] = field(default_factory=dict)
+    curve: CurveServerSource | None = None
+    client_keys: CurveKeys | Callable[[], CurveKeys] | None = None
+    server_keys: Mapping[str, bytes] | Callable[[], Mapping[str, bytes]] = field(
+        default_factory=dict
+    )
     runner: RunnerSettings = field(default_factory=RunnerSettings)
 
 
@@ -88,21 +92,21 @@ async def serve_scheduler(
         ConfigError: An address or the database is not available; names the fix.
         UnreachableError: The database does not answer.
     """
-    token = _token(settings)
-    zmq = _registration_address(settings)
-    connect = _connector(settings)
+    token = api_token(settings)
+    zmq = registrar_address(settings)
+    connect = connector(settings)
     log = log or make_logger(mask=Mask())
-    database = settings.database or f"sqlite:///{default_state_dir() / 'scheduler.db'}"
+    database = settings.database or f"sqlite:///{default_database('scheduler.db')}"
     async with AsyncExitStack() as undo:
         store = await asyncio.to_thread(Store, database, answer_s=settings.database_timeout_s)
         undo.push_async_callback(asyncio.to_thread, store.close)
         runner = await undo.enter_async_context(Runner(store, connect, log, settings.runner, clock))
-        registration = Registration(runner, log, curve=settings.curve)
-        undo.push_async_callback(registration.close)
+        registrar = Registrar(runner, log, curve=settings.curve)
+        undo.push_async_callback(registrar.close)
         try:
-            zmq_address = str(registration.bind(zmq))
+            zmq_address = str(registrar.bind(zmq))
         except ConfigError as error:
-            raise ConfigError(f"--zmq-host, --zmq-port: {error}") from None
+            raise type(error)(f"--zmq-host, --zmq-port: {error}") from None
         config = Config(
             instance_name="catalogzero scheduler",
             description="Speaks ScheduleZero's protocols.",
@@ -147,9 +151,11 @@ async def run_scheduler(
     with stop_signal(stop_within_s) as stop:
         async with serve_scheduler(settings) as server:
             announce(server)
+            sd_notify.ready(server.url)
             stopped = asyncio.create_task(stop.wait(), name="scheduler-stop")
             failed = asyncio.create_task(server.runner.failure(), name="scheduler-failure")
             await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+            sd_notify.notify("STOPPING=1")
             stopped.cancel()
             if failed.done():
                 failed.result()
@@ -157,8 +163,8 @@ async def run_scheduler(
             await asyncio.wait({stopped, failed})
 
 
-def _token(settings: SchedulerSettings) -> str | None:
-    """The API's token; None on loopback, where none is needed."""
+def api_token(settings: SchedulerSettings) -> Renewed[str] | None:
+    """The API's token, as its file is renewed; None on loopback, where none is needed."""
     for origin in settings.origins:
         if not ORIGIN.fullmatch(origin):
             raise ConfigError(f"--allow-origin {origin}: write it as https://portal.example")
@@ -166,10 +172,10 @@ def _token(settings: SchedulerSettings) -> str | None:
         raise ConfigError("--allow-origin lets other sites' pages ask: name a --token-file too")
     if settings.token_file is None and not is_loopback(settings.host):
         raise ConfigError(f"--host {settings.host} is not loopback: name a --token-file too")
-    return read_token(settings.token_file) if settings.token_file else None
+    return token_in(settings.token_file) if settings.token_file else None
 
 
-def _registration_address(settings: SchedulerSettings) -> Address:
+def registrar_address(settings: SchedulerSettings) -> Address:
     """Where handlers register: beyond loopback with keys, or where plain text is allowed by name.
 
     A socket file has no port: `zmq_port` is left aside.
@@ -183,11 +189,23 @@ def _registration_address(settings: SchedulerSettings) -> Address:
     return zmq
 
 
-def _connector(settings: SchedulerSettings) -> Callable[[str, str], HandlerCaller]:
+def connector(settings: SchedulerSettings) -> Callable[[str, str], HandlerCaller]:
     """What connects to a handler: with keys where the handler's own is known."""
-    keys, known = settings.client_keys, {}
-    if keys is not None:
-        known = {name: CurveClient(keys, key) for name, key in settings.server_keys.items()}
-    elif settings.server_keys:
-        raise ConfigError("--server-keys-file needs --curve-key-file: the scheduler's own pair")
-    return lambda handler_id, address: HandlerClient(address, curve=known.get(handler_id))
+    pair, known = settings.client_keys, settings.server_keys
+    if pair is None:
+        if current(known):
+            raise ConfigError("--server-keys-file needs --curve-key-file: the scheduler's own pair")
+        return lambda handler_id, address: HandlerClient(address)
+
+    def connect(handler_id: str, address: str) -> HandlerCaller:
+        """Keys that are renewed are taken with the next connection."""
+        first = current(known).get(handler_id)
+        if first is None:
+            return HandlerClient(address)
+
+        def keys() -> CurveClient:
+            return CurveClient(current(pair), current(known).get(handler_id, first))
+
+        return HandlerClient(address, curve=keys)
+
+    return connect

@@ -8,14 +8,7 @@ from typing import Any, TypeAlias, cast
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from catalogzero.scheduler.schema import (
-    ACTIVE,
-    FORGOTTEN,
-    OPEN,
-    counts,
-    executions,
-    schedules,
-)
+from catalogzero.scheduler.schema import ACTIVE, FORGOTTEN, OPEN, counts, executions, schedules
 from catalogzero.wire.messages import encode_json
 
 Given = Callable[[str], sa.ColumnElement[Any]]
@@ -57,6 +50,7 @@ class ForEach:
     ) -> None:
         types = {name: of.type for name, of in values.items()}
         self._each = (each or build)(lambda name: sa.bindparam(name, type_=types[name]))
+        # One parameter, whatever the number of rows: the statement's text stays the same.
         rows = sa.func.json_to_recordset(sa.cast(sa.bindparam("rows", type_=sa.Text), sa.JSON))
         given = rows.table_valued(*(sa.Column(name, kind) for name, kind in types.items()))
         self._at_once = build(given.render_derived("given", with_types=True).c.__getitem__)
@@ -72,7 +66,7 @@ class ForEach:
         return cast("sa.CursorResult[Any]", done).rowcount
 
 
-def _changing(
+def changing(
     table: sa.Table, key: Sequence[str], names: Sequence[str], *conditions: sa.ColumnElement[bool]
 ) -> ForEach:
     """An UPDATE of the rows whose `key` columns have the `old_…` values, to the `new_…` ones."""
@@ -93,7 +87,7 @@ LEASED = ("execution_id", "owner", "lease")
 
 OUTCOME = (
     *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
-    *("started_us", "sent_us", "completed_us", "result", "error", "waiting"),
+    *("started_us", "sent_us", "completed_us", "result", "error", "waiting", "outcome_state"),
 )
 """What an execution's writer changes."""
 
@@ -111,30 +105,24 @@ INSERT = ForEach(
 )
 """New executions."""
 
-SAVE = _changing(executions, LEASED, OUTCOME, IS_ACTIVE)
+SAVE = changing(executions, LEASED, OUTCOME, IS_ACTIVE)
 """Writes an outcome, on the condition that the lease is still its owner's."""
 
-SWAP = _changing(
-    schedules,
-    ("schedule_id", "due_us"),
-    ("tick_us", "due_us", "runs", "folded", "decided_us", "steady_since_us"),
-    schedules.c.paused.is_(False),
-)
+CLAIMED = ("schedule_id", "due_us")
+SWAPPED = ("tick_us", "due_us", "runs", "folded", "decided_us", "steady_since_us")
+SWAP = changing(schedules, CLAIMED, SWAPPED, schedules.c.paused.is_(False))
 """The compare-and-swap of a schedule's next time."""
 
-MOVED = (
-    *("trigger_config", "tick_us", "due_us", "runs", "folded"),
-    *("decided_us", "steady_since_us"),
-)
-MOVE = _changing(schedules, ("schedule_id",), MOVED)
+MOVED = ("trigger_config", *SWAPPED)
+MOVE = changing(schedules, ("schedule_id",), MOVED)
 """Another next time, after a step of the clock."""
 
-TAKE = _changing(
+TAKE = changing(
     executions, ("execution_id", "lease"), ("owner", "lease", "lease_until_us"), IS_ACTIVE
 )
 """Takes over a lease that ended."""
 
-BEGIN = _changing(executions, ("execution_id",), ("status", "started_us"))
+BEGIN = changing(executions, ("execution_id",), ("status", "started_us"))
 """A queued execution begins."""
 
 GROW = ForEach(
@@ -199,6 +187,7 @@ many for an absent handler.
 ANY_QUEUED = sa.select(executions.c.seq).where(executions.c.status == "queued").limit(1)
 """Whether any execution waits for an earlier one."""
 
+# By `seq`, not by tick: the order in which they were recorded, which no clock changes.
 _ahead = executions.alias()
 _before = sa.or_(
     _ahead.c.status.in_(ACTIVE),
@@ -288,7 +277,9 @@ ENDED_LEASES = (
 _KEY = ("handler_id", "status", "started", "shard")
 
 
-def _counting(insert: Callable[[sa.Table], Any]) -> Callable[[Given], Write]:
+def counting(insert: Callable[[sa.Table], Any]) -> Callable[[Given], Write]:
+    """What adds to the counts, by a dialect's own INSERT."""
+
     def build(given: Given) -> Write:
         names = [column.name for column in counts.c]
         new = insert(counts).from_select(names, sa.select(*(given(name) for name in names)))
@@ -300,8 +291,8 @@ def _counting(insert: Callable[[sa.Table], Any]) -> Callable[[Given], Write]:
 
 COUNT = ForEach(
     {column.name: column for column in counts.c},
-    _counting(postgresql.insert),
-    _counting(sqlite.insert),
+    counting(postgresql.insert),
+    counting(sqlite.insert),
 )
 """Adds to the counts of final executions."""
 
@@ -321,8 +312,10 @@ class CountChanges:
         *,
         more: int = 1,
     ) -> None:
-        """So many more executions that ended so, or fewer."""
+        """That many more executions that ended so, or fewer."""
         took_us = 0 if started_us is None or completed_us is None else completed_us - started_us
+        if not more:
+            return
         key = handler_id, status, started_us is not None
         count, total_us = self._found.get(key, (0, 0))
         self._found[key] = count + more, total_us + more * took_us
@@ -331,8 +324,7 @@ class CountChanges:
         """These are deleted."""
         for row in rows:
             self.add(row.handler_id, row.status, row.started_us, row.completed_us, more=-1)
-        if rows:
-            self.add("", FORGOTTEN, more=len(rows))
+        self.add("", FORGOTTEN, more=len(rows))
 
     def write(self, c: sa.Connection, shard: int) -> None:
         """Add it all, in one order for all, so that none waits for another that waits for it."""

@@ -18,26 +18,27 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import compress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.errors import RetryLaterError
 from catalogzero.scheduler import schema, statements
 from catalogzero.scheduler.answers import ClockStep
 from catalogzero.scheduler.models import (
     Execution,
-    Handler,
+    KnownHandler,
     Lease,
+    LostRaceError,
     Writes,
     schedule_of,
     schedule_row,
     to_json,
 )
 from catalogzero.scheduler.schema import executions, handlers, schedules
-from catalogzero.scheduler.statements import MOVED, CountChanges, Values
+from catalogzero.scheduler.statements import MOVED, SWAPPED, CountChanges, Values
 from catalogzero.scheduler.ticks import (
     Place,
     Schedule,
@@ -47,7 +48,8 @@ from catalogzero.scheduler.ticks import (
     seconds_us,
     to_us,
 )
-from catalogzero.sql.engines import Database
+from catalogzero.sql import DamagedFileError
+from catalogzero.sql.engines import Database, Schema, parse_url
 from catalogzero.wire.messages import encode_json
 
 T = TypeVar("T")
@@ -68,10 +70,6 @@ NEXT = ("tick_us", "due_us", "decided_us", "steady_since_us", "folded")
 JSON_FIELDS = ("params", "trigger_config")
 
 
-class LostRaceError(RetryLaterError):
-    """Another scheduler was faster, and nothing was written."""
-
-
 @dataclass(frozen=True, slots=True)
 class Change:
     """What became of a schedule that was given: `status` is created, changed, unchanged, or over
@@ -83,7 +81,7 @@ class Change:
 
 
 @dataclass(slots=True)
-class Claim:
+class Claimed:
     """What one look at the store brought: executions to run, and when to look again.
 
     `next_due_us` is the next due time of all schedules; not after `now_us` when more is due.
@@ -107,6 +105,18 @@ class Leases:
     taken: list[Execution]
 
 
+def _with_commands(error: DamagedFileError, url: sa.URL) -> DamagedFileError:
+    """The error of a damaged database file, with the commands that go on from there."""
+    file = Path(str(url.database)).absolute()
+    folder = file.parent / "damaged"
+    return DamagedFileError(
+        f"{error.message}; nothing was changed. To go on from a backup: "
+        f"`catalogzero state restore FILE scheduler --scheduler-database {file} --force`. To begin "
+        f"without schedules: `mkdir {folder} && mv {file}* {folder}`, then "
+        "`catalogzero schedule apply -f FILE`"
+    )
+
+
 class Store(Database):
     """Handlers, schedules and executions of one database.
 
@@ -115,29 +125,39 @@ class Store(Database):
         clock: Stands in for the database's clock, as a simulation needs; by default
             PostgreSQL's own, or the machine's for SQLite.
         answer_s: Longest wait for an answer of the database, or for its lock, in seconds.
+        holds: The tables, and how those of an older release become them.
 
     Raises:
         ConfigError: No such kind of database, or it was written by a newer release.
+        DamagedFileError: The file is damaged; the error names what to do.
         UnreachableError: The database does not answer.
     """
 
     def __init__(
-        self, database: str, *, clock: Clock | None = None, answer_s: float = ANSWER_S
+        self,
+        database: str,
+        *,
+        clock: Clock | None = None,
+        answer_s: float = ANSWER_S,
+        holds: Schema = schema.SCHEMA,
     ) -> None:
-        super().__init__(
-            database,
-            schema.SCHEMA,
-            setting="--database",
-            name="scheduler",
-            writers=1,
-            readers=2,
-            answer_s=answer_s,
-        )
+        of = {"setting": "--database", "name": "scheduler"}
+        try:
+            super().__init__(
+                database, holds, **of, writers=1, readers=2, answer_s=answer_s, thorough=True
+            )
+        except DamagedFileError as error:
+            raise _with_commands(error, parse_url(database, "--database")) from None
         self._clock = SystemClock() if clock is None and self.dialect == "sqlite" else clock
         self._still: dict[str, str] = {}
         self._steady = clock or SystemClock()
         self._offset_us: int | None = None
         self.shard = random.randrange(SHARDS)  # noqa: S311 - no secret
+
+    def damage(self, error: BaseException) -> DamagedFileError | None:
+        """See `Database.damage`; with the commands that go on from there."""
+        found = super().damage(error)
+        return _with_commands(found, self.url) if found else None
 
     def now_us(self, c: sa.Connection) -> int:
         """The database's clock."""
@@ -153,6 +173,7 @@ class Store(Database):
         """
         before_s = self._steady.monotonic()
         now = self.now_us(c)
+        # Between the two clocks lies the database's answer: a slow one looks like a step.
         if self._steady.monotonic() - before_s > STEP_S / 2:
             return now, self._offset_us, 0
         offset_us = now - seconds_us(before_s)
@@ -170,14 +191,14 @@ class Store(Database):
 
     def register(self, handler_id: str, address: str, methods: Sequence[str]) -> bool:
         """Remember where a handler is and what it does; true when it was not known."""
-        row = {"address": address, "methods": encode_json(methods).decode(), "status": "online"}
+        row = {"address": address, "methods": to_json(methods), "status": "online"}
         with self.writing() as c:
             row_now = {**row, "seen_us": self.now_us(c)}
             mine = handlers.c.handler_id == handler_id
-            if row_count(c.execute(sa.update(handlers).where(mine).values(row_now))):
-                return False
-            c.execute(sa.insert(handlers).values(handler_id=handler_id, **row_now))
-            return True
+            is_known = row_count(c.execute(sa.update(handlers).where(mine).values(row_now))) > 0
+            if not is_known:
+                c.execute(sa.insert(handlers).values(handler_id=handler_id, **row_now))
+            return not is_known
 
     def report(self, handler_id: str, status: str) -> bool:
         """Note that a handler is online or offline; false when it is not known."""
@@ -186,14 +207,14 @@ class Store(Database):
             seen = {"status": status, "seen_us": self.now_us(c)}
             return row_count(c.execute(change.values(seen))) > 0
 
-    def list_handlers(self) -> list[Handler]:
+    def list_handlers(self) -> list[KnownHandler]:
         """Every handler that ever registered, by id."""
-        return self.all_of(sa.select(handlers).order_by(handlers.c.handler_id), Handler.of)
+        return self.all_of(sa.select(handlers).order_by(handlers.c.handler_id), KnownHandler.of)
 
-    def find_handler(self, handler_id: str) -> Handler | None:
+    def find_handler(self, handler_id: str) -> KnownHandler | None:
         """One handler, if it ever registered."""
         mine = sa.select(handlers).where(handlers.c.handler_id == handler_id)
-        return next(iter(self.all_of(mine, Handler.of)), None)
+        return next(iter(self.all_of(mine, KnownHandler.of)), None)
 
     def remove_handler(self, handler_id: str) -> list[str] | None:
         """Forget a handler, unless schedules name it: their job_ids. None when it is not known."""
@@ -254,6 +275,7 @@ class Store(Database):
             if began and new.trigger_config["type"] == "interval":  # it keeps its grid
                 new.trigger_config.setdefault("start_time", began)
             pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
+            # As JSON: another order of keys is no change to a client.
             changes = {n: pair for n, pair in pairs.items() if differ(*pair)}
             if "max_runs" in changes and new.max_runs and new.max_runs <= old.runs:
                 raise ValueError(f"'max_runs' must be more than the {old.runs} runs there were")
@@ -295,8 +317,16 @@ class Store(Database):
 
     def find_schedule(self, job_id: str) -> Schedule | None:
         """One schedule."""
-        mine = sa.select(schedules).where(schedules.c.job_id == job_id)
-        return next(iter(self.all_of(mine, self._schedule_of)), None)
+        return next(iter(self.find_schedules([job_id])), None)
+
+    def find_schedules(self, job_ids: Sequence[str]) -> list[Schedule]:
+        """Those of these schedules that there are, in any order."""
+        mine = sa.select(schedules).where(schedules.c.job_id.in_(job_ids))
+        return self.all_of(mine, self._schedule_of)
+
+    def stands_still(self, schedule_id: str) -> bool:
+        """Whether a claim found that a schedule's next time cannot be computed here."""
+        return schedule_id in self._still
 
     def remove_schedule(self, job_id: str) -> bool:
         """Forget a schedule; its queued runs are skipped, one that goes on goes on."""
@@ -311,10 +341,9 @@ class Store(Database):
             reason = "the schedule was removed before this run began"
             given_up = {"status": "skipped", "completed_us": self.now_us(c), "error": reason}
             skipped = row_count(c.execute(sa.update(executions).where(*waiting).values(given_up)))
-            if skipped:
-                counted = CountChanges()
-                counted.add(row.handler_id, "skipped", more=skipped)
-                counted.write(c, self.shard)
+            counted = CountChanges()
+            counted.add(row.handler_id, "skipped", more=skipped)
+            counted.write(c, self.shard)
             return True
 
     def pause_schedule(self, job_id: str, paused: bool) -> Schedule | None:
@@ -328,12 +357,15 @@ class Store(Database):
             row = c.execute(one).mappings().one_or_none()
             if row is None:
                 return None
+            # Who pauses or resumes may have put right what its fault was.
             self._still.pop(row["schedule_id"], None)
             found = schedule_of(row)
             mine = schedules.c.schedule_id == found.schedule_id
             if found.paused and not paused:
                 now = self.now_us(c)
                 found.fired = recorded_ticks(c, now, [found.schedule_id])[found.schedule_id]
+                # One that stands still has no next time here; it can be paused and resumed all the
+                # same.
                 with suppress(ValueError, OverflowError):
                     found.tick_us = found.reckon(now)
                     if found.tick_us is None:  # it ended meanwhile
@@ -342,9 +374,8 @@ class Store(Database):
                     found.due_us = found.due_of(found.tick_us)
                 found.folded = None
             found.paused = paused
-            changed = ("paused", *(name for name in MOVED if name != "trigger_config"))
-            change = sa.update(schedules).where(mine)
-            c.execute(change.values({name: getattr(found, name) for name in changed}))
+            values = {name: getattr(found, name) for name in ("paused", *SWAPPED)}
+            c.execute(sa.update(schedules).where(mine).values(values))
             return found
 
     def _schedule_of(self, row: sa.RowMapping) -> Schedule:
@@ -355,7 +386,7 @@ class Store(Database):
 
     # --- ticks
 
-    def claim(self, owner: str, lease_s: float, limit: int = CLAIM_LIMIT) -> Claim:
+    def claim(self, owner: str, lease_s: float, limit: int = CLAIM_LIMIT) -> Claimed:
         """Fire what is due: decide, write it all down, and return what this owner is to run.
 
         At first, and after a step of the clock, what waits longer than by the present time is
@@ -364,9 +395,11 @@ class Store(Database):
         try:
             return self._claim(owner, lease_s, limit, careful=False)
         except IntegrityError:
+            # A tick is recorded already: the clock was ahead when it ran. To look for such ticks
+            # at every claim would cost each of them a query.
             return self._claim(owner, lease_s, limit, careful=True)
 
-    def _claim(self, owner: str, lease_s: float, limit: int, *, careful: bool) -> Claim:
+    def _claim(self, owner: str, lease_s: float, limit: int, *, careful: bool) -> Claimed:
         """See `claim`; `careful` minds ticks that were recorded while the clock was ahead."""
         step = None
         with self.writing() as c:
@@ -374,10 +407,8 @@ class Store(Database):
             if step_us != 0:
                 moved = self._bring_forward(c, now, lease_s)
                 if step_us or moved:
-                    step_s = step_us and step_us / 1_000_000
-                    step = ClockStep(
-                        seen_at=from_us(now).isoformat(), step_s=step_s, schedules=moved
-                    )
+                    seen_at, step_s = from_us(now).isoformat(), step_us and step_us / 1_000_000
+                    step = ClockStep(seen_at=seen_at, step_s=step_s, schedules=moved)
             lease = Lease(owner, now + seconds_us(lease_s))
             started, faulty = self._fire(c, now, lease, limit, careful=careful)
             queued = c.execute(statements.ANY_QUEUED).first() is not None
@@ -385,9 +416,10 @@ class Store(Database):
                 started += self._start_queued(c, now, lease)
             still = {**self._still, **{one.schedule_id: str(one.fault) for one in faulty}}
             next_due_us = c.execute(statements.NEXT_DUE, {"still": [*still]}).scalar()
+        # Only after the commit: a transaction that was undone has found nothing.
         self._still, self._offset_us = still, offset_us
         faults = {one.job_id: still[one.schedule_id] for one in faulty}
-        return Claim(now, started, next_due_us, queued, faults, step)
+        return Claimed(now, started, next_due_us, queued, faults, step)
 
     def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
         """Store an execution that no schedule asked for; None, or the earlier one's id.
@@ -419,6 +451,8 @@ class Store(Database):
         """The heartbeat: renew every lease of this owner, and take over those that ended."""
         with self.writing() as c:
             now = self.now_us(c)
+            # Renew first: a lease of our own that just ended is renewed here, and not taken over
+            # from us.
             until = now + seconds_us(lease_s)
             c.execute(statements.RENEW, {"its_owner": owner, "until_us": until})
             found = c.execute(statements.HELD, {"its_owner": owner})
@@ -452,17 +486,15 @@ class Store(Database):
         with self.writing() as c:
             now = self.now_us(c)
             rows = [one.outcome(now) for one in changed]
+            # Many rows in one statement are fast, but only counted: which of them were not written
+            # is found out one by one, and that is seldom.
             if one_by_one:
                 written = [statements.SAVE.write(c, [row]) == 1 for row in rows]
             elif statements.SAVE.write(c, rows) == len(rows):
                 written = [True] * len(rows)
             else:
                 raise LostRaceError("an execution is another scheduler's now")
-            counted = CountChanges()
-            for one in compress(changed, written):
-                if one.is_final():
-                    counted.add(one.handler_id, one.status, one.started_us, now)
-            counted.write(c, self.shard)
+            self._count(c, compress(changed, written), now)
             if not one_by_one:
                 return written
             ids = [one.execution_id for one in changed]
@@ -483,6 +515,7 @@ class Store(Database):
             for row in rows:
                 one = self._schedule_of(row)
                 one.fired = recorded[one.schedule_id]
+                # A row that cannot be read must not hold up the others; the claim finds its fault.
                 with suppress(ValueError, LookupError, TypeError, OverflowError):
                     voided = unrun.get(one.schedule_id)
                     if one.bring_forward(now, unrun=voided is not None):
@@ -531,8 +564,16 @@ class Store(Database):
                 faulty.append(schedule)
             else:
                 writes.add(schedule, firing, waiting=bool(waiting))
-        self._write(c, writes, now, lease)
+        self._count(c, writes.write(c, now, lease), now)
         return [one for one, _ in writes.inserted if one.status == "running"], faulty
+
+    def _count(self, c: sa.Connection, ended: Iterable[Execution], now: int) -> None:
+        """Add to the counts those of these that are final."""
+        counted = CountChanges()
+        for one in ended:
+            if one.is_final():
+                counted.add(one.handler_id, one.status, one.started_us, now)
+        counted.write(c, self.shard)
 
     def _start_queued(self, c: sa.Connection, now: int, lease: Lease) -> list[Execution]:
         """Start queued runs whose turn has come: nothing of their schedule is going on."""
@@ -544,22 +585,6 @@ class Store(Database):
             one.status, one.started_us = "running", now
         take_over(c, found, lease)
         return found
-
-    def _write(self, c: sa.Connection, writes: Writes, now: int, lease: Lease) -> None:
-        """Insert the executions, let folded rows grow, and swap each schedule's next time."""
-        counted = CountChanges()
-        rows = [one.row(now, lease, span) for one, span in writes.inserted]
-        for one, _ in writes.inserted:
-            one.owner = lease.owner
-            if one.is_final():
-                counted.add(one.handler_id, one.status)
-        statements.INSERT.write(c, rows)
-        statements.GROW.write(c, writes.grown)
-        if statements.SWAP.write(c, writes.swaps) != len(writes.swaps):
-            raise LostRaceError("a schedule was claimed by two schedulers at once: nothing written")
-        over = [swap["old_schedule_id"] for swap in writes.swaps if swap["new_tick_us"] is None]
-        statements.REMOVE.write(c, [{"old_schedule_id": schedule_id} for schedule_id in over])
-        counted.write(c, self.shard)
 
 
 def recorded_ticks(c: sa.Connection, after_us: int, ids: list[str]) -> defaultdict[str, set[int]]:
@@ -591,6 +616,7 @@ def set_next(new: Schedule, now: int) -> None:
     if new.trigger_config["type"] == "interval":
         new.trigger_config.setdefault("start_time", from_us(now).isoformat())
     first = new.next_tick(now - 1)
+    # A date that has passed is due at once: its grace decides whether it runs.
     if first is None and new.trigger_config["type"] == "date":
         first = new.next_tick(to_us(DAWN))
     if first is None:

@@ -108,6 +108,7 @@ class Schedule:
     def next_tick(self, after_us: int) -> int | None:
         """The first tick later than a moment, not past the schedule's end."""
         tick_us = after_us
+        # Several turns only after a step of the clock: else the first tick found is a new one.
         while tick_us == after_us or tick_us in self.fired or self._is_decided(tick_us):
             from_here_us = self.decided_us if self._is_decided(tick_us) else tick_us
             found = self.trigger.next_after(from_us(from_here_us))
@@ -124,6 +125,8 @@ class Schedule:
     def decide(self, firing: Firing) -> None:
         """Note what was decided; ticks that were missed may yet be those of a wrong clock."""
         first_us, last_us = firing.tick_us, firing.tick_us
+        # Missed by a scheduler that was away, or by a clock that jumped ahead: which of the two
+        # shows only when the clock is set back, so these are not counted as decided.
         if firing.missed is not None:
             self.steady_since_us, last_us = None, last_us or firing.missed.last_us
         if first_us is not None and (self.steady_since_us or first_us) >= first_us:
@@ -161,6 +164,7 @@ class Schedule:
         """When a tick is due: itself and its jitter, the same at every look."""
         if not self.jitter_s:
             return tick_us
+        # From the tick itself: every scheduler, and each look, must find the same moment.
         digest = blake2b(f"{self.schedule_id}:{tick_us}".encode(), digest_size=8).digest()
         return tick_us + int(int.from_bytes(digest) / 2**64 * seconds_us(self.jitter_s))
 
@@ -207,12 +211,14 @@ def fire(schedule: Schedule, now_us: int, *, active: int, queued: int) -> Firing
         active: Its executions that are going on.
         queued: Its executions that wait for those.
     """
+    # Recorded while the clock was ahead of this moment: the same tick must not run a second time.
     if schedule.tick_us is not None and schedule.tick_us in schedule.fired:
         following_us = schedule.next_tick(schedule.tick_us)
         if following_us is None or schedule.due_of(following_us) > now_us:
             return Firing(None, None, None, False, following_us)
         schedule.tick_us = following_us
     span, before_us, following_us = due_ticks(schedule, now_us)
+    # More are due than one claim decides on: the latest is not known yet, so none of these runs.
     if following_us is not None and schedule.due_of(following_us) <= now_us:
         return Firing(span, None, None, False, following_us)
     late_us = now_us - schedule.due_of(span.last_us)
@@ -221,6 +227,7 @@ def fire(schedule: Schedule, now_us: int, *, active: int, queued: int) -> Firing
         return Firing(span, None, None, False, following_us)
     missed = None if before_us is None else Span(span.first_us, before_us, span.count - 1)
     status = decide_overlap(schedule.overlap, active, queued)
+    # A tick that is skipped is no run, and uses none of `max_runs` up.
     if status != "skipped" and schedule.max_runs and schedule.runs + 1 >= schedule.max_runs:
         following_us = None
     late = late_us > seconds_us(LATE_AFTER_S)
@@ -234,6 +241,7 @@ def due_ticks(schedule: Schedule, now_us: int) -> tuple[Span, int | None, int | 
     count, before_us = 1, None
     following_us = schedule.next_tick(last_us)
     while following_us is not None and schedule.due_of(following_us) <= now_us:
+        # Years of a short interval are decided in parts: no claim holds the database for long.
         if count == MAX_TICKS_A_CLAIM:
             break
         before_us, last_us, count = last_us, following_us, count + 1

@@ -20,18 +20,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
+from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 from tzlocal import get_localzone_name
 
-from catalogzero.scheduler.trigger_forms import CRON_FIELDS, INTERVAL_UNITS, KEYS
+from catalogzero.scheduler.trigger_forms import CRON_FIELDS, INTERVAL_UNITS, KEYS, weekday_names
 from catalogzero.wire.messages import JsonObject
 
-WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MIN_INTERVAL_S = 0.1
 MAX_INTERVAL_S = 100 * 366 * 86_400.0
 MOMENT = timedelta(microseconds=1)
@@ -54,37 +54,6 @@ class Calendar(Protocol):
         """The first time at or after `now`."""
 
 
-class Trigger(Protocol):
-    """The ticks of a schedule."""
-
-    def next_after(self, moment: datetime) -> datetime | None:
-        """The first tick later than `moment`, in UTC; None when it never fires again."""
-
-
-@dataclass(frozen=True, slots=True)
-class EitherCalendar:
-    """The times of two calendars."""
-
-    calendars: tuple[Calendar, Calendar]
-
-    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime | None:
-        """See `Calendar.get_next_fire_time`."""
-        times = (calendar.get_next_fire_time(previous, now) for calendar in self.calendars)
-        return min((time for time in times if time), default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class IntervalTicks:
-    """A fixed length apart, from a start on; elapsed time, so clock changes do not matter."""
-
-    calendar: Calendar
-
-    def next_after(self, moment: datetime) -> datetime | None:
-        """See `Trigger.next_after`."""
-        found = self.calendar.get_next_fire_time(None, moment + MOMENT)
-        return found and found.astimezone(UTC)
-
-
 @dataclass(frozen=True, slots=True)
 class DateTicks:
     """One moment."""
@@ -92,13 +61,15 @@ class DateTicks:
     moment: datetime
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """See `Trigger.next_after`."""
+        """The first tick later than `moment`, in UTC; None when it never fires again."""
         return self.moment if self.moment > moment else None
 
 
 @dataclass(frozen=True, slots=True)
 class WallTicks:
-    """Wall times of a zone: those that match cron's fields, or come every given number of days.
+    """Wall times of a zone: those that match cron's fields, or come every given length of time.
+
+    Elapsed time, which no clock change touches, is wall time in UTC.
 
     The library searches a calendar without clock changes, which are then put in here: its own
     search through a zone loses days on which the clock changes. `every_hour` is true where the
@@ -110,7 +81,7 @@ class WallTicks:
     every_hour: bool
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """See `Trigger.next_after`."""
+        """See `DateTicks.next_after`."""
         local = moment.astimezone(self.zone)
         ahead = self._first(local.replace(tzinfo=None), moment, local.fold)
         second_pass = second_pass_of(local, self.zone) if self.every_hour else None
@@ -130,6 +101,10 @@ class WallTicks:
             tick = moment_of(wall, self.zone, fold if self.every_hour else 0)
             if tick > moment:
                 return tick
+
+
+Trigger: TypeAlias = DateTicks | WallTicks
+"""The ticks of a schedule."""
 
 
 def parse_trigger(config: Any) -> JsonObject:
@@ -263,13 +238,10 @@ def cached_trigger(stored: bytes) -> Trigger:
     moment = datetime.fromisoformat(start) if start else None
     if config["type"] == "interval":
         length = {unit: config.get(unit, 0) for unit in INTERVAL_UNITS}
-        begin = moment or EPOCH
-        if config.get("wall"):
-            zone = find_zone(config["timezone"])
-            wall_begin = begin.astimezone(zone).replace(tzinfo=UTC)
-            days = IntervalTrigger(**length, start_date=wall_begin, timezone=UTC)
-            return WallTicks(zone, days, every_hour=False)
-        return IntervalTicks(IntervalTrigger(**length, start_date=begin, timezone=UTC))
+        zone = find_zone(config["timezone"] if config.get("wall") else "UTC")
+        begin = (moment or EPOCH).astimezone(zone).replace(tzinfo=UTC)
+        steps = IntervalTrigger(**length, start_date=begin, timezone=UTC)
+        return WallTicks(zone, steps, every_hour=False)
     zone = find_zone(config["timezone"])
     fields = {name: config[name] for name in CRON_FIELDS if name in config}
     wall_start = moment.astimezone(zone).replace(tzinfo=UTC) if moment else None
@@ -277,7 +249,7 @@ def cached_trigger(stored: bytes) -> Trigger:
     calendar: Calendar = CronTrigger(**fields, **bounds)
     if config.get("day_or_weekday"):
         days, weekdays = (CronTrigger(**fields | {name: "*"}, **bounds) for name in _DAYS[::-1])
-        calendar = EitherCalendar((days, weekdays))
+        calendar = OrTrigger([days, weekdays])
     hour = fields.get("hour", "*" if {"minute", "second"} & fields.keys() else "0")
     return WallTicks(zone, calendar, every_hour=hour == "*")
 
@@ -327,35 +299,6 @@ def cron_field(name: str, text: str) -> str:
         if not re.fullmatch(_ITEMS.get(name, _NUMBERS), item):
             raise ValueError(f"'{name}' cannot be {item!r}")
     return ",".join(items)
-
-
-def weekday_names(item: str) -> list[str]:
-    """The names that one item of a `day_of_week` list stands for."""
-    if item == "*":
-        return [item]
-    every = re.fullmatch(r"\*(/[1-6])", item)
-    span = f"0-6{every[1]}" if every else item
-    match = re.fullmatch(r"([0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?(?:/([1-6]))?", span)
-    if not match:
-        raise ValueError(f"'day_of_week' cannot be {item!r}")
-    first, last, step = match.groups()
-    begin = weekday_number(first)
-    end = begin if last is None else weekday_number(last)
-    if last is None and step:
-        end = 6
-    if last == "7" or end < begin:
-        end += 7
-    days = range(begin, min(end, begin + 6) + 1, int(step or 1))
-    return [WEEKDAYS[day % 7] for day in days]
-
-
-def weekday_number(name: str) -> int:
-    """0 for Sunday to 6 for Saturday."""
-    if name.isdigit():
-        return int(name) % 7
-    if name not in WEEKDAYS:
-        raise ValueError(f"'{name}' is no weekday")
-    return WEEKDAYS.index(name)
 
 
 def find_zone(name: Any) -> ZoneInfo:

@@ -1,281 +1,281 @@
-"use strict";
+// The schedules: which fail, what ran, who does the work; everything shown is of one answer.
+import { keptOrder } from "/assets/order.js";
+import {
+  EVERY_MS, ask, at, clock, element, isAlone, keyOf, length, near, onToken, outcome, reason, replace, row, runPath, say, show, small, state, strip,
+  tick, took, zoneName,
+} from "./scheduler.js";
 
-const EVERY_MS = 2000;
-const PAGE = 50;
-const SHORT = 90;
 const LONG_AWAY_MS = 86_400_000;
-const UNITS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
-const CRON = ["year", "month", "day", "week", "day_of_week", "hour", "minute", "second"];
-const at = (id) => document.getElementById(id);
-const wall = new Intl.DateTimeFormat(undefined, {
-  day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23",
-});
-const relative = new Intl.RelativeTimeFormat("en", { style: "short" });
-let token = sessionStorage.getItem("token") ?? "";
-let shown = PAGE;
-let pages = [null];
-let next = null;
+const PAGE = 25;
+const whole = new Intl.NumberFormat("en");
 let looks = 0;
+let shownAt = null;
+let answered = null;
 
-/** One request of the API; asks for the token when one is needed. */
-async function ask(method, path) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { method, headers });
-  if (answer.status === 401) {
-    at("token-form").hidden = false;
-    at("main").hidden = true;
-  }
-  const answered = await answer.json();
-  if (!answer.ok) throw new Error(answered.error.message);
-  return answered;
+/** The address with other values in its query; an empty one goes. */
+function address(changes) {
+  const query = new URLSearchParams(location.search);
+  for (const [name, value] of Object.entries(changes)) value ? query.set(name, value) : query.delete(name);
+  return query.size ? `?${query}` : "/";
 }
 
-/** An element with children, of which texts stay texts, never markup. */
-function element(name, className, ...children) {
-  const made = document.createElement(name);
-  made.className = className;
-  made.append(...children);
+const given = (name) => new URLSearchParams(location.search).get(name) ?? "";
+
+function go(href) {
+  history.pushState(null, "", href);
+  look();
+}
+
+const link = (changes, attributes, ...children) => element("a", { href: address(changes), "data-stays": "", ...attributes }, ...children);
+
+function chip(changes, name, words, count, tone = "") {
+  const [[key, value]] = Object.entries(changes);
+  const isOn = given(key) === value;
+  return link({ page: "", cursor: "", ...changes }, { class: `chip ${tone}`.trim(), ...(isOn && { "aria-current": "true" }) }, words, ...(count === undefined ? [] : [element("b", {}, whole.format(count))]));
+}
+
+function button(label, job, path, place, method = "POST", look = "") {
+  const made = element("button", { type: "button", class: look, "data-place": `${place} ${job}`, "aria-label": `${label} ${job}`, ...(place === "run" && { "aria-keyshortcuts": "r" }) }, label);
+  made.addEventListener("click", async () => {
+    if (made.ariaBusy === "true" || (method === "DELETE" && !(await isSure(`${label} ${job}?`)))) return;
+    made.ariaBusy = "true";
+    say("");
+    try {
+      await ask(method, path);
+      await refresh();
+    } catch (error) {
+      say(`${label} ${job}: ${reason(error)}`);
+    } finally {
+      made.ariaBusy = "false";
+    }
+  });
   return made;
 }
 
-/** A table's cell; on a phone the title stands before it. */
-function cell(title, ...children) {
-  const made = element("td", "", ...children);
-  made.dataset.title = title;
-  return made;
+/** Ask before what cannot be undone. */
+function isSure(question) {
+  const asked = at("sure");
+  at("sure-title").textContent = question;
+  asked.returnValue = "no";
+  asked.showModal();
+  return new Promise((answer) => asked.addEventListener("close", () => answer(asked.returnValue === "yes"), { once: true }));
 }
 
-/** How far a moment is from now: "in 4 min." */
-function distance(moment) {
-  const seconds = (new Date(moment) - Date.now()) / 1000;
-  if (Math.abs(seconds) < 1) return "now";
-  const [unit, size] = UNITS.find(([, size]) => Math.abs(seconds) >= size) ?? UNITS.at(-1);
-  return relative.format(Math.round(seconds / size), unit);
+function nextCell(one) {
+  if (one.error) return [state("fail", "stands still"), small(one.error)];
+  if (one.paused) return [state("rest", "paused")];
+  if (!one.next_fire_time) return ["–"];
+  const own = clock(one.next_fire_time);
+  const zone = one.trigger_config.timezone;
+  const there = zone && clock(one.next_fire_time, zone);
+  const [day] = own.split(", ");
+  const other = there?.startsWith(`${day}, `) ? there.slice(day.length + 2) : there;
+  return [near(one.next_fire_time), small(there && there !== own && zone !== zoneName() ? `${own} = ${other}` : own)];
 }
 
-/** A moment: its distance, and the reader's own wall time below. */
-function time(moment) {
-  if (!moment) return ["–"];
-  const near = element("time", "near", distance(moment));
-  near.dateTime = moment;
-  return [near, element("small", "", wall.format(new Date(moment)))];
-}
-
-/** A trigger for people. */
-function inWords({ trigger, error, trigger_config: config }) {
-  if (error) return trigger;
-  if (config.type === "interval") return `every ${length(config)}${config.wall ? ", by the clock" : ""}`;
-  if (config.type === "date") return "once";
-  const named = CRON.filter((name) => (config[name] ?? "*") !== "*");
-  const { hour, minute = "0", day_of_week = "*" } = config;
-  const days = day_of_week.replace("mon,tue,wed,thu,fri", "mon-fri").replaceAll(",", ", ");
-  const daily = named.every((name) => ["hour", "minute", "day_of_week"].includes(name));
-  if (daily && hour && /^\d+$/.test(hour) && /^\d+$/.test(minute)) {
-    const clock = `${hour.padStart(2, "0")}:${minute.padStart(2, "0")}`;
-    return `${days === "*" ? "every day" : days} at ${clock}`;
-  }
-  const open = CRON.findLast((name) => config[name] !== undefined);
-  const fields = (named.includes(open) ? named : [...named, open]).map((name) => `${name.replaceAll("_", " ")} ${name === "day_of_week" ? days : config[name]}`);
-  return `cron: ${fields.join(", ")}${config.day_or_weekday ? " (day or weekday)" : ""}`;
-}
-
-/** "5 minutes", "1 hour 30 minutes". */
-function length(config) {
-  const units = ["weeks", "days", "hours", "minutes", "seconds"].filter((unit) => config[unit]);
-  const single = units.length === 1 && config[units[0]] === 1;
-  if (single) return units[0].slice(0, -1);
-  return units.map((unit) => `${config[unit]} ${config[unit] === 1 ? unit.slice(0, -1) : unit}`).join(" ");
-}
-
-function button(label, job, path, place, method = "POST") {
-  const made = element("button", place, label);
-  made.dataset.place = `${place} ${job}`;
-  made.setAttribute("aria-label", `${label} ${job}`);
-  made.addEventListener("click", () => act(made, label, job, method, path));
-  return made;
-}
-
-async function act(pressed, label, job, method, path) {
-  if (pressed.ariaBusy === "true") return;
-  pressed.ariaBusy = "true";
-  try {
-    await ask(method, path);
-    await refresh();
-  } catch (error) {
-    fail(`${label} ${job}: ${error.message}`);
-  } finally {
-    pressed.ariaBusy = "false";
-  }
-}
-
-function badge(one) {
-  const count = one.ticks && one.ticks.count > 1 ? ` × ${one.ticks.count}` : "";
-  const flags = (one.waiting ? ", waiting" : "") + (one.late ? ", late" : "");
-  return element("span", `badge ${one.status}`, one.status + count + flags);
+function lastCell(run) {
+  if (!run) return [element("span", { class: "soft" }, "has not run yet")];
+  const [came, more] = outcome(run);
+  return [element("a", { href: runPath(run.execution_id) }, came), small([clock(run.started_at), more].filter(Boolean).join(" · "))];
 }
 
 function scheduleRow(one) {
-  const last = one.last_execution;
   const place = `/api/schedules/${encodeURIComponent(one.id)}`;
-  const actions = cell("", button("Run now", one.id, `${place}/run`, "run"));
-  actions.classList.add("actions");
   const [label, path] = one.paused ? ["Resume", "resume"] : ["Pause", "pause"];
-  actions.append(button(label, one.id, `${place}/${path}`, "turn"));
-  const zone = one.trigger_config.timezone ? [element("small", "", one.timezone)] : [];
-  const params = Object.keys(one.params).length ? JSON.stringify(one.params) : "";
-  return element("tr", one.paused ? "paused" : "",
-    cell("Schedule", element("b", "", one.id), element("small", "", `${one.handler_id}.${one.method_name}(${cut(params)})`)),
-    cell("When", inWords(one), ...zone),
-    cell("Next", ...(one.error ? [element("span", "badge error", "stands still"), element("small", "", one.error)] : one.paused ? [element("span", "badge", "paused")] : time(one.next_fire_time))),
-    cell("Last run", ...(last ? [badge(last), element("small", "", ...time(last.started_at).slice(0, 1))] : ["–"])),
-    actions,
+  const zone = one.trigger_words.endsWith(` ${one.timezone}`) ? one.timezone : "";
+  const params = Object.entries(one.params).map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`).join(", ");
+  const look = { failing: "fail tinted", waiting: "wait tinted", well: "" }[one.standing];
+  return row(look,
+    [link({ schedule: one.id, cursor: "" }, {}, one.id), small(`${one.handler_id} · ${one.method_name}`), params && small(params.length > 90 ? `${params.slice(0, 90)}…` : params)],
+    ["When", "nowrap", zone ? one.trigger_words.slice(0, -zone.length - 1) : one.trigger_words, zone && small(zone)],
+    ["Last 30 runs", "bare", strip(one.recent)],
+    ["Last outcome", "why-cell bare", ...lastCell(one.last_execution)],
+    ["Next", "", ...nextCell(one)],
+    ["", "bare", element("div", { class: "acts" },
+      button("Run now", one.id, `${place}/run`, "run"), button(label, one.id, `${place}/${path}`, "turn"), button("Remove", one.id, place, "remove", "DELETE", "quiet"))],
   );
 }
 
-function cut(text, most = SHORT) {
-  return text.length > most ? `${text.slice(0, most)}…` : text;
-}
-
-/** What came of a run; a long text opens. */
-function outcome(one) {
-  if (one.error === null && one.result === null) return [];
-  const text = one.error ?? JSON.stringify(one.result);
-  if (text.length <= SHORT) return [text];
-  const whole = one.error ?? JSON.stringify(one.result, null, 2);
-  return [element("details", "", element("summary", "", cut(text)), element("pre", "", whole))];
-}
-
-function executionRow(one) {
-  const ms = one.duration_ms;
-  const took = ms === null ? "" : ms < 10_000 ? `${Math.round(ms)} ms` : `${Math.round(ms / 1000)} s`;
-  const name = one.job_id.startsWith("immediate_") ? "run now" : one.job_id;
-  const byHand = one.scheduled_at || name === "run now" ? "" : ", by hand";
-  const result = cell("Result", ...outcome(one));
-  result.classList.add("text");
-  return element("tr", "",
-    cell("Started", ...time(one.started_at)),
-    cell("Run", element("b", "", name), element("small", "", `${one.handler_id}.${one.method_name}${byHand}`)),
-    cell("Status", badge(one)),
-    cell("Took", ...(took ? [element("span", "took", took)] : [])),
-    result,
+function runRow(run) {
+  const [came, more] = outcome(run);
+  const { rows } = run.outcome;
+  const name = isAlone(run) ? `${run.handler_id} · ${run.method_name}` : link({ schedule: run.job_id, cursor: "" }, {}, run.job_id);
+  return row("",
+    [element("a", { href: runPath(run.execution_id) }, clock(run.started_at, undefined, true))],
+    ["Schedule", "lead", name],
+    ["Outcome", "why-cell bare", came, more && small(more)],
+    ["Rows", "num", rows === null ? "–" : whole.format(rows)],
+    ["Took", "num", took(run.duration_ms)],
   );
 }
 
 function handlerItem(one) {
-  return element("li", one.status,
-    element("b", "", one.id), element("span", `badge ${one.status}`, one.status),
-    element("small", "", one.address), ...(one.error ? [element("small", "", one.error)] : []));
+  const there = one.status === "Connected";
+  const seen = there || !one.last_seen_at ? "" : element("span", { class: "soft" }, "since ", clock(one.last_seen_at, undefined, true));
+  return element("li", {}, there ? state("ok", "answers") : state("gone", "no answer"), element("b", {}, one.id), seen,
+    element("span", { class: "end soft small" }, [one.address, one.error].filter(Boolean).join(" · ")));
 }
 
 /** A handler that is long away: when it was last seen, and a way to forget it. */
 function goneItem(one) {
-  const place = `/api/handlers/${encodeURIComponent(one.id)}`;
-  const seen = element("small", "", "last seen ", ...time(one.last_seen_at).slice(0, 1), ` at ${one.address}`);
-  return element("li", one.status, element("b", "", one.id), button("Remove", one.id, place, "forget", "DELETE"), seen);
+  return element("li", {}, state("off", "retired"), element("b", {}, one.id),
+    element("span", { class: "soft" }, "last seen ", one.last_seen_at ? clock(one.last_seen_at) : "never", ` at ${one.address}`),
+    element("span", { class: "end" }, button("Remove", one.id, `/api/handlers/${encodeURIComponent(one.id)}`, "forget", "DELETE")));
 }
 
-/** The handlers: those that have been away for more than a day are folded. */
+/** The handlers, those that do not answer first; who has been away for more than a day is folded. */
 function showHandlers(handlers) {
+  const lean = handlers.map(({ id, address, status, error, last_seen_at }) => ({ id, address, status, error: error ?? "", last_seen_at: status === "Connected" ? null : last_seen_at }));
   const isGone = (one) => one.status !== "Connected" && Date.now() - new Date(one.last_seen_at) > LONG_AWAY_MS;
-  const gone = handlers.filter(isGone).map(({ id, address, status, last_seen_at }) => ({ id, address, status, last_seen_at }));
-  const shown = handlers.filter((one) => !isGone(one)).map(({ id, address, status, error }) => ({ id, address, status, error }));
-  show(at("handlers"), shown, handlerItem);
-  show(at("gone"), gone, goneItem);
-  at("away").hidden = gone.length === 0;
-  at("away").firstElementChild.textContent = `${gone.length} away for more than a day`;
+  const there = lean.filter((one) => !isGone(one));
+  const answering = there.filter((one) => one.status === "Connected");
+  showKept("handlers", [...there.filter((one) => one.status !== "Connected"), ...answering], handlerItem);
+  show(at("gone"), lean.filter(isGone), goneItem);
+  at("away").hidden = there.length === lean.length;
+  at("away").firstElementChild.textContent = `${lean.length - there.length} not seen for more than a day`;
+  at("answering").textContent = there.length ? `${answering.length} of ${there.length} answer` : "";
   at("no-handlers").hidden = handlers.length > 0;
 }
 
-/** Show these, and touch only what changed: what is read, opened or focused stays. */
-function show(list, records, build) {
-  const old = new Map([...list.children].map((made) => [made.dataset.seen, made]));
-  const focused = document.activeElement?.dataset.place;
-  const made = records.map((record) => {
-    const seen = JSON.stringify(record);
-    const kept = old.get(seen) ?? build(record);
-    kept.dataset.seen = seen;
-    return kept;
-  });
-  const same = made.length === list.children.length && made.every((one, n) => one === list.children[n]);
-  if (!same) list.replaceChildren(...made);
-  if (focused && document.activeElement === document.body) {
-    [...list.querySelectorAll("button")].find((one) => one.dataset.place === focused)?.focus();
+/** The answer in one sentence: does everything run? */
+function headline({ all, failing, waiting }) {
+  const many = `${whole.format(all)} ${all === 1 ? "schedule" : "schedules"}`;
+  const wait = `${whole.format(waiting)} ${waiting === 1 ? "waits" : "wait"} to be sent`;
+  if (failing) return `${failing === 1 ? "1 schedule fails" : `${whole.format(failing)} of ${many} fail`}${waiting ? `, ${wait}` : ""}`;
+  if (waiting) return `Rows of ${whole.format(waiting)} of ${many} wait to be sent`;
+  if (all) return `${many}, all well`;
+  return given("q") ? "No schedule matches" : "No schedule yet";
+}
+
+/** What the runs of the last day came to, in a sentence; nothing where there were none. */
+function lastDay({ since, runs, states }) {
+  if (!runs) return "";
+  const sum = (...names) => names.reduce((total, name) => total + (states[name] ?? 0), 0);
+  const waiting = sum("waiting");
+  const parts = [
+    [sum("uploaded", "unchanged"), "uploaded or found nothing new"], [sum("done", "reported"), "done"], [waiting, waiting === 1 ? "waits" : "wait"],
+    [sum("failed"), "failed"], [sum("missed"), "missed"],
+  ];
+  const words = parts.filter(([number]) => number).map(([number, what]) => `${whole.format(number)} ${what}`);
+  return `Since ${clock(since).replace(/^.*, /, "yesterday ")}, of ${whole.format(runs)} ${runs === 1 ? "run" : "runs"} ${words.join(", ")}. `;
+}
+
+function showTop({ counts, outcomes, next_fire_time, clock_step }) {
+  const text = headline(counts);
+  if (at("headline").textContent !== text) at("headline").textContent = text;
+  at("headline").className = counts.failing ? "bad" : "";
+  const short = counts.failing ? `◆ ${counts.failing} ${counts.failing === 1 ? "fails" : "fail"}` : counts.waiting ? `⧗ ${counts.waiting} ${counts.waiting === 1 ? "waits" : "wait"}` : "";
+  document.title = [short, "Schedules", "catalogzero"].filter(Boolean).join(" · ");
+  const parts = next_fire_time ? ["The next fires at ", element("b", {}, clock(next_fire_time)), ", ", near(next_fire_time), "."] : [];
+  const step = clock_step?.step_s;
+  if (clock_step) parts.push(` The clock jumped${step === null ? "" : ` by ${length(Math.abs(step))}`}, seen ${clock(clock_step.seen_at)}.`);
+  replace(at("sub"), lastDay(outcomes), ...parts);
+}
+
+function showPages({ page, pages, schedules, counts }) {
+  replace(at("shows"),
+    chip({ show: "" }, "show", "all", counts.all), chip({ show: "failing" }, "show", "failing", counts.failing, "fail"),
+    chip({ show: "waiting" }, "show", "waiting", counts.waiting, "wait"), chip({ show: "paused" }, "show", "paused", counts.paused, "rest"),
+  );
+  const first = (page - 1) * PAGE;
+  at("pages").hidden = pages === 1;
+  replace(at("pages"),
+    element("p", {}, `${first + 1} to ${first + schedules.length}, page ${page} of ${pages}`),
+    page > 1 ? link({ page: page > 2 ? String(page - 1) : "" }, { class: "button" }, "Earlier") : "",
+    page < pages ? link({ page: String(page + 1) }, { class: "button" }, "Later") : "",
+  );
+  at("no-schedules").textContent = counts.all ? "No schedule is so now." : given("q") ? `No schedule has “${given("q")}” in its name, handler or method.` : "No schedule yet: add one with catalogzero schedule add.";
+}
+
+function showRuns({ cursor, schedules }) {
+  const chosen = given("schedule");
+  const names = [...new Set([...(chosen ? [chosen] : []), ...schedules.map((one) => one.id)])];
+  const options = [["", "all"], ...names.map((name) => [name, name])];
+  if (at("schedule").dataset.names !== JSON.stringify(names)) {
+    at("schedule").dataset.names = JSON.stringify(names);
+    at("schedule").replaceChildren(...options.map(([value, words]) => element("option", { value }, words)));
   }
-  at(`no-${list.id}`)?.toggleAttribute("hidden", records.length > 0);
-  list.closest("table")?.toggleAttribute("hidden", records.length === 0);
+  at("schedule").value = chosen;
+  replace(at("runs-shows"),
+    chip({ runs: "" }, "runs", "all"), chip({ runs: "failed" }, "runs", "failed", undefined, "fail"),
+    chip({ runs: "waiting" }, "runs", "waiting", undefined, "wait"), chip({ runs: "by_hand" }, "runs", "by hand"),
+  );
+  at("no-runs").textContent = chosen || given("runs") ? "No run is so." : "Nothing has run yet.";
+  at("older").hidden = cursor === null && !given("cursor");
+  replace(at("older"),
+    element("p", {}, given("cursor") ? "older runs" : "the newest runs"),
+    given("cursor") ? link({ cursor: "" }, { class: "button" }, "Newest") : "",
+    cursor ? link({ cursor }, { class: "button" }, "Older") : "",
+  );
+  at("zone").textContent = `times in ${zoneName()}, your own zone`;
 }
 
 /** Ask for everything that is shown; an answer that a later look overtook is dropped. */
 async function refresh() {
-  const look = ++looks;
-  const status = at("status").value;
-  const search = at("search").value.trim();
-  const cursor = pages.at(-1);
-  const find = new URLSearchParams({ limit: PAGE, ...(search && { search }), ...(cursor && { cursor }) });
-  const newest = new URLSearchParams({ limit: shown, ...(status && { status }) });
-  const [schedules, executions, handlers, health] = await Promise.all([
-    ask("GET", `/api/schedules?${find}`), ask("GET", `/api/executions?${newest}`), ask("GET", "/api/handlers"), ask("GET", "/api/health"),
-  ]);
-  if (look !== looks) return;
-  at("no-schedules").textContent = search ? `No schedule has “${search}” in its name or call.` : "No schedule yet: add one with catalogzero schedule add.";
-  show(at("schedules"), schedules.schedules, scheduleRow);
-  turnTo(schedules);
-  show(at("executions"), executions.records, executionRow);
-  showHandlers(handlers.handlers);
-  at("older").hidden = executions.cursor === null || shown >= 1000;
-  for (const one of document.querySelectorAll("time.near")) one.textContent = distance(one.dateTime);
-  at("token-form").hidden = true;
-  at("main").hidden = false;
-  const step = health.clock_step;
-  const jump = step ? `; the clock jumped${step.step_s === null ? "" : ` by ${Math.round(step.step_s)} s`}, seen ${wall.format(new Date(step.seen_at))}` : "";
-  showState("live", `${schedules.count} ${schedules.count === 1 ? "schedule" : "schedules"}${jump}`);
+  const mine = ++looks;
+  const answer = await ask("GET", `/api/overview${location.search}`);
+  if (mine !== looks) return;
+  answered = { ...answer, view: location.search };
+  draw(answered);
+  for (const one of document.querySelectorAll("[data-shown]")) one.hidden = false;
+  live(true);
+  say("", "link");
+  tick();
 }
 
-/** Where this page is among all; back to the first where nothing is left on it. */
-function turnTo({ schedules, count, cursor }) {
-  next = cursor;
-  const before = (pages.length - 1) * PAGE;
-  at("place").textContent = `${before + 1} to ${before + schedules.length} of ${count}`;
-  at("pages").hidden = pages.length === 1 && next === null;
-  at("earlier").disabled = pages.length === 1;
-  at("later").disabled = next === null;
-  if (schedules.length === 0 && pages.length > 1) toFirst();
+function draw(answer) {
+  if (document.activeElement !== at("find")) at("find").value = given("q");
+  showTop(answer);
+  showPages(answer);
+  showKept("schedules", answer.schedules, scheduleRow);
+  showRuns(answer);
+  showKept("runs", answer.records, runRow);
+  showHandlers(answer.handlers);
 }
 
-function toFirst() {
-  pages = [null];
-  look();
+const orders = Object.fromEntries(["schedules", "runs", "handlers"].map((name) => [name, keptOrder(at(name).closest(".card"), () => draw(answered))]));
+
+/** Show these in their order, but for somebody who is among them: then in the order that they have there. */
+function showKept(name, records, build) {
+  const known = new Map(records.map((record) => [keyOf(record), record]));
+  show(at(name), orders[name]([...known.keys()], answered.view).map((key) => known.get(key)), build);
 }
 
-function showState(link, text) {
-  document.body.dataset.link = link;
-  if (at("state").textContent !== text) at("state").textContent = text;
-}
-
-function fail(text) {
-  showState("lost", text);
+function live(isLive) {
+  at("live").className = isLive ? "state ok pulse" : "state fail";
+  at("live").textContent = isLive ? "live" : "not live";
+  at("main").classList.toggle("stale", !isLive);
+  if (isLive) shownAt = new Date();
 }
 
 function look() {
-  return refresh().catch((error) => fail(error instanceof TypeError ? "The scheduler does not answer." : error.message));
+  return refresh().catch((error) => {
+    live(false);
+    for (const one of document.querySelectorAll("[data-shown]")) one.hidden ||= error.status === 401;
+    const age = shownAt ? ` What is shown is of ${clock(shownAt, undefined, true)}; the next try is in ${EVERY_MS / 1000} s.` : "";
+    say(error.status === 401 ? "" : `${reason(error)}${age}`, "link");
+    if (error.status === 401) at("headline").textContent = "Locked";
+  });
 }
 
 /** Look again and again, while somebody watches. */
 async function watch() {
-  if (!document.hidden) await look();
+  if (!document.hidden && at("token-form").hidden) await look();
   setTimeout(watch, EVERY_MS);
 }
 
-at("status").addEventListener("change", () => { shown = PAGE; look(); });
-at("search").addEventListener("input", toFirst);
-at("earlier").addEventListener("click", () => { pages.pop(); look(); });
-at("later").addEventListener("click", () => { pages.push(next); look(); });
-at("older").addEventListener("click", () => { shown = Math.min(shown + 4 * PAGE, 1000); look(); });
-at("token-form").addEventListener("submit", async (event) => {
+addEventListener("click", (event) => {
+  const stays = event.target.closest("a[data-stays]");
+  if (!stays || event.metaKey || event.ctrlKey || event.shiftKey) return;
   event.preventDefault();
-  token = at("token").value;
-  sessionStorage.setItem("token", token);
-  await look();
-  at("refused").textContent = at("main").hidden ? "That is not its token." : "";
+  go(stays.href);
 });
+addEventListener("popstate", look);
+addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+at("find").addEventListener("input", () => {
+  history.replaceState(null, "", address({ q: at("find").value.trim(), page: "" }));
+  look();
+});
+at("schedule").addEventListener("change", () => go(address({ schedule: at("schedule").value, cursor: "" })));
+onToken(look);
 watch();

@@ -7,8 +7,6 @@ One JSON text frame a request, as ScheduleZero's server takes it: `ping`, `regis
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
 
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,16 +16,19 @@ from catalogzero.config.address import Address
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.requests import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
+from catalogzero.wire.keys import CurveServerSource
 from catalogzero.wire.messages import MAX_CALL_BYTES, JsonObject, one_line_ascii
 from catalogzero.wire.reporting import Reporter
-from catalogzero.wire.transport import MAX_IN_PROGRESS, Envelope, InProgress
-from catalogzero.wire.zeromq import CurveServer, ZeroMQ
+from catalogzero.wire.transport import Envelope
+from catalogzero.wire.waiting import MAX_WAITING, Waiter, Waiting
+from catalogzero.wire.zeromq import ZeroMQ
 
 MAX_ADDRESS_CHARS = 500
 MAX_METHODS = 1_000
+METHODS = ("ping", "register", "report_status")
 
 
-class Registration:
+class Registrar:
     """Answers handlers on a ROUTER socket.
 
     Args:
@@ -37,20 +38,15 @@ class Registration:
     """
 
     def __init__(
-        self, runner: Runner, log: FilteringBoundLogger, *, curve: CurveServer | None = None
+        self, runner: Runner, log: FilteringBoundLogger, *, curve: CurveServerSource | None = None
     ) -> None:
         self._runner = runner
         self._log = log
         self._server = ZeroMQ(server_keys=curve).serve(
             self._on_message, report=Reporter(log, runner.clock)
         )
-        self._in_progress = InProgress()
+        self._waiting = Waiting(self._server.send, runner.clock)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._methods = {
-            "ping": self._ping,
-            "register": self._register,
-            "report_status": self._report_status,
-        }
 
     def bind(self, address: Address) -> Address:
         """Listen, and return the address with its port."""
@@ -64,45 +60,39 @@ class Registration:
         self._server.close()
 
     def _on_message(self, envelope: Envelope, payload: bytes) -> None:
-        refusal = None
+        waiter = None
+        refusal = f"{MAX_WAITING} requests of this peer are being answered: ask again"
         if len(payload) > MAX_CALL_BYTES:
             refusal = f"a request has at most {MAX_CALL_BYTES} bytes"
-        elif not self._in_progress.enter(envelope):
-            refusal = f"{MAX_IN_PROGRESS} requests of this peer are being answered: ask again"
-        if refusal:
+        else:
+            waiter = self._waiting.enter(envelope[0], envelope)
+        if waiter is None:
             self._server.send(envelope, orjson.dumps({"success": False, "error": refusal}))
             return
-        task = asyncio.create_task(self._answer(envelope, payload), name="scheduler-registration")
+        task = asyncio.create_task(self._answer(waiter, payload), name="scheduler-registrar")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda task: self._in_progress.leave(envelope))
+        task.add_done_callback(lambda task: self._waiting.leave(waiter))
 
-    async def _answer(self, envelope: Envelope, payload: bytes) -> None:
+    async def _answer(self, waiter: Waiter, payload: bytes) -> None:
         try:
-            reply = await self._reply(payload)
+            method, params = read_request(payload)
+            if method == "ping":
+                reply: JsonObject = {"success": True, "message": "pong"}
+            elif method == "register":
+                reply = await self.register(params)
+            else:
+                reply = await self.report_status(params)
         except (ValueError, SQLAlchemyError) as error:
             reply = {"success": False, "error": one_line_ascii(str(error))}
-        self._server.send(envelope, orjson.dumps(reply))
+        self._waiting.answer(waiter, orjson.dumps(reply))
 
-    async def _reply(self, payload: bytes) -> JsonObject:
-        try:
-            request = orjson.loads(payload)
-        except orjson.JSONDecodeError:
-            raise ValueError("Invalid JSON") from None
-        if not isinstance(request, dict):
-            raise ValueError("a request is one JSON object")
-        params, name = request.get("params") or {}, request.get("method")
-        method = self._methods.get(name) if isinstance(name, str) else None
-        if method is None:
-            raise ValueError(f"Unknown method: {name if isinstance(name, str) else '(no name)'}")
-        if not isinstance(params, dict):
-            raise ValueError("'params' must be an object")
-        return await method(params)
+    async def register(self, params: JsonObject) -> JsonObject:
+        """Remember where a handler is and what it does.
 
-    async def _ping(self, params: Mapping[str, Any]) -> JsonObject:
-        return {"success": True, "message": "pong"}
-
-    async def _register(self, params: Mapping[str, Any]) -> JsonObject:
+        Raises:
+            ValueError: A parameter is missing or wrong.
+        """
         handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
         address = name_of(params, "address", MAX_ADDRESS_CHARS)
         try:
@@ -123,7 +113,12 @@ class Registration:
         message = f"Handler '{handler_id}' {status} successfully"
         return {"success": True, **named, "status": status, "methods": methods, "message": message}
 
-    async def _report_status(self, params: Mapping[str, Any]) -> JsonObject:
+    async def report_status(self, params: JsonObject) -> JsonObject:
+        """Note that a handler is online or offline.
+
+        Raises:
+            ValueError: It does not say which one it is.
+        """
         handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
         status = "offline" if params.get("status") == "offline" else "online"
         known = await self._runner.write(self._runner.store.report, handler_id, status)
@@ -132,7 +127,27 @@ class Registration:
         return {"success": True, "handler_id": handler_id, "status": params.get("status")}
 
 
-def name_of(params: Mapping[str, Any], name: str, longest: int) -> str:
+def read_request(payload: bytes) -> tuple[str, JsonObject]:
+    """The method and the parameters of a request.
+
+    Raises:
+        ValueError: It is no request, or one for another method.
+    """
+    try:
+        request = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        raise ValueError("Invalid JSON") from None
+    if not isinstance(request, dict):
+        raise ValueError("a request is one JSON object")
+    params, name = request.get("params") or {}, request.get("method")
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"Unknown method: {name if isinstance(name, str) else '(no name)'}")
+    if not isinstance(params, dict):
+        raise ValueError("'params' must be an object")
+    return name, params
+
+
+def name_of(params: JsonObject, name: str, longest: int) -> str:
     """A parameter that must be a printable name."""
     value = params.get(name)
     if not isinstance(value, str) or not value or len(value) > longest or not value.isprintable():

@@ -15,35 +15,20 @@ Handlers that know no boot_id are plain ScheduleZero ones: called at least once.
 from __future__ import annotations
 
 import asyncio
-import random
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Protocol
 
+from catalogzero.backoff import Backoff
 from catalogzero.clock import Clock
-from catalogzero.errors import (
-    CallTimeoutError,
-    CatalogZeroError,
-    UnreachableError,
-)
-from catalogzero.scheduler.links import CallSettings, Link, Links, Stamp
+from catalogzero.errors import CallTimeoutError, CatalogZeroError, UnreachableError
+from catalogzero.scheduler.links import CallSettings, Link, Links
 from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
-from catalogzero.wire.messages import (
-    Reply,
-    StartBy,
-    may_get_better,
-    plain_result,
-)
-
-NEVER_BEGAN = frozenset({"busy", "draining", "wake_failed"})
-DESCRIBE_TIMEOUT_S = 10.0
-PATIENCE_S = 600.0
-MAX_CALLS = 1_000
-ANSWERS_A_SLOT = 10
-MAX_BOOT_ID_CHARS = 200
+from catalogzero.wire.calls import CallVerdict, Stamp
+from catalogzero.wire.messages import Reply, plain_result
 
 
 class LeaseHolder(Protocol):
@@ -68,6 +53,7 @@ class Driver:
         self._holder = holder
         self._links = links
         self._settings = settings
+        self._backoff = Backoff(settings.retry_base_s, settings.retry_max_s, jitter=(0.5, 1.5))
 
     async def drive(self, one: Execution) -> None:
         """Call until the execution is final and saved, or its lease is another's."""
@@ -87,6 +73,7 @@ class Driver:
         slots = self._links.slots_of[one.handler_id]
         entering = asyncio.create_task(slots.__aenter__(), name="scheduler-slot")
         try:
+            # A free slot is taken in this turn of the loop: then the record need not say anything.
             await asyncio.sleep(0)
             is_ours = True
             while is_ours and not entering.done():
@@ -105,7 +92,7 @@ class Driver:
 
     async def _until_judged(self, one: Execution) -> bool:
         """Call until the handler has judged; false when there is nothing left to save."""
-        while await self._begin(one):
+        while one.boot_id is not None or await self._stamp(one):
             await self._drive_call(one)
             if one.is_final() or not await self._holder.holds(one):
                 return one.is_final()
@@ -115,16 +102,25 @@ class Driver:
                 await self._pause(one, one.n - 1)
         return False
 
-    async def _begin(self, one: Execution) -> bool:
-        """Stamp a call that has no stamp yet; false when there is no such call to make."""
-        if one.boot_id is not None:
-            return True
+    async def _stamp(self, one: Execution) -> bool:
+        """Stamp a call, and store that before it is sent; false when there is no such call.
+
+        A plain handler has no stamp to give: it is called here, to the end.
+        """
         stamp = await self._ask(one)
-        if stamp is None or not await self._keep(one, stamp):
+        if stamp is None:
             return False
-        if stamp.boot_id is None:
+        now_us = self._holder.now_us()
+        if one.tick_us is not None and one.sent_us is None:
+            one.late = one.late or now_us - one.created_us > seconds_us(LATE_AFTER_S)
+        one.take(stamp, one.method)
+        one.sent_us = now_us
+        # Whoever takes over must know of the call before the handler can: it sends the same again.
+        if not await self._holder.save(one):
+            return False
+        if one.boot_id is None:
             await self._drive_plain(one)
-        return stamp.boot_id is not None
+        return one.boot_id is not None
 
     async def _ask(self, one: Execution) -> Stamp | None:
         """The handler's stamp; None once it has been away for too long, which is saved."""
@@ -138,7 +134,15 @@ class Driver:
             else:
                 return stamp if await self._note(one, None) else None
             tries += 1
-            if self._away_too_long(one, since_s, reason):
+            # Of a call that was sent once, nobody can say that it never began.
+            never_sent = one.n == 1 and one.sent_us is None
+            grace_s, age_us = one.misfire_grace_s, self._holder.now_us() - one.waiting_since_us
+            if never_sent and grace_s is not None and age_us > seconds_us(grace_s):
+                one.status, one.error = "missed", f"the handler was not there in time: {reason}"
+            elif self._is_given_up(one, since_s):
+                one.status = "missed" if never_sent else "lost"
+                one.error = f"the handler stayed away: {reason}"
+            if one.is_final():
                 await self._holder.save(one)
                 return None
             if not await self._note(one, reason):
@@ -149,24 +153,12 @@ class Driver:
 
     async def _note_away(self, one: Execution) -> bool:
         """As `_note`, by what came of asking the handler last."""
-        link = self._links.known(one.handler_id)
+        link = self._links.known.get(one.handler_id)
         return link is None or link.checked_us is None or await self._note(one, link.away)
 
     async def _note(self, one: Execution, reason: str | None) -> bool:
         """Have the record say why its handler is away; false when the lease is another's."""
         return not one.note_absence(reason) or await self._holder.save(one)
-
-    def _away_too_long(self, one: Execution, since_s: float, reason: str) -> bool:
-        """Decide on an execution that cannot be sent: missed when it surely never began."""
-        age_us = self._holder.now_us() - one.waiting_since_us
-        first = one.n == 1 and one.sent_us is None
-        grace_s = one.misfire_grace_s
-        if first and grace_s is not None and age_us > seconds_us(grace_s):
-            one.status, one.error = "missed", f"the handler was not there in time: {reason}"
-        elif self._is_given_up(one, since_s):
-            one.status = "missed" if first else "lost"
-            one.error = f"the handler stayed away: {reason}"
-        return one.is_final()
 
     def _is_given_up(self, one: Execution, since_s: float) -> bool:
         """Whether its handler stayed away for too long, partly under an earlier owner perhaps.
@@ -177,36 +169,31 @@ class Driver:
         heard_us = max(one.created_us, one.sent_us or 0, self._links.heard_us[one.handler_id])
         gone_s = max(away_s, (self._holder.now_us() - heard_us) / 1_000_000)
         limit_s = self._settings.lost_after_s
-        return gone_s > limit_s and away_s > min(PATIENCE_S, limit_s)
-
-    async def _keep(self, one: Execution, stamp: Stamp) -> bool:
-        """Store the stamp of this n before its first call."""
-        now_us = self._holder.now_us()
-        if one.tick_us is not None and one.sent_us is None:
-            one.late = one.late or now_us - one.created_us > seconds_us(LATE_AFTER_S)
-        one.boot_id, one.start_by_s, one.sent_us = stamp.boot_id, stamp.start_by_s, now_us
-        one.retry_safe = one.method in stamp.retry_safe
-        return await self._holder.save(one)
+        return gone_s > limit_s and away_s > min(self._settings.patience_s, limit_s)
 
     async def _drive_call(self, one: Execution) -> None:
         """Send the present call, again and again, until the handler has judged."""
         away_since_s: float | None = None
         while await self._holder.holds(one) and await self._note_away(one):
-            left_s = self._left_s(one)
+            left_s = float("inf")
+            if one.timeout_s is not None and one.sent_us is not None:
+                left_s = one.timeout_s - (self._holder.now_us() - one.sent_us) / 1_000_000
             wait_s = min(self._settings.wait_s, left_s)
             if left_s <= 0:
-                await self._cancel(one)
-                wait_s = self._settings.ping_timeout_s
+                wait_s, asked = self._settings.ping_timeout_s, {"request_id": one.request_id}
+                with suppress(
+                    UnreachableError, CallTimeoutError
+                ):  # the next reply shows its effect
+                    link = await self._links.get(one.handler_id)
+                    await link.caller.request("cancel", asked, timeout_s=wait_s)
             reply = await self._send(one, wait_s)
-            if reply is not None and reply.code == "busy" and goes_on(reply):
-                await self._pause(one, 1)  # too many wait for its run already
-                continue
-            if reply is not None and reply.code != "timeout":
-                self._links.slots_of[one.handler_id].answered(busy=reply.code == "busy")
-                judge(one, reply, over_time=left_s <= 0)
-                return
             if reply is not None:
+                if judge(one, reply, over_time=left_s <= 0) is not CallVerdict.PENDING:
+                    self._links.slots_of[one.handler_id].answered(busy=reply.code == "busy")
+                    return
                 away_since_s = None
+                if reply.code == "busy":  # too many wait for its run already
+                    await self._pause(one, 1)
                 continue
             if not (one.waiting or await self._note_away(one)):
                 return
@@ -218,8 +205,6 @@ class Driver:
 
     async def _send(self, one: Execution, wait_s: float) -> Reply | None:
         """One call; None when there was no reply, or its handler was not seen to live."""
-        assert one.boot_id is not None  # noqa: S101 - drive stamps before it sends
-        start_by = StartBy(one.boot_id, one.start_by_s or 0.0)
         try:
             link = await self._links.get(one.handler_id)
         except UnreachableError:
@@ -229,8 +214,8 @@ class Driver:
             one.params,
             timeout_s=wait_s,
             request_id=one.request_id,
-            start_by=start_by,
-            attempts_left=max(0, one.max_attempts - one.attempt),
+            start_by=one.start_by,
+            attempts_left=one.attempts_left,
         )
         call = asyncio.create_task(request, name="scheduler-call")
         watch = asyncio.create_task(self._watch(link, one), name="scheduler-watch")
@@ -258,56 +243,33 @@ class Driver:
             if stamp.boot_id != one.boot_id:
                 return
 
-    def _left_s(self, one: Execution) -> float:
-        """Seconds until the schedule's own timeout_s is over."""
-        if one.timeout_s is None or one.sent_us is None:
-            return float("inf")
-        return one.timeout_s - (self._holder.now_us() - one.sent_us) / 1_000_000
-
-    async def _cancel(self, one: Execution) -> None:
-        """Cancel the run at its handler; the next reply shows whether that was heard."""
-        with suppress(UnreachableError, CallTimeoutError):
-            link = await self._links.get(one.handler_id)
-            asked = {"request_id": one.request_id}
-            await link.caller.request("cancel", asked, timeout_s=self._settings.ping_timeout_s)
-
     async def _drive_plain(self, one: Execution) -> None:
         """Call a handler that knows no request_id: again only while it gave no reply."""
+        timeout_s = one.timeout_s or self._settings.plain_timeout_s
         while await self._holder.holds(one):
             try:
-                await self._send_plain(one)
+                link = await self._links.get(one.handler_id)
+                with link.calling_plain():
+                    call = link.caller.request_plain(one.method, one.params, timeout_s=timeout_s)
+                    reply = in_its_words(await call)
             except (UnreachableError, CallTimeoutError) as error:
-                one.status, one.error = "error", error.message
-                if one.attempt < one.max_attempts:
-                    one.status, one.attempt = "retry", one.attempt + 1
+                one.status, one.error = one.judge_plain(None).value, error.message
+            else:
+                one.status, one.error = one.judge_plain(reply).value, reply.error or None
+                one.result = plain_result(reply.result)
             if not await self._holder.save(one) or one.is_final():
                 return
             await self._pause(one, one.attempt - 1)
             if await self._ask(one) is None:
                 return
 
-    async def _send_plain(self, one: Execution) -> None:
-        """One call without request_id; its reply, whatever it is, is the end."""
-        timeout_s = one.timeout_s or self._settings.plain_timeout_s
-        link = await self._links.get(one.handler_id)
-        link.plain_calls += 1
-        try:
-            call = link.caller.request_plain(one.method, one.params, timeout_s=timeout_s)
-            reply = in_its_words(await call)
-        finally:
-            link.plain_calls -= 1
-        one.status, one.error = ("success", None) if reply.success else ("error", reply.error)
-        one.result = plain_result(reply.result)
-
     async def _pause(self, one: Execution, tries: int) -> None:
         """Wait before the next try: exponential, jittered, bounded; less when its handler comes."""
-        link = self._links.known(one.handler_id)
+        link = self._links.known.get(one.handler_id)
         if one.waiting and link is not None and link.checked_us and link.away is None:
             return  # it came back just now
-        settings = self._settings
-        delay_s = min(settings.retry_max_s, settings.retry_base_s * 2 ** min(tries - 1, 16))
-        delay_s *= random.uniform(0.5, 1.5)  # noqa: S311 - no secret
-        sleep = asyncio.create_task(self._holder.clock.sleep(delay_s), name="scheduler-pause")
+        pause = self._holder.clock.sleep(self._backoff.delay_s(tries))
+        sleep = asyncio.create_task(pause, name="scheduler-pause")
         try:
             with self._links.interrupting(one.handler_id, sleep):
                 await asyncio.wait({sleep})
@@ -316,40 +278,28 @@ class Driver:
             await asyncio.gather(sleep, return_exceptions=True)
 
 
-def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> None:
-    """What the handler's answer makes of an execution; n grows where the call may be made anew.
+def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> CallVerdict:
+    """Record what the handler's answer makes of an execution (see `PendingCall.judge`).
 
     Args:
-        one: The execution that the answer is for.
-        reply: The handler's judgement: not a lost reply, and no `timeout` of the wait.
+        one: The execution that the answer is for; a reply that its run goes on changes nothing.
+        reply: The handler's answer.
         over_time: Its run was cancelled as it took longer than the schedule's timeout_s.
     """
+    judgement = one.judge(reply, over_time=over_time)
+    if judgement is CallVerdict.PENDING:
+        return judgement
     one.note_absence(None)
-    if reply.success:
-        one.status, one.result, one.error = "success", reply.result, None
-        return
     one.error = reply.error
-    if reply.code in NEVER_BEGAN:
-        begin_anew(one)
-        return
-    if over_time and reply.code == "cancelled":
-        one.status = "error"
-        one.error = f"cancelled: it took longer than timeout_s ({one.timeout_s:g} s)"
-        return
-    may_repeat = bool(one.retry_safe) and one.attempt < one.max_attempts
-    if may_repeat and may_get_better(reply):
-        one.status, one.attempt = "retry", one.attempt + 1
-        begin_anew(one)
-    elif reply.code == "expired":
-        one.status = "lost"
+    if judgement is CallVerdict.SUCCESS:
+        one.result, one.error = reply.result, None
+    elif judgement is CallVerdict.LOST:
         one.error = f"the handler restarted or forgot: nobody can know the end ({reply.error})"
-    else:
-        one.status = "error"
-
-
-def goes_on(reply: Reply) -> bool:
-    """Whether a refusal says that the run which was asked for is under way."""
-    return isinstance(reply.details, dict) and reply.details.get("running") is True
+    elif over_time and reply.code == "cancelled" and judgement is CallVerdict.ERROR:
+        one.error = f"cancelled: it took longer than timeout_s ({one.timeout_s:g} s)"
+    if judgement is not CallVerdict.REFUSED:  # that one stays as it is: it waits for its turn
+        one.status = judgement.value
+    return judgement
 
 
 def in_its_words(reply: Reply) -> Reply:
@@ -357,9 +307,3 @@ def in_its_words(reply: Reply) -> Reply:
     if reply.success or reply.code in ("bad_reply", "too_large"):
         return reply
     return replace(reply, error=f"Handler returned error: {reply.error}")
-
-
-def begin_anew(one: Execution) -> None:
-    """The next n: it has no stamp yet, so the handler is pinged before it is sent."""
-    one.n += 1
-    one.boot_id = one.start_by_s = None
