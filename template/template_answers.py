@@ -247,11 +247,6 @@ def markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text).replace("&", "&amp;")
 
 
-def unit(text: str) -> str:
-    """A text for a systemd unit's value: no specifier, no line continuation."""
-    return text.replace("%", "%%").rstrip("\\")
-
-
 def docker(text: str) -> str:
     """A text as a double-quoted Dockerfile word, its `$` kept."""
     return quoted(text).replace("$", "\\$")
@@ -371,7 +366,6 @@ FILTERS: dict[str, Callable[..., str]] = {
         quoted,
         docstring,
         markdown,
-        unit,
         docker,
     )
 }

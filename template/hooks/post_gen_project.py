@@ -10,10 +10,8 @@ from pathlib import Path
 ANSWERS = json.loads({{ cookiecutter | jsonify | quoted }})
 PACKAGING, CI, SOURCE = ANSWERS["packaging"], ANSWERS["ci"], ANSWERS["source"]
 UNWANTED = {
-    "deploy/{{ cookiecutter.project_slug }}.service": PACKAGING not in ("systemd", "both"),
-    "deploy/Dockerfile": PACKAGING not in ("docker", "both"),
     ".dockerignore": PACKAGING not in ("docker", "both"),
-    "deploy": PACKAGING == "none",
+    "deploy": PACKAGING not in ("docker", "both"),
     ".github": CI != "github",
     ".gitlab-ci.yml": CI != "gitlab",
 }

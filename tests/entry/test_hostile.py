@@ -137,10 +137,10 @@ def site(published: Path, tmp_path: Path) -> Path:
 def served(site: Path) -> Iterator[str]:
     """The catalog over HTTP."""
     with CatalogServer(site) as server:
-        thread = Thread(target=server.serve_until_interrupted)
+        thread = Thread(target=server.serve_forever)
         thread.start()
         yield server.url
-        server.stop()
+        server.shutdown()
         thread.join()
 
 

@@ -13,6 +13,7 @@ import threading
 import venv
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ from tests.entry.wheels import LOCK, OURS
 pytestmark = pytest.mark.xdist_group("catalog")
 MakeWheel = Callable[..., Path]
 UV = Path(sys.executable).parent / "uv"
+
+
+def rows_of(page: str) -> list[str]:
+    """The rows of a page's tables as a reader sees them, a bar between cells."""
+    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+    texts = [[unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]
+    return ["|".join(filter(None, row)) for row in texts]
 
 
 def publish(
@@ -70,10 +79,10 @@ def site(published: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def served(site: Path) -> Iterator[str]:
     with CatalogServer(site) as server:
-        thread = threading.Thread(target=server.serve_until_interrupted)
+        thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server.url
-        server.stop()
+        server.shutdown()
         thread.join(10)
 
 
@@ -186,14 +195,14 @@ def test_the_same_wheels_give_the_same_bytes(site: Path, shelf: Path, tmp_path: 
     assert contents(tmp_path / "again") == contents(site)
 
 
-def test_an_entry_s_page_tells_what_leaves_and_escapes_what_it_tells(site: Path) -> None:
+def test_an_entry_s_page_reports_what_leaves_and_escapes_what_it_reports(site: Path) -> None:
     page = (site / "entries/acme-processor/index.html").read_text()
 
     assert "Acme &lt;Processor&gt;" in page
     assert "every column" in page
     assert "api.acme.example" in page
-    assert '--index-url "$CATALOG/simple" acme-processor' in page
-    assert "<script" not in page
+    assert '--index-url "$CATALOG/simple" acme-processor' in unescape(page)
+    assert all(" src=" in one for one in re.findall(r"<script[^>]*>", page))
 
 
 def test_a_newer_release_is_added_beside_the_older_one(
@@ -300,11 +309,54 @@ def test_the_declared_columns_stand_in_the_catalog_and_on_the_entry_s_page(
     page = (tmp_path / "site" / "entries" / "acme-processor" / "index.html").read_text()
     assert list(described["streams"][0]["schema"]["properties"]) == ["id", "note"]
     assert "Columns of <code>orders</code>" in page
-    assert "<code>id</code></th><td>whole number, required</td><td>Its &lt;number&gt;.</td>" in page
-    assert "<code>note</code></th><td>text</td>" in page
+    assert "id|whole number, required|Its <number>." in rows_of(page)
+    assert "note|text" in rows_of(page)
 
 
-def test_a_dependency_that_is_nowhere_is_told_in_pip_s_words(shelf: Path, tmp_path: Path) -> None:
+PARAMS = """
+[[methods]]
+name = "process_and_upload"
+[methods.params_schema]
+required = ["params"]
+properties = { params = { "$ref" = "#/$defs/Prices", description = "For `process`." } }
+[methods.params_schema."$defs".Prices]
+required = ["region"]
+[methods.params_schema."$defs".Prices.properties]
+region = { type = "string", description = "Of <all>." }
+as_of = { type = "string", format = "date", identity = false, description = "The day." }
+"""
+
+
+def test_the_params_of_process_stand_on_the_entry_s_page(
+    shelf: Path, tmp_path: Path, make_entry: MakeWheel
+) -> None:
+    entry = make_entry(tmp_path / "new", version="1.3.0", more=PARAMS)
+
+    publish(entry, out=tmp_path / "site", shelf=shelf)
+
+    page = (tmp_path / "site" / "entries" / "acme-processor" / "index.html").read_text()
+    for row in (
+        "params|any, required|For process.",
+        "params.region|text, required|Of <all>.",
+        "params.as_of|date|The day. Another value is the same source.",
+    ):
+        assert row in rows_of(page)
+
+
+@pytest.mark.parametrize("odd", ['"$defs" = 3', 'required = "n"', '"$defs" = { P = 7 }'])
+def test_a_schema_that_is_none_is_refused(
+    shelf: Path, tmp_path: Path, make_entry: MakeWheel, odd: str
+) -> None:
+    more = f'[[methods]]\nname = "count"\n[methods.params_schema]\n{odd}\n'
+    entry = make_entry(tmp_path / "new", version="1.3.0", more=more)
+
+    with pytest.raises(ConfigError, match="JSON Schema"):
+        publish(entry, out=tmp_path / "site", shelf=shelf)
+
+
+def test_a_dependency_that_is_nowhere_is_reported_in_pip_s_words(
+    shelf: Path, tmp_path: Path
+) -> None:
     alone = shutil.copytree(shelf, tmp_path / "shelf")
     (alone / "acme_helper-2.0-py3-none-any.whl").unlink()
 

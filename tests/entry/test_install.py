@@ -133,7 +133,9 @@ def test_a_yanked_release_is_installed_only_when_it_is_named(site: Path) -> None
     assert offer.release("2.0.0").yanked == "loses rows"
 
 
-def test_an_entry_or_a_release_that_is_not_there_is_told_with_those_that_are(site: Path) -> None:
+def test_an_entry_or_a_release_that_is_not_there_is_reported_with_those_that_are(
+    site: Path,
+) -> None:
     catalog = installing.open_catalog(str(site))
 
     with pytest.raises(ConfigError, match="no entry 'acme'; there are: acme-processor"):
@@ -142,7 +144,7 @@ def test_an_entry_or_a_release_that_is_not_there_is_told_with_those_that_are(sit
         catalog.find("acme-processor").release("9")
 
 
-def test_an_interpreter_that_is_not_there_is_told_in_a_sentence(site: Path) -> None:
+def test_an_interpreter_that_is_not_there_is_reported_in_a_sentence(site: Path) -> None:
     catalog = installing.open_catalog(str(site))
 
     with pytest.raises(ConfigError, match="/nosuch/python cannot be run: No such file"):
@@ -154,7 +156,7 @@ def test_a_catalog_that_nobody_serves_is_unreachable() -> None:
         installing.open_catalog("http://127.0.0.1:9")
 
 
-def test_list_and_show_tell_what_a_client_wants_to_know(site: Path) -> None:
+def test_list_and_show_report_what_a_client_wants_to_know(site: Path) -> None:
     environment = {**os.environ, "CATALOGZERO_CATALOG": str(site)}
 
     listed = subprocess.run(
@@ -200,6 +202,34 @@ def test_a_section_is_written_with_every_setting_explained(tmp_path: Path) -> No
     assert "# depth: 3  # whole number" in path.read_text()
 
 
+def test_a_section_takes_the_settings_that_are_known_already(tmp_path: Path) -> None:
+    path = tmp_path / "handler_registry.yaml"
+
+    registry_section.add_section(
+        path, manifest(), {"region": "1", "depth": "4", "data_roots": "/data/exports"}
+    )
+
+    written = load_registry(path).handlers[0].config
+    assert written == {
+        "region": "1",
+        "depth": 4,
+        "api_key_file": "/etc/acme-processor/api_key",
+        "data_roots": ["/data/exports"],
+    }
+
+
+def test_a_setting_that_the_entry_lacks_and_a_secret_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "handler_registry.yaml"
+    secret = MANIFEST + 'api_key = { type = "string", format = "password" }\n'
+
+    with pytest.raises(ConfigError, match=r"no setting 'regoin'; it has: region, depth"):
+        registry_section.add_section(path, manifest(), {"regoin": "EU"})
+    with pytest.raises(ConfigError, match="use api_key_file"):
+        registry_section.add_section(path, parse_manifest(secret, "test"), {"api_key": "canary"})
+
+    assert not path.exists()
+
+
 def test_a_section_is_added_below_those_that_stand_there_and_changes_none(tmp_path: Path) -> None:
     path = tmp_path / "handler_registry.yaml"
     before = (
@@ -226,7 +256,7 @@ def test_a_file_to_which_no_section_can_be_added_stays_as_it_is(tmp_path: Path) 
     assert path.read_text() == before
 
 
-def test_what_an_upgrade_asks_of_the_client_is_told() -> None:
+def test_what_an_upgrade_asks_of_the_client_is_reported() -> None:
     before = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}}
     after = {
         "properties": {"b": {"type": "integer"}, "c": {"type": "string"}},

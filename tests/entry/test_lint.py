@@ -21,6 +21,13 @@ SRC = "src/acme_processor"
 
 DOC = '        """Count."""\n'
 COUNT = "    def count(self, first: int) -> int:\n{doc}        return first\n\n    def process("
+IMPORTED = "from catalogzero import CloudProcessor, Params, Rows\n"
+TYPED = """from catalogzero import CloudProcessor, Rows
+from pydantic import BaseModel, Field
+
+class Params(BaseModel):
+    day: str = Field("", json_schema_extra={"identity": False})
+"""
 FAULTS: dict[str, tuple[str, str, str]] = {
     "CZ101": ("pyproject.toml", '[project.entry-points."catalogzero.handlers"]', "[tool.nothing]"),
     "CZ102": (f"{SRC}/catalogzero.toml", 'kind = "processor"', 'kind = "magic"'),
@@ -28,6 +35,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "CZ104": ("pyproject.toml", 'dynamic = ["version"]', 'version = "9.9"'),
     "CZ105": (f"{SRC}/handler.py", "from typing import Any", "import no_such_module_at_all"),
     "CZ106": (f"{SRC}/handler.py", "    def process(", COUNT.format(doc=DOC)),
+    "CZ119": (f"{SRC}/handler.py", IMPORTED, TYPED),
     "CZ107": (f"{SRC}/catalogzero.toml", '"api.acme.example"', '"other.example"'),
     "CZ108": (f"{SRC}/catalogzero.toml", "data_collected = [", "data_collected = []\ntags = ["),
     "CZ109": (f"{SRC}/catalogzero.toml", 'method = "health_report"', 'method = "no_such"'),
@@ -92,7 +100,7 @@ def test_a_fault_is_found_by_the_rule_that_names_it(package: Path, code: str) ->
     assert lint.RULES[code].fix in str(finding)
 
 
-def test_fix_writes_what_the_code_tells_and_keeps_what_the_vendor_wrote(package: Path) -> None:
+def test_fix_writes_what_the_code_reports_and_keeps_what_the_vendor_wrote(package: Path) -> None:
     broken(package, "CZ106")
     before = (package / SRC / "catalogzero.toml").read_text()
 
@@ -127,6 +135,52 @@ def test_a_declared_schema_that_the_manifest_lacks_is_drift_and_fix_writes_it(
     assert list(stream.row_schema["properties"]) == ["id", "note"]
     assert stream.row_schema["required"] == ["id"]
     assert [f for f in lint.lint(read_package(package)) if f.rule.code == "CZ106"] == []
+
+
+ASKED = """
+
+class Asked(BaseModel):
+    \"\"\"What a call asks for.\"\"\"
+
+    day: str = {day}
+    region: str = ""
+
+
+class Acme"""
+OUTSIDE = 'Field("", json_schema_extra={"identity": False})'
+
+
+def release(package: Path, day: str, attribute: str = "") -> list[str]:
+    """Another release of the package's code; what CZ119 and CZ106 find before and after a fix."""
+    handler = package / SRC / "handler.py"
+    text = handler.with_suffix(".first")
+    if not text.exists():
+        text.write_text(handler.read_text())
+    code = text.read_text().replace("class Acme", ASKED.format(day=day).lstrip("\n"), 1)
+    code = code.replace("params: Params", "params: Asked", 1)
+    code = code.replace("    def process(", f"    {attribute}\n\n    def process(", 1)
+    handler.write_text("from pydantic import BaseModel, Field\n" + code)
+    lint.fix(read_package(package))
+    found = lint.lint(read_package(package))
+    return [one.message for one in found if one.rule.code in ("CZ106", "CZ119")]
+
+
+def test_a_release_may_not_change_in_silence_which_params_make_a_source(package: Path) -> None:
+    manifest = package / SRC / "catalogzero.toml"
+    now, no_longer = (
+        f"the param 'day' is {word} part of the identity" for word in ("now", "no longer")
+    )
+
+    assert release(package, '""') == []
+    assert "day" in manifest.read_text()
+    before = manifest.read_text()
+    assert release(package, OUTSIDE) == [no_longer]
+    assert manifest.read_text() == before
+    assert release(package, OUTSIDE, "output_version = 2") == []
+    assert "identity = false" in manifest.read_text()
+    assert release(package, '""', "output_version = 2") == [now]
+    assert release(package, '""', 'output_version = 2\n    stream = "days"') == []
+    assert 'stream = "days"' in manifest.read_text()
 
 
 def test_the_command_prints_findings_and_ends_with_1(package: Path) -> None:
@@ -175,7 +229,7 @@ def test_a_trigger_is_fit_where_the_scheduler_takes_it(
 def test_lint_and_contract_demand_the_same_of_a_class() -> None:
     checks = {check.name: check for check in HandlerContract.checks()}
 
-    assert {rule.code for rule in CLASS_RULES} == {"CZ106", "CZ111", "CZ112", "CZ113"}
+    assert {rule.code for rule in CLASS_RULES} == {"CZ106", "CZ111", "CZ112", "CZ113", "CZ119"}
     for rule in CLASS_RULES:
         assert (checks[rule.name].reason, checks[rule.name].fix) == (rule.reason, rule.fix)
         assert lint.RULES[rule.code].fix == rule.fix

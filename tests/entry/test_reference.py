@@ -11,7 +11,7 @@ from catalogzero.entry.lint import RULES
 from catalogzero.entry.manifest import Manifest
 from catalogzero.scheduler.trigger_forms import KEYS
 from catalogzero.testing import ProcessorContract
-from catalogzero.testing.checks import Check
+from catalogzero.testing.checks import ContractCheck
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 
@@ -25,7 +25,7 @@ def test_every_rule_stands_on_its_page_with_its_fix(code: str) -> None:
 
 
 @pytest.mark.parametrize("check", ProcessorContract.checks(), ids=lambda check: check.name)
-def test_every_check_stands_on_its_page_with_reason_and_fix(check: Check) -> None:
+def test_every_check_stands_on_its_page_with_reason_and_fix(check: ContractCheck) -> None:
     row = f"| `{check.name}` | {check.reason} | {check.fix} |"
 
     assert row in (REFERENCE / "contract.md").read_text()

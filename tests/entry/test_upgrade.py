@@ -34,7 +34,7 @@ NEWER_SDK = {
     "pyproject.toml": ('version = "0.1.0"', 'version = "0.2.0"'),
     "sdk/catalogzero/cloud/outbox/schema.py": (
         "MIGRATIONS = (_SCHEMA, _IDENTITY)",
-        'MIGRATIONS = (_SCHEMA, _IDENTITY, "ALTER TABLE uploads ADD COLUMN told TEXT")',
+        'MIGRATIONS = (_SCHEMA, _IDENTITY, "ALTER TABLE uploads ADD COLUMN reported TEXT")',
     ),
 }
 VERSION = ('version = "0.1.0"', 'version = "0.2.0"')
@@ -125,7 +125,7 @@ class Client:
         path = self.folder / "data" / name
         path.write_text("".join(f"{line}\n" for line in ("n", *numbers)))
         params = json.dumps({"data_source": str(path), "params": {}})
-        command = [str(self.command), "run", "files", "--set", "settle_s=0"]
+        command = [str(self.command), "run", "files", "--set", "min_file_age_s=0"]
         return subprocess.run(
             [*command, "--once", "process_and_upload", "--params", params],
             cwd=self.folder,

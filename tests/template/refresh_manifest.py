@@ -1,4 +1,4 @@
-"""Writes into the template's manifest what the SDK's own classes tell of a processor.
+"""Writes into the template's manifest what the SDK's own classes declare of a processor.
 
 Run it after a change of `CloudProcessor`'s methods or of `CloudSettings`:
 `python tests/template/refresh_manifest.py`. A test fails until that is done.

@@ -128,7 +128,7 @@ def test_an_unknown_answer_is_refused_with_the_names_that_there_are() -> None:
         completed(vendor="Acme")
 
 
-def test_every_bad_answer_is_told_at_once() -> None:
+def test_every_bad_answer_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
         completed(project_slug="A", class_name="b", endpoint="c")
 

@@ -74,7 +74,7 @@ class Mutant:
     settings: str = ""
     process: str = PROCESS
     body: str = ""
-    stale_manifest: bool = False
+    stale: tuple[str, str] = ("", "")
     alone: bool = True
 
     def write(self, folder: Path, package: str) -> Path:
@@ -91,12 +91,9 @@ class Mutant:
 
     def manifest(self, cls: type) -> str:
         """The manifest that belongs to the mutant's class, or one that is out of date."""
-        text = drift.with_generated(HEAD, cls)
-        return (
-            text.replace('name = "process_and_upload"', 'name = "upload"')
-            if self.stale_manifest
-            else text
-        )
+        text, (said, before) = drift.with_generated(HEAD, cls), self.stale
+        assert said in text
+        return text.replace(said, before) if said else text
 
 
 def _indented(text: str) -> str:
@@ -174,8 +171,8 @@ MUTANTS: dict[str, list[Mutant]] = {
     ],
     "drains_and_resumes": [
         Mutant(
-            body="async def get_metrics(self):\n    told = await super().get_metrics()\n"
-            "    return {**told, 'status': told['status'].replace('draining', 'idle')}"
+            body="async def get_metrics(self):\n    report = await super().get_metrics()\n"
+            "    return {**report, 'status': report['status'].replace('draining', 'idle')}"
         )
     ],
     "unknown_params_are_refused": [
@@ -186,7 +183,18 @@ MUTANTS: dict[str, list[Mutant]] = {
         Mutant(body="def count(self, first: int) -> int:\n    return first"),
         Mutant(body='def count(self, first) -> int:\n    "Count."\n    return first'),
     ],
-    "manifest_matches_the_code": [Mutant(stale_manifest=True)],
+    "manifest_matches_the_code": [
+        Mutant(stale=('name = "process_and_upload"', 'name = "upload"')),
+        Mutant(stale=("output_version = 1", "output_version = 2")),
+    ],
+    "identity_stays": [
+        Mutant(
+            top="from pydantic import BaseModel, Field\n\n\nclass Asked(BaseModel):\n"
+            "    day: str = Field('', json_schema_extra={'identity': False})",
+            body="process.__annotations__['params'] = Asked",
+            stale=("identity = false, ", ""),
+        )
+    ],
     "importing_it_is_light": [Mutant(top="import pyarrow"), Mutant(top="import httpx")],
     "sleeps_and_wakes": [
         Mutant(body="def _release_resources(self):\n    raise OSError('stuck')"),
@@ -194,7 +202,8 @@ MUTANTS: dict[str, list[Mutant]] = {
     ],
     "sleep_leaks_no_descriptors": [
         Mutant(
-            body="held = []\ndef _ensure_resources(self):\n    self.held.append(open(os.devnull))"
+            body="held = []\ndef _ensure_resources(self):\n"
+            "    self.held.append(os.open(os.devnull, os.O_RDONLY))"
         )
     ],
     "sleep_leaks_no_threads": [
@@ -298,7 +307,7 @@ MUTANTS: dict[str, list[Mutant]] = {
     ],
     "the_key_shows_nowhere": [
         upload("sys.stderr.write(self.settings.api_key.get_secret_value())"),
-        upload("result['told'] = self.settings.api_key.get_secret_value()"),
+        upload("result['reported'] = self.settings.api_key.get_secret_value()"),
     ],
     "survives_a_faulty_network": [
         process(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from catalogzero.runtime.handler import Handler
 from catalogzero.testing import Lab, ProcessorContract
-from catalogzero.testing.checks import Check
+from catalogzero.testing.checks import ContractCheck
 from catalogzero.testing.lab import BrokenError, UnfinishedError
 
 from tests.testing.mutants import GOOD, MUTANTS, SAMPLE, Mutant
@@ -58,7 +58,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         del sys.modules[name]
 
 
-def broken(check: Check, lab: Lab) -> str | None:
+def broken(check: ContractCheck, lab: Lab) -> str | None:
     """What a check says is broken; None where it holds or cannot be looked at."""
     try:
         check.examine(lab)
@@ -85,7 +85,7 @@ def test_a_good_processor_breaks_no_check(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("name", "mutant"), SEEDED)
-def test_a_seeded_fault_is_told_by_the_check_that_names_it(
+def test_a_seeded_fault_is_reported_by_the_check_that_names_it(
     bench: Bench, name: str, mutant: Mutant
 ) -> None:
     said = broken(CHECKS[name], bench.lab(mutant))

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, astuple
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from catalogzero.cli import backend_removal
-from catalogzero.cli.backend_database import DatabaseOption, backend_settings, now
-from catalogzero.cli.output import JsonFlag, print_json, print_rows
+from catalogzero.cli.backend_database import DatabaseOption, backend_settings, now, open_database
+from catalogzero.cli.output import JsonFlag, print_answer, print_json, print_rows
+from catalogzero.config import key_files
 from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from catalogzero.backend.conformance.suite import Report, Result
-    from catalogzero.backend.server import Address
-    from catalogzero.backend.settings import BackendSettings
 
 T = TypeVar("T")
 KEY_VARIABLE = "CATALOGZERO_BACKEND_KEY"
 UNENCRYPTED = (
     "warning: keys and rows reach {} unencrypted: put a TLS proxy before it, or name "
     "--certificate and --private-key"
+)
+
+NO_TENANT = (
+    "No tenant yet, so every request is refused. In another terminal:\n"
+    "  catalogzero backend tenants add NAME --database {}"
 )
 
 app = typer.Typer(no_args_is_help=True, help="The receiver of uploads and health reports.")
@@ -73,6 +76,7 @@ def serve(
     Example: catalogzero backend serve --database /var/lib/acme/backend.sqlite
     """
     from catalogzero.backend import server
+    from catalogzero.backend.tenants import list_tenants
     from catalogzero.config.address import is_loopback
 
     settings = backend_settings(
@@ -81,10 +85,24 @@ def serve(
     tls = server.load_tls(certificate, private_key)
     if tls is None and not is_loopback(host):
         typer.echo(UNENCRYPTED.format(host), err=True)
-    hint = _first_steps(settings)
+    # Looked at before serving, so that a database that does not open ends it here.
+    with open_database(settings.database) as store:
+        has_tenants, label = bool(store.read_now(list_tenants)), store.label
 
-    announce = partial(_announce, hint=hint, as_json=as_json)
-    asyncio.run(server.serve(settings, host=host, port=port, tls=tls, on_started=announce))
+    def announce(url: str, endpoint: str) -> None:
+        text = f"fleet page  {url}/\nendpoint    {endpoint}   (for handlers)"
+        print_answer({"url": url, "endpoint": endpoint, "pid": os.getpid()}, text, json=as_json)
+        if not has_tenants:
+            typer.echo(NO_TENANT.format(label), err=True)
+
+    serving = server.serve(
+        settings,
+        host=host,
+        port=port,
+        tls=tls,
+        on_started=lambda at: announce(at.url, at.endpoint),
+    )
+    asyncio.run(serving)
 
 
 class Form(StrEnum):
@@ -124,17 +142,13 @@ def verify(
 
     Example: catalogzero backend verify https://api.acme.example/v1 --key-file test.key
     """
-    from dataclasses import asdict
-
     from catalogzero.backend.conformance import suite
 
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no endpoint such as https://api.acme.example/v1")
-    key = _test_key(key_file)
-    show = (lambda _: None) if as_json else _show_result
     verifying = suite.verify(
         url,
-        key,
+        _test_key(key_file),
         form=form.value,
         timeout_s=timeout_s,
         ca_file=ca_file,
@@ -142,7 +156,7 @@ def verify(
         other_key="" if other_key_file is None else _test_key(other_key_file),
         restart=restart,
         rows=rows,
-        on_result=show,
+        on_result=(lambda _: None) if as_json else _show_result,
     )
     report = asyncio.run(verifying)
     if as_json:
@@ -164,10 +178,8 @@ def restored(database: DatabaseOption = None, as_json: JsonFlag = False) -> None
     from catalogzero.backend.generations import renew
 
     generation = _write(database, renew)
-    if as_json:
-        print_json({"generation": generation})
-    else:
-        typer.echo(f"generation {generation}: each client compares, and sends what is missing here")
+    text = f"generation {generation}: each client compares, and sends what is missing here"
+    print_answer({"generation": generation}, text, json=as_json)
 
 
 @app.command()
@@ -188,18 +200,14 @@ def export(
     Example: catalogzero backend export --to s3://acme-lake/catalogzero --follow
     """
     from catalogzero.backend import export as exporting
-    from catalogzero.backend.store import Database
 
     def show(done: exporting.Exported) -> None:
-        if as_json:
-            print_json({"written": done.written, "hidden": done.hidden, "removed": done.removed})
-        else:
-            typer.echo(
-                f"{done.written} uploads written, {done.hidden} hidden, {done.removed} removed"
-            )
+        counts = {"written": done.written, "hidden": done.hidden, "removed": done.removed}
+        text = f"{done.written} uploads written, {done.hidden} hidden, {done.removed} removed"
+        print_answer(counts, text, json=as_json)
 
     store = exporting.open_lake(to)
-    with closing(Database(backend_settings(database=database).database)) as source:
+    with open_database(backend_settings(database=database).database) as source:
         asyncio.run(exporting.run(exporting.Lake(source, store), show, follow=follow))
 
 
@@ -226,10 +234,9 @@ def label(
             )
         changes[name] = value
     now = _write(database, lambda at: set_labels(at, tenant, installation, changes))
-    if as_json:
-        print_json({"tenant": tenant, "installation_id": installation, "labels": now})
-    else:
-        typer.echo(", ".join(f"{name}={value}" for name, value in now.items()) or "no labels")
+    answer = {"tenant": tenant, "installation_id": installation, "labels": now}
+    text = ", ".join(f"{name}={value}" for name, value in now.items()) or "no labels"
+    print_answer(answer, text, json=as_json)
 
 
 @tenants.command("add")
@@ -242,9 +249,7 @@ def add(
     """
     from catalogzero.backend.tenants import add_tenant
 
-    with _writable(key_file):
-        key = _write(database, lambda connection: add_tenant(connection, name, now()))
-    _hand_over(name, key, key_file, as_json=as_json)
+    _make_key(add_tenant, name, database, key_file, as_json=as_json)
 
 
 @tenants.command("rotate")
@@ -257,9 +262,7 @@ def rotate(
     """
     from catalogzero.backend.tenants import rotate_key
 
-    with _writable(key_file):
-        key = _write(database, lambda connection: rotate_key(connection, name, now()))
-    _hand_over(name, key, key_file, as_json=as_json)
+    _make_key(rotate_key, name, database, key_file, as_json=as_json)
 
 
 @tenants.command("revoke")
@@ -267,6 +270,7 @@ def revoke(
     name: Name,
     key_id: Annotated[str, typer.Argument(help="As `tenants list` shows it.")],
     database: DatabaseOption = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """End one key of a tenant; a running backend refuses it within five seconds.
 
@@ -274,8 +278,9 @@ def revoke(
     """
     from catalogzero.backend.tenants import revoke_key
 
-    _write(database, lambda connection: revoke_key(connection, name, key_id))
-    typer.echo(f"key {key_id} of {name} is revoked")
+    _write(database, lambda connection: revoke_key(connection, name, key_id, now()))
+    text = f"key {key_id} of {name} is revoked"
+    print_answer({"tenant": name, "revoked": key_id}, text, json=as_json)
 
 
 @tenants.command("list")
@@ -284,15 +289,10 @@ def list_all(database: DatabaseOption = None, as_json: JsonFlag = False) -> None
 
     Example: catalogzero backend tenants list
     """
-    from dataclasses import asdict
-
     from catalogzero.backend.tenants import list_tenants
 
-    found = [asdict(tenant) for tenant in _write(database, list_tenants)]
-    rows = [
-        (tenant["name"], tenant["created_at"], tenant["installations"], " ".join(tenant["key_ids"]))
-        for tenant in found
-    ]
+    found = _write(database, list_tenants)
+    rows = [(one.name, one.created_at, one.installations, " ".join(one.key_ids)) for one in found]
     columns = ("tenant", "created", "installations", "keys")
     print_rows({"tenants": found}, columns, rows, json=as_json)
 
@@ -314,8 +314,6 @@ def limit(
 
     Example: catalogzero backend tenants limit acme --rows-per-s 20000 --chunks 2
     """
-    from dataclasses import asdict
-
     from catalogzero.backend.tenants import set_share
 
     given = {
@@ -340,14 +338,11 @@ def list_hooks(
 
     Example: catalogzero backend hooks list
     """
-    from dataclasses import asdict
-
     from catalogzero.backend.delivery import failed_hooks
 
     found = _write(database, lambda connection: failed_hooks(connection, tenant))
     columns = ("job", "tenant", "stream", "source", "calls", "failed", "error")
-    rows = [tuple(asdict(one).values()) for one in found]
-    print_rows({"hooks": [asdict(one) for one in found]}, columns, rows, json=as_json)
+    print_rows({"hooks": found}, columns, map(astuple, found), json=as_json)
 
 
 @hooks.command("retry")
@@ -355,6 +350,7 @@ def retry_hooks(
     job_ids: Annotated[list[str] | None, typer.Argument(help="As `hooks list` shows them.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     database: DatabaseOption = None,
+    as_json: JsonFlag = False,
 ) -> None:
     """Have the hook called again, as if for the first time.
 
@@ -368,7 +364,8 @@ def retry_hooks(
     count = _write(database, lambda connection: retry(connection, which, now()))
     if not count:
         raise ConfigError("no such dead letter: `catalogzero backend hooks list` shows them")
-    typer.echo(f"the hook is called again for {count} upload{'' if count == 1 else 's'}")
+    text = f"the hook is called again for {count} upload{'' if count == 1 else 's'}"
+    print_answer({"retried": count}, text, json=as_json)
 
 
 def _test_key(key_file: Path | None) -> str:
@@ -411,85 +408,25 @@ def _show_report(report: Report) -> None:
 
 def _write(database: str | None, work: Callable[[Connection], T]) -> T:
     """Run `work` in one transaction of the backend's database."""
-    from catalogzero.backend.store import Database
-
-    with closing(Database(backend_settings(database=database).database)) as store:
+    with open_database(backend_settings(database=database).database) as store:
         return store.write_now(work)
 
 
-def _first_steps(settings: BackendSettings) -> str | None:
-    """What to run when there is no tenant yet."""
-    from catalogzero.backend.store import Database
-    from catalogzero.backend.tenants import list_tenants
-
-    with closing(Database(settings.database)) as store:
-        if store.read_now(list_tenants):
-            return None
-    return (
-        "No tenant yet, so every request is refused. In another terminal:\n"
-        f"  catalogzero backend tenants add NAME --database {store.label}"
-    )
-
-
-def _announce(address: Address, hint: str | None, *, as_json: bool) -> None:
-    """Tell where the backend is, and what is missing."""
-    if as_json:
-        print_json({"url": address.url, "endpoint": address.endpoint, "pid": os.getpid()})
-    else:
-        typer.echo(f"fleet page  {address.url}/")
-        typer.echo(f"endpoint    {address.endpoint}   (for handlers)")
-    if hint:
-        typer.echo(hint, err=True)
-
-
-def _hand_over(name: str, key: str, key_file: Path | None, *, as_json: bool) -> None:
-    """Show a key once, or write it to a file of its own."""
-    if key_file is not None:
-        _write_key(key_file, key)
-    if as_json:
-        shown = {"key_file": str(key_file)} if key_file else {"key": key}
-        print_json({"tenant": name, **shown})
-    elif key_file:
-        typer.echo(f"the key of {name} is in {key_file}")
-    else:
-        typer.echo(key)
+def _make_key(
+    make: Callable[[Connection, str, str], str],
+    name: str,
+    database: str | None,
+    key_file: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Have a tenant's key made; show it once, or write it to a file of its own."""
+    with key_files.replacing(key_file) if key_file else nullcontext() as file:
+        key = _write(database, lambda connection: make(connection, name, now()))
+        if file:
+            file.write(f"{key}\n")
+    shown = {"key_file": str(key_file)} if key_file else {"key": key}
+    text = f"the key of {name} is in {key_file}" if key_file else key
+    print_answer({"tenant": name, **shown}, text, json=as_json)
+    if not (key_file or as_json):
         typer.echo("This key is shown once; only its hash is stored.", err=True)
-
-
-@contextmanager
-def _writable(path: Path | None) -> Iterator[None]:
-    """Refuse before a key is made that could not be written down, and so would be lost."""
-    if path is None:
-        yield
-        return
-    part = _part(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        part.unlink(missing_ok=True)
-        part.touch(mode=0o600, exist_ok=False)
-    except OSError as error:
-        raise _no_key_file(path, error) from None
-    try:
-        yield
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _part(path: Path) -> Path:
-    """Where a key is written first: who can read an old file at its place never reads the key."""
-    return path.with_name(f"{path.name}.part")
-
-
-def _no_key_file(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"cannot write the key to {path}: {error.strerror}")
-
-
-def _write_key(path: Path, key: str) -> None:
-    """Write a key to the private file that `_writable` made, in place of one that was there."""
-    try:
-        _part(path).write_text(key + "\n")
-        _part(path).replace(path)
-    except OSError as error:
-        raise _no_key_file(path, error) from None

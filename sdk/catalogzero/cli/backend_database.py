@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from catalogzero.clock import SystemClock
+
 if TYPE_CHECKING:
     from catalogzero.backend.settings import BackendSettings
+    from catalogzero.backend.store import BackendDatabase
 
 DatabaseOption = Annotated[
     str | None,
@@ -28,11 +32,16 @@ def backend_settings(**given: Any) -> BackendSettings:
     try:
         return BackendSettings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
-        raise config_error(error, where="backend settings") from None
+        raise config_error(error, where="backend settings", model=BackendSettings) from None
+
+
+def open_database(place: str) -> closing[BackendDatabase]:
+    """The database of the settings, closed at the end of the `with` that it is for."""
+    from catalogzero.backend.store import BackendDatabase
+
+    return closing(BackendDatabase(place))
 
 
 def now() -> str:
     """The time, as it is stored."""
-    from catalogzero.clock import SystemClock
-
     return SystemClock().now().isoformat(timespec="milliseconds")

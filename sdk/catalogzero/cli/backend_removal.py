@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from catalogzero.cli.backend_database import DatabaseOption, backend_settings, now
-from catalogzero.cli.output import JsonFlag, print_json, print_rows
-
-if TYPE_CHECKING:
-    from catalogzero.backend.removal import Receipt, Target
+from catalogzero.cli.backend_database import DatabaseOption, backend_settings, now, open_database
+from catalogzero.cli.output import JsonFlag, Yes, print_json, print_rows
+from catalogzero.clock import SystemClock
 
 installations = typer.Typer(no_args_is_help=True, help="What the backend knows of installations.")
 sources = typer.Typer(no_args_is_help=True, help="What the backend knows of sources.")
@@ -20,7 +16,6 @@ sources = typer.Typer(no_args_is_help=True, help="What the backend knows of sour
 Tenant = Annotated[str, typer.Argument(help="The tenant's name.")]
 Installation = Annotated[str, typer.Argument(help="The installation's id.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 @installations.command("list")
@@ -32,16 +27,15 @@ def list_installations(
     Example: catalogzero backend installations list acme
     """
     from catalogzero.backend.inventory import read_installations
-    from catalogzero.backend.store import Database
 
-    with closing(Database(backend_settings(database=database).database)) as store:
+    with open_database(backend_settings(database=database).database) as store:
         found = store.read_now(lambda connection: read_installations(connection, tenant))
     columns = ("installation", "entry", "version", "last seen", "removed")
     rows = [
         (one.installation_id, one.entry, one.version, one.last_seen_at, one.removed_at or "")
         for one in found
     ]
-    print_rows({"installations": [asdict(one) for one in found]}, columns, rows, json=as_json)
+    print_rows({"installations": found}, columns, rows, json=as_json)
 
 
 @sources.command("list")
@@ -56,16 +50,15 @@ def list_sources(
     Example: catalogzero backend sources list acme site-1
     """
     from catalogzero.backend.inventory import read_sources
-    from catalogzero.backend.store import Database
 
-    with closing(Database(backend_settings(database=database).database)) as store:
+    with open_database(backend_settings(database=database).database) as store:
         found = store.read_now(lambda at: read_sources(at, tenant, installation_id))
     columns = ("stream", "source", "records", "removed", "source key")
     rows = [
         (one.stream or "", one.source or "", one.records, one.removed_at or "", one.source_key)
         for one in found
     ]
-    print_rows({"sources": [asdict(one) for one in found]}, columns, rows, json=as_json)
+    print_rows({"sources": found}, columns, rows, json=as_json)
 
 
 def remove_tenant(
@@ -82,9 +75,7 @@ def remove_tenant(
 
     Example: catalogzero backend tenants remove acme --dry-run
     """
-    from catalogzero.backend.removal import Target
-
-    _remove(Target(tenant), database, dry_run=dry_run, yes=yes, as_json=as_json)
+    _remove((tenant,), database, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @installations.command("remove")
@@ -103,10 +94,8 @@ def remove_installation(
 
     Example: catalogzero backend installations remove acme site-1 --dry-run
     """
-    from catalogzero.backend.removal import Target
-
-    target = Target(tenant, installation_id)
-    _remove(target, database, dry_run=dry_run, yes=yes, as_json=as_json)
+    names = (tenant, installation_id)
+    _remove(names, database, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @sources.command("remove")
@@ -126,39 +115,31 @@ def remove_source(
 
     Example: catalogzero backend sources remove acme site-1 4f0c… --dry-run
     """
-    from catalogzero.backend.removal import Target
-
-    target = Target(tenant, installation_id, source_key)
-    _remove(target, database, dry_run=dry_run, yes=yes, as_json=as_json)
+    names = (tenant, installation_id, source_key)
+    _remove(names, database, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 def _remove(
-    target: Target, database: str | None, *, dry_run: bool, yes: bool, as_json: bool
+    names: tuple[str, ...], database: str | None, *, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
-    """Show what is there, ask, remove it, and hand out the receipt."""
-    from catalogzero.backend.removal import preview, remove
-    from catalogzero.backend.store import Database
-    from catalogzero.clock import SystemClock
+    """Show what there is of a tenant's, ask, remove it, and hand out the receipt."""
+    from catalogzero.backend.removal import Target, preview, remove
 
-    with closing(Database(backend_settings(database=database).database)) as store:
+    target, shown = Target(*names), " ".join(names)
+    with open_database(backend_settings(database=database).database) as store:
         if dry_run or not yes:
             receipt = store.read_now(lambda connection: preview(connection, target, now()))
         if not dry_run:
             if not yes:
-                question = f"remove {_counted(receipt.removed)} of {_name(receipt)} for good?"
+                question = f"remove {counted(receipt.removed)} of {shown} for good?"
                 typer.confirm(question, abort=True)
             receipt = remove(store, target, SystemClock())
     if as_json:
-        print_json(asdict(receipt))
-    else:
-        _show(receipt)
-
-
-def _show(receipt: Receipt) -> None:
-    """The receipt as people read it."""
-    done = "would be removed" if receipt.dry_run else "removed"
-    typer.echo(f"{_name(receipt)}: {done}: {_counted(receipt.removed)}")
-    if not receipt.dry_run:
+        print_json(receipt)
+        return
+    done = "would be removed" if dry_run else "removed"
+    typer.echo(f"{shown}: {done}: {counted(receipt.removed)}")
+    if not dry_run:
         count = receipt.transactions
         span = f"from {receipt.began_at} to {receipt.ended_at}"
         typer.echo(f"{span}, in {count} transaction{'' if count == 1 else 's'}")
@@ -169,12 +150,7 @@ def _show(receipt: Receipt) -> None:
         )
 
 
-def _name(receipt: Receipt) -> str:
-    names = (receipt.tenant, receipt.installation_id, receipt.source_key)
-    return " ".join(name for name in names if name is not None)
-
-
-def _counted(removed: dict[str, int]) -> str:
+def counted(removed: dict[str, int]) -> str:
     """What is not nothing, as a list."""
     found = [f"{count:,} {kind.replace('_', ' ')}" for kind, count in removed.items() if count]
     return ", ".join(found) or "nothing"

@@ -11,15 +11,21 @@ import typer
 
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
 from catalogzero.cli.progress import call_shown
-from catalogzero.cli.run import RegistryOption, json_object
+from catalogzero.cli.run import RegistryOption, json_object, known_handlers
 from catalogzero.config.address import FORMS, Address
-from catalogzero.config.registry import load_registry
+from catalogzero.config.registry import Section, load_registry
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.launch import registry_path
 from catalogzero.wire.client import HandlerClient
-from catalogzero.wire.zeromq import CurveClient, CurveKeys, public_key
+from catalogzero.wire.keys import CurveClient, CurveKeys, public_key
+from catalogzero.wire.messages import JsonObject
 
-Target = Annotated[str, typer.Argument(help="A handler_id of the registry file, or its address.")]
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="A handler_id of the registry file, or its address.", autocompletion=known_handlers
+    ),
+]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the reply.")]
 KeyFile = Annotated[
     Path | None, typer.Option(help="Your CURVE key pair, for a handler that is served with keys.")
@@ -27,7 +33,7 @@ KeyFile = Annotated[
 ServerKey = Annotated[
     str | None, typer.Option(help="The handler's public key; by default its section's.")
 ]
-Show = Callable[[dict[str, Any]], None]
+Show = Callable[[JsonObject], None]
 Peer = tuple[str, CurveClient | None]
 """Where a handler is, and the keys to call it with."""
 
@@ -43,14 +49,17 @@ def call(
 ) -> None:
     """Call a method and print its result as JSON; a terminal shows how far it is.
 
+    A handler that is away or draining is waited for; one that restarted in the middle of the run
+    ends the call.
+
     Example: catalogzero call acme process_and_upload --params '{"data_source": "/data/exports"}'
     """
     fields = json_object(params, "--params")
-    peer = _peer(target, registry, key_file, server_key)
+    peer = peer_of(target, registry, key_file, server_key)
     print_json(_ask(peer, method, fields, timeout_s))
 
 
-def _question(method: str) -> Callable[[Show], Callable[..., None]]:
+def question(method: str) -> Callable[[Show], Callable[..., None]]:
     """A command that asks a handler one thing; the function decorated says what, and shows it."""
 
     def command_of(show: Show) -> Callable[..., None]:
@@ -62,7 +71,7 @@ def _question(method: str) -> Callable[[Show], Callable[..., None]]:
             server_key: ServerKey = None,
             json: JsonFlag = False,
         ) -> None:
-            answer = _ask(_peer(target, registry, key_file, server_key), method, {}, timeout_s)
+            answer = _ask(peer_of(target, registry, key_file, server_key), method, {}, timeout_s)
             (show if isinstance(answer, dict) and not json else print_json)(answer)
 
         command.__doc__ = show.__doc__
@@ -71,8 +80,8 @@ def _question(method: str) -> Callable[[Show], Callable[..., None]]:
     return command_of
 
 
-@_question("ping")
-def ping(shown: dict[str, Any]) -> None:
+@question("ping")
+def ping(shown: JsonObject) -> None:
     """Whether a handler answers; it is not woken.
 
     Example: catalogzero ping acme
@@ -80,8 +89,8 @@ def ping(shown: dict[str, Any]) -> None:
     print_fields(shown)
 
 
-@_question("get_metrics")
-def metrics(shown: dict[str, Any]) -> None:
+@question("get_metrics")
+def metrics(shown: JsonObject) -> None:
     """Memory, CPU, state and runs of a handler; it is not woken.
 
     Example: catalogzero metrics tcp://127.0.0.1:5001 --json
@@ -89,13 +98,14 @@ def metrics(shown: dict[str, Any]) -> None:
     print_fields(shown)
 
 
-@_question("describe")
-def describe(shown: dict[str, Any]) -> None:
+@question("describe")
+def describe(shown: JsonObject) -> None:
     """What a handler is, and which methods it has.
 
     Example: catalogzero describe acme
     """
-    if "boot_id" not in shown:  # a plain handler's own
+    # A plain handler may have a method `describe` of its own, which answers what it likes.
+    if "boot_id" not in shown:
         print_fields(shown)
         return
     print_fields({name: shown[name] for name in ("handler_id", "class", "entry", "version")})
@@ -124,19 +134,16 @@ def cancel(
 
     Example: catalogzero cancel acme 8f14e45f-ceea-467f-a9d3-1b2c3d4e5f60
     """
-    peer = _peer(target, registry, key_file, server_key)
+    peer = peer_of(target, registry, key_file, server_key)
     print_json(_ask(peer, "cancel", {"run_id": run_id}, timeout_s))
 
 
-def address_of(target: str, registry: Path | None) -> str:
-    """The address of a handler: as given, or from the registry file.
+def address_of(section: Section) -> str:
+    """Where the handler of a section of the registry file is called from this machine.
 
     Raises:
-        ConfigError: The file does not name it, or names no port.
+        ConfigError: It names no port.
     """
-    if "://" in target:
-        return str(Address.parse(target))
-    section = load_registry(registry_path(registry)).find(target)
     runtime = section.runtime
     bound = Address.of(str(runtime.get("host", "127.0.0.1")), runtime.get("port") or 0)
     if bound.path:
@@ -144,19 +151,27 @@ def address_of(target: str, registry: Path | None) -> str:
     if not bound.port:
         raise ConfigError(f"{section.where('port')}: no port: name its address, {FORMS}")
     here = bound.callable_here
+    # Bound to every interface or behind a translation, it is reached under what it registers.
     return str(Address(runtime.get("advertise_host") or here.host, here.port))
 
 
-def _peer(
+def peer_of(
     target: str, registry: Path | None, key_file: Path | None, server_key: str | None
 ) -> Peer:
-    """The handler that the command line names.
+    """The handler that the command line names: by its address, or of the registry file.
 
     Raises:
         ConfigError: It cannot be found, or a key is missing or no key.
     """
-    address = address_of(target, registry)
-    server = public_key(server_key) if server_key else _section_key(target, registry)
+    section = None if "://" in target else load_registry(registry_path(registry)).find(target)
+    address = address_of(section) if section else str(Address.parse(target))
+    curve = section.runtime.get("curve") if section else None
+    server = public_key(server_key) if server_key else None
+    if curve and server is None:
+        try:
+            server = CurveKeys.read(Path(curve["key_file"])).public
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or name its public key with --server-key") from None
     if server is None and key_file is None:
         return address, None
     if key_file is None:
@@ -166,25 +181,15 @@ def _peer(
     return address, CurveClient(CurveKeys.read(key_file), server)
 
 
-def _section_key(target: str, registry: Path | None) -> bytes | None:
-    """The public key of a handler of the registry file that is served with keys."""
-    if "://" in target:
-        return None
-    curve = load_registry(registry_path(registry)).find(target).runtime.get("curve")
-    try:
-        return CurveKeys.read(Path(curve["key_file"])).public if curve else None
-    except ConfigError as error:
-        raise ConfigError(f"{error}; or name its public key with --server-key") from None
-
-
-def _ask(peer: Peer, method: str, params: dict[str, Any], timeout_s: float) -> Any:
+def _ask(peer: Peer, method: str, params: JsonObject, timeout_s: float) -> Any:
     """One call to a handler."""
     address, curve = peer
 
     async def ask() -> Any:
         async with HandlerClient(address, curve=curve) as client:
-            if method not in ("ping", "get_metrics", "describe", "cancel"):
-                await client.ping(timeout_s=min(5.0, timeout_s))
+            # These answer at once, and are no runs whose progress could be asked for.
+            if method in ("ping", "get_metrics", "describe", "cancel"):
+                return await client.call(method, params, timeout_s=timeout_s)
             return await call_shown(client, method, params, timeout_s)
 
     return asyncio.run(ask())

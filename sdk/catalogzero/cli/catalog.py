@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from catalogzero.cli import catalog_client as client
-from catalogzero.cli.output import JsonFlag, PackageFolder, print_json
+from catalogzero.cli.output import JsonFlag, PackageFolder, print_answer, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Publish a catalog; install from one.")
 
@@ -64,7 +64,7 @@ def build(
         replace=replace,
     )
     if as_json:
-        print_json(asdict(report))
+        print_json(report)
         return
     for entry_id, version in report.entries.items():
         machines = ", ".join(report.serves[entry_id]) or "no machine: build it again"
@@ -111,8 +111,10 @@ def lint(
     errors = [finding for finding in findings if finding.rule.severity == "error"]
     if as_json:
         listed = [
-            # `mend` is what a release before called `fix`.
-            {**asdict(one.rule), "mend": one.rule.fix, "path": one.path, "message": one.message}
+            # The key beside `fix` is its name of a release before, which goes with the next.
+            {"code": one.rule.code, "demand": one.rule.demand, "fix": one.rule.fix}
+            | {"severity": one.rule.severity, "mend": one.rule.fix}
+            | {"path": one.path, "message": one.message}
             for one in findings
         ]
         print_json({"changed": [str(path) for path in changed], "findings": listed})
@@ -133,6 +135,7 @@ def serve(
     *,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: any free one.", min=0, max=65535)] = 8880,
+    as_json: JsonFlag = False,
 ) -> None:
     """Serve a catalog on this machine, for a look or for a network without a web server.
 
@@ -141,8 +144,9 @@ def serve(
     from catalogzero.entry.serving import CatalogServer
 
     with CatalogServer(site, host, port) as server:
-        typer.echo(f"{server.url} (Ctrl-C ends it)")
-        server.serve_until_interrupted()
+        print_answer({"url": server.url}, f"{server.url} (Ctrl-C ends it)", json=as_json)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 app.command("list")(client.list_entries)

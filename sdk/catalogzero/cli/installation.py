@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from catalogzero.cli.outbox import Target, opened
-from catalogzero.cli.run import RegistryOption
+from catalogzero.cli.outbox import opened
+from catalogzero.cli.output import JsonFlag, Yes, print_answer
+from catalogzero.cli.run import RegistryOption, Target
 from catalogzero.errors import ConfigError
 
 app = typer.Typer(
@@ -16,7 +15,7 @@ app = typer.Typer(
 
 
 @app.command()
-def adopt(target: Target, registry: RegistryOption = None) -> None:
+def adopt(target: Target, registry: RegistryOption = None, json: JsonFlag = False) -> None:
     """Take the installation over: from now on this folder sends, and any other one is refused.
 
     What the backend has is compared first; sources that differ are read again.
@@ -25,20 +24,22 @@ def adopt(target: Target, registry: RegistryOption = None) -> None:
     """
     with opened(target, registry) as outbox:
         outbox.adopt()
-    typer.echo("this folder takes the installation over: at once where the handler runs")
+    text = "this folder takes the installation over: at once where the handler runs"
+    print_answer({"adopted": target}, text, json=json)
 
 
 @app.command()
 def new(
     target: Target,
     registry: RegistryOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Yes = False,
+    json: JsonFlag = False,
 ) -> None:
     """Make this folder an installation of its own: drop what was copied, read all sources again.
 
     Example: catalogzero installation new acme
     """
-    from catalogzero.cloud.outbox.identity import INSTALLATION
+    from catalogzero.cloud.outbox.stored import INSTALLATION
     from catalogzero.cloud.processor import CloudProcessor, make_installation_id
     from catalogzero.runtime.launch import make_handler
 
@@ -46,16 +47,21 @@ def new(
     if not isinstance(handler, CloudProcessor):
         raise ConfigError(f"{type(handler).__name__} is not a CloudProcessor: it uploads nothing")
     with opened(target, registry) as outbox:
-        old, configured = outbox.fact(INSTALLATION), handler.runtime.installation_id
+        old, configured = outbox.store.fact(INSTALLATION), handler.runtime.installation_id
+        # What the file says would be back at the next start, whatever is written here.
         if configured is not None and old in (None, configured):
             raise ConfigError(
                 f"installation_id stands in the registry file ({configured}): write another one "
                 "there, then run this again"
             )
-        for upload in outbox.uploads(("building", "sealed", "completing", "held", "dead")):
-            typer.echo(f"{upload.records} records of {upload.source} ({upload.state}) are dropped")
+        uploads = outbox.store.uploads(("building", "sealed", "completing", "held", "dead"))
+        for upload in uploads:
+            text = f"{upload.records} records of {upload.source} ({upload.state}) are dropped"
+            typer.echo(text, err=json)
         if not yes:
-            typer.confirm("drop them, and every mark of what was sent?", abort=True)
+            typer.confirm("drop them, and every mark of what was sent?", abort=True, err=json)
         outbox.forget_all(old or handler.identity().installation_id)
     made = configured or make_installation_id(handler.state_dir)
-    typer.echo(f"this folder is installation {made} now: restart the handler where it runs")
+    answer = {"installation_id": made, "dropped_uploads": len(uploads)}
+    text = f"this folder is installation {made} now: restart the handler where it runs"
+    print_answer(answer, text, json=json)

@@ -8,20 +8,32 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
+import catalogzero.early_interrupt as early_interrupt
 from catalogzero.cli.output import COLOURS, escape_output
-from catalogzero.config.state_folder import keep_private
-from catalogzero.errors import CatalogZeroError, ConfigError, UnauthorizedError, UnreachableError
+from catalogzero.config.state_folder import keep_private, owner_hint
+from catalogzero.errors import (
+    AddressUnavailableError,
+    CatalogZeroError,
+    ConfigError,
+    UnauthorizedError,
+    UnreachableError,
+)
 from catalogzero.version import __version__
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 3
 EXIT_UNREACHABLE = 4
 EXIT_UNAUTHORIZED = 5
+EXIT_TEMPORARY = 75
+"""The same start may do later: systemd calls it TEMPFAIL, and its units try again."""
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 VENDOR, CLIENT, BACKEND = "Vendor", "Client", "Backend"
 
@@ -49,9 +61,11 @@ COMMANDS = {
     "describe": Command(CLIENT, "call:describe"),
     "cancel": Command(CLIENT, "call:cancel"),
     "check": Command(CLIENT, "check:check", private=True),
+    "status": Command(CLIENT, "status:status"),
     "preview": Command(CLIENT, "preview:preview"),
     "outbox": Command(CLIENT, "outbox:app"),
     "installation": Command(CLIENT, "installation:app", private=True),
+    "state": Command(CLIENT, "state:app", private=True),
     "bundle": Command(CLIENT, "bundle:bundle", private=True),
     "keys": Command(CLIENT, "keys:app"),
     "systemd": Command(CLIENT, "systemd:systemd"),
@@ -68,8 +82,10 @@ class CommandTable(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        names: dict[str, Any] = dict.fromkeys(COMMANDS)
-        self.commands = names  # the names alone, for "did you mean"
+        # The names alone, for "did you mean": to fill them in would import every command.
+        names: Any = dict.fromkeys(COMMANDS)
+        self.commands = names
+        self._names_only = False
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Every command, in the order of the table."""
@@ -79,10 +95,13 @@ class CommandTable(TyperGroup):
         """The command of that name."""
         if cmd_name not in COMMANDS:
             return None
+        if self._names_only:
+            return TyperCommand(cmd_name)
         command = COMMANDS[cmd_name]
         module, _, attribute = command.place.partition(":")
         found: Any = getattr(importlib.import_module(f"catalogzero.cli.{module}"), attribute)
         if isinstance(found, typer.Typer):
+            # Typer would add --install-completion to each of them, as if it stood alone.
             found._add_completion = False
         else:
             function, found = found, typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -90,10 +109,19 @@ class CommandTable(TyperGroup):
             found.command(cmd_name, context_settings=context)(function)
         made: Any = typer.main.get_command(found)
         made.name, made.rich_help_panel = cmd_name, command.panel
+        name_values(made)
         return made
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """What a shell completes: the names alone, for a Tab must not import every command."""
+        self._names_only = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._names_only = False
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; what is not installed is told by the extra that brings it."""
+        """Run the command; what is not installed is named with the extra that brings it."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -102,18 +130,46 @@ class CommandTable(TyperGroup):
             extra = COMMANDS[name].sql_extra if missing == "sqlalchemy" else _EXTRA_OF.get(missing)
             if extra is None:
                 raise
+            from catalogzero.config.install_hint import install_hint
+
             raise ConfigError(
                 f"`catalogzero {name}` needs {missing}, which is not installed: "
-                f"pip install 'catalogzero[{extra}]'"
+                + install_hint(extra)
             ) from None
 
+
+def name_values(command: Any) -> None:
+    """Say in each option's help what its value is, in words and not by Python's types."""
+    for one in filter(None, getattr(command, "commands", {}).values()):
+        name_values(one)
+    help_option = command.get_help_option(typer.Context(command, help_option_names=_HELP))
+    for option in [*command.params, help_option]:
+        if not isinstance(option, TyperOption):
+            # Typer shows an argument's type beside its name, which says it already.
+            option.display_type_rich = lambda ctx: None
+        elif option.is_flag:
+            option.metavar = ""
+        elif option.metavar is None and not option.type_descriptor.is_choice:
+            option.metavar = _value_of(option)
+
+
+def _value_of(option: TyperOption) -> str:
+    """The unit that an option's name says, else the kind of its value."""
+    unit = next((word for end, word in _UNITS.items() if str(option.name).endswith(end)), None)
+    kind = option.display_type(typer.Context(TyperCommand("none"))).strip("<>")
+    kind = kind.removeprefix("list[").removesuffix("]").removesuffix(" range")
+    return unit or _KINDS.get(kind, kind.upper())
+
+
+_HELP = ["-h", "--help"]
+_UNITS = {"_s": "SECONDS", "_days": "DAYS", "_bytes": "BYTES"}
+_KINDS = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "file": "PATH", "directory": "FOLDER"}
 
 app = typer.Typer(
     name="catalogzero",
     cls=CommandTable,
     no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP},
 )
 
 
@@ -136,6 +192,7 @@ def root(
     A vendor begins with `catalogzero new`, a client with `catalogzero check`,
     a backend with `catalogzero backend serve`; each --help has an example.
     """
+    early_interrupt.end()  # what is imported from here on, a command may be interrupted in
     command = COMMANDS.get(ctx.invoked_subcommand or "")
     if command and command.private:
         keep_private()
@@ -145,20 +202,27 @@ def main() -> None:
     """Entry point of the `catalogzero` command."""
     escape_output()
     try:
-        typer.main.get_command(app)(standalone_mode=True)
+        made = typer.main.get_command(app)
+        name_values(made)
+        made(standalone_mode=True)
     except CatalogZeroError as error:
         typer.echo(f"catalogzero: {COLOURS.sub('', str(error))}", err=True)
         sys.exit(exit_code(error))
     except OSError as error:
+        # One without a file is a fault of ours, but for a full disk, which names none.
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
         place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"catalogzero: {place}{error.strerror}", err=True)
-        sys.exit(EXIT_CONFIG)
+        denied = isinstance(error, PermissionError) and isinstance(error.filename, str)
+        fix = f": {owner_hint(Path(error.filename))}" if denied else ""
+        typer.echo(f"catalogzero: {place}{error.strerror}{fix}", err=True)
+        sys.exit(EXIT_TEMPORARY if error.errno in FULL_DISK else EXIT_CONFIG)
 
 
 def exit_code(error: CatalogZeroError) -> int:
-    """The exit code that tells a script what kind of error it was."""
+    """The exit code that shows a script what kind of error it was."""
+    if isinstance(error, AddressUnavailableError):
+        return EXIT_TEMPORARY
     if isinstance(error, ConfigError):
         return EXIT_CONFIG
     if isinstance(error, UnreachableError):

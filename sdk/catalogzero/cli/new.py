@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from catalogzero.cli.output import JsonFlag, print_answer, print_json
 from catalogzero.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ def new(
     *,
     no_input: Annotated[bool, typer.Option("--no-input", help="Ask nothing.")] = False,
     answers_help: Annotated[bool, typer.Option("--answers", help="List the answers.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Make a package of your own: a handler that processes and uploads, tests, manifest, CLI.
 
@@ -32,18 +34,25 @@ def new(
     template = scaffold.template_folder()
     if answers_help:
         words, defaults = scaffold.prompts(template), scaffold.complete({}, template)
+        if as_json:
+            print_json({k: {"default": v, "meaning": words[k]} for k, v in defaults.items()})
+            return
         for name, default in defaults.items():
             typer.echo(f"{name}={default}\n    {words[name]}")
         return
     try:
         parent, answers = parse(arguments or [])
-        if not no_input:
-            answers = _ask(answers, template)
+        # Only what has no good default is asked for; each default may follow from answers before.
+        for name in () if no_input else scaffold.ASKED:
+            if name not in answers:
+                words, full = scaffold.prompts(template), scaffold.complete(answers, template)
+                answers[name] = typer.prompt(words[name], default=full[name], err=True)
         folder = scaffold.scaffold(answers, parent, template)
     except ConfigError as error:
         typer.echo(f"catalogzero new: nothing was written.\n{error}", err=True)
         raise typer.Exit(2) from error
-    typer.echo(f"{folder} is made. Next: cd {folder}, and read DEVELOPMENT.md")
+    text = f"{folder} is made. Next: cd {folder}, and read DEVELOPMENT.md"
+    print_answer({"folder": str(folder)}, text, json=as_json)
 
 
 def parse(arguments: Iterable[str]) -> tuple[Path, dict[str, str]]:
@@ -67,15 +76,3 @@ def parse(arguments: Iterable[str]) -> tuple[Path, dict[str, str]]:
             f"{folders[1]!r} is not an answer; write key=value, quoted where it has blanks."
         )
     return Path(folders[0] if folders else "."), answers
-
-
-def _ask(answers: dict[str, str], template: Path) -> dict[str, str]:
-    """Ask for the three answers that have no good default, as far as they are not given."""
-    from catalogzero.entry import scaffold
-
-    words = scaffold.prompts(template)
-    for name in scaffold.ASKED:
-        if name not in answers:
-            default = scaffold.complete(answers, template)[name]
-            answers[name] = typer.prompt(words[name], default=default, err=True)
-    return answers

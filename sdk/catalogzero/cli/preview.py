@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
+import orjson
 import typer
 
 from catalogzero.cli.output import JsonFlag, print_json
-from catalogzero.cli.run import RegistryOption, json_object
+from catalogzero.cli.run import RegistryOption, Target, json_object
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.config.registry import load_registry
-from catalogzero.config.settings import shown_url
 from catalogzero.config.state_folder import create_private, make_private
-from catalogzero.errors import CatalogZeroError, ConfigError, FailedError, place_of
+from catalogzero.errors import (
+    CatalogZeroError,
+    ConfigError,
+    FailedError,
+    place_of,
+    traceback_of,
+)
 from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, registry_path
+from catalogzero.wire.messages import JsonObject
 
 if TYPE_CHECKING:
-    from catalogzero.cloud.outbox.store import Outbox
+    from catalogzero.cloud.counters import RowPair, RunSummary
+    from catalogzero.cloud.preview import Request
+    from catalogzero.cloud.reading.records import FoundFile
 
-NEXT_EPOCH = 0
-"""Stands for the epoch that the next start is given."""
+# No network knows a name under .invalid (RFC 6761): what would be sent all the same ends nowhere.
 _PLACEHOLDERS = {"api_key": "not-set", "endpoint": "https://endpoint.invalid"}
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request as it would leave."""
-
-    method: str
-    url: str
-    headers: dict[str, str]
-    body: bytes
-    plain: bytes
-
-
 def preview(
-    target: Annotated[str, typer.Argument(help="A handler_id, an entry, or module:Class.")],
+    target: Target,
     data_source: Annotated[str, typer.Argument(help="A file, folder, pattern or sql:<name>.")],
     registry: RegistryOption = None,
     params: Annotated[str, typer.Option(help="JSON object, as in the call.")] = "{}",
     full: Annotated[bool, typer.Option("--full", help="Also what was sent before.")] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Rows to read; 0: all. Default: all of files up to 100 MB, 20 of other sources.",
+        ),
+    ] = None,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="Each row beside what process makes of it.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Where process or read failed, call by call.")
+    ] = False,
     lines: Annotated[int, typer.Option(help="Lines to show of each body.")] = 20,
     out: Annotated[Path | None, typer.Option(help="Write the bodies here, byte for byte.")] = None,
     json: JsonFlag = False,
@@ -53,143 +59,127 @@ def preview(
 
     Works without registry, key and endpoint for an installed entry.
 
-    Example: catalogzero preview acme /data/exports/orders.csv --lines 5
+    A `breakpoint()` in process or read stops there, on this terminal.
+
+    Example: catalogzero preview acme /data/exports/orders.csv --rows --limit 5
     """
+    from catalogzero.cloud.preview import hash_key_is_missing, preview_run
+
     given = json_object(params, "--params")
     source = data_source if ":" in data_source else str(Path(data_source).absolute())
-    handler = _handler(target, registry, source)
+    handler = processor_of(target, registry, source)
+    pairs: list[RowPair] | None = [] if rows else None
     try:
-        result, requests = preview_run(handler, source, given, full=full)
-    except (CatalogZeroError, ModuleNotFoundError):
-        raise
-    except Exception as error:  # what the author's `process` or `read` raised
+        seen = preview_run(handler, source, given, full=full, limit=limit, pairs=pairs)
+        result, requests = seen.result, seen.requests
+    except Exception as error:
+        for pair in pairs or () if not json else ():
+            print_pair(pair)
+        if traceback:
+            typer.echo(handler.mask(traceback_of(error)), err=True, nl=False)
+        if isinstance(error, CatalogZeroError | ModuleNotFoundError):
+            raise
+        # The author's `process` or `read` raised it: the line is theirs, a traceback is not asked.
         text = f"{type(error).__name__}: {error}{place_of(error)}"
         raise FailedError(f"{type(handler).__name__} failed: {text}") from error
     if out is not None:
-        _write(requests, out)
+        write_bodies(requests, out)
     if json:
         shown = [
             {"method": r.method, "url": r.url, "headers": r.headers}
-            | {"bytes": len(r.body), "body": _text(r, None)}
+            | {"bytes": len(r.body), "body": body_text(r, None)}
             for r in requests
         ]
-        print_json({"result": result, "requests": shown})
+        found = {"result": result, "requests": shown}
+        if pairs is not None:
+            found["rows"] = [shown_pair(pair) for pair in pairs]
+        print_json(found)
         return
-    for request in requests:
-        _print(request, lines)
+    for pair in pairs or ():
+        print_pair(pair)
+    for request in requests if pairs is None else ():
+        print_request(request, lines)
+    print_result(result, is_cut=seen.is_cut)
+    if hash_key_is_missing(handler):
+        typer.echo("the key of hashes is made at the first start: hashes will be others then")
+
+
+def print_result(result: RunSummary, *, is_cut: bool) -> None:
+    """Print what was read and made, and what somebody should look at."""
     for file in result["files"]:
-        typer.echo(_read_as(file))
+        typer.echo(read_as(file))
     if result["left_out"]:
         names = ", ".join(result["left_out_files"])
         typer.echo(f"left out, as their names say: {result['left_out']} files ({names})")
     records, skipped = result["records"], result["skipped"]
     typer.echo(f"nothing was sent: {records} records, {skipped} items unchanged")
+    if is_cut:
+        typer.echo("not all rows may have been read: --limit 0 reads all")
     for rule in result.get("unmatched_rules", ()):
         typer.echo(f"egress.{rule} matched no column")
     if older := result.get("sources_under_other_policy"):
         typer.echo(f"{older} sources were sent by another egress policy: full: true replaces them")
-    if _key_is_to_be_made(handler):
-        typer.echo("the key of hashes is made at the first start: hashes will be others then")
 
 
-def preview_run(
-    handler: CloudProcessor, data_source: str, params: dict[str, Any], *, full: bool = False
-) -> tuple[dict[str, Any], list[Request]]:
-    """What a run would answer and ask of the backend; reads the source, touches no state."""
-    from catalogzero.cloud.egress import egress_key
-    from catalogzero.cloud.encoding import ColumnFilter
-    from catalogzero.cloud.outbox.store import Outbox
-    from catalogzero.cloud.pipeline import UploadRun
-
-    policy, state = handler.runtime.egress, handler.state_dir
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        key = egress_key(policy, state if (state / "egress.key").exists() else folder)
-        outbox = stack.enter_context(closing(Outbox(folder, handler.clock, max_bytes=1 << 50)))
-        if (state / "outbox.sqlite").exists():
-            outbox.adopt_marks(state / "outbox.sqlite")
-        run = UploadRun(
-            author=handler,
-            identity=handler.identity(),
-            outbox=outbox,
-            wake=lambda: None,
-            wait_ended=lambda upload_ids, timeout_s: None,
-            columns=ColumnFilter(policy, key),
-            names_key=key if policy.hash_sources else None,
-            folder=folder,
-            progress=lambda **fields: None,
-            data_source=data_source,
-            params=params,
-            chunk_format=str(params.get("format") or "ndjson"),
-            full=full or bool(params.get("full")),
-        )
-        return run(), list(_requests(handler, outbox))
+def shown_pair(pair: RowPair) -> JsonObject:
+    """A row beside what was made of it, as `--json` shows it: values without a form as text."""
+    whole = {
+        **{"source": pair.source, "row": pair.row, "in": pair.given},
+        **{"out": pair.made, "rejected": pair.rejected},
+    }
+    found: JsonObject = orjson.loads(dumped(whole))
+    return found
 
 
-def _key_is_to_be_made(handler: CloudProcessor) -> bool:
-    """Whether the egress policy hashes with a key that is not there yet."""
-    policy = handler.runtime.egress
-    made = policy.hash_key_file or (handler.state_dir / "egress.key").exists()
-    return bool(policy.hash or policy.hash_sources) and not made
+def print_pair(pair: RowPair) -> None:
+    """Print a row, and below it what was made of it."""
+    if pair.row is None and not (pair.made or pair.rejected):
+        return
+    typer.echo(f"{pair.source}, " + (f"row {pair.row}" if pair.row else "beside its rows"))
+    parts = [("in", dumped(pair.given))] if pair.given is not None else []
+    parts += [("out", dumped(row)) for row in pair.made]
+    parts += [("rejected", why) for why in pair.rejected]
+    if not (pair.made or pair.rejected):
+        parts.append(("out", "(nothing)"))
+    for name, text in parts:
+        typer.echo(f"  {name:<9}{text}")
 
 
-def _requests(handler: CloudProcessor, outbox: Outbox) -> Iterator[Request]:
-    """Every request of the sealed uploads, in order."""
-    from catalogzero.cloud.sending.sender import chunk_request, complete_body, whole_request
-    from catalogzero.protocol.bodies import AS_JSON
-    from catalogzero.protocol.codings import decoded
-    from catalogzero.protocol.identities import url_under
-    from catalogzero.wire.messages import encode_json
-
-    base, identity = shown_url(handler.settings.endpoint), handler.identity()
-    common = {"Authorization": "Bearer (the API key)", "User-Agent": identity.user_agent}
-    for upload in reversed(outbox.uploads(("sealed",))):
-        chunks = list(outbox.bodies(upload.upload_id))
-        if handler.settings.upload_form == "simple":
-            body, headers = whole_request(upload, chunks, identity, NEXT_EPOCH)
-            yield Request("POST", base, {**common, **headers}, body, body)
-            continue
-        for chunk in chunks:
-            path, headers = chunk_request(upload.upload_id, chunk, chunk.body, chunk.coding)
-            plain = decoded(chunk.body, chunk.coding)
-            yield Request("PUT", url_under(base, *path), {**common, **headers}, chunk.body, plain)
-        body = encode_json(complete_body(upload, identity, NEXT_EPOCH))
-        url = url_under(base, "uploads", upload.upload_id, "complete")
-        yield Request("POST", url, {**common, **AS_JSON}, body, body)
+def dumped(value: object) -> str:
+    """A value as JSON; a part that has no form there as its text."""
+    return orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
-def _handler(target: str, registry: Path | None, source: str) -> CloudProcessor:
+def processor_of(target: str, registry: Path | None, source: str) -> CloudProcessor:
     """The processor; what an unconfigured one lacks is filled in, as nothing is sent."""
     path = registry_path(registry)
     configured = path.exists() and target in {s.handler_id for s in load_registry(path).handlers}
     if not configured and registry is None and (entry := class_of_entry(target)):
         target = f"{entry.__module__}:{entry.__qualname__}"
-    filled: dict[str, Any] = {}
+    filled: JsonObject = {}
     folder = Path(source) if Path(source).is_dir() else Path(source).absolute().parent
     fillings = iter([("data_roots", [str(folder)]), *_PLACEHOLDERS.items()])
+    # One at a time, and only while it is refused: what has a value of its own keeps it.
     while True:
         try:
             made = make_handler(target, registry=registry, flags=Flags(config=filled))
-            if isinstance(made, CloudProcessor):
-                return _with_known_id(made)
-            raise ConfigError(f"{type(made).__name__} is no CloudProcessor: it uploads nothing")
+            if not isinstance(made, CloudProcessor):
+                kind = type(made).__name__
+                raise ConfigError(f"{kind} is not a CloudProcessor: it uploads nothing")
+            break
         except ConfigError:
             filling = next(fillings, None)
             if configured or filling is None:
                 raise
             filled = {**filled, filling[0]: filling[1]}
+    if not (made.runtime.installation_id or (made.state_dir / "installation_id").exists()):
+        # One that never started has no id yet, and a preview makes none.
+        runtime = made.runtime.model_copy(update={"installation_id": "(made at first start)"})
+        made._attach(runtime=runtime, handler_id=made.handler_id)
+    return made
 
 
-def _with_known_id(handler: CloudProcessor) -> CloudProcessor:
-    """An installation that never started has no id yet, and a preview makes none."""
-    known = handler.runtime.installation_id or (handler.state_dir / "installation_id").exists()
-    if not known:
-        runtime = handler.runtime.model_copy(update={"installation_id": "(made at first start)"})
-        handler._attach(runtime=runtime, handler_id=handler.handler_id)
-    return handler
-
-
-def _read_as(file: dict[str, Any]) -> str:
+def read_as(file: FoundFile) -> str:
     """What a file was read as, in a line."""
     known = [file["kind"], file["encoding"], file["delimiter"] and repr(file["delimiter"])]
     text = ", ".join(part for part in known if part)
@@ -197,7 +187,7 @@ def _read_as(file: dict[str, Any]) -> str:
     return f"{file['source']}: {text}; {file['rows']} rows{columns}"
 
 
-def _text(request: Request, lines: int | None) -> str:
+def body_text(request: Request, lines: int | None) -> str:
     """A body's content as text, some lines of it; binary ones by their size."""
     try:
         text = request.plain.decode()
@@ -209,17 +199,18 @@ def _text(request: Request, lines: int | None) -> str:
     return "\n".join([*kept[:lines], f"… {len(kept) - lines} more lines"])
 
 
-def _print(request: Request, lines: int) -> None:
+def print_request(request: Request, lines: int) -> None:
+    """Print a request as it would be sent, with some lines of its body."""
     typer.echo(f"{request.method} {request.url}")
     for name, value in request.headers.items():
         typer.echo(f"{name}: {value}")
     packed = request.headers.get("Content-Encoding")
     note = f", unpacked {len(request.plain)}" if packed else ""
     typer.echo(f"Content-Length: {len(request.body)}{note}\n")
-    typer.echo(_text(request, lines).rstrip("\n") + "\n")
+    typer.echo(body_text(request, lines).rstrip("\n") + "\n")
 
 
-def _write(requests: list[Request], folder: Path) -> None:
+def write_bodies(requests: list[Request], folder: Path) -> None:
     """Each body as a private file of its own, byte for byte: it holds the client's data."""
     make_private(folder)
     for number, request in enumerate(requests, 1):

@@ -5,39 +5,56 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from catalogzero.cli.output import print_json
-from catalogzero.config.logs import SECRET_NAMES
+from catalogzero.config.logs import names_a_secret
 from catalogzero.config.registry import load_registry
 from catalogzero.config.settings import secrets_in
-from catalogzero.errors import CatalogZeroError, ConfigError
+from catalogzero.errors import CatalogZeroError, ConfigError, RunError
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import Flags, make_handler, registry_path
+from catalogzero.wire.messages import JsonObject
 
+
+def known_handlers(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The handler_ids of the registry file, for a shell to complete."""
+    with suppress(ConfigError, OSError):
+        sections = load_registry(registry_path(ctx.params.get("registry"))).handlers
+        return [one.handler_id for one in sections if one.handler_id.startswith(incomplete)]
+    return []
+
+
+Target = Annotated[
+    str,
+    typer.Argument(help="A handler_id, an entry, or module:Class.", autocompletion=known_handlers),
+]
 RegistryOption = Annotated[
     Path | None,
     typer.Option(
         help="The registry file; else $CATALOGZERO_REGISTRY, else handler_registry.yaml here."
     ),
 ]
+Traceback = Annotated[
+    bool, typer.Option("--traceback", help="With --once: where it failed, call by call.")
+]
 
 EXIT_INTERRUPTED = 130
-SINGLE_VARIABLES = ("CATALOGZERO_HANDLER_ID", "CATALOGZERO_HOST", "CATALOGZERO_PORT")
 
 
 def run(
     target: Annotated[
         str | None,
-        typer.Argument(help="A handler_id of the registry file, an entry, or module:Class."),
+        typer.Argument(
+            help="A handler_id of the registry file, an entry, or module:Class.",
+            autocompletion=known_handlers,
+        ),
     ] = None,
     registry: RegistryOption = None,
     handler_id: Annotated[str | None, typer.Option(help="Its name to schedulers.")] = None,
@@ -58,6 +75,7 @@ def run(
         str | None, typer.Option(metavar="METHOD", help="Run one method here, and end.")
     ] = None,
     params: Annotated[str, typer.Option(help="JSON object of params, with --once.")] = "{}",
+    traceback: Traceback = False,
     all_: Annotated[
         bool, typer.Option("--all", help="Every handler of the file, a process each.")
     ] = False,
@@ -66,10 +84,14 @@ def run(
 
     Example: catalogzero run acme --registry handler_registry.yaml --set sleep_after_s=5
     """
-    if registry is not None:  # for handlers that read the file themselves, as the conductor does
+    if registry is not None:
+        # Some handlers read the file themselves, as the conductor does, to watch those in it.
         os.environ["CATALOGZERO_REGISTRY"] = str(registry.absolute())
+    from catalogzero.cli.run_all import end_with_all, run_all
+
     if all_:
-        raise typer.Exit(_run_all(registry_path(registry)))
+        raise typer.Exit(run_all(registry_path(registry)))
+    end_with_all()
     if target is None:
         raise typer.BadParameter("name a TARGET, or --all", param_hint="TARGET")
     given = {"handler_id": handler_id, "host": host, "port": port, "scheduler": scheduler}
@@ -79,33 +101,41 @@ def run(
         runtime={**assignments(set_ or [], "--set"), **runtime},
     )
     handler = make_handler(target, registry=registry, flags=flags)
-    _refuse_secrets(handler, flags.config)
+    refuse_secrets(handler, flags.config)
+    code = 0
     if once:
-        _once(handler, once, json_object(params, "--params"))
+        code = run_once(handler, once, json_object(params, "--params"), traceback=traceback)
     else:
+        from catalogzero.cli.main import EXIT_TEMPORARY
         from catalogzero.runtime.service import serve_until_signal
 
-        asyncio.run(serve_until_signal(handler))
-        _leave(0)
+        replaced = asyncio.run(serve_until_signal(handler))
+        code = EXIT_TEMPORARY if replaced else 0
+    # At once, for a job's thread that ignores its cancellation would hold up an end in good order.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
-def assignments(pairs: list[str], option: str) -> dict[str, Any]:
+def assignments(pairs: list[str], option: str) -> JsonObject:
     """`name=value` flags as a mapping; a value that is JSON is read as JSON."""
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise typer.BadParameter(f"{pair!r} is not name=value", param_hint=option)
-        found[name] = _value(text)
+        found[name] = text
+        if text[:1] in ("[", "{") or text in ("true", "false", "null"):
+            with suppress(ValueError):
+                found[name] = json.loads(text)
     return found
 
 
-def _refuse_secrets(handler: Handler, given: Iterable[str]) -> None:
+def refuse_secrets(handler: Handler, given: Iterable[str]) -> None:
     """Refuse a secret on the command line: every user of the machine sees it there."""
     for name in given:
         value = getattr(getattr(handler, "settings", None), name, None)
-        named = any(word in name for word in SECRET_NAMES) and not name.endswith("_file")
-        if any(secrets_in(value)) or (named and isinstance(value, str)):
+        if any(secrets_in(value)) or (names_a_secret(name) and isinstance(value, str)):
             prefix = handler.settings_model.model_config.get("env_prefix", "")
             raise ConfigError(
                 f"--config {name}: every user of this machine can read a command line: put the "
@@ -114,7 +144,7 @@ def _refuse_secrets(handler: Handler, given: Iterable[str]) -> None:
             )
 
 
-def json_object(text: str, option: str) -> dict[str, Any]:
+def json_object(text: str, option: str) -> JsonObject:
     """A flag that is a JSON object."""
     try:
         value = json.loads(text)
@@ -125,68 +155,38 @@ def json_object(text: str, option: str) -> dict[str, Any]:
     return value
 
 
-def _value(text: str) -> Any:
-    if text[:1] in ("[", "{") or text in ("true", "false", "null"):
-        with suppress(ValueError):
-            return json.loads(text)
-    return text
+def run_once(handler: Handler, method: str, params: JsonObject, *, traceback: bool = False) -> int:
+    """Serve on a free port, call one method, print its result; the exit code.
 
+    A `breakpoint()` of the method stops there, on this terminal.
+    """
+    from catalogzero.cli.progress import call_shown
+    from catalogzero.config.logs import take_logs
+    from catalogzero.runtime.service import serve
+    from catalogzero.wire.client import HandlerClient
 
-def _once(handler: Handler, method: str, params: dict[str, Any]) -> None:
-    """Run one method, and end with its exit code."""
-    code = 0
+    async def call() -> None:
+        async with (
+            serve(handler, host="127.0.0.1", port=0, scheduler="none") as service,
+            HandlerClient(service.address) as client,
+        ):
+            try:
+                print_json(await call_shown(client, method, params, 365 * 86_400.0))
+            except RunError:
+                if traceback:
+                    (last,) = (await client.call("list_runs", {"limit": 1}))["runs"]
+                    ended = await client.call("get_run", {"run_id": last["run_id"]})
+                    typer.echo(ended.get("traceback", ""), err=True, nl=False)
+                raise
+
+    take_logs(handler.log, type(handler).__module__)
     try:
-        asyncio.run(_run_once(handler, method, params))
+        asyncio.run(call())
     except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except CatalogZeroError as error:
         from catalogzero.cli.main import exit_code
 
         typer.echo(f"catalogzero: {error}", err=True)
-        code = exit_code(error)
-    _leave(code)
-
-
-def _leave(code: int) -> None:
-    """End now: a job's thread that ignores its cancellation must not hold up the end."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-async def _run_once(handler: Handler, method: str, params: dict[str, Any]) -> None:
-    """Serve on a free port, call one method, print its result."""
-    from catalogzero.cli.progress import call_shown
-    from catalogzero.config.logs import forward_logging
-    from catalogzero.runtime.service import serve
-    from catalogzero.wire.client import HandlerClient
-
-    forward_logging(handler.log)
-    year_s = 365 * 86_400.0
-    async with (
-        serve(handler, host="127.0.0.1", port=0, scheduler="none") as service,
-        HandlerClient(service.address) as client,
-    ):
-        print_json(await call_shown(client, method, params, year_s))
-
-
-def _run_all(path: Path) -> int:
-    """One process for each handler; the first that fails is told, Ctrl-C ends all."""
-    sections = load_registry(path).handlers
-    if not sections:
-        raise ConfigError(f"{path}: no handlers to run")
-    environment = {k: v for k, v in os.environ.items() if k not in SINGLE_VARIABLES}
-    base = [sys.executable, "-m", "catalogzero", "run", "--registry", str(path)]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    children = [
-        # A group each, so that a terminal's Ctrl-C reaches them once, through this process.
-        subprocess.Popen([*base, s.handler_id], env=environment, process_group=0)  # noqa: S603 - our own command
-        for s in sections
-    ]
-    try:
-        codes = [child.wait() for child in children]
-    except KeyboardInterrupt:
-        for child in children:
-            child.send_signal(signal.SIGTERM)
-        codes = [child.wait() for child in children]
-    return max((abs(code) for code in codes), default=0)
+        return exit_code(error)
+    return 0

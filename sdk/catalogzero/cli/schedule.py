@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 import typer
@@ -17,8 +19,9 @@ from catalogzero.cli.output import JsonFlag, print_answer, print_json, print_row
 from catalogzero.cli.run import json_object
 from catalogzero.cli.schedule_file import NEEDED, Entry, exported, read_schedules
 from catalogzero.errors import ConfigError, FailedError, UnauthorizedError, UnreachableError
+from catalogzero.protocol.outcomes import outcome_of
 from catalogzero.scheduler.trigger_forms import of_crontab
-from catalogzero.wire.messages import encode_json, parse_json
+from catalogzero.wire.messages import JsonObject, encode_json, parse_json
 
 if TYPE_CHECKING:
     import httpx
@@ -51,18 +54,27 @@ SCHEDULE_OPTIONS = (
 )
 """The options of `add` that a schedule's body has under the same name."""
 
+Shown = Literal["failed", "waiting", "by_hand"]
+DEFAULT_API = "http://127.0.0.1:8888"
+SchedulerUrl = Annotated[
+    str, typer.Option(help="The scheduler's API.", envvar="CATALOGZERO_SCHEDULER_URL")
+]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="Its Bearer token.", envvar="CATALOGZERO_SCHEDULER_TOKEN_FILE"),
+]
 JobId = Annotated[str, typer.Argument(help="The schedule's job_id.")]
 Params = Annotated[str, typer.Option(help="JSON object of the method's params.")]
 
 
-class Api(NamedTuple):
+class ApiAddress(NamedTuple):
     """Where the API is, and what it must be shown."""
 
     url: str
     token: str | None
 
 
-class Request(NamedTuple):
+class ApiRequest(NamedTuple):
     """One request of the API."""
 
     method: str
@@ -74,22 +86,26 @@ class Request(NamedTuple):
 @app.callback()
 def schedule(
     context: typer.Context,
-    url: Annotated[
-        str, typer.Option(help="The scheduler's API.", envvar="CATALOGZERO_SCHEDULER_URL")
-    ] = "http://127.0.0.1:8888",
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="Its Bearer token.", envvar="CATALOGZERO_SCHEDULER_TOKEN_FILE"),
-    ] = None,
+    url: SchedulerUrl = DEFAULT_API,
+    token_file: TokenFile = None,
 ) -> None:
     """Schedules and executions, at ours or any other ScheduleZero API."""
+    context.obj = api_at(url, token_file)
+
+
+def api_at(url: str, token_file: Path | None) -> ApiAddress:
+    """The API at a URL, with the token of a file.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
     try:
         token = token_file.read_text("utf-8").strip() if token_file else None
     except OSError as error:
         raise ConfigError(f"{token_file}: {error.strerror}") from None
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"--url {url}: begin it with http://")
-    context.obj = Api(url.rstrip("/"), token)
+    return ApiAddress(url.rstrip("/"), token)
 
 
 @app.command()
@@ -107,22 +123,22 @@ def add(
     ] = None,
     job_id: Annotated[str | None, typer.Option(help="Its name; else one is made.")] = None,
     timeout_s: Annotated[
-        float | None, typer.Option(help="Cancel a run after so many seconds.")
+        float | None, typer.Option(help="Cancel a run after this number of seconds.")
     ] = None,
     overlap: Annotated[
         str | None, typer.Option(help="While a run goes on: skip (the default), queue, parallel.")
     ] = None,
     misfire_grace_s: Annotated[
         float | None,
-        typer.Option(help="Run a tick at most so many seconds late; else however late."),
+        typer.Option(help="Run a tick at most this number of seconds late; else however late."),
     ] = None,
     max_attempts: Annotated[
         int | None, typer.Option(help="Attempts of a retry_safe method; else 3.")
     ] = None,
     jitter_s: Annotated[
-        float | None, typer.Option(help="Delay each tick by up to so many seconds.")
+        float | None, typer.Option(help="Delay each tick by up to this number of seconds.")
     ] = None,
-    max_runs: Annotated[int | None, typer.Option(help="End after so many runs.")] = None,
+    max_runs: Annotated[int | None, typer.Option(help="End after this number of runs.")] = None,
     end_time: Annotated[str | None, typer.Option(help="End at this moment: ISO 8601.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -138,7 +154,7 @@ def add(
         "handler_id": handler_id,
         "job_method": method,
         "job_params": json_object(params, "--params"),
-        "trigger": _trigger(every, cron, at, timezone),
+        "trigger": trigger_of(every, cron, at, timezone),
         **_given(context, SCHEDULE_OPTIONS),
     }
     print_answer(_ask(context, "POST", "/api/schedule", body=body), json=json)
@@ -146,13 +162,22 @@ def add(
 
 @app.command("list")
 def list_(context: typer.Context, json: JsonFlag = False) -> None:
-    """Every schedule, the next one first.
+    """Every schedule in words, the next one first.
 
     Example: catalogzero schedule list
     """
     answer = _ask(context, "GET", "/api/schedules")
-    columns = ("job_id", "handler", "method", "trigger", "next (UTC)", "state")
-    print_rows(answer, columns, _schedule_rows(answer), json=json)
+    rows = []
+    for one in answer["schedules"]:
+        call = " ".join(map(str, [*(one.get("args") or [])][:2]))
+        when = one.get("trigger_words") or one["trigger"]
+        next_time = _utc(one["next_fire_time"])
+        if one.get("error"):
+            next_time = f"stands still: {one['error']}"
+        elif one.get("paused"):
+            next_time = "paused"
+        rows.append((one["id"], when, next_time, call))
+    print_rows(answer, ("job_id", "when", "next", "calls"), rows, json=json)
 
 
 @app.command("next")
@@ -219,6 +244,8 @@ def run(
     else:
         handler_id, job_method, fields = name, method, json_object(params, "--params")
     body = {"handler_id": handler_id, "job_method": job_method, "job_params": fields}
+    if method is None:  # it stands in the schedule's history
+        body["job_id"] = name
     answer = _ask(context, "POST", "/api/run_now", body=body)
     print_json(answer if json else answer["result"])
 
@@ -232,17 +259,39 @@ def executions(
     status: Annotated[
         str | None, typer.Option(help="Only such: error, missed, lost, retry…")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most so many.")] = 20,
+    show: Annotated[
+        Shown | None,
+        typer.Option(help="Only such: failed (or missed), waiting to be sent, by_hand."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="The greatest number to show.")] = 20,
     json: JsonFlag = False,
 ) -> None:
-    """What ran, newest first.
+    """What ran and what it came to, newest first; runs by hand under their schedule.
 
-    Example: catalogzero schedule executions --status error --limit 10
+    Each run has a page at the scheduler: /runs/ and the id in the last column.
+
+    Example: catalogzero schedule executions --show failed --limit 10
     """
-    query = _given(context, ("handler_id", "job_id", "method_name", "status", "limit"))
+    query = _given(context, ("handler_id", "job_id", "method_name", "status", "show", "limit"))
     answer = _ask(context, "GET", "/api/executions", query=query)
-    columns = ("started (UTC)", "job_id", "handler", "method", "status", "ms", "error")
-    print_rows(answer, columns, _execution_rows(answer), json=json)
+    rows = []
+    for one in answer["records"]:
+        came_to = one.get("outcome") or outcome_of(one["status"], one.get("result"), one["error"])
+        notes = [name for name in ("waiting", "late") if one.get(name)]
+        if one.get("duration_ms") is not None:
+            notes.insert(0, f"{one['duration_ms'] / 1_000:.3g} s")
+        if "scheduled_at" in one and one["scheduled_at"] is None:
+            notes.append("by hand")
+        # A failure is said by its error: the word stands before it, as its colour does on a page.
+        word = "failed: " if came_to["state"] == "failed" else ""
+        words = word + came_to["words"] + (f" ({', '.join(notes)})" if notes else "")
+        name = one["job_id"]
+        if name.startswith("immediate_"):
+            name = f"{one['handler_id']} {one['method_name']}"
+        rows.append((_utc(one["started_at"]), name, words, one["execution_id"]))
+    print_rows(answer, ("started", "job_id", "outcome", "run"), rows, json=json)
+    if rows and sys.stdout.isatty() and not json:
+        typer.echo(f"A run's page: {context.obj.url}/runs/{rows[0][-1]}")
 
 
 @app.command()
@@ -252,8 +301,12 @@ def handlers(context: typer.Context, json: JsonFlag = False) -> None:
     Example: catalogzero schedule handlers
     """
     answer = _ask(context, "GET", "/api/handlers")
-    columns = ("handler", "address", "status", "last seen (UTC)", "why")
-    print_rows(answer, columns, _handler_rows(answer), json=json)
+    columns = ("handler", "address", "status", "last seen", "why")
+    rows = []
+    for one in answer["handlers"]:
+        seen = _utc(one.get("last_seen_at"))
+        rows.append((one["id"], one["address"], one["status"], seen, one.get("error")))
+    print_rows(answer, columns, rows, json=json)
 
 
 @app.command("remove-handler")
@@ -284,7 +337,9 @@ def export(
     """
     import yaml
 
-    answer = {"schedules": exported(_ask(context, "GET", "/api/schedules")["schedules"])}
+    listed = _ask(context, "GET", "/api/schedules")["schedules"]
+    listed.sort(key=lambda one: str(one["id"]))
+    answer = {"schedules": [exported(one) for one in listed]}
     if json:
         print_json(answer)
         return
@@ -321,32 +376,31 @@ def apply(
     if prune and not entries:
         raise FailedError(f"{file} names no schedule: --prune would remove all {len(unnamed)}")
     if _ask(context, "GET", "/api/health").get("implementation") == "catalogzero":
-        shown = _put_all(context, entries, dry_run=True)
+        # First without effect, so that one entry that is refused leaves all as it was.
+        shown = put_all(context, entries, dry_run=True)
         if not dry_run:
-            shown = _put_all(context, entries, dry_run=False)
+            shown = put_all(context, entries, dry_run=False)
     else:
-        shown = [_replace(context, entry, listed, dry_run=dry_run) for entry in entries]
+        shown = [replace_each(context, entry, listed, dry_run=dry_run) for entry in entries]
     for job_id in sorted(unnamed) if prune else ():
         if not dry_run:
             _ask(context, "DELETE", _place(job_id))
         shown.append({"job_id": job_id, "status": "removed", "changes": {}})
-    rows = [(one["job_id"], one["status"], _changes(one["changes"])) for one in shown]
+    rows = [(one["job_id"], one["status"], in_one_line(one["changes"])) for one in shown]
     title = "would be" if dry_run else "is now"
     answer = {"dry_run": dry_run, "schedules": shown}
     print_rows(answer, ("job_id", title, "changes"), rows, json=json)
 
 
-def _put_all(
-    context: typer.Context, entries: Sequence[Entry], *, dry_run: bool
-) -> list[dict[str, Any]]:
+def put_all(context: typer.Context, entries: Sequence[Entry], *, dry_run: bool) -> list[JsonObject]:
     """Have each schedule be as its entry says.
 
     Raises:
         FailedError: The API says no to some; with the place of each.
     """
     query = {"dry_run": str(dry_run).lower()}
-    requests = [Request("PUT", _place(entry.job_id), entry.body, query) for entry in entries]
-    answers = _ask_all(context, requests)
+    requests = [ApiRequest("PUT", _place(entry.job_id), entry.body, query) for entry in entries]
+    answers = ask_all(context, requests)
     shown = [answer for answer in answers if isinstance(answer, dict)]
     faults = [
         f"{entry.where}: {answer}"
@@ -359,23 +413,25 @@ def _put_all(
     return shown
 
 
-def _replace(
+def replace_each(
     context: typer.Context, entry: Entry, listed: Sequence[Mapping[str, Any]], *, dry_run: bool
-) -> dict[str, Any]:
-    """The same at a ScheduleZero server, which changes no schedule and tells no trigger in full.
+) -> JsonObject:
+    """The same at a ScheduleZero server, which changes no schedule and shows no trigger in full.
 
     Another call is removed and added; one that is there with this call is kept as it is.
     """
     body = {"job_params": {}, **entry.body}
+    # That server would pass over them: an option that is lost in silence is worse than a refusal.
     ours = [name for name in body if name not in (*NEEDED, "job_params")]
     if ours:
         raise ConfigError(f"{entry.where}: this server does not know `{'`, `'.join(ours)}`")
     call = [body["handler_id"], body["job_method"], body["job_params"]]
     there = [one["args"][:3] for one in listed if one["id"] == entry.job_id]
     if there == [call]:
-        note = {"trigger": {"old": "not told by this server", "new": body["trigger"]}}
+        note = {"trigger": {"old": "not shown by this server", "new": body["trigger"]}}
         return {"job_id": entry.job_id, "status": "kept", "changes": note}
     if not dry_run:
+        # It has no request that changes a schedule: between these two there is none.
         gone = there and _ask(context, "DELETE", _place(entry.job_id))
         try:
             _ask(context, "POST", "/api/schedule", body=body)
@@ -387,51 +443,22 @@ def _replace(
     return {"job_id": entry.job_id, "status": status, "changes": changes}
 
 
-def _changes(changes: Mapping[str, Mapping[str, Any]]) -> str:
-    """What changes, in one line."""
-    texts = {
-        name: [encode_json(pair[end]).decode() for end in ("old", "new")]
+def in_one_line(changes: Mapping[str, Mapping[str, Any]]) -> str:
+    """What changes of a schedule: `name: old -> new` for each part."""
+    return "; ".join(
+        f"{name}: {encode_json(pair['old']).decode()} -> {encode_json(pair['new']).decode()}"
         for name, pair in changes.items()
-    }
-    return "; ".join(f"{name}: {old} -> {new}" for name, (old, new) in texts.items())
+    )
 
 
-def _given(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
+def _given(context: typer.Context, names: Iterable[str]) -> JsonObject:
     """The values of a command's own options by name; those that were left out are not in it."""
     return {name: context.params[name] for name in names if context.params[name] is not None}
 
 
-def _schedule_rows(shown: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-    """The lines of `list`."""
-    for one in shown["schedules"]:
-        handler_id, method = ([*(one.get("args") or []), "", ""])[:2]
-        state = "paused" if one.get("paused") else one.get("error") or ""
-        next_ = str(one["next_fire_time"] or "-")[:19]
-        yield one["id"], handler_id, method, one["trigger"], next_, state
-
-
-def _execution_rows(shown: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-    """The lines of `executions`."""
-    for record in shown["records"]:
-        call = (record["job_id"], record["handler_id"], record["method_name"])
-        flags = [name for name in ("waiting", "late") if record.get(name)]
-        status = record["status"] + (f" ({', '.join(flags)})" if flags else "")
-        duration_ms = record.get("duration_ms")
-        shown_ms = "" if duration_ms is None else round(duration_ms)
-        error = (record.get("error") or "")[:80]
-        yield str(record["started_at"])[:19], *call, status, shown_ms, error
-
-
-def _handler_rows(shown: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
-    """The lines of `handlers`."""
-    for one in shown["handlers"]:
-        seen = str(one.get("last_seen_at") or "-")[:19]
-        yield one["id"], one["address"], one["status"], seen, one.get("error")
-
-
-def _trigger(
+def trigger_of(
     every: str | None, cron: str | None, at: str | None, timezone: str | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """The trigger that the options name; exactly one of them."""
     if [every, cron, at].count(None) != 2:
         raise typer.BadParameter("name one of --every, --cron and --at")
@@ -451,6 +478,16 @@ def _trigger(
     return {"type": "interval", UNITS[match[2]]: float(match[1])}
 
 
+def _utc(moment: str | None) -> str:
+    """A moment to the second, with its zone: `2026-03-29 02:30:00 UTC`."""
+    if not moment:
+        return "-"
+    found = datetime.fromisoformat(moment)
+    if found.tzinfo is None:  # another server's: it does not say which zone it is of
+        return moment
+    return f"{found.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
 def _place(job_id: str) -> str:
     """The path of a schedule."""
     return f"/api/schedules/{quote(job_id, safe='')}"
@@ -463,7 +500,7 @@ def _ask(
     *,
     body: Mapping[str, Any] | None = None,
     query: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """One request, and its JSON answer.
 
     Raises:
@@ -471,15 +508,15 @@ def _ask(
         UnauthorizedError: The token is missing or wrong.
         FailedError: The API says no; with its own words.
     """
-    (answer,) = _ask_all(context, [Request(method, path, body, query)])
+    (answer,) = ask_all(context, [ApiRequest(method, path, body, query)])
     if isinstance(answer, FailedError):
         raise answer
     return answer
 
 
-def _ask_all(
-    context: typer.Context, requests: Sequence[Request]
-) -> list[dict[str, Any] | FailedError]:
+def ask_all(
+    context: typer.Context, requests: Sequence[ApiRequest]
+) -> list[JsonObject | FailedError]:
     """The JSON answer to each request, in turn, or what the API says no with.
 
     Raises:
@@ -488,36 +525,49 @@ def _ask_all(
     """
     import httpx
 
-    from catalogzero.cloud.sending.bounded import BoundedTransport
-
-    api: Api = context.obj
-    headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
-    timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-
-    async def ask() -> list[httpx.Response]:
-        door = BoundedTransport(max_answer_bytes=MAX_ANSWER_BYTES)
-        async with httpx.AsyncClient(transport=door, headers=headers, timeout=timeout) as client:
-            return [await _send(client, api.url, one) for one in requests]
-
+    api: ApiAddress = context.obj
     try:
-        answers = asyncio.run(ask())
+        # Only connecting is bounded: `run` waits for its result as long as that takes.
+        answers = asyncio.run(answers_of(api, requests, None))
     except httpx.TransportError as error:
-        why = re.sub(r" ssl:default ", " ", str(error))
+        # aiohttp names its default for TLS in the error of plain HTTP, too.
+        why = str(error).replace(" ssl:default ", " ")
         fix = "start it (catalogzero scheduler), or name it with --url"
         raise UnreachableError(f"no scheduler answers at {api.url} ({why}): {fix}") from None
     pairs = zip(requests, answers, strict=True)
-    return [_shown(f"{api.url}{one.path}", answer) for one, answer in pairs]
+    return [shown(f"{api.url}{one.path}", answer) for one, answer in pairs]
 
 
-async def _send(client: httpx.AsyncClient, url: str, one: Request) -> httpx.Response:
-    content = None if one.body is None else encode_json(one.body)
-    headers = {} if content is None else {"Content-Type": "application/json"}
-    return await client.request(
-        one.method, url + one.path, content=content, headers=headers, params=one.query
-    )
+async def answers_of(
+    api: ApiAddress, requests: Sequence[ApiRequest], timeout_s: float | None
+) -> list[httpx.Response]:
+    """The answer to each request, in turn; `timeout_s` bounds each wait for one.
+
+    Raises:
+        httpx.TransportError: Nobody is there.
+    """
+    import httpx
+
+    from catalogzero.cloud.sending.bounded import BoundedTransport
+
+    headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
+    timeout = httpx.Timeout(timeout_s, connect=min(timeout_s or 60.0, CONNECT_TIMEOUT_S))
+    # The API may be another's: whatever it answers is read within bounds.
+    door = BoundedTransport(max_answer_bytes=MAX_ANSWER_BYTES)
+    async with httpx.AsyncClient(transport=door, headers=headers, timeout=timeout) as client:
+        return [
+            await client.request(
+                one.method,
+                f"{api.url}{one.path}",
+                content=None if one.body is None else encode_json(one.body),
+                headers={} if one.body is None else {"Content-Type": "application/json"},
+                params=one.query,
+            )
+            for one in requests
+        ]
 
 
-def _shown(place: str, answer: httpx.Response) -> dict[str, Any] | FailedError:
+def shown(place: str, answer: httpx.Response) -> JsonObject | FailedError:
     """An answer's JSON, or what it says no with.
 
     Raises:

@@ -10,10 +10,10 @@ from typing import Any
 
 from catalogzero.config.registry import Lines, read_yaml
 from catalogzero.errors import ConfigError, FailedError
-from catalogzero.wire.messages import encode_json
+from catalogzero.wire.messages import JsonObject, encode_json
 
 NEEDED = ("job_id", "handler_id", "job_method", "trigger")
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: JsonObject = {
     "job_params": {},
     "overlap": "skip",
     "misfire_grace_s": None,
@@ -29,15 +29,11 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A schedule of the file: the body of its request, and where it stands."""
+    """A schedule of the file: its name, the body of its request, and where it stands."""
 
-    body: dict[str, Any]
+    job_id: str
+    body: JsonObject
     where: str
-
-    @property
-    def job_id(self) -> str:
-        """Its name."""
-        return str(self.body["job_id"])
 
 
 def read_schedules(path: Path) -> list[Entry]:
@@ -57,30 +53,28 @@ def read_schedules(path: Path) -> list[Entry]:
     ]
     seen: dict[str, int] = {}
     for number, item in enumerate(listed):
-        faults += _faults(path, lines, number, item, seen)
+        faults += faults_of_entry(path, lines, number, item, seen)
     if faults:
         raise ConfigError("\n".join(faults))
+    starts = [f"{path}:{lines[('schedules', number)]}" for number in range(len(listed))]
     return [
-        Entry(item, f"{path}:{lines[('schedules', number)]}: schedule '{item['job_id']}'")
-        for number, item in enumerate(listed)
+        Entry(item["job_id"], item, f"{start}: schedule '{item['job_id']}'")
+        for start, item in zip(starts, listed, strict=True)
     ]
 
 
-def exported(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The schedules of an API's list as the file has them, without what is so by default.
+def exported(one: Mapping[str, Any]) -> JsonObject:
+    """A schedule of an API's list as the file has it, without what is so by default.
 
     Raises:
-        FailedError: The API does not tell what a schedule's trigger is.
+        FailedError: The API does not show what its trigger is.
     """
-    return [_exported(one) for one in sorted(listed, key=lambda one: str(one["id"]))]
-
-
-def _exported(one: Mapping[str, Any]) -> dict[str, Any]:
     trigger = dict(one.get("trigger_config") or {})
     if not trigger:
-        why = one.get("error") or "this server does not tell its triggers in full"
+        why = one.get("error") or "this server does not show its triggers in full"
         raise FailedError(f"schedule '{one['id']}' cannot be exported: {why}")
-    if trigger.get("start_time") == one["created_at"]:  # made up when it was created
+    if trigger.get("start_time") == one["created_at"]:
+        # Made up by the server: in the file it would make an unchanged schedule look changed.
         del trigger["start_time"]
     fields = {
         "job_id": one["id"],
@@ -93,10 +87,10 @@ def _exported(one: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {name: value for name, value in more.items() if value != DEFAULTS[name]}
 
 
-def _faults(
+def faults_of_entry(
     path: Path, lines: Lines, number: int, item: Any, seen: dict[str, int]
 ) -> Iterator[str]:
-    """What is wrong with one entry, as far as the file alone can tell."""
+    """What is wrong with one entry, as far as the file alone can show."""
     at = ("schedules", number)
     place = f"{path}:{lines[at]}"
     if not isinstance(item, dict):

@@ -3,83 +3,86 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from catalogzero.cli.output import JsonFlag, print_json
+from catalogzero.cli.output import JsonFlag, print_answer
 from catalogzero.errors import ConfigError
 
 if TYPE_CHECKING:
     from catalogzero.scheduler.server import SchedulerServer
 
 
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port of the API; 0: any free one.")]
+ZmqPort = Annotated[
+    int, typer.Option(min=0, max=65_535, help="Port where they do; 0: any free one.")
+]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        help="An SQLite file, or postgresql://… for several schedulers on one store; "
+        "by default a file in the state folder."
+    ),
+]
+DatabaseTimeout = Annotated[
+    float, typer.Option(min=0.1, help="Longest wait for the database to answer, in seconds.")
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An origin whose pages may ask with the token, such as "
+        "https://portal.example; needs --token-file; may be repeated."
+    ),
+]
+ServerKeys = Annotated[
+    Path | None,
+    typer.Option(help="Handlers to call over CURVE: a line each, `handler_id: public key`."),
+]
+Lease = Annotated[
+    float, typer.Option(min=1, help="Seconds for which a dead scheduler holds up its executions.")
+]
+Retention = Annotated[
+    float,
+    typer.Option(min=0, help="Days for which executions are kept, up to --max-executions of them."),
+]
+MaxExecutions = Annotated[
+    int, typer.Option(min=1, help="How many executions are kept, however new the rest is.")
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="Holds the Bearer token; needed beyond loopback.")
+]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(help="A name under which browsers may open the page; may be repeated."),
+]
+
+
 def scheduler(
     host: Annotated[str, typer.Option(help="Address of the API and the page.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port of the API; 0: any free one.")
-    ] = 8888,
+    port: Port = 8888,
     zmq_host: Annotated[str, typer.Option(help="Address where handlers register.")] = "127.0.0.1",
-    zmq_port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="Port where they do; 0: any free one.")
-    ] = 4242,
-    database: Annotated[
-        str | None,
-        typer.Option(
-            help="An SQLite file, or postgresql://… for several schedulers on one store; "
-            "by default a file in the state folder.",
-        ),
-    ] = None,
-    database_timeout_s: Annotated[
-        float,
-        typer.Option(min=0.1, help="Longest wait for the database to answer, in seconds."),
-    ] = 10.0,
-    token_file: Annotated[
-        Path | None, typer.Option(help="Holds the Bearer token; needed beyond loopback.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(help="A name under which browsers may open the page; may be repeated."),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="An origin whose pages may ask with the token, such as "
-            "https://portal.example; needs --token-file; may be repeated."
-        ),
-    ] = None,
+    zmq_port: ZmqPort = 4242,
+    database: Database = None,
+    database_timeout_s: DatabaseTimeout = 10.0,
+    token_file: TokenFile = None,
+    allow_host: Hosts = None,
+    allow_origin: Origins = None,
     curve_key_file: Annotated[
         Path | None, typer.Option(help="The scheduler's own key pair (`catalogzero keys new`).")
     ] = None,
     curve_clients_file: Annotated[
         Path | None, typer.Option(help="Public keys of the handlers that may register.")
     ] = None,
-    server_keys_file: Annotated[
-        Path | None,
-        typer.Option(help="Handlers to call over CURVE: a line each, `handler_id: public key`."),
-    ] = None,
+    server_keys_file: ServerKeys = None,
     allow_plaintext: Annotated[
         bool, typer.Option(help="Register beyond loopback without keys: a private network.")
     ] = False,
-    lease_s: Annotated[
-        float,
-        typer.Option(min=1, help="Seconds for which a dead scheduler holds up its executions."),
-    ] = 15.0,
-    retention_days: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="Days for which executions are kept, up to --max-executions of them.",
-        ),
-    ] = 30,
-    max_executions: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="How many executions are kept, however new the rest is.",
-        ),
-    ] = 100_000,
+    lease_s: Lease = 15.0,
+    retention_days: Retention = 30,
+    max_executions: MaxExecutions = 100_000,
     json: JsonFlag = False,
 ) -> None:
     """Call handlers at set times, with ScheduleZero's API; a page at the same address.
@@ -89,17 +92,20 @@ def scheduler(
 
     Example: catalogzero scheduler --database sqlite:////var/lib/acme/scheduler.db
     """
+    from catalogzero.config.renewal import Renewed
     from catalogzero.scheduler.runner import RunnerSettings
     from catalogzero.scheduler.server import SchedulerSettings, run_scheduler
-    from catalogzero.wire.zeromq import CurveKeys, CurveServer, read_client_keys, read_server_keys
+    from catalogzero.wire.keys import CurveKeys, read_server_keys, server_keys_in
 
-    keys = CurveKeys.read(curve_key_file) if curve_key_file else None
-    curve = None
-    if curve_clients_file is not None:
-        if keys is None:
-            needed = "--curve-key-file: the scheduler's own pair"
-            raise ConfigError(f"--curve-clients-file needs {needed}")
-        curve = CurveServer(keys, read_client_keys(curve_clients_file))
+    if curve_clients_file and curve_key_file is None:
+        raise ConfigError("--curve-clients-file needs --curve-key-file: the scheduler's own pair")
+    keys, curve, known = None, None, None
+    if curve_key_file:
+        keys = Renewed(partial(CurveKeys.read, curve_key_file), curve_key_file)
+    if curve_key_file and curve_clients_file:
+        curve = server_keys_in(curve_key_file, curve_clients_file)
+    if server_keys_file:
+        known = Renewed(partial(read_server_keys, server_keys_file), server_keys_file)
     settings = SchedulerSettings(
         host=host,
         port=port,
@@ -113,21 +119,19 @@ def scheduler(
         allow_plaintext=allow_plaintext,
         curve=curve,
         client_keys=keys,
-        server_keys=read_server_keys(server_keys_file) if server_keys_file else {},
+        server_keys=known or {},
         runner=RunnerSettings(
             lease_s=lease_s, retention_days=retention_days, max_executions=max_executions
         ),
     )
-    asyncio.run(run_scheduler(settings, lambda server: _announce(server, as_json=json)))
+    asyncio.run(run_scheduler(settings, lambda server: announce(server, json=json)))
 
 
-def _announce(server: SchedulerServer, *, as_json: bool) -> None:
+def announce(server: SchedulerServer, *, json: bool) -> None:
     """One line on standard output: where it listens."""
-    if as_json:
-        fields = {"url": server.url, "zmq_address": server.zmq_address, "database": server.database}
-        print_json({"event": "listening", **fields})
-    else:
-        typer.echo(
-            f"scheduler: {server.url} (API and page), handlers register at {server.zmq_address}, "
-            f"database {server.database}; Ctrl-C stops it"
-        )
+    fields = {"url": server.url, "zmq_address": server.zmq_address, "database": server.database}
+    text = (
+        f"scheduler: {server.url} (API and page), handlers register at {server.zmq_address}, "
+        f"database {server.database}; Ctrl-C stops it"
+    )
+    print_answer({"event": "listening", **fields}, text, json=json)

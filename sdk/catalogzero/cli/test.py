@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from catalogzero.config.install_hint import package_hint
 from catalogzero.errors import ConfigError
 
 
@@ -33,11 +34,17 @@ def run_contract(
     from catalogzero.runtime.launch import class_of_entry, load_class
 
     if find_spec("pytest") is None:
-        raise ConfigError("`catalogzero test` needs pytest: pip install pytest")
+        raise ConfigError(f"`catalogzero test` needs pytest: {package_hint('pytest')}")
     module, mark, name = target.partition(":")
     cls = load_class(module, name) if mark else class_of_entry(target)
     if cls is None:
         raise ConfigError(f"{target!r} is no installed entry, and not module:Class")
+    excluded = {}
+    for text in exclude or ():
+        left_out, _, reason = text.partition("=")
+        if not reason.strip():
+            raise ConfigError(f"--exclude {text!r}: write check=reason")
+        excluded[left_out] = reason
     processor = issubclass(cls, CloudProcessor)
     template = Path(__file__).with_name("test_contract.py.txt").read_text("utf-8")
     text = template.format(
@@ -45,22 +52,15 @@ def run_contract(
         suite="ProcessorContract" if processor else "HandlerContract",
         module=cls.__module__,
         name=cls.__qualname__,
-        exclude=dict(_excluded(text) for text in exclude or ()),
+        exclude=excluded,
         sample=str((sample or Path("sample.csv")).absolute()) if processor else None,
     )
     with tempfile.TemporaryDirectory(prefix="contract-") as folder:
         path = Path(folder) / "test_contract.py"
         path.write_text(text, "utf-8")
+        # No configuration and no cache of the folder it is run in: the suite is the same anywhere.
         options = ["-q", "-rN", "--rootdir", folder, "-c", "/dev/null", "--import-mode=importlib"]
         chosen = ["-k", check] if check else []
         command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", *chosen]
         done = subprocess.run([*command, str(path)], check=False)  # noqa: S603 - pytest, our own file
     raise typer.Exit(min(done.returncode, 1))
-
-
-def _excluded(text: str) -> tuple[str, str]:
-    """`check=reason` as a name and a reason."""
-    name, _, reason = text.partition("=")
-    if not reason.strip():
-        raise ConfigError(f"--exclude {text!r}: write check=reason")
-    return name, reason

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from catalogzero.cli.output import JsonFlag, print_json
 
 
 def update(
@@ -20,6 +23,7 @@ def update(
         bool, typer.Option("--check", help="Only report whether there is a change; exit code 1.")
     ] = False,
     diff: Annotated[bool, typer.Option("--diff", help="Only print the difference.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Bring a newer template into a package made from it; your own changes stay.
 
@@ -33,7 +37,9 @@ def update(
     found = (updating.difference if look else updating.update)(folder, changes=changes)
     for name in found.forgotten:
         typer.echo(f"the template no longer takes the answer {name!r}", err=True)
-    if diff:
+    if as_json:
+        print_json({"updated": bool(found.patch) and not look, **asdict(found)})
+    elif diff:
         typer.echo(found.patch, nl=False)
     elif not found.patch:
         typer.echo("up to date")

@@ -24,13 +24,13 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-class _Part(BaseModel):
+class _CatalogPart(BaseModel):
     """A part of the document; keys of a later release are passed over."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Lock(_Part):
+class Lock(_CatalogPart):
     """What a release needs on one kind of machine: pins with hashes, for pip."""
 
     python: str = Field(pattern=r"^(3\.\d{1,2})?$")
@@ -44,7 +44,7 @@ class Lock(_Part):
         return f"Python {self.python} on {self.platform}" if self.python else "any machine"
 
 
-class Release(_Part):
+class Release(_CatalogPart):
     """One version of an entry."""
 
     version: str
@@ -91,7 +91,7 @@ class Offer(Manifest):
         raise ConfigError(f"{self.id} has no release {version or 'in use'}; there are: {known}")
 
 
-class Catalog(_Part):
+class Catalog(_CatalogPart):
     """What `catalog.json` says: the entries, and every wheel with its hash."""
 
     catalog_version: Literal[1]

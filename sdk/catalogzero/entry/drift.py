@@ -13,11 +13,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from catalogzero.cloud.params import IDENTITY
+from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.rows.streams import streams_of
-from catalogzero.entry.manifest import GENERATED_MARK, MANIFEST_NAME, JsonSchema, Manifest
+from catalogzero.entry.manifest import (
+    GENERATED_MARK,
+    MANIFEST_NAME,
+    JsonSchema,
+    Manifest,
+    SourceIdentity,
+    resolved,
+)
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
 
+UPLOAD = "process_and_upload"
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -45,6 +55,45 @@ def methods_of_class(cls: type[Handler]) -> list[Table]:
 def streams_of_class(cls: type[Handler]) -> list[JsonSchema]:
     """What the class declares of its results, as the manifest writes it."""
     return [without_noise(stream.describe()) for stream in streams_of(cls)]
+
+
+def identity_of_class(cls: type[Handler]) -> Table | None:
+    """What of a processor's class decides what a source is, as the manifest writes it."""
+    if not issubclass(cls, CloudProcessor):
+        return None
+    declared = next((stream.name for stream in cls.streams), None) or cls.stream
+    return {"output_version": cls.output_version, **({"stream": declared} if declared else {})}
+
+
+def identity_changes(manifest: Manifest, cls: type[Handler]) -> Iterator[str]:
+    """Which params are, other than the manifest says, part of a source's identity or are not.
+
+    None where another stream or a higher `output_version` says that the results are others.
+    """
+    said = manifest.identity or SourceIdentity()
+    real = SourceIdentity.model_validate(identity_of_class(cls) or {})
+    if real.stream != said.stream or real.output_version > said.output_version:
+        return
+    before = [m.params_schema for m in manifest.methods if m.name == UPLOAD]
+    now = [
+        method.params_schema for method in cls.callable_methods().values() if method.name == UPLOAD
+    ]
+    if not before or not now:
+        return
+    old, new = params_in_identity(before[0]), params_in_identity(now[0])
+    # A class that names none takes any, and each is part of the identity.
+    for name in sorted((old or {}).keys() | (new or {}).keys()):
+        was, is_now = (marks.get(name) if marks is not None else True for marks in (old, new))
+        if was is not None and is_now is not None and was != is_now:
+            yield f"the param {name!r} is {'now' if is_now else 'no longer'} part of the identity"
+
+
+def params_in_identity(schema: JsonSchema) -> dict[str, bool] | None:
+    """Each param of `process` by name, and whether it is part of a source's identity."""
+    found = resolved(schema.get("properties", {}).get("params", {}), schema)
+    if "properties" not in found:
+        return None
+    return {name: part.get(IDENTITY, True) for name, part in found["properties"].items()}
 
 
 def config_schema_of_class(cls: type[Handler]) -> JsonSchema:
@@ -75,18 +124,21 @@ def with_generated(text: str, cls: type[Handler]) -> str:
     tables += [("streams", stream) for stream in streams_of_class(cls)]
     lines = [text.partition(GENERATED_MARK)[0].rstrip("\n"), "", GENERATED_MARK]
     for name, table in tables:
-        lines += ["", f"[[{name}]]", *_lines(table)]
+        lines += ["", f"[[{name}]]", *lines_of(table)]
+    if identity := identity_of_class(cls):
+        lines += ["", "[identity]", *lines_of(identity)]
     schema = config_schema_of_class(cls)
     below = {key: schema.pop(key) for key in ("properties", "$defs") if schema.get(key)}
-    lines += ["", "[config_schema]", *_lines(schema)]
-    for key, table in below.items():  # a line for each setting
-        lines += ["", f"[config_schema.{_key(key)}]", *_lines(table)]
+    lines += ["", "[config_schema]", *lines_of(schema)]
+    # As tables of their own: a line for each setting is what a diff can show.
+    for key, table in below.items():
+        lines += ["", f"[config_schema.{toml_key(key)}]", *lines_of(table)]
     return "\n".join([*lines, ""])
 
 
-def _lines(table: Mapping[str, object]) -> list[str]:
+def lines_of(table: Mapping[str, object]) -> list[str]:
     """The keys of a table, a line each."""
-    return [f"{_key(key)} = {inline(value)}" for key, value in table.items()]
+    return [f"{toml_key(key)} = {inline(value)}" for key, value in table.items()]
 
 
 def inline(value: object) -> str:
@@ -96,7 +148,7 @@ def inline(value: object) -> str:
         ConfigError: It holds something that TOML has no word for.
     """
     if isinstance(value, dict):
-        parts = ", ".join(f"{_key(key)} = {inline(part)}" for key, part in value.items())
+        parts = ", ".join(f"{toml_key(key)} = {inline(part)}" for key, part in value.items())
         return f"{{ {parts} }}" if parts else "{}"
     if isinstance(value, list):
         return "[" + ", ".join(inline(part) for part in value) + "]"
@@ -107,7 +159,7 @@ def inline(value: object) -> str:
     raise ConfigError(f"a schema holds {value!r}, which cannot be written in a manifest")
 
 
-def _key(name: str) -> str:
+def toml_key(name: str) -> str:
     """A key of TOML, quoted where it must be."""
     return name if _BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
@@ -129,6 +181,10 @@ def differences(manifest: Manifest, cls: type[Handler]) -> Iterator[str]:
     outputs = [one.model_dump(exclude_unset=True, by_alias=True) for one in manifest.streams]
     if outputs != streams_of_class(cls):
         yield f"the output schema of {cls.__name__} is described otherwise by the code"
+    if (manifest.identity and manifest.identity.model_dump(exclude_unset=True)) != (
+        identity_of_class(cls)
+    ):
+        yield f"output_version or stream of {cls.__name__} is described otherwise by the code"
     schema = config_schema_of_class(cls)
     settings, real = manifest.config_schema.get("properties", {}), schema.get("properties", {})
     for name in sorted(settings.keys() | real.keys()):

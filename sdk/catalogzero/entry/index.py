@@ -12,12 +12,13 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from catalogzero.entry import pages
+from catalogzero.entry import site_pages
 from catalogzero.entry.catalog_file import CATALOG_NAME, Catalog, Lock, Offer, Release
 from catalogzero.entry.lock import SDK, Origin, lock_entries, targets_for
 from catalogzero.entry.manifest import Manifest
@@ -72,16 +73,17 @@ def build_catalog(
     """
     with tempfile.TemporaryDirectory() as temporary:
         stage = Path(temporary)
-        own = _own_wheels(dists, stage)
+        own = own_wheels(dists, stage)
         entries = [wheel for wheel in own if wheel.entries]
         names = {wheel.name for wheel in own}
         given = {wheel.path.name for wheel in own}
-        earlier = [wheel for wheel in _wheels_in(out / "files") if wheel.path.name not in given]
-        _releases([*earlier, *own], {**_published_yanks(out), **(yank or {})})
+        earlier = [wheel for wheel in wheels_in(out / "files") if wheel.path.name not in given]
+        # Only its refusals count here: they come before minutes of locking, not behind them.
+        releases_of([*earlier, *own], {**published_yanks(out), **(yank or {})})
         (stage / "own" / "files").mkdir(parents=True)
         for wheel in (*own, *(wheel for wheel in earlier if wheel.name in names)):
             shutil.copyfile(wheel.path, stage / "own" / "files" / wheel.path.name)
-        _write_simple(stage / "own", _wheels_in(stage / "own" / "files"), {})
+        _write_simple(stage / "own", wheels_in(stage / "own" / "files"), {})
 
         locks: dict[str, str] = {}
         for number, target in enumerate(targets_for(entries, pythons, platforms)):
@@ -95,9 +97,9 @@ def build_catalog(
                     locks[f"requirements/{where}.txt"] = made[wheel.path]
 
         files = {wheel.path.name: wheel for wheel in own}
-        for wheel in (wheel for folder in stage.glob("target-*") for wheel in _wheels_in(folder)):
-            files.setdefault(wheel.path.name, wheel)
-        _copy(files.values(), out, replace=replace)
+        for folder in stage.glob("target-*"):
+            files = {wheel.path.name: wheel for wheel in wheels_in(folder)} | files
+        copy_wheels(files.values(), out, replace=replace)
         for name, text in locks.items():
             _write(out / name, text)
     return publish(out, yank or {})
@@ -109,14 +111,14 @@ def publish(out: Path, yank: Mapping[str, str]) -> CatalogReport:
     Raises:
         ConfigError: A wheel cannot be read, or `yank` names a release that is not there.
     """
-    wheels = _wheels_in(out / "files")
-    releases = _releases(wheels, {**_published_yanks(out), **yank})
+    wheels = wheels_in(out / "files")
+    releases = releases_of(wheels, {**published_yanks(out), **yank})
     for wheel in wheels:
         _write(out / "files" / f"{wheel.path.name}.metadata", wheel.metadata)
     withdrawn = {wheel.path.name: why for _, wheel, why in releases if why}
     _write_simple(out, wheels, withdrawn)
     offers = []
-    for _, grouped in groupby(releases, key=lambda release: release[0].id):
+    for entry_id, grouped in groupby(releases, key=lambda release: release[0].id):
         of_entry = list(grouped)
         manifest, newest, _ = next((one for one in of_entry if not one[2]), of_entry[0])
         listed = [
@@ -125,24 +127,17 @@ def publish(out: Path, yank: Mapping[str, str]) -> CatalogReport:
                 file=wheel.path.name,
                 sha256=wheel.sha256,
                 requires_python=wheel.requires_python,
-                locks=_locks(out, f"{manifest.id}-{wheel.version}"),
+                locks=locks_of(out, f"{entry_id}-{wheel.version}"),
                 yanked=why,
             )
             for _, wheel, why in of_entry
         ]
-        offers.append(
-            Offer.model_validate(
-                {
-                    **manifest.model_dump(by_alias=True),
-                    "distribution": newest.name,
-                    "releases": listed,
-                }
-            )
-        )
+        about = {"distribution": newest.name, "releases": listed}
+        offers.append(Offer.model_validate({**manifest.model_dump(by_alias=True), **about}))
     hashes = {wheel.path.name: wheel.sha256 for wheel in wheels}
     document = Catalog(catalog_version=1, entries=offers, files=hashes)
     _write(out / CATALOG_NAME, _json(document.model_dump(mode="json", by_alias=True)))
-    pages.write_pages(out, offers)
+    site_pages.write_pages(out, offers)
     return CatalogReport(
         out,
         entries={offer.id: offer.version for offer in offers},
@@ -152,7 +147,7 @@ def publish(out: Path, yank: Mapping[str, str]) -> CatalogReport:
     )
 
 
-def _own_wheels(dists: Sequence[Path], folder: Path) -> list[Wheel]:
+def own_wheels(dists: Sequence[Path], folder: Path) -> list[Wheel]:
     """The wheels given, with one of the SDK where none was."""
     files: set[Path] = set()
     for path in dists:
@@ -160,7 +155,8 @@ def _own_wheels(dists: Sequence[Path], folder: Path) -> list[Wheel]:
             files |= set(path.glob("*.whl"))
         elif not path.is_file():
             raise ConfigError(f"{path} does not exist; build it with `catalogzero build`")
-        elif not path.name.endswith(".tar.gz"):  # the sdist that `build` writes beside the wheel
+        elif not path.name.endswith(".tar.gz"):
+            # `dist/*` names the sdist too, which `build` writes beside the wheel.
             files.add(path)
     wheels = [read_wheel(path) for path in sorted(files, key=lambda path: path.name)]
     if not any(wheel.entries for wheel in wheels):
@@ -173,12 +169,12 @@ def _own_wheels(dists: Sequence[Path], folder: Path) -> list[Wheel]:
     return wheels
 
 
-def _wheels_in(folder: Path) -> list[Wheel]:
+def wheels_in(folder: Path) -> list[Wheel]:
     """The wheels of a folder, in the order of their names."""
     return [read_wheel(path) for path in sorted(folder.glob("*.whl"))]
 
 
-def _copy(wheels: Iterable[Wheel], out: Path, *, replace: bool) -> None:
+def copy_wheels(wheels: Iterable[Wheel], out: Path, *, replace: bool) -> None:
     """Copy wheels into the site; what is published keeps its content, for locks name its hash."""
     changed: dict[str, str] = {}
     for wheel in wheels:
@@ -200,7 +196,7 @@ def _copy(wheels: Iterable[Wheel], out: Path, *, replace: bool) -> None:
         path.write_text(text, "utf-8")
 
 
-def _published_yanks(out: Path) -> dict[str, str]:
+def published_yanks(out: Path) -> dict[str, str]:
     """What was yanked when the site was last written: `id==version` → reason."""
     try:
         document = Catalog.model_validate_json((out / CATALOG_NAME).read_text("utf-8"))
@@ -214,7 +210,7 @@ def _published_yanks(out: Path) -> dict[str, str]:
     }
 
 
-def _releases(
+def releases_of(
     wheels: Iterable[Wheel], yanks: Mapping[str, str]
 ) -> list[tuple[Manifest, Wheel, str | None]]:
     """Every entry's releases, newest first, each with the reason why it is yanked, if it is."""
@@ -238,7 +234,7 @@ def _releases(
     return sorted(found, key=lambda release: release[0].id)
 
 
-def _locks(out: Path, release: str) -> list[Lock]:
+def locks_of(out: Path, release: str) -> list[Lock]:
     """The locks of a release that the site has; that of a site of 0.1 is for any Python."""
     found = []
     for path in (out / "requirements").glob(f"{release}-py3.*.txt"):
@@ -252,13 +248,14 @@ def _locks(out: Path, release: str) -> list[Lock]:
 def _write_simple(out: Path, wheels: Sequence[Wheel], withdrawn: Mapping[str, str]) -> None:
     """The simple index, as pages and as JSON."""
     meta = {"api-version": "1.1"}
-    names = sorted({wheel.name for wheel in wheels})
-    documents: dict[str, dict[str, object]] = {
-        "": {"meta": meta, "projects": [{"name": name} for name in names]}
-    }
-    for name in names:
+    by_name: dict[str, list[Wheel]] = defaultdict(list)
+    for wheel in wheels:
+        by_name[wheel.name].append(wheel)
+    projects = [{"name": name} for name in sorted(by_name)]
+    documents: dict[str, dict[str, object]] = {"": {"meta": meta, "projects": projects}}
+    for name, of_name in by_name.items():
         rows = []
-        for wheel in (wheel for wheel in wheels if wheel.name == name):
+        for wheel in of_name:
             metadata = {"sha256": hashlib.sha256(wheel.metadata).hexdigest()}
             row: dict[str, object] = {  # the keys are PEP 691's
                 "filename": wheel.path.name,
@@ -266,22 +263,17 @@ def _write_simple(out: Path, wheels: Sequence[Wheel], withdrawn: Mapping[str, st
                 "hashes": {"sha256": wheel.sha256},
                 "size": wheel.path.stat().st_size,
                 "core-metadata": metadata,
-                "dist-info-metadata": metadata,
+                "dist-info-metadata": metadata,  # its name of before PEP 714, for older pips
                 "yanked": withdrawn.get(wheel.path.name, False),
             }
             if wheel.requires_python:
                 row["requires-python"] = wheel.requires_python
             rows.append(row)
-        versions = sorted({wheel.version for wheel in wheels if wheel.name == name})
-        documents[name] = {
-            "meta": meta,
-            "name": name,
-            "versions": [str(version) for version in versions],
-            "files": rows,
-        }
+        versions = [str(version) for version in sorted({wheel.version for wheel in of_name})]
+        documents[name] = {"meta": meta, "name": name, "versions": versions, "files": rows}
     for name, document in documents.items():
         _write(out / "simple" / name / "index.json", _json(document))
-        pages.write_links(out / "simple" / name, document)
+        site_pages.write_links(out / "simple" / name, document)
 
 
 def _json(document: object) -> str:

@@ -89,11 +89,12 @@ class PublishedCatalog:
     @property
     def index_url(self) -> str:
         """The address of its simple index."""
-        return f"{_url(self.place)}/simple"
+        url = self.place if "://" in self.place else Path(self.place).resolve().as_uri()
+        return f"{url.rstrip('/')}/simple"
 
 
 @dataclass(frozen=True)
-class Change:
+class InstalledChange:
     """What an installation changed.
 
     Attributes:
@@ -129,7 +130,7 @@ def open_catalog(place: str) -> PublishedCatalog:
     if "://" in place and parts.scheme != "https" and not here:
         raise ConfigError(f"{place}: a catalog's address is https://…, or http to this machine")
     try:
-        document = json.loads(_read(place, CATALOG_NAME))
+        document = json.loads(read_published(place, CATALOG_NAME))
         return PublishedCatalog(place, Catalog.model_validate(document))
     except ValidationError as error:
         faults = "; ".join(f"{name}: {why}" for name, why in problems_of(error))
@@ -144,7 +145,7 @@ def install(
     *,
     version: str | None = None,
     python: str | None = None,
-) -> Change:
+) -> InstalledChange:
     """Install a release and all that it needs, every file checked against the catalog's hashes.
 
     Args:
@@ -161,12 +162,13 @@ def install(
     offer = catalog.find(entry_id)
     release = offer.release(version)
     before = look(entry_id, python)
-    pins = _pins(catalog, _lock_for(before, offer, release).file)
+    pins = pins_of(catalog, lock_for(before, offer, release).file)
     if f"--hash=sha256:{release.sha256}" not in pins:
         raise ConfigError(
             f"{catalog.place} contradicts itself: the lock of {entry_id} {release.version} does "
             f"not name the hash that {CATALOG_NAME} gives; ask the vendor"
         )
+    # The entry point of another distribution of this id would answer in its place.
     for other in before["providers"]:
         if other != normal(offer.distribution):
             raise ConfigError(
@@ -181,10 +183,10 @@ def install(
     after = look(entry_id, python)
     texts = (before["manifest"], after["manifest"])
     old, new = (parse_manifest(text, entry_id) if text else None for text in texts)
-    return Change(before["distributions"], after["distributions"], (old, new))
+    return InstalledChange(before["distributions"], after["distributions"], (old, new))
 
 
-def _lock_for(environment: Environment, offer: Offer, release: Release) -> Lock:
+def lock_for(environment: Environment, offer: Offer, release: Release) -> Lock:
     """The lock of a release that an environment can install: for its Python, machine and libc.
 
     Of several that of the newest glibc which is not newer than the environment's is chosen.
@@ -195,7 +197,8 @@ def _lock_for(environment: Environment, offer: Offer, release: Release) -> Lock:
         if found := _GLIBC.fullmatch(lock.platform):
             needed = [int(found[1]), int(found[2])]
         musl = lock.platform.startswith("musllinux")
-        if not lock.python or (  # a catalog of 0.1 has one lock for every machine
+        # A catalog of 0.1 has one lock for every machine, without a Python.
+        if not lock.python or (
             lock.python == environment["python"]
             and lock.platform.endswith(f"_{environment['machine']}")
             and musl == (not environment["glibc"])
@@ -212,7 +215,7 @@ def _lock_for(environment: Environment, offer: Offer, release: Release) -> Lock:
     )
 
 
-def _pins(catalog: PublishedCatalog, name: str) -> str:
+def pins_of(catalog: PublishedCatalog, name: str) -> str:
     """A lock of a catalog, written again from what was understood of it.
 
     Raises:
@@ -221,7 +224,10 @@ def _pins(catalog: PublishedCatalog, name: str) -> str:
     """
     place, pins = f"{catalog.place}/{name}", dict[str, str]()
     hashes = set(catalog.content.files.values())
-    lines = (line.strip() for line in _read(catalog.place, name).replace("\\\n", " ").splitlines())
+    lines = (
+        line.strip()
+        for line in read_published(catalog.place, name).replace("\\\n", " ").splitlines()
+    )
     for line in filter(None, lines):
         found = _PIN.fullmatch(" ".join(line.split()))
         if found is None:
@@ -245,7 +251,7 @@ def look(entry_id: str, python: str | None = None) -> Environment:
     return {**seen, "distributions": names, "providers": providers}
 
 
-def remove(distribution: str, *, python: str | None = None) -> Change:
+def remove(distribution: str, *, python: str | None = None) -> InstalledChange:
     """Take an entry's package away; what it needed stays, and so does its state.
 
     Raises:
@@ -256,7 +262,7 @@ def remove(distribution: str, *, python: str | None = None) -> Change:
     if normal(distribution) not in before:
         raise ConfigError(f"{distribution} is not installed in {python or sys.executable}")
     _pip(python, "uninstall", "--yes", distribution)
-    return Change(before, look(distribution, python)["distributions"])
+    return InstalledChange(before, look(distribution, python)["distributions"])
 
 
 def _pip(python: str | None, verb: str, *arguments: str) -> None:
@@ -265,13 +271,7 @@ def _pip(python: str | None, verb: str, *arguments: str) -> None:
     run_tool([*pip_command(), *there, verb, "--quiet", *arguments], env=only_index())
 
 
-def _url(place: str) -> str:
-    """A catalog's place as a URL without a slash at its end."""
-    url = place if "://" in place else Path(place).resolve().as_uri()
-    return url.rstrip("/")
-
-
-def _read(place: str, name: str) -> str:
+def read_published(place: str, name: str) -> str:
     """One text file of a catalog.
 
     Raises:
@@ -285,15 +285,17 @@ def _read(place: str, name: str) -> str:
         return path.read_text("utf-8")
     import httpx
 
-    url = f"{_url(place)}/{name}"
-    try:  # redirects are not followed
+    url = f"{place.rstrip('/')}/{name}"
+    try:
+        # Redirects are not followed: the hashes would be another place's. No coding is unpacked,
+        # for a small body may become a huge one.
         plain = {"Accept-Encoding": "identity"}
         with httpx.stream("GET", url, headers=plain, timeout=FETCH_TIMEOUT_S) as answer:
             if answer.status_code != httpx.codes.OK:
                 status = f"{url} answers {answer.status_code}: name the catalog's own address"
                 raise ConfigError(status)
             body = bytearray()
-            for part in answer.iter_raw():  # no coding is unpacked, however small it came
+            for part in answer.iter_raw():
                 body += part
                 if len(body) > MAX_ANSWER_BYTES:
                     raise ConfigError(f"{url} is longer than a catalog's file may be")

@@ -10,6 +10,7 @@ import ast
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 from catalogzero.entry import drift
 from catalogzero.entry.class_rules import CLASS_RULES, Find, paragraphs
+from catalogzero.entry.manifest import parse_manifest
 from catalogzero.entry.package_source import PackageSource
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
@@ -34,20 +36,21 @@ Found = Iterator[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One rule: its code, what it demands, and what to do where it is broken."""
+class LintRule:
+    """One rule: its code, what it demands, what to do where it is broken, and what finds that."""
 
     code: str
     demand: str
     fix: str
-    severity: Severity = "error"
+    severity: Severity
+    find: Callable[[PackageSource], Found]
 
 
 @dataclass(frozen=True)
-class Finding:
+class LintFinding:
     """One place where a rule is broken."""
 
-    rule: Rule
+    rule: LintRule
     path: str
     message: str
 
@@ -55,38 +58,30 @@ class Finding:
         return f"{self.path}: {self.rule.code} {self.message}. {self.rule.fix}"
 
 
-RULES: dict[str, Rule] = {}
-_FIND: dict[str, Callable[[PackageSource], Found]] = {}
+RULES: dict[str, LintRule] = {}
 
 
-def _add(
-    code: str,
-    demand: str,
-    fix: str,
-    find: Callable[[PackageSource], Found],
-    severity: Severity = "error",
-) -> None:
-    """Add a rule to the list."""
-    demand = demand[:1].lower() + demand[1:].removesuffix(".")
-    RULES[code], _FIND[code] = Rule(code, demand, fix, severity), find
-
-
-def _rule(code: str, severity: Severity = "error") -> Callable[..., None]:
+def rule(code: str, severity: Severity = "error") -> Callable[..., None]:
     """Add a rule that looks at a package; its docstring's paragraphs are demand and fix."""
 
     def add(find: Callable[[PackageSource], Found]) -> None:
         demand, fix = paragraphs(find)
-        _add(code, demand, fix, find, severity)
+        RULES[code] = LintRule(code, without_stop(demand), fix, severity, find)
 
     return add
 
 
-def lint(package: PackageSource) -> list[Finding]:
+def without_stop(sentence: str) -> str:
+    """A sentence as a part of another."""
+    return sentence[:1].lower() + sentence[1:].removesuffix(".")
+
+
+def lint(package: PackageSource) -> list[LintFinding]:
     """Every broken rule of a package, in the order of the codes."""
     return [
-        Finding(RULES[code], path, fault)
+        LintFinding(RULES[code], path, fault)
         for code in sorted(RULES)
-        for path, fault in _FIND[code](package)
+        for path, fault in RULES[code].find(package)
     ]
 
 
@@ -103,33 +98,43 @@ def fix(package: PackageSource) -> list[Path]:
             with package.handler_class(name) as cls:
                 before = path.read_text("utf-8") if path.is_file() else ""
                 after = drift.with_generated(before, cls)
-            if before and after != before:
+                changes: list[str] = []
+                with suppress(ConfigError):  # one that cannot be read says nothing to keep
+                    changes = list(drift.identity_changes(parse_manifest(before, str(path)), cls))
+            # What another identity is held against must stay until the author has decided.
+            if before and after != before and not changes:
                 path.write_text(after, "utf-8")
                 changed.append(path)
     return changed
 
 
-def _classes(package: PackageSource) -> Iterator[tuple[str, type[Handler]]]:
+def classes_of(package: PackageSource) -> Iterator[tuple[str, type[Handler]]]:
     """Every handler class that can be imported, with its `module:Class`."""
     for name, reference in package.handlers.items():
         with suppress(ConfigError), package.handler_class(name) as cls:
             yield reference, cls
 
 
-def _add_class_rules() -> None:
-    """Add those that the contract suite demands, too."""
-    for rule in CLASS_RULES:
-
-        def find(package: PackageSource, look: Find = rule.find) -> Found:
-            for reference, cls in _classes(package):
-                with suppress(ConfigError):  # a manifest that cannot be read: CZ102 reports it
-                    yield from ((reference, fault) for fault in look(cls))
-
-        _add(rule.code, rule.demand, rule.fix, find)
+def class_faults(look: Find, package: PackageSource) -> Found:
+    """What a rule of the contract suite finds at the package's classes."""
+    for reference, cls in classes_of(package):
+        # One whose manifest cannot be read is CZ102's.
+        with suppress(ConfigError):
+            yield from ((reference, fault) for fault in look(cls))
 
 
-@_rule("CZ101")
-def _has_entry_points(package: PackageSource) -> Found:
+for demanded in CLASS_RULES:
+    RULES[demanded.code] = LintRule(
+        demanded.code,
+        without_stop(demanded.demand),
+        demanded.fix,
+        "error",
+        partial(class_faults, demanded.find),
+    )
+
+
+@rule("CZ101")
+def has_entry_points(package: PackageSource) -> Found:
     """The package provides an entry and a handler by entry points.
 
     Add the groups catalogzero.entries (id = package) and catalogzero.handlers (name =
@@ -140,8 +145,8 @@ def _has_entry_points(package: PackageSource) -> Found:
             yield "pyproject.toml", f"no entry point in the group catalogzero.{group}"
 
 
-@_rule("CZ102")
-def _has_manifest(package: PackageSource) -> Found:
+@rule("CZ102")
+def has_manifest(package: PackageSource) -> Found:
     """Each entry's package has a manifest of the right form.
 
     Correct the keys named; docs/reference/manifest.md lists them all.
@@ -153,8 +158,8 @@ def _has_manifest(package: PackageSource) -> Found:
             yield package.shown(package.manifest_path(entry_id)), str(error)
 
 
-@_rule("CZ103")
-def _id_matches(package: PackageSource) -> Found:
+@rule("CZ103")
+def id_matches(package: PackageSource) -> Found:
     """The manifest's id is the entry point's name.
 
     Make the two the same.
@@ -164,8 +169,8 @@ def _id_matches(package: PackageSource) -> Found:
             yield path, f"id is {manifest.id!r}, the entry point {entry_id!r}"
 
 
-@_rule("CZ104")
-def _version_matches(package: PackageSource) -> Found:
+@rule("CZ104")
+def version_matches(package: PackageSource) -> Found:
     """Manifest and package have one version.
 
     Make them the same, or let pyproject.toml read the manifest's (tool.hatch.version).
@@ -176,8 +181,8 @@ def _version_matches(package: PackageSource) -> Found:
             yield path, f"version is {manifest.version}, the package's {own}"
 
 
-@_rule("CZ105")
-def _handlers_import(package: PackageSource) -> Found:
+@rule("CZ105")
+def handlers_import(package: PackageSource) -> Found:
     """Each handler can be imported.
 
     Correct the entry point, or the module.
@@ -190,22 +195,22 @@ def _handlers_import(package: PackageSource) -> Found:
             yield "pyproject.toml", str(error)
 
 
-@_rule("CZ107")
-def _hosts_named(package: PackageSource) -> Found:
+@rule("CZ107")
+def hosts_named(package: PackageSource) -> Found:
     """The hosts that the entry talks to are named.
 
     Name the endpoint's host in allowed_hosts: clients open their firewalls by it.
     """
     for _, path, manifest in package.readable_manifests():
-        for _, cls in _classes(package):
+        for _, cls in classes_of(package):
             field = cls.settings_model.model_fields.get("endpoint")
             host = urlsplit(str(field.default)).hostname if field and field.default else None
             if host and host not in manifest.allowed_hosts:
                 yield path, f"the endpoint's host {host} is not in allowed_hosts"
 
 
-@_rule("CZ108")
-def _data_named(package: PackageSource) -> Found:
+@rule("CZ108")
+def data_named(package: PackageSource) -> Found:
     """A processor says what data leaves.
 
     Say in data_collected which data leaves the client's machine, an item a line.
@@ -215,8 +220,8 @@ def _data_named(package: PackageSource) -> Found:
             yield path, "data_collected is empty"
 
 
-@_rule("CZ109")
-def _schedules_fit(package: PackageSource) -> Found:
+@rule("CZ109")
+def schedules_fit(package: PackageSource) -> Found:
     """Proposed schedules name methods that exist, with parameters that they take.
 
     Correct the schedule's method and params.
@@ -236,8 +241,8 @@ def _schedules_fit(package: PackageSource) -> Found:
                 yield path, f"the schedule of {schedule.method!r} leaves out {names}"
 
 
-@_rule("CZ110")
-def _triggers_fit(package: PackageSource) -> Found:
+@rule("CZ110")
+def triggers_fit(package: PackageSource) -> Found:
     """Proposed schedules have triggers that a scheduler takes.
 
     Write the trigger as docs/reference/manifest.md shows it.
@@ -250,8 +255,8 @@ def _triggers_fit(package: PackageSource) -> Found:
                 yield path, f"the trigger of {schedule.method!r}: {error}"
 
 
-@_rule("CZ114")
-def _depends_on_sdk(package: PackageSource) -> Found:
+@rule("CZ114")
+def depends_on_sdk(package: PackageSource) -> Found:
     """The package depends on catalogzero, within a range.
 
     Write a range such as catalogzero>=0.1,<1 into dependencies.
@@ -264,22 +269,23 @@ def _depends_on_sdk(package: PackageSource) -> Found:
         yield "pyproject.toml", f"the dependency {sdk[0]} has no upper bound"
 
 
-def _nodes(package: PackageSource) -> Iterator[tuple[str, ast.AST]]:
+def nodes_of(package: PackageSource) -> Iterator[tuple[str, ast.AST]]:
     """Every node of the syntax of its packages, with the path as shown."""
     folders = {package.package_folder(name) for name in package.entries.values()}
     for path in sorted(path for folder in folders for path in folder.rglob("*.py")):
-        with suppress(SyntaxError, UnicodeDecodeError):  # not Python: CZ105 reports it
+        # What is not Python is CZ105's.
+        with suppress(SyntaxError, UnicodeDecodeError):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 yield package.shown(path), node
 
 
-@_rule("CZ115")
-def _public_names(package: PackageSource) -> Found:
+@rule("CZ115")
+def public_names(package: PackageSource) -> Found:
     """Only catalogzero's public names are used.
 
     Import from catalogzero, or its testing, compat, backend, web or sql.
     """
-    for path, node in _nodes(package):
+    for path, node in nodes_of(package):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
             modules = [str(node.module)]
@@ -288,13 +294,13 @@ def _public_names(package: PackageSource) -> Found:
                 yield path, f"{module} is private"
 
 
-@_rule("CZ116")
-def _no_blocking_sleep(package: PackageSource) -> Found:
+@rule("CZ116")
+def no_blocking_sleep(package: PackageSource) -> Found:
     """No async method blocks the event loop by sleeping.
 
     Use await self.clock.sleep(…), or a plain method, which runs in a thread.
     """
-    for path, function in _nodes(package):
+    for path, function in nodes_of(package):
         if isinstance(function, ast.AsyncFunctionDef):
             for node in ast.walk(function):
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "time.sleep":
@@ -302,8 +308,8 @@ def _no_blocking_sleep(package: PackageSource) -> Found:
                     yield where, f"time.sleep in the async method {function.name!r}"
 
 
-@_rule("CZ117", "warning")
-def _has_papers(package: PackageSource) -> Found:
+@rule("CZ117", "warning")
+def has_papers(package: PackageSource) -> Found:
     """The package has a README and a licence.
 
     Write README.md for the client's operator and LICENSE, and name them in pyproject.toml.
@@ -313,8 +319,8 @@ def _has_papers(package: PackageSource) -> Found:
             yield "pyproject.toml", f"{name} is not set"
 
 
-@_rule("CZ118", "warning")
-def _vendor_reachable(package: PackageSource) -> Found:
+@rule("CZ118", "warning")
+def vendor_reachable(package: PackageSource) -> Found:
     """A client can reach the vendor.
 
     Set support_email or url under [vendor].
@@ -322,6 +328,3 @@ def _vendor_reachable(package: PackageSource) -> Found:
     for _, path, manifest in package.readable_manifests():
         if not (manifest.vendor.support_email or manifest.vendor.url):
             yield path, "the vendor has neither support_email nor url"
-
-
-_add_class_rules()

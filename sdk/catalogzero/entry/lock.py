@@ -50,7 +50,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Target:
+class LockTarget:
     """A machine that a lock is for."""
 
     python: str
@@ -62,7 +62,8 @@ class Target:
     def platform_name(self) -> str:
         """The platform as a catalog names it: `linux_x86_64` for this machine's."""
         ours = next(platform_tags())
-        if not ours.startswith("musl"):  # any glibc: each wheel's own tag says which it needs
+        if not ours.startswith("musl"):
+            # Any glibc: each wheel's own tag says which it needs.
             ours = sysconfig.get_platform().replace("-", "_")
         return self.platform or ours
 
@@ -75,7 +76,7 @@ class Target:
 
 def targets_for(
     entries: Iterable[Wheel], pythons: Sequence[str], platforms: Sequence[str]
-) -> list[Target]:
+) -> list[LockTarget]:
     """The machines that a catalog serves.
 
     Args:
@@ -98,9 +99,9 @@ def targets_for(
     known = pythons or [f"3.{minor}" for minor in range(100) if f"3.{minor}" in ours]
     found = []
     for python in dict.fromkeys(known):
-        target = Target(python)
+        target = LockTarget(python)
         if any(target.python_for(wheel) for wheel in entries):
-            found += [Target(python, platform) for platform in dict.fromkeys(platforms or [""])]
+            found += [LockTarget(python, platform) for platform in dict.fromkeys(platforms or [""])]
         elif pythons:
             raise ConfigError(f"no entry given allows Python {python}: see their requires-python")
     if not found:
@@ -108,21 +109,119 @@ def targets_for(
     return found
 
 
+@dataclass(frozen=True)
+class Resolver:
+    """What uv and pip are given for one target, beside the requirements.
+
+    Attributes:
+        target: For which machine.
+        own: A site with the catalog's own wheels, the SDK's and the entries' among them: what it
+            has of a name is taken from nowhere else. The tools' input is written here, too.
+        origin: Where the others come from.
+    """
+
+    target: LockTarget
+    own: Path
+    origin: Origin
+
+    def compile(self, requirements: str, constraints: str, python: str) -> str:
+        """uv's lock of some requirements: pins with all hashes of their releases.
+
+        Raises:
+            CatalogZeroError: There is no such set of wheels.
+        """
+        own, origin = self.own, self.origin
+        (own / "requirements.in").write_text(requirements, "utf-8")
+        (own / "constraints.txt").write_text(constraints, "utf-8")
+        command = [
+            *(find_uv_bin(), "pip", "compile", "--quiet", "--only-binary", ":all:"),
+            *("--generate-hashes", "--no-header", "--no-annotate", "--no-python-downloads"),
+            *("--python-version", python),
+            *("--constraints", str(own / "constraints.txt"), str(own / "requirements.in")),
+        ]
+        if found := _PLATFORM.fullmatch(self.target.platform):
+            kind, number, machine = found.groups()
+            musl = f"{machine}-unknown-linux-musl"
+            platform = musl if kind == "musllinux_1" else f"{machine}-{kind}_{number}"
+            command += ["--python-platform", platform]
+        index = f"{own.as_uri()}/simple"
+        env = {**indexes_of_pip(), **os.environ}
+        links = [env.get("UV_FIND_LINKS", ""), *(str(path) for path in origin.find_links)]
+        env["UV_FIND_LINKS"] = ",".join(filter(None, links))
+        if origin.index_url:
+            env["UV_DEFAULT_INDEX"] = origin.index_url
+        if env.pop("UV_NO_INDEX", "") or origin.no_index:
+            # The flag itself would shut out our own index, too.
+            env |= {"UV_DEFAULT_INDEX": index, "UV_INDEX": ""}
+        else:
+            # Ours is first: what it has of a name, uv takes from no other index.
+            env["UV_INDEX"] = f"{index} {env.get('UV_INDEX', '')}".strip()
+        lock = run_tool(command, env=env)
+        if rest := _PIN.sub("", lock).strip():
+            raise CatalogZeroError(f"it needs what no index pins: {rest.splitlines()[0]}")
+        return lock
+
+    def compile_entry(self, entry: Wheel, python: str) -> tuple[str, str]:
+        """uv's locks of an entry: of what it needs, and with all that its extras need.
+
+        Raises:
+            CatalogZeroError: There is no such set of wheels; the tool's words are in the message.
+        """
+        release = f"{entry.name}=={entry.version}"
+        needed = f"{release}\n{SDK}\n"
+        extras = [f"{SDK}[{extra}]" for extra in SDK_EXTRAS]
+        for extra in entry.fields.get_all("Provides-Extra") or ():
+            extras += [f"{entry.name}[{extra}]"] if extra != VENDOR_EXTRA else []
+        try:
+            # First all of it, so that an extra that is added later fits what is there already.
+            full = self.compile(needed + "\n".join(extras), "", python)
+            return self.compile(needed, full, python), full
+        except CatalogZeroError as error:
+            raise CatalogZeroError(
+                f"{release} cannot be locked for Python {self.target.python} on "
+                f"{self.target.platform_name}: {error}\nWhat an entry needs must be there as "
+                "wheels: at the index that pip is set up with, at one that you name (--index-url), "
+                "or in a folder (--find-links). An index that pip only adds (extra-index-url) is "
+                "not asked: name it in UV_INDEX. --python names the Pythons to serve."
+            ) from error
+
+    def download(self, lock: str, folder: Path) -> None:
+        """Let pip download the wheels of a lock, each with one of the lock's hashes."""
+        path = self.own / "lock.txt"
+        path.write_text(lock, "utf-8")
+        options = ["--python-version", self.target.python]
+        # The pages have hashes, so that another file of a name is no match.
+        pages = (page.as_uri() for page in self.own.glob("simple/*/index.html"))
+        for links in (*pages, *map(str, self.origin.find_links)):
+            options += ["--find-links", links]
+        if found := _PLATFORM.fullmatch(self.target.platform):
+            kind, number, machine = found.groups()
+            least = 5 if kind == "manylinux_2" else 1
+            tags = [f"{kind}_{n}_{machine}" for n in range(int(number), least - 1, -1)]
+            if kind == "manylinux_2" and int(number) >= 17:
+                tags.append(f"manylinux2014_{machine}")
+            options += [word for tag in tags for word in ("--platform", tag)]
+        options += ["--index-url", self.origin.index_url] if self.origin.index_url else []
+        options += ["--no-index"] if self.origin.no_index else []
+        run_tool(
+            [
+                *(*pip_command(), "download", "--quiet", "--no-deps", "--require-hashes"),
+                *("--only-binary", ":all:", "--implementation", "cp", "--ignore-requires-python"),
+                *("--disable-pip-version-check", "--no-input", "--dest", str(folder)),
+                *(*options, "--requirement", str(path)),
+            ]
+        )
+
+
 def lock_entries(
-    entries: Sequence[Wheel],
-    target: Target,
-    *,
-    own: Path,
-    folder: Path,
-    origin: Origin,
+    entries: Sequence[Wheel], target: LockTarget, *, own: Path, folder: Path, origin: Origin
 ) -> dict[Path, str]:
     """Lock every entry that allows the target, and download what the locks name.
 
     Args:
         entries: The wheels of the entries' releases.
         target: For which machine.
-        own: A site with the catalog's own wheels, the SDK's and the entries' among them: what it
-            has of a name is taken from nowhere else.
+        own: See `Resolver`.
         folder: Where the wheels are downloaded to, those of the extras included.
         origin: Where the others come from.
 
@@ -135,35 +234,19 @@ def lock_entries(
     """
     folder.mkdir(parents=True)
     ours = {(one.name, one.version): one.sha256 for one in map(read_wheel, own.glob("files/*"))}
-    links = own / f"links-{folder.name}"  # what is at hand of other names
+    # Of the folders named, only what the catalog has not itself: that comes from nowhere else.
+    links = own / f"links-{folder.name}"
     links.mkdir()
     for path in (path for place in origin.find_links for path in place.iterdir()):
         if canonicalize_name(path.name.partition("-")[0]) not in {name for name, _ in ours}:
             (links / path.name).symlink_to(path.resolve())
-    origin = Origin((links,), origin.index_url, origin.no_index)
+    resolver = Resolver(target, own, Origin((links,), origin.index_url, origin.no_index))
     pins: dict[Path, list[Key]] = {}
     wanted: dict[str, dict[Version, str]] = defaultdict(dict)
     for entry in entries:
-        python = target.python_for(entry)
-        if python is None:
+        if (python := target.python_for(entry)) is None:
             continue
-        release = f"{entry.name}=={entry.version}"
-        needed = f"{release}\n{SDK}\n"
-        extras = [f"{SDK}[{extra}]" for extra in SDK_EXTRAS]
-        for extra in entry.fields.get_all("Provides-Extra") or ():
-            extras += [f"{entry.name}[{extra}]"] if extra != VENDOR_EXTRA else []
-        everything = needed + "\n".join(extras)
-        try:
-            full = _compile(everything, "", python, target, own=own, origin=origin)
-            alone = _compile(needed, full, python, target, own=own, origin=origin)
-        except CatalogZeroError as error:
-            raise CatalogZeroError(
-                f"{release} cannot be locked for Python {target.python} on "
-                f"{target.platform_name}: {error}\nWhat an entry needs must be there as wheels: at "
-                "the index that pip is set up with, at one that you name (--index-url), or in a "
-                "folder (--find-links). An index that pip only adds (extra-index-url) is not "
-                "asked: name it in UV_INDEX. --python names the Pythons to serve."
-            ) from error
+        alone, full = resolver.compile_entry(entry, python)
         pins[entry.path] = [(name, Version(version)) for name, version, _ in _PIN.findall(alone)]
         for found in _PIN.finditer(full):
             key = (found[1], Version(found[2]))
@@ -173,11 +256,10 @@ def lock_entries(
                     "other content: take it out of the folders that pip is set up with (find-links)"
                 )
             wanted[found[1]].setdefault(key[1], found[0])
+    # pip takes one version of a name at a time: those that entries differ in come in turns.
     for together in zip_longest(*(texts.values() for texts in wanted.values()), fillvalue=""):
-        _download("".join(together), target, own=own, folder=folder, origin=origin)
-    hashes = {
-        (wheel.name, wheel.version): wheel.sha256 for wheel in map(read_wheel, folder.glob("*.whl"))
-    }
+        resolver.download("".join(together), folder)
+    hashes = {(one.name, one.version): one.sha256 for one in map(read_wheel, folder.glob("*.whl"))}
     return {
         path: "".join(
             f"{name}=={version} \\\n    --hash=sha256:{hashes[name, version]}\n"
@@ -187,48 +269,14 @@ def lock_entries(
     }
 
 
-def _compile(
-    requirements: str, constraints: str, python: str, target: Target, *, own: Path, origin: Origin
-) -> str:
-    """uv's lock of some requirements: pins with all hashes of their releases."""
-    files = {own / "requirements.in": requirements, own / "constraints.txt": constraints}
-    for path, text in files.items():
-        path.write_text(text, "utf-8")
-    command = [
-        *(find_uv_bin(), "pip", "compile", "--quiet", "--only-binary", ":all:"),
-        *("--generate-hashes", "--no-header", "--no-annotate", "--no-python-downloads"),
-        *("--python-version", python),
-        *("--constraints", str(own / "constraints.txt"), str(own / "requirements.in")),
-    ]
-    if found := _PLATFORM.fullmatch(target.platform):
-        kind, number, machine = found.groups()
-        musl = f"{machine}-unknown-linux-musl"
-        platform = musl if kind == "musllinux_1" else f"{machine}-{kind}_{number}"
-        command += ["--python-platform", platform]
-    index = f"{own.as_uri()}/simple"
-    env = {**_indexes_of_pip(), **os.environ}
-    links = [env.get("UV_FIND_LINKS", ""), *(str(path) for path in origin.find_links)]
-    env["UV_FIND_LINKS"] = ",".join(filter(None, links))
-    if origin.index_url:
-        env["UV_DEFAULT_INDEX"] = origin.index_url
-    if env.pop("UV_NO_INDEX", "") or origin.no_index:  # our own is an index, too
-        env |= {"UV_DEFAULT_INDEX": index, "UV_INDEX": ""}
-    else:  # first: what it has of a name is taken from no other index
-        env["UV_INDEX"] = f"{index} {env.get('UV_INDEX', '')}".strip()
-    lock = run_tool(command, env=env)
-    if rest := _PIN.sub("", lock).strip():
-        raise CatalogZeroError(f"it needs what no index pins: {rest.splitlines()[0]}")
-    return lock
-
-
 @cache
-def _indexes_of_pip() -> dict[str, str]:
+def indexes_of_pip() -> dict[str, str]:
     """The index and the folders that pip is set up with, as uv's settings."""
-    listed = run_tool([*pip_command(), "config", "list"])
+    listed = run_tool([*pip_command(), "config", "list"]).splitlines()
     found: dict[str, str] = {}
+    # A later section beats those before it, as in pip.
     for section in ("global", "download", ":env:"):
-        for line in listed.splitlines():
-            key, _, value = line.partition("=")
+        for key, _, value in (line.partition("=") for line in listed):
             if key.startswith(f"{section}."):
                 found[key.removeprefix(f"{section}.")] = literal_eval(value)
     names = {"index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE", "proxy": "ALL_PROXY"}
@@ -238,31 +286,3 @@ def _indexes_of_pip() -> dict[str, str]:
     if found.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         settings["UV_NO_INDEX"] = "1"
     return settings
-
-
-def _download(lock: str, target: Target, *, own: Path, folder: Path, origin: Origin) -> None:
-    """Let pip download the wheels of a lock, each with one of the lock's hashes."""
-    path = own / "lock.txt"
-    path.write_text(lock, "utf-8")
-    options = ["--python-version", target.python]
-    for page in own.glob("simple/*/index.html"):  # with hashes: another file of a name is no match
-        options += ["--find-links", page.as_uri()]
-    if found := _PLATFORM.fullmatch(target.platform):
-        kind, number, machine = found.groups()
-        least = 5 if kind == "manylinux_2" else 1
-        tags = [f"{kind}_{n}_{machine}" for n in range(int(number), least - 1, -1)]
-        if kind == "manylinux_2" and int(number) >= 17:
-            tags.append(f"manylinux2014_{machine}")
-        options += [word for tag in tags for word in ("--platform", tag)]
-    for links in origin.find_links:
-        options += ["--find-links", str(links)]
-    options += ["--index-url", origin.index_url] if origin.index_url else []
-    options += ["--no-index"] if origin.no_index else []
-    run_tool(
-        [
-            *(*pip_command(), "download", "--quiet", "--no-deps", "--require-hashes"),
-            *("--only-binary", ":all:", "--implementation", "cp", "--ignore-requires-python"),
-            *("--disable-pip-version-check", "--no-input", "--dest", str(folder)),
-            *(*options, "--requirement", str(path)),
-        ]
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,7 +51,26 @@ def compact(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _web_address(value: str) -> str:
+def resolved(schema: JsonSchema, whole: JsonSchema) -> JsonSchema:
+    """A part of a schema, with what it refers to in the whole one."""
+    prefix, _, name = str(schema.get("$ref", "")).rpartition("/")
+    found = whole.get("$defs", {}).get(name) if prefix == "#/$defs" else None
+    return {**found, **schema} if isinstance(found, dict) else schema
+
+
+def properties_of(schema: JsonSchema) -> Iterator[tuple[str, JsonSchema, bool]]:
+    """The properties of an object: name, schema, whether it must be given.
+
+    What an object among them holds follows it, by a dotted name.
+    """
+    for name, part in schema.get("properties", {}).items():
+        yield name, (found := resolved(part, schema)), name in schema.get("required", ())
+        for below, inner in found.get("properties", {}).items():
+            needed = below in found.get("required", ())
+            yield f"{name}.{below}", resolved(inner, schema), needed
+
+
+def web_link(value: str) -> str:
     """A link that a page may carry: http or https, and nothing that runs."""
     if value and not re.fullmatch(r"https?://[^\s\"'<>\\\x00-\x1f\x7f-\x9f]+", value):
         raise ValueError("write a link as https://host/path")
@@ -65,10 +85,17 @@ def _schema(value: JsonSchema) -> JsonSchema:
         if not isinstance(part, dict) or depth > MAX_SCHEMA_DEPTH:
             raise ValueError(f"not a JSON Schema, or one deeper than {MAX_SCHEMA_DEPTH}")
         named, choices = part.get("properties", {}), part.get("anyOf", [])
-        words = part.get("enum", [])
-        if not isinstance(named, dict) or any(type(one) is not list for one in (choices, words)):
-            raise ValueError("not a JSON Schema: properties are a mapping, anyOf and enum lists")
-        below = [*named.values(), *choices, *([part["items"]] if part.get("items") else [])]
+        words, defined = part.get("enum", []), part.get("$defs", {})
+        lists = (choices, words, part.get("required", []))
+        if not all(isinstance(one, dict) for one in (named, defined)) or any(
+            type(one) is not list for one in lists
+        ):
+            raise ValueError(
+                "not a JSON Schema: properties and $defs are mappings, anyOf, enum and required "
+                "lists"
+            )
+        below = [*named.values(), *defined.values(), *choices]
+        below += [part["items"]] if part.get("items") else []
         parts += [(one, depth + 1) for one in below]
     return value
 
@@ -84,17 +111,17 @@ def _settings_schema(value: JsonSchema) -> JsonSchema:
     return value
 
 
-WebAddress = Annotated[str, AfterValidator(_web_address)]
+WebAddress = Annotated[str, AfterValidator(web_link)]
 _Schema = Annotated[JsonSchema, AfterValidator(_schema)]
 
 
-class _Part(BaseModel):
+class _ManifestPart(BaseModel):
     """A part of the manifest: no key beyond those named."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Vendor(_Part):
+class Vendor(_ManifestPart):
     """Who sells the entry."""
 
     name: str = Field(min_length=1)
@@ -102,7 +129,7 @@ class Vendor(_Part):
     support_email: str | None = Field(default=None, pattern=r"^([^\s@<>?&\"]+@[^\s@<>?&\"]+)?$")
 
 
-class Method(_Part):
+class DeclaredMethod(_ManifestPart):
     """One method that a scheduler may call, with JSON Schemas."""
 
     name: str = Field(min_length=1)
@@ -113,14 +140,21 @@ class Method(_Part):
     timeout_s: float | None = Field(default=None, gt=0)
 
 
-class Output(_Part):
+class Output(_ManifestPart):
     """What a processor declares of its results: their name, and the JSON Schema of a row."""
 
     name: str = ""
     row_schema: _Schema = Field(default_factory=dict, alias="schema")
 
 
-class Schedule(_Part):
+class SourceIdentity(_ManifestPart):
+    """What of a processor's class decides what a source is at the backend, beside its params."""
+
+    output_version: int = Field(default=1, ge=1)
+    stream: str = ""
+
+
+class ProposedSchedule(_ManifestPart):
     """A schedule that the vendor proposes; the client decides."""
 
     method: str
@@ -128,14 +162,14 @@ class Schedule(_Part):
     trigger: dict[str, object]
 
 
-class Requires(_Part):
+class Requires(_ManifestPart):
     """What the entry needs to run, as version specifiers."""
 
     python: str
     catalogzero: str
 
 
-class Manifest(_Part):
+class Manifest(_ManifestPart):
     """What a client reads before it installs, and what a catalog shows."""
 
     manifest_version: Literal[1]
@@ -147,14 +181,15 @@ class Manifest(_Part):
     vendor: Vendor
     license: str = ""
     documentation: WebAddress | None = None
-    methods: list[Method] = Field(default_factory=list)
+    methods: list[DeclaredMethod] = Field(default_factory=list)
     streams: list[Output] = Field(default_factory=list)
+    identity: SourceIdentity | None = None
     config_schema: Annotated[JsonSchema, AfterValidator(_settings_schema)] = Field(
         default_factory=dict
     )
     allowed_hosts: list[str] = Field(default_factory=list)
     data_collected: list[str] = Field(default_factory=list)
-    default_schedules: list[Schedule] = Field(default_factory=list)
+    default_schedules: list[ProposedSchedule] = Field(default_factory=list)
     requires: Requires
     tags: list[str] = Field(default_factory=list)
 

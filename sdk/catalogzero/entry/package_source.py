@@ -107,6 +107,7 @@ class PackageSource:
             yield found
         finally:
             sys.path[:] = path
+            # Another package's module of the same name is imported next, and must not be this one.
             for added in set(sys.modules) - known:
                 if added.split(".")[0] == module.split(".")[0]:
                     del sys.modules[added]

@@ -13,13 +13,13 @@ import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from packaging.utils import canonicalize_name
 
 from catalogzero.entry.pip import run_tool
 from catalogzero.entry.wheels import Wheel, check_entries, read_wheel, requirements_here, sha256_of
 from catalogzero.errors import ConfigError
+from catalogzero.wire.messages import JsonObject
 
 
 def build_package(folder: Path, out: Path) -> list[Path]:
@@ -35,6 +35,7 @@ def build_package(folder: Path, out: Path) -> list[Path]:
     if not (folder / "pyproject.toml").is_file():
         raise ConfigError(f"{folder.resolve()} has no pyproject.toml: name the package's folder")
     out.mkdir(parents=True, exist_ok=True)
+    # The build says no names: what it made is what is new, or newer than it was.
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(folder)]
     run_tool(build)
@@ -64,7 +65,7 @@ def describe_build(built: list[Path]) -> list[Path]:
     return [sums, bill]
 
 
-def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
+def bill_of_materials(wheel: Wheel) -> JsonObject:
     """The wheel and all that it needs, with licences and what needs what, as cyclonedx-py says.
 
     That looks at an environment as a whole, so it is shown the metadata of what the wheel needs
@@ -89,7 +90,7 @@ def bill_of_materials(wheel: Wheel) -> dict[str, Any]:
         form = ["--output-reproducible", "--sv", "1.6", "--mc-type", "library"]
         shown = {**os.environ, "PYTHONPATH": str(folder)}
         said = run_tool([*tool, *form, "--pyproject", str(project), sys.executable], env=shown)
-    bill: dict[str, Any] = json.loads(said)
+    bill: JsonObject = json.loads(said)
     root = bill["metadata"]["component"]
     root["hashes"] = [{"alg": "SHA-256", "content": wheel.sha256}]
     return bill

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 
 import yaml
 
 from catalogzero.config.logs import printable
-from catalogzero.config.registry import load_registry
+from catalogzero.config.registry import Section, load_registry
 from catalogzero.entry.manifest import JsonSchema, Manifest, kind_of
 from catalogzero.errors import ConfigError
 
@@ -22,17 +24,25 @@ FIRST_PORT = 5001
 _ITEM = re.compile(r"^(\s*)- ", re.MULTILINE)
 
 
-def sections_of(path: Path, entry_id: str) -> dict[str, str]:
-    """The sections that name an entry: handler_id → `file:line: entry`; none without a file."""
+def sections_of(path: Path, entry_id: str) -> list[Section]:
+    """The sections that name an entry; none without a file."""
     known = load_registry(path).handlers if path.is_file() else []
-    return {one.handler_id: one.where("entry") for one in known if one.entry == entry_id}
+    return [one for one in known if one.entry == entry_id]
 
 
-def add_section(path: Path, manifest: Manifest) -> str:
+def add_section(
+    path: Path, manifest: Manifest, given: Mapping[str, object] = MappingProxyType({})
+) -> str:
     """Add an entry's section to a registry file, made where there is none; its handler_id.
+
+    Args:
+        path: The registry file.
+        manifest: The entry's.
+        given: Settings that are known already, by name.
 
     Raises:
         ConfigError: The file is wrong, or a section cannot be added to its form; it is as before.
+            Or a setting is unknown, or a secret.
     """
     existed = path.is_file()
     before = path.read_text("utf-8") if existed else "handlers:\n"
@@ -42,7 +52,7 @@ def add_section(path: Path, manifest: Manifest) -> str:
     handler_id = next(free for free in numbered if free not in names)
     taken = {one.runtime.get("port") for one in known}
     port = next(number for number in range(FIRST_PORT, 65_536) if number not in taken)
-    settings = open_settings(manifest)
+    settings = open_settings(manifest) | _fitted(given, manifest)
 
     head = {"handler_id": handler_id, "entry": manifest.id, "port": port}
     lines = [_yaml(key, value) for key, value in head.items()] + ["config:"]
@@ -59,12 +69,8 @@ def add_section(path: Path, manifest: Manifest) -> str:
     path.write_text(f"{before.rstrip()}\n{text}", "utf-8")
     try:
         # Nothing that a manifest says may write a key of its own: what is parsed is compared.
-        *others, added = [
-            (one.handler_id, one.entry, one.module_path, one.runtime, one.config)
-            for one in load_registry(path).handlers
-        ]
-        kept = [(o.handler_id, o.entry, o.module_path, o.runtime, o.config) for o in known]
-        if added != (handler_id, manifest.id, None, {"port": port}, settings) or others != kept:
+        wanted = Section(handler_id, None, None, manifest.id, settings, {"port": port}, path, {})
+        if load_registry(path).handlers != [*known, wanted]:
             raise ConfigError("the file would say more than the section")
     except (ConfigError, ValueError) as error:
         if existed:
@@ -82,6 +88,25 @@ def open_settings(manifest: Manifest) -> dict[str, object]:
     if "api_key_file" in named:
         settings |= {"api_key_file": f"/etc/{manifest.id}/api_key", "data_roots": []}
     return {name: settings[name] for name in named if name in settings}
+
+
+def _fitted(given: Mapping[str, object], manifest: Manifest) -> dict[str, object]:
+    """Settings in the type that the entry's schema names: one text may stand for a list of one."""
+    named = manifest.config_schema.get("properties", {})
+    fitted = {}
+    for name, value in given.items():
+        if name not in named:
+            known = ", ".join(named)
+            raise ConfigError(f"{manifest.id} has no setting {name!r}; it has: {known}")
+        if "secret" in kind_of(named[name]):
+            raise ConfigError(f"{name} is a secret, and would be seen: use {name}_file")
+        kinds = {part.get("type") for part in named[name].get("anyOf", [named[name]])}
+        if isinstance(value, str) and "array" in kinds:
+            value = [value]
+        elif isinstance(value, str) and "string" not in kinds:
+            value = yaml.safe_load(value)
+        fitted[name] = value
+    return fitted
 
 
 def _yaml(name: str, value: object) -> str:

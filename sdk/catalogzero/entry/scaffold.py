@@ -16,9 +16,9 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from catalogzero.errors import ConfigError
+from catalogzero.wire.messages import JsonObject
 
 ASKED = ("vendor_name", "product_name", "endpoint")
 """The answers that `catalogzero new` asks for; the others have defaults and flags."""
@@ -85,6 +85,7 @@ def scaffold(answers: Mapping[str, str], parent: Path, template: Path | None = N
     except CookiecutterException as error:
         raise ConfigError(f"the template could not be written to {folder}: {error}") from error
     except OSError as error:
+        # Half a package is worse than none; the folder was not there before.
         shutil.rmtree(folder, ignore_errors=True)
         why = getattr(error.__cause__ or error, "strerror", None) or str(error)
         raise ConfigError(f"{folder} cannot be written: {why}") from error
@@ -100,26 +101,27 @@ def _context(answers: Mapping[str, str], template: Path) -> dict[str, object]:
     if unknown := [name for name in answers if name not in names]:
         raise ConfigError(f"no such answer: {', '.join(unknown)}; there are: {', '.join(names)}")
     with template_rules(template) as rules:
-        _refuse(
+        # cookiecutter would end in a traceback
+        refuse(
             f"{name} is {answers[name]!r}; choose one of: {', '.join(words)}."
             for name, words in rules.CHOICES.items()
-            if answers.get(name, words[0]) not in words  # cookiecutter would end in a traceback
+            if answers.get(name, words[0]) not in words
         )
-        given = {name: _literal(text) for name, text in answers.items()}
+        given = {name: literal(text) for name, text in answers.items()}
         document = generate_context(str(template / "cookiecutter.json"), extra_context=given)
         full = dict(prompt_for_config(document, no_input=True))
-        _refuse(rules.faults(full))
+        refuse(rules.faults(full))
     places = {"_template": str(template), "_repo_dir": str(template)}
     return {**full, **places, "_output_dir": "", "_checkout": None}
 
 
-def _refuse(sentences: Iterable[str]) -> None:
+def refuse(sentences: Iterable[str]) -> None:
     """Raise the faults, if there are any, as one error."""
     if found := list(sentences):
         raise ConfigError("\n".join(found))
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """An answer that Jinja renders to itself, whatever braces are in it."""
     if "{" not in text:
         return text
@@ -127,9 +129,9 @@ def _literal(text: str) -> str:
     return "{{ '" + escaped + "' }}"
 
 
-def _document(template: Path) -> dict[str, Any]:
+def _document(template: Path) -> JsonObject:
     """The template's cookiecutter.json."""
-    loaded: dict[str, Any] = json.loads((template / "cookiecutter.json").read_text("utf-8"))
+    loaded: JsonObject = json.loads((template / "cookiecutter.json").read_text("utf-8"))
     return loaded
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,6 @@ class CatalogServer(ThreadingHTTPServer):
             raise ConfigError(f"{host}:{port} cannot be bound: {error}; choose --port") from error
         self.url = f"http://{host}:{self.server_port}"
 
-    def serve_until_interrupted(self) -> None:
-        """Answer requests until Ctrl-C, or until `stop` is called from another thread."""
-        with suppress(KeyboardInterrupt):
-            self.serve_forever()
-
-    def stop(self) -> None:
-        """End `serve_until_interrupted` in another thread."""
-        self.shutdown()
-
 
 class _QuietHandler(SimpleHTTPRequestHandler):
     """Answers with files of its folder, wherever links point, and keeps no log."""
@@ -50,12 +40,16 @@ class _QuietHandler(SimpleHTTPRequestHandler):
     def translate_path(self, path: str) -> str:
         """The file of a path; one that is not there for a link that leads out of the folder."""
         found, folder = Path(super().translate_path(path)), Path(self.directory).resolve()
+        # A site that was copied with links in it must not publish what they lead to.
         inside = found.resolve().is_relative_to(folder)
         return super().translate_path(path) if inside else str(folder / "nowhere" / "outside")
 
     def end_headers(self) -> None:
-        """Pages run nothing and load nothing from elsewhere; no browser guesses a type."""
-        policy = "default-src 'none'; style-src 'self'; img-src data:; frame-ancestors 'none'"
+        """Pages load nothing from elsewhere, scripts neither; no browser guesses a type."""
+        policy = (
+            "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self';"
+            " frame-ancestors 'none'"
+        )
         self.send_header("Content-Security-Policy", policy)
         self.send_header("X-Content-Type-Options", "nosniff")
         super().end_headers()

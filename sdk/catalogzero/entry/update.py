@@ -86,6 +86,7 @@ def update(
             return found
         patch = place / "update.patch"
         patch.write_text(found.patch, "utf-8")
+        # A three-way merge finds the old file by its hash: its blob must be in this repository.
         _git(folder, "fetch", "--quiet", "--no-tags", str(place / "both"), "HEAD")
         where = [f"--directory={prefix}"] if prefix else []
         applied = subprocess.run(  # noqa: S603 - git, with a patch of our own

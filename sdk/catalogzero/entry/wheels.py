@@ -113,7 +113,8 @@ def check_entries(wheel: Wheel) -> None:
         for name in archive.namelist() if wheel.entries else ():
             if name.endswith(".py"):
                 origin = f"{wheel.path.name}: {name}"
-                try:  # it is not run
+                # Compiled, never run: a module that is no Python fails here, not at the client.
+                try:
                     compile(archive.read(name), origin, "exec", dont_inherit=True)
                 except SyntaxError as error:
                     where = f"{origin}, line {error.lineno}"
@@ -182,7 +183,8 @@ def repack(distribution: Distribution, folder: Path) -> Path:
     members[record] = "".join([*rows, f"{record},,\n"]).encode()
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in members.items():
-            info = zipfile.ZipInfo(member)  # dated 1980, as no date is given
+            # Dated 1980, as no date is given: the same content gives the same bytes.
+            info = zipfile.ZipInfo(member)
             info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o100644 << 16
             archive.writestr(info, content)
     return path

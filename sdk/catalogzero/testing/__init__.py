@@ -10,6 +10,7 @@ from catalogzero.testing.clocks import ManualClock
 from catalogzero.testing.contract import HandlerContract, ProcessorContract
 from catalogzero.testing.handlers import Serving, serving
 from catalogzero.testing.lab import Lab
+from catalogzero.testing.standing_in import in_run
 
 __all__ = [
     "FaultyBackend",
@@ -18,5 +19,6 @@ __all__ = [
     "ManualClock",
     "ProcessorContract",
     "Serving",
+    "in_run",
     "serving",
 ]

@@ -16,22 +16,18 @@ from typing import Any, Literal, Self, TypedDict
 import orjson
 from aiohttp import web
 
+from catalogzero.cloud.rows.values import Row
 from catalogzero.protocol.bodies import EPOCH, GENERATION
 from catalogzero.protocol.codings import decoded
-from catalogzero.protocol.judging import Claim, Judgement, Standing, State, judge
+from catalogzero.protocol.judging import Completion, Judgement, Standing, UploadState, judge
 from catalogzero.protocol.problems import Kind, ProblemError
+from catalogzero.wire.messages import JsonObject
 
 Fault = Literal["ok", "500", "503", "429", "cut", "lost_reply", "422", "401"]
 """What happens to a request: served, refused, its connection cut, or served with no reply."""
 
-Row = dict[str, Any]
-"""A row; its columns are the author's."""
 
-Body = dict[str, Any]
-"""A request's JSON as it arrived: a client's, whatever it holds."""
-
-
-class SourceState(TypedDict):
+class KnownSource(TypedDict):
     """What the backend knows of a source, in the protocol's words."""
 
     source_seq: int
@@ -49,8 +45,8 @@ class Received:
     """What is stored of one upload."""
 
     chunks: dict[int, list[Row]] = field(default_factory=dict)
-    state: State = State.OPEN
-    body: Body = field(default_factory=dict)
+    state: UploadState = UploadState.OPEN
+    body: JsonObject = field(default_factory=dict)
     job_id: str = ""
 
 
@@ -74,11 +70,11 @@ class FaultyBackend:
         self.always = always
         self.requests: list[tuple[str, str]] = []
         self.bodies: list[bytes] = []
-        self.reports: list[Body] = []
-        self.installations: dict[str, Body] = {}
+        self.reports: list[JsonObject] = []
+        self.installations: dict[str, JsonObject] = {}
         self._uploads: defaultdict[str, Received] = defaultdict(Received)
         self._visible: defaultdict[str, list[Received]] = defaultdict(list)
-        self._sources: dict[str, SourceState] = {}
+        self._sources: dict[str, KnownSource] = {}
         self._epoch = 0
         self._nonces: list[str] = []
         self.generation = uuid.uuid4().hex
@@ -119,7 +115,7 @@ class FaultyBackend:
             fault = self.always or (self.plan.pop(0) if self.plan else "ok")
         self.requests.append((request.method, request.path))
         if fault == "cut":
-            return _cut(request)
+            return cut(request)
         body = decoded(await request.read(), request.headers.get("Content-Encoding", "identity"))
         self.bodies.append(body)
         if fault.isdigit():
@@ -128,9 +124,10 @@ class FaultyBackend:
             return web.json_response(title, status=int(fault), headers=headers)
         if request.headers.get("Authorization") != f"Bearer {API_KEY}":
             return web.json_response({"title": "no such key"}, status=401)
+        # What is served stays done, also where its reply is then lost: the client asks again.
         answer = self._answer(request.method, path, body, request.headers)
         answer.headers[GENERATION] = self.generation
-        return _cut(request) if fault == "lost_reply" else answer
+        return cut(request) if fault == "lost_reply" else answer
 
     def _answer(
         self, method: str, path: list[str], body: bytes, headers: Mapping[str, str]
@@ -152,9 +149,12 @@ class FaultyBackend:
                 self.reports.append(orjson.loads(body))
                 return web.json_response({})
             case "POST", [""] if int(headers.get(EPOCH, 0)) < self._epoch:
-                return _moved()
+                return moved()
             case "POST", [""]:
-                return self._take_simple(headers.get("Idempotency-Key", ""), body)
+                key = headers.get("Idempotency-Key", "")
+                if key not in self._simple:
+                    self._simple[key] = f"job-{next(self._jobs)}", orjson.loads(body)
+                return web.json_response({"job_id": self._simple[key][0]}, status=201)
         return web.json_response({"title": "no such resource"}, status=404)
 
     def restored(self) -> None:
@@ -167,12 +167,13 @@ class FaultyBackend:
         if "epoch" not in about:
             return web.json_response({"sources": sources})
         if about.get("generation") not in (None, self.generation):
-            return _problem(Kind.GENERATION_CHANGED, generation=self.generation)
+            return problem(Kind.GENERATION_CHANGED, generation=self.generation)
+        # The newest nonce, or a folder that names it as its last, is the same one asking again.
         newest = set(self._nonces[-1:]) - {""}
         if newest.isdisjoint((about["nonce"], about.get("last_nonce", ""))) and (
             about["nonce"] in self._nonces or 0 < about["epoch"] < self._epoch
         ):
-            return _moved()
+            return moved()
         self._epoch = max(self._epoch, about["epoch"]) + 1
         self._nonces.append(about["nonce"])
         known = {"generation": self.generation, "epoch": self._epoch, "states": self._sources}
@@ -181,7 +182,7 @@ class FaultyBackend:
     def _put(self, upload: Received, seq: int, body: bytes) -> web.Response:
         """Store a chunk."""
         rows = [orjson.loads(line) for line in body.splitlines()]
-        if upload.state is not State.OPEN:
+        if upload.state is not UploadState.OPEN:
             return web.json_response({"title": "no longer open"}, status=410)
         if seq in upload.chunks:
             same = upload.chunks[seq] == rows
@@ -189,70 +190,72 @@ class FaultyBackend:
         upload.chunks[seq] = rows
         return web.json_response({}, status=201)
 
-    def _take_simple(self, key: str, body: bytes) -> web.Response:
-        """The form of one POST: each key is stored once."""
-        if key not in self._simple:
-            self._simple[key] = f"job-{next(self._jobs)}", orjson.loads(body)
-        return web.json_response({"job_id": self._simple[key][0]}, status=201)
-
-    def _complete(self, upload: Received, body: Body) -> web.Response:
+    def _complete(self, upload: Received, body: JsonObject) -> web.Response:
         """Make an upload visible, or say why not."""
         if body.get("installation_epoch", 0) < self._epoch:
-            return _moved()
+            return moved()
         self._epoch = max(self._epoch, body.get("installation_epoch", 0))
         source = body["source_key"]
-        unknown: SourceState = {"source_seq": 0, "watermark": None, "full_seq": 0, "mode": None}
+        unknown: KnownSource = {"source_seq": 0, "watermark": None, "full_seq": 0, "mode": None}
         kept, visible = self._sources.get(source, unknown), self._visible[source]
         highest, watermark = kept["source_seq"], kept["watermark"]
         twin = next((one for one in visible if one.body["upload_key"] == body["upload_key"]), None)
         missing = [number for number in range(body["chunks"]) if number not in upload.chunks]
-        claim = Claim(body["mode"], body["full"], body["source_seq"], _text(body.get("after")))
-        known = (upload.state, twin is not None, highest, _text(watermark), bool(missing))
+        claim = Completion(
+            body["mode"], body["full"], body["source_seq"], compared(body.get("after"))
+        )
+        known = (upload.state, twin is not None, highest, compared(watermark), bool(missing))
         judgement = judge(claim, Standing(*known, kept["mode"]))
         if judgement in (Judgement.SUPERSEDED, Judgement.WAS_SUPERSEDED):
-            upload.state = State.SUPERSEDED
+            upload.state = UploadState.SUPERSEDED
             standing_at = {"source_seq": highest, "watermark": watermark}
             return web.json_response({"superseded": True, **standing_at})
         if judgement is Judgement.MODE_CHANGED:
-            return _problem(Kind.MODE_CHANGED)
+            return problem(Kind.MODE_CHANGED)
         if judgement is Judgement.MISSING:
             return web.json_response({"missing": missing}, status=409)
         if judgement is Judgement.DUPLICATE:
-            return _duplicate(upload.job_id, "upload_id", highest)
+            return duplicate(upload.job_id, "upload_id", highest)
         highest = max(highest, body["source_seq"])
         kept = self._sources[source] = {**kept, "source_seq": highest}
         if judgement is Judgement.SAME_KEY and twin is not None:
-            return _duplicate(twin.job_id, "upload_key", highest)
+            return duplicate(twin.job_id, "upload_key", highest)
         hides = body["full"] or body["mode"] == "replace"
         self._visible[source] = [upload] if hides else [*visible, upload]
         kept["watermark"], kept["mode"] = body.get("until"), body["mode"]
         if body["full"]:
             kept["full_seq"] = body["source_seq"]
-        upload.state, upload.body, upload.job_id = State.COMPLETE, body, f"job-{next(self._jobs)}"
+        upload.state, upload.body, upload.job_id = (
+            UploadState.COMPLETE,
+            body,
+            f"job-{next(self._jobs)}",
+        )
         return web.json_response({"job_id": upload.job_id}, status=201)
 
 
-def _duplicate(job_id: str, by: str, source_seq: int) -> web.Response:
+def duplicate(job_id: str, by: str, source_seq: int) -> web.Response:
+    """What was completed before, by this upload or another one."""
     known = {"duplicate": True, "by": by, "source_seq": source_seq}
     return web.json_response({"job_id": job_id, **known})
 
 
-def _moved() -> web.Response:
-    return _problem(Kind.INSTALLATION_MOVED, since="2026-01-01T00:00:00+00:00")
+def moved() -> web.Response:
+    """The refusal of an older state folder than the one that was last seen."""
+    return problem(Kind.INSTALLATION_MOVED, since="2026-01-01T00:00:00+00:00")
 
 
-def _problem(kind: Kind, **members: Any) -> web.Response:
+def problem(kind: Kind, **members: Any) -> web.Response:
     """A refusal as the protocol has it."""
     document = ProblemError(kind, "as the protocol says", **members).document()
     return web.json_response(document, status=kind.status)
 
 
-def _text(watermark: Any) -> str:
+def compared(watermark: Any) -> str:
     """A watermark as the rules compare it."""
     return orjson.dumps(watermark).decode()
 
 
-def _cut(request: web.Request) -> web.Response:
+def cut(request: web.Request) -> web.Response:
     """Close the connection without an answer."""
     if request.transport is not None:
         request.transport.abort()

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from catalogzero.entry.class_rules import paragraphs
 from catalogzero.errors import place_of
 from catalogzero.testing.lab import BrokenError, Lab
+from catalogzero.testing.standing_in import in_run
 
 Examine = Callable[[Lab], None]
 
 
 @dataclass(frozen=True)
-class Check:
+class ContractCheck:
     """One demand on a handler.
 
     Attributes:
@@ -35,7 +36,9 @@ class Check:
             UnfinishedError: Another check's failure keeps it from looking.
         """
         try:
-            self.look(lab)
+            with in_run():  # of a `process` that a check calls itself
+                self.look(lab)
+        # Not `UnfinishedError`: it passes on, and the check is skipped.
         except (BrokenError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
             broken = isinstance(error, BrokenError)
             what = str(error) if broken else f"it raised {error!r}{place_of(error)}"
@@ -44,12 +47,12 @@ class Check:
             ) from error
 
 
-HANDLER_CHECKS: list[Check] = []
-PROCESSOR_CHECKS: list[Check] = []
+HANDLER_CHECKS: list[ContractCheck] = []
+PROCESSOR_CHECKS: list[ContractCheck] = []
 
 
-def check(into: list[Check], look: Examine) -> Examine:
+def check(into: list[ContractCheck], look: Examine) -> Examine:
     """Add a check; the paragraphs of its docstring are what holds, the reason and the fix."""
     _, reason, fix = paragraphs(look)
-    into.append(Check(look.__name__, reason, fix, look))
+    into.append(ContractCheck(look.__name__, reason, fix, look))
     return look

@@ -65,6 +65,7 @@ class ManualClock:
         await settle()
         while self._timers and self._timers[0][0] <= end_s:
             due_s, _, timer = heapq.heappop(self._timers)
+            # A timer may be set for a moment that has passed: time never goes back.
             self._elapsed_s = max(self._elapsed_s, due_s)
             if timer.callback:
                 timer.callback()

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 from catalogzero.runtime.handler import Handler
 from catalogzero.testing import handler_checks, processor_checks
 from catalogzero.testing.backend import API_KEY
-from catalogzero.testing.checks import HANDLER_CHECKS, PROCESSOR_CHECKS, Check
+from catalogzero.testing.checks import HANDLER_CHECKS, PROCESSOR_CHECKS, ContractCheck
 from catalogzero.testing.lab import Lab
+from catalogzero.wire.messages import JsonObject
 
 __all__ = ["HandlerContract", "ProcessorContract", "handler_checks", "processor_checks"]
 
@@ -35,15 +36,15 @@ class HandlerContract:
     exclude: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
-    def checks(cls) -> list[Check]:
+    def checks(cls) -> list[ContractCheck]:
         """The checks of this contract."""
         return list(HANDLER_CHECKS)
 
-    def config(self, lab: Lab) -> dict[str, Any]:
+    def config(self, lab: Lab) -> JsonObject:
         """The settings to make the handler with; extend it where the class needs more."""
         return {}
 
-    def test_contract(self, contract_check: Check, contract_lab: Lab) -> None:
+    def test_contract(self, contract_check: ContractCheck, contract_lab: Lab) -> None:
         """One check of the contract."""
         contract_check.examine(contract_lab)
 
@@ -53,16 +54,18 @@ class ProcessorContract(HandlerContract):
 
     Attributes:
         sample: A data file; by default the `sample.csv` beside the test file or above it.
+        params: What `process_and_upload` is called with as its `params`.
     """
 
     sample: ClassVar[str | Path | None] = None
+    params: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
-    def checks(cls) -> list[Check]:
+    def checks(cls) -> list[ContractCheck]:
         """The checks of this contract."""
         return [*HANDLER_CHECKS, *PROCESSOR_CHECKS]
 
-    def config(self, lab: Lab) -> dict[str, Any]:
+    def config(self, lab: Lab) -> JsonObject:
         """Endpoint, key and data roots; extend it where the class needs more."""
         data = lab.folder / "data"
         data.mkdir(exist_ok=True)

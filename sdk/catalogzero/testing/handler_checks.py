@@ -14,18 +14,17 @@ from functools import partial
 from catalogzero.entry.class_rules import CLASS_RULES, ClassRule
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.handler import Handler
-from catalogzero.testing.checks import HANDLER_CHECKS, Check, check
+from catalogzero.testing.checks import HANDLER_CHECKS, ContractCheck, check
 from catalogzero.testing.handlers import serving
 from catalogzero.testing.lab import (
     BLOCKED_S,
-    Figures,
+    Footprint,
     Heartbeat,
     Lab,
     UnfinishedError,
     demand,
     demand_keys,
 )
-from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.messages import Reply
 
 HEAVY_MODULES = (
@@ -59,7 +58,7 @@ async def _serve_once(lab: Lab) -> Served:
     # Once beforehand with a plain handler, so that what the SDK itself keeps is there already.
     async with serving(Handler(), state_dir=lab.new_folder("warm")) as warm:
         await warm.client.request("get_metrics")
-    seen, before, threads = Served(), Figures.now(), set(threading.enumerate())
+    seen, before, threads = Served(), Footprint.now(), set(threading.enumerate())
     async with serving(lab.make(), state_dir=lab.new_folder("served")) as served:
         with Heartbeat() as heartbeat:
             request = served.client.request
@@ -70,7 +69,7 @@ async def _serve_once(lab: Lab) -> Served:
             for method in ("drain", "get_metrics", "resume", "get_metrics"):
                 seen.draining.append(await request(method, timeout_s=15.0))
     seen.longest_block_s = heartbeat.longest_s
-    seen.children_left = Figures.now().children - before.children
+    seen.children_left = Footprint.now().children - before.children
     left = set(threading.enumerate()) - threads
     seen.threads_left = [
         thread.name
@@ -81,13 +80,14 @@ async def _serve_once(lab: Lab) -> Served:
     return seen
 
 
-def _served(lab: Lab, *, mine: bool = False) -> Served:
+def what_it_answered(lab: Lab, *, mine: bool = False) -> Served:
+    """What `_serve_once` saw, made once."""
     return lab.recording("serves_and_stops", _serve_once, mine=mine)
 
 
-def _demand_answer(lab: Lab, method: str, keys: tuple[str, ...]) -> None:
+def demand_answer(lab: Lab, method: str, keys: tuple[str, ...]) -> None:
     """Fail the check unless a control method answered with these keys."""
-    reply = _served(lab).answers[method]
+    reply = what_it_answered(lab).answers[method]
     demand(reply.success, f"{method} failed: {reply.error}")
     demand_keys(reply.result, keys, f"the answer to {method}")
 
@@ -100,7 +100,7 @@ def serves_and_stops(lab: Lab) -> None:
 
     Open what you need in @resource methods; end threads and children in _release_resources.
     """
-    seen = _served(lab, mine=True)
+    seen = what_it_answered(lab, mine=True)
     demand(not seen.threads_left, f"threads are left behind: {', '.join(seen.threads_left)}")
     left = seen.children_left
     demand(left <= 0, f"{left} child processes are left behind")
@@ -130,7 +130,7 @@ def _examine_class(rule: ClassRule, lab: Lab) -> None:
 
 for _rule in CLASS_RULES:
     HANDLER_CHECKS.append(
-        Check(_rule.name, _rule.reason, _rule.fix, partial(_examine_class, _rule))
+        ContractCheck(_rule.name, _rule.reason, _rule.fix, partial(_examine_class, _rule))
     )
 
 
@@ -142,7 +142,7 @@ def ping_has_its_keys(lab: Lab) -> None:
 
     Extend ping through super(): `return {**await super().ping(), …}`.
     """
-    _demand_answer(lab, "ping", PING_KEYS)
+    demand_answer(lab, "ping", PING_KEYS)
 
 
 @_on_handler
@@ -153,7 +153,7 @@ def metrics_have_their_keys(lab: Lab) -> None:
 
     Extend get_metrics through super(): `return {**await super().get_metrics(), …}`.
     """
-    _demand_answer(lab, "get_metrics", METRIC_KEYS)
+    demand_answer(lab, "get_metrics", METRIC_KEYS)
 
 
 @_on_handler
@@ -164,7 +164,7 @@ def describe_has_its_keys(lab: Lab) -> None:
 
     Extend describe through super(): `return {**await super().describe(), …}`.
     """
-    _demand_answer(lab, "describe", DESCRIBE_KEYS)
+    demand_answer(lab, "describe", DESCRIBE_KEYS)
 
 
 @_on_handler
@@ -175,7 +175,7 @@ def control_calls_block_nothing(lab: Lab) -> None:
 
     Do slow work in plain methods (they run in threads) or in @job(isolate=True) ones.
     """
-    blocked_s = _served(lab).longest_block_s
+    blocked_s = what_it_answered(lab).longest_block_s
     demand(blocked_s < BLOCKED_S, f"the event loop did not answer for {blocked_s:.1f} s")
 
 
@@ -187,15 +187,15 @@ def drains_and_resumes(lab: Lab) -> None:
 
     Leave `status` in get_metrics as super() gives it.
     """
-    drain, during, resume, after = _served(lab).draining
+    drain, during, resume, after = what_it_answered(lab).draining
     for name, reply in (("drain", drain), ("resume", resume)):
         demand(reply.success, f"{name} failed: {reply.error}")
-    states = [_state(reply) for reply in (during, after)]
+    states = [status_in(reply) for reply in (during, after)]
     demand(states[0] == "draining", f"after drain its status is {states[0]!r}")
     demand(states[1] != "draining", "after resume its status is still 'draining'")
 
 
-def _state(metrics: Reply) -> str:
+def status_in(metrics: Reply) -> str:
     """The status in an answer to `get_metrics`.
 
     Raises:
@@ -214,7 +214,7 @@ def unknown_params_are_refused(lab: Lab) -> None:
 
     Name the parameters in the signature, with types; take no **kwargs and no bare `params`.
     """
-    for method, reply in _served(lab).refusals.items():
+    for method, reply in what_it_answered(lab).refusals.items():
         answer = reply.code or "with success"
         demand(answer == "bad_params", f"{method}({CANARY_FIELD}=1) was answered {answer}")
 
@@ -228,6 +228,7 @@ def importing_it_is_light(lab: Lab) -> None:
     Import heavy libraries inside the methods that need them, such as process.
     """
     module = lab.handler_class.__module__
+    # In an interpreter of its own: this one has loaded pytest and whatever tests import.
     code = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(  # noqa: S603 - this interpreter, with fixed code
@@ -248,7 +249,7 @@ def importing_it_is_light(lab: Lab) -> None:
 class Slept:
     """What a handler held after each of several sleeps."""
 
-    figures: list[Figures] = field(default_factory=list)
+    figures: list[Footprint] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
@@ -258,25 +259,21 @@ async def _sleep_often(lab: Lab) -> Slept:
     seen = Slept()
     async with serving(lab.make(), state_dir=lab.new_folder("slept")) as served:
         for _ in range(CYCLES):
-            await _cycle(served.client, seen)
-            seen.figures.append(Figures.now())
+            for method in ("wake", "sleep"):
+                reply = await served.client.request(method, timeout_s=15.0)
+                if not reply.success:
+                    seen.errors.append(f"{method}: {reply.error}")
+            metrics = await served.client.request("get_metrics")
+            figures = metrics.result if isinstance(metrics.result, Mapping) else {}
+            seen.states.append(str(figures.get("status")))
+            if figures.get("last_error"):
+                seen.errors.append(str(figures["last_error"]))
+            seen.figures.append(Footprint.now())
     return seen
 
 
-async def _cycle(client: HandlerClient, seen: Slept) -> None:
-    """One wake and one sleep."""
-    for method in ("wake", "sleep"):
-        reply = await client.request(method, timeout_s=15.0)
-        if not reply.success:
-            seen.errors.append(f"{method}: {reply.error}")
-    metrics = await client.request("get_metrics")
-    figures = metrics.result if isinstance(metrics.result, Mapping) else {}
-    seen.states.append(str(figures.get("status")))
-    if figures.get("last_error"):
-        seen.errors.append(str(figures["last_error"]))
-
-
-def _slept(lab: Lab, *, mine: bool = False) -> Slept:
+def what_it_held(lab: Lab, *, mine: bool = False) -> Slept:
+    """What `_sleep_often` saw, made once."""
     return lab.recording("sleeps_and_wakes", _sleep_often, mine=mine)
 
 
@@ -288,7 +285,7 @@ def sleeps_and_wakes(lab: Lab) -> None:
 
     Let _release_resources, _ensure_resources and _warm_cache raise nothing.
     """
-    seen = _slept(lab, mine=True)
+    seen = what_it_held(lab, mine=True)
     demand(not seen.errors, "; ".join(seen.errors[:3]))
     awake = [state for state in seen.states if state not in ("sleeping", "None")]
     demand(not awake, f"after sleep it is {', '.join(awake)}")
@@ -302,7 +299,8 @@ def sleep_leaks_no_descriptors(lab: Lab) -> None:
 
     Close in _release_resources what _ensure_resources opens; better, use @resource.
     """
-    counts = [figures.descriptors for figures in _slept(lab).figures[1:]]
+    # The first round may load what stays; what grows from the second on is a leak.
+    counts = [figures.descriptors for figures in what_it_held(lab).figures[1:]]
     demand(counts[-1] - counts[0] < CYCLES - 2, f"open descriptors after each sleep: {counts}")
 
 
@@ -314,7 +312,7 @@ def sleep_leaks_no_threads(lab: Lab) -> None:
 
     End in _release_resources the threads that _ensure_resources starts.
     """
-    counts = [figures.threads for figures in _slept(lab).figures[1:]]
+    counts = [figures.threads for figures in what_it_held(lab).figures[1:]]
     demand(counts[-1] - counts[0] < CYCLES - 2, f"threads after each sleep: {counts}")
 
 
@@ -326,6 +324,6 @@ def sleep_leaks_no_memory(lab: Lab) -> None:
 
     Drop in _release_resources what _ensure_resources and _warm_cache load.
     """
-    sizes = [figures.memory_mb for figures in _slept(lab).figures[1:]]
+    sizes = [figures.memory_mb for figures in what_it_held(lab).figures[1:]]
     grown = sizes[-1] - sizes[0]
     demand(grown < LEAK_MB, f"MB after each sleep: {[round(size) for size in sizes]}")

@@ -23,6 +23,7 @@ import psutil
 
 from catalogzero.clock import SystemClock
 from catalogzero.runtime.handler import Handler
+from catalogzero.wire.messages import JsonObject
 
 T = TypeVar("T")
 RECORDING_TIMEOUT_S = 60.0
@@ -35,7 +36,7 @@ class Contract(Protocol):
 
     handler_class: type[Handler]
 
-    def config(self, lab: Lab) -> dict[str, Any]:
+    def config(self, lab: Lab) -> JsonObject:
         """The settings to make the handler with."""
 
 
@@ -61,8 +62,7 @@ class Lab:
 
     contract: Contract
     folder: Path
-    _recordings: dict[str, Any] = field(default_factory=dict)
-    _failures: dict[str, BaseException] = field(default_factory=dict)
+    _recordings: dict[str, object] = field(default_factory=dict)
 
     @property
     def handler_class(self) -> type[Handler]:
@@ -84,16 +84,15 @@ class Lab:
         Raises:
             UnfinishedError: The run failed, and the caller is another check.
         """
-        if owner not in self._recordings and owner not in self._failures:
+        if owner not in self._recordings:
             try:
                 self._recordings[owner] = asyncio.run(bounded(record(self)))
             except Exception as error:  # noqa: BLE001 - reported by the check that owns it
-                self._failures[owner] = error
-        if owner in self._failures:
-            if mine:
-                raise self._failures[owner]
-            raise UnfinishedError(owner)
-        return cast("T", self._recordings[owner])
+                self._recordings[owner] = error
+        seen = self._recordings[owner]
+        if isinstance(seen, Exception):
+            raise seen if mine else UnfinishedError(owner)
+        return cast("T", seen)
 
     def new_folder(self, name: str) -> Path:
         """A fresh folder of that name."""
@@ -107,7 +106,7 @@ async def bounded(work: Awaitable[T]) -> T:
 
 
 @dataclass(frozen=True)
-class Figures:
+class Footprint:
     """What this process holds."""
 
     descriptors: int
@@ -116,8 +115,9 @@ class Figures:
     memory_mb: float
 
     @classmethod
-    def now(cls) -> Figures:
+    def now(cls) -> Footprint:
         """Measured now, rubbish collected first."""
+        # Else what is about to be freed would look like a leak.
         gc.collect()
         process = psutil.Process()
         return cls(
@@ -150,6 +150,7 @@ class Heartbeat:
         while not self._end.is_set():
             beat, asked_s = threading.Event(), clock.monotonic()
             self._loop.call_soon_threadsafe(beat.set)
+            # Counted while it waits, so that a loop that never answers shows, too.
             while not beat.wait(0.05) and not self._end.is_set():
                 self.longest_s = max(self.longest_s, clock.monotonic() - asked_s)
             self._end.wait(0.05)
@@ -159,6 +160,7 @@ class Heartbeat:
 def output_to(path: Path) -> Iterator[None]:
     """Send everything that this process and its children write to standard error to a file."""
     sys.stderr.flush()
+    # The descriptor, not `sys.stderr` alone: children and libraries in C write to it, too.
     descriptor = os.dup(2)
     with path.open("a", encoding="utf-8") as file, redirect_stderr(file):
         os.dup2(file.fileno(), 2)

@@ -22,15 +22,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "contract_check" not in metafunc.fixturenames or metafunc.cls is None:
         return
     contract: Any = metafunc.cls
-    _refuse_unknown(contract)
+    refuse_unknown(contract)
+    # How a check that is left out shows in the report.
+    skips = {
+        name: pytest.mark.skip(reason=f"excluded: {reason}")
+        for name, reason in contract.exclude.items()
+    }
     parameters = [
-        pytest.param(check, id=check.name, marks=_marks(contract.exclude.get(check.name)))
+        pytest.param(check, id=check.name, marks=skips.get(check.name, ()))
         for check in contract.checks()
     ]
     metafunc.parametrize("contract_check", parameters)
 
 
-def _refuse_unknown(contract: Any) -> None:
+def refuse_unknown(contract: Any) -> None:
     """Every excluded name must be a check, and have a reason."""
     names = {check.name for check in contract.checks()}
     where = contract.__qualname__
@@ -41,11 +46,6 @@ def _refuse_unknown(contract: Any) -> None:
             raise pytest.UsageError(f"{where}.exclude names {name!r}, which is not a check")
         if not isinstance(reason, str) or not reason.strip():
             raise pytest.UsageError(f"{where}.exclude[{name!r}]: say why it does not hold here")
-
-
-def _marks(reason: str | None) -> list[pytest.MarkDecorator]:
-    """How a check that is left out shows in the report."""
-    return [pytest.mark.skip(reason=f"excluded: {reason}")] if reason else []
 
 
 @pytest.fixture(scope="class")

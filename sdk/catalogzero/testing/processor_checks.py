@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 
 from catalogzero.cloud.rows.batches import rows_of
+from catalogzero.cloud.rows.values import Row
 from catalogzero.cloud.settings import Batch
-from catalogzero.testing.backend import API_KEY, FaultyBackend, Row
+from catalogzero.testing.backend import API_KEY, FaultyBackend
 from catalogzero.testing.checks import PROCESSOR_CHECKS, check
 from catalogzero.testing.lab import BLOCKED_S, Heartbeat, Lab, demand, demand_keys, shown
 from catalogzero.testing.processor_lab import (
     Uploaded,
     batches,
     connections_watched,
+    params_of_process,
     processed,
     processor,
     sample_rows,
@@ -45,14 +47,14 @@ def process_yields_batches_of_rows(lab: Lab) -> None:
     Yield lists of dicts (Arrow tables with batch_type = 'arrow') from a plain generator.
     """
     made = processor(lab)
-    yielded = made.process(batches(made, sample_rows(lab), 10_000), {})
+    yielded = made.process(batches(made, sample_rows(lab), 10_000), params_of_process(lab))
     demand(hasattr(yielded, "__next__"), f"process returned {shown(yielded)}, not an iterator")
     for batch in yielded:
         whole = isinstance(batch, list) or hasattr(batch, "num_rows")
         demand(whole, f"process yielded {shown(batch)}, not a batch")
         for row in rows_of(batch):
             demand(isinstance(row, dict), f"a batch holds {shown(row)}, not a row")
-    processed(made, sample_rows(lab))
+    processed(lab, made, sample_rows(lab))
 
 
 @_on_processor
@@ -64,9 +66,9 @@ def process_takes_an_empty_source(lab: Lab) -> None:
     Let process yield nothing (or an aggregate of nothing) where there are no batches.
     """
     made = processor(lab)
-    processed(made, [])
+    processed(lab, made, [])
     if made.batch_type == "dict":
-        list(made.process(iter([[]]), {}))
+        list(made.process(iter([[]]), params_of_process(lab)))
 
 
 @_on_processor
@@ -79,7 +81,9 @@ def process_gives_the_same_again(lab: Lab) -> None:
     """
     rows = sample_rows(lab)
     first, other = processor(lab), processor(lab)
-    demand(processed(first, rows) == processed(other, rows), "a second run gave other rows")
+    demand(
+        processed(lab, first, rows) == processed(lab, other, rows), "a second run gave other rows"
+    )
 
 
 @_on_processor
@@ -91,8 +95,8 @@ def process_keeps_nothing_between_sources(lab: Lab) -> None:
     Keep what process collects in its own variables, not on self or in the module.
     """
     rows, made = sample_rows(lab), processor(lab)
-    before = processed(made, rows)
-    demand(processed(made, rows) == before, "the same source gave other rows the second time")
+    before = processed(lab, made, rows)
+    demand(processed(lab, made, rows) == before, "the same source gave other rows the second time")
 
 
 @_on_processor
@@ -104,9 +108,12 @@ def process_ignores_batch_borders(lab: Lab) -> None:
     Carry what spans rows over from batch to batch.
     """
     rows = sample_rows(lab)
-    small, large = processed(processor(lab), rows, 2), processed(processor(lab), rows, 10_000)
+    small, large = (
+        processed(lab, processor(lab), rows, 2),
+        processed(lab, processor(lab), rows, 10_000),
+    )
     gave = f"batches of 2 gave {len(small)} rows, one batch {len(large)}, and not the same"
-    _demand_same(small, large, gave)
+    demand_same(small, large, gave)
 
 
 @_on_processor
@@ -126,7 +133,7 @@ def process_streams(lab: Lab) -> None:
             taken += 1
             yield from batches(made, rows, len(rows))
 
-    for batch in made.process(counted(), {}):
+    for batch in made.process(counted(), params_of_process(lab)):
         if next(rows_of(batch), None) is not None:
             break
     demand(taken < STREAMED_BATCHES, f"it read all {taken} batches before its first row")
@@ -142,7 +149,7 @@ def process_connects_to_nothing(lab: Lab) -> None:
     """
     rows, made = sample_rows(lab), processor(lab)
     with connections_watched() as seen:
-        processed(made, rows)
+        processed(lab, made, rows)
     demand(not seen, f"process connects to {', '.join(seen)}")
 
 
@@ -153,7 +160,7 @@ async def _deliver(lab: Lab) -> Uploaded:
         with Heartbeat() as heartbeat:
             await seen.upload(client, "first", source)
             await seen.upload(client, "again", source)
-            await seen.upload(client, "full", source, params={"full": True})
+            await seen.upload(client, "full", source, full=True)
             seen.replies["health_report"] = await client.request("health_report", timeout_s=20.0)
         for method in ("get_metrics", "describe"):
             seen.replies[method] = await client.request(method, timeout_s=20.0)
@@ -162,11 +169,12 @@ async def _deliver(lab: Lab) -> Uploaded:
     return seen
 
 
-def _delivered(lab: Lab, *, mine: bool = False) -> Uploaded:
+def delivered(lab: Lab, *, mine: bool = False) -> Uploaded:
+    """What `_deliver` saw, made once."""
     return lab.recording("uploads_its_sample", _deliver, mine=mine)
 
 
-def _demand_same(found: list[Row], expected: list[Row], what: str) -> None:
+def demand_same(found: list[Row], expected: list[Row], what: str) -> None:
     """Fail the check unless two lists hold the same rows, in whatever order."""
     demand(sorted_rows(found) == sorted_rows(expected), what)
 
@@ -179,7 +187,7 @@ def uploads_its_sample(lab: Lab) -> None:
 
     Read the error; `catalogzero preview` shows what process makes of the sample.
     """
-    result = _delivered(lab, mine=True).result("first")
+    result = delivered(lab, mine=True).result("first")
     demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
 
 
@@ -191,7 +199,7 @@ def answers_while_it_works(lab: Lab) -> None:
 
     Do slow work in process or in plain methods; in an `async def` await what takes long.
     """
-    blocked_s = _delivered(lab).longest_block_s
+    blocked_s = delivered(lab).longest_block_s
     demand(blocked_s < BLOCKED_S, f"while a job ran, nobody was answered for {blocked_s:.1f} s")
 
 
@@ -203,7 +211,7 @@ def result_has_its_keys(lab: Lab) -> None:
 
     Leave process_and_upload as it is; do your work in process.
     """
-    demand_keys(_delivered(lab).replies["first"].result, RESULT_KEYS, "the result")
+    demand_keys(delivered(lab).replies["first"].result, RESULT_KEYS, "the result")
 
 
 @_on_processor
@@ -214,10 +222,10 @@ def every_row_arrives_once(lab: Lab) -> None:
 
     Let process depend on its rows and settings alone, not on the process that it runs in.
     """
-    arrived = _delivered(lab).rows["first"]
-    expected = processed(processor(lab), sample_rows(lab))
+    arrived = delivered(lab).rows["first"]
+    expected = processed(lab, processor(lab), sample_rows(lab))
     came = f"{len(arrived)} rows arrived, process yields {len(expected)}, and not the same"
-    _demand_same(arrived, expected, came)
+    demand_same(arrived, expected, came)
 
 
 @_on_processor
@@ -228,7 +236,7 @@ def unchanged_is_skipped(lab: Lab) -> None:
 
     Leave process_and_upload, output_version and stream as they are within one release.
     """
-    seen = _delivered(lab)
+    seen = delivered(lab)
     status = seen.result("again").get("status")
     demand(status == "unchanged", f"the second run's status is {status!r}")
 
@@ -241,11 +249,11 @@ def full_sends_again_and_doubles_nothing(lab: Lab) -> None:
 
     Leave process_and_upload as it is, `full` among its parameters.
     """
-    seen = _delivered(lab)
+    seen = delivered(lab)
     result = seen.result("full")
     demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
     full, first = seen.rows["full"], seen.rows["first"]
-    _demand_same(full, first, f"{len(full)} rows are visible instead of {len(first)}")
+    demand_same(full, first, f"{len(full)} rows are visible instead of {len(first)}")
 
 
 @_on_processor
@@ -256,7 +264,7 @@ def health_report_reaches_the_backend(lab: Lab) -> None:
 
     Leave health_report as it is; add figures in get_metrics through super().
     """
-    seen = _delivered(lab)
+    seen = delivered(lab)
     reply = seen.replies["health_report"]
     demand(reply.success, f"health_report failed: {reply.error}")
     demand(seen.reports, "no report arrived")
@@ -271,24 +279,17 @@ def the_key_shows_nowhere(lab: Lab) -> None:
 
     Never print, log or return settings; a secret stays a SecretStr to the end.
     """
-    seen = _delivered(lab)
-    key = API_KEY.encode()
+    seen = delivered(lab)
+    key, files = API_KEY.encode(), seen.state.rglob("*")
     answers = [repr(reply).encode() for reply in seen.replies.values()]
     places = {
         "an answer": any(key in answer for answer in answers),
         "the log": key in seen.log.read_bytes(),
         "a body that was sent": any(key in body for body in seen.backend.bodies),
-        "the state folder": any(key in file for file in _files(seen.state)),
+        "the state folder": any(key in file.read_bytes() for file in files if file.is_file()),
     }
     found = [place for place, shows in places.items() if shows]
     demand(not found, f"the key shows in {', '.join(found)}")
-
-
-def _files(folder: Path) -> Iterator[bytes]:
-    """The content of every file below a folder."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            yield path.read_bytes()
 
 
 @_on_processor
@@ -299,12 +300,12 @@ def survives_a_faulty_network(lab: Lab) -> None:
 
     Leave sending to the SDK: yield from process, send nothing yourself.
     """
-    expected = _delivered(lab).rows["first"]
+    expected = delivered(lab).rows["first"]
     backend = FaultyBackend(["cut", "503", "429", "ok", "lost_reply", "500", "lost_reply"])
     seen = uploaded_once(lab, backend, upload_wait_s=40)
     seen.result("upload")
     arrived = seen.rows["upload"]
-    _demand_same(arrived, expected, f"{len(arrived)} rows arrived instead of {len(expected)}")
+    demand_same(arrived, expected, f"{len(arrived)} rows arrived instead of {len(expected)}")
 
 
 @_on_processor
@@ -332,16 +333,7 @@ def a_refusal_is_a_failure(lab: Lab) -> None:
     demand(not seen.replies["upload"].success, "a refused upload was answered with success")
 
 
-def _column_to_drop(lab: Lab) -> str:
-    """A column of text that the source has and the result keeps by the same name."""
-    rows = sample_rows(lab)
-    results = processed(processor(lab), rows)
-    kept = set(results[0]) if results else set()
-    named = [name for name, value in rows[0].items() if name in kept and isinstance(value, str)]
-    return named[-1] if named else ""
-
-
-def _source_with_canary(lab: Lab, column: str) -> str:
+def source_with_canary(lab: Lab, column: str) -> str:
     """The sample again, its first value of a column marked; the sample itself if it cannot be."""
     source = Path(source_of(lab))
     if not (column and source.suffix == ".csv" and source.is_absolute()):
@@ -364,24 +356,18 @@ def a_dropped_column_does_not_leave(lab: Lab) -> None:
 
     Copy no column into another; a column that is needed elsewhere may exclude this check.
     """
-    column = _column_to_drop(lab)
-    source = _source_with_canary(lab, column)
+    rows = sample_rows(lab)
+    kept = {name for row in processed(lab, processor(lab), rows)[:1] for name in row}
+    # A column of text that the source has, and the result keeps by the same name.
+    named = [name for name, value in rows[0].items() if name in kept and isinstance(value, str)]
+    column = named[-1] if named else ""
+    source = source_with_canary(lab, column)
     seen = uploaded_once(lab, FaultyBackend(), source, egress={"drop": [column]})
     seen.result("upload")
-    named = [row for row in seen.backend.rows if column and column in row]
-    demand(not named, f"the dropped column {column!r} arrived")
+    arrived = [row for row in seen.backend.rows if column and column in row]
+    demand(not arrived, f"the dropped column {column!r} arrived")
     leaked = any(CANARY.encode() in body for body in seen.backend.bodies)
     demand(not leaked, f"a value of the dropped column {column!r} left by another name")
-
-
-def _file_outside(lab: Lab) -> Path:
-    """A readable file outside the data roots, like the sample where that is a file."""
-    outside, sample = lab.new_folder("outside") / "secret.csv", Path(source_of(lab))
-    if sample.is_absolute() and sample.is_file():
-        shutil.copyfile(sample, outside)
-    else:
-        outside.write_text(f"name,note\n{CANARY},x\n", "utf-8")
-    return outside
 
 
 @_on_processor
@@ -392,6 +378,11 @@ def reads_nothing_outside_its_roots(lab: Lab) -> None:
 
     Let an own `read` take names, not paths, and look for them in one folder of the settings.
     """
-    seen = uploaded_once(lab, FaultyBackend(), str(_file_outside(lab)), upload_wait_s=20)
+    outside, sample = lab.new_folder("outside") / "secret.csv", Path(source_of(lab))
+    if sample.is_absolute() and sample.is_file():
+        shutil.copyfile(sample, outside)
+    else:
+        outside.write_text(f"name,note\n{CANARY},x\n", "utf-8")
+    seen = uploaded_once(lab, FaultyBackend(), str(outside), upload_wait_s=20)
     demand(not seen.replies["upload"].success, "a file outside data_roots was read")
     demand(not seen.backend.rows, "rows of a file outside data_roots arrived")

@@ -17,29 +17,32 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import orjson
 
+from catalogzero.cloud.params import params_of
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.reading.records import BadRecords, ReadOptions
 from catalogzero.cloud.rows.batches import lists_of, rows_of
-from catalogzero.cloud.rows.values import json_lines
+from catalogzero.cloud.rows.values import Row, json_lines
 from catalogzero.cloud.settings import Batch
-from catalogzero.testing.backend import Body, FaultyBackend, Row
+from catalogzero.testing.backend import FaultyBackend
 from catalogzero.testing.handlers import serving
-from catalogzero.testing.lab import Lab, bounded, demand, output_to, shown
+from catalogzero.testing.lab import Contract, Lab, bounded, demand, output_to, shown
 from catalogzero.wire.client import HandlerClient
-from catalogzero.wire.messages import Reply
+from catalogzero.wire.messages import JsonObject, Reply
 
 CALL_TIMEOUT_S = 50.0
 
 
-class ProcessorSource(Protocol):
-    """What the lab needs of a processor's contract."""
+class SourceContract(Contract, Protocol):
+    """What a processor's checks need of its contract class."""
+
+    params: ClassVar[Mapping[str, Any]]
 
     def data_source(self, lab: Lab) -> str:
-        """What `process_and_upload` is called with."""
+        """What is processed."""
 
 
 def processor(lab: Lab, **config: Any) -> CloudProcessor:
@@ -51,22 +54,33 @@ def processor(lab: Lab, **config: Any) -> CloudProcessor:
 
 def source_of(lab: Lab) -> str:
     """The data_source that the contract names."""
-    return cast("ProcessorSource", lab.contract).data_source(lab)
+    return cast("SourceContract", lab.contract).data_source(lab)
+
+
+def params_of_call(lab: Lab) -> dict[str, Any]:
+    """The params that the contract names."""
+    return dict(cast("SourceContract", lab.contract).params)
+
+
+def params_of_process(lab: Lab) -> Any:
+    """The same as they reach `process`."""
+    taken = params_of(cast("Any", lab.handler_class))
+    return taken(params_of_call(lab))
 
 
 def sample_rows(lab: Lab) -> list[Row]:
     """The rows of the sample, as they reach `process`."""
-    found = _batches_of_source(processor(lab), source_of(lab))
+    found = _batches_of_source(processor(lab), source_of(lab), params_of_process(lab))
     rows = [dict(row) for batch in found for row in rows_of(batch)]
     demand(rows, "the sample has no rows: give one that the contract's `sample` names")
     return rows
 
 
-def _batches_of_source(made: CloudProcessor, source: str) -> Iterator[Batch]:
+def _batches_of_source(made: CloudProcessor, source: str, params: Any) -> Iterator[Batch]:
     """The batches of a source, read as a run reads them."""
     options = ReadOptions(made.batch_rows, arrow=made.batch_type == "arrow")
     if made.reads_itself:
-        yield from made.read(source, {})
+        yield from made.read(source, params)
         return
     if source.startswith("sql:"):
         from catalogzero.cloud.reading.queries import query_item
@@ -84,6 +98,7 @@ def _batches_of_source(made: CloudProcessor, source: str) -> Iterator[Batch]:
 def batches(made: CloudProcessor, rows: Sequence[Row], size: int) -> Iterator[Batch]:
     """Rows in batches of the class's kind; each has its own copies."""
     for start in range(0, len(rows), size):
+        # A class that changes its rows in place must not change what the next check gives.
         part = [dict(row) for row in rows[start : start + size]]
         if made.batch_type == "arrow":
             from catalogzero.cloud.rows.tables import table_of_rows
@@ -93,9 +108,10 @@ def batches(made: CloudProcessor, rows: Sequence[Row], size: int) -> Iterator[Ba
             yield part
 
 
-def processed(made: CloudProcessor, rows: Sequence[Row], size: int = 10_000) -> list[Row]:
+def processed(lab: Lab, made: CloudProcessor, rows: Sequence[Row], size: int = 10_000) -> list[Row]:
     """What `process` makes of rows, as it would arrive at the backend."""
-    return [row for batch in made.process(batches(made, rows, size), {}) for row in arrived(batch)]
+    yielded = made.process(batches(made, rows, size), params_of_process(lab))
+    return [row for batch in yielded for row in arrived(batch)]
 
 
 def arrived(batch: Batch) -> list[Row]:
@@ -117,6 +133,7 @@ class Uploaded:
         rows: Visible rows, after each step.
         reports: Health reports that had arrived before it stopped.
         longest_block_s: How long the event loop did not answer while jobs ran, at most.
+        params: What each upload is called with.
         backend: The backend.
         log: Everything written to standard error.
         state: The state folder.
@@ -127,24 +144,26 @@ class Uploaded:
     state: Path
     replies: dict[str, Reply] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=dict)
-    reports: list[Body] = field(default_factory=list)
+    reports: list[JsonObject] = field(default_factory=list)
     longest_block_s: float = 0.0
+    params: JsonObject = field(default_factory=dict)
 
     async def upload(self, client: HandlerClient, step: str, source: str, **more: Any) -> None:
         """Ask for an upload, and keep the answer and what is visible then."""
-        call = {"data_source": source, **more}
+        params = {"params": self.params} if self.params else {}
+        call = {"data_source": source, **params, **more}
         reply = await client.request("process_and_upload", call, timeout_s=CALL_TIMEOUT_S)
         self.replies[step] = reply
         self.rows[step] = self.backend.rows
 
-    def result(self, step: str) -> Body:
+    def result(self, step: str) -> JsonObject:
         """The result of an upload that succeeded."""
         reply = self.replies[step]
         demand(reply.success, f"process_and_upload failed: {reply.error}")
         demand(
             isinstance(reply.result, dict), f"its result is {shown(reply.result)}, not an object"
         )
-        return cast("Body", reply.result)
+        return cast("JsonObject", reply.result)
 
 
 @asynccontextmanager
@@ -153,11 +172,11 @@ async def uploading(
 ) -> AsyncIterator[tuple[Uploaded, HandlerClient]]:
     """Serve the processor against a backend; yields the record and a client."""
     folder = lab.new_folder("uploads")
-    seen = Uploaded(backend, folder / "log", folder / "state")
+    seen = Uploaded(backend, folder / "log", folder / "state", params=params_of_call(lab))
     async with backend:
         with output_to(seen.log):
             handler = processor(lab, endpoint=backend.url)
-            given = {"state_dir": seen.state, "settle_s": 0, "installation_id": "contract"}
+            given = {"state_dir": seen.state, "min_file_age_s": 0, "installation_id": "contract"}
             async with serving(handler, **{**given, **runtime}) as served:
                 yield seen, served.client
 

@@ -10,7 +10,7 @@ from pathlib import Path
 {% endif %}
 from typing import Any
 
-from catalogzero import Batch, CloudProcessor, Params
+from catalogzero import CloudProcessor, Params, Rows
 
 {{ (cookiecutter.__package ~ ".settings") | import_line(cookiecutter.__settings_class) }}
 
@@ -22,7 +22,7 @@ class {{ cookiecutter.class_name }}(CloudProcessor):
     settings: {{ cookiecutter.__settings_class }}
 
 {% if cookiecutter.source == "custom" %}
-    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Batch]:
+    def read(self, data_source: str, params: Params, after: Any = None) -> Iterator[Rows]:
         """Read a CSV file of `source_folder`: put your own source, such as an API, in its place."""
         path = self.settings.source_folder / Path(data_source).name
         with path.open(encoding="utf-8", newline="") as file:
@@ -31,7 +31,7 @@ class {{ cookiecutter.class_name }}(CloudProcessor):
                 yield batch
 
 {% endif %}
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Rows], params: Params) -> Iterator[Rows]:
         """Strip every text and leave out the rows that say nothing; the order is kept."""
         for batch in batches:
             rows = [cleaned(row) for row in batch]
