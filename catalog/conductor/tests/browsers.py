@@ -13,6 +13,7 @@ import platformdirs
 import pytest
 
 playwright_api = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
+expect = playwright_api.expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
@@ -53,13 +54,13 @@ async def page_of(
 
 def _is_fault(said: Any) -> bool:
     """Whether a line on the console is a fault of the page, not of its connection."""
-    return said.type == "error" and "Failed to load resource" not in said.text
+    return said.type in ("error", "warning") and "Failed to load resource" not in said.text
 
 
 async def names_of(page: Any) -> list[str]:
     """The handlers in the table's drawn rows, from the top."""
     names = await page.eval_on_selector_all(
-        "#rows tr[role=row] td.handler_id a", "links => links.map(link => link.textContent)"
+        "#rows tr[role=row] .handler_id a", "links => links.map(link => link.textContent)"
     )
     return [str(name) for name in names]
 
@@ -85,13 +86,13 @@ async def _run(command: list[str]) -> None:
         *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
     )
     try:
-        _, told = await asyncio.wait_for(process.communicate(), 60)
+        _, output = await asyncio.wait_for(process.communicate(), 60)
     except TimeoutError:
         process.kill()
         await process.communicate()
         pytest.skip("axe-core cannot be fetched: npm does not answer")
     if process.returncode:
-        pytest.skip(f"axe-core cannot be fetched: {told.decode(errors='replace')[-200:]}")
+        pytest.skip(f"axe-core cannot be fetched: {output.decode(errors='replace')[-200:]}")
 
 
 def long_tasks_ms(events: Iterable[dict[str, Any]]) -> list[float]:

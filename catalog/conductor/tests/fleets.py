@@ -8,12 +8,20 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import structlog
+from aiohttp import web
 from catalogzero import Handler, job
 from catalogzero.testing import Serving, serving
 
 from conductorzero import ConductorZero
+from conductorzero.fleet import Fleet
+from conductorzero.peers import Directory, RegistryFile, peers_of_mapping
+from conductorzero.watch import Watch
+
+_HOLDERS: list[socket.socket] = []
 
 
 class Shop(Handler):
@@ -53,10 +61,13 @@ class Shop(Handler):
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, kept from others until this process ends."""
+    # Bound, but not listening: servers, which set SO_REUSEADDR too, can still listen there.
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    _HOLDERS.append(holder)
+    return int(holder.getsockname()[1])
 
 
 @asynccontextmanager
@@ -148,6 +159,40 @@ async def conducting(registry: Any = None, **config: Any) -> AsyncIterator[Servi
     config = {"dashboard_port": 0, "interval_s": 4.0, "timeout_s": 5.0, **config}
     async with serving(ConductorZero(registry, **config), handler_id="conductor") as one:
         yield one
+
+
+@asynccontextmanager
+async def scheduler(answer: Callable[[], Awaitable[web.Response]]) -> AsyncIterator[str]:
+    """An HTTP server whose lists of handlers and schedules are what this function answers."""
+    app = web.Application()
+
+    async def handlers(_: web.Request) -> web.Response:
+        return await answer()
+
+    app.router.add_get("/api/handlers", handlers)
+    app.router.add_get("/api/schedules", handlers)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def watching(registry: dict[str, int | str] | Path) -> AsyncIterator[Watch]:
+    """A watch over the handlers of a registry, which is read once; `refresh` reads a file again."""
+    clock = Handler().clock
+    fixed = peers_of_mapping(registry) if isinstance(registry, dict) else []
+    sources = [RegistryFile(registry)] if isinstance(registry, Path) else []
+    log = structlog.wrap_logger(structlog.ReturnLogger())
+    watch = Watch(Directory(fixed, [*sources]), Fleet(clock), clock, log, interval_s=4.0)
+    await watch.refresh()
+    try:
+        yield watch
+    finally:
+        watch.fleet.close()
 
 
 async def until(

@@ -41,7 +41,7 @@ DESCRIPTION = {
         },
         {
             "name": "health_report",
-            "doc": "Tell the backend how this installation is.",
+            "doc": "Report to the backend how this installation is.",
             "quiet": True,
             "params_schema": {"properties": {}},
         },
@@ -62,19 +62,38 @@ DESCRIPTION = {
 }
 
 
+ERROR = "ReadError: /data/exports/orders.csv: row 1,204 has 6 fields, not 8"
+RESULT = {
+    "status": "uploaded",
+    "records": 48_210,
+    "chunks": 3,
+    "sources": [
+        {"source": "/data/exports/orders.csv", "status": "uploaded", "records": 48_210},
+        {"source": "/data/exports/returns.csv", "status": "unchanged", "records": 0},
+    ],
+}
+
+
 def runs_of(one: SimulatedHandler) -> list[dict[str, Any]]:
     """The last runs of a handler, newest first."""
-    ends: list[tuple[str, int | None, str | None]]
-    ends = [("running", None, None), ("success", 41, None), ("success", 38, None)]
-    ends += [("error", 3, "ReadError: /data/exports/orders.csv: row 1,204 has 6 fields, not 8")]
-    ends += [("success", 1, None)]
+    sent: Any = {"state": "uploaded", "words": "uploaded 48,210 rows", "rows": 48_210}
+    if one.paused:
+        sent = {"state": "waiting", "words": "48,210 rows wait to be sent", "rows": 48_210}
+    same = {"state": "unchanged", "words": "nothing new", "rows": 0}
+    failed = {"state": "failed", "words": ERROR, "rows": None}
+    running = {"state": "running", "words": "running", "rows": None}
+    ends: list[tuple[str, int | None, str | None, Any]]
+    ends = [("running", None, None, running), ("success", 41, None, sent)]
+    ends += [("error", 3, ERROR, failed)] if one.failing else [("success", 38, None, sent)]
+    ends += [("success", 1, None, same), *[("success", 40 - n, None, sent) for n in range(14)]]
     runs = []
-    for number, (status, took_s, error) in enumerate(ends):
+    for number, (status, took_s, error, outcome) in enumerate(ends[one.failing * 2 :]):
         began = one.now - timedelta(minutes=number * 15, seconds=17)
         run: dict[str, Any] = {
             "run_id": f"5d1c0a9e-{one.runs - number}",
             "method": "health_report" if took_s == 1 else "process_and_upload",
             "status": status,
+            "outcome": outcome,
             "started_at": began.isoformat(),
             "ended_at": (began + timedelta(seconds=took_s)).isoformat() if took_s else None,
         }
@@ -84,6 +103,23 @@ def runs_of(one: SimulatedHandler) -> list[dict[str, Any]]:
             run.update(error=error, code="failed")
         runs.append(run)
     return runs
+
+
+def run_of(one: SimulatedHandler, run_id: str) -> dict[str, Any]:
+    """One run of a handler, as `get_run` has it."""
+    found = next((run for run in runs_of(one) if run["run_id"] == run_id), runs_of(one)[1])
+    if found["status"] == "error":
+        frame = '  File "/opt/acme/acme.py", line 31, in process\n    raise ReadError(row)'
+        return {**found, "traceback": f"Traceback (most recent call last):\n{frame}\n{ERROR}"}
+    upload = {
+        "upload_id": "7f20c1aa-2",
+        "state": "done" if found["outcome"]["state"] == "uploaded" else "sealed",
+        "records": 48_210,
+        "bytes": 2_400_000,
+        "completed_at": found["ended_at"],
+        "reason": None,
+    }
+    return {**found, "result": RESULT, "uploads": [upload]}
 
 
 class SimulatedHandler:
@@ -103,6 +139,41 @@ class SimulatedHandler:
         self.failures = int(self.random.random() ** 8 * 40)
         self.in_flight = 0
         self.queued = 0
+        self.labels: dict[str, str] = {}
+        self.paused: str | None = None
+        self.paused_code: str | None = None
+        self.paused_since: str | None = None
+        self.fault: str | None = None
+        self.failing = False
+        self.uploads = 0
+        self.dead_letters = 0
+        self.disk_free = 40 << 30
+        self.delivered = 0
+        self.sent_at: str | None = None
+        self.reasons: list[str] = []
+
+    def outbox(self) -> dict[str, Any]:
+        """What waits for the backend."""
+        next_try = (self.now + timedelta(minutes=2)).isoformat()
+        return {
+            "uploads": self.uploads,
+            "records": self.uploads * 2_800,
+            "bytes": self.uploads * 1_450_000,
+            "oldest_age_s": self.uploads * 1_800.0,
+            "oldest_at": (self.now - timedelta(minutes=30 * self.uploads)).isoformat(),
+            "dead": self.dead_letters,
+            "missing": 0,
+            "paused": self.paused,
+            "paused_code": self.paused_code,
+            "paused_since": self.paused_since,
+            "next_try_at": next_try if self.paused or self.fault else None,
+            "fault": self.fault,
+            "fault_since": self.now.isoformat() if self.fault else None,
+            "last_upload_at": self.sent_at,
+            "uploaded_records_total": self.delivered,
+            "uploaded_total": self.delivered // 2_800,
+            "disk_free_bytes": self.disk_free,
+        }
 
     def step(self) -> None:
         """Live for a moment."""
@@ -116,6 +187,9 @@ class SimulatedHandler:
         self.in_flight = self.random.randint(1, 4) if working else 0
         self.queued = self.random.randint(1, 9) if self.in_flight == 4 else 0
         self.runs += self.in_flight
+        if working and not self.paused and not self.fault:
+            self.delivered += 2_800 * self.in_flight
+            self.sent_at = self.now.isoformat()
         self.memory_mb += (
             9 if working and self.memory_mb < 96 else -0.4 if self.memory_mb > 40 else 0
         )
@@ -134,9 +208,29 @@ class SimulatedHandler:
             "queued": self.queued,
             "runs_total": self.runs,
             "failures_total": self.failures,
-            "last_error": "HTTPStatusError: the backend answered 503" if self.failures else None,
+            "last_error": ERROR if self.failing else None,
             "idle_s": 0.0,
             "wakes_total": 3,
+            "labels": self.labels,
+            "outbox": self.outbox(),
+            "health": {
+                "status": "degraded" if self.reasons else "ok",
+                "reasons": self.reasons,
+            },
+            "last_successful_run": {
+                "run_id": "5d1c0a9e-1",
+                "method": "process_and_upload",
+                "ended_at": (self.now - timedelta(minutes=16)).isoformat(),
+            },
+            "last_failed_run": {
+                "run_id": f"5d1c0a9e-{self.runs}",
+                "method": "process_and_upload",
+                "ended_at": (self.now - timedelta(minutes=2)).isoformat(),
+                "code": "failed",
+                "type": "ReadError",
+            }
+            if self.failing
+            else None,
             "worker_memory_mb": None,
             "sdk_version": "0.1.0",
             "entry": "acme-processor",
@@ -162,23 +256,34 @@ class SimulatedFleet(Fleet):
     def close(self) -> None:
         """Nothing to close."""
 
-    async def ask(self, handler_id: str, method: str, *_: Any, **__: Any) -> Answer:
+    async def ask(self, handler_id: str, method: str, *asked: Any, **__: Any) -> Answer:
         """What this handler would answer."""
+        params = asked[0] if asked else {}
         one = self.handlers[handler_id]
         if one.dead:
-            return Answer(handler_id, replied=False, error="Timeout", code="unreachable")
+            return Answer(
+                success=False,
+                handler_id=handler_id,
+                replied=False,
+                error="Timeout",
+                code="unreachable",
+            )
         took_ms = one.base_ms * math.exp(one.random.gauss(0, 0.25))
         result: dict[str, Any] = {"boot_id": "one", "handler": one.called or handler_id}
         if method == "get_metrics":
             result = one.metrics(handler_id)
         elif method == "list_runs":
             result = {"runs": runs_of(one)}
+        elif method == "get_run":
+            result = run_of(one, str(params["run_id"]))
         elif method == "describe":
             result = DESCRIPTION
         elif method in ("sleep", "wake", "drain", "resume"):
             one.state = {"sleep": "sleeping", "drain": "draining"}.get(method, "active")
             result = {"status": one.state}
-        return Answer(handler_id, replied=True, result=result, response_time_ms=round(took_ms, 3))
+        return Answer(
+            success=True, handler_id=handler_id, result=result, response_time_ms=round(took_ms, 3)
+        )
 
     async def ask_all(
         self, handler_ids: Iterable[str], method: str, *_: Any, **__: Any
@@ -205,7 +310,7 @@ class Simulation:
         self.watch.history = History(state_dir / "history.sqlite3")
 
     def restart(self, port: int) -> None:
-        """Make a dashboard anew, on this port; the caller starts it."""
+        """Make another dashboard on this port; the caller starts it."""
         clock, state_dir, log = self._parts
         settings = ConductorSettings(dashboard_port=port, interval_s=2.0)
         self.dashboard = Dashboard(self.watch, clock, settings, state_dir, log)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,15 +19,17 @@ SHOP = Peer("shop", "tcp://127.0.0.1:5001", "config")
 
 def pong(boot_id: str = "one", response_time_ms: float = 1.5) -> Answer:
     result = {"boot_id": boot_id}
-    return Answer("shop", replied=True, result=result, response_time_ms=response_time_ms)
+    return Answer(success=True, handler_id="shop", result=result, response_time_ms=response_time_ms)
 
 
 def silence() -> Answer:
-    return Answer("shop", replied=False, error="Timeout", code="timeout")
+    return Answer(success=False, handler_id="shop", replied=False, error="Timeout", code="timeout")
 
 
 def metrics(**figures: Any) -> Answer:
-    return Answer("shop", replied=True, result={"status": "active", "memory_mb": 30.0, **figures})
+    return Answer(
+        success=True, handler_id="shop", result={"status": "active", "memory_mb": 30.0, **figures}
+    )
 
 
 def board() -> Board:
@@ -56,7 +59,7 @@ def test_silence_makes_a_handler_unreachable_once() -> None:
     assert one.summary()["alive"] == 0
 
 
-def test_metrics_tell_the_state() -> None:
+def test_metrics_show_the_state() -> None:
     one = board()
     one.saw_ping(pong(), NOW)
 
@@ -71,7 +74,7 @@ def test_another_boot_is_a_restart() -> None:
     one = board()
     one.saw_ping(pong("one"), NOW)
 
-    assert ("restarted", "started anew") in texts(one.saw_ping(pong("two"), NOW))
+    assert ("restarted", "restarted") in texts(one.saw_ping(pong("two"), NOW))
 
 
 def test_a_growing_count_of_failures_is_an_event_with_the_error() -> None:
@@ -123,17 +126,95 @@ def test_the_summary_adds_up_those_that_answer() -> None:
     assert summary["states"]["unknown"] == 1
 
 
+def test_troubles_begin_and_end_as_events_and_silence_ends_none() -> None:
+    one = board()
+    one.saw_ping(pong(), NOW)
+    paused = {"paused": "401: no key", "paused_code": "http_401"}
+
+    began = one.saw_metrics(metrics(outbox=paused), NOW)
+    again = one.saw_metrics(metrics(outbox=paused), NOW)
+    silent = one.saw_ping(silence(), NOW)
+    (shown,) = one.rows["shop"].troubles
+    back = one.saw_metrics(metrics(outbox=paused), NOW)
+    ended = one.saw_metrics(metrics(outbox={}), NOW)
+
+    assert texts(began) == [("trouble", "paused: 401: no key")]
+    assert again == []
+    assert texts(silent) == [("state", "active → unreachable")]
+    assert shown.cause == "no_answer"
+    assert texts(back) == [("state", "unreachable → active")]
+    assert texts(ended) == [("over", "sending goes on")]
+
+
+def test_each_dead_letter_is_an_event() -> None:
+    one = board()
+
+    first = one.saw_metrics(metrics(outbox={"dead": 1}), NOW)
+    second = one.saw_metrics(metrics(outbox={"dead": 2}), NOW)
+
+    assert ("trouble", "dead letter") in texts(first)
+    assert texts(second) == [("trouble", "dead letter")]
+
+
+def test_the_last_runs_are_asked_for_when_there_were_more() -> None:
+    one = board()
+    one.saw_metrics(metrics(runs_total=3), NOW)
+
+    wanted = [one.runs_wanted(5), one.runs_wanted(5)]
+    waiting = {"status": "success", "outcome": {"state": "waiting"}}
+    runs = {"runs": [waiting, {"status": "error"}, {"status": "success"}]}
+    one.saw_runs(Answer(success=True, handler_id="shop", result=runs))
+
+    assert wanted == [["shop"], []]
+    assert one.rows["shop"].as_json()["runs"] == ["done", "failed", "waiting"]
+    assert "runs" not in one.rows["shop"].as_json(seen=one.version)
+
+
+@pytest.mark.parametrize(
+    ("outboxes", "said"),
+    [
+        ([], "No handlers are known yet"),
+        ([None], "The one handler answers"),
+        ([None, None], "All 2 handlers answer"),
+        ([{}], "All rows arrive"),
+        ([{}, {}], "Rows from all 2 handlers arrive"),
+        ([{"dead": 1}, {}, None], "Rows from 1 of 2 handlers do not arrive"),
+        ([{"disk_free_bytes": 1}, {}], "1 of 2 handlers needs you"),
+    ],
+)
+def test_the_headline_is_the_answer(outboxes: list[Any], said: str) -> None:
+    one = Board()
+    names = [f"shop-{number}" for number, _ in enumerate(outboxes)]
+    one.set_peers([Peer(name, "tcp://127.0.0.1:1", "config") for name in names], NOW)
+    for name, outbox in zip(names, outboxes, strict=True):
+        figures = {} if outbox is None else {"outbox": outbox}
+        one.saw_metrics(Answer(success=True, handler_id=name, result=figures), NOW)
+
+    assert one.summary()["headline"] == said
+
+
 @given(
     st.dictionaries(
-        st.sampled_from(["memory_mb", "status", "failures_total", "last_error", "in_flight", "x"]),
-        st.none() | st.booleans() | st.floats() | st.text("ab é{") | st.lists(st.integers()),
+        st.sampled_from(
+            ["memory_mb", "status", "failures_total", "last_error", "outbox", "health", "labels"]
+        ),
+        st.none()
+        | st.booleans()
+        | st.floats()
+        | st.text("ab é{")
+        | st.lists(st.integers())
+        | st.dictionaries(
+            st.sampled_from(["paused", "dead", "uploads", "status", "reasons", "oldest_age_s"]),
+            st.none() | st.floats() | st.text("ab") | st.lists(st.integers()),
+        ),
     )
 )
 def test_no_metrics_however_odd_break_the_board(figures: dict[str, Any]) -> None:
     one = board()
     one.saw_ping(pong(), NOW)
 
-    one.saw_metrics(Answer("shop", replied=True, result=figures), NOW)
+    one.saw_metrics(Answer(success=True, handler_id="shop", result=figures), NOW)
 
     assert one.rows["shop"].as_json(trails=True)["handler_id"] == "shop"
     assert one.summary()["total"] == 1
+    assert isinstance(one.troubles(), list)

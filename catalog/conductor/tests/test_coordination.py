@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import pytest
 from catalogzero import Handler
 from catalogzero.testing import Serving, serving
 
-from conductorzero import ConductorZero, coordination
-from fleets import Shop, ShopProcess, addresses, conducting, free_port, shops, until
+from conductorzero import ConductorZero
+from conductorzero.coordination import Dispatch
+from fleets import Shop, ShopProcess, addresses, conducting, free_port, shops, until, watching
 
 
 def shop(serving_one: Serving) -> Shop:
@@ -24,7 +24,7 @@ def shop(serving_one: Serving) -> Shop:
 # --- signal ---------------------------------------------------------------------------------
 
 
-async def test_a_signal_reaches_all_and_tells_each_answer() -> None:
+async def test_a_signal_reaches_all_and_returns_each_answer() -> None:
     async with shops("one", "two") as fleet, ConductorZero(addresses(fleet)) as conductor:
         slept = await conductor.signal("sleep")
         states = await conductor.collect_metrics()
@@ -161,14 +161,12 @@ async def test_a_job_that_fails_is_not_run_elsewhere() -> None:
     assert len(result["tried"]) == 1
 
 
-async def test_a_long_job_is_run_once_however_often_it_is_asked_after(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.1)
-    async with shops("one") as fleet, ConductorZero(addresses(fleet)) as conductor:
+async def test_a_long_job_is_run_once_however_often_it_is_asked_after() -> None:
+    async with shops("one") as fleet, watching(addresses(fleet)) as watch:
         one = shop(fleet["one"])
         one.gate.clear()
-        dispatching = asyncio.create_task(conductor.dispatch("greet", {"name": "ann"}))
+        greet = Dispatch(watch, "greet", {"name": "ann"}, None, 5.0, look_after_s=0.1)
+        dispatching = asyncio.create_task(greet.run())
         await one.began.wait()
         asked = 0
 
@@ -196,14 +194,15 @@ async def killed_in_the_middle(
     port = free_port()
     async with (
         shops("spare", **{"max_concurrent_jobs": 9, **spare}) as fleet,
-        ConductorZero({"first": port, **addresses(fleet)}, timeout_s=0.5) as conductor,
+        watching({"first": port, **addresses(fleet)}) as watch,
     ):
         other = shop(fleet["spare"])
         other.gate.clear()
         busy = [asyncio.create_task(fleet["spare"].client.call("greet", {"name": "x"}))]
         await other.began.wait()
         async with ShopProcess("first", port) as first:
-            dispatching = asyncio.create_task(conductor.dispatch(method, params))
+            dispatch = Dispatch(watch, method, params, None, 5.0, look_after_s=0.2)
+            dispatching = asyncio.create_task(dispatch.run())
             await first.said("began")
             await first.kill()
         if not spare:
@@ -215,11 +214,7 @@ async def killed_in_the_middle(
         return result, other
 
 
-async def test_a_job_whose_handler_dies_is_lost_and_not_run_elsewhere(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
-
+async def test_a_job_whose_handler_dies_is_lost_and_not_run_elsewhere() -> None:
     result, spare = await killed_in_the_middle("greet", {"name": "ann"})
 
     assert result["success"] is False
@@ -228,11 +223,7 @@ async def test_a_job_whose_handler_dies_is_lost_and_not_run_elsewhere(
     assert spare.calls == []
 
 
-async def test_a_retry_safe_job_whose_handler_dies_is_run_by_the_next(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
-
+async def test_a_retry_safe_job_whose_handler_dies_is_run_by_the_next() -> None:
     result, spare = await killed_in_the_middle("count", {})
 
     assert result["status"] == "success"
@@ -241,10 +232,7 @@ async def test_a_retry_safe_job_whose_handler_dies_is_run_by_the_next(
     assert spare.calls == ["count"]
 
 
-async def test_a_retry_safe_job_that_may_have_begun_is_lost_where_nobody_else_takes_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
+async def test_a_retry_safe_job_that_may_have_begun_is_lost_where_nobody_else_takes_it() -> None:
     full = {"max_concurrent_jobs": 1, "max_queued_jobs": 0}
 
     result, spare = await killed_in_the_middle("count", {}, **full)
@@ -254,15 +242,14 @@ async def test_a_retry_safe_job_that_may_have_begun_is_lost_where_nobody_else_ta
     assert spare.calls == []
 
 
-async def test_a_handler_that_was_started_anew_does_not_begin_the_job_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
-    monkeypatch.setattr(coordination, "SILENCES_ALLOWED", 500)
+async def test_a_handler_that_was_started_anew_does_not_begin_the_job_again() -> None:
     port = free_port()
-    async with ConductorZero({"first": port}, timeout_s=0.5) as conductor:
+    async with watching({"first": port}) as watch:
+        greet = Dispatch(
+            watch, "greet", {"name": "ann"}, None, 5.0, look_after_s=0.2, silences_allowed=500
+        )
         async with ShopProcess("first", port) as first:
-            dispatching = asyncio.create_task(conductor.dispatch("greet", {"name": "ann"}))
+            dispatching = asyncio.create_task(greet.run())
             await first.said("began")
             await first.kill()
         again = Shop()
@@ -270,15 +257,14 @@ async def test_a_handler_that_was_started_anew_does_not_begin_the_job_again(
             result = await dispatching
 
     assert result["status"] == "lost"
-    assert "started anew" in result["error"]
+    assert "it restarted" in result["error"]
     assert again.calls == []
 
 
 async def test_a_peer_that_leaves_the_registry_in_the_middle_is_lost_and_not_run_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.2)
-    registry: Any = tmp_path / "registry.yaml"
+    registry = tmp_path / "registry.yaml"
     port = free_port()
     section = "handlers: [{{handler_id: {}, port: {}}}, {{handler_id: spare, port: {}}}]"
     async with shops("spare", max_concurrent_jobs=9) as fleet, ShopProcess("first", port) as first:
@@ -287,11 +273,12 @@ async def test_a_peer_that_leaves_the_registry_in_the_middle_is_lost_and_not_run
         busy = asyncio.create_task(fleet["spare"].client.call("greet", {"name": "x"}))
         await spare.began.wait()
         registry.write_text(section.format("first", port, spare_port))
-        async with ConductorZero(registry) as conductor:
-            dispatching = asyncio.create_task(conductor.dispatch("greet", {"name": "ann"}))
+        async with watching(registry) as watch:
+            greet = Dispatch(watch, "greet", {"name": "ann"}, None, 5.0, look_after_s=0.2)
+            dispatching = asyncio.create_task(greet.run())
             await first.said("began")
             registry.write_text(section.format("moved", free_port(), spare_port))
-            await conductor.ping_handler("spare")
+            await watch.refresh()
             await until(lambda: dispatching.done() or len(spare.calls) > 1)
             spare.gate.set()
             result = await dispatching

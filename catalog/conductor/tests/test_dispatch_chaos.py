@@ -15,8 +15,9 @@ import pytest
 from catalogzero import Handler, job
 from catalogzero.testing import serving
 
-from conductorzero import ConductorZero, coordination
-from fleets import ShopProcess, free_port, pause
+from conductorzero.coordination import Dispatch
+from conductorzero.watch import Watch
+from fleets import ShopProcess, free_port, pause, watching
 
 KILLS = int(os.environ.get("CATALOGZERO_CHAOS_KILLS", "40"))
 CALLERS = 8
@@ -79,24 +80,19 @@ async def harm(processes: list[ShopProcess], chance: random.Random) -> None:
             one.thaw()
 
 
-async def keep_calling(
-    conductor: ConductorZero, caller: int, until_done: asyncio.Task[None]
-) -> dict[str, str]:
+async def keep_calling(watch: Watch, caller: int, until_done: asyncio.Task[None]) -> dict[str, str]:
     """Dispatch one job after the other; what came of each."""
     chance = random.Random(caller)  # noqa: S311 - a story, no secret
     outcomes: dict[str, str] = {}
     while not until_done.done():
         method = chance.choice(["once", "again"])
         params: dict[str, Any] = {"name": f"{caller}-{len(outcomes)}", "lasts_s": chance.random()}
-        told = await conductor.dispatch(method, params)
+        told = await Dispatch(watch, method, params, None, 1.0, look_after_s=0.5).run()
         outcomes[f"{method} {params['name']}"] = told["status"]
     return outcomes
 
 
-async def test_no_job_that_may_run_once_runs_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(coordination, "LOOK_AFTER_S", 0.5)
+async def test_no_job_that_may_run_once_runs_twice(tmp_path: Path) -> None:
     diary = tmp_path / "diary"
     ports = {f"diary-{number}": free_port() for number in range(4)}
     async with AsyncExitStack() as stack:
@@ -104,10 +100,10 @@ async def test_no_job_that_may_run_once_runs_twice(
             await stack.enter_async_context(DiaryProcess(name, port, diary))
             for name, port in ports.items()
         ]
-        conductor = await stack.enter_async_context(ConductorZero(ports, timeout_s=1.0))
+        watch = await stack.enter_async_context(watching({**ports}))
         chance = random.Random(KILLS)  # noqa: S311 - a story, no secret
         harming = asyncio.create_task(harm(processes, chance))
-        calls = [keep_calling(conductor, caller, harming) for caller in range(CALLERS)]
+        calls = [keep_calling(watch, caller, harming) for caller in range(CALLERS)]
         outcomes = {
             key: value for one in await asyncio.gather(*calls) for key, value in one.items()
         }

@@ -104,7 +104,7 @@ async def test_peers_that_answer_nonsense_leave_the_others_alone() -> None:
     assert len(scraped) < 50_000
 
 
-async def test_a_handler_of_another_name_is_told() -> None:
+async def test_a_handler_of_another_name_is_reported() -> None:
     async with shops("backup") as fleet:
         address = fleet["backup"].address
         async with conducting({"discord": address}) as conductor:

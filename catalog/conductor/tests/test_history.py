@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conductorzero.board import Event
-from conductorzero.history import DAY_S, HOUR_S, MINUTE_S, Bucket, History, bin_of, ms_of
+from conductorzero.history import DAY_S, HOUR_S, MINUTE_S, STEPS, Bucket, History, bin_of, ms_of
 
 START_S = 1_800_000_000 // HOUR_S * HOUR_S
 
@@ -113,6 +113,37 @@ def test_minutes_older_than_a_day_become_hours_without_loss(tmp_path: Path) -> N
     history.close()
 
 
+def test_rows_delivered_add_up_and_the_most_that_waited_stays(tmp_path: Path) -> None:
+    history = History(tmp_path / "history.sqlite3")
+    for minute, (delivered, waiting) in enumerate([(5, 1), (7, 9), (0, 2)]):
+        one = Bucket(delivered=delivered)
+        one.add_metrics({"memory_mb": 1, "cpu_percent": 1, "outbox": {"uploads": waiting}})
+        history.write(START_S + minute * MINUTE_S, {"shop": one}, [], {"shop": minute})
+
+    history.write(START_S + DAY_S + HOUR_S, {"shop": bucket()}, [])
+
+    (_, hour), _ = history.buckets("shop", START_S)
+    shown = hour.as_json()
+    assert (shown["delivered"], shown["uploads_waiting_max"]) == (12, 9)
+    assert history.totals() == {"shop": 2}
+    history.close()
+
+
+def test_a_file_of_the_first_release_is_brought_forward(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite3"
+    with sqlite3.connect(path) as db:
+        db.executescript(STEPS[0] + "PRAGMA user_version = 1;")
+        db.execute("INSERT INTO handler VALUES (1, 'shop')")
+        db.execute("INSERT INTO sample VALUES (1, 0, 60, 1, 1, '{}', 1, 2.5, 1.0, 0)")
+    db.close()
+
+    history = History(path)
+
+    ((_, one),) = history.buckets("shop", 0)
+    assert (one.asked, one.memory_mb, one.delivered) == (1, 2.5, 0)
+    history.close()
+
+
 def test_samples_past_the_days_go(tmp_path: Path) -> None:
     history = History(tmp_path / "history.sqlite3", keep_days=2)
     history.write(START_S, {"shop": bucket()}, [])
@@ -157,7 +188,7 @@ def test_a_file_of_a_newer_release_is_refused_and_untouched(tmp_path: Path) -> N
     assert path.read_bytes() == before
 
 
-def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path) -> None:
+def test_a_damaged_file_is_quarantined_and_a_new_one_begun(tmp_path: Path) -> None:
     path = tmp_path / "history.sqlite3"
     damaged = b"not a database, but long enough to look like one" * 40
     path.write_bytes(damaged)
@@ -165,8 +196,8 @@ def test_a_damaged_file_is_set_aside_and_a_new_one_begun(tmp_path: Path) -> None
     history = History(path)
     history.write(START_S, {"shop": bucket()}, [])
 
-    assert history.set_aside == tmp_path / "history.sqlite3.damaged"
-    assert history.set_aside.read_bytes() == damaged
+    assert history.quarantined == tmp_path / "history.sqlite3.damaged"
+    assert history.quarantined.read_bytes() == damaged
     assert history.rows() == 1
     history.close()
 

@@ -17,7 +17,7 @@ def test_the_catalog_takes_it() -> None:
     assert "0 errors" in told.stdout + told.stderr
 
 
-def test_its_command_tells_its_verbs() -> None:
+def test_its_command_lists_its_verbs() -> None:
     code = "import sys; sys.argv = ['conductorzero', '--help']; import conductorzero.cli as c"
     command = [sys.executable, "-c", f"{code}; c.main()"]
     told = subprocess.run(command, capture_output=True, text=True, check=True)

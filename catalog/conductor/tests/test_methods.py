@@ -21,7 +21,8 @@ GOLDEN = yaml.safe_load((Path(__file__).parent / "golden_keys.yaml").read_text()
 MORE_THAN_THE_CORE = {
     *("in_flight", "queued", "runs_total", "failures_total", "last_error", "idle_s"),
     *("wakes_total", "worker_memory_mb", "sdk_version", "entry", "version"),
-    *("peers_cut_total", "replies_dropped_total"),
+    *("peers_cut_total", "replies_dropped_total", "last_successful_run", "last_failed_run"),
+    *("health.status", "health.reasons"),
 }
 
 

@@ -80,9 +80,9 @@ async def test_promtool_takes_the_rules_and_what_is_really_scraped(promtool: str
 
             await until(looked)
 
-    rules = await told_by(promtool, "check", "rules", str(HOW_TO / "monitoring/alerts.yml"))
+    rules = await output_of(promtool, "check", "rules", str(HOW_TO / "monitoring/alerts.yml"))
     assert rules == (0, "")
-    assert await told_by(promtool, "check", "metrics", given=scraped) == (0, "")
+    assert await output_of(promtool, "check", "metrics", given=scraped) == (0, "")
 
 
 async def test_each_alert_fires_when_it_should_and_only_then(promtool: str, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ async def test_each_alert_fires_when_it_should_and_only_then(promtool: str, tmp_
     rules = HOW_TO / "monitoring/alerts.yml"
     (tmp_path / "cases.yml").write_text(yaml.safe_dump({"rule_files": [str(rules)], **cases}))
 
-    assert await told_by(promtool, "test", "rules", str(tmp_path / "cases.yml")) == (0, "")
+    assert await output_of(promtool, "test", "rules", str(tmp_path / "cases.yml")) == (0, "")
 
 
 def test_every_alert_has_a_case_in_which_it_fires() -> None:
@@ -115,10 +115,10 @@ async def test_prometheus_understands_every_query_of_the_dashboard(
     path = tmp_path / "queries.yml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
 
-    assert await told_by(promtool, "check", "rules", str(path)) == (0, "")
+    assert await output_of(promtool, "check", "rules", str(path)) == (0, "")
 
 
-async def told_by(*command: str, given: str = "") -> tuple[int | None, str]:
+async def output_of(*command: str, given: str = "") -> tuple[int | None, str]:
     """How a command ended, and what it complained of."""
     process = await asyncio.create_subprocess_exec(
         *command,

@@ -6,8 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ from conductorzero.peers import (
     peers_of_listing,
     peers_of_mapping,
 )
-from fleets import Shop, addresses, conducting, free_port, shops, until
+from fleets import Shop, addresses, conducting, free_port, scheduler, shops, until
 
 
 @pytest.mark.parametrize(
@@ -151,7 +150,7 @@ async def test_without_settings_the_registry_of_the_environment_is_read(
             assert (await conductor.ping_handler("one"))["alive"] is True
 
 
-async def test_a_scheduler_tells_its_handlers() -> None:
+async def test_a_scheduler_lists_its_handlers() -> None:
     listed: list[dict[str, str]] = []
     tokens: list[str | None] = []
 
@@ -183,24 +182,6 @@ async def test_a_scheduler_tells_its_handlers() -> None:
     assert set(tokens) == {None}
 
 
-@asynccontextmanager
-async def scheduler(answer: Callable[[], Awaitable[web.Response]]) -> AsyncIterator[str]:
-    """An HTTP server whose list of handlers is what this function answers."""
-    app = web.Application()
-
-    async def handlers(_: web.Request) -> web.Response:
-        return await answer()
-
-    app.router.add_get("/api/handlers", handlers)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
 async def test_a_scheduler_that_hangs_holds_up_nothing_and_keeps_its_list() -> None:
     clock = ManualClock()
     hanging, asked = asyncio.Event(), asyncio.Event()
@@ -223,6 +204,30 @@ async def test_a_scheduler_that_hangs_holds_up_nothing_and_keeps_its_list() -> N
         await directory.close()
 
     assert set(first) == set(second) == set(third) == {"a"}
+
+
+async def test_a_scheduler_says_what_runs_next() -> None:
+    schedules = [
+        {"id": "late", "handler_id": "a", "next_fire_time": "2026-01-02T00:00:00+00:00"},
+        {"id": "soon", "handler_id": "b", "next_fire_time": "2026-01-01T00:00:00+00:00"},
+        {"id": "held", "handler_id": "a", "next_fire_time": "2026-01-01", "paused": True},
+        {"id": "done", "handler_id": "a", "next_fire_time": None},
+        7,
+    ]
+
+    async def answer() -> web.Response:
+        return web.json_response({"handlers": [], "schedules": schedules})
+
+    async with scheduler(answer) as url:
+        listing = SchedulerListing(url, ManualClock().monotonic, interval_s=15, token=None)
+        directory = Directory([], [listing])
+        await directory.refresh()
+        await directory.close()
+
+    assert [(run.job_id, run.handler_id) for run in directory.next_runs] == [
+        ("soon", "b"),
+        ("late", "a"),
+    ]
 
 
 async def test_a_scheduler_that_refuses_is_a_problem_until_it_answers() -> None:

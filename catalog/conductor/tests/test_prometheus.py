@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,11 +24,22 @@ def board() -> Board:
     one.set_peers(
         [Peer("shop", "tcp://127.0.0.1:5001", "config"), Peer("gone", "tcp://x:1", "config")], NOW
     )
-    one.saw_ping(Answer("shop", replied=True, result={}, response_time_ms=2.5), NOW)
-    one.saw_ping(Answer("gone", replied=False, error="Timeout"), NOW)
-    figures = {"memory_mb": 2.0, "cpu_percent": 50.0, "runs_total": 7, "status": "idle"}
-    outbox = {"uploads": 3, "bytes": 1_000, "oldest_age_s": 9.0, "dead": 1}
-    one.saw_metrics(Answer("shop", replied=True, result={**figures, "outbox": outbox}), NOW)
+    one.saw_ping(Answer(success=True, handler_id="shop", result={}, response_time_ms=2.5), NOW)
+    one.saw_ping(Answer(success=False, handler_id="gone", replied=False, error="Timeout"), NOW)
+    figures: dict[str, Any] = {
+        "memory_mb": 2.0,
+        "cpu_percent": 50.0,
+        "runs_total": 7,
+        "status": "idle",
+    }
+    outbox = {
+        **{"uploads": 3, "records": 40, "bytes": 1_000, "oldest_age_s": 9.0, "dead": 1},
+        **{"paused": "401", "last_upload_at": NOW.isoformat(), "uploaded_records_total": 500},
+    }
+    figures |= {"last_failed_run": {"run_id": "r", "ended_at": NOW.isoformat()}}
+    one.saw_metrics(
+        Answer(success=True, handler_id="shop", result={**figures, "outbox": outbox}), NOW
+    )
     return one
 
 
@@ -49,6 +61,14 @@ def test_values_are_in_base_units() -> None:
     assert found[f"catalogzero_handler_cpu_ratio{shop}"] == 0.5
     assert found[f"catalogzero_handler_runs_total{shop}"] == 7
     assert found[f"catalogzero_handler_outbox_dead_letters{shop}"] == 1
+    assert found[f"catalogzero_handler_outbox_rows{shop}"] == 40
+    assert found[f"catalogzero_handler_outbox_paused{shop}"] == 1
+    assert found[f"catalogzero_handler_uploaded_rows_total{shop}"] == 500
+    assert found[f"catalogzero_handler_last_upload_timestamp_seconds{shop}"] == NOW.timestamp()
+    assert found[f"catalogzero_handler_last_failed_run_timestamp_seconds{shop}"] == NOW.timestamp()
+    assert f"catalogzero_handler_last_successful_run_timestamp_seconds{shop}" not in found
+    assert found['catalogzero_handler_trouble{cause="dead_letters",handler_id="shop"}'] == 1
+    assert found['catalogzero_handler_trouble{cause="no_answer",handler_id="gone"}'] == 1
     assert found['catalogzero_handler_state{handler_id="shop",state="idle"}'] == 1
     assert found['catalogzero_handler_state{handler_id="shop",state="active"}'] == 0
     assert found["catalogzero_conductor_handlers"] == 2

@@ -13,7 +13,7 @@ from structlog.testing import LogCapture
 
 from conductorzero import ConductorZero
 from conductorzero.fleet import Fleet
-from conductorzero.history import History
+from conductorzero.history import WHOLE_FLEET, History
 from conductorzero.peers import Directory, peers_of_mapping
 from conductorzero.watch import Watch
 from fleets import Shop, addresses, free_port, shops, until
@@ -122,7 +122,26 @@ async def test_a_full_disk_is_a_problem_until_it_is_over_and_loses_no_event(
     assert [event["kind"] for event in stored] == ["state", "joined"]
 
 
-async def told_of(tmp_path: Path, fleet: dict[str, int | str]) -> dict[str, Any]:
+async def test_rows_are_counted_over_a_restart_of_the_conductor(tmp_path: Path) -> None:
+    clock = ManualClock()
+    fleet, registry = simulated(clock, "a", "b")
+    handlers = fleet.handlers.values()
+    for total in (100, 130, 180, 7):  # the last in a new outbox
+        for one in handlers:
+            one.delivered = total
+        _, watch = watching(fleet, clock, registry)
+        await watch.open_history(lambda: History(tmp_path / "history.sqlite3"))
+        await watch.look()
+        await watch.write(everything=True)
+        of_all = sum(one.delivered for _, one in await watch.series(WHOLE_FLEET, 0))
+        assert watch.history is not None
+        watch.history.close()
+        await clock.advance(60)
+
+    assert of_all == 2 * (30 + 50 + 7)
+
+
+async def reported_of(tmp_path: Path, fleet: dict[str, int | str]) -> dict[str, Any]:
     """What the fleet's page says, of a conductor with this state folder."""
     conductor = ConductorZero(fleet, dashboard_port=0)
     async with serving(conductor, handler_id="conductor", state_dir=tmp_path) as served:
@@ -138,19 +157,19 @@ async def told_of(tmp_path: Path, fleet: dict[str, int | str]) -> dict[str, Any]
 async def test_a_history_that_cannot_be_opened_keeps_nobody_from_watching(tmp_path: Path) -> None:
     (tmp_path / "conductor" / "history.sqlite3").mkdir(parents=True)
     async with shops("shop") as fleet:
-        told = await told_of(tmp_path, addresses(fleet))
+        told = await reported_of(tmp_path, addresses(fleet))
 
     assert told["summary"]["alive"] == 1
     assert "no history is kept until a restart" in told["problems"][0]
 
 
-async def test_a_damaged_history_is_told_and_begun_anew(tmp_path: Path) -> None:
+async def test_a_damaged_history_is_reported_and_a_new_one_begun(tmp_path: Path) -> None:
     path = tmp_path / "conductor" / "history.sqlite3"
     path.parent.mkdir()
     path.write_text("damaged " * 1_000)
     async with shops("shop") as fleet:
-        told = await told_of(tmp_path, addresses(fleet))
-        again = await told_of(tmp_path, addresses(fleet))
+        told = await reported_of(tmp_path, addresses(fleet))
+        again = await reported_of(tmp_path, addresses(fleet))
 
-    assert "it was damaged, and begun anew" in told["problems"][0]
+    assert "it was damaged, and a new one begun" in told["problems"][0]
     assert again["problems"] == []

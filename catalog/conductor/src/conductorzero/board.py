@@ -1,6 +1,6 @@
 """What is known of each handler now, and every change of it.
 
-A pure structure: it is told answers and the time, and keeps one row a handler, a trail of
+A pure structure: it is given answers and the time, and keeps one row a handler, a trail of
 recent figures for sparklines, and the last events. Rows carry a growing version, so that a
 reader can ask for what changed since it last looked.
 
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from conductorzero.fleet import TIMEOUT, Answer
+from conductorzero.fleet import TIMEOUT, Answer, JsonObject, number, part, short
 from conductorzero.peers import Peer
+from conductorzero.troubles import KINDS, Cause, Trouble, grouped, troubles_of
 
 TRAIL_LENGTH = 60
 EVENTS_KEPT = 200
-ERROR_CHARS = 300
-BEYOND_MEASURE = 1e18
+RUNS_SHOWN = 20
+LABELS_SHOWN = 8
 STATES = ("active", "idle", "sleeping", "draining", "unreachable", "unknown")
 MB = 1024**2
 
@@ -51,16 +52,33 @@ FIGURES = {
 NAMES = ("entry", "version", "sdk_version")
 OUTBOX = {
     "uploads": Figure("outbox_uploads", "Uploads that wait to be sent."),
+    "records": Figure("outbox_rows", "Rows that wait to be sent."),
     "bytes": Figure("outbox_bytes", "Bytes that wait to be sent."),
     "oldest_age_s": Figure("outbox_oldest_age_seconds", "Age of the oldest upload."),
     "dead": Figure("outbox_dead_letters", "Uploads refused for good."),
+    "missing": Figure("outbox_missing_sources", "Sources that a damaged outbox lost."),
+    "uploaded_records_total": Figure("uploaded_rows_total", "Rows that the backend has."),
+    "uploaded_total": Figure("uploads_total", "Uploads that the backend has."),
+    "disk_free_bytes": Figure("outbox_disk_free_bytes", "Bytes left where the outbox lies."),
 }
+OUTBOX_TEXTS = (
+    *("paused", "paused_code", "paused_since", "next_try_at", "fault", "fault_since"),
+    *("last_upload_at", "oldest_at"),
+)
+RUN_TEXTS = ("run_id", "method", "ended_at", "code", "type")
+OF_ITS_OWN = {"no_answer", "run_failed", "dead_letters"}
+"""Causes that begin with another event: of a state, of a failure, of each dead letter."""
+COUNTS = ("in_flight", "queued", "runs_total", "failures_total")
 AT_WORK = ("active", "idle", "sleeping")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that changed: kind is joined, left, state, restarted or failure."""
+    """Something that changed.
+
+    `kind` is joined, left, state, restarted or failure; `trouble` where something went wrong, and
+    `over` where it is well again.
+    """
 
     seq: int
     at: datetime
@@ -75,7 +93,7 @@ class Event:
         states = self.text.split(" → ")
         return self.kind == "state" and all(state in AT_WORK for state in states)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """The event as the API shows it."""
         return {**asdict(self), "at": self.at.isoformat()}
 
@@ -84,7 +102,9 @@ class Event:
 class Row:
     """One handler as last seen; `metrics` is its latest answer to `get_metrics`.
 
-    `trouble` is what is wrong with it beside silence: an address that is none, another's name.
+    `trouble` is what is wrong with its address beside silence: an invalid one, another's name;
+    `troubles` are all that the rule of `troubles_of` finds; `runs` are the states of its last runs,
+    oldest first, asked for where `runs_total` changed.
     """
 
     peer: Peer
@@ -94,8 +114,13 @@ class Row:
     last_seen_at: datetime | None = None
     boot_id: str | None = None
     trouble: str | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
+    troubles: list[Trouble] = field(default_factory=list)
+    runs: list[str] = field(default_factory=list)
+    metrics: JsonObject = field(default_factory=dict)
     version: int = 0
+    runs_version: int = 0
+    runs_asked: tuple[float | None, float | None] | None = None
+    causes: dict[Cause, str] = field(default_factory=dict)
     latency_trail: deque[float | None] = field(default_factory=lambda: deque(maxlen=TRAIL_LENGTH))
     memory_trail: deque[float | None] = field(default_factory=lambda: deque(maxlen=TRAIL_LENGTH))
 
@@ -104,33 +129,53 @@ class Row:
         """Whether it answered the last time it was asked."""
         return self.state not in ("unreachable", "unknown")
 
-    def as_json(self, *, trails: bool = False) -> dict[str, Any]:
-        """The row as the API shows it; with `trails`, the recent figures of its sparklines."""
-        body: dict[str, Any] = {
-            "handler_id": self.peer.handler_id,
-            "address": self.peer.address,
-            "source": self.peer.source,
+    def as_json(self, *, trails: bool = False, seen: int = -1) -> JsonObject:
+        """The row as the API shows it.
+
+        Args:
+            trails: With the recent figures of its sparklines.
+            seen: A version that the reader has; the last runs are left out where it has them.
+        """
+        labels = part(self.metrics, "labels")
+        body: JsonObject = {
+            **asdict(self.peer),
             "state": self.state,
             "since": self.since.isoformat(),
             "last_seen_at": self.last_seen_at.isoformat() if self.last_seen_at else None,
             "response_time_ms": self.response_time_ms,
             "trouble": self.trouble,
+            "troubles": [one.as_json() for one in self.troubles],
             "last_error": short(self.metrics.get("last_error")),
-            "outbox": self._outbox(),
+            "outbox": self.outbox(),
+            "health": short(part(self.metrics, "health").get("status")),
+            "labels": {str(key)[:40]: short(labels[key]) for key in list(labels)[:LABELS_SHOWN]},
+            "last_successful_run": run_shown(part(self.metrics, "last_successful_run")),
+            "last_failed_run": run_shown(part(self.metrics, "last_failed_run")),
+            **{name: number(self.metrics.get(name)) for name in FIGURES},
+            **{name: short(self.metrics.get(name)) for name in NAMES},
         }
-        body.update((name, number(self.metrics.get(name))) for name in FIGURES)
-        body.update((name, short(self.metrics.get(name))) for name in NAMES)
+        if self.runs_version > seen:
+            body["runs"] = self.runs
         if trails:
             body["latency_trail"] = list(self.latency_trail)
             body["memory_trail"] = list(self.memory_trail)
         return body
 
-    def _outbox(self) -> dict[str, float | None] | None:
-        """The figures of its outbox; None where it has none."""
+    def outbox(self) -> JsonObject | None:
+        """What it said of its outbox, texts where there are any; None for a handler without one."""
         outbox = self.metrics.get("outbox")
         if not isinstance(outbox, dict):
             return None
-        return {name: number(outbox.get(name)) for name in OUTBOX}
+        figures = {name: number(outbox.get(name)) for name in OUTBOX}
+        return {
+            **figures,
+            **{name: short(outbox[name]) for name in OUTBOX_TEXTS if outbox.get(name)},
+        }
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something keeps its rows from arriving."""
+        return any(one.blocks for one in self.troubles)
 
 
 class Board:
@@ -159,7 +204,8 @@ class Board:
                 row = self.rows[handler_id] = Row(peer, since=at)
                 self._touch(row)
                 events.append(self._event(row, at, "joined", f"found at {peer.address}"))
-        self.members_version = self._next_version()
+        self.version += 1
+        self.members_version = self.version
         return events
 
     def saw_ping(self, answer: Answer, at: datetime) -> list[Event]:
@@ -170,15 +216,22 @@ class Board:
         row.response_time_ms = answer.response_time_ms
         row.latency_trail.append(answer.response_time_ms)
         self._touch(row)
-        row.trouble = _trouble(row, answer)
+        row.trouble = trouble_of(row, answer)
         if not answer.replied:
+            # A gap in both lines: silence brings no figures.
             row.memory_trail.append(None)
-            return self._move(row, "unreachable", at)
+            events = self._move(row, "unreachable", at)
+            return events + self._judge(row, at)
         row.last_seen_at = at
-        events = self._booted(row, answer.result, at)
+        events = []
+        boot_id = answer.result.get("boot_id") if isinstance(answer.result, dict) else None
+        if boot_id is not None:
+            if row.boot_id not in (None, boot_id):
+                events.append(self._event(row, at, "restarted", "restarted"))
+            row.boot_id = boot_id or row.boot_id
         if not row.alive:
             events += self._move(row, "active", at)
-        return events
+        return events + self._judge(row, at)
 
     def saw_metrics(self, answer: Answer, at: datetime) -> list[Event]:
         """Take a handler's answer to `get_metrics`; silence is left to the ping to judge."""
@@ -189,12 +242,40 @@ class Board:
         row.last_seen_at = at
         row.memory_trail.append(number(row.metrics.get("memory_mb")))
         self._touch(row)
-        events = self._move(row, _state_of(row.metrics), at)
+        status = row.metrics.get("status")  # one that reports none is active: it answered
+        state = status if status in ("idle", "sleeping", "draining") else "active"
+        events = self._move(row, state, at)
         failed, was = row.metrics.get("failures_total"), before.get("failures_total")
+        # Fewer than before are a restart: it counts from its start.
         if isinstance(failed, int) and isinstance(was, int) and failed > was:
             text = short(row.metrics.get("last_error")) or "a run failed"
             events.append(self._event(row, at, "failure", text))
-        return events
+        dead, had = (number(part(one, "outbox").get("dead")) for one in (row.metrics, before))
+        if (dead or 0) > (had or 0):
+            events.append(self._event(row, at, "trouble", "dead letter"))
+        return events + self._judge(row, at)
+
+    def saw_runs(self, answer: Answer) -> None:
+        """Take a handler's answer to `list_runs`."""
+        row = self.rows.get(answer.handler_id)
+        runs = answer.result.get("runs") if isinstance(answer.result, dict) else None
+        if row is None or not isinstance(runs, list):
+            return
+        newest = [state_of(run) for run in runs[:RUNS_SHOWN] if isinstance(run, dict)]
+        row.runs = newest[::-1]
+        self._touch(row)
+        row.runs_version = row.version
+
+    def runs_wanted(self, most: int) -> list[str]:
+        """Whose last runs to ask for, as some ended or arrived since; at most that many."""
+        wanted: list[str] = []
+        for handler_id, row in self.rows.items():
+            total = number(row.metrics.get("runs_total"))
+            asked = (total, number(part(row.metrics, "outbox").get("uploaded_total")))
+            if row.alive and total is not None and asked != row.runs_asked and len(wanted) < most:
+                row.runs_asked = asked
+                wanted.append(handler_id)
+        return wanted
 
     def changed_since(self, version: int) -> list[Row]:
         """The rows that changed after this version."""
@@ -203,7 +284,7 @@ class Board:
     def events_after(self, seq: int, most: int | None = None) -> list[Event]:
         """The events that came after this one, oldest first.
 
-        With `most`, the last so many of the routine, and of the news that they must not crowd out.
+        With `most`, that many of the routine, and of the news, which they must not crowd out.
         """
         found = []
         for kept in (self._routine, self._news):
@@ -211,33 +292,73 @@ class Board:
             found += after if most is None else after[-most:]
         return sorted(found, key=lambda event: event.seq)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """The fleet in a few figures."""
         rows = self.rows.values()
         states = Counter(row.state for row in rows)
         alive = [row for row in rows if row.alive]
+        senders = [row for row in rows if isinstance(row.metrics.get("outbox"), dict)]
+        outboxes = [row.metrics["outbox"] for row in senders]
 
-        def total(name: str) -> float:
-            return sum(number(row.metrics.get(name)) or 0 for row in alive)
-
-        return {
+        totals = {
+            name: sum(number(row.metrics.get(name)) or 0 for row in alive)
+            for name in ("memory_mb", "worker_memory_mb", "cpu_percent", *COUNTS)
+        }
+        waiting = {
+            name: int(sum(number(one.get(name)) or 0 for one in outboxes))
+            for name in ("uploads", "records", "dead")
+        }
+        body = {
             "total": len(self.rows),
             "alive": len(alive),
             "states": {state: states[state] for state in STATES},
-            "memory_mb": round(total("memory_mb") + total("worker_memory_mb"), 1),
-            "in_flight": int(total("in_flight")),
-            "queued": int(total("queued")),
-            "runs_total": int(total("runs_total")),
-            "failures_total": int(total("failures_total")),
+            "memory_mb": round(totals["memory_mb"] + totals["worker_memory_mb"], 1),
+            "cpu_percent": round(totals["cpu_percent"], 1),
+            **{name: int(totals[name]) for name in COUNTS},
+            "in_trouble": sum(bool(row.troubles) for row in rows),
+            "senders": len(senders),
+            "not_delivering": sum(row.blocked for row in senders),
+            "waiting": waiting,
+            "oldest_at": min(
+                filter(None, (short(one.get("oldest_at")) for one in outboxes)), default=None
+            ),
+            "last_upload_at": max(
+                filter(None, (short(one.get("last_upload_at")) for one in outboxes)), default=None
+            ),
         }
+        return {"headline": headline(body), **body}
 
-    def _booted(self, row: Row, pong: Any, at: datetime) -> list[Event]:
-        """Note the boot that a pong tells of; a new one is a restart."""
-        boot_id = pong.get("boot_id") if isinstance(pong, dict) else None
-        before, row.boot_id = row.boot_id, boot_id or row.boot_id
-        if boot_id is None or before is None or before == boot_id:
+    def as_one(self) -> JsonObject:
+        """The figures of all together, as one handler's `get_metrics` would have them."""
+        summary = self.summary()
+        return {**summary, "outbox": summary["waiting"]}
+
+    def troubles(self) -> list[JsonObject]:
+        """What is wrong with the fleet, by cause and reason, worst first."""
+        rows = self.rows.items()
+        return grouped((key, row.troubles, part(row.metrics, "outbox")) for key, row in rows)
+
+    def _judge(self, row: Row, at: datetime) -> list[Event]:
+        """Find a row's troubles; one that began or ended is an event."""
+        key = row.peer.handler_id
+        since = row.since.isoformat()
+        found = [*troubles_of(key, row.state, since, row.trouble, row.metrics)]
+        if row.state == "unreachable":
+            # What was wrong with it before is not over.
+            row.troubles = found
             return []
-        return [self._event(row, at, "restarted", "started anew")]
+        before, row.causes = row.causes, {}
+        events = []
+        for one in found:
+            row.causes[one.cause] = before.get(one.cause) or at.isoformat()
+            if one.cause not in before and one.cause not in OF_ITS_OWN:
+                events.append(self._event(row, at, "trouble", f"{one.words}: {one.why}"))
+        row.troubles = [replace(one, since=one.since or row.causes[one.cause]) for one in found]
+        events += [
+            self._event(row, at, "over", KINDS[cause].over)
+            for cause in before.keys() - row.causes.keys()
+        ]
+        return events
 
     def _move(self, row: Row, state: str, at: datetime) -> list[Event]:
         """Set a row's state; a change is an event."""
@@ -255,21 +376,47 @@ class Board:
 
     def _touch(self, row: Row) -> None:
         """Mark a row as changed."""
-        row.version = self._next_version()
-
-    def _next_version(self) -> int:
-        """A version above all before it."""
         self.version += 1
-        return self.version
+        row.version = self.version
 
 
-def _state_of(metrics: dict[str, Any]) -> str:
-    """The state that a handler reports; one that reports none is active: it answered."""
-    status = metrics.get("status")
-    return status if status in ("idle", "sleeping", "draining") else "active"
+def headline(summary: JsonObject) -> str:
+    """The answer to whether all is well, in one sentence with the figure that matters."""
+    total, alive, dead = summary["total"], summary["alive"], summary["states"]["unreachable"]
+    senders, blocked, troubled = (summary[k] for k in ("senders", "not_delivering", "in_trouble"))
+    of_all = f"of {total:,} {'handler' if total == 1 else 'handlers'}"
+    if not total:
+        return "No handlers are known yet"
+    if summary["states"]["unknown"] == total:
+        return f"Asking {total:,} {'handler' if total == 1 else 'handlers'}…"
+    if blocked and senders == 1:
+        return "Rows of the one handler that sends any do not arrive"
+    if blocked:
+        return f"Rows from {blocked:,} of {senders:,} handlers do not arrive"
+    if dead:
+        return f"{dead:,} {of_all} {'does' if dead == 1 else 'do'} not answer"
+    if troubled:
+        return f"{troubled:,} {of_all} {'needs' if troubled == 1 else 'need'} you"
+    if alive < total:
+        return f"{alive:,} {of_all} answer so far"
+    if senders:
+        return f"Rows from all {senders:,} handlers arrive" if senders > 1 else "All rows arrive"
+    return "The one handler answers" if total == 1 else f"All {total:,} handlers answer"
 
 
-def _trouble(row: Row, answer: Answer) -> str | None:
+def run_shown(run: JsonObject) -> JsonObject | None:
+    """A run in `get_metrics` as the API shows it; None where there is none."""
+    return {name: short(run[name]) for name in RUN_TEXTS if run.get(name)} or None
+
+
+def state_of(run: JsonObject) -> str:
+    """The state of a run: what its handler says that it came to, else by its status."""
+    state = part(run, "outcome").get("state")
+    by_status = {"success": "done", "error": "failed", "cancelled": "failed", "lost": "missed"}
+    return state if isinstance(state, str) else by_status.get(str(run.get("status")), "running")
+
+
+def trouble_of(row: Row, answer: Answer) -> str | None:
     """What is wrong with a handler beside silence."""
     if not answer.replied:
         return None if answer.error == TIMEOUT else short(answer.error)
@@ -278,17 +425,3 @@ def _trouble(row: Row, answer: Answer) -> str | None:
     if "boot_id" not in pong or not isinstance(name, str) or name == row.peer.handler_id:
         return None
     return f"answers as {short(name)}"
-
-
-def number(value: Any) -> float | None:
-    """A figure, or None for what is none: of another type, not finite, or beyond all measure."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if abs(value) < BEYOND_MEASURE else None  # false for NaN too
-
-
-def short(value: Any) -> str | None:
-    """An error's text, bounded; metrics may carry it as a string or as an object."""
-    if isinstance(value, dict):
-        value = value.get("error") or value.get("message") or str(value)
-    return None if value in (None, "") else str(value)[:ERROR_CHARS]

@@ -12,6 +12,7 @@ ENTRY = "conductorzero"
 VERBS = {
     "run": "serve it until Ctrl-C",
     "check": "look whether everything is ready, and say what to do where it is not",
+    "systemd": "print a hardened systemd unit for it",
 }
 
 
@@ -19,7 +20,9 @@ def main() -> None:
     """Entry point of the command."""
     match sys.argv[1:]:
         case [verb, *rest] if verb in VERBS:
-            _catalogzero(verb, *rest)
+            (command,) = entry_points(group="console_scripts", name="catalogzero")
+            sys.argv = ["catalogzero", verb, ENTRY, *rest]
+            command.load()()
         case ["--version"]:
             sys.stdout.write(f"{ENTRY} {version(ENTRY)}\n")
         case ["--help" | "-h"]:
@@ -33,10 +36,3 @@ def usage() -> str:
     """What the command does, a line for each verb."""
     lines = [f"  {ENTRY} {verb:<8} {meaning}" for verb, meaning in VERBS.items()]
     return "\n".join(["usage:", *lines, f"  {ENTRY} --version", ""])
-
-
-def _catalogzero(verb: str, *arguments: str) -> None:
-    """Run the `catalogzero` command of this environment, in this process."""
-    (command,) = entry_points(group="console_scripts", name="catalogzero")
-    sys.argv = ["catalogzero", verb, ENTRY, *arguments]
-    command.load()()

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypedDict
 
-from catalogzero import StartBy
+from catalogzero import CallVerdict, PendingCall, Stamp, UnreachableError
 
-from conductorzero.board import number
-from conductorzero.fleet import Answer
+from conductorzero.fleet import Answer, JsonObject, number
 from conductorzero.watch import Watch
 
 Action = Literal["sleep", "wake", "drain", "resume"]
@@ -32,72 +32,76 @@ NOT_BEGUN = NEVER_SENT | {"busy", "draining", "wake_failed", "expired"}
 
 async def signal(
     watch: Watch, at: datetime, action: str, handler_ids: list[str] | None
-) -> dict[str, Any]:
-    """Send a control call to these handlers (to all, for None), and tell each one's answer."""
+) -> JsonObject:
+    """Send a control call to these handlers (to all, for None), and return each one's answer."""
     ids = watch.fleet.handler_ids if handler_ids is None else list(dict.fromkeys(handler_ids))
     silent = watch.silent()
-    reply = await asyncio.gather(
-        watch.fleet.ask_all(
-            [one for one in ids if one not in silent], action, timeout_s=SIGNAL_TIMEOUT_S
-        ),
-        watch.fleet.ask_all([one for one in ids if one in silent], action, timeout_s=LOOK_AFTER_S),
+    heard = [one for one in ids if one not in silent]
+    # Going to sleep may take long; one that was silent keeps nobody waiting for that.
+    answers, others = await asyncio.gather(
+        watch.fleet.ask_all(heard, action, timeout_s=SIGNAL_TIMEOUT_S),
+        watch.fleet.ask_all([*silent.intersection(ids)], action, timeout_s=LOOK_AFTER_S),
     )
-    answers = {one: (reply[0] | reply[1])[one] for one in ids}
-    metrics = await watch.fleet.ask_all(
-        [key for key, answer in answers.items() if answer.replied],
-        "get_metrics",
-        timeout_s=LOOK_AFTER_S,
-    )
+    answers |= others
+    replied = [one for one in ids if answers[one].replied]
+    metrics = await watch.fleet.ask_all(replied, "get_metrics", timeout_s=LOOK_AFTER_S)
     watch.saw(metrics=metrics.values())
-    succeeded = sum(answer.error is None for answer in answers.values())
+    shown: dict[str, JsonObject] = {}
+    for answer in map(answers.__getitem__, ids):
+        status = answer.result.get("status") if isinstance(answer.result, dict) else None
+        failed = {"ok": False, "error": answer.error, "code": answer.code}
+        shown[answer.handler_id] = {"ok": True, "status": status} if answer.success else failed
+    succeeded = sum(answer.success for answer in answers.values())
     return {
         "action": action,
-        "handlers": {key: _shown(answer) for key, answer in answers.items()},
-        "summary": {
-            "total": len(ids),
-            "succeeded": succeeded,
-            "failed": len(ids) - succeeded,
-        },
+        "handlers": shown,
+        "summary": {"total": len(ids), "succeeded": succeeded, "failed": len(ids) - succeeded},
         "timestamp": at.isoformat(),
     }
 
 
-async def dispatch(
-    watch: Watch,
-    method: str,
-    params: dict[str, Any],
-    among: list[str] | None,
-    *,
-    timeout_s: float,
-) -> dict[str, Any]:
-    """Run `method` on the least loaded of the handlers that have it; see the module."""
-    return await _Dispatch(watch, method, params, among, timeout_s).run()
+class Candidate(NamedTuple):
+    """A handler that has the method, and how much it has to do; the first in order is taken."""
 
-
-@dataclass(slots=True)
-class _Candidate:
-    """A handler that has the method, and how much it has to do."""
-
-    handler_id: str
     load: float
     response_time_ms: float
-    start_by: StartBy
+    handler_id: str
+    stamp: Stamp
     retry_safe: bool
 
 
+class Tried(TypedDict):
+    """What came of one handler: success, error, lost, or why it has not begun."""
+
+    handler_id: str
+    outcome: str
+
+
 @dataclass(slots=True)
-class _Dispatch:
-    """One dispatch: its id, and whom it has tried."""
+class Dispatch:
+    """One run of `method` on the least loaded of the handlers that have it; see the module.
+
+    Args:
+        watch: Knows the handlers.
+        method: A job method.
+        params: Its parameters.
+        among: Whom to choose from; None for all.
+        timeout_s: How long a handler may take to say whether it has the method.
+        look_after_s: How long one call waits before the run is asked after again.
+        silences_allowed: The run is lost after this many calls in a row without a reply.
+    """
 
     watch: Watch
     method: str
-    params: dict[str, Any]
+    params: JsonObject
     among: list[str] | None
     timeout_s: float
-    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    tried: list[dict[str, Any]] = field(default_factory=list)
+    look_after_s: float = LOOK_AFTER_S
+    silences_allowed: int = SILENCES_ALLOWED
+    request_id: str = field(default_factory=lambda: str(uuid.uuid4()), init=False)
+    tried: list[Tried] = field(default_factory=list, init=False)
 
-    async def run(self) -> dict[str, Any]:
+    async def run(self) -> JsonObject:
         """Try the candidates, least loaded first, until one has begun.
 
         Those that were silent of late are asked only where nobody else has the method.
@@ -106,100 +110,107 @@ class _Dispatch:
         ids = everybody if among is None else list(dict.fromkeys(among))
         silent = self.watch.silent()
         rest = [one for one in ids if one in silent]
-        candidates = await self._candidates([one for one in ids if one not in silent])
+        candidates = await self.candidates([one for one in ids if one not in silent])
         if not candidates:
-            candidates = await self._candidates(rest)
+            candidates = await self.candidates(rest)
         elif among is not None:
-            for handler_id in rest:
-                self._note(handler_id, "unreachable")
+            self.tried += [Tried(handler_id=one, outcome="unreachable") for one in rest]
         lost: Answer | None = None
-        for candidate in candidates:
-            answer = await self._call(candidate)
-            outcome = _outcome_of(answer)
-            self._note(candidate.handler_id, outcome)
+        for candidate in sorted(candidates, key=lambda one: one[:2]):
+            answer = await self.call(candidate)
+            has_not_begun = answer.code in NOT_BEGUN or answer.code == "lost"
+            outcome = "success" if answer.success else answer.code if has_not_begun else "error"
+            self.tried.append({"handler_id": candidate.handler_id, "outcome": outcome})
             if outcome == "success":
-                return self._outcome("success", answer, result=answer.result)
+                return {**self.result("success", answer), "result": answer.result}
             if outcome == "error" or (outcome == "lost" and not candidate.retry_safe):
-                return self._outcome(outcome, answer)
+                return self.result(outcome, answer)
             lost = answer if outcome == "lost" else lost
-        return self._nobody() if lost is None else self._outcome("lost", lost)
+        if lost is not None:
+            return self.result("lost", lost)
+        text = ", ".join(f"{one['handler_id']} ({one['outcome']})" for one in self.tried)
+        error = f"no handler could run {self.method}: {text or 'none is known'}"
+        return self.result("refused", Answer(success=False, handler_id="", error=error))
 
-    async def _candidates(self, handler_ids: list[str]) -> list[_Candidate]:
-        """The handlers that have the method and answer, least loaded first."""
+    async def candidates(self, handler_ids: list[str]) -> list[Candidate]:
+        """Those of these handlers that answer, and have the method."""
+        fleet, timeout_s = self.watch.fleet, self.timeout_s
         pongs, metrics = await asyncio.gather(
-            self.watch.fleet.ask_all(handler_ids, "ping", timeout_s=self.timeout_s),
-            self.watch.fleet.ask_all(handler_ids, "get_metrics", timeout_s=self.timeout_s),
+            fleet.ask_all(handler_ids, "ping", timeout_s=timeout_s),
+            fleet.ask_all(handler_ids, "get_metrics", timeout_s=timeout_s),
         )
-        flags = await self._flags(pongs)
+        stamps = {key: stamp for key, pong in pongs.items() if (stamp := stamp_of(pong))}
+        methods = await self.described(stamps)
         found = []
-        for handler_id, answer in pongs.items():
-            if handler_id not in flags:
-                if self.among is not None:
-                    self._note(handler_id, answer.code or "unknown_method")
-                continue
-            figures, pong = metrics[handler_id].result, answer.result
-            found.append(
-                _Candidate(
-                    handler_id,
-                    load=_load_of(figures),
-                    response_time_ms=answer.response_time_ms or float("inf"),
-                    start_by=StartBy(pong["boot_id"], pong["uptime_s"] + pong["dedupe_window_s"]),
-                    retry_safe=flags[handler_id],
-                )
-            )
-        return sorted(found, key=lambda one: (one.load, one.response_time_ms))
+        for handler_id, pong in pongs.items():
+            if self.method in methods.get(handler_id, ()):
+                load = load_of(metrics[handler_id].result)
+                took_ms = pong.response_time_ms or float("inf")
+                is_retry_safe = methods[handler_id][self.method]
+                stamp = stamps[handler_id]
+                found.append(Candidate(load, took_ms, handler_id, stamp, is_retry_safe))
+            elif self.among is not None:
+                outcome = pong.code or "unknown_method"
+                self.tried.append({"handler_id": handler_id, "outcome": outcome})
+        return found
 
-    async def _flags(self, pongs: dict[str, Answer]) -> dict[str, bool]:
-        """Who has the method, and whether it is retry_safe there; each boot is asked once."""
-        boots = {key: boot for key, answer in pongs.items() if (boot := _boot_of(answer))}
-        wanted = [key for key, boot in boots.items() if self._known(key, boot) is None]
-        reply = await self.watch.fleet.ask_all(wanted, "describe", timeout_s=self.timeout_s)
-        for handler_id, answer in reply.items():
-            if answer.error is None:
-                self.watch.methods[handler_id] = boots[handler_id], _methods_of(answer.result)
-        methods = {key: self._known(key, boot) or {} for key, boot in boots.items()}
-        return {key: one[self.method] for key, one in methods.items() if self.method in one}
+    async def described(self, stamps: dict[str, Stamp]) -> dict[str, dict[str, bool]]:
+        """The methods of these handlers, and whether each is retry_safe.
 
-    def _known(self, handler_id: str, boot_id: str) -> dict[str, bool] | None:
-        """The methods that this boot of a handler described; None before it was asked."""
-        boot, methods = self.watch.methods.get(handler_id, ("", {}))
-        return methods if boot == boot_id else None
+        Each boot is asked once: a handler that restarted may be another release.
+        """
+        known = self.watch.methods
 
-    async def _call(self, candidate: _Candidate) -> Answer:
+        def is_known(handler_id: str) -> bool:
+            return handler_id in known and known[handler_id][0] == stamps[handler_id].boot_id
+
+        unknown = [handler_id for handler_id in stamps if not is_known(handler_id)]
+        replies = await self.watch.fleet.ask_all(unknown, "describe", timeout_s=self.timeout_s)
+        for handler_id, answer in replies.items():
+            if answer.success:
+                known[handler_id] = stamps[handler_id].boot_id, methods_of(answer.result)
+        return {handler_id: known[handler_id][1] for handler_id in stamps if is_known(handler_id)}
+
+    async def call(self, candidate: Candidate) -> Answer:
         """Call one handler until its run has ended, or is lost.
 
         The call is repeated while it works: the same id gets the same run's reply, and
-        `start_by` keeps a handler that was started anew from beginning it a second time.
+        `start_by` keeps a handler that restarted from beginning it a second time.
         """
-        sent, silences = False, 0
-        while silences < SILENCES_ALLOWED:
+        call, sends, silences = PendingCall(), 0, 0
+        call.take(candidate.stamp, self.method)
+        why = "it died, or cannot be reached any more"
+        while silences < self.silences_allowed:
             answer = await self.watch.fleet.ask(
                 candidate.handler_id,
                 self.method,
                 self.params,
-                timeout_s=LOOK_AFTER_S,
+                timeout_s=self.look_after_s,
                 request_id=self.request_id,
-                start_by=candidate.start_by,
+                start_by=call.start_by,
             )
-            if answer.code == "expired" and sent:
-                return self._lost(candidate, "it was started anew, and does not know the run")
-            if answer.replied and answer.code != "timeout":
+            sends += 1
+            if not answer.replied:
+                # Unreachable is proof that nothing began only before anything was sent.
+                if answer.code in NEVER_SENT and sends == 1:
+                    return answer
+                silences += 1
+                continue
+            silences = 0
+            verdict = call.judge(answer)
+            # A connection delivers a call at most once: the only one sent is no run in progress
+            # when its answer is `expired`, so the next handler may take it.
+            if verdict is CallVerdict.LOST and sends > 1:
+                why = "it restarted, and does not know the run"
+                break
+            if verdict is not CallVerdict.PENDING:
                 return answer
-            if answer.code in NEVER_SENT and not sent:
-                return answer
-            sent, silences = True, 0 if answer.replied else silences + 1
-        return self._lost(candidate, "it died, or cannot be reached any more")
-
-    def _lost(self, candidate: _Candidate, why: str) -> Answer:
-        """The answer that stands for a run whose end nobody can know."""
+            if answer.code == "busy":  # too many wait for this run: make room before the next look
+                await asyncio.sleep(self.look_after_s)
         error = f"{candidate.handler_id} accepted {self.method} and was lost: {why}"
-        return Answer(candidate.handler_id, replied=False, error=error, code="lost")
+        return Answer(success=False, handler_id=candidate.handler_id, error=error, code="lost")
 
-    def _note(self, handler_id: str, outcome: str) -> None:
-        """Keep what came of one handler."""
-        self.tried.append({"handler_id": handler_id, "outcome": outcome})
-
-    def _outcome(self, status: str, answer: Answer, **more: Any) -> dict[str, Any]:
+    def result(self, status: str, answer: Answer) -> JsonObject:
         """The result of the dispatch; `success` is false unless the run succeeded."""
         body = {
             "success": status == "success",
@@ -208,48 +219,27 @@ class _Dispatch:
             "request_id": self.request_id,
             "run_id": answer.run_id,
             "tried": self.tried,
-            **more,
         }
-        return body if answer.error is None else {**body, "error": answer.error}
-
-    def _nobody(self) -> dict[str, Any]:
-        """The result where no handler could begin."""
-        text = ", ".join(f"{one['handler_id']} ({one['outcome']})" for one in self.tried)
-        error = f"no handler could run {self.method}: {text or 'none is known'}"
-        return self._outcome("refused", Answer("", replied=False, error=error))
+        return body if answer.success else {**body, "error": answer.error}
 
 
-def _outcome_of(answer: Answer) -> str:
-    """What came of one handler: success, error, lost, or why it has not begun."""
-    if answer.error is None:
-        return "success"
-    return answer.code if answer.code in NOT_BEGUN or answer.code == "lost" else "error"
+def stamp_of(pong: Answer) -> Stamp | None:
+    """The stamp of a pong; None for silence, and for a handler that knows no boots."""
+    try:
+        stamp = Stamp.read(pong.result)
+    except UnreachableError:
+        return None
+    return stamp if stamp.boot_id else None
 
 
-def _boot_of(pong: Answer) -> str | None:
-    """The boot that a pong tells of; None for silence, and for a handler that knows no boots."""
-    answer = pong.result if isinstance(pong.result, dict) else {}
-    times = (number(answer.get("uptime_s")), number(answer.get("dedupe_window_s")))
-    boot_id = answer.get("boot_id")
-    return boot_id if isinstance(boot_id, str) and None not in times else None
-
-
-def _load_of(metrics: Any) -> float:
+def load_of(metrics: Any) -> float:
     """How much a handler has to do: what runs, and what waits."""
     shown = metrics if isinstance(metrics, dict) else {}
     return sum(number(shown.get(name)) or 0 for name in ("in_flight", "queued"))
 
 
-def _methods_of(description: Any) -> dict[str, bool]:
+def methods_of(description: Any) -> dict[str, bool]:
     """The methods that `describe` lists: name and whether it is retry_safe."""
     methods = description.get("methods") if isinstance(description, dict) else None
-    named = [one for one in methods or [] if isinstance(one, dict) and "name" in one]
+    named: Iterable[Any] = (one for one in methods or () if isinstance(one, dict) and "name" in one)
     return {str(one["name"]): bool(one.get("retry_safe")) for one in named}
-
-
-def _shown(answer: Answer) -> dict[str, Any]:
-    """One handler's answer to a signal."""
-    if answer.error is not None:
-        return {"ok": False, "error": answer.error, "code": answer.code}
-    status = answer.result.get("status") if isinstance(answer.result, dict) else None
-    return {"ok": True, "status": status}

@@ -3,11 +3,14 @@
 Reads the board and the history, and never talks to a handler itself, but for a handler's own
 page and for signals. Paths:
 
-    /  /handlers/{id}  /static/…     pages, with nothing from elsewhere
-    /api/fleet                       every handler, the summary, the last events
+    /  /handlers/{id}  /handlers/{id}/runs/{run_id}
+    /assets/…  /static/…             pages and their parts, with nothing from elsewhere
+    /api/fleet                       every handler, the summary, the troubles, the last events
+    /api/history                     the whole fleet's figures over time (`window_s`, `step_s`)
     /api/stream                      server-sent events: snapshot, then what changes
     /api/handlers/{id}               one handler: metrics, methods, runs, settings
-    /api/handlers/{id}/history       its figures over time (`window_s`)
+    /api/handlers/{id}/history       its figures over time (`window_s`, `step_s`)
+    /api/handlers/{id}/runs/{run_id} one run, as the handler keeps it
     /api/events                      the last events, newest first
     POST /api/signal                 {action, handler_ids?}; needs the token
     /metrics                         Prometheus
@@ -20,15 +23,17 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 from aiohttp import web
 from catalogzero.web import (
+    ConnectionLimits,
     Guard,
     HttpError,
-    Limits,
     Pages,
     edge_application,
     is_loopback,
@@ -36,18 +41,23 @@ from catalogzero.web import (
     listening,
     query_int,
     read_json,
-    read_token,
+    shared_pages,
+    token_in,
 )
 
 from conductorzero import prometheus
 from conductorzero.coordination import Action, signal
-from conductorzero.fleet import Clock
-from conductorzero.history import Bucket
+from conductorzero.fleet import Clock, JsonObject
+from conductorzero.history import WHOLE_FLEET, Bucket
 from conductorzero.settings import ConductorSettings
 from conductorzero.stream import Stream
 from conductorzero.watch import Watch
 
-PAGES = {"/": "index.html", "/handlers/{handler_id}": "handler.html"}
+PAGES = {
+    "/": "index.html",
+    "/handlers/{handler_id}": "handler.html",
+    "/handlers/{handler_id}/runs/{run_id}": "run.html",
+}
 TOKEN_FILE = "dashboard_token"  # noqa: S105 - the name of a file, no token
 CODES = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found"}
 TAKEN = (
@@ -57,6 +67,7 @@ TAKEN = (
 REQUESTS_END_S = 1.0
 MAX_BODY_BYTES = 256 << 10
 POINTS = 120
+MAX_POINTS = 1_000
 MAX_WINDOW_S = 90 * 86_400
 ASK_TIMEOUT_S = 3.0
 
@@ -76,14 +87,14 @@ class Dashboard:
         settings: ConductorSettings,
         state_dir: Path,
         log: Any,
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
     ) -> None:
         self._watch = watch
         self._clock = clock
         self._settings = settings
         self._log = log
         self._limits = limits
-        self._token, self._token_file = _token_of(settings.token_file, state_dir)
+        self._token, self._token_file = dashboard_token(settings.token_file, state_dir)
         self._stream = Stream(watch, self._about)
         self._undo = AsyncExitStack()
         self.url = ""
@@ -96,7 +107,7 @@ class Dashboard:
         """
         host, port = self._settings.dashboard_host, self._settings.dashboard_port or 0
         served = listening(
-            self._app(), host, port, limits=self._limits, stop_s=REQUESTS_END_S, taken=TAKEN
+            self.application(), host, port, limits=self._limits, stop_s=REQUESTS_END_S, taken=TAKEN
         )
         self.url = await self._undo.enter_async_context(served)
         self._log.info("signals_need_the_token", file=str(self._token_file))
@@ -106,7 +117,7 @@ class Dashboard:
         self._stream.close()
         await self._undo.aclose()
 
-    def _app(self) -> web.Application:
+    def application(self) -> web.Application:
         """The routes behind the guard."""
         is_local = is_loopback(self._settings.dashboard_host)
         guard = Guard(
@@ -118,42 +129,50 @@ class Dashboard:
             host_status=421,
         )
         pages = Pages("conductorzero", "static", PAGES, prefix="/static")
-        app = edge_application(_failure, self._log, inner=[guard.middleware(pages.paths)])
+        shared = shared_pages()
+        guarded = guard.middleware(pages.paths | shared.paths)
+        app = edge_application(failure, self._log, inner=[guarded])
         app.add_routes(
             [
                 *pages.routes(),
-                web.get("/api/fleet", self._fleet),
+                *shared.routes(),
+                web.get("/api/fleet", self.show_fleet),
                 web.get("/api/stream", self._stream.serve),
-                web.get("/api/events", self._events),
-                web.get("/api/handlers/{handler_id}", self._handler),
-                web.get("/api/handlers/{handler_id}/history", self._history),
-                web.post("/api/signal", self._signal),
-                web.get("/metrics", self._metrics),
+                web.get("/api/events", self.list_events),
+                web.get("/api/history", self.show_history),
+                web.get("/api/handlers/{handler_id}", self.show_handler),
+                web.get("/api/handlers/{handler_id}/history", self.show_history),
+                web.get("/api/handlers/{handler_id}/runs/{run_id}", self.show_run),
+                web.post("/api/signal", self.send_signal),
+                web.get("/metrics", self.show_metrics),
             ]
         )
         return app
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> JsonObject:
         """What every answer about the fleet says of itself."""
         return {
             "at": self._clock.now().isoformat(),
             "interval_s": self._settings.interval_s,
             "round_s": self._watch.round_s,
             "problems": self._watch.problems,
+            "scheduler_url": self._settings.scheduler_url,
+            "next_runs": [asdict(run) for run in self._watch.directory.next_runs],
+            "troubles": self._watch.board.troubles(),
             "summary": self._watch.board.summary(),
         }
 
-    async def _fleet(self, request: web.Request) -> web.Response:
+    async def show_fleet(self, request: web.Request) -> web.Response:
         """GET /api/fleet."""
         return json_response(self._stream.snapshot(trails="trails" in request.query))
 
-    async def _events(self, request: web.Request) -> web.Response:
+    async def list_events(self, request: web.Request) -> web.Response:
         """GET /api/events?handler_id&limit."""
-        limit = _whole(request, "limit", 100, 1_000)
+        limit = bounded_query(request, "limit", 100, 1_000)
         events = await self._watch.events(request.query.get("handler_id"), limit)
         return json_response({"events": events})
 
-    async def _handler(self, request: web.Request) -> web.Response:
+    async def show_handler(self, request: web.Request) -> web.Response:
         """GET /api/handlers/{id}: what is known, and what the handler says of itself now."""
         handler_id = request.match_info["handler_id"]
         row = self._watch.board.rows.get(handler_id)
@@ -170,23 +189,42 @@ class Dashboard:
                 "metrics": row.metrics,
                 "description": description.result,
                 "runs": runs.result,
-                "error": description.error,
+                "error": description.error or None,
             }
         )
 
-    async def _history(self, request: web.Request) -> web.Response:
-        """GET /api/handlers/{id}/history?window_s: points over time, and the whole window."""
-        handler_id = request.match_info["handler_id"]
-        if handler_id not in self._watch.board.rows:
+    async def show_run(self, request: web.Request) -> web.Response:
+        """GET /api/handlers/{id}/runs/{run_id}: what the handler says of one run."""
+        handler_id, run_id = (request.match_info[name] for name in ("handler_id", "run_id"))
+        row = self._watch.board.rows.get(handler_id)
+        if row is None:
             raise HttpError(404, f"Unknown handler: {handler_id}")
-        window_s = _whole(request, "window_s", 3_600, MAX_WINDOW_S)
+        asked = {"run_id": run_id}
+        answer = await self._watch.fleet.ask(handler_id, "get_run", asked, timeout_s=ASK_TIMEOUT_S)
+        if not answer.replied:
+            raise HttpError(503, f"{handler_id} does not answer; it keeps its runs itself")
+        if not answer.success:
+            raise HttpError(404, answer.error or f"Unknown run: {run_id}")
+        about = {"at": self._clock.now().isoformat(), "handler": row.as_json()}
+        return json_response({**about, "run": answer.result})
+
+    async def show_history(self, request: web.Request) -> web.Response:
+        """GET /api/handlers/{id}/history?window_s&step_s: points, and the whole window as one."""
+        handler_id = request.match_info.get("handler_id", WHOLE_FLEET)
+        if handler_id and handler_id not in self._watch.board.rows:
+            raise HttpError(404, f"Unknown handler: {handler_id}")
+        window_s = bounded_query(request, "window_s", 3_600, MAX_WINDOW_S)
         now_s = int(self._clock.now().timestamp())
-        step_s = max(60, -(-window_s // POINTS // 60) * 60)
+        least_s = -(-window_s // MAX_POINTS)
+        step_s = max(bounded_query(request, "step_s", window_s // POINTS, MAX_WINDOW_S), least_s)
+        step_s = max(1, -(-step_s // 60)) * 60
         since_s = (now_s - window_s) // step_s * step_s
         samples = await self._watch.series(handler_id, since_s)
-        return json_response({"window_s": window_s, **_points(samples, since_s, now_s, step_s)})
+        return json_response(
+            {"window_s": window_s, **evenly_spaced(samples, since_s, now_s, step_s)}
+        )
 
-    async def _signal(self, request: web.Request) -> web.Response:
+    async def send_signal(self, request: web.Request) -> web.Response:
         """POST /api/signal."""
         body = await read_json(
             request,
@@ -202,7 +240,7 @@ class Dashboard:
         self._log.info("signal_sent", action=action, handlers=len(ids) if ids else "all")
         return json_response(await signal(self._watch, self._clock.now(), action, ids))
 
-    async def _metrics(self, request: web.Request) -> web.Response:
+    async def show_metrics(self, request: web.Request) -> web.Response:
         """GET /metrics."""
         watch = self._watch
         state = prometheus.Conductor(watch.round_s, watch.looked_at, len(watch.problems))
@@ -210,40 +248,42 @@ class Dashboard:
         return web.Response(body=text.encode(), headers={"Content-Type": prometheus.CONTENT_TYPE})
 
 
-def _whole(request: web.Request, name: str, default: int, most: int) -> int:
+def bounded_query(request: web.Request, name: str, default: int, most: int) -> int:
     """A whole number of the query, brought within 1 and `most`."""
     return min(max(query_int(request.query, name, default), 1), most)
 
 
-def _failure(error: HttpError) -> web.Response:
+def failure(error: HttpError) -> web.Response:
     """An error as JSON."""
     fields = {"code": CODES.get(error.status, "refused"), "message": error.message}
     return json_response({"error": fields}, error.status, error.headers)
 
 
-def _token_of(token_file: Path | None, state_dir: Path) -> tuple[str, Path]:
-    """The token for signals, and the file it stands in; made at first use, for its owner only.
+def dashboard_token(token_file: Path | None, state_dir: Path) -> tuple[Callable[[], str], Path]:
+    """The token for signals, as its file is renewed, and that file.
+
+    It is made at first use, for its owner only.
 
     Raises:
         ConfigError: The named file holds no token.
     """
     path = token_file or state_dir / TOKEN_FILE
     if token_file is None and not path.exists():
+        # Nobody else's from its first byte on: to take rights away later would be too late.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(secrets.token_urlsafe(24) + "\n")
-    return read_token(path), path
+    return token_in(path), path
 
 
-def _points(
+def evenly_spaced(
     samples: list[tuple[int, Bucket]], since_s: int, now_s: int, step_s: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """The samples as evenly spaced points, null where nothing was asked, and as one total."""
     total, points = Bucket(), {at: Bucket() for at in range(since_s, now_s + 1, step_s)}
     for at, bucket in samples:
         total.merge(bucket)
-        slot = points.get(at // step_s * step_s)
-        if slot is not None:
+        if slot := points.get(at // step_s * step_s):
             slot.merge(bucket)
     return {
         "step_s": step_s,

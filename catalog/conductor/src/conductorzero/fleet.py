@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from catalogzero import (
     CallTimeoutError,
@@ -20,6 +20,7 @@ from catalogzero import (
     ConfigError,
     CurveClient,
     HandlerClient,
+    Reply,
     StartBy,
     UnreachableError,
 )
@@ -27,23 +28,25 @@ from catalogzero import (
 from conductorzero.peers import Peer
 
 TIMEOUT = "Timeout"
+TEXT_CHARS = 300
+BEYOND_MEASURE = 1e18
 FILES_PER_CONNECTION = 6
 FILES_BESIDE = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of one question to one handler.
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object: what a handler says of itself, or what a job method returns."""
 
-    `replied` is true for an error reply too: somebody is there. `error` is None on success.
+
+@dataclass(slots=True, kw_only=True)
+class Answer(Reply):
+    """What came of one question to one handler: its reply, or what stands for its silence.
+
+    `replied` is true for an error reply too: somebody is there.
     """
 
     handler_id: str
-    replied: bool
-    result: Any = None
-    error: str | None = None
-    code: str = ""
-    run_id: str | None = None
+    replied: bool = True
     response_time_ms: float | None = None
 
 
@@ -57,7 +60,7 @@ class Clock(Protocol):
         """Seconds that never go backward."""
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Any:
-        """Call `callback` on the running event loop after so many seconds."""
+        """Call `callback` on the running event loop after that many seconds."""
 
     async def sleep(self, delay_s: float) -> None:
         """Wait without holding up the loop."""
@@ -71,11 +74,12 @@ class Fleet:
         curve: The keys to reach a handler with, by its id; without them the wire is plain.
     """
 
-    def __init__(self, clock: Clock, curve: Mapping[str, CurveClient] | None = None) -> None:
+    def __init__(
+        self, clock: Clock, curve: Mapping[str, Callable[[], CurveClient]] | None = None
+    ) -> None:
         self._clock = clock
         self._curve = curve or {}
-        self._clients: dict[str, HandlerClient | ConfigError] = {}
-        self._addresses: dict[str, str] = {}
+        self._clients: dict[str, tuple[str, HandlerClient | ConfigError]] = {}
 
     @property
     def handler_ids(self) -> list[str]:
@@ -84,22 +88,22 @@ class Fleet:
 
     def connect(self, peers: Mapping[str, Peer]) -> None:
         """Hold a connection to exactly these peers: open what is new, close what is gone."""
-        wanted = {handler_id: peer.address for handler_id, peer in peers.items()}
-        if wanted == self._addresses:
-            return
-        for handler_id, address in list(self._addresses.items()):
-            if wanted.get(handler_id) != address:
-                self._close(handler_id)
-        allow_connections(len(wanted))
-        for handler_id, address in wanted.items():
+        for handler_id, (address, client) in list(self._clients.items()):
+            if handler_id not in peers or peers[handler_id].address != address:
+                del self._clients[handler_id]
+                if isinstance(client, HandlerClient):
+                    client.close()
+        # Before the first socket of many: ZeroMQ ends the process when it gets no descriptor.
+        if peers.keys() != self._clients.keys():
+            allow_connections(len(peers))
+        for handler_id, peer in peers.items():
             if handler_id not in self._clients:
-                self._clients[handler_id] = self._open(handler_id, address)
-                self._addresses[handler_id] = address
+                client = self._open(handler_id, peer.address)
+                self._clients[handler_id] = peer.address, client
 
     def close(self) -> None:
         """Close every connection."""
-        for handler_id in list(self._clients):
-            self._close(handler_id)
+        self.connect({})
 
     async def ask(
         self,
@@ -112,65 +116,82 @@ class Fleet:
         start_by: StartBy | None = None,
     ) -> Answer:
         """Ask one handler; never raises for what the peer does or fails to do."""
-        client = self._clients.get(handler_id)
+
+        def failed(error: str, code: str, *, replied: bool = False) -> Answer:
+            return Answer(
+                success=False, error=error, code=code, handler_id=handler_id, replied=replied
+            )
+
+        _, client = self._clients.get(handler_id, ("", None))
         if client is None:
-            text = f"Unknown handler: {handler_id}"
-            return Answer(handler_id, replied=False, error=text, code="unknown_handler")
+            return failed(f"Unknown handler: {handler_id}", "unknown_handler")
         if isinstance(client, ConfigError):
-            return Answer(handler_id, replied=False, error=str(client), code="unreachable")
+            return failed(str(client), "unreachable")
         began_s = self._clock.monotonic()
         try:
             reply = await client.request(
                 method, params, timeout_s=timeout_s, request_id=request_id, start_by=start_by
             )
         except (UnreachableError, CallTimeoutError) as error:
-            return Answer(handler_id, replied=False, error=TIMEOUT, code=error.code)
+            return failed(TIMEOUT, error.code)
         except CatalogZeroError as error:
-            return Answer(handler_id, replied=True, error=error.message, code=error.code)
+            return failed(error.message, error.code, replied=True)
         took_ms = (self._clock.monotonic() - began_s) * 1_000
-        return Answer(
-            handler_id,
-            replied=True,
-            result=reply.result,
-            error=None if reply.success else reply.error,
-            code=reply.code,
-            run_id=reply.run_id,
-            response_time_ms=round(took_ms, 3),
-        )
+        said = {one.name: getattr(reply, one.name) for one in fields(reply)}
+        return Answer(handler_id=handler_id, response_time_ms=round(took_ms, 3), **said)
 
     async def ask_all(
-        self, handler_ids: Iterable[str], method: str, *, timeout_s: float
+        self,
+        handler_ids: Iterable[str],
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float,
     ) -> dict[str, Answer]:
         """Ask these handlers at once; the answers by id, in the order asked.
 
-        `timeout_s` counts from here for all: telling a thousand takes its time too.
+        `timeout_s` counts from here for all: calling a thousand takes its time too.
         """
         ends_s = self._clock.monotonic() + timeout_s
 
         async def ask(handler_id: str) -> Answer:
+            # Each begins when the loop comes to it, which is late for the last of a thousand.
             left_s = max(0.0, ends_s - self._clock.monotonic())
-            return await self.ask(handler_id, method, timeout_s=left_s)
+            return await self.ask(handler_id, method, params, timeout_s=left_s)
 
         answers = await asyncio.gather(*(ask(one) for one in handler_ids))
         return {answer.handler_id: answer for answer in answers}
 
     def _open(self, handler_id: str, address: str) -> HandlerClient | ConfigError:
-        """A connection; or, for an address that is none, what is wrong with it."""
+        """A connection; or, for an invalid address, what is wrong with it."""
         try:
             return HandlerClient(address, curve=self._curve.get(handler_id), clock=self._clock)
         except ConfigError as error:
             return error
 
-    def _close(self, handler_id: str) -> None:
-        """Close and forget one connection."""
-        self._addresses.pop(handler_id, None)
-        client = self._clients.pop(handler_id)
-        if isinstance(client, HandlerClient):
-            client.close()
+
+def part(metrics: JsonObject, name: str) -> JsonObject:
+    """An object in what a handler says; an empty one where there is no such object."""
+    value = metrics.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    """A figure, or None for an invalid one: of another type, not finite, or beyond all measure."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < BEYOND_MEASURE else None  # false for NaN too
+
+
+def short(value: Any) -> str | None:
+    """A text, bounded; an error may come as a string or as an object."""
+    if isinstance(value, dict):
+        value = value.get("error") or value.get("message") or str(value)
+    return None if value in (None, "") else str(value)[:TEXT_CHARS]
 
 
 def allow_connections(number: int) -> None:
-    """Raise this process's own limit of open files, where so many connections would pass it.
+    """Raise this process's own limit of open files, where that many connections would pass it.
 
     A connection takes five or six descriptors, and ZeroMQ ends the process when there is none
     left. The hard limit stays; systems without limits have none to raise.

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from catalogzero import CurveClient, CurveKeys, Handler, HandlerSettings, internal, job
+from catalogzero import CurveClient, Handler, HandlerSettings, internal, job
 
-from conductorzero.board import number
-from conductorzero.coordination import Action, dispatch, signal
-from conductorzero.fleet import Answer, Fleet
+from conductorzero.coordination import Action, Dispatch, signal
+from conductorzero.fleet import Answer, Fleet, JsonObject, number
+from conductorzero.history import History
 from conductorzero.peers import Directory, RegistryFile, SchedulerListing, peers_of_mapping
 from conductorzero.settings import ConductorSettings
 from conductorzero.system import read_system
@@ -30,19 +31,8 @@ RESULT_BYTES = 900_000
 NAME_BYTES = 40
 CORE_TEXT = 100
 CORE_METRICS = (
-    "handler_id",
-    "cpu_percent",
-    "memory_mb",
-    "num_threads",
-    "connections",
-    "uptime_seconds",
-    "status",
-    "timestamp",
-    "in_flight",
-    "queued",
-    "runs_total",
-    "failures_total",
-    "version",
+    *("handler_id", "cpu_percent", "memory_mb", "num_threads", "connections", "uptime_seconds"),
+    *("status", "timestamp", "in_flight", "queued", "runs_total", "failures_total", "version"),
 )
 
 
@@ -71,7 +61,7 @@ class ConductorZero(Handler):
     # --- job methods ----------------------------------------------------------------------
 
     @job(retry_safe=True)
-    async def ping_handler(self, handler_id: str) -> dict[str, Any]:
+    async def ping_handler(self, handler_id: str) -> JsonObject:
         """Ping one handler: `alive`, `handler_id` and `response_time_ms`, or `error`.
 
         Args:
@@ -89,7 +79,7 @@ class ConductorZero(Handler):
         }
 
     @job(retry_safe=True)
-    async def collect_metrics(self, handler_ids: list[str] | None = None) -> dict[str, Any]:
+    async def collect_metrics(self, handler_ids: list[str] | None = None) -> JsonObject:
         """Ask handlers for their metrics, all at once: `handlers` by id, and a `summary`.
 
         Args:
@@ -100,7 +90,7 @@ class ConductorZero(Handler):
         timeout_s = self.settings.timeout_s
         answers = await watch.fleet.ask_all(ids, "get_metrics", timeout_s=timeout_s)
         watch.saw(metrics=answers.values())
-        metrics = {key: _metrics_of(answer) for key, answer in answers.items()}
+        metrics = {key: metrics_of(answer) for key, answer in answers.items()}
         alive = [figures for figures in metrics.values() if "error" not in figures]
         return {
             "handlers": bounded(metrics),
@@ -113,12 +103,12 @@ class ConductorZero(Handler):
         }
 
     @job(retry_safe=True)
-    async def get_system_metrics(self) -> dict[str, Any]:
+    async def get_system_metrics(self) -> JsonObject:
         """Processor, memory and disk of this machine, measured over one second."""
         return await asyncio.to_thread(read_system, self.clock.now())
 
     @job(retry_safe=True)
-    async def health_check(self) -> dict[str, Any]:
+    async def health_check(self) -> JsonObject:
         """Ping everybody at once: who is alive, how fast, and which share is healthy."""
         watch = await self._ready()
         timeout_s = self.settings.timeout_s
@@ -126,7 +116,14 @@ class ConductorZero(Handler):
         watch.saw(pongs=answers.values())
         healthy = sum(answer.replied for answer in answers.values())
         return {
-            "handlers": {key: _health_of(answer) for key, answer in answers.items()},
+            "handlers": {
+                key: {
+                    "alive": answer.replied,
+                    "response_time_ms": answer.response_time_ms,
+                    "error": None if answer.replied else answer.error,
+                }
+                for key, answer in answers.items()
+            },
             "summary": {
                 "healthy": healthy,
                 "total": len(answers),
@@ -136,7 +133,7 @@ class ConductorZero(Handler):
         }
 
     @job
-    async def signal(self, action: Action, handler_ids: list[str] | None = None) -> dict[str, Any]:
+    async def signal(self, action: Action, handler_ids: list[str] | None = None) -> JsonObject:
         """Send `sleep`, `wake`, `drain` or `resume` to handlers, all at once.
 
         Args:
@@ -148,8 +145,8 @@ class ConductorZero(Handler):
 
     @job
     async def dispatch(
-        self, method: str, params: dict[str, Any] | None = None, among: list[str] | None = None
-    ) -> dict[str, Any]:
+        self, method: str, params: JsonObject | None = None, among: list[str] | None = None
+    ) -> JsonObject:
         """Run a method on the least loaded handler that has it.
 
         The next one is tried while the chosen one is busy, draining or not there. Where it dies
@@ -161,10 +158,9 @@ class ConductorZero(Handler):
             among: The handlers to choose from; by default all that have the method.
         """
         watch = await self._ready()
-        timeout_s = self.settings.timeout_s
-        return await dispatch(watch, method, params or {}, among, timeout_s=timeout_s)
+        return await Dispatch(watch, method, params or {}, among, self.settings.timeout_s).run()
 
-    async def get_metrics(self) -> dict[str, Any]:
+    async def get_metrics(self) -> JsonObject:
         """The handler's own metrics, with `dashboard_url` and how many handlers are watched."""
         metrics = await super().get_metrics()
         metrics["dashboard_url"] = self._dashboard.url if self._dashboard else None
@@ -193,11 +189,9 @@ class ConductorZero(Handler):
         """Open the history, serve the dashboard, and begin to watch."""
         await super()._on_start()
         watch = self._watch = self._new_watch()
-        await watch.open_history(
-            self.state_dir / "history.sqlite3",
-            keep_days=self.settings.history_days,
-            max_rows=self.settings.history_max_rows,
-        )
+        days, max_rows = self.settings.history_days, self.settings.history_max_rows
+        path = self.state_dir / "history.sqlite3"
+        await watch.open_history(partial(History, path, keep_days=days, max_rows=max_rows))
         try:
             await watch.refresh()
             if self.settings.dashboard_port is not None:
@@ -207,6 +201,7 @@ class ConductorZero(Handler):
                 await dashboard.start()
                 self._dashboard = dashboard
                 self.log.info("dashboard_ready", url=dashboard.url)
+        # Cancellation too: a start that is broken off must not leave the port and the file open.
         except BaseException:
             await self._on_stop()
             raise
@@ -237,87 +232,66 @@ class ConductorZero(Handler):
 
     def _new_watch(self) -> Watch:
         """A watch over the handlers that the settings name."""
-        registry = self.settings.handler_registry
+        settings, keys_file = self.settings, self.settings.curve_key_file
+        registry, url = settings.handler_registry, settings.scheduler_url
         fixed = peers_of_mapping(registry) if isinstance(registry, dict) else []
-        directory = Directory(fixed, self._sources(), leave_out=frozenset({self.handler_id}))
-        fleet = Fleet(self.clock, self._curve())
-        return Watch(directory, fleet, self.clock, self.log, interval_s=self.settings.interval_s)
-
-    def _curve(self) -> dict[str, CurveClient]:
-        """The keys to reach handlers with, by their ids."""
-        if self.settings.curve_key_file is None:
-            return {}
-        keys = CurveKeys.read(self.settings.curve_key_file)
-        return {
-            handler_id: CurveClient(keys, server_key.encode())
-            for handler_id, server_key in self.settings.server_keys.items()
-        }
-
-    def _sources(self) -> list[RegistryFile | SchedulerListing]:
-        """The lists that are read again as they change."""
-        path, url = self.settings.registry_file(), self.settings.scheduler_url
-        sources: list[RegistryFile | SchedulerListing] = [RegistryFile(path)] if path else []
+        sources: list[RegistryFile | SchedulerListing] = []
+        if path := settings.registry_file():
+            sources.append(RegistryFile(path))
         if url is not None:
-            from catalogzero.web import read_token  # HTTP only where it is used
+            from catalogzero.web import token_in  # HTTP only where it is used
 
-            token_file = self.settings.scheduler_token_file
-            sources.append(
-                SchedulerListing(
-                    url,
-                    self.clock.monotonic,
-                    interval_s=self.settings.discovery_interval_s,
-                    token=read_token(token_file) if token_file else None,
-                )
-            )
-        return sources
+            token_file = settings.scheduler_token_file
+            token = token_in(token_file) if token_file else None
+            every_s, monotonic = settings.discovery_interval_s, self.clock.monotonic
+            sources.append(SchedulerListing(url, monotonic, interval_s=every_s, token=token))
+        directory = Directory(fixed, sources, leave_out=frozenset({self.handler_id}))
+        curve: dict[str, Callable[[], CurveClient]] = {}
+        if keys_file is not None:
+            for handler_id, key in settings.server_keys.items():
+                curve[handler_id] = CurveClient.renewed(keys_file, key.encode())
+        fleet = Fleet(self.clock, curve)
+        return Watch(directory, fleet, self.clock, self.log, interval_s=settings.interval_s)
 
 
-def _metrics_of(answer: Answer) -> dict[str, Any]:
-    """A handler's metrics, or why there are none."""
-    if answer.error is not None:
+def metrics_of(answer: Answer) -> JsonObject:
+    """A handler's metrics, or why there are none.
+
+    A whole number that no reply can hold, as a plain handler may send it, is about so.
+    """
+    if not answer.success:
         return {"error": answer.error}
-    reply = answer.result if isinstance(answer.result, dict) else {"result": answer.result}
-    return dict(json.loads(json.dumps(reply), parse_int=_figure))
+    metrics = answer.result if isinstance(answer.result, dict) else {"result": answer.result}
+    return dict(
+        json.loads(
+            json.dumps(metrics),
+            parse_int=lambda digits: int(digits) if len(digits) < 19 else float(digits),
+        )
+    )
 
 
-def _figure(digits: str) -> float:
-    """A whole number; one that no reply can hold, as a plain handler may tell it, about so."""
-    return int(digits) if len(digits) < 19 else float(digits)
-
-
-def _health_of(answer: Answer) -> dict[str, Any]:
-    """One handler in the result of `health_check`."""
-    return {
-        "alive": answer.replied,
-        "response_time_ms": answer.response_time_ms,
-        "error": None if answer.replied else answer.error,
-    }
-
-
-def bounded(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def bounded(metrics: dict[str, JsonObject]) -> dict[str, JsonObject]:
     """The same metrics, such that all together fit in a message.
 
     Where they do not, those that are above an even share are cut to their core.
     """
-    sizes = {handler_id: _size(figures) for handler_id, figures in metrics.items()}
-    if sum(sizes.values()) <= RESULT_BYTES:
+    sizes = {
+        handler_id: len(json.dumps(figures, default=str, separators=(",", ":")).encode())
+        for handler_id, figures in metrics.items()
+    }
+    if sum(sizes.values()) + NAME_BYTES * len(metrics) <= RESULT_BYTES:
         return metrics
-    share = RESULT_BYTES // len(metrics)
+    share = RESULT_BYTES // len(metrics) - NAME_BYTES
     return {
-        handler_id: figures if sizes[handler_id] <= share else _core(figures)
+        handler_id: figures if sizes[handler_id] <= share else core_of(figures)
         for handler_id, figures in metrics.items()
     }
 
 
-def _size(figures: dict[str, Any]) -> int:
-    """About how many bytes a handler's figures take, with its name."""
-    return len(json.dumps(figures, default=str, separators=(",", ":")).encode()) + NAME_BYTES
-
-
-def _core(figures: dict[str, Any]) -> dict[str, Any]:
+def core_of(figures: JsonObject) -> JsonObject:
     """What of a handler's metrics all others count on, with texts cut short."""
-    kept = {key: figures[key] for key in (*CORE_METRICS, "error") if key in figures}
-    plain = {key: value for key, value in kept.items() if not isinstance(value, dict | list)}
     return {
-        key: value[:CORE_TEXT] if isinstance(value, str) else value for key, value in plain.items()
+        key: figures[key][:CORE_TEXT] if isinstance(figures[key], str) else figures[key]
+        for key in (*CORE_METRICS, "error")
+        if key in figures and not isinstance(figures[key], dict | list)
     }

@@ -3,10 +3,10 @@
 Samples are gathered in memory and written once a minute, one row a handler; rows older than
 a day are merged into hours, and hours past `keep_days` are dropped, so that the file stays
 bounded. Response times are kept as counts on a logarithmic scale (5 % wide), so that the
-percentiles of any stretch of time can be told exactly to that width.
+percentiles of any stretch of time are exact to that width.
 
 Owns `history.sqlite3` in the state folder. A disk that is full costs samples, never the fleet;
-a file that is damaged is set aside, and a new one begun.
+a file that is damaged is quarantined, and a new one begun.
 
 Layer: catalog entry, imports public names of catalogzero only.
 """
@@ -18,15 +18,16 @@ import math
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from catalogzero.sql import DamagedFileError, is_damage, open_file, set_aside
+from catalogzero.sql import DamagedFileError, is_damage, open_file, quarantine
 
-from conductorzero.board import Event, number
+from conductorzero.board import Event
+from conductorzero.fleet import JsonObject, number, part
 
 MINUTE_S = 60
 HOUR_S = 3_600
@@ -35,6 +36,8 @@ SCALE = 1.05
 FLOOR_MS = 0.01
 EVENTS_KEPT = 20_000
 MERGED_AT_ONCE = 10_000
+WHOLE_FLEET = ""
+"""Stands for all handlers together where an id is asked for."""
 
 _SCHEMA = """
 CREATE TABLE handler (id INTEGER PRIMARY KEY, handler_id TEXT NOT NULL UNIQUE);
@@ -58,7 +61,12 @@ CREATE TABLE event (
 );
 CREATE INDEX event_handler ON event (handler_id, id);
 """
-STEPS = (_SCHEMA,)
+_DELIVERY = """
+ALTER TABLE sample ADD COLUMN delivered INTEGER NOT NULL DEFAULT 0;  -- rows
+ALTER TABLE sample ADD COLUMN uploads_waiting_max INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE handler ADD COLUMN uploaded_records_total INTEGER;       -- as last seen
+"""
+STEPS = (_SCHEMA, _DELIVERY)
 """What brings a file from each schema version to the next; append only."""
 
 
@@ -73,6 +81,8 @@ class Bucket:
     memory_mb: float = 0.0
     cpu_percent: float = 0.0
     in_flight_max: int = 0
+    delivered: int = 0
+    uploads_waiting_max: int = 0
 
     def add_ping(self, response_time_ms: float | None) -> None:
         """Count one question; None is no answer."""
@@ -81,7 +91,7 @@ class Bucket:
             self.alive += 1
             self.latency[bin_of(response_time_ms)] += 1
 
-    def add_metrics(self, metrics: Mapping[str, Any]) -> None:
+    def add_metrics(self, metrics: JsonObject) -> None:
         """Count one set of figures."""
         memory_mb = number(metrics.get("memory_mb"))
         cpu_percent = number(metrics.get("cpu_percent"))
@@ -91,16 +101,16 @@ class Bucket:
             self.cpu_percent += cpu_percent
         in_flight = number(metrics.get("in_flight")) or 0
         self.in_flight_max = max(self.in_flight_max, int(in_flight))
+        uploads = number(part(metrics, "outbox").get("uploads")) or 0
+        self.uploads_waiting_max = max(self.uploads_waiting_max, int(uploads))
 
     def merge(self, other: Bucket) -> None:
         """Add another stretch to this one."""
-        self.asked += other.asked
-        self.alive += other.alive
         self.latency.update(other.latency)
-        self.figures += other.figures
-        self.memory_mb += other.memory_mb
-        self.cpu_percent += other.cpu_percent
         self.in_flight_max = max(self.in_flight_max, other.in_flight_max)
+        self.uploads_waiting_max = max(self.uploads_waiting_max, other.uploads_waiting_max)
+        for name in ("asked", "alive", "figures", "memory_mb", "cpu_percent", "delivered"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def percentile_ms(self, share: float) -> float | None:
         """The response time that this share of answers did not exceed; None without answers."""
@@ -111,7 +121,20 @@ class Bucket:
                 return round(ms_of(slot), 3)
         return None
 
-    def as_json(self) -> dict[str, Any]:
+    @classmethod
+    def of(cls, columns: Sequence[Any]) -> Self:
+        """The bucket in the last columns of a sample's row."""
+        asked, alive, latency, *figures = columns
+        counts = Counter({int(number): count for number, count in json.loads(latency).items()})
+        return cls(asked, alive, counts, *figures)
+
+    def columns(self) -> list[Any]:
+        """The same as columns."""
+        latency = json.dumps({str(number): n for number, n in sorted(self.latency.items())})
+        row = [getattr(self, one.name) for one in fields(self)]
+        return [latency if value is self.latency else value for value in row]
+
+    def as_json(self) -> JsonObject:
         """The figures as charts show them; None where nothing was measured."""
         means = max(self.figures, 1)
         return {
@@ -122,6 +145,8 @@ class Bucket:
             "memory_mb": round(self.memory_mb / means, 2) if self.figures else None,
             "cpu_percent": round(self.cpu_percent / means, 2) if self.figures else None,
             "in_flight_max": self.in_flight_max if self.figures else None,
+            "delivered": self.delivered if self.figures else None,
+            "uploads_waiting_max": self.uploads_waiting_max if self.figures else None,
         }
 
 
@@ -143,7 +168,7 @@ class History:
         keep_days: Days after which samples go.
         max_rows: Rows of samples kept at most; the oldest go first.
 
-    `set_aside` names where a damaged file was moved to; None while none was.
+    `quarantined` names where a damaged file was moved to; None while none was.
 
     Raises:
         NewerSchemaError: A newer release wrote the file; it is not touched.
@@ -153,7 +178,7 @@ class History:
 
     def __init__(self, path: Path, *, keep_days: float = 30.0, max_rows: int = 1_000_000) -> None:
         self.path = path
-        self.set_aside: Path | None = None
+        self.quarantined: Path | None = None
         self._keep_s = keep_days * DAY_S
         self._max_rows = max_rows
         self._lock = threading.Lock()
@@ -163,13 +188,34 @@ class History:
         except DamagedFileError:
             self._begin_new()
 
+    @property
+    def damage(self) -> str:
+        """That a damaged file was moved away, as a sentence; empty where none was."""
+        if self.quarantined is None:
+            return ""
+        return (
+            f"{self.path}: it was damaged, and a new one begun; the old one is {self.quarantined}"
+        )
+
     def close(self) -> None:
         """Close the file."""
         with self._lock:
             self._db.close()
 
-    def write(self, at_s: int, buckets: Mapping[str, Bucket], events: Iterable[Event]) -> None:
+    def write(
+        self,
+        at_s: int,
+        buckets: Mapping[str, Bucket],
+        events: Iterable[Event],
+        totals: Mapping[str, int] | None = None,
+    ) -> None:
         """Store the minute that began at `at_s`, with the events since the last one.
+
+        Args:
+            at_s: The start of the minute.
+            buckets: What was seen in it, by handler.
+            events: Those since the last write.
+            totals: Rows that each handler has delivered in its life, as last seen.
 
         Raises:
             sqlite3.Error: The disk is full, or the file is damaged; nothing of it was stored.
@@ -179,8 +225,20 @@ class History:
             try:
                 with self._db:  # all or nothing
                     self._db.execute("BEGIN IMMEDIATE")
-                    self._store(at_s, buckets, events)
+                    for handler_id, bucket in buckets.items():
+                        self._add(self._id_of(handler_id), at_s, MINUTE_S, bucket)
+                    self._db.executemany(
+                        "UPDATE handler SET uploaded_records_total = ? WHERE handler_id = ?",
+                        [(total, handler_id) for handler_id, total in (totals or {}).items()],
+                    )
+                    self._db.executemany(
+                        "INSERT INTO event (at, handler_id, kind, text, state)"
+                        " VALUES (?, ?, ?, ?, ?)",
+                        [(e.at.isoformat(), e.handler_id, e.kind, e.text, e.state) for e in events],
+                    )
+                    self._bound(at_s)
             except sqlite3.DatabaseError as error:
+                # Numbers that were given in what was undone are free again.
                 self._ids.clear()
                 if is_damage(error):
                     self._db.close()
@@ -190,24 +248,32 @@ class History:
     def buckets(self, handler_id: str, since_s: int) -> list[tuple[int, Bucket]]:
         """What is stored of one handler from `since_s` on, oldest first."""
         query = (
-            "SELECT at, asked, alive, latency, figures, memory_mb, cpu_percent, in_flight_max"
-            " FROM sample JOIN handler ON handler.id = sample.handler"
+            "SELECT sample.* FROM sample JOIN handler ON handler.id = sample.handler"
             " WHERE handler_id = ? AND at >= ? ORDER BY at"
         )
         with self._lock:
             rows = self._db.execute(query, (handler_id, since_s)).fetchall()
-        return [(row[0], _bucket(row[1:])) for row in rows]
+        return [(at, Bucket.of(columns)) for _, at, _, *columns in rows]
 
-    def events(self, handler_id: str | None, limit: int) -> list[dict[str, Any]]:
-        """The last stored events, newest first."""
-        names = ("seq", "at", "handler_id", "kind", "text", "state")
+    def totals(self) -> dict[str, int]:
+        """The rows that each handler had delivered in its life when it was last seen."""
         query = (
-            "SELECT id, at, handler_id, kind, text, state FROM event"
+            "SELECT handler_id, uploaded_records_total FROM handler"
+            " WHERE uploaded_records_total IS NOT NULL"
+        )
+        with self._lock:
+            return dict(self._db.execute(query).fetchall())
+
+    def events(self, handler_id: str | None, limit: int) -> list[JsonObject]:
+        """The last stored events, newest first."""
+        query = (
+            "SELECT id AS seq, at, handler_id, kind, text, state FROM event"
             " WHERE handler_id = COALESCE(?, handler_id) ORDER BY id DESC LIMIT ?"
         )
         with self._lock:
-            rows = self._db.execute(query, (handler_id, limit)).fetchall()
-        return [dict(zip(names, row, strict=True)) for row in rows]
+            found = self._db.execute(query, (handler_id, limit))
+            names = [column[0] for column in found.description]
+            return [dict(zip(names, row, strict=True)) for row in found]
 
     def rows(self) -> int:
         """How many rows of samples are stored."""
@@ -221,19 +287,9 @@ class History:
 
     def _begin_new(self) -> None:
         """Move the damaged file aside, over one that was before, and open a new one."""
-        self.set_aside = self.path.with_name(self.path.name + ".damaged")
-        set_aside(self.path, self.set_aside)
+        self.quarantined = self.path.with_name(self.path.name + ".damaged")
+        quarantine(self.path, self.quarantined)
         self._open()
-
-    def _store(self, at_s: int, buckets: Mapping[str, Bucket], events: Iterable[Event]) -> None:
-        """Write these rows, and keep the bounds."""
-        for handler_id, bucket in buckets.items():
-            self._add(self._id_of(handler_id), at_s, MINUTE_S, bucket)
-        self._db.executemany(
-            "INSERT INTO event (at, handler_id, kind, text, state) VALUES (?, ?, ?, ?, ?)",
-            [(e.at.isoformat(), e.handler_id, e.kind, e.text, e.state) for e in events],
-        )
-        self._bound(at_s)
 
     def _id_of(self, handler_id: str) -> int:
         """The number of a handler in this file."""
@@ -245,17 +301,13 @@ class History:
 
     def _add(self, handler: int, at_s: int, step_s: int, bucket: Bucket) -> None:
         """Store a bucket, added to what its step already holds."""
-        query = (
-            "SELECT asked, alive, latency, figures, memory_mb, cpu_percent, in_flight_max"
-            " FROM sample WHERE handler = ? AND at = ?"
-        )
+        query = "SELECT * FROM sample WHERE handler = ? AND at = ?"
         found = self._db.execute(query, (handler, at_s)).fetchone()
-        total = _bucket(found) if found else Bucket()
+        total = Bucket.of(found[3:]) if found else Bucket()
         total.merge(bucket)
-        self._db.execute(
-            "INSERT OR REPLACE INTO sample VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (handler, at_s, step_s, *_columns(total)),
-        )
+        row = [handler, at_s, step_s, *total.columns()]
+        places = ", ".join("?" * len(row))
+        self._db.execute(f"INSERT OR REPLACE INTO sample VALUES ({places})", row)  # noqa: S608
 
     def _bound(self, now_s: int) -> None:
         """Merge what is older than a day into hours; drop what is past the bounds.
@@ -263,6 +315,7 @@ class History:
         Where there are too many rows, minutes are merged earlier before hours are dropped.
         """
         self._merge_minutes((now_s - DAY_S) // HOUR_S * HOUR_S)
+        # Both steps by name: the index begins with them.
         self._db.execute(
             "DELETE FROM sample WHERE step_s IN (?, ?) AND at < ?",
             (MINUTE_S, HOUR_S, now_s - self._keep_s),
@@ -286,31 +339,16 @@ class History:
 
     def _merge_minutes(self, before_s: int) -> None:
         """Merge the oldest minutes before this moment into their hours, some at a time."""
-        query = (
-            "SELECT handler, at, asked, alive, latency, figures, memory_mb, cpu_percent,"
-            " in_flight_max FROM sample WHERE step_s = ? AND at < ? ORDER BY at LIMIT ?"
-        )
+        query = "SELECT * FROM sample WHERE step_s = ? AND at < ? ORDER BY at LIMIT ?"
         rows = self._db.execute(query, (MINUTE_S, before_s, MERGED_AT_ONCE)).fetchall()
         self._db.executemany(
-            "DELETE FROM sample WHERE handler = ? AND at = ?", [row[:2] for row in rows]
+            # First of all: the minute with which an hour begins has the hour's own key.
+            "DELETE FROM sample WHERE handler = ? AND at = ?",
+            [row[:2] for row in rows],
         )
         hours: dict[tuple[int, int], Bucket] = {}
-        for handler, at_s, *columns in rows:
+        for handler, at_s, _, *columns in rows:
             hour = hours.setdefault((handler, at_s // HOUR_S * HOUR_S), Bucket())
-            hour.merge(_bucket(columns))
+            hour.merge(Bucket.of(columns))
         for (handler, at_s), bucket in hours.items():
             self._add(handler, at_s, HOUR_S, bucket)
-
-
-def _columns(bucket: Bucket) -> list[Any]:
-    """A bucket as the columns of a row."""
-    row = {one.name: getattr(bucket, one.name) for one in fields(bucket)}
-    latency = json.dumps({str(number): count for number, count in sorted(bucket.latency.items())})
-    return list({**row, "latency": latency}.values())
-
-
-def _bucket(columns: Any) -> Bucket:
-    """The bucket in the columns of a row."""
-    asked, alive, latency, *figures = columns
-    counts = Counter({int(number): count for number, count in json.loads(latency).items()})
-    return Bucket(asked, alive, counts, *figures)

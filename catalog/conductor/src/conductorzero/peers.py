@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from catalogzero import Address, ConfigError, registry_sections
 
 HTTP_TIMEOUT_S = 4.0
+NEXT_RUNS_SHOWN = 5
 MAX_LIST_BYTES = 4 << 20
 
 
@@ -30,6 +32,15 @@ class Peer:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class NextRun:
+    """What a scheduler will run on a handler, and when: `at` is an ISO 8601 text."""
+
+    job_id: str
+    handler_id: str
+    at: str
+
+
 def address_of(value: Any) -> str:
     """The address of a port, a `host:port` or an address.
 
@@ -39,12 +50,10 @@ def address_of(value: Any) -> str:
     text = str(value).strip()
     if text.isdigit():
         text = f"tcp://127.0.0.1:{text}"
-    try:
+    with suppress(ConfigError):
         found = Address.parse(text if "://" in text else f"tcp://{text}")
         if found.port or found.path:
             return str(found)
-    except ConfigError:
-        pass
     raise ConfigError(
         f"{value!r} is no port and no address: write 5001, tcp://host:5001 or ipc:///folder/x.sock"
     )
@@ -75,13 +84,22 @@ def peers_of_file(path: Path) -> list[Peer]:
         sections = registry_sections(path)
     except ConfigError as error:
         raise ConfigError(f"cannot be read as a registry file: {error}") from None
-    return [peer for section in sections if (peer := _peer_of_section(section)) is not None]
+    peers = []
+    for section in sections:
+        handler_id, port = section.get("handler_id"), section.get("port", 0)
+        if not isinstance(handler_id, str) or type(port) is not int or not 0 <= port < 65536:
+            continue
+        with suppress(ConfigError):
+            bound = Address.of(str(section.get("host") or "127.0.0.1").strip("[]"), port)
+            if bound.port or bound.path:  # else it can only be found through a scheduler
+                peers.append(Peer(handler_id, str(bound.callable_here), "registry"))
+    return peers
 
 
 def peers_of_listing(body: Any) -> list[Peer]:
     """The peers in a scheduler's answer to GET /api/handlers.
 
-    An address that is none stays as it is: its handler is shown, and cannot be reached.
+    An invalid address stays as it is: its handler is shown, and cannot be reached.
 
     Raises:
         ConfigError: Not of that shape.
@@ -89,20 +107,26 @@ def peers_of_listing(body: Any) -> list[Peer]:
     handlers = body.get("handlers") if isinstance(body, dict) else None
     if not isinstance(handlers, list):
         raise ConfigError("the scheduler's /api/handlers did not answer with a list of handlers")
-    named = [item for item in handlers if isinstance(item, dict) and item.get("address")]
-    return [
-        Peer(item["id"], _listed_address(item["address"]), "scheduler")
-        for item in named
-        if isinstance(item.get("id"), str)
-    ]
+    peers = []
+    for item in handlers:
+        if isinstance(item, dict) and item.get("address") and isinstance(item.get("id"), str):
+            address = str(item["address"])
+            with suppress(ConfigError):
+                address = address_of(address)
+            peers.append(Peer(item["id"], address, "scheduler"))
+    return peers
 
 
-def _listed_address(value: Any) -> str:
-    """An address as a scheduler tells it, put right where it can be."""
-    try:
-        return address_of(value)
-    except ConfigError:
-        return str(value)
+def next_runs_of(body: Any) -> list[NextRun]:
+    """The first runs in a scheduler's answer to GET /api/schedules; of nonsense none."""
+    schedules = body.get("schedules") if isinstance(body, dict) else None
+    found = []
+    for one in schedules if isinstance(schedules, list) else []:
+        if isinstance(one, dict) and not one.get("paused"):
+            texts = [one.get(name) for name in ("id", "handler_id", "next_fire_time")]
+            if all(isinstance(text, str) for text in texts):
+                found.append(NextRun(*map(str, texts)))
+    return sorted(found, key=lambda run: run.at)[:NEXT_RUNS_SHOWN]
 
 
 class RegistryFile:
@@ -124,6 +148,7 @@ class RegistryFile:
         except OSError:
             self._seen = None
             raise ConfigError(f"{self.path}: there is no such registry file") from None
+        # The inode too: a file that is replaced may have the old one's time and size.
         mark = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if mark != self._seen:
             self._peers = await asyncio.to_thread(peers_of_file, self.path)
@@ -135,26 +160,32 @@ class RegistryFile:
 
 
 class SchedulerListing:
-    """A scheduler's HTTP list of registered handlers, asked every `interval_s`.
+    """A scheduler's HTTP list of registered handlers, asked every `interval_s`, and its next runs.
 
     It is asked beside whatever goes on: only the first question is waited for, so that a
     scheduler that hangs holds up nothing.
     """
 
     def __init__(
-        self, url: str, monotonic: Callable[[], float], *, interval_s: float, token: str | None
+        self,
+        url: str,
+        monotonic: Callable[[], float],
+        *,
+        interval_s: float,
+        token: Callable[[], str] | None,
     ) -> None:
-        self.url = url.rstrip("/") + "/api/handlers"
+        self.url = url.rstrip("/")
+        self.next_runs: list[NextRun] = []
         self._monotonic = monotonic
         self._interval_s = interval_s
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._token = token
         self._due_at = float("-inf")
         self._asking: asyncio.Task[None] | None = None
         self._peers: list[Peer] | None = None
         self._problem = ""
 
     async def read(self) -> list[Peer]:
-        """The registered handlers as last told.
+        """The registered handlers as last listed.
 
         Raises:
             ConfigError: The scheduler did not answer the last time, or not with a list.
@@ -162,6 +193,7 @@ class SchedulerListing:
         if self._asking is None and self._monotonic() >= self._due_at:
             self._due_at = self._monotonic() + self._interval_s
             self._asking = asyncio.create_task(self._ask(), name="conductor-discovery")
+        # Only where nothing is known yet; later the last list serves while this is asked.
         if self._asking is not None and self._peers is None and not self._problem:
             await asyncio.wait([self._asking])
         if self._problem:
@@ -177,41 +209,42 @@ class SchedulerListing:
     async def _ask(self) -> None:
         """Ask once, and keep the answer or why there is none."""
         try:
-            self._peers, self._problem = peers_of_listing(await self._fetch()), ""
+            self._peers, self._problem = peers_of_listing(await self._fetch("/api/handlers")), ""
+            with suppress(ConfigError):  # they are shown where it has them, and missed by nobody
+                path = f"/api/schedules?limit={NEXT_RUNS_SHOWN}"
+                self.next_runs = next_runs_of(await self._fetch(path))
         except ConfigError as error:
             self._problem = str(error)
         finally:
             self._asking = None
 
-    async def _fetch(self) -> Any:
+    async def _fetch(self, path: str) -> Any:
         """One GET; a connection of its own, as it is seldom."""
+        url = self.url + path
         import aiohttp  # only where a scheduler is named
 
         timeout = aiohttp.ClientTimeout(total=HTTP_TIMEOUT_S)
+        headers = {"Authorization": f"Bearer {self._token()}"} if self._token else {}
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout, headers=self._headers) as session,
-                session.get(self.url, allow_redirects=False) as response,
+                aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+                session.get(url, allow_redirects=False) as response,
             ):
                 if response.status in (401, 403):
-                    raise ConfigError(f"{self.url} wants a token: set scheduler_token_file")
+                    raise ConfigError(f"{url} wants a token: set scheduler_token_file")
                 if response.status != 200:
-                    raise ConfigError(f"{self.url} answered {response.status}")
-                return json.loads(await self._bounded(response.content))
+                    raise ConfigError(f"{url} answered {response.status}")
+                body = bytearray()  # it may be endless
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > MAX_LIST_BYTES:
+                        raise ConfigError(f"{url} answered more than {MAX_LIST_BYTES} bytes")
+                return json.loads(body)
+        except ConfigError:
+            raise
         except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:
-            if isinstance(error, ConfigError):
-                raise
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise ConfigError(f"{self.url} does not answer with a list: {reason}") from None
-
-    async def _bounded(self, content: Any) -> bytes:
-        """A body that may not be endless."""
-        body = bytearray()
-        async for chunk in content.iter_any():
-            body += chunk
-            if len(body) > MAX_LIST_BYTES:
-                raise ConfigError(f"{self.url} answered more than {MAX_LIST_BYTES} bytes")
-        return bytes(body)
+            raise ConfigError(f"{url} does not answer with a list: {reason}") from None
 
 
 @dataclass(slots=True)
@@ -233,36 +266,25 @@ class Directory:
     async def refresh(self) -> dict[str, Peer]:
         """Read the sources again and return the peers, by id."""
         problems: list[str] = []
+        peers = {peer.handler_id: peer for peer in self.fixed}
         for number, source in enumerate(self.sources):
             try:
                 self._last[number] = await source.read()
             except ConfigError as error:
                 problems.append(str(error))
-        found = [peer for number in sorted(self._last) for peer in self._last[number]]
-        peers: dict[str, Peer] = {peer.handler_id: peer for peer in self.fixed}
-        for peer in found:
-            if peer.handler_id not in self.leave_out:
-                peers.setdefault(peer.handler_id, peer)
+            for peer in self._last.get(number, ()):
+                if peer.handler_id not in self.leave_out:
+                    peers.setdefault(peer.handler_id, peer)
         self.problems = problems
         return peers
+
+    @property
+    def next_runs(self) -> list[NextRun]:
+        """What the schedulers among the sources will run next."""
+        listings = (one for one in self.sources if isinstance(one, SchedulerListing))
+        return [run for one in listings for run in one.next_runs]
 
     async def close(self) -> None:
         """Read no longer."""
         for source in self.sources:
             await source.close()
-
-
-def _peer_of_section(section: Any) -> Peer | None:
-    """The peer of one registry section; None when it can only be found through a scheduler."""
-    if not isinstance(section, dict):
-        return None
-    handler_id, port = section.get("handler_id"), section.get("port", 0)
-    if not isinstance(handler_id, str) or type(port) is not int or not 0 <= port < 65536:
-        return None
-    try:
-        bound = Address.of(str(section.get("host") or "127.0.0.1").strip("[]"), port)
-    except ConfigError:
-        return None
-    if not (bound.port or bound.path):
-        return None
-    return Peer(handler_id, str(bound.callable_here), "registry")

@@ -7,7 +7,7 @@ Layer: catalog entry, imports nothing of catalogzero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,9 +16,13 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from conductorzero.board import FIGURES, NAMES, OUTBOX, STATES, Figure, Row, number, short
+from conductorzero.board import FIGURES, NAMES, OUTBOX, STATES, Figure, Row
+from conductorzero.fleet import JsonObject, number, part, short
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+PREFIX = "catalogzero_handler_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Family:
         return "counter" if self.name.endswith("_total") else "gauge"
 
 
-def _family(name: str, figure: Figure, where: Callable[[dict[str, Any]], Any]) -> Family:
+def family(name: str, figure: Figure, where: Callable[[JsonObject], Any]) -> Family:
     """The metric of a figure that stands `where` in `get_metrics`, of handlers that report it."""
 
     def read(row: Row) -> float | None:
@@ -46,16 +50,38 @@ def _family(name: str, figure: Figure, where: Callable[[dict[str, Any]], Any]) -
     return Family(figure.metric, figure.help, read)
 
 
-def _response_s(row: Row) -> float | None:
-    """Seconds that the last ping took, seen from the conductor."""
-    return None if row.response_time_ms is None else row.response_time_ms / 1_000
+def moment(name: str, text: str, part_name: str, key: str) -> Family:
+    """The metric of a time that stands under `key` of a part of `get_metrics`."""
+
+    def read(row: Row) -> float | None:
+        try:
+            shown = part(row.metrics, part_name).get(key) if row.alive else None
+            return None if shown is None else datetime.fromisoformat(shown).timestamp()
+        except (TypeError, ValueError, OverflowError):
+            return None  # whatever a peer answers
+
+    return Family(f"{name}_timestamp_seconds", f"{text}, in seconds since 1970.", read)
+
+
+def is_paused(row: Row) -> float | None:
+    """1 while the handler's sending is paused; None for a handler without an outbox."""
+    outbox = row.outbox() if row.alive else None
+    return None if outbox is None else float("paused" in outbox)
 
 
 FAMILIES = (
     Family("up", "1 if the handler answered its last ping.", lambda row: float(row.alive)),
-    Family("response_seconds", "Time from ping to reply.", _response_s),
-    *(_family(name, figure, lambda told: told) for name, figure in FIGURES.items()),
-    *(_family(name, figure, lambda told: told.get("outbox")) for name, figure in OUTBOX.items()),
+    Family(
+        "response_seconds",
+        "Time from ping to reply.",
+        lambda row: None if row.response_time_ms is None else row.response_time_ms / 1_000,
+    ),
+    *(family(name, figure, lambda shown: shown) for name, figure in FIGURES.items()),
+    *(family(name, figure, lambda shown: shown.get("outbox")) for name, figure in OUTBOX.items()),
+    Family("outbox_paused", "1 while sending is paused.", is_paused),
+    moment("last_upload", "When the backend last took an upload", "outbox", "last_upload_at"),
+    moment("last_successful_run", "When a run last succeeded", "last_successful_run", "ended_at"),
+    moment("last_failed_run", "When a run last failed", "last_failed_run", "ended_at"),
 )
 
 
@@ -68,68 +94,54 @@ class Conductor:
     problems: int = 0
 
 
+@dataclass(slots=True, eq=False)
+class Scrape(Collector):
+    """One look at the board, as prometheus_client asks for it."""
+
+    rows: Collection[Row]
+    conductor: Conductor
+
+    def collect(self) -> Iterator[Metric]:
+        """The families."""
+        for one in FAMILIES:
+            kind = CounterMetricFamily if one.kind == "counter" else GaugeMetricFamily
+            metric = kind(PREFIX + one.name, one.help, labels=["handler_id"])
+            for row in self.rows:
+                if (value := one.value(row)) is not None:
+                    metric.add_metric([row.peer.handler_id], value)
+            yield metric
+        text, labels = "1 for the state that the handler is in.", ["handler_id", "state"]
+        states = GaugeMetricFamily(f"{PREFIX}state", text, labels=labels)
+        text, labels = "What the handler is; always 1.", ["handler_id", "address", *NAMES]
+        info = GaugeMetricFamily(f"{PREFIX}info", text, labels=labels)
+        text, labels = "1 for each trouble that the handler is in.", ["handler_id", "cause"]
+        troubles = GaugeMetricFamily(f"{PREFIX}trouble", text, labels=labels)
+        for row in self.rows:
+            for trouble in row.troubles:
+                troubles.add_metric([row.peer.handler_id, trouble.cause], 1)
+            for state in STATES:
+                states.add_metric([row.peer.handler_id, state], int(row.state == state))
+            shown = [short(row.metrics.get(key)) or "" for key in NAMES]
+            info.add_metric([row.peer.handler_id, row.peer.address, *shown], 1)
+        yield from (states, troubles, info)
+        for name, text, value in self.own_figures():
+            yield GaugeMetricFamily(f"catalogzero_conductor_{name}", text, value=value)
+
+    def own_figures(self) -> Iterator[tuple[str, str, float]]:
+        """How the conductor itself is: name, help and value of each figure."""
+        yield "handlers", "Handlers that are watched.", len(self.rows)
+        text = "Lists of handlers that cannot be read, and a history that cannot be written."
+        yield "problems", text, self.conductor.problems
+        round_s, looked_at = self.conductor.round_s, self.conductor.looked_at
+        if round_s is not None and looked_at is not None:
+            text = "Time that the last round of questions to all handlers took."
+            yield "round_seconds", text, round_s
+            text = "When the last round of questions ended, in seconds since 1970."
+            yield "last_round_timestamp_seconds", text, looked_at.timestamp()
+
+
 def render(rows: Iterable[Row], conductor: Conductor) -> str:
     """The text that a scrape gets."""
     registry = CollectorRegistry()
-    registry.register(_Fleet(list(rows), conductor))
+    registry.register(Scrape(list(rows), conductor))
     return generate_latest(registry).decode()
-
-
-class _Fleet(Collector):
-    """One scrape of the board."""
-
-    def __init__(self, rows: list[Row], conductor: Conductor) -> None:
-        self._rows, self._conductor = rows, conductor
-
-    def collect(self) -> Iterator[Metric]:
-        """The families, as prometheus_client asks for them."""
-        for family in FAMILIES:
-            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-            name = f"catalogzero_handler_{family.name}"
-            metric = kind(name, family.help, labels=["handler_id"])
-            for row in self._rows:
-                value = family.value(row)
-                if value is not None:
-                    metric.add_metric([row.peer.handler_id], value)
-            yield metric
-        yield from self._states_and_info()
-        yield from self._own()
-
-    def _states_and_info(self) -> Iterator[Metric]:
-        """For each handler the state that it is in, and what it is."""
-        states = GaugeMetricFamily(
-            "catalogzero_handler_state",
-            "1 for the state that the handler is in.",
-            labels=["handler_id", "state"],
-        )
-        info = GaugeMetricFamily(
-            "catalogzero_handler_info",
-            "What the handler is; always 1.",
-            labels=["handler_id", "address", *NAMES],
-        )
-        for row in self._rows:
-            for state in STATES:
-                states.add_metric([row.peer.handler_id, state], int(row.state == state))
-            texts = (short(row.metrics.get(key)) for key in NAMES)
-            shown = ["" if text is None else str(text) for text in texts]
-            info.add_metric([row.peer.handler_id, row.peer.address, *shown], 1)
-        yield from (states, info)
-
-    def _own(self) -> Iterator[Metric]:
-        """How the conductor itself is."""
-        own = self._conductor
-        figures: list[tuple[str, str, float]] = [
-            ("handlers", "Handlers that are watched.", len(self._rows)),
-            (
-                "problems",
-                "Lists of handlers that cannot be read, and a history that cannot be written.",
-                own.problems,
-            ),
-        ]
-        if own.round_s is not None and own.looked_at is not None:
-            text = "Time that the last round of questions to all handlers took."
-            figures.append(("round_seconds", text, own.round_s))
-            text = "When the last round of questions ended, in seconds since 1970."
-            figures.append(("last_round_timestamp_seconds", text, own.looked_at.timestamp()))
-        for name, text, value in figures:
-            yield GaugeMetricFamily(f"catalogzero_conductor_{name}", text, value=value)

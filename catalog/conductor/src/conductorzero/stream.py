@@ -13,10 +13,10 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
-from typing import Any
 
 from aiohttp import web
 
+from conductorzero.fleet import JsonObject
 from conductorzero.watch import Watch
 
 HEARTBEAT_S = 5.0
@@ -30,7 +30,7 @@ class Stream:
         about: What each message says of the fleet beside its rows.
     """
 
-    def __init__(self, watch: Watch, about: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, watch: Watch, about: Callable[[], JsonObject]) -> None:
         self._watch = watch
         self._about = about
         self._wakers: set[asyncio.Event] = set()
@@ -43,7 +43,7 @@ class Stream:
         self._stop_listening()
         self._changed()
 
-    def snapshot(self, *, trails: bool) -> dict[str, Any]:
+    def snapshot(self, *, trails: bool) -> JsonObject:
         """The whole fleet."""
         board = self._watch.board
         return {
@@ -66,30 +66,35 @@ class Stream:
         self._wakers.add(woken)
         try:
             with contextlib.suppress(ConnectionError):
-                await self._write_changes(response, woken)
+                await self.write_changes(response, woken)
         finally:
             self._wakers.discard(woken)
         return response
 
-    async def _write_changes(self, response: web.StreamResponse, woken: asyncio.Event) -> None:
+    async def write_changes(self, response: web.StreamResponse, woken: asyncio.Event) -> None:
         """The snapshot, then each change, until the reader or the server goes."""
         board = self._watch.board
         seen, members, seq = board.version, board.members_version, board.last_seq
-        await _send(response, "snapshot", self.snapshot(trails=True))
+        # The versions were noted before: a change during the write comes again, and none is
+        # missed.
+        await send(response, "snapshot", self.snapshot(trails=True))
         while not self._closed:
             try:
                 await asyncio.wait_for(woken.wait(), HEARTBEAT_S)
             except TimeoutError:
                 await response.write(b": still here\n\n")
                 continue
+            # Before the board is read: what changes from here on wakes it again.
             woken.clear()
-            change: dict[str, Any] = self._about()
-            change["handlers"] = [row.as_json() for row in board.changed_since(seen)]
-            change["events"] = [event.as_json() for event in board.events_after(seq)]
+            change = {
+                **self._about(),
+                "handlers": [row.as_json(seen=seen) for row in board.changed_since(seen)],
+                "events": [event.as_json() for event in board.events_after(seq)],
+            }
             if board.members_version != members:
                 change["members"] = list(board.rows)
             seen, members, seq = board.version, board.members_version, board.last_seq
-            await _send(response, "change", change)
+            await send(response, "change", change)
 
     def _changed(self) -> None:
         """Wake every writer."""
@@ -97,7 +102,7 @@ class Stream:
             woken.set()
 
 
-async def _send(response: web.StreamResponse, event: str, data: dict[str, Any]) -> None:
+async def send(response: web.StreamResponse, event: str, data: JsonObject) -> None:
     """Write one event."""
     text = json.dumps(data, separators=(",", ":"))
     await response.write(f"event: {event}\ndata: {text}\n\n".encode())

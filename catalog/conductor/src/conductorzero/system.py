@@ -6,16 +6,17 @@ Layer: catalog entry, imports nothing of catalogzero.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
 import psutil
+
+from conductorzero.fleet import JsonObject
 
 MB = 1024**2
 GB = 1024**3
 CPU_SAMPLE_S = 1.0
 
 
-def read_system(now: datetime) -> dict[str, Any]:
+def read_system(now: datetime) -> JsonObject:
     """Processor use over one second, memory and disk; blocks that long: call it in a thread."""
     cpu_percent = psutil.cpu_percent(interval=CPU_SAMPLE_S)
     memory = psutil.virtual_memory()
@@ -23,15 +24,11 @@ def read_system(now: datetime) -> dict[str, Any]:
     return {
         "cpu_percent": cpu_percent,
         "memory": {
-            "total_mb": memory.total / MB,
-            "available_mb": memory.available / MB,
-            "used_mb": memory.used / MB,
+            **{f"{name}_mb": getattr(memory, name) / MB for name in ("total", "available", "used")},
             "percent": memory.percent,
         },
         "disk": {
-            "total_gb": disk.total / GB,
-            "free_gb": disk.free / GB,
-            "used_gb": disk.used / GB,
+            **{f"{name}_gb": getattr(disk, name) / GB for name in ("total", "free", "used")},
             "percent": disk.percent,
         },
         "timestamp": now.isoformat(),

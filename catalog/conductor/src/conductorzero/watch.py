@@ -12,26 +12,26 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from catalogzero import CatalogZeroError
 from catalogzero.sql import NewerSchemaError
 
-from conductorzero.board import Board, Event
-from conductorzero.fleet import Answer, Clock, Fleet
-from conductorzero.history import MINUTE_S, Bucket, History
+from conductorzero.board import RUNS_SHOWN, Board, Event
+from conductorzero.fleet import Answer, Clock, Fleet, JsonObject, number, part
+from conductorzero.history import MINUTE_S, WHOLE_FLEET, Bucket, History
 from conductorzero.peers import Directory
 
 UNWRITTEN_KEPT = 10_000
+RUNS_ASKED_AT_ONCE = 100
+MOST_ROWS = 10**15
 T = TypeVar("T")
-Methods = dict[str, tuple[str, dict[str, bool]]]
+Methods = dict[str, tuple[str | None, dict[str, bool]]]
 """What was described of each handler: its boot, and its methods with whether retry_safe."""
 
 
 class Watch:
-    """Looks at the fleet at set times, and tells whoever listens.
+    """Looks at the fleet at set times, and notifies whoever listens.
 
     Args:
         log: A structlog logger; each change of a handler's state is one line.
@@ -56,6 +56,7 @@ class Watch:
         self._buckets: dict[str, Bucket] = {}
         self.unwritten: list[Event] = []
         self._minute: int | None = None
+        self._totals: dict[str, int] = {}
 
     @property
     def problems(self) -> list[str]:
@@ -77,17 +78,15 @@ class Watch:
     async def refresh(self) -> None:
         """Read the lists of handlers again, and hold a connection to each of them."""
         peers = await self.directory.refresh()
-        problems = list(self.directory.problems)
-        for problem in problems:
+        for problem in self.directory.problems:
             if problem not in self._unlisted:
                 self._log.warning("peers_unreadable", problem=problem)
-        self._unlisted = problems
+        self._unlisted = self.directory.problems
         self.fleet.connect(peers)
         events = self.board.set_peers(peers.values(), self._clock.now())
         if events:
             self._log.info("handlers_changed", changes=len(events), handlers=len(peers))
             self._note(events)
-            self._report()
 
     async def run(self) -> None:
         """Look at the fleet for ever, every half interval; ends by cancellation."""
@@ -104,6 +103,8 @@ class Watch:
         """One round: read the lists, ask everybody, keep what they said."""
         await self.refresh()
         began_s = self._clock.monotonic()
+        # A round ends before the next begins, and two of them fit in the interval that is
+        # promised.
         timeout_s = self._period_s * 0.9
         ids = self.fleet.handler_ids
         pongs, metrics = await asyncio.gather(
@@ -113,9 +114,19 @@ class Watch:
         self.round_s = self._clock.monotonic() - began_s
         self.looked_at = self._clock.now()
         self.saw(pongs.values(), metrics.values())
+        self._bucket(WHOLE_FLEET).add_metrics(self.board.as_one())
+        if ran := self.board.runs_wanted(RUNS_ASKED_AT_ONCE):
+            asked = {"limit": RUNS_SHOWN}
+            runs = await self.fleet.ask_all(ran, "list_runs", asked, timeout_s=timeout_s)
+            self.saw(runs=runs.values())
         await self.write()
 
-    def saw(self, pongs: Iterable[Answer] = (), metrics: Iterable[Answer] = ()) -> None:
+    def saw(
+        self,
+        pongs: Iterable[Answer] = (),
+        metrics: Iterable[Answer] = (),
+        runs: Iterable[Answer] = (),
+    ) -> None:
         """Keep these answers, from a round or from a job's own questions."""
         now = self._clock.now()
         events: list[Event] = []
@@ -123,11 +134,13 @@ class Watch:
             events += self.board.saw_metrics(answer, now)
             if isinstance(answer.result, dict):
                 self._bucket(answer.handler_id).add_metrics(answer.result)
+                self._count_delivered(answer.handler_id, answer.result)
         for answer in pongs:
             events += self.board.saw_ping(answer, now)
             self._bucket(answer.handler_id).add_ping(answer.response_time_ms)
+        for answer in runs:
+            self.board.saw_runs(answer)
         self._note(events)
-        self._report()
 
     async def write(self, *, everything: bool = False) -> None:
         """Store the minute that is over (or `everything` so far) in the history."""
@@ -135,16 +148,20 @@ class Watch:
         begun, self._minute = minute if self._minute is None else self._minute, minute
         if self.history is None or (begun == minute and not everything):
             return
+        # Taken out before the thread begins: what is seen meanwhile belongs to the next minute.
         buckets, self._buckets = self._buckets, {}
         events, self.unwritten = self.unwritten, []
         try:
-            await asyncio.to_thread(self.history.write, begun, buckets, events)
+            totals = {**self._totals}
+            await asyncio.to_thread(self.history.write, begun, buckets, events, totals)
         except (sqlite3.Error, CatalogZeroError) as error:
+            # The samples of that minute are given up, the events are not: they are few, and asked
+            # for.
             self.unwritten = (events + self.unwritten)[-UNWRITTEN_KEPT:]
             self._log.warning("history_not_written", error=str(error))
             self.unstored = f"{self.history.path}: the history cannot be written: {error}"
         else:
-            self.unstored = _set_aside(self.history)
+            self.unstored = self.history.damage
 
     async def series(self, handler_id: str, since_s: int) -> list[tuple[int, Bucket]]:
         """A handler's stored and unwritten samples from `since_s` on, oldest first."""
@@ -154,31 +171,26 @@ class Watch:
             stored.append((self._minute or self._this_minute(), current))
         return stored
 
-    async def events(self, handler_id: str | None, limit: int) -> list[dict[str, Any]]:
+    async def events(self, handler_id: str | None, limit: int) -> list[JsonObject]:
         """The last events, newest first, whether they are stored yet or not."""
         stored = await self._read(lambda history: history.events(handler_id, limit))
-        unwritten = [
-            event.as_json()
-            for event in reversed(self.unwritten)
-            if handler_id in (None, event.handler_id)
-        ]
-        return (unwritten + stored)[:limit]
+        events = [one for one in self.unwritten[::-1] if handler_id in (None, one.handler_id)]
+        return ([event.as_json() for event in events] + stored)[:limit]
 
-    async def open_history(self, path: Path, *, keep_days: float, max_rows: int) -> None:
+    async def open_history(self, opening: Callable[[], History]) -> None:
         """Keep a history from now on; without one where the file cannot be opened.
 
         Raises:
             NewerSchemaError: A newer release wrote the file.
         """
-        opening = partial(History, path, keep_days=keep_days, max_rows=max_rows)
         try:
-            history = self.history = await asyncio.to_thread(opening)
+            self.history = await asyncio.to_thread(opening)
+            self._totals = dict(await self._read(lambda history: [*history.totals().items()]))
+            self.unstored = self.history.damage
         except NewerSchemaError:
             raise
         except CatalogZeroError as error:
             self.unstored = f"no history is kept until a restart: {error}"
-        else:
-            self.unstored = _set_aside(history)
         if self.unstored:
             self._log.warning("history_not_opened", problem=self.unstored)
 
@@ -196,36 +208,34 @@ class Watch:
         """The start of the current minute, in seconds since 1970."""
         return int(self._clock.now().timestamp()) // MINUTE_S * MINUTE_S
 
+    def _count_delivered(self, handler_id: str, metrics: JsonObject) -> None:
+        """Count the rows that the backend took since the handler was last seen."""
+        total = number(part(metrics, "outbox").get("uploaded_records_total"))
+        if total is None or not 0 <= total < MOST_ROWS:
+            return
+        before, self._totals[handler_id] = self._totals.get(handler_id), int(total)
+        # One that is seen for the first time delivered at an unknown time; one that has fewer
+        # than before began a new outbox.
+        delivered = 0 if before is None else int(total) - (before if total >= before else 0)
+        for key in (handler_id, WHOLE_FLEET):
+            self._bucket(key).delivered += delivered
+
     def _bucket(self, handler_id: str) -> Bucket:
         """The bucket of the current minute."""
         return self._buckets.setdefault(handler_id, Bucket())
 
     def _note(self, events: list[Event]) -> None:
-        """Log these events, and keep them for the history."""
+        """Log these events, keep them for the history, and notify whoever listens."""
         for event in events:
-            self._level(event)(
-                f"handler_{event.kind}",
-                handler=event.handler_id,
-                text=event.text,
-                state=event.state,
-            )
+            log = self._log.info
+            if event.kind in ("failure", "trouble") or (
+                event.kind == "state" and event.state == "unreachable"
+            ):
+                log = self._log.warning
+            elif event.kind == "joined" or event.text.startswith("unknown "):
+                log = self._log.debug  # what every start brings is worth no one's attention
+            shown = {"handler": event.handler_id, "text": event.text, "state": event.state}
+            log(f"handler_{event.kind}", **shown)
         self.unwritten = (self.unwritten + events)[-UNWRITTEN_KEPT:]
-
-    def _level(self, event: Event) -> Any:
-        """How loud an event is: what every start brings is told in detail to no one."""
-        if event.kind == "failure" or (event.kind == "state" and event.state == "unreachable"):
-            return self._log.warning
-        at_first = event.kind == "joined" or event.text.startswith("unknown ")
-        return self._log.debug if at_first else self._log.info
-
-    def _report(self) -> None:
-        """Call whoever listens."""
         for callback in list(self._listeners):
             callback()
-
-
-def _set_aside(history: History) -> str:
-    """That a damaged file was moved away, as a sentence; empty where none was."""
-    if history.set_aside is None:
-        return ""
-    return f"{history.path}: it was damaged, and begun anew; the old one is {history.set_aside}"

@@ -11,6 +11,7 @@ VERBS = {
     "run": "serve it until Ctrl-C",
     "check": "look whether everything is ready, and say what to do where it is not",
     "preview": "show what would be sent for a file, and send nothing",
+    "systemd": "print a hardened systemd unit for it",
 }
 
 
@@ -18,7 +19,10 @@ def main() -> None:
     """Entry point of the command."""
     match sys.argv[1:]:
         case [verb, *rest] if verb in VERBS:
-            _catalogzero(verb, *rest)
+            # The command of this environment, in this process.
+            (command,) = entry_points(group="console_scripts", name="catalogzero")
+            sys.argv = ["catalogzero", verb, ENTRY, *rest]
+            command.load()()
         case ["--version"]:
             sys.stdout.write(f"{ENTRY} {version(ENTRY)}\n")
         case ["--help" | "-h"]:
@@ -32,10 +36,3 @@ def usage() -> str:
     """What the command does, a line for each verb."""
     lines = [f"  {ENTRY} {verb:<8} {meaning}" for verb, meaning in VERBS.items()]
     return "\n".join(["usage:", *lines, f"  {ENTRY} --version", ""])
-
-
-def _catalogzero(verb: str, *arguments: str) -> None:
-    """Run the `catalogzero` command of this environment, in this process."""
-    (command,) = entry_points(group="console_scripts", name="catalogzero")
-    sys.argv = ["catalogzero", verb, ENTRY, *arguments]
-    command.load()()

@@ -1,17 +1,17 @@
-// Sparklines and charts, drawn as SVG. Gaps are gaps: nothing is drawn where nothing was measured.
+// Charts, drawn as SVG. Gaps are gaps: nothing is drawn where nothing was measured.
 
-import { element } from "./format.js";
+import { element, put } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-export function shape(tag, attributes = {}, ...children) {
+function shape(tag, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
   return made;
 }
 
-export function line(values, width, height, low, high, slots = values.length) {
+function line(values, width, height, low, high, slots = values.length) {
   const step = width / Math.max(slots - 1, 1);
   const range = high - low || 1;
   const from = slots - values.length;
@@ -31,23 +31,6 @@ export function line(values, width, height, low, high, slots = values.length) {
   return path;
 }
 
-export function sparkline(width = 84, height = 22) {
-  const path = shape("path", { fill: "none", "vector-effect": "non-scaling-stroke" });
-  const svg = shape("svg", { viewBox: `-1 -2 ${width + 2} ${height + 4}`, class: "spark", "aria-hidden": "true" }, path);
-  let drawn = "";
-  return {
-    node: svg,
-    draw(values, slots, floor = 0) {
-      const seen = values.filter((value) => value !== null);
-      const high = Math.max(...seen, floor || 1e-9);
-      const low = Math.min(...seen, high);
-      const margin = Math.max((high - low) * 0.1, high * 0.05);
-      const next = seen.length ? line(values, width, height, Math.max(low - margin, 0), high + margin, slots) : "";
-      if (next !== drawn) path.setAttribute("d", (drawn = next));
-    },
-  };
-}
-
 function ticks(high) {
   const rough = high / 3;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -57,7 +40,8 @@ function ticks(high) {
 
 /**
  * A chart with axes and a readout under the pointer or the arrow keys.
- * `series`: [{ key, name, kind }]; `top`: the least upper end, or the fixed one with `fixed`.
+ * `series`: [{ key, name, tone, bars }], drawn as a line, or as bars; `top`: the least upper end, or
+ * the fixed one with `fixed`.
  */
 export function chart({ title, series, format, when, top, fixed = false }) {
   const height = 150, left = 62, bottom = 22, right = 10;
@@ -66,26 +50,43 @@ export function chart({ title, series, format, when, top, fixed = false }) {
   const axis = shape("g", { class: "axis" });
   const cursor = shape("line", { class: "cursor", y1: 0, y2: height, visibility: "hidden" });
   const svg = shape("svg", { role: "img", tabindex: "0", "aria-label": `${title}: arrow keys read it point by point` }, axis, plot);
-  const readout = element("p", { class: "readout" });
-  const legend = element("p", { class: "legend", "aria-hidden": "true" });
+  const readout = element("p", { class: "soft small" });
+  const legend = element("span", { class: "key", "aria-hidden": "true" });
   if (series.length > 1) {
-    for (const one of series) legend.append(element("span", { class: `key ${one.kind}` }, one.name));
+    for (const one of series) legend.append(element("i", { class: one.tone }, one.name));
   }
-  const table = element("details", { class: "figures" }, element("summary", {}, "As a table"));
-  const figure = element("figure", { class: "chart" }, element("figcaption", {}, element("h3", {}, title), legend, readout), svg, table);
+  const heading = element("h3", {}, title);
+  const table = element("details", { class: "bare" }, element("summary", {}, "As a table"));
+  const figure = element("figure", { class: "card pad chart" }, element("figcaption", {}, heading, legend, readout), svg, table);
   let points = [];
   let at = null;
+
+  const hasBars = series.some((one) => one.bars);
+
+  /** Where a point stands; one with a bar in the middle of it. */
+  const placeOf = (index) => (hasBars ? ((index + 0.5) / points.length) * width : (index / Math.max(points.length - 1, 1)) * width);
+
+  function bar(value, index, high, tone) {
+    const size = (value / high) * height;
+    return shape("rect", { class: `bar ${tone}`, x: placeOf(index) - (width / points.length) * 0.35, width: (width / points.length) * 0.7, y: height - size, height: size });
+  }
+
+  function shapeOf(one, high) {
+    const values = points.map((point) => point[one.key]);
+    if (one.bars) return shape("g", { class: "series" }, ...values.flatMap((value, index) => (value ? [bar(value, index, high, one.tone)] : [])));
+    return shape("path", { class: `series ${one.tone}`, d: line(values, width, height, 0, high) });
+  }
 
   function show(index) {
     at = points.length ? Math.min(Math.max(index, 0), points.length - 1) : null;
     if (at === null) return;
     const point = points[at];
-    const x = (at / Math.max(points.length - 1, 1)) * width;
+    const x = placeOf(at);
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
     cursor.setAttribute("visibility", "visible");
-    const told = series.map((one) => `${series.length > 1 ? `${one.name} ` : ""}${format(point[one.key])}`);
-    readout.textContent = `${when(point.at)} · ${told.join(", ")}`;
+    const shown = series.map((one) => `${series.length > 1 ? `${one.name} ` : ""}${format(point[one.key])}`);
+    readout.textContent = `${when(point.at)} · ${shown.join(", ")}`;
   }
 
   function latest() {
@@ -97,7 +98,7 @@ export function chart({ title, series, format, when, top, fixed = false }) {
 
   function index(event) {
     const box = svg.getBoundingClientRect();
-    return Math.round(((event.clientX - box.left - left) / width) * (points.length - 1));
+    return Math.round(((event.clientX - box.left - left) / width) * (points.length - (hasBars ? 0 : 1)) - (hasBars ? 0.5 : 0));
   }
 
   function fit() {
@@ -127,6 +128,7 @@ export function chart({ title, series, format, when, top, fixed = false }) {
 
   const drawn = {
     node: figure,
+    rename: (text) => put(heading, text),
     draw(next) {
       points = next;
       fit();
@@ -140,22 +142,19 @@ export function chart({ title, series, format, when, top, fixed = false }) {
           shape("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, format(tick)),
         );
       }
-      for (const part of [0, 0.5, 1]) {
+      for (const part of width < 460 ? [0, 1] : [0, 0.5, 1]) {
         const point = points[Math.round(part * (points.length - 1))];
         if (!point) continue;
         const anchor = part === 0 ? "start" : part === 1 ? "end" : "middle";
         axis.append(shape("text", { x: left + part * width, y: height + bottom + 4, "text-anchor": anchor }, when(point.at)));
       }
       plot.replaceChildren(
-        ...series.map((one) => shape("path", {
-          class: `series ${one.kind}`, fill: "none",
-          d: line(points.map((point) => point[one.key]), width, height, 0, high),
-        })),
+        ...series.map((one) => shapeOf(one, high)),
         cursor,
       );
       const heads = element("tr", {}, element("th", { scope: "col" }, "Time"), ...series.map((one) => element("th", { scope: "col" }, one.name)));
       const rows = points.filter((point) => point[series[0].key] !== null).toReversed().map((point) =>
-        element("tr", {}, element("td", {}, when(point.at)), ...series.map((one) => element("td", {}, format(point[one.key])))));
+        element("tr", {}, element("td", { "data-title": "Time" }, when(point.at)), ...series.map((one) => element("td", { "data-title": one.name }, format(point[one.key])))));
       if (!table.open) table.replaceChildren(table.firstChild, element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${title}, as a table` }, element("table", {}, element("thead", {}, heads), element("tbody", {}, ...rows))));
       if (at === null) latest();
       else show(at);

@@ -1,36 +1,39 @@
-// The fleet's page: headline, states, and a table that draws only the rows in sight.
+// The overview: whether the rows arrive, what needs a person, and a table that draws only the rows in sight.
 
-import { sparkline } from "./chart.js";
+import { keptOrder } from "/assets/order.js";
+import { chart } from "./chart.js";
+import { deliveredToday, deliveryCharts } from "./delivery.js";
+import { eventItems, routine } from "./events.js";
 import {
-  STATES, count, element, known, megabytes, milliseconds, moment, percent, put, shortDuration, since,
+  STATES, count, digits, drawStrip, element, handlerLink, known, lookOf, mark, megabytes, milliseconds, moment, percent, put, putMark,
+  replace, since, things, zone, zoned,
 } from "./format.js";
-import { follow, showLink } from "./live.js";
+import { follow, showScheduler } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
+import { troubleList } from "./troubles.js";
 
-const TRAIL = 60;
 const EVENTS_SHOWN = 30;
 const OVERSCAN = 3;
-const NOT_WELL = { unreachable: 0, draining: 1, unknown: 2 };
+const RANKS = { fail: 0, gone: 1, wait: 2, warn: 3 };
+const NOT_WELL = { draining: 4, unknown: 5 };
 const $ = (id) => document.getElementById(id);
 
-// Each column: key, title, the value it sorts by, whether it first sorts downward.
+// Each column: key, title, the value it sorts by, whether it first sorts downward, its class.
 const COLUMNS = [
-  ["handler_id", "Handler", (h) => h.handler_id, false],
-  ["state", "State", (h) => (NOT_WELL[h.state] ?? 3) * 10 + STATES.indexOf(h.state), false],
-  ["response_time_ms", "Response", (h) => h.response_time_ms, true],
-  ["memory_mb", "Memory", (h) => memoryOf(h), true],
-  ["cpu_percent", "CPU", (h) => h.cpu_percent, true],
-  ["in_flight", "Running", (h) => (known(h.in_flight) ? h.in_flight + (h.queued ?? 0) : null), true],
-  ["runs_total", "Runs", (h) => h.runs_total, true],
-  ["failures_total", "Failed", (h) => h.failures_total, true],
-  ["uptime_seconds", "Up", (h) => h.uptime_seconds, true],
-  ["version", "Version", (h) => h.version, false],
+  ["handler_id", "Handler", (h) => h.handler_id, false, "handler_id"],
+  ["state", "State", (h) => rankOf(h) * 10 + STATES.indexOf(h.state), false, "state-word lead"],
+  ["last_upload", "Last upload", (h) => h.outbox?.last_upload_at, true, "last_upload"],
+  ["runs_total", "Last runs", (h) => h.runs_total, true, "runs_total bare"],
+  ["response_time_ms", "Response", (h) => h.response_time_ms, true, "response_time_ms num"],
+  ["memory_mb", "Memory", (h) => memoryOf(h), true, "memory_mb num"],
 ];
 
 const handlers = new Map();
 const selected = new Set();
 const drawn = new Map();
-const view = { about: null, events: [], shown: [], state: null, text: "", sort: "state", down: false };
+const view = { about: null, events: [], shown: [], state: null, cause: null, text: "", sort: "state", down: false, points: [] };
+
+const rankOf = ({ state, troubles }) => (troubles.length ? RANKS[troubles[0].tone] : NOT_WELL[state] ?? 6);
 
 function memoryOf(handler) {
   const here = known(handler.memory_mb) && handler.state !== "unreachable";
@@ -45,31 +48,15 @@ function take(event, data) {
     view.events = data.events;
     for (const one of data.handlers) handlers.set(one.handler_id, one);
   } else {
-    for (const one of data.handlers) merge(one);
-    view.events = newest([...view.events, ...data.events]);
+    for (const one of data.handlers) handlers.set(one.handler_id, { runs: handlers.get(one.handler_id)?.runs ?? [], ...one });
+    view.events = [...view.events, ...data.events.filter((one) => !routine(one))].slice(-EVENTS_SHOWN);
     if (data.members) keepOnly(new Set(data.members));
   }
   view.about = data;
   arrange();
   drawGlance();
   if (event === "snapshot" || data.events.length) drawEvents();
-}
-
-/** Whether an event is the coming and going of work, and no news of the fleet. */
-const routine = ({ kind, text }) => kind === "state" && !/unreachable|draining|unknown/.test(text);
-
-/** The last events: many routine ones push out no news. */
-function newest(events) {
-  const news = events.filter((event) => !routine(event)).slice(-EVENTS_SHOWN);
-  const others = events.filter(routine).slice(-EVENTS_SHOWN);
-  return [...news, ...others].sort((a, b) => a.seq - b.seq);
-}
-
-function merge(one) {
-  const old = handlers.get(one.handler_id);
-  one.latency_trail = [...(old?.latency_trail ?? []), one.response_time_ms].slice(-TRAIL);
-  one.memory_trail = [...(old?.memory_trail ?? []), memoryOf(one)].slice(-TRAIL);
-  handlers.set(one.handler_id, one);
+  charts({ now: event === "snapshot" }).catch(() => {}); // the next change asks again
 }
 
 function keepOnly(members) {
@@ -83,15 +70,23 @@ function keepOnly(members) {
 
 // --- which rows, in which order --------------------------------------------------------------
 
+/** Whether a handler is of a state; one in trouble is of no other, but for its silence. */
+function isOf(one, state) {
+  if (state === "trouble") return one.troubles.length > 0;
+  return one.state === state && (state === "unreachable" || !one.troubles.length);
+}
+
 function arrange() {
   const words = view.text.toLowerCase().split(/\s+/).filter(Boolean);
   const [, , value] = COLUMNS.find(([key]) => key === view.sort);
   const sign = view.down ? -1 : 1;
   const entries = [];
   for (const one of handlers.values()) {
-    if (view.state && one.state !== view.state) continue;
+    if (view.state && !isOf(one, view.state)) continue;
+    if (view.cause && !one.troubles.some(({ cause }) => cause === view.cause)) continue;
     if (words.length) {
-      const text = `${one.handler_id} ${one.address} ${one.entry ?? ""} ${one.version ?? ""}`.toLowerCase();
+      const labels = Object.values(one.labels).join(" ");
+      const text = `${one.handler_id} ${one.address} ${one.entry ?? ""} ${one.version ?? ""} ${labels}`.toLowerCase();
       if (!words.every((word) => text.includes(word))) continue;
     }
     entries.push([value(one), one]);
@@ -101,68 +96,83 @@ function arrange() {
     const order = typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b;
     return (order || 0) * sign || one.handler_id.localeCompare(other.handler_id, "en", { numeric: true });
   });
-  view.shown = entries.map(([, one]) => one);
+  const { sort, down, state, cause, text } = view;
+  const ids = sorted(entries.map(([, one]) => one.handler_id), JSON.stringify([sort, down, state, cause, text]));
+  view.shown = ids.map((id) => handlers.get(id));
   draw();
 }
 
 // --- the glance ------------------------------------------------------------------------------
 
 function drawGlance() {
-  const { summary, problems } = view.about;
-  const dead = summary.states.unreachable;
-  put($("headline"), headline(summary, dead));
-  document.title = `${dead ? `${dead} down` : `${summary.alive} up`} · ConductorZero`;
-  document.body.classList.toggle("broken", dead > 0);
-  document.body.classList.toggle("empty", !summary.total);
-  for (const state of STATES) {
-    const part = spectrum.get(state);
-    part.style.flexGrow = summary.states[state];
-    part.hidden = !summary.states[state];
-    put(chips.get(state).lastChild, count(summary.states[state]));
-    chips.get(state).hidden = !summary.states[state] && view.state !== state;
+  const { summary, problems, troubles, at } = view.about;
+  put($("headline"), summary.headline);
+  $("headline").classList.toggle("bad", summary.in_trouble > 0);
+  document.title = `${summary.in_trouble ? `◆ ${things(troubles.length, "trouble")}` : summary.headline} · Overview · catalogzero`;
+  const { waiting } = summary;
+  const others = summary.senders - summary.not_delivering;
+  replace($("sub"), ...(summary.not_delivering && others ? [`The other ${count(others)} deliver. `] : []),
+    ...(waiting.uploads ? [element("b", {}, `${things(waiting.uploads, "upload")} with ${things(waiting.records, "row")}`), ` ${waiting.uploads === 1 ? "waits" : "wait"} on their machines${troubles.some(({ cause }) => cause === "missing_sources") ? "" : "; nothing is lost"}.`] : []));
+  const shown = problems.join("\n");
+  if ($("problems").textContent !== shown) $("problems").textContent = shown;
+  drawAnswers(at);
+  drawNext(view.about.next_runs, at);
+  drawTroubles(troubles, at);
+  $("troubles").hidden = !troubles.length;
+  $("well").hidden = troubles.length > 0 || summary.alive < summary.total || !summary.total;
+  for (const [state, chip] of chips) {
+    const number = state === null ? handlers.size : [...handlers.values()].filter((one) => isOf(one, state)).length;
+    put(chip.lastChild, count(number));
+    chip.hidden = state !== null && !number && view.state !== state;
   }
-  put(chips.get(null).lastChild, count(summary.total));
-  put(tiles.get("Memory"), megabytes(summary.memory_mb));
-  tiles.get("Running now").replaceChildren(count(summary.in_flight), " ", element("small", {}, summary.queued ? `${count(summary.queued)} queued` : ""));
-  put(tiles.get("Runs"), count(summary.runs_total));
-  put(tiles.get("Failed runs"), count(summary.failures_total));
-  const times = responseTimes();
-  put(tiles.get("Median response"), milliseconds(times[Math.floor(times.length / 2)]));
-  put(tiles.get("95 % answer within"), milliseconds(times[Math.floor(times.length * 0.95)]));
-  const told = problems.join("\n");
-  if ($("problems").textContent !== told) $("problems").textContent = told;
+  put($("zone"), zone());
+  showScheduler(view.about.scheduler_url);
 }
 
-function headline({ total, alive, states }, dead) {
-  if (!total) return "No handlers are known yet";
-  if (states.unknown === total) return `Asking ${count(total)} ${total === 1 ? "handler" : "handlers"}…`;
-  if (dead) return `${count(dead)} of ${count(total)} ${total === 1 ? "handler" : "handlers"} ${dead === 1 ? "does" : "do"} not answer`;
-  if (total === 1) return "The one handler answers";
-  return alive === total ? `All ${count(total)} handlers answer` : `${count(alive)} of ${count(total)} handlers answer so far`;
+function drawAnswers(at) {
+  const { summary: { waiting, ...all }, troubles } = view.about;
+  const last = all.last_upload_at ? `last upload ${since(all.last_upload_at, at)} ago` : "no upload yet";
+  const oldest = all.oldest_at ? `oldest waiting ${since(all.oldest_at, at)}` : "nothing waits";
+  const delivering = all.senders - all.not_delivering;
+  const arrives = all.senders ? mark(all.not_delivering ? "fail" : "ok", `from ${count(delivering)} of ${count(all.senders)} handlers`) : "no handler sends any";
+  const dead = waiting.dead ? [" · ", mark("fail", things(waiting.dead, "dead letter"))] : [];
+  answer("arrive", arrives, all.senders ? [`${last} · ${count(deliveredToday(view.points))} rows today · ${oldest}`, ...dead] : []);
+  answer("failed", troubles.length ? mark(troubles[0].tone, things(troubles.length, "trouble")) : mark("ok", "nothing"),
+    [all.in_trouble ? `${things(all.in_trouble, "handler")} in trouble` : "no handler is in trouble"]);
+  answer("runs", all.in_flight ? mark("run", things(all.in_flight, "run")) : "nothing", [`${count(all.queued)} queued · ${count(all.runs_total)} since their start`]);
+  const times = [...handlers.values()].map((h) => h.response_time_ms).filter(known).sort((a, b) => a - b);
+  const silent = all.states.unreachable;
+  answer("answers", mark(silent ? "gone" : all.alive ? "ok" : "off", `${count(all.alive)} of ${count(all.total)}`), [`95 % within ${milliseconds(times[Math.floor(times.length * 0.95)])}`]);
+  answer("takes", megabytes(all.memory_mb), [`processor ${digits(all.cpu_percent / 100)} cores`]);
 }
 
-function responseTimes() {
-  return [...handlers.values()].map((h) => h.response_time_ms).filter(known).sort((a, b) => a - b);
+/** What a scheduler runs next, and what can be foreseen of it. */
+function drawNext(runs, at) {
+  $("next").hidden = !runs.length;
+  replace($("next-runs"), ...runs.map((run) => {
+    const troubles = handlers.get(run.handler_id)?.troubles ?? [];
+    const missed = troubles.some(({ cause }) => cause === "no_answer");
+    const stopped = troubles.find(({ cause }) => cause === "paused" || cause === "fault");
+    const foreseen = missed ? mark("fail", `will be missed: ${run.handler_id} does not answer`) : stopped ? mark("wait", `will wait: ${run.handler_id}, ${stopped.words}`) : "";
+    return element("li", {}, element("time", { datetime: run.at }, `${zoned(run.at, at)}, in ${since(at, run.at)}`),
+      element("b", {}, run.job_id), handlerLink(run.handler_id), element("span", { class: "end" }, foreseen));
+  }));
+}
+
+function answer(key, shown, detail) {
+  const [value, more] = answers.get(key);
+  replace(value, shown);
+  replace(more, ...detail);
 }
 
 function drawEvents() {
-  const events = view.events.toReversed();
-  $("events").hidden = !events.length;
-  if (!events.length) return;
-  const latest = events.find((event) => !routine(event)) ?? events[0];
-  put($("latest"), `${moment(latest.at, view.about.at)} ${latest.handler_id} ${latest.text}`);
-  $("event-list").replaceChildren(...events.map((event) => element("li", {}, ...told(event))));
+  const items = eventItems(view.events, view.about.at);
+  replace($("events"), ...(items.length ? items : [element("li", { class: "soft" }, "Nothing has changed since the conductor started.")]));
 }
-
-const told = (event) => [
-  element("time", { datetime: event.at }, moment(event.at, view.about.at)), " ",
-  element("a", { href: `/handlers/${encodeURIComponent(event.handler_id)}` }, event.handler_id), " ",
-  element("span", { class: `what ${event.kind} ${event.state}` }, event.text),
-];
 
 // --- the table -------------------------------------------------------------------------------
 
-const above = element("tr", { class: "space", "aria-hidden": "true" }, element("td"));
+const above = element("tr", { class: "space", "aria-hidden": "true" }, element("td", { colspan: COLUMNS.length + 1 }));
 const below = above.cloneNode(true);
 
 function draw() {
@@ -194,56 +204,54 @@ function draw() {
   if (focused && focused !== document.activeElement && body.contains(focused)) focused.focus({ preventScroll: true });
   $("table").setAttribute("aria-rowcount", total + 1);
   $("table").hidden = !total;
-  $("nothing").hidden = total > 0;
+  $("nothing").hidden = total > 0 || !view.about;
   put($("nothing-text"), handlers.size ? "No handler fits this filter." : "Say where they are, in the conductor's section of handler_registry.yaml:");
   $("example").hidden = handlers.size > 0;
   drawSelection();
 }
 
 function newRow(id) {
-  const cells = COLUMNS.map(([key, title]) => element("td", { role: "cell", class: key, "data-title": title }));
-  const [name, state, response, memory, cpu, running, runs, failed, up, version] = cells;
+  const cells = COLUMNS.map(([key, title, , , look]) => (key === "handler_id"
+    ? element("th", { role: "rowheader", scope: "row", class: look })
+    : element("td", { role: "cell", class: look, "data-title": title })));
+  const [name, state, upload, runs, response, memory] = cells;
   const box = element("input", { type: "checkbox", "aria-label": `Select ${id}` });
   box.addEventListener("change", () => choose(id, box.checked));
-  const address = element("span", { class: "address" });
-  name.append(element("a", { href: `/handlers/${encodeURIComponent(id)}` }, id), address);
-  const badge = element("span", { class: "badge" });
-  const age = element("span", { class: "age" });
-  state.append(badge, age);
-  const latencyText = element("span", { class: "figure" });
-  const latency = sparkline();
-  response.append(latencyText, latency.node);
-  const memoryText = element("span", { class: "figure" });
-  const trail = sparkline();
-  memory.append(memoryText, trail.node);
+  const about = element("small");
+  name.append(handlerLink(id), about);
+  const word = mark("off", "");
+  const age = element("small");
+  state.append(word, age);
+  const uploadAt = element("span");
+  const waiting = element("small");
+  upload.append(element("div", {}, uploadAt, waiting));
+  const strip = element("span", { class: "strip", role: "img" });
+  runs.append(strip);
   const pick = element("td", { role: "cell", class: "pick" }, element("label", {}, box));
   const node = element("tr", { role: "row" }, pick, ...cells);
   const row = {
     node,
     draw(one, index) {
+      const { at } = view.about;
+      const { tone, words } = lookOf(one);
       node.setAttribute("aria-rowindex", index);
-      const look = `row ${one.state}`;
+      const look = one.troubles.length ? `${tone} tinted` : "";
       if (node.className !== look) node.className = look;
       if (box.checked !== selected.has(id)) box.checked = selected.has(id);
-      put(address, one.trouble ?? one.address.replace("tcp://", ""));
-      address.classList.toggle("trouble", Boolean(one.trouble));
-      address.title = one.trouble ?? "";
-      put(badge, one.state);
-      put(age, since(one.since, view.about.at));
-      put(latencyText, one.state === "unreachable" ? "no reply" : milliseconds(one.response_time_ms));
-      latency.draw(one.latency_trail ?? [], TRAIL, 1);
-      put(memoryText, megabytes(memoryOf(one)));
-      trail.draw(one.memory_trail ?? [], TRAIL);
+      const labels = Object.values(one.labels);
+      put(about, [...labels, one.entry ? `${one.entry} ${one.version}` : one.address.replace("tcp://", "")].join(" · "));
+      about.title = [one.address, ...Object.entries(one.labels).map(([key, value]) => `${key}: ${value}`)].join("\n");
+      putMark(word, tone, words);
+      const [worst] = one.troubles;
+      put(age, worst && worst.cause === "other_peer" ? worst.why : since(worst?.since ?? one.since, at));
+      age.title = worst?.why ?? "";
       const dead = one.state === "unreachable";
-      put(cpu, percent(dead ? null : one.cpu_percent));
-      put(running, dead ? count(null) : one.queued ? `${count(one.in_flight)} + ${count(one.queued)}` : count(one.in_flight));
-      put(runs, count(one.runs_total));
-      put(failed, count(one.failures_total));
-      failed.classList.toggle("bad", one.failures_total > 0);
-      failed.title = one.last_error ?? "";
-      put(up, shortDuration(dead ? null : one.uptime_seconds));
-      put(version, one.version ?? "–");
-      version.title = one.entry ?? "";
+      put(uploadAt, one.outbox ? moment(one.outbox.last_upload_at, at) : "–");
+      put(waiting, !one.outbox ? "sends no rows" : dead ? "unknown what waits" : `${count(one.outbox.uploads)} waiting${one.outbox.records ? `, ${things(one.outbox.records, "row")}` : ""}`);
+      drawStrip(strip, one.runs);
+      strip.title = one.last_error ?? "";
+      put(response, milliseconds(dead ? null : one.response_time_ms));
+      put(memory, megabytes(memoryOf(one)));
     },
   };
   drawn.set(id, row);
@@ -270,20 +278,11 @@ function drawSelection() {
   $("signals").hidden = !some;
 }
 
-function say(text) {
-  const toast = $("toast");
-  put(toast, text);
-  toast.classList.add("on");
-  clearTimeout(say.timer);
-  say.timer = setTimeout(() => toast.classList.remove("on"), 9000);
-}
-
 // --- the controls ----------------------------------------------------------------------------
 
 const everybody = element("input", { type: "checkbox", "aria-label": "Select all handlers shown" });
-const spectrum = new Map();
 const chips = new Map();
-const tiles = new Map();
+const answers = new Map();
 const buttons = new Map();
 
 function sortBy(key, down) {
@@ -298,44 +297,46 @@ function sortBy(key, down) {
   arrange();
 }
 
-function filterBy(state) {
+function filterBy(state, cause = null) {
   view.state = state;
-  for (const [name, chip] of chips) chip.setAttribute("aria-pressed", name === state);
+  view.cause = cause;
+  for (const [name, chip] of chips) chip.setAttribute("aria-pressed", String(name === state && !cause));
   remember();
   arrange();
   if (view.about) drawGlance();
 }
 
 function remember() {
-  const query = new URLSearchParams();
-  if (view.sort !== "state" || view.down) query.set("sort", (view.down ? "-" : "") + view.sort);
-  if (view.state) query.set("state", view.state);
-  if (view.text) query.set("q", view.text);
-  history.replaceState(null, "", query.size ? `?${query}` : location.pathname);
+  const query = new URLSearchParams(location.search);
+  const keep = { sort: view.sort !== "state" || view.down ? (view.down ? "-" : "") + view.sort : "", state: view.state, cause: view.cause, q: view.text };
+  for (const [name, value] of Object.entries(keep)) {
+    if (value) query.set(name, value);
+    else query.delete(name);
+  }
+  history.replaceState(null, "", (query.size ? `?${query}` : location.pathname) + location.hash);
 }
 
 function build() {
   $("heads").append(element("th", { role: "columnheader", scope: "col", class: "pick" }, element("label", {}, everybody)));
-  for (const [key, title, , down] of COLUMNS) {
+  for (const [key, title, , down, look] of COLUMNS) {
     const button = element("button", { type: "button" }, title);
     button.addEventListener("click", () => sortBy(key, view.sort === key ? !view.down : down));
     buttons.set(key, button);
-    $("heads").append(element("th", { role: "columnheader", scope: "col", class: key }, button));
+    $("heads").append(element("th", { role: "columnheader", scope: "col", class: look }, button));
     $("sort-by").append(element("option", { value: key }, title));
   }
-  for (const state of [null, ...STATES]) {
-    const name = state ?? "all";
-    const chip = element("button", { type: "button", class: `chip ${name}`, "aria-pressed": String(state === null) }, element("span", {}, name), element("b", {}, "0"));
+  for (const state of [null, "trouble", ...STATES]) {
+    const { tone, words } = state === "trouble" ? { tone: "fail", words: "in trouble" } : lookOf({ state, troubles: [] });
+    const chip = element("button", { type: "button", class: state ? `chip ${tone}` : "chip", "aria-pressed": String(state === null) }, element("span", {}, state ? words : "all"), element("b", {}, "0"));
     chip.addEventListener("click", () => filterBy(view.state === state ? null : state));
     chips.set(state, chip);
-    if (state) spectrum.set(state, element("i", { class: state }));
   }
   $("chips").append(...chips.values());
-  $("spectrum").append(...spectrum.values());
-  for (const name of ["Median response", "95 % answer within", "Memory", "Running now", "Runs", "Failed runs"]) {
-    const value = element("dd", {}, "–");
-    tiles.set(name, value);
-    $("tiles").append(element("div", {}, element("dt", {}, name), value));
+  const questions = [["arrive", "Do the rows arrive?", "#delivery"], ["failed", "What failed?", "#needs"], ["runs", "What runs now?", "#handlers"], ["answers", "Who answers?", "#handlers"], ["takes", "What does it take?", "#resources"]];
+  for (const [key, question, place] of questions) {
+    const parts = [element("span", { class: "a" }, element("span", { class: "bone" })), element("span", { class: "d" }, "asking")];
+    answers.set(key, parts);
+    $("answers").append(element("a", { href: place }, element("span", { class: "q" }, question), ...parts));
   }
   everybody.addEventListener("change", () => {
     for (const one of view.shown) everybody.checked ? selected.add(one.handler_id) : selected.delete(one.handler_id);
@@ -349,17 +350,6 @@ function build() {
     remember();
     arrange();
   });
-  addEventListener("keydown", (event) => {
-    const typing = event.target.matches("input:not([type=checkbox]), select, textarea");
-    if (event.key === "/" && !typing && !document.querySelector("dialog[open]")) {
-      event.preventDefault();
-      $("filter").focus();
-    } else if (event.key === "Escape" && event.target === $("filter")) {
-      $("filter").value = view.text = "";
-      remember();
-      arrange();
-    }
-  });
   let due = false;
   const soon = () => {
     if (due) return;
@@ -371,25 +361,35 @@ function build() {
   };
   addEventListener("scroll", soon, { passive: true });
   addEventListener("resize", soon);
-  signalButtons($("signals"), () => [...selected], say);
+  signalButtons($("signals"), () => [...selected]);
 }
 
 function recall() {
   const query = new URLSearchParams(location.search);
   const sort = query.get("sort") ?? "state";
   const key = sort.replace(/^-/, "");
-  if (COLUMNS.some(([name]) => name === key)) sortBy(key, sort.startsWith("-"));
   $("filter").value = view.text = query.get("q") ?? "";
-  if (STATES.includes(query.get("state"))) filterBy(query.get("state"));
+  if (chips.has(query.get("state")) || query.get("cause")) filterBy(query.get("state"), query.get("cause"));
+  if (COLUMNS.some(([name]) => name === key)) sortBy(key, sort.startsWith("-"));
 }
 
 function connected(state, detail) {
-  showLink(state);
   if (state === "refused") askToken(detail).then((given) => given && link.resume());
 }
 
+const when = (at) => `${moment(at * 1000)} ${zone(at * 1000)}`;
+const resources = [
+  chart({ title: "Memory of all", format: megabytes, when, top: 10, series: [{ key: "memory_mb", name: "memory", tone: "run" }] }),
+  chart({ title: "Processor of all", format: percent, when, top: 10, series: [{ key: "cpu_percent", name: "of one core", tone: "run" }] }),
+];
+$("charts").append(...resources.map(({ node }) => node));
+const charts = deliveryCharts({ path: "/api/history", place: $("delivered"), buttons: $("spans"), onPoints: (points) => {
+  view.points = points;
+  for (const one of resources) one.draw(points);
+  if (view.about) drawAnswers(view.about.at);
+} });
+const drawTroubles = troubleList($("troubles"));
+const sorted = keptOrder($("table").parentNode, arrange);
 build();
 recall();
-const link = follow((event, data) => {
-  take(event, data);
-}, connected);
+const link = follow(take, connected);

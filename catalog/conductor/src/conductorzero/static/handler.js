@@ -1,11 +1,15 @@
-// One handler's page: its figures now and over time, its runs, methods and settings.
+// One handler's page: whether it delivers, its runs, what it takes, methods and settings.
 
 import { chart } from "./chart.js";
+import { deliveryCharts } from "./delivery.js";
+import { eventItems } from "./events.js";
 import {
-  count, dateTime, duration, element, known, megabytes, milliseconds, moment, percent, put, share, since, time,
+  count, duration, element, known, lookOf, mark, megabytes, milliseconds, moment, nothing, outcomeTone, percent, put, putMark,
+  replace, runPath, share, since, table, things, zone, zoned,
 } from "./format.js";
-import { Refused, follow, read, showLink } from "./live.js";
+import { Refused, follow, read, showScheduler } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
+import { troubleList } from "./troubles.js";
 
 const $ = (id) => document.getElementById(id);
 const id = decodeURIComponent(location.pathname.split("/").pop());
@@ -13,19 +17,16 @@ const path = `/api/handlers/${encodeURIComponent(id)}`;
 const WINDOWS = [["1 h", 3600], ["24 h", 86400], ["7 d", 604800], ["30 d", 2592000]];
 const DETAIL_EVERY_MS = 4000;
 const CHARTS_EVERY_MS = 20_000;
-const view = { window_s: 3600, detailAt: 0, chartsAt: 0, busy: false };
-const tiles = new Map();
+const RUNS_SHOWN = 10;
+const view = { window_s: 3600, detailAt: 0, chartsAt: 0, busy: false, doc: "", runs: null, runState: null, allRuns: false };
 
-const when = (at) => {
-  const date = new Date(at * 1000);
-  return view.window_s <= 86400 ? time(date).slice(0, 5) : dateTime(date);
-};
+const when = (at) => `${moment(at * 1000)} ${zone(at * 1000)}`;
 
 const charts = [
-  chart({ title: "Response time", format: milliseconds, when, top: 1, series: [{ key: "p50_ms", name: "median", kind: "response" }, { key: "p95_ms", name: "95 %", kind: "slow" }] }),
-  chart({ title: "Availability", format: share, when, top: 1, fixed: true, series: [{ key: "availability", name: "answered", kind: "up" }] }),
-  chart({ title: "Memory", format: megabytes, when, top: 10, series: [{ key: "memory_mb", name: "memory", kind: "memory" }] }),
-  chart({ title: "Processor", format: percent, when, top: 1, series: [{ key: "cpu_percent", name: "processor", kind: "cpu" }] }),
+  chart({ title: "Response", format: milliseconds, when, top: 1, series: [{ key: "p50_ms", name: "median", tone: "run" }, { key: "p95_ms", name: "95 %", tone: "rest" }] }),
+  chart({ title: "Availability", format: share, when, top: 1, fixed: true, series: [{ key: "availability", name: "answered", tone: "ok" }] }),
+  chart({ title: "Memory, with its worker", format: megabytes, when, top: 10, series: [{ key: "memory_mb", name: "memory", tone: "run" }] }),
+  chart({ title: "Processor", format: percent, when, top: 1, series: [{ key: "cpu_percent", name: "processor", tone: "run" }] }),
 ];
 
 // --- what is asked for -----------------------------------------------------------------------
@@ -47,11 +48,13 @@ async function refresh({ now = false } = {}) {
       drawCharts(figures);
       drawChanges(changes.events);
     }
+    await delivery({ now });
   } catch (error) {
     if (error instanceof Refused && error.status === 404) {
-      document.body.classList.add("gone");
-      document.title = `${id}: unknown · ConductorZero`;
-      put($("trouble"), "No list of handlers that the conductor reads names this one now.");
+      document.body.classList.add("unlisted");
+      document.title = `${id}: unknown · catalogzero`;
+      putMark($("state"), "off", "unknown");
+      put($("gone"), "No list of handlers that the conductor reads names this one now.");
     }
   } finally {
     view.busy = false;
@@ -61,83 +64,105 @@ async function refresh({ now = false } = {}) {
 // --- what is shown ---------------------------------------------------------------------------
 
 function drawRow(one, at) {
-  $("state").className = one.state;
-  put($("state").firstChild, `${one.state} for ${since(one.since, at)}`);
-  document.title = `${id}: ${one.state} · ConductorZero`;
+  const { tone, words } = lookOf(one);
+  const silent = one.state === "unreachable";
+  const delivers = one.outbox && one.troubles.some(({ cause }) => cause === "paused" || cause === "fault");
+  document.body.classList.remove("unlisted");
+  put($("gone"), "");
+  putMark($("state"), tone, delivers ? `${words}, delivers nothing` : words);
+  document.title = `${one.troubles.length ? "◆ " : ""}${id}: ${words} · catalogzero`;
   const source = one.entry ? `${one.entry} ${one.version}` : one.version;
-  put($("where"), [one.address, source, one.sdk_version && `catalogzero ${one.sdk_version}`].filter(Boolean).join(" · "));
-  const dead = one.state === "unreachable";
-  const now = (text) => (dead ? null : text);
-  const figures = {
-    Response: dead ? "no reply" : milliseconds(one.response_time_ms),
-    "Last seen": dead && one.last_seen_at ? moment(one.last_seen_at, at) : null,
-    Memory: now(megabytes(one.memory_mb)),
-    Worker: one.worker_memory_mb ? now(megabytes(one.worker_memory_mb)) : null,
-    CPU: now(percent(one.cpu_percent)),
-    "Running now": now(count(one.in_flight)),
-    Queued: one.queued ? now(count(one.queued)) : null,
-    Runs: count(one.runs_total),
-    "Failed runs": count(one.failures_total),
-    "Woken up": known(one.wakes_total) ? `${count(one.wakes_total)} times` : "–",
-    "Outbox": one.outbox ? `${count(one.outbox.uploads)} uploads` : null,
-    "Dead letters": one.outbox?.dead ? count(one.outbox.dead) : null,
-    Up: now(duration(one.uptime_seconds)),
+  const answers = silent ? `last seen ${zoned(one.last_seen_at, at)}` : `answers in ${milliseconds(one.response_time_ms)}`;
+  put($("sub"), view.doc + [...Object.values(one.labels), source, `${one.state} for ${since(one.since, at)}`, answers].filter(Boolean).join(" · "));
+  $("needs").hidden = !one.troubles.length;
+  drawTroubles(one.troubles.map((each) => ({ ...each, handlers: 1, handler_ids: [id], uploads: one.outbox?.uploads ?? 0, rows: one.outbox?.records ?? 0 })), at);
+  $("delivery").hidden = !one.outbox;
+  if (one.outbox) facts($("facts"), deliveryFacts(one, at));
+  facts($("figures"), figuresOf(one));
+  pairs($("identity"), { Address: one.address, "Listed by": one.source, Entry: source, catalogzero: one.sdk_version, ...one.labels });
+}
+
+function deliveryFacts({ outbox, state }, at) {
+  const old = state === "unreachable" ? "when it last answered" : "";
+  return {
+    "Last upload": [moment(outbox.last_upload_at, at), outbox.last_upload_at ? `${zone(outbox.last_upload_at)}, ${since(outbox.last_upload_at, at)} ago` : "none yet"],
+    "Waiting here": [outbox.uploads ? mark("wait", things(outbox.uploads, "upload")) : mark("ok", "none"), old || `${things(outbox.records ?? 0, "row")} · ${megabytes((outbox.bytes ?? 0) / 1048576)}`],
+    "Oldest waiting": [outbox.uploads ? mark("wait", outbox.oldest_at ? since(outbox.oldest_at, at) : duration(outbox.oldest_age_s)) : "–", outbox.oldest_at && outbox.uploads ? `since ${zoned(outbox.oldest_at, at)}` : ""],
+    "Next try": [outbox.next_try_at && Date.parse(outbox.next_try_at) > Date.parse(at) ? `in ${since(at, outbox.next_try_at)}` : "–", outbox.next_try_at ? `${zoned(outbox.next_try_at, at)}` : ""],
+    "Dead letters": [outbox.dead ? mark("fail", count(outbox.dead)) : mark("ok", "none"), "refused for good"],
+    Delivered: [known(outbox.uploaded_records_total) ? things(outbox.uploaded_records_total, "row") : "–", known(outbox.uploaded_total) ? `in ${things(outbox.uploaded_total, "upload")}` : ""],
+    "Disk left": [megabytes(known(outbox.disk_free_bytes) ? outbox.disk_free_bytes / 1048576 : null), "where its outbox lies"],
   };
-  for (const [name, text] of Object.entries(figures)) {
-    if (!tiles.has(name)) {
-      const value = element("dd");
-      tiles.set(name, value);
-      $("tiles").append(element("div", {}, element("dt", {}, name), value));
-    }
-    tiles.get(name).parentNode.hidden = text === null;
-    put(tiles.get(name), text ?? "");
-  }
-  document.body.classList.remove("gone");
-  put($("trouble"), [one.trouble, one.last_error && `last error: ${one.last_error}`].filter(Boolean).join(" · "));
+}
+
+function figuresOf(one) {
+  const now = (text) => (one.state === "unreachable" ? "–" : text);
+  return {
+    Memory: [now(megabytes(one.memory_mb)), one.worker_memory_mb ? now(`and its worker ${megabytes(one.worker_memory_mb)}`) : ""],
+    Processor: [now(percent(one.cpu_percent)), "of one core"],
+    "Running now": [now(count(one.in_flight)), one.queued ? now(`${count(one.queued)} queued`) : ""],
+    Runs: [count(one.runs_total), `${count(one.failures_total)} failed`],
+    Up: [now(duration(one.uptime_seconds)), known(one.wakes_total) ? `woken up ${things(one.wakes_total, "time")}` : ""],
+  };
+}
+
+/** Facts with their figures and what is beside them. */
+function facts(place, all) {
+  replace(place, ...Object.entries(all).map(([name, [value, more]]) =>
+    element("div", {}, element("dt", {}, name), element("dd", {}, value, ...(more ? [element("small", {}, more)] : [])))));
+}
+
+function pairs(place, all) {
+  replace(place, ...Object.entries(all).filter(([, value]) => value).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
 
 function drawDetail(data) {
+  const described = data.description;
+  const [doc] = (described?.doc ?? "").split("\n\n");
+  if (doc) view.doc = `${doc.replace(/\s+/g, " ").replace(/\.?$/, ".")} `;
   drawRow(data.handler, data.at);
-  const told = data.description;
-  if (told) {
-    put($("doc"), (told.doc ?? "").split("\n\n")[0].replace(/\s+/g, " "));
-    drawMethods(told.methods ?? []);
-    drawSettings(told);
+  showScheduler(data.scheduler_url);
+  if (described) {
+    drawMethods(described.methods ?? []);
+    drawSettings(described);
   } else if (!$("methods").firstChild) {
-    for (const sheet of ["methods", "settings"]) nothing($(sheet), "It does not answer, so it cannot say.");
+    for (const part of ["methods", "settings"]) replace($(part), nothing("It does not answer, so it cannot say."));
   }
-  drawRuns(data.runs?.runs ?? (Array.isArray(data.runs) ? data.runs : null));
+  view.runs = data.runs?.runs ?? (Array.isArray(data.runs) ? data.runs : view.runs);
+  drawRuns();
 }
 
-function drawRuns(runs) {
-  if (!runs?.length) {
-    if (runs || !$("runs").firstChild) nothing($("runs"), runs ? "No run since it was started." : "It does not answer, so it cannot say.");
-    return;
-  }
-  sheet($("runs"), ["Run", "Method", "Status", "Began", "Took"], runs.map((run) => {
-    const took = run.started_at ? secondsOf(run) : null;
-    const status = element("span", { class: run.status }, run.status);
-    const cell = [status];
-    if (run.error) cell.push(element("span", { class: "why" }, run.error));
-    if (run.progress && !run.ended_at) cell.push(" ", element("code", {}, JSON.stringify(run.progress)));
-    return [[element("code", {}, run.run_id)], [run.method], cell, [time(run.started_at)], [took === null ? "–" : took < 10 ? milliseconds(took * 1000) : duration(took)]];
-  }));
-}
+const outcomeOf = (run) => run.outcome ?? { state: run.status, words: run.error ?? run.status, rows: null };
 
-/** How long a run took so far; the handler's clock may be ahead of this one. */
-const secondsOf = (run) => Math.max(0, (Date.parse(run.ended_at ?? new Date()) - Date.parse(run.started_at)) / 1000);
+function drawRuns() {
+  const { runs } = view;
+  if (!runs?.length) return replace($("runs"), nothing(runs ? "No run since it was started." : "It does not answer, so it cannot say."));
+  const counts = new Map();
+  for (const run of runs) counts.set(outcomeOf(run).state, (counts.get(outcomeOf(run).state) ?? 0) + 1);
+  replace($("run-chips"), ...[[null, runs.length], ...counts].map(([state, number]) => element("button",
+    { type: "button", class: state ? `chip ${outcomeTone(state)}` : "chip", "data-state": state ?? "", "aria-pressed": String(view.runState === state) }, `${state ?? "all"} `, element("b", {}, count(number)))));
+  const shown = runs.filter((run) => !view.runState || outcomeOf(run).state === view.runState);
+  const heads = [[`Began (${zone()})`], ["Outcome", "lead"], ["Rows", "num"], ["Took", "num"], ["Method"]];
+  const more = view.allRuns ? 0 : shown.length - RUNS_SHOWN;
+  const all = element("div", { class: "pager" }, element("p", {}, `the last ${RUNS_SHOWN} of ${shown.length}`), element("button", { type: "button" }, `Show ${more} more`));
+  replace($("runs"), table("Runs", heads, shown.slice(0, more > 0 ? RUNS_SHOWN : undefined).map((run) => {
+    const { state, words, rows } = outcomeOf(run);
+    const took = run.started_at ? Math.max(0, (Date.parse(run.ended_at ?? new Date()) - Date.parse(run.started_at)) / 1000) : null;
+    const shownTook = took === null ? "–" : took < 10 ? milliseconds(took * 1000) : duration(took);
+    const progress = run.progress && !run.ended_at ? JSON.stringify(run.progress) : "";
+    return [[element("a", { href: runPath(id, run.run_id) }, moment(run.started_at ?? run.received_at))],
+      [mark(outcomeTone(state), state), element("small", {}, words === state ? "" : words, progress)], [count(rows)], [shownTook], [run.method]];
+  })), ...(more > 0 ? [all] : []));
+}
 
 function drawMethods(methods) {
-  if (!methods.length) return nothing($("methods"), "It names no job methods.");
-  sheet($("methods"), ["Method", "What it does"], methods.map((method) => {
-    const flags = ["quiet", "retry_safe", "isolate"].filter((flag) => method[flag]);
+  if (!methods.length) return replace($("methods"), nothing("It names no job methods."));
+  replace($("methods"), table("Methods", [["Method"], ["What it does"]], methods.map((method) => {
+    const flags = ["quiet", "retry_safe", "isolate"].filter((flag) => method[flag]).map((flag) => flag.replace("_", " "));
     if (method.timeout_s) flags.push(`at most ${method.timeout_s} s`);
     const doc = (method.doc ?? "").split("\n\n")[0].replace(/\s+/g, " ");
-    return [
-      [element("code", {}, `${method.name}(${signature(method.params_schema)})`)],
-      [doc, doc && flags.length ? element("br") : "", ...flags.map((flag) => element("span", { class: "flag" }, flag.replace("_", " ")))],
-    ];
-  }));
+    return [[element("code", {}, `${method.name}(${signature(method.params_schema)})`)], [doc, ...flags.map((flag) => element("small", {}, flag))]];
+  })));
 }
 
 function signature(schema) {
@@ -151,43 +176,17 @@ function drawSettings({ settings = {}, runtime = {}, settings_schema: schema }) 
     [element("code", {}, typeof value === "string" ? value : JSON.stringify(value))],
     [schema?.properties?.[name]?.description ?? ""],
   ]);
-  if (rows.length) sheet($("settings"), ["Setting", "Value", "Meaning"], rows);
-  else nothing($("settings"), "It has no settings of its own.");
+  replace($("settings"), rows.length ? table("Settings", [["Setting"], ["Value"], ["Meaning"]], rows) : nothing("It has no settings of its own."));
 }
 
 function drawChanges(events) {
-  if (!events.length) return nothing($("changes"), "Nothing has changed yet.");
-  sheet($("changes"), ["When", "What"], events.map((event) => [
-    [element("time", { datetime: event.at }, dateTime(event.at))],
-    [element("span", { class: `what ${event.kind} ${event.state}` }, event.text)],
-  ]));
+  const items = eventItems(events.toReversed(), new Date(), { names: false });
+  replace($("changes"), ...(items.length ? items : [element("li", { class: "soft" }, "Nothing has changed yet.")]));
 }
 
 function drawCharts({ total, points }) {
   for (const one of charts) one.draw(points);
   put($("window-total"), `answered ${share(total.availability)}, median ${milliseconds(total.p50_ms)}, 95 % within ${milliseconds(total.p95_ms)}`);
-}
-
-function sheet(place, heads, rows) {
-  // Roles by name: a narrow screen lays the cells out as blocks, which takes a table's own away.
-  const row = (cells) => element("tr", { role: "row" }, ...cells);
-  const head = row(heads.map((name) => element("th", { role: "columnheader", scope: "col" }, name)));
-  const body = rows.map((cells) => row(cells.map((parts, at) => element("td", { role: "cell", "data-title": heads[at] }, ...parts))));
-  const group = { role: "rowgroup" };
-  const table = element("table", { role: "table" }, element("thead", group, head), element("tbody", group, ...body));
-  if (place.firstChild?.outerHTML !== table.outerHTML) place.replaceChildren(table);
-}
-
-function nothing(place, text) {
-  place.replaceChildren(element("p", { class: "none" }, text));
-}
-
-function say(text) {
-  put($("toast"), text);
-  $("toast").classList.add("on");
-  clearTimeout(say.timer);
-  say.timer = setTimeout(() => $("toast").classList.remove("on"), 9000);
-  refresh({ now: true });
 }
 
 // --- the connection --------------------------------------------------------------------------
@@ -199,14 +198,14 @@ function take(event, data) {
 }
 
 function connected(state, detail) {
-  showLink(state);
   if (state === "refused") askToken(detail).then((given) => given && link.resume());
 }
 
 put($("name"), id);
+put($("crumb"), id);
 $("charts").append(...charts.map((one) => one.node));
 for (const [name, seconds] of WINDOWS) {
-  const button = element("button", { type: "button", "aria-pressed": String(seconds === view.window_s) }, name);
+  const button = element("button", { type: "button", class: "chip", "aria-pressed": String(seconds === view.window_s) }, name);
   button.addEventListener("click", () => {
     view.window_s = seconds;
     for (const other of $("windows").children) other.setAttribute("aria-pressed", String(other === button));
@@ -214,5 +213,20 @@ for (const [name, seconds] of WINDOWS) {
   });
   $("windows").append(button);
 }
-signalButtons($("signals"), () => [id], say);
+$("run-chips").addEventListener("click", ({ target }) => {
+  const chip = target.closest("button");
+  if (!chip) return;
+  view.runState = chip.dataset.state || null;
+  drawRuns();
+  $("run-chips").querySelector(`[data-state="${view.runState ?? ""}"]`).focus();
+});
+$("runs").addEventListener("click", ({ target }) => {
+  if (!target.matches(".pager button")) return;
+  view.allRuns = true;
+  drawRuns();
+  $("runs").querySelectorAll("a")[RUNS_SHOWN].focus();
+});
+signalButtons($("signals"), () => [id], () => refresh({ now: true }));
+const delivery = deliveryCharts({ path: `${path}/history`, place: $("delivered"), buttons: $("spans") });
+const drawTroubles = troubleList($("troubles"), { names: false });
 const link = follow(take, connected);

@@ -1,6 +1,6 @@
 // Signals to handlers: what is asked before one is sent, and what came of it.
 
-import { element } from "./format.js";
+import { element, say } from "./format.js";
 import { Refused, request, token } from "./live.js";
 
 const ACTIONS = {
@@ -10,15 +10,14 @@ const ACTIONS = {
   resume: ["Resume", "Jobs are taken again."],
 };
 
-/** Four buttons that signal the handlers that `selected()` names; `say(text)` tells the result. */
-export function signalButtons(place, selected, say) {
+/** Four buttons that signal the handlers that `selected()` names; `done()` is called after each. */
+export function signalButtons(place, selected, done = () => {}) {
   const buttons = Object.entries(ACTIONS).map(([action, [name, meaning]]) => {
     const button = element("button", { type: "button", title: meaning, "data-action": action }, name);
-    button.addEventListener("click", () => send(action, selected(), say));
+    button.addEventListener("click", () => send(action, selected()).then(done));
     return button;
   });
   place.append(...buttons);
-  return { enable: (on) => buttons.forEach((button) => { button.disabled = !on; }) };
 }
 
 /** Ask for the token; resolves to true when one was given. One that was kept was refused. */
@@ -27,7 +26,7 @@ export function askToken(text) {
   return ask({ title: "The conductor's token", text, reason, confirm: "Go on", needsToken: true });
 }
 
-async function send(action, handlerIds, say) {
+async function send(action, handlerIds) {
   const [name, meaning] = ACTIONS[action];
   const who = handlerIds.length === 1 ? handlerIds[0] : `${handlerIds.length} handlers`;
   let reason = "";
@@ -42,7 +41,7 @@ async function send(action, handlerIds, say) {
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ action, handler_ids: handlerIds }),
       });
-      say(told(name, await response.json()));
+      say(resultText(name, await response.json()));
       return;
     } catch (error) {
       if (!(error instanceof Refused) || error.status !== 401) {
@@ -56,7 +55,7 @@ async function send(action, handlerIds, say) {
   }
 }
 
-function told(name, result) {
+function resultText(name, result) {
   const { total, succeeded } = result.summary;
   const failed = Object.entries(result.handlers).filter(([, one]) => !one.ok);
   const some = failed.slice(0, 3).map(([id, one]) => `${id}: ${one.error}`).join("; ");
@@ -66,15 +65,15 @@ function told(name, result) {
 
 function ask({ title, text, reason = "", confirm, needsToken }) {
   const field = element("input", { type: "password", id: "token", autocomplete: "off", required: needsToken, minlength: 16 });
-  const yes = element("button", { type: "submit", class: "main", value: "yes" }, confirm);
+  const yes = element("button", { type: "submit", class: "main-act", value: "yes" }, confirm);
   const no = element("button", { type: "button" }, "Cancel");
   const form = element("form", { method: "dialog" }, element("h2", { id: "ask-title" }, title), element("p", {}, text));
-  if (reason) form.append(element("p", { class: "bad", role: "alert" }, reason));
+  if (reason) form.append(element("p", { class: "refused", role: "alert" }, reason));
   if (needsToken) {
     form.append(element("label", { for: "token" }, "Token"), field,
-      element("p", { class: "hint" }, "It stands in the file that the conductor's log names (dashboard_token in its state folder), and is kept for this tab only."));
+      element("p", { class: "soft small" }, "It stands in the file that the conductor's log names (dashboard_token in its state folder), and is kept for this tab only."));
   }
-  form.append(element("div", { class: "actions" }, no, yes));
+  form.append(element("div", { class: "acts" }, no, yes));
   const dialog = element("dialog", { "aria-labelledby": "ask-title" }, form);
   document.body.append(dialog);
   return new Promise((resolve) => {
