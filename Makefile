@@ -5,7 +5,7 @@ PYTHON ?= python3
 export PYTHON
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
-TYPED := sdk/catalogzero $(wildcard catalog/*/src) examples tests benchmarks
+TYPED := sdk/catalogzero $(wildcard catalog/*/src) examples tests benchmarks docs/site_build
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -67,14 +67,26 @@ interop: .venv/ready ## handlers and clients against a running ScheduleZero: SCH
 
 .PHONY: docs
 docs: .venv/ready ## every link and every example of README and docs, checked
-	$(BIN)/python -m pytest tests/house/test_docs.py
+	$(BIN)/python -m pytest tests/house/test_docs.py tests/house/test_docs_site.py tests/house/test_how_tos.py
+
+.PHONY: docs-site
+docs-site: .venv/ready ## the documentation as a site with search, into build/docs-site/site
+	@$(BIN)/python -m docs.site_build
+
+.PHONY: pictures
+pictures: .venv/ready ## the pictures in docs/images, taken again (needs Chromium)
+	CATALOGZERO_TEST_PICTURES=$(CURDIR)/docs/images $(PYTEST) -k picture tests/house/test_pictures.py catalog/conductor/tests/test_pages.py
 
 .PHONY: browser
 browser: ## installs Chromium where apt-get and root are at hand; without it the page tests are skipped
 	@.ci/browser
 
+.PHONY: systemd
+systemd: ## installs systemd-nspawn, the same way; without it the units are not booted
+	@.ci/systemd
+
 .PHONY: lock
-lock: ## resolves requirements/dev.txt anew (needs uv)
+lock: ## resolves requirements/dev.txt again (needs uv)
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header --no-annotate --extra dev pyproject.toml requirements/build.in --output-file requirements/dev.txt
 

@@ -47,7 +47,7 @@ import psycopg
 import zstandard
 from catalogzero.backend import schema, uploads
 from catalogzero.backend.housekeeping import clear_hidden
-from catalogzero.backend.store import Database, insert_many
+from catalogzero.backend.store import BackendDatabase, insert_many
 from catalogzero.backend.tenants import add_tenant
 from sqlalchemy import (
     ColumnElement,
@@ -409,10 +409,10 @@ def measure_housekeeping(folder: Path, count: int, rounds: int, kind: str) -> di
 
 
 @contextmanager
-def _filled(folder: Path, count: int, kind: str) -> Iterator[Database]:
-    """A database with so many visible uploads."""
+def _filled(folder: Path, count: int, kind: str) -> Iterator[BackendDatabase]:
+    """A database with that number of visible uploads."""
     where = _database(folder, kind, f"filled-{count}")
-    with where as (url, _), closing(Database(url, FILL_S)) as made:
+    with where as (url, _), closing(BackendDatabase(url, FILL_S)) as made:
         with made.writing() as connection:
             if kind == "postgresql":
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -427,7 +427,7 @@ def _filled(folder: Path, count: int, kind: str) -> Iterator[Database]:
 
 
 def _fill(connection: Connection, count: int) -> None:
-    """Insert so many visible uploads of the first tenant, of one chunk with one row each."""
+    """Insert `count` visible uploads of the first tenant, of one chunk with one row each."""
     numbers = select(literal(1).label("i")).cte(recursive=True)
     following = select(numbers.c.i + 1).where(numbers.c.i < count)
     number = (series := numbers.union_all(following)).c.i
@@ -457,7 +457,7 @@ def _fill(connection: Connection, count: int) -> None:
     insert_many(connection, schema.installations, heard_of)
 
 
-def _step_ms(database: Database) -> float:
+def _step_ms(database: BackendDatabase) -> float:
     """Hide 50 uploads, and measure the step that deletes their rows."""
     visible = select(schema.uploads.c.upload_no).where(schema.uploads.c.visible)
     some = schema.uploads.c.upload_no.in_(visible.order_by(schema.uploads.c.upload_no).limit(50))

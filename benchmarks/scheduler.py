@@ -2,9 +2,9 @@
 
     python -m benchmarks.scheduler [--schedules 10000] [--rounds 3] [--postgresql URL] [--json]
 
-One round is one burst: so many schedules come due at once, and each run is recorded. Rounds of both
-take turns; medians are told, with a tenth of the schedules and with all, then what ten times the
-schedules cost.
+One round is one burst: all schedules come due at once, and each run is recorded. Rounds of both
+take turns; medians are reported, with a tenth of the schedules and with all, then what ten times
+the schedules cost.
 
 Ours runs whole: a handler in a process of its own, its ping, its stored stamp, its recorded result.
 The peer calls a function in its own process, and records nothing but its next time. Both write to
@@ -67,7 +67,7 @@ def work() -> None:
 
 
 def make_schedules(store: Store, name: str, count: int, first: datetime) -> None:
-    """So many hourly schedules that come due at the same moment, in one transaction."""
+    """Hourly schedules that all come due at the same moment, in one transaction."""
     trigger = parse_trigger({"type": "interval", "hours": 1, "start_time": first.isoformat()})
     due_us = to_us(first)
     rows = [
@@ -85,7 +85,7 @@ def make_schedules(store: Store, name: str, count: int, first: datetime) -> None
 
 
 async def ours(database: str, due: int, standing: int) -> dict[str, float]:
-    """Start-up and listing with so many schedules, a burst of due runs, idle CPU."""
+    """Start-up and listing with that number of schedules, a burst of due runs, idle CPU."""
     store = Store(database)
     make_schedules(store, "standing", standing, datetime.now(UTC) + timedelta(days=1))
     store.close()
@@ -245,7 +245,7 @@ def main() -> None:
         for standing in (given.schedules // 10, given.schedules)
     )
     for one in (few, many):
-        _tell(one, as_json=given.json)
+        _report(one, as_json=given.json)
     grown = {key: many["ours"][key] / few["ours"][key] for key in ("start_s", "list_s")}
     grown["time_of_a_due_run"] = few["ours"]["runs_per_s"] / many["ours"]["runs_per_s"]
     if given.json:
@@ -255,7 +255,7 @@ def main() -> None:
         print(f"ten times the schedules: {told} (budget: 10)")
 
 
-def _tell(one: dict[str, Any], *, as_json: bool) -> None:
+def _report(one: dict[str, Any], *, as_json: bool) -> None:
     """Print one round."""
     if as_json:
         print(json.dumps(one), flush=True)

@@ -35,7 +35,7 @@ CLAIMS = 9
 
 
 def grown(postgresql: str | None, due: int, standing: int) -> dict[str, float]:
-    """What so many schedules cost."""
+    """What that number of schedules costs."""
     with databases(postgresql) as (database, _):
         found = asyncio.run(ours(database, due, standing))
     with databases(postgresql) as (database, _):
@@ -59,7 +59,7 @@ def claim_s(database: str, standing: int) -> float:
 
 
 def crowd(postgresql: str | None, due: int, schedulers: int) -> dict[str, float]:
-    """Due runs a second with so many schedulers, and the database's work for each run."""
+    """Due runs a second with that number of schedulers, and the database's work for each run."""
     with databases(postgresql) as (database, _), ExitStack() as undo:
         store = Store(database)
         undo.callback(store.close)
@@ -68,7 +68,7 @@ def crowd(postgresql: str | None, due: int, schedulers: int) -> dict[str, float]
             undo.enter_context(process("catalogzero", "scheduler", *ports))
             for _ in range(schedulers)
         ]
-        addresses = [_told(one)["zmq_address"] for one in started]
+        addresses = [_reported(one)["zmq_address"] for one in started]
         undo.enter_context(handler(addresses[0]))
         until(lambda: store.find_handler("nothing"))
         first = datetime.now(UTC) + timedelta(seconds=LEAD_S)
@@ -87,7 +87,7 @@ def crowd(postgresql: str | None, due: int, schedulers: int) -> dict[str, float]
     return {**found, "schedulers_at_work": owners}
 
 
-def _told(started: subprocess.Popen[str]) -> dict[str, str]:
+def _reported(started: subprocess.Popen[str]) -> dict[str, str]:
     """What a scheduler says when it listens."""
     assert started.stdout
     told: dict[str, str] = json.loads(started.stdout.readline())

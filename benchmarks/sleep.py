@@ -52,7 +52,7 @@ def floor_mb() -> float:
 def serve(folder: Path, backend: str) -> tuple[subprocess.Popen[str], str]:
     """`catalogzero run`, and the address that it says."""
     flags = ["--scheduler", "none"]
-    for setting in (f"state_dir={folder / 'state'}", "log_format=json", "settle_s=0"):
+    for setting in (f"state_dir={folder / 'state'}", "log_format=json", "min_file_age_s=0"):
         flags += ["--set", setting]
     for setting in (f"endpoint={backend}", "api_key=benchmark", f'data_roots=["{folder}"]'):
         flags += ["--config", setting]

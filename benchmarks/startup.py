@@ -4,7 +4,7 @@
 
 The peer is `python -c "import zmq, psutil, asyncio"`, started and ended; `import catalogzero` is
 put beside the import of the libraries that it uses. Rounds alternate; both wall time and processor
-time are told, as the latter suffers less from what else the machine does.
+time are reported, as the latter suffers less from what else the machine does.
 """
 
 from __future__ import annotations

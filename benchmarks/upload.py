@@ -66,7 +66,7 @@ class Figure:
 
 
 def make_csv(path: Path, megabytes: int) -> None:
-    """A CSV file of about so many megabytes."""
+    """A CSV file of about that number of megabytes."""
     size, n = 0, 0
     with path.open("w") as file:
         size += file.write(HEADER)
@@ -98,7 +98,7 @@ async def served(handler: type[Dicts], url: str, data: Path) -> AsyncIterator[Se
     processor = handler(endpoint=url, api_key="benchmark", data_roots=[str(data)])
     with tempfile.TemporaryDirectory() as state:
         async with serving(
-            processor, state_dir=Path(state), settle_s=0, upload_wait_s=600, log_level="error"
+            processor, state_dir=Path(state), min_file_age_s=0, upload_wait_s=600, log_level="error"
         ) as service:
             await call(service, data / "small.csv")
             yield service
@@ -200,7 +200,7 @@ async def alone(url: str, data: Path) -> AsyncIterator[tuple[psutil.Process, Han
     named = ("benchmarks.peers.upload_processors:Tables", "--handler-id", "bench", "--port", port)
     config = (f"endpoint={url}", "api_key=benchmark", f"data_roots={json.dumps([str(data)])}")
     with tempfile.TemporaryDirectory() as state:
-        runtime = (f"state_dir={state}", "settle_s=0", "upload_wait_s=600")
+        runtime = (f"state_dir={state}", "min_file_age_s=0", "upload_wait_s=600")
         command = [sys.executable, "-m", "catalogzero", "run", *named, "--scheduler", "none"]
         command += [part for pair in runtime for part in ("--set", pair)]
         command += [part for pair in config for part in ("--config", pair)]

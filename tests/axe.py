@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from typing import Any
 
 import platformdirs
 import pytest
@@ -26,3 +27,14 @@ def axe_source() -> str:
             pytest.skip(f"axe-core cannot be fetched: {done.stderr[-200:]}")
         shutil.unpack_archive(folder / f"axe-core-{AXE_VERSION}.tgz", folder, filter="data")
     return script.read_text("utf-8")
+
+
+def serious_faults(page: Any, script: str, within: str = "document") -> list[tuple[str, str]]:
+    """What axe-core finds serious or critical on a page: each fault's name and its first place."""
+    page.evaluate(script)
+    result = page.evaluate(f"axe.run({within}, {{ resultTypes: ['violations'] }})")
+    return [
+        (fault["id"], fault["nodes"][0]["html"])
+        for fault in result["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]

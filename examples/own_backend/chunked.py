@@ -158,7 +158,7 @@ def admit(database: sqlite3.Connection, name: str, given: int | None) -> None:
 
 
 def start(database: sqlite3.Connection, name: str, body: Body) -> Answer:
-    """An installation says what it is, takes the next epoch, and is told its sources."""
+    """An installation says what it is, takes the next epoch, and gets its sources."""
     add = "INSERT OR IGNORE INTO installations (name) VALUES (?)"
     is_new = database.execute(add, [name]).rowcount == 1
     stored = "SELECT epoch, since, nonces FROM installations WHERE name = ?"
@@ -301,7 +301,7 @@ class Receiver(BaseHTTPRequestHandler):
         raise RefusedError(401, "unauthorized")
 
     def body(self) -> bytes:
-        """The whole body, which is the one that was digested; one that was cut off is none."""
+        """The whole body, which is the one that was digested; one that was cut off is refused."""
         self.close_connection = True
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             body = b""

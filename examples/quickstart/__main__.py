@@ -59,7 +59,7 @@ def play(stage: Stage, folder: Path, *, keep: bool) -> int:
     finally:
         stage.write(folder / "report.json")
     story.sum_up()
-    stage.tell(f"all figures: {folder / 'report.json'}")
+    stage.show(f"all figures: {folder / 'report.json'}")
     return 0
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from catalogzero import Batch, CloudProcessor, Params
+from catalogzero import CloudProcessor, Params, Rows
 from skylark_processor.settings import SkylarkProcessorSettings
 
 
@@ -12,7 +12,7 @@ class SkylarkProcessor(CloudProcessor):
 
     settings_model = SkylarkProcessorSettings
 
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Rows], params: Params) -> Iterator[Rows]:
         for batch in batches:
             rows = [{key: cleaned(value) for key, value in row.items()} for row in batch]
             yield [row | delay(row) for row in rows if any(v is not None for v in row.values())]

@@ -10,7 +10,6 @@ Layer: edge.
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -26,6 +25,8 @@ from typing import Self, TypeVar
 import psutil
 
 MARK = "QUICKSTART_RUN"
+_HOLDERS: list[socket.socket] = []
+"""What keeps the ports of `free_ports`."""
 GUARDIAN = """
 import os, signal, sys
 groups = set()
@@ -90,7 +91,7 @@ class Processes:
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
-        self._tell("+", process.pid)
+        self._report("+", process.pid)
         self._running[name] = process
         return process
 
@@ -130,7 +131,7 @@ class Processes:
             process.wait(timeout_s)
         kill_group(process.pid)
         process.wait()
-        self._tell("-", process.pid)
+        self._report("-", process.pid)
         return process.returncode
 
     def stop_all(self) -> None:
@@ -181,7 +182,7 @@ class Processes:
         except psutil.Error:
             return False
 
-    def _tell(self, sign: str, group: int) -> None:
+    def _report(self, sign: str, group: int) -> None:
         pipe = self._guardian.stdin
         if pipe:
             pipe.write(f"{sign}{group}\n")
@@ -198,14 +199,15 @@ def kill_group(group: int) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that nobody listens on, below those that systems hand out by themselves."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randrange(20_000, 30_000)  # noqa: S311 (no secret)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.append(port)
-    return ports
+    """Loopback ports that nobody listens on, kept from others until this process ends."""
+    # A socket that is bound, but does not listen, keeps others from this port. Servers set
+    # SO_REUSEADDR, as it does, and so can still listen here.
+    for _ in range(count):
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        _HOLDERS.append(holder)
+    return [int(holder.getsockname()[1]) for holder in _HOLDERS[-count:]]
 
 
 def _named(process: psutil.Process) -> str:

@@ -50,7 +50,7 @@ class Stage:
             record["seconds"] = round(time.monotonic() - began, 2)
         self.console.print(f"      [green]held[/] after {record['seconds']:.1f} s")
 
-    def tell(self, text: str) -> None:
+    def show(self, text: str) -> None:
         """A line below the step's title."""
         self.console.print(f"      {text}")
 
@@ -59,7 +59,7 @@ class Stage:
         section, _, key = name.rpartition(".")
         (self.facts.setdefault(section, {}) if section else self.facts)[key] = value
         if shown:
-            self.tell(shown)
+            self.show(shown)
 
     def code(self, path: Path) -> None:
         """A file, as its author sees it."""
@@ -75,7 +75,7 @@ class Stage:
 
     def table(self, title: str, rows: dict[str, Any]) -> None:
         """Names and values, a line each, below their title."""
-        self.tell(f"{title}:")
+        self.show(f"{title}:")
         self.rows(rows)
 
     def rows(self, rows: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Stage:
         width = max(map(len, rows))
         for name, value in rows.items():
             shown = value if isinstance(value, str) else json.dumps(value)
-            self.tell(f"{name:<{width}}  {escape(shown)}")
+            self.show(f"{name:<{width}}  {escape(shown)}")
 
     def write(self, path: Path) -> None:
         """Write report.json: the steps, whether all held, and every figure."""

@@ -63,7 +63,7 @@ class Story:
             self.stage.fact("source.bytes", raw.stat().st_size)
             self.stage.fact("source.rows", self.truth.rows)
             self.stage.fact("source.distance_sum", self.truth.distance)
-            self.stage.tell(f"{self.truth.rows:,} rows, {raw.stat().st_size / MB:.0f} MiB")
+            self.stage.show(f"{self.truth.rows:,} rows, {raw.stat().st_size / MB:.0f} MiB")
 
     def vend(self) -> None:
         """From an empty folder to a catalog, and from the catalog to the client's environment."""
@@ -82,7 +82,7 @@ class Story:
             self.processes.wait_for("the index", lambda: answers(f"{index}/"))
             installed = self.client.install(index)
             self.stage.fact("client.packages", installed)
-            self.stage.tell(f"{len(installed)} packages from {index}")
+            self.stage.show(f"{len(installed)} packages from {index}")
 
     def serve(self) -> None:
         """Four processes that find each other."""
@@ -97,7 +97,7 @@ class Story:
             self.processes.wait_for("the handlers' registration", self.scheduler.connected)
             self.rss_before = self.rss()
             self.stage.fact("memory.rss_before_mb", self.rss_before)
-            self.stage.tell(f"both handlers are connected; the handler has {self.rss_before} MB")
+            self.stage.show(f"both handlers are connected; the handler has {self.rss_before} MB")
 
     def run_once(self) -> None:
         """The schedules of the seed, an execution, and its rows at the backend."""
@@ -136,13 +136,14 @@ class Story:
                 summary = record["result"]["summary"]
                 self.stage.fact(f"conductor.{method}", summary)
                 self.stage.table(method, summary)
-            self.stage.tell(f"dashboard: {self.ports.board}")
+            self.stage.show(f"dashboard: {self.ports.board}")
             self.screenshot()
 
     def fall_asleep(self) -> None:
         """Asleep, as small as before the job and without a child; asking does not wake it."""
         with self.stage.step("The handler falls asleep, and hands its memory back"):
             self.processes.wait_for("sleep", self.is_asleep)
+            wakes_before = self.scheduler.metrics()["wakes_total"]
             asleep = self.rss()
             self.stage.fact("memory.rss_asleep_mb", asleep)
             self.stage.table("resident memory of the handler, MB", self.stage.facts["memory"])
@@ -150,10 +151,11 @@ class Story:
                 raise DemoError(f"asleep it has {asleep} MB, and had {self.rss_before} before")
         with self.stage.step("A job wakes it"):
             again = self.run_processor()["result"]["status"]
-            wakes = self.scheduler.metrics()["wakes_total"]
+            # On a slow machine it may have slept, and been woken, before.
+            wakes = self.scheduler.metrics()["wakes_total"] - wakes_before
             self.stage.fact("wake.status", again)
             self.stage.fact("wake.wakes_total", wakes)
-            self.stage.tell(f"the same file again: {again}; woken {wakes} time")
+            self.stage.show(f"the same file again: {again}; woken {wakes} time")
             if (again, wakes) != ("unchanged", 1):
                 raise DemoError("one wake, and nothing sent, were to be expected")
 
@@ -172,7 +174,7 @@ class Story:
             self.stage.fact("crash.chunks_stored_at_kill", chunks)
             if not chunks or self.backend.completed() != self.completed:
                 raise DemoError("the upload was complete before the handler was killed")
-            self.stage.tell(f"killed with {chunks} of its chunks stored, and none of it visible")
+            self.stage.show(f"killed with {chunks} of its chunks stored, and none of it visible")
             self.assert_exact("crash.while_down")
 
     def recover(self) -> None:
@@ -182,7 +184,7 @@ class Story:
             ended = partial(self.scheduler.outcome, self.second)
             record = self.processes.wait_for("the end of the execution", ended, timeout_s=180)
             self.stage.fact("crash.execution", record["status"])
-            self.stage.tell(f"the scheduler recorded: {record['status']}")
+            self.stage.show(f"the scheduler recorded: {record['status']}")
             if self.backend.completed() == self.completed:
                 self.run_processor(full=True)
             self.assert_exact("crash.after")
@@ -218,7 +220,7 @@ class Story:
         return record
 
     def health_after_upload(self) -> dict[str, Any] | None:
-        """The newest health report, once it tells of the upload."""
+        """The newest health report, once it reports the upload."""
         report = self.backend.health()
         return report if report and report.get("last_success_at") else None
 
@@ -234,7 +236,7 @@ class Story:
         """
         stored = self.backend.visible()
         self.stage.fact(f"{name}_rows" if "." in name else f"{name}.rows", stored.rows)
-        self.stage.tell(
+        self.stage.show(
             f"visible rows {stored.rows:,} of {self.truth.rows:,}; "
             f"sum of distance {stored.distance:,} of {self.truth.distance:,}"
         )
@@ -246,7 +248,7 @@ class Story:
         browser = shutil.which("chromium") or shutil.which("google-chrome")
         picture = self.folder / "dashboard.png"
         if not browser:
-            self.stage.tell("no Chromium here, so no picture of it")
+            self.stage.show("no Chromium here, so no picture of it")
             return
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
         self.processes.run(

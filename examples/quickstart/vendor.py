@@ -66,7 +66,7 @@ class Vendor:
         self._catalogzero("build", self.package, "--out", self.dist)
         self._catalogzero("build", ROOT / "catalog/conductor", "--out", self.dist)
         for wheel in self.wheels():
-            self.stage.tell(wheel.name)
+            self.stage.show(wheel.name)
 
     def wheels(self) -> list[Path]:
         """What the vendor publishes."""

@@ -1,4 +1,4 @@
-"""`catalogzero backend`, which can be told where to die: at a commit point of its own.
+"""`catalogzero backend`, which can be made to die: at a commit point of its own.
 
     CHAOS_DIE_AT=FILE python -m tests.chaos.backend_process backend serve …
 
@@ -18,7 +18,7 @@ from catalogzero.backend import housekeeping, installations, store, uploads
 from catalogzero.backend.schema import sources
 from catalogzero.backend.schema import uploads as table
 from catalogzero.cli.main import main
-from catalogzero.protocol.judging import Claim, Judgement, Standing, State
+from catalogzero.protocol.judging import Completion, Judgement, Standing, UploadState
 
 from tests.chaos.death import die_at
 
@@ -35,7 +35,7 @@ EMPTY = (None, False)
 def dies_at_commits(order: Path) -> None:
     """Watch the transactions that did one of the steps, and changed something."""
     here = threading.local()
-    plain = store.Database.write_now
+    plain = store.BackendDatabase.write_now
 
     def noting(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **more: Any) -> Any:
@@ -45,7 +45,7 @@ def dies_at_commits(order: Path) -> None:
 
         return run
 
-    def write_now(self: store.Database, work: Callable[[sa.Connection], Any]) -> Any:
+    def write_now(self: store.BackendDatabase, work: Callable[[sa.Connection], Any]) -> Any:
         here.step = None
         done = plain(self, work)
         if here.step:
@@ -59,14 +59,14 @@ def dies_at_commits(order: Path) -> None:
 
     for name, module in STEPS.items():
         setattr(module, name, noting(name, getattr(module, name)))
-    store.Database.write_now = write_now  # type: ignore[method-assign, assignment]  # the point of this file
+    store.BackendDatabase.write_now = write_now  # type: ignore[method-assign, assignment]  # the point of this file
 
 
 def deduplicates_by_chunk_alone() -> None:
     """The fault that the rules must not have: what has all its chunks is shown, whatever it is."""
 
-    def judge(claim: Claim, standing: Standing) -> Judgement:
-        if standing.state is State.COMPLETE:
+    def judge(claim: Completion, standing: Standing) -> Judgement:
+        if standing.state is UploadState.COMPLETE:
             return Judgement.DUPLICATE
         return Judgement.MISSING if standing.missing else Judgement.ACCEPTED
 

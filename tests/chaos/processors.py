@@ -1,6 +1,6 @@
-"""The processor of the chaos runs: it can be told where to die, what time to believe, and to wait.
+"""The processor of the chaos runs: a test can say where to die, what time to believe, and to wait.
 
-It is told by files in the state folder: `die_at`, `clock_offset`, `grow` and `hold`.
+It is controlled by files in the state folder: `die_at`, `clock_offset`, `grow` and `hold`.
 """
 
 from __future__ import annotations
@@ -78,32 +78,32 @@ class Mortal(CloudProcessor):
 
 def seals_in_two_steps() -> None:
     """The fault that the outbox must not have: the mark advances before the upload is sealed."""
-    from catalogzero.cloud.outbox import file, store
+    from catalogzero.cloud.outbox import outbox
 
-    seal = store.Outbox.seal
+    seal = outbox.Outbox.seal
 
-    @file.transaction
-    def mark_first(self: store.Outbox, upload_id: str, key: str, stamp: Any) -> None:
-        self.execute(
+    @outbox.transaction
+    def mark_first(self: outbox.Outbox, upload_id: str, key: str, stamp: Any) -> None:
+        self.store.execute(
             "INSERT OR REPLACE INTO sources (source_key, upload_id, upload_key, stamp)"
             " SELECT source_key, upload_id, ?, ? FROM uploads WHERE upload_id = ?",
             (key, json.dumps(stamp), upload_id),
         )
 
-    def in_two_steps(self: store.Outbox, upload_id: str, upload_key: str, **more: Any) -> int:
+    def in_two_steps(self: outbox.Outbox, upload_id: str, upload_key: str, **more: Any) -> int:
         mark_first(self, upload_id, upload_key, more["stamp"])
         return seal(self, upload_id, upload_key, **more)
 
-    store.Outbox.seal = in_two_steps  # type: ignore[method-assign]  # the mutant
+    outbox.Outbox.seal = in_two_steps  # type: ignore[method-assign]  # the mutant
 
 
 def dies_at_commits(order: Path) -> None:
     """Watch the outbox's commits; `order` holds `<method>:<before|after>` once."""
-    from catalogzero.cloud.outbox.file import OutboxFile
+    from catalogzero.cloud.outbox.store import OutboxStore
 
-    plain = OutboxFile.execute
+    plain = OutboxStore.execute
 
-    def execute(self: OutboxFile, sql: str, args: Sequence[Any] = ()) -> list[Any]:
+    def execute(self: OutboxStore, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         if sql != "COMMIT":
             return plain(self, sql, args)
         caller = sys._getframe(3)  # above `transaction` and the `with` that it ends
@@ -113,4 +113,4 @@ def dies_at_commits(order: Path) -> None:
         die_at(order, f"{method}:after")
         return done
 
-    OutboxFile.execute = execute  # type: ignore[method-assign]  # the point of this class
+    OutboxStore.execute = execute  # type: ignore[method-assign]  # the point of this class

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from catalogzero.cloud.outbox.identity import EPOCH
+from catalogzero.cloud.outbox.stored import EPOCH
 
 from tests.chaos.proxy import Request
 from tests.chaos.site import until

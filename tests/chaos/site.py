@@ -8,7 +8,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,8 @@ import psutil
 import sqlalchemy as sa
 import yaml
 from catalogzero import CallTimeoutError, CatalogZeroError, HandlerClient
+
+from examples.quickstart.processes import free_ports
 
 LOOK_S = 0.02
 PATIENCE_S = 120.0
@@ -69,7 +70,7 @@ class Site:
             "port": self._handler_port,
             "installation_id": "site",
             "state_dir": str(self.state),
-            "settle_s": 0,
+            "min_file_age_s": 0,
             "chunk_bytes": chunk_bytes,
             "upload_wait_s": 2,
             "config": {
@@ -336,12 +337,3 @@ async def until(
                 await asyncio.sleep(LOOK_S)
     except TimeoutError:
         raise AssertionError(f"it never came to this: {what}") from None
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(server.getsockname()[1]) for server in held]
-    for server in held:
-        server.close()
-    return ports

@@ -13,7 +13,7 @@ TABLE_SHARE = 50
 
 
 def files_of(rows: int) -> int:
-    """How many files so many rows stand in."""
+    """How many files that number of rows stands in."""
     return max(rows // FILE_ROWS, MIN_FILES)
 
 
@@ -60,12 +60,12 @@ class Sources:
         self._write(name, self._made)
 
     def take_back(self, name: str, versions: int = 1) -> None:
-        """The content that the file had so many versions ago, or its first."""
+        """The content that the file had that number of versions ago, or its first."""
         had = self._contents[name]
         self._write(name, had[max(-1 - versions, -len(had))])
 
     def touch(self, name: str) -> None:
-        """The same content, written anew."""
+        """The same content, written again."""
         text = self.path(name).read_text()
         self._replace(name, text)
 

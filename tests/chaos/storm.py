@@ -28,8 +28,8 @@ from typing import Any
 
 from catalogzero import CatalogZeroError
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.outbox.identity import MOVED
-from catalogzero.cloud.outbox.store import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.stored import MOVED
 
 from tests.chaos.proxy import FaultProxy
 from tests.chaos.scenes import EVENTS, ORDERS, POINTS, SCENES
@@ -257,7 +257,7 @@ class Storm:
         with suppress(CatalogZeroError, sqlite3.Error):
             outbox = Outbox(self.site.outbox_path().parent, SystemClock(), repair=False)
             try:
-                return outbox.fact(name)
+                return outbox.store.fact(name)
             finally:
                 outbox.close()
         return None
@@ -282,8 +282,8 @@ class Storm:
         with suppress(CatalogZeroError):
             outbox = Outbox(path.parent, SystemClock(), repair=False)
             try:
-                dead = {one.upload_id: one.source for one in outbox.uploads(["dead"])}
-                return outbox.totals().uploads, dead, outbox.totals().missing
+                dead = {one.upload_id: one.source for one in outbox.store.uploads(["dead"])}
+                return outbox.store.totals().uploads, dead, outbox.store.totals().missing
             finally:
                 outbox.close()
         return 1, {}, 0

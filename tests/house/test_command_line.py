@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 import typer
 from catalogzero.cli.main import app
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("catalog/*/*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -51,9 +54,8 @@ def taken(words: list[str]) -> dict[str, Any]:
     name, *rest = words
     while hasattr(command, "list_commands"):
         context = command.make_context(name, rest, parent=context)
-        name, command, rest = command.resolve_command(
-            context, [*context._protected_args, *context.args]
-        )
+        name = next((word for word in rest if command.get_command(context, word)), rest[0])
+        name, command, rest = command.resolve_command(context, [name, *context.args])
     try:
         return dict(command.make_context(name, rest, parent=context).params)
     except Exception as error:
@@ -85,6 +87,35 @@ def test_every_option_and_argument_says_what_it_is(path: tuple[str, ...], comman
     ]
 
     assert silent == []
+
+
+PRINTS_NO_ANSWER = {
+    "run": "it serves, and logs to standard error; with --once it prints the result, as JSON",
+    "call": "what it prints is the result, as JSON",
+    "cancel": "what it prints is the answer, as JSON",
+    "systemd": "what it prints are files that systemd reads",
+    "test": "what it prints is pytest's",
+}
+"""Commands without --json, each with the reason."""
+
+
+@pytest.mark.parametrize(("path", "command"), EVERY, ids=NAMES)
+def test_a_command_that_prints_has_json_for_scripts(path: tuple[str, ...], command: Any) -> None:
+    options = {name for option in command.params for name in option.opts}
+
+    assert ("--json" in options) != (" ".join(path) in PRINTS_NO_ANSWER)
+
+
+@pytest.mark.parametrize(("path", "command"), EVERY, ids=NAMES)
+def test_the_help_names_values_in_words_and_none_of_a_flag(
+    path: tuple[str, ...], command: Any
+) -> None:
+    done = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"})
+
+    assert done.exit_code == 0
+    assert re.findall(r" <[a-z_\[\] ]+>", done.output) == []
+    flags = re.findall(r"--(?:help|json|yes|all)\b +(?:-h +)?(\S+)", done.output)
+    assert [word for word in flags if word.isupper()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -147,7 +178,7 @@ class Rows(CloudProcessor):
         (("catalog", "build", "dist", "--out", "site"), "jinja2 packaging", "vendor"),
     ],
 )
-def test_what_is_not_installed_is_told_by_its_extra(
+def test_what_is_not_installed_is_reported_by_its_extra(
     words: tuple[str, ...], without: str, extra: str, tmp_path: Path
 ) -> None:
     (tmp_path / "rows.py").write_text(PASSES_ROWS)
@@ -157,11 +188,11 @@ def test_what_is_not_installed_is_told_by_its_extra(
     code, told = run(*words, without=without, cwd=tmp_path)
 
     assert code == (1 if words[0] == "preview" else 3)
-    assert f"pip install 'catalogzero[{extra}]'" in told
+    assert f"pip install --index-url INDEX 'catalogzero[{extra}]'" in told
     assert len(told.splitlines()) == 1
 
 
-def test_a_broken_check_is_told_once_with_the_author_s_line(tmp_path: Path) -> None:
+def test_a_broken_check_is_reported_once_with_the_author_s_line(tmp_path: Path) -> None:
     code = (
         "class P(CloudProcessor):\n  def process(self, b, p):\n    yield [{'a': next(b)['nope']}]\n"
     )
@@ -192,10 +223,10 @@ def test_an_output_that_takes_no_more_is_one_line() -> None:
             check=False,
         )
 
-    assert (done.returncode, done.stderr) == (3, "catalogzero: No space left on device\n")
+    assert (done.returncode, done.stderr) == (75, "catalogzero: No space left on device\n")
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_reported() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "catalogzero", "--version"],
         capture_output=True,
@@ -258,11 +289,17 @@ def test_what_an_author_s_module_does_wrong_is_one_line_that_names_the_place(
 
 def on_a_terminal(*words: str, columns: int, cwd: Path, **environment: str) -> str:
     """What the command writes to a terminal so wide, both streams."""
+    command = [sys.executable, "-m", "catalogzero", *words]
+    return on_a_terminal_of(command, columns, cwd, **environment)
+
+
+def on_a_terminal_of(command: list[str], columns: int, cwd: Path, **environment: str) -> str:
+    """The same of any command."""
     ours, theirs = os.openpty()
     variables = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), **environment}
     with os.fdopen(ours, "rb", buffering=0) as terminal:
         child = subprocess.Popen(
-            [sys.executable, "-m", "catalogzero", *words],
+            command,
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -316,3 +353,134 @@ def test_a_table_on_a_narrow_terminal_cuts_nothing(tmp_path: Path) -> None:
 
     cells = [line.split("│")[3].strip() for line in shown.splitlines() if line.count("│") > 4]
     assert str(state) in "".join(cells)
+
+
+UPLOAD_ID = "0123456789abcdef0123456789abcdef"
+IDS = f"""
+from catalogzero.cli.output import escape_output, print_table
+escape_output()
+row = ("{UPLOAD_ID}", "held", "a source with a long name " * 4, 1000000)
+print_table(("upload_id", "state", "source", "records"), [row])
+"""
+
+
+@pytest.mark.parametrize("columns", [120, 80, 40])
+def test_an_id_is_never_cut_nor_folded(columns: int, tmp_path: Path) -> None:
+    (tmp_path / "ids.py").write_text(IDS)
+
+    shown = on_a_terminal_of([sys.executable, "ids.py"], columns, tmp_path, NO_COLOR="1")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+
+    assert UPLOAD_ID in shown
+    assert "…" not in shown
+    assert shown.count("long") == 4
+    assert max(map(len, shown.splitlines())) <= columns or columns == 40
+
+
+@pytest.mark.parametrize("module", ["pydantic", "structlog", "typer", "catalogzero.cli.run"])
+def test_ctrl_c_while_it_is_imported_ends_it_quietly(module: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "catalogzero", "check", "acme"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as child:
+        assert child.stderr is not None
+        lines = []
+        for line in child.stderr:
+            lines.append(line)
+            if line.split()[-1].startswith(module):
+                child.send_signal(signal.SIGINT)
+                break
+        rest = child.stderr.read()
+
+    assert child.returncode == 130, "".join(lines[-5:]) + rest
+    assert "Traceback" not in rest
+
+
+def test_ctrl_c_later_is_130_too(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(
+        "import signal\nfrom catalogzero import Handler\n\nclass Plain(Handler):\n"
+        "    def __init__(self, **config):\n        signal.raise_signal(signal.SIGINT)\n"
+    )
+
+    code, told = run("describe", "plain:Plain", cwd=tmp_path)
+    assert code != 130  # it asks a handler that runs, and makes none
+    code, told = run("check", "plain:Plain", cwd=tmp_path)
+
+    assert (code, "Traceback" in told) == (130, False)
+
+
+WORDS = [
+    ("catalogzero ins", {"installation"}),
+    ("catalogzero backend te", {"tenants"}),
+    ("catalogzero check a", {"acme", "azure"}),
+    ("catalogzero check acme --re", {"--registry"}),
+    ("catalogzero --reg", set()),
+]
+
+
+@pytest.mark.parametrize(("line", "offered"), WORDS, ids=[line for line, _ in WORDS])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_options_and_handlers(
+    shell: str, line: str, offered: set[str], tmp_path: Path
+) -> None:
+    (tmp_path / "handler_registry.yaml").write_text(
+        "handlers:\n- {handler_id: acme, module_path: a, class_name: A}\n"
+        "- {handler_id: azure, module_path: a, class_name: A}\n"
+    )
+    asked = {
+        "bash": {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)},
+        "zsh": {"_TYPER_COMPLETE_ARGS": line},
+        "fish": {"_TYPER_COMPLETE_ARGS": line, "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }
+    code = "import sys; sys.argv[0] = 'catalogzero'; from catalogzero.cli.main import main; main()"
+    known = {**os.environ, **asked[shell], "_CATALOGZERO_COMPLETE": f"complete_{shell}"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=known
+    )
+
+    item = r'"([a-z-]+)"(?=[:)\n])' if shell == "zsh" else r"^([a-z-]+)"
+    assert set(re.findall(item, done.stdout, re.MULTILINE)) == offered, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
+def test_bash_completes_by_the_script_that_is_shown(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m catalogzero"
+    (tmp_path / "catalogzero").write_text(
+        "#!/bin/sh\nexec " + sys.executable + " -c \"import sys; sys.argv[0] = 'catalogzero'; "
+        'from catalogzero.cli.main import main; main()" "$@"\n'
+    )
+    (tmp_path / "catalogzero").chmod(0o755)
+    script = subprocess.run(
+        # Typer asks which shell is its parent; `:` keeps bash from giving it its own place.
+        ["bash", "-c", f"'{tmp_path}/catalogzero' --show-completion; :"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    (function,) = re.findall(r"complete .* -F (\w+)|complete -o default -F (\w+)", script)
+    name = next(filter(None, function))
+    lines = [script, "COMP_WORDS=(catalogzero outb); COMP_CWORD=1", f"{name} catalogzero"]
+    lines.append('echo "${COMPREPLY[@]}"')
+    path = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines)], capture_output=True, text=True, env=path
+    )
+
+    assert done.stdout.split() == ["outbox"], command + done.stderr
+
+
+def test_a_tab_imports_no_command() -> None:
+    code = (
+        "import sys; sys.argv[0] = 'catalogzero'\n"
+        "from catalogzero.cli.main import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    print(sorted(one for one in sys.modules if one.startswith('catalogzero.cli.')))"
+    )
+    known = {"COMP_WORDS": "catalogzero ", "COMP_CWORD": "1", **os.environ}
+    known["_CATALOGZERO_COMPLETE"] = "complete_bash"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=known)
+
+    *names, imported = done.stdout.splitlines()
+    assert {"run", "state", "backend"} <= set(names)
+    assert imported == "['catalogzero.cli.main', 'catalogzero.cli.output']"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -36,7 +40,8 @@ def anchors(path: Path) -> set[str]:
 
 def blocks(path: Path, language: str) -> list[str]:
     """The fenced blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    pattern = rf"^ *```{language}\n(.*?)^ *```"
+    return re.findall(pattern, path.read_text(), re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -64,6 +69,17 @@ def test_every_make_target_and_command_that_a_page_shows_exists(page: Path) -> N
 
     assert {t for t in targets if not re.search(rf"^{t}:", makefile, re.MULTILINE)} == set()
     assert verbs - set(COMMANDS) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_block_of_python_and_json_of_a_page_can_be_read(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(textwrap.dedent(block))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("catalogzero"):
+                module = importlib.import_module(str(node.module))
+                assert {alias.name for alias in node.names} <= set(dir(module))
+    for block in blocks(page, "json"):
+        json.loads(block)
 
 
 def test_the_readme_is_a_page_and_a_half() -> None:

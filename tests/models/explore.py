@@ -29,7 +29,7 @@ class Move(NamedTuple, Generic[State]):
 
 
 class Model(Protocol[State]):
-    """What is explored. States are hashable, and equal where nothing tells them apart."""
+    """What is explored. States are hashable, and equal where nothing distinguishes them."""
 
     def initial(self) -> State:
         """Where it begins."""

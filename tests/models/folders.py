@@ -9,7 +9,7 @@ the source be deleted at the end (GONE), requests be lost with their answer or c
 may come again, or for the first time when its host has stopped waiting for it. What holds: with
 nothing produced or to be sent, and some host that is not paused and would skip, what is visible is
 the source's content; where it is gone, the newest content that was sealed anywhere, or a dead
-letter or a paused outbox tells of it. No host pauses unless another one has started since its own
+letter or a paused outbox shows it. No host pauses unless another one has started since its own
 last start, and a lone host whose backend was not restored sends all that it sealed.
 """
 
@@ -64,7 +64,8 @@ class Rules(NamedTuple):
     again: bool = True
     """F13: a `complete` that is answered `moved` makes the folder start once more | it pauses."""
     chained: bool = True
-    """F14: after a compare the next upload builds on the last one that stays | on what is told."""
+    """F14: after a compare the next upload builds on the last one that stays | on what is
+    reported."""
     addressed: bool = True
     """G7: a start says the generation that it is for; for another one it takes no epoch."""
 
@@ -743,7 +744,7 @@ CASES = [
         Model(FENCE._replace(again=False), faults=TWICE, first=True, alone=True),
     ),
     Case(
-        "F14 out: after a compare the next upload builds on what was told",
+        "F14 out: after a compare the next upload builds on what was reported",
         PUT_OFF,
         Model(FENCE._replace(chained=False), faults=(0, 0, 0, 2), first=True, alone=True),
     ),

@@ -124,7 +124,7 @@ class Model:
         return State(0, 0, None, (), 0, Backend(), None, self.faults, 0, none, none, frozenset())
 
     def last_point(self, rows: int) -> int:
-        """The value of the last checkpoint in so many rows."""
+        """The value of the last checkpoint in that number of rows."""
         return max([value for row, value in self.points.items() if row <= rows] + [0])
 
     def end(self, state: State) -> int:

@@ -298,7 +298,7 @@ FAR = 300_000
 
 
 def as_far(name: str, model: Model) -> Case:
-    """A case that has too many states: nothing is broken as far as so many."""
+    """A case that has too many states: nothing is broken as far as that number."""
     return Case(name, None, model, slow=True, limit=FAR, bounded=True)
 
 

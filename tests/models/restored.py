@@ -37,8 +37,8 @@ class Rules(NamedTuple):
     keep_highest: bool = True
     """G2: retention drops rows, and keeps the source's highest source_seq and watermark."""
     removed: Literal["generation", "always", "never"] = "generation"
-    """G2: a removed source is told as removed, so that compare leaves its mark and owes no full: in
-    the generation of its removal | for ever | never."""
+    """G2: a removed source is reported as removed, so that compare leaves its mark and owes no
+    full: in the generation of its removal | for ever | never."""
     compared: Literal["full", "until"] = "full"
     """G5: in append the newest full's source_seq is compared too | only the watermark."""
     unequal: bool = True
@@ -505,7 +505,7 @@ ANSWERS = Rules(requests_carry=False)
 WITNESS = Rules(detect="witness")
 BACK, GONE = ("v1", "v2", "v1"), ("v1", "v2", "GONE")
 CASES = [
-    Case("G1 out: replace, nobody tells of a generation", ANY, Model(NOBODY)),
+    Case("G1 out: replace, nobody reports a generation", ANY, Model(NOBODY)),
     Case("G1 out: append (the chain heals only when more rows come)", ANY, Model(NOBODY, (1, 2))),
     Case("replace: generation, compare", None, Model()),
     Case("restored twice", None, Model(faults=TWICE)),
@@ -544,12 +544,12 @@ CASES = [
     Case("removed", None, Model(faults=REMOVES)),
     Case("removed, and the source goes on", None, Model(script=("v1", "v2", "v3"), faults=REMOVES)),
     Case(
-        "G2 out: a removed source is told as any other: what was removed is sent again",
+        "G2 out: a removed source is reported as any other: what was removed is sent again",
         ANY,
         Model(Rules(removed="never"), faults=REMOVES),
     ),
     Case(
-        "G2 out: told as removed after a restore, too: what came after the removal is lost",
+        "G2 out: reported as removed after a restore, too: what came after the removal is lost",
         ANY,
         Model(Rules(removed="always"), ("v1", "v2", "v3"), REMOVES),
     ),

@@ -141,7 +141,7 @@ class Setup(NamedTuple):
     rules: Rules
     safe: bool = False
     ticks: int = 1
-    faults: int = 3  # at most so many in one behaviour, of any kinds in any mix
+    faults: int = 3  # at most this number in one behaviour, of any kinds in any mix
     kinds: frozenset[str] = KINDS
     misfire: bool = False
     overlap: str = "skip"

@@ -1,4 +1,4 @@
-"""A backend that is put back from a snapshot, and nobody gives the command: its clients tell it.
+"""A backend that is put back from a snapshot, and nobody gives the command: its clients show it.
 
 One folder with many sources, each sealed once, so that no later upload of a source hides that an
 earlier one is gone. The generation comes back with the snapshot. Answers may be lost or late, but
@@ -6,9 +6,9 @@ not over a restore: they die with the process that is stopped for it; requests m
 Rows may be erased on purpose. Two requests that come late over one restore can give an upload the
 very number that it had: that is not seen, and not among the cases.
 
-What holds at rest (nothing to send, the client has told the backend what it holds for acknowledged,
-and knows its generation): every upload that the client believes to be there is there, or was
-erased. And a generation is made by a restore alone, once.
+What holds at rest (nothing to send, the client has reported what it holds for
+acknowledged, and knows the backend's generation): every upload that the client believes to be
+there is there, or was erased. And a generation is made by a restore alone, once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.models.explore import ANY, Case, Move, put
 class Rules(NamedTuple):
     """The switches; the defaults are the rules G8 to G13."""
 
-    told: bool = True
+    reported: bool = True
     """G8: health carries the greatest acknowledged (number, upload_id); a backend whose last number
     is lower, or is of another upload, makes a new generation."""
     other: bool = True
@@ -34,7 +34,7 @@ class Rules(NamedTuple):
     repeated: bool = True
     """G11: a duplicate takes a number, too: its answer acknowledges the upload."""
     present: bool = True
-    """G12: what is told counts only of a folder that knows the present generation."""
+    """G12: what is reported counts only of a folder that knows the present generation."""
     taken: bool = True
     """G13: the compare takes the backend's last for the folder's own."""
     kept: bool = True
@@ -100,7 +100,7 @@ ERASED, DELAYED = (1, 1, 0, 0, 1, 1), (1, 1, 0, 2, 0, 0)
 
 
 class Model:
-    """A folder that seals so many uploads, each of another source."""
+    """A folder that seals a number of uploads, each of another source."""
 
     def __init__(
         self,
@@ -128,15 +128,15 @@ class Model:
             left=self.faults,
         )
 
-    def heard(self, state: State, told: Last, known: int) -> State:
-        """The backend is told what a folder of that generation holds for acknowledged."""
+    def heard(self, state: State, reported: Last, known: int) -> State:
+        """The backend receives what a folder of that generation holds for acknowledged."""
         rules, last = self.rules, state.backend.last
         if rules.present and known != state.backend.generation:
             return state
-        is_other = told.number == last.number and told.uid != last.uid
-        below = 0 < told.number < last.number
-        gone = below and told.uid not in state.backend.ended
-        behind = told.number > last.number
+        is_other = reported.number == last.number and reported.uid != last.uid
+        below = 0 < reported.number < last.number
+        gone = below and reported.uid not in state.backend.ended
+        behind = reported.number > last.number
         if not (behind or (rules.other and is_other) or (rules.looked_up and gone)):
             return state
         new = state.backend._replace(generation=state.made + 1)
@@ -154,7 +154,7 @@ class Model:
         return state._replace(backend=backend), Answer(request.uid, backend.generation, number)
 
     def answered(self, state: State, answer: Answer) -> State:
-        """The folder takes an answer; one of another generation is none (G4)."""
+        """The folder takes an answer; one of another generation counts as no answer (G4)."""
         if answer.generation != state.known:
             return state._replace(holds=True)
         if answer.uid not in state.box:
@@ -184,7 +184,7 @@ class Model:
         for uid in state.box if not state.holds else ():
             request = Request(uid, state.last, state.known)
             taken, answer = self.complete(state, request)
-            label = f"complete {uid}, told {tuple(state.last)}: {tuple(answer)}"
+            label = f"complete {uid}, reported {tuple(state.last)}: {tuple(answer)}"
             yield Move(label, False, self.answered(taken, answer))
             if state.left[LOST]:
                 yield Move(f"{label}, answer lost", True, spent(taken, LOST))
@@ -200,9 +200,9 @@ class Model:
             else:
                 taken, _ = self.complete(following, message)
                 yield Move(f"late complete {message.uid}", True, taken)
-        if self.rules.told:
+        if self.rules.reported:
             yield Move(
-                f"health, told {tuple(state.last)}",
+                f"health, reported {tuple(state.last)}",
                 False,
                 self.heard(state, state.last, state.known),
             )
@@ -228,10 +228,10 @@ class Model:
             yield Move("rows are erased", True, spent(state._replace(backend=new), ERASE))
 
     def rest(self, state: State) -> bool:
-        """Nothing is to be sent, told or compared."""
+        """Nothing is to be sent, reported or compared."""
         if state.box or state.holds or state.known != state.backend.generation:
             return False
-        return not self.rules.told or self.heard(state, state.last, state.known) == state
+        return not self.rules.reported or self.heard(state, state.last, state.known) == state
 
     def check(self, state: State) -> Iterator[str]:
         """At rest nothing is missing; and no generation without a restore of its own."""
@@ -248,14 +248,14 @@ def spent(state: State, kind: int) -> State:
 
 UNSEEN = Rules(looked_up=False)
 CASES = [
-    Case("nobody gives the command: clients tell", None, Model()),
+    Case("nobody gives the command: clients report", None, Model()),
     Case("restored twice, answers lost and late", None, Model(faults=ALL)),
     Case("three uploads, nothing late", None, Model(faults=LOSING, uploads=3)),
     Case("restored twice", None, Model(faults=TWICE, uploads=3)),
     Case("rows erased, then restored", None, Model(faults=ERASED)),
-    Case("G8 out: nobody tells", ANY, Model(Rules(told=False, complete=False))),
+    Case("G8 out: nobody reports", ANY, Model(Rules(reported=False, complete=False))),
     Case("G8 out: only a lower number counts", ANY, Model(Rules(other=False))),
-    Case("G9 out: only health tells", ANY, Model(Rules(complete=False), LOSING, 3)),
+    Case("G9 out: only health reports", ANY, Model(Rules(complete=False), LOSING, 3)),
     Case("G10 out: below the last number nothing is looked for", ANY, Model(UNSEEN, DELAYED, 3)),
     Case("G11 out: a duplicate has no number", ANY, Model(Rules(repeated=False), LOSING)),
     Case("G12 out: whatever generation is known", ANY, Model(Rules(present=False))),

@@ -25,9 +25,9 @@ handlers:
   - handler_id: uploader
     module_path: file_processor.handler
     class_name: FileProcessor
-    settle_s: 0
+    min_file_age_s: 0
     upload_wait_s: 0
-    config: {{endpoint: "http://127.0.0.1:9/v1", data_roots: [{data}], on_bad_record: set_aside}}
+    config: {{endpoint: "http://127.0.0.1:9/v1", data_roots: [{data}], on_bad_record: quarantine}}
   - handler_id: conductor
     module_path: conductorzero
     class_name: ConductorZero

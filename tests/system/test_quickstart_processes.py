@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,7 +71,7 @@ def test_stopping_a_process_ends_its_whole_group(tmp_path: Path) -> None:
         assert processes.left_behind() == []
 
 
-def test_a_failed_command_tells_the_end_of_what_it_said(tmp_path: Path) -> None:
+def test_a_failed_command_reports_the_end_of_what_it_said(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes, pytest.raises(DemoError, match="no such flight"):
         processes.run("failing", sys.executable, "-c", "exit('no such flight')", cwd=tmp_path)
 
@@ -83,8 +84,12 @@ def test_waiting_ends_when_a_service_has_ended(tmp_path: Path) -> None:
             processes.wait_for("a wonder", lambda: None, timeout_s=20)
 
 
-def test_free_ports_are_not_those_that_the_system_hands_out() -> None:
+def test_free_ports_are_kept_from_others_and_not_from_the_server_that_they_are_for() -> None:
     ports = free_ports(20)
 
-    assert len(ports) == 20
-    assert all(20_000 <= port < 30_000 for port in ports)
+    assert len(set(ports)) == 20
+    for port in ports:
+        with socket.socket() as other, pytest.raises(OSError, match="already in use"):
+            other.bind(("127.0.0.1", port))
+        with socket.create_server(("127.0.0.1", port)) as server:
+            assert server.getsockname()[1] == port

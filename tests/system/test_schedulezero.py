@@ -275,7 +275,7 @@ async def test_a_failure_is_tried_three_times_and_its_text_reaches_the_http_answ
         assert work.site.failures == 3
 
 
-async def test_wrong_parameters_are_told_by_name(server: Server, tmp_path: Path) -> None:
+async def test_wrong_parameters_are_reported_by_name(server: Server, tmp_path: Path) -> None:
     async with working(server, tmp_path) as work:
         params = {"wrong": 1, "right": 2}
         answer = await server.post("run_now", work.name, "add", job_params=params)

@@ -1,5 +1,5 @@
 """A handler and a scheduler under hostile and honest load at once: memory, descriptors and threads
-stay flat, every honest call is answered, and nothing runs twice.
+stay flat, every honest call is answered, nothing runs twice, and no line of the log is an error.
 
 Seconds by default; CATALOGZERO_SOAK_S sets another time (`make test-all`: 30 minutes each).
 """
@@ -31,7 +31,8 @@ FLOOD_BYTES = 60 << 20
 CHANCE = random.Random(7)  # noqa: S311 - not for secrets
 WINDOW_S = 3.0
 SPARE = (40, 8, 3)
-"""How much more memory (MiB), descriptors and threads than after a third still count as flat."""
+"""How much more memory (MiB), descriptors and threads than before still count as flat."""
+ROUNDS = 5
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(SOAK_S + 400)]
 Load = Callable[[str], Awaitable[None]]
@@ -80,8 +81,9 @@ async def failing(address: str) -> None:
         for number in range(200):
             call = {"method": CHANCE.choice(["none", "x" * 5_000, "ping", "list_runs", "drain_"])}
             await peer.send(json.dumps({**call, "request_id": number}).encode())
-        for _ in range(200):
-            await peer.receive()
+        with suppress(TimeoutError):  # where all hold too much, it may be cut: its calls are gone
+            for _ in range(200):
+                await peer.receive()
 
 
 async def passing(address: str) -> None:
@@ -127,6 +129,7 @@ async def started(
 
     try:
         yield process.pid, await until(said)
+        assert b'"level": "error"' not in await asyncio.to_thread(log.read_bytes)
     finally:
         process.terminate()
         await asyncio.wait_for(process.wait(), 60)
@@ -163,16 +166,21 @@ async def settled(address: str, process: psutil.Process) -> tuple[float, int, in
 
 
 async def soaked(address: str, pid: int, loads: Sequence[Load]) -> None:
-    """All loads at once, a time to warm up and the time itself; what is held stays flat."""
+    """All loads at once, with looks at what is held: it stays flat.
+
+    What leaks grows with each round. A single high look is no leak: how much memory the
+    allocator keeps for later differs from one moment to the next. So the lowest of the last two
+    looks is compared with the highest of the first two.
+    """
     process = psutil.Process(pid)
     seen = []
-    for _ in range(3):
-        ends_s = time.monotonic() + SOAK_S / 3
+    for _ in range(ROUNDS):
+        ends_s = time.monotonic() + SOAK_S / ROUNDS
         rounds = await asyncio.gather(*(keep(load, address, ends_s) for load in loads))
         assert all(rounds)
         seen.append(await settled(address, process))
-    for first, *_, last, spare in zip(*seen, SPARE, strict=True):
-        assert last - first <= spare, seen
+    for first, second, *_, fourth, fifth, spare in zip(*seen, SPARE, strict=True):
+        assert min(fourth, fifth) - max(first, second) <= spare, seen
 
 
 async def test_a_handler_stays_flat_under_mixed_load(tmp_path: Path) -> None:
