@@ -14,8 +14,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from catalogzero.wire.messages import encode_json
 
-Mode = Literal["replace", "append"]
-"""Whether an upload replaces what its source had, or adds to it."""
+Mode = Literal["replace", "append", "merge"]
+"""Whether an upload replaces what its source had, adds to it, or adds newer rows of its keys."""
 
 
 def url_under(base: str, *path: str) -> str:
