@@ -13,7 +13,7 @@ from pathlib import Path
 class Mutant:
     """An example with each `line` replaced; `found` is the whole name of the check that fails.
 
-    `only` is empty where that one compares what the others sent.
+    Where it compares what others sent, `only` names them too.
     """
 
     example: str
@@ -24,7 +24,7 @@ class Mutant:
     @property
     def only(self) -> str:
         """What the names of the checks hold that are to be made; empty for all of them."""
-        return "" if self.found in (SEEN, LATEST) else self.found
+        return {SEEN: "", LATEST: "merge"}.get(self.found, self.found)
 
     def write(self, examples: Path, folder: Path) -> Path:
         """Write it into a folder, under the example's own name."""
@@ -39,7 +39,7 @@ class Mutant:
 
 
 SEEN = "the rows that are seen are those that were sent"
-LATEST = "the newest row of each key is seen"
+LATEST = "the newest rows of a merge are seen"
 CHUNKED = [
     # who may ask
     ("hmac.compare_digest(shown, key.encode())", "True", "keys are checked"),

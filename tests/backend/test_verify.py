@@ -75,17 +75,14 @@ def interpreter_of(name: str) -> list[str]:
     return ["node"]
 
 
-def rows_commands(name: str, database: Path) -> dict[str, str]:
+def rows_commands(name: str, database: Path) -> tuple[str, str]:
     """The commands that print what an example shows, all of it and the newest of each key."""
     given = [*interpreter_of(name), str(EXAMPLES / name)]
-    commands = {"rows": [*given, "--rows"], "latest": [*given, "--latest"]}
+    rows, latest = [*given, "--rows", str(database)], [*given, "--latest", str(database)]
     if name.endswith(".py"):
         printer = [sys.executable, "-c", PRINT_VISIBLE, str(database)]
-        return {
-            "rows": shlex.join([*printer, "visible"]),
-            "latest": shlex.join([*printer, "latest"]),
-        }
-    return {option: shlex.join([*one, str(database)]) for option, one in commands.items()}
+        rows, latest = [*printer, "visible"], [*printer, "latest"]
+    return shlex.join(rows), shlex.join(latest)
 
 
 def failures(report: Report) -> dict[str, list[str]]:
@@ -95,11 +92,11 @@ def failures(report: Report) -> dict[str, list[str]]:
 
 async def test_the_reference_backend_conforms_and_shows_the_rows_that_are_named(peer: Peer) -> None:
     printer = [sys.executable, "-c", PRINT_REFERENCE, peer.database, peer.name]
-    views = {"rows": "visible_records", "latest": "latest_records"}
-    commands = {option: shlex.join([*printer, view]) for option, view in views.items()}
+    views = ("visible_records", "latest_records")
+    rows, latest = (shlex.join([*printer, view]) for view in views)
     async with serve_peer(peer.database) as beside:
         report = await verify(
-            peer.url + "/v1", peer.key, other_key=beside.key, slow_s=120.0, **commands
+            peer.url + "/v1", peer.key, other_key=beside.key, rows=rows, latest=latest, slow_s=120.0
         )
 
     assert report.form == "chunked"
@@ -123,7 +120,8 @@ async def test_the_reference_backend_conforms_in_the_simple_form(peer: Peer) -> 
 async def test_an_example_of_an_own_backend_conforms(tmp_path: Path, name: str) -> None:
     database = tmp_path / "own.db"
     with own_backend(name, database) as endpoint:
-        report = await verify(endpoint, KEY, other_key=OTHER, **rows_commands(name, database))
+        rows, latest = rows_commands(name, database)
+        report = await verify(endpoint, KEY, other_key=OTHER, rows=rows, latest=latest)
 
     assert (report.form, failures(report)) == (name.partition(".")[0], {})
     assert ("--restart" in str(report.not_checked)) is (report.form == "chunked")
@@ -135,9 +133,9 @@ async def test_a_rule_that_is_taken_out_of_an_example_is_found(
 ) -> None:
     database = tmp_path / "own.db"
     with own_backend(str(mutant.write(EXAMPLES, tmp_path)), database) as endpoint:
-        commands = rows_commands(str(tmp_path / mutant.example), database)
-        only = mutant.only or mutant.found
-        report = await verify(endpoint, KEY, only=only, other_key=OTHER, **commands)
+        rows, latest = rows_commands(str(tmp_path / mutant.example), database)
+        only = mutant.only
+        report = await verify(endpoint, KEY, only=only, other_key=OTHER, rows=rows, latest=latest)
 
     assert mutant.found in failures(report)
 

@@ -79,7 +79,7 @@ async def another_key_needs_full(probe: Probe) -> None:
     for other in ({"key": ["id"]}, {"tombstone": None}, {"tombstone": "n"}):
         answer = await probe.complete(probe.upload("u2"), **{**said, **other})
         expect_refused(answer, Kind.MODE_CHANGED.status)
-    append = {"mode": "append", "key": [], "tombstone": None}
+    append: JsonObject = {"mode": "append", "key": [], "tombstone": None}
     answer = await probe.complete(probe.upload("u2"), **{**said, **append})
     expect_refused(answer, Kind.MODE_CHANGED.status)
     expect_job(await probe.complete(probe.upload("u2"), **{**said, "key": ["id"], "full": True}))
@@ -89,7 +89,8 @@ async def a_row_without_its_key_is_refused(probe: Probe) -> None:
     """It would be gone, or stand in the place of another."""
     if not await _begins(probe, "u1", FIRST):
         return
-    for number, row in enumerate(({"of": "none"}, {"id": None, "of": "null"})):
+    bad: list[Record] = [{"of": "none"}, {"id": None, "of": "null"}]
+    for number, row in enumerate(bad):
         expect_refused(await probe.deliver(f"missing-{number}", [row], **TWO), 422)
     expect_refused(await probe.deliver("no-key", SECOND, **{**TWO, "key": []}))
 

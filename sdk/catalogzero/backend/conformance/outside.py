@@ -70,7 +70,7 @@ async def the_rows_that_are_seen_are_those_that_were_sent(probe: Probe) -> None:
     await _compare(probe, "--rows", probe.means.rows, probe.means.ledger.visible())
 
 
-async def the_newest_row_of_each_key_is_seen(probe: Probe) -> None:
+async def the_newest_rows_of_a_merge_are_seen(probe: Probe) -> None:
     """An update would stand beside the row before it, and a deleted row stay."""
     ledger, wanted = probe.means.ledger, dict[str, list[str]]()
     for source, (key, tombstone) in ledger.merged.items():
@@ -140,7 +140,7 @@ def checks(form: str, means: Means) -> tuple[list[ConformanceCheck], list[str]]:
             (tenants_are_apart, "--other-key-file", means.other_key),
             (what_was_acknowledged_outlives_a_kill, "--restart", means.restart),
             *known,
-            (the_newest_row_of_each_key_is_seen, "--latest", means.latest),
+            (the_newest_rows_of_a_merge_are_seen, "--latest", means.latest),
         ]
     absent = [f"{title_of(check)} ({option})" for check, option, given in known if not given]
     return [check for check, _, given in known if given], absent
