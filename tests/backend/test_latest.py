@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from catalogzero.backend import row_keys, uploads
 from catalogzero.backend.clearing import StepSize
 from catalogzero.backend.decoding import ChunkLimits, seal
+from catalogzero.backend.delivery import CompletedUpload
 from catalogzero.backend.housekeeping import clear_hidden, retire
 from catalogzero.backend.removal import Target, remove
 from catalogzero.backend.store import BackendDatabase
@@ -26,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from tests.backend.peer import AT, Answer, Peer, completion
+from tests.backend.peer import AT, Answer, Peer, completion, serve_peer
 
 LIMITS = ChunkLimits(1 << 20, 100)
 LONG = "100000000000000000901"
@@ -267,3 +269,14 @@ async def test_a_start_is_given_the_watermark_of_a_merge(peer: Peer) -> None:
         "mode": "merge",
     }
     assert (late.json["superseded"], late.json["watermark"]) == (True, [5, 1])
+
+
+async def test_the_hook_is_given_the_key_and_the_tombstone(database_url: str) -> None:
+    called: asyncio.Queue[CompletedUpload] = asyncio.Queue()
+    async with serve_peer(database_url, hook=called.put) as peer:
+        await deliver(peer, "u1", {"id": 1}, until=1)
+        async with asyncio.timeout(30):
+            upload = await called.get()
+
+    assert (upload.mode, upload.key, upload.tombstone) == ("merge", ("id",), "gone")
+    assert orjson.loads(upload.message())["key"] == ["id"]
