@@ -4,7 +4,7 @@
 PYTHON ?= python3
 export PYTHON
 # Twice as many as the two cores that our continuous integration has: most tests wait for others.
-WORKERS ?= 4
+WORKERS ?= 3
 export WORKERS
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
