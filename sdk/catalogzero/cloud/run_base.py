@@ -27,7 +27,7 @@ from catalogzero.protocol.identities import Identity, source_key
 
 
 @dataclass(kw_only=True)
-class RunState:
+class RunBase:
     """What a run has at hand.
 
     Attributes:
