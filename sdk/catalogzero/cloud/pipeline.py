@@ -96,6 +96,7 @@ class UploadRun:
     full: bool
     limit: Callable[[int], int | None] = lambda size: None
     pairs: list[RowPair] | None = None
+    from_file: bool = False
 
     def __post_init__(self) -> None:
         taken = params_of(type(self.author))
@@ -175,7 +176,7 @@ class UploadRun:
             settings.allow_empty,
         )
         items: Collection[Item]
-        if author.reads_itself:
+        if author.reads_itself and not self.from_file:
             items = [OwnItem(author, self.data_source, self._given)]
         elif self.data_source.startswith("sql:"):
             require_extra("sql")
