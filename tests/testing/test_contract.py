@@ -95,6 +95,20 @@ def test_a_seeded_fault_is_reported_by_the_check_that_names_it(
     assert CHECKS[name].fix in said
 
 
+def test_what_is_said_of_a_source_is_true_where_it_reads_no_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "reads_nothing_outside_its_roots"
+    of_files, of_none = (broken(CHECKS[name], bench.lab(one)) or "" for one in MUTANTS[name])
+    empty = bench.lab(Mutant(body="def read(self, data_source, params):\n    yield []"))
+    monkeypatch.setattr(type(empty.contract), "data_source", lambda self, lab: "https://x//orders")
+    of_nothing = broken(CHECKS["process_streams"], empty) or ""
+
+    assert "secret.csv, outside of what it may read, was read" in of_files
+    assert "secret.csv', which is no name of its source" in of_none
+    assert "https://x//orders has no rows to look at" in of_nothing
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "mutant"), SEEDED)

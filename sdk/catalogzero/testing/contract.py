@@ -97,4 +97,7 @@ class ProcessorContract(HandlerContract):
         for folder in (here.parent, *here.parents[1:3]):
             if (folder / "sample.csv").is_file():
                 return folder / "sample.csv"
-        raise LookupError(f"no sample.csv beside {here}: name a file as `sample` of the class")
+        raise LookupError(
+            f"no sample.csv beside {self.handler_class.__name__}'s module or {here}: name a file "
+            "as `sample` of the class, or override `data_source` for a source that is no file"
+        )
