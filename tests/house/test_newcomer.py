@@ -134,6 +134,7 @@ async def test_eight_commands_lead_a_vendor_from_nothing_to_the_first_row(shell:
         **{name: text for name, text in os.environ.items() if name.startswith("PIP_")},
         **{name: text for name, text in shell.environment.items() if name != "PIP_CONFIG_FILE"},
         "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip")),
+        "PIP_NO_COMPILE": "1",  # of much that is never imported here
         "SDK": wheel.as_uri(),
         "ENDPOINT": f"http://127.0.0.1:{port}/v1",
         "CATALOGZERO_BACKEND_PORT": str(port),

@@ -323,28 +323,37 @@ def test_every_package_s_readme_shows_a_schedule_that_can_be_read(packages: Pack
         assert json.loads(schedule)["trigger"] == {"type": "cron", "minute": "0", "hour": "2"}
 
 
-def section_of(folder: Path, installed: Path) -> Path:
-    """The registry file that the README's command writes, its catalog left out."""
-    page = (folder / "README.md").read_text()
-    (command,) = re.findall(r"^\.venv/bin/(catalogzero catalog install .*)$", page, re.MULTILINE)
-    written = shlex.split(command.replace('--catalog "$CATALOG" ', ""))
-    done = run(installed.with_name(written[0]), *written[1:], cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "handler_registry.yaml"
+@pytest.fixture(scope="module")
+def sections(trees: Packages, installed: Path) -> dict[str, Path]:
+    """The registry file that each README's command writes, by the package; its catalog left out."""
+    found = {}
+    for _, folder in diagonal(trees):
+        page = (folder / "README.md").read_text()
+        (command,) = re.findall(
+            r"^\.venv/bin/(catalogzero catalog install .*)$", page, re.MULTILINE
+        )
+        written = shlex.split(command.replace('--catalog "$CATALOG" ', ""))
+        done = run(installed.with_name(written[0]), *written[1:], cwd=folder)
+        assert done.returncode == 0, done.stderr
+        found[folder.name] = folder / "handler_registry.yaml"
+    return found
 
 
 def test_the_readme_s_command_writes_a_section_that_is_valid(
-    trees: Packages, installed: Path
+    sections: dict[str, Path], installed: Path, tmp_path: Path
 ) -> None:
-    for answers, folder in diagonal(trees):
-        registry = section_of(folder, installed)
-        key = "PLAIN_API_KEY"
-        text = registry.read_text().replace(f"/etc/{folder.name}/api_key", f"{folder}/{key}")
-        (folder / key).write_text("not-a-real-key")
-        registry.write_text(f"scheduler: none\n{text}")
-        command = (installed.with_name(folder.name), "check", "--json", "--registry", registry)
-        found = {one["name"]: one["status"] for one in json.loads(run(*command, cwd=folder).stdout)}
-        assert found["configuration"] == "pass", (answers, found)
+    (tmp_path / "key").write_text("not-a-real-key")
+    for name, registry in sections.items():
+        there = tmp_path / f"{name}.yaml"
+        there.write_text(registry.read_text().replace(f"/etc/{name}/api_key", f"{tmp_path}/key"))
+        code = (
+            "import pathlib, sys; from catalogzero.runtime.launch import make_handler; "
+            "print(make_handler(sys.argv[1], registry=pathlib.Path(sys.argv[2])).handler_id)"
+        )
+
+        done = run(installed, "-c", code, name, there, cwd=tmp_path)
+
+        assert (done.returncode, done.stdout.strip()) == (0, name), done.stderr
 
 
 def test_ci_tests_on_every_python_that_a_catalog_serves(packages: Packages) -> None:
@@ -373,13 +382,12 @@ def test_hadolint_finds_nothing_in_any_dockerfile(packages: Packages) -> None:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_takes_the_unit_that_a_package_s_command_prints(
-    trees: Packages, installed: Path, tmp_path: Path
+    sections: dict[str, Path], installed: Path, tmp_path: Path
 ) -> None:
-    for _, folder in diagonal(trees):
-        registry = section_of(folder, installed)
-        command = (installed.with_name(folder.name), "systemd", "--registry", registry)
-        printed = run(*command, "--out", tmp_path, cwd=folder)
-        unit = tmp_path / f"{folder.name}.service"
+    for name, registry in sections.items():
+        command = (installed.with_name(name), "systemd", "--registry", registry)
+        printed = run(*command, "--out", tmp_path, cwd=tmp_path)
+        unit = tmp_path / f"{name}.service"
 
         verified = run("systemd-analyze", "verify", "--man=no", unit, cwd=tmp_path)
         arguments = ("--offline=true", "--threshold=15")

@@ -14,7 +14,7 @@ from catalogzero.testing import Lab, ProcessorContract
 from catalogzero.testing.checks import ContractCheck
 from catalogzero.testing.lab import BrokenError, UnfinishedError
 
-from tests.testing.mutants import GOOD, MUTANTS, SAMPLE, Mutant
+from tests.testing.mutants import GOOD, MUTANTS, SAMPLE, Mutant, process
 
 CHECKS = {check.name: check for check in ProcessorContract.checks()}
 SEEDED = [
@@ -93,6 +93,12 @@ def test_a_seeded_fault_is_reported_by_the_check_that_names_it(
     assert said
     assert said.startswith(f"{name}\n  seen: ")
     assert CHECKS[name].fix in said
+
+
+def test_a_column_that_is_parsed_is_dropped_as_it_is(bench: Bench) -> None:
+    parsed = process("for batch in batches:\n    yield [{'id': int(row['id'])} for row in batch]")
+
+    assert broken(CHECKS["a_dropped_column_does_not_leave"], bench.lab(parsed)) is None
 
 
 def test_what_is_said_of_a_source_is_true_where_it_reads_no_file(

@@ -363,7 +363,11 @@ def a_dropped_column_does_not_leave(lab: Lab) -> None:
     # A column of text that the source has, and the result keeps by the same name.
     named = [name for name, value in rows[0].items() if name in kept and isinstance(value, str)]
     column = named[-1] if named else ""
-    source = source_with_canary(lab, column)
+    # What may be parsed, a number or a date, is left as it is.
+    in_words = [name for name in named if rows[0][name].strip()[:1].isalpha()]
+    if in_words:
+        column = in_words[-1]
+    source = source_with_canary(lab, column) if in_words else source_of(lab)
     seen = uploaded_once(lab, FaultyBackend(), source, egress={"drop": [column]})
     seen.result("upload")
     arrived = [row for row in seen.backend.rows if column and column in row]
