@@ -4,10 +4,10 @@ Twenty packages hold every pair. Each of them is generated, looked at by ruff, b
 by hadolint. One for each different Python tree among them is built (wheel and sdist), installed
 beside the others, asked for its version, typed and tested. Left out here:
 
-- in `make test`, the contract suite and the preview for all but four packages, in which every
-  kind, every upload_form and every source stands, but singer, whose Python is that of files:
-  where these are the same, so is the Python but for its names (a test compares them);
-  `make test-all` runs both for every package.
+- in `make test`, the contract suite and the preview for all but three packages, in which every
+  kind and upload_form but auto stands, and every source but files, with which tests/house walks
+  a newcomer's way, and singer, whose Python is that of files: where these are the same, so is the
+  Python but for its names (a test compares them); `make test-all` runs both for every package.
 - in `make test`, what is no pair: all 624 combinations are generated and looked at by ruff in
   `make test-all`; the others' Python is that of a pair.
 - an image built from the Dockerfile: that needs a Docker engine and a base image. hadolint reads
@@ -270,7 +270,7 @@ def break_no_check(folder: Path, installed: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(1, 4))  # the first is a newcomer's: test_newcomer
 def test_a_fresh_package_previews_its_sample_and_breaks_no_check_of_the_contract(
     trees: Packages, installed: Path, number: int
 ) -> None:
@@ -288,7 +288,7 @@ def test_every_package_previews_its_sample_and_breaks_no_check_of_the_contract(
     trees: Packages, installed: Path, number: int
 ) -> None:
     answers, folder = trees[number]
-    if (answers, folder) in diagonal(trees):
+    if (answers, folder) in diagonal(trees)[1:]:
         pytest.skip("runs above")
 
     break_no_check(folder, installed)
