@@ -11,7 +11,7 @@ from catalogzero.testing.contract import HandlerContract, ProcessorContract
 from catalogzero.testing.handlers import Serving, serving
 from catalogzero.testing.lab import Lab
 from catalogzero.testing.standing_in import in_run
-from catalogzero.testing.uploads import Uploads, write_tap
+from catalogzero.testing.processor_runs import Uploads, write_tap
 
 __all__ = [
     "FaultyBackend",
