@@ -10,8 +10,8 @@ from catalogzero.testing.clocks import ManualClock
 from catalogzero.testing.contract import HandlerContract, ProcessorContract
 from catalogzero.testing.handlers import Serving, serving
 from catalogzero.testing.lab import Lab
-from catalogzero.testing.standing_in import in_run
 from catalogzero.testing.processor_runs import Uploads, write_tap
+from catalogzero.testing.standing_in import in_run
 
 __all__ = [
     "FaultyBackend",
