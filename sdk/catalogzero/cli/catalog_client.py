@@ -239,7 +239,8 @@ def _installed(entry_id: str, version: str | None, python: str | None) -> Manife
     text = installing.look(entry_id, python)["manifest"]
     found = parse_manifest(text, entry_id) if text else None
     if found is None or version not in (None, found.version):
-        raise ConfigError(f"{entry_id} {version or ''} is not installed here: name its --catalog")
+        release = f" {version}" if version else ""
+        raise ConfigError(f"{entry_id}{release} is not installed here: name its --catalog")
     return found
 
 
