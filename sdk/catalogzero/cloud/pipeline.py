@@ -116,7 +116,7 @@ class UploadRun(RunBase):
             settings.allow_empty,
         )
         items: Collection[Item]
-        if author.reads_itself:
+        if author.reads_itself and not self.from_file:
             items = [OwnItem(author, self.data_source, self.given)]
         elif self.data_source.startswith("sql:"):
             require_extra("sql")
