@@ -32,14 +32,14 @@ class RateLimitedApi(CloudProcessor):
     def read(
         self, data_source: str, params: Params, after: int | None = None
     ) -> Generator[Rows | Checkpoint, None, int]:
-        """The pages behind the last one."""
-        page = after or 0
+        """The orders behind the last one."""
+        since = after or 0
         with httpx.Client(base_url=data_source, timeout=30) as api:
-            while rows := self._page(api, page + 1):
+            while rows := self._page(api, since):
                 yield rows
-                page += 1
-                yield Checkpoint(page)
-        return page
+                since = rows[-1]["order_id"]
+                yield Checkpoint(since)
+        return since
 
     @retry(
         wait=asked_for,
@@ -47,8 +47,8 @@ class RateLimitedApi(CloudProcessor):
         retry=retry_if_exception_type((ApiError, httpx.TransportError)),
         reraise=True,
     )
-    def _page(self, api: httpx.Client, number: int) -> Rows:
-        answer = api.get("/orders", params={"page": number})
+    def _page(self, api: httpx.Client, since: int) -> Rows:
+        answer = api.get("/orders", params={"since": since})
         if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
             raise ApiError(answer)
         rows: Rows = answer.raise_for_status().json()

@@ -47,7 +47,7 @@ class OrdersApi:
     async def __aenter__(self) -> OrdersApi:
         app = web.Application()
         app.router.add_get("/orders", self.serve)
-        self._runner = web.AppRunner(app)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
@@ -57,16 +57,17 @@ class OrdersApi:
         await self._runner.cleanup()
 
     async def serve(self, request: web.Request) -> web.Response:
-        """A page, or the limit."""
-        page = int(request.query["page"])
+        """The page behind an order, or the limit."""
+        since = int(request.query["since"])
+        page = since // ROWS_A_PAGE + 1
         self.asked.append(page)
         if page == self.holds:
             self.is_held.set()
             await asyncio.Event().wait()
         if len(self.asked) % 10 == 0:
             return web.Response(status=429, headers={"Retry-After": "0.01"})
-        first = page * ROWS_A_PAGE
-        rows = [{"order_id": first + n} for n in range(ROWS_A_PAGE)] if page <= PAGES else []
+        orders = range(since + 1, since + 1 + ROWS_A_PAGE) if page <= PAGES else ()
+        rows = [{"order_id": order} for order in orders]
         return web.json_response(rows)
 
 
@@ -111,7 +112,7 @@ async def test_a_run_killed_at_page_80_goes_on_at_page_80(
     assert api.asked[before:][0] == 80
     assert max(api.asked[before:]) == PAGES + 1
     found = sorted(row["order_id"] for row in backend.rows())
-    assert found == list(range(ROWS_A_PAGE, (PAGES + 1) * ROWS_A_PAGE))
+    assert found == list(range(1, PAGES * ROWS_A_PAGE + 1))
 
 
 def kill_group(pid: int) -> None:
