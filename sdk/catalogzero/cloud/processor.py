@@ -274,7 +274,6 @@ class CloudProcessor(Handler):
         """Backend, key, clock, disk, outbox, data roots, queries."""
         from catalogzero.cloud.readiness import preflight
 
-        schemas = [stream.describe().get("schema", {}) for stream in streams_of(type(self))]
         own = preflight(
             self.settings,
             self.runtime,
@@ -282,7 +281,7 @@ class CloudProcessor(Handler):
             user_agent=self._identity("").user_agent,
             state_dir=self.state_dir,
             clock=self.clock,
-            declared=[name for schema in schemas for name in schema.get("properties", {})],
+            streams=streams_of(type(self)),
         )
         old = [*self.runtime.deprecations, *self.settings.deprecations]
         if old:

@@ -6,7 +6,7 @@ Reads and asks, changes nothing. What is asked of the backend is `reachability`'
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from catalogzero.cloud.reachability import Reachability
 from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions
 from catalogzero.cloud.reading.sources import FileItem, Roots
 from catalogzero.cloud.rows.batches import rows_of
+from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.settings import CloudSettings, root_fault
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import RuntimeSettings
@@ -41,12 +42,12 @@ def preflight(
     user_agent: str,
     state_dir: Path,
     clock: Clock,
-    declared: list[str],
+    streams: Sequence[Stream],
 ) -> list[Check]:
-    """The checks of a processor with these settings; `declared` are its results' columns."""
+    """The checks of a processor with these settings, which declares these streams."""
     policy = runtime.egress
     asked = Reachability(settings, policy, user_agent, clock, runtime.chunk_bytes)
-    look = Readiness(settings, runtime, state_dir, clock, declared)
+    look = Readiness(settings, runtime, state_dir, clock, streams)
     checks = [
         Check("backend", asked.backend, "add the host to egress.hosts, or correct `endpoint`"),
         Check("api key", asked.api_key, "see `api_key_file`"),
@@ -76,7 +77,7 @@ class Readiness:
     runtime: RuntimeSettings
     state_dir: Path
     clock: Clock
-    declared: list[str]
+    streams: Sequence[Stream]
 
     def disk(self) -> Finding | str:
         """Room for the outbox."""
@@ -130,6 +131,8 @@ class Readiness:
             if query.watermark is not None and not columns.in_clear(query.watermark):
                 found = f"sources.{name}: its watermark {query.watermark!r} may not leave"
                 return Finding("egress", "fail", found, "let the column leave, or drop `watermark`")
+        for fault in filter(None, map(columns.key_fault, self.streams)):
+            return Finding("egress", "fail", *fault)
         with looked_at(self.state_dir, self.clock) as store:
             last_run = store.fact("egress_unmatched") if store else None
             older = store.under_other_policy(policy_digest(policy)) if store else 0
@@ -140,7 +143,7 @@ class Readiness:
             columns([dict.fromkeys(seen)])
             matched = columns.matched()
             unmatched = [rule for rule in columns.rules if f"{rule[0]}: {rule[1]}" not in matched]
-            where = "of what the class declares" if self.declared else "in the sources"
+            where = "of what the class declares" if self._declared() else "in the sources"
         if unmatched:
             rules = ", ".join(f"{kind}: {name}" for kind, name in unmatched)
             fix = "write the names as the results have them: `catalogzero preview` shows those"
@@ -150,10 +153,15 @@ class Readiness:
             return Finding("egress", "warn", f"{older} sources were sent by another policy", fix)
         return "each rule matches, and every source left by this policy"
 
+    def _declared(self) -> list[str]:
+        """The columns of the class's results, as far as it declares them."""
+        schemas = [stream.describe().get("schema", {}) for stream in self.streams]
+        return [name for schema in schemas for name in schema.get("properties", {})]
+
     def _columns(self) -> Iterator[str]:
         """The columns that the class declares, else those of the first files and the queries."""
-        if self.declared:
-            yield from self.declared
+        if self._declared():
+            yield from self._declared()
             return
         # What cannot be read is another check's to name.
         for item in islice(self._files(), FILES_WITH_COLUMNS):
@@ -201,7 +209,12 @@ class Readiness:
     def query(self, name: str) -> Finding | str:
         """Its database answers, and has its tables and its watermark's column."""
         columns = self._columns_of(name)
-        mark = self.settings.sources[name].watermark
+        from catalogzero.cloud.reading.queries import lookback_fault
+
+        source = self.settings.sources[name]
+        mark = source.watermark
+        if fault := lookback_fault(f"sources.{name}", source, self.streams):
+            return Finding(f"query {name}", "fail", *fault)
         if columns and mark is not None and mark not in columns:
             found = f"sources.{name}: its result has no column {mark!r} for `watermark`"
             fix = f"name one of its columns: {', '.join(columns[:SHOWN_LOST])}"
