@@ -6,22 +6,26 @@ CATALOGZERO_CHAOS_KILLS, CATALOGZERO_CHAOS_ROWS and CATALOGZERO_CHAOS_SEED set i
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from tests.chaos.scenes import EVENTS
-from tests.chaos.storm import COMMIT_POINTS, Report, Storm
+from tests.chaos.sources import Accounts, Lines, Sources
+from tests.chaos.storm import ALL_EVENTS, COMMIT_POINTS, MANY, Report, Storm
 
 pytestmark = [pytest.mark.timeout(7_200), pytest.mark.xdist_group("storm")]
 
 KILLS = int(os.environ.get("CATALOGZERO_CHAOS_KILLS", "20"))
 ROWS = int(os.environ.get("CATALOGZERO_CHAOS_ROWS", "50000"))
+SEALS = ("outbox seal:before", "outbox seal:after", "outbox done:before")
 SEED = int(os.environ.get("CATALOGZERO_CHAOS_SEED") or random.SystemRandom().randrange(1 << 30))
 POSTGRESQL = os.environ.get(
     "CATALOGZERO_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
@@ -55,7 +59,9 @@ async def test_every_row_is_there_once_after_a_storm(
     storms = {}
     for name, database in databases.items():
         (tmp_path / name).mkdir()
-        storms[name] = Storm(tmp_path / name, kills=KILLS, rows=ROWS, seed=SEED, database=database)
+        storms[name] = Storm(
+            Sources, tmp_path / name, kills=KILLS, rows=ROWS, seed=SEED, database=database
+        )
     try:
         async with asyncio.TaskGroup() as both:
             for storm in storms.values():
@@ -76,11 +82,65 @@ async def test_every_row_is_there_once_after_a_storm(
         pytest.skip("held on SQLite; no PostgreSQL")
 
 
+ALWAYS = ("new_rows", "range_refused")
+OF_STREAMS = (*ALWAYS, "killed_behind_a_checkpoint", "streams_apart")
+OF_KEYS = (*ALWAYS, "late_while_read", "back_within_a_tick", "full_of_keys")
+IN_LARGE_ONES = ("state_folder_lost", "backend_restored_twice", "snapshot_put_back")
+
+
+@pytest.mark.postgresql
+async def test_streams_and_keys_are_as_they_are_at_the_client_after_a_storm(
+    tmp_path: Path, postgresql: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Side by side, each on a database of its own."""
+    more = IN_LARGE_ONES if KILLS >= MANY else ()
+    streams, keys = (*OF_STREAMS, *more), (*OF_KEYS, *more)
+    size = functools.partial(Storm[Any], kills=KILLS // 5, rows=500, seed=SEED, deaths=1)
+    storms = [
+        size(Lines, folder_in(tmp_path, "streams"), points=SEALS, scenes=streams),
+        size(
+            Accounts,
+            folder_in(tmp_path, "keys"),
+            database=postgresql,
+            points=SEALS,
+            scenes=keys,
+        ),
+    ]
+    try:
+        async with asyncio.TaskGroup() as both:
+            for storm in storms:
+                both.create_task(storm.run())
+    finally:
+        with capsys.disabled():
+            for storm in storms:
+                print(f"\n{storm.report.table()}")  # noqa: T201  # the table is the result
+
+    for storm, scenes in zip(storms, (streams, keys), strict=True):
+        report = storm.report
+        assert (report.lost, report.twice, report.partial) == (0, 0, 0)
+        assert report.landed() >= KILLS // 5
+        assert report.kills.keys() >= set(SEALS)
+        assert report.events.keys() >= set().union(*(ALL_EVENTS.get(one, set()) for one in scenes))
+
+
+def folder_in(folder: Path, name: str) -> Path:
+    """A new folder."""
+    (folder / name).mkdir()
+    return folder / name
+
+
 async def mutated(folder: Path, mutant: str, point: str, scene: str) -> Report:
     """A small storm over a fault that is built in."""
     points = [point] if point else []
     storm = Storm(
-        folder, kills=len(points), rows=1_000, seed=1, points=points, scenes=[scene], mutant=mutant
+        Sources,
+        folder,
+        kills=len(points),
+        rows=1_000,
+        seed=1,
+        points=points,
+        scenes=[scene],
+        mutant=mutant,
     )
     return await storm.run()
 
