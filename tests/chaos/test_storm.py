@@ -121,6 +121,9 @@ async def test_streams_and_keys_are_as_they_are_at_the_client_after_a_storm(
         assert report.landed() >= KILLS // 5
         assert report.kills.keys() >= set(SEALS)
         assert report.events.keys() >= set().union(*(ALL_EVENTS.get(one, set()) for one in scenes))
+    accounts = storms[1]
+    latest = accounts.sources.shown(accounts.verdict.records("latest_records"))
+    assert latest == accounts.sources.rows()
 
 
 def folder_in(folder: Path, name: str) -> Path:
