@@ -122,7 +122,7 @@ class Storm(Generic[ClientT]):
         mutant: str = "",
     ) -> None:
         self._deaths_each = deaths if kills < MANY else 6
-        self._kills, self._points, self._scenes = kills, list(points), list(scenes)
+        self.kills, self.rows, self.points, self.scenes = kills, rows, list(points), list(scenes)
         self.dice = random.Random(seed)  # noqa: S311  # dice, to be repeated by their seed
         url = database or f"sqlite:///{folder}/backend.db"
         chunk_bytes = max(rows * ROW_BYTES // files_of(rows) // CHUNKS_A_FILE, MIN_CHUNK_BYTES)
@@ -145,7 +145,7 @@ class Storm(Generic[ClientT]):
                 await until(self.site.answers, "a handler that answers")
                 for scene, deaths in self._plan():
                     await self._play(scene, deaths)
-                while self.report.landed() < self._kills:
+                while self.report.landed() < self.kills:
                     await self._play(*self._plan()[0])
                 await self._rest()
             shown = self.sources.shown(self.verdict.records())
@@ -160,11 +160,11 @@ class Storm(Generic[ClientT]):
 
     def _plan(self) -> list[tuple[str, list[str]]]:
         """Each scene with deaths at the commit points that it comes by, else at random moments."""
-        plan: dict[str, list[str]] = {scene: [] for scene in self._scenes}
-        for point in self._points:
-            plan[POINTS.get(point.partition(":")[0], self._scenes[0])].append(point)
+        plan: dict[str, list[str]] = {scene: [] for scene in self.scenes}
+        for point in self.points:
+            plan[POINTS.get(point.partition(":")[0], self.scenes[0])].append(point)
         for deaths in plan.values():
-            if self._kills and not deaths:
+            if self.kills and not deaths:
                 deaths += self.dice.sample(VICTIMS * 2, self._deaths_each)
         return self.dice.sample(list(plan.items()), len(plan))
 
@@ -176,7 +176,7 @@ class Storm(Generic[ClientT]):
             await ALL_SCENES[scene](self)
             async with asyncio.timeout(REST_S):
                 for play in itertools.count():
-                    missed = ALL_EVENTS.get(scene, set()) - self.report.events.keys()
+                    missed = self.events_of(scene) - self.report.events.keys()
                     if dying.done() and (not missed or play >= 3 * len(deaths) + MORE_PLAYS):
                         break
                     await ALL_SCENES[scene if missed else again](self)
@@ -267,13 +267,6 @@ class Storm(Generic[ClientT]):
         """What the outbox remembers; None where it cannot be read now."""
         return self._looked_up(lambda store: store.fact(name), None)
 
-    def unsent(self, stream: str) -> int:
-        """How many uploads of a stream wait; 1 where that cannot be read now."""
-        states = ["building", "sealed", "completing"]
-        return self._looked_up(
-            lambda store: sum(one.stream == stream for one in store.uploads(states)), 1
-        )
-
     async def loaded(self, runs: asyncio.Task[None]) -> None:
         """Wait until the backend has requests of these runs, or they are through."""
         await until(lambda: self.proxy.under_way or runs.done(), "requests under way")
@@ -281,6 +274,10 @@ class Storm(Generic[ClientT]):
     def refusals(self) -> int:
         """How often the backend answered with a fault of its own."""
         return sum(n for answer, n in self.proxy.answers.items() if " 5" in answer)
+
+    def events_of(self, scene: str) -> set[str]:
+        """What a scene must have seen to happen."""
+        return ALL_EVENTS.get(scene, set())
 
     def happened(self, event: str) -> None:
         """Note that a scene's event came to be."""
