@@ -1,25 +1,29 @@
-"""The processor of the chaos runs: a test can say where to die, what time to believe, and to wait.
+"""The processors of the chaos runs: a test can say where to die, what time to believe, to wait.
 
-It is controlled by files in the state folder: `die_at`, `clock_offset`, `grow` and `hold`.
+They are controlled by files in the state folder: `die_at`, `clock_offset`, `grow` and `hold`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from catalogzero import Batch, CloudProcessor, Params
+from catalogzero import Checkpoint, CloudProcessor, Params, Rows, Stream
 from catalogzero.clock import SystemClock
+from catalogzero.cloud.settings import ProcessOutput
 
 from tests.chaos.death import die_at
 
 HOLD_S = 60.0
+PAGE = "SELECT id FROM lines WHERE id > ? ORDER BY id LIMIT 100"
 
 
 class JumpingClock(SystemClock):
@@ -41,7 +45,7 @@ class Mortal(CloudProcessor):
 
     batch_rows = 500
 
-    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Rows], params: Params) -> Iterator[ProcessOutput]:
         for batch in batches:
             yield batch
             self._grow_a_file()
@@ -74,6 +78,37 @@ class Mortal(CloudProcessor):
                 seals_in_two_steps()
             dies_at_commits(control / "die_at")
         return super()._engine()
+
+
+class Pages(Mortal):
+    """Reads the table `lines` of the database that is its source, page by page, a part each."""
+
+    mode = "append"
+    streams = (Stream("odd"), Stream("even"))
+
+    def read(
+        self, data_source: str, params: Params, after: int | None = None
+    ) -> Generator[Rows | Checkpoint, None, int | None]:
+        with (self.runtime.state_dir / "read_from").open("a") as begun:
+            begun.write(f"{after or 0}\n")
+        with closing(sqlite3.connect(data_source)) as table:
+            while found := table.execute(PAGE, (after or 0,)).fetchall():
+                yield [{"id": number} for (number,) in found]
+                after = found[-1][0]
+                yield Checkpoint(after)
+        return after
+
+    def process(self, batches: Iterable[Rows], params: Params) -> Iterator[ProcessOutput]:
+        for batch in super().process(batches, params):
+            rows = cast("Rows", batch)
+            for odd, stream in enumerate(("even", "odd")):
+                yield stream, [row for row in rows if row["id"] % 2 == odd]
+
+
+class Keyed(Mortal):
+    """Passes on rows that have a key."""
+
+    streams = (Stream("accounts", key=("account",), tombstone="closed"),)
 
 
 def seals_in_two_steps() -> None:

@@ -9,37 +9,36 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from catalogzero.cloud.outbox.stored import EPOCH
 
 from tests.chaos.proxy import Request
 from tests.chaos.site import until
+from tests.chaos.sources import ORDERS, Sources
 
 if TYPE_CHECKING:
     from tests.chaos.storm import Storm
 
-Scene = Callable[["Storm"], Awaitable[None]]
-ORDERS = "sql:orders"
+Scene = Callable[["Storm[Any]"], Awaitable[None]]
 REFUSED = b"HTTP/1.1 422 Refused\r\nContent-Length: 0\r\n\r\n"
 FAULTY = b"HTTP/1.1 500 Fault\r\nContent-Length: 0\r\n\r\n"
 
 
-async def new_rows(storm: Storm) -> None:
-    """A file has another content, the table has more rows."""
-    storm.sources.renew(storm.sources.some())
-    storm.sources.add_orders()
+async def new_rows(storm: Storm[Any]) -> None:
+    """The client has more, or another content."""
+    storm.sources.change()
     await storm.run_all()
 
 
-async def same_content_again(storm: Storm) -> None:
+async def same_content_again(storm: Storm[Sources]) -> None:
     """A file is exported again, as it was."""
     storm.sources.touch(storm.sources.some())
     await storm.run_all()
     storm.happened("same content exported again")
 
 
-async def back_and_forth(storm: Storm) -> None:
+async def back_and_forth(storm: Storm[Sources]) -> None:
     """Content A, then B, then A again."""
     name = storm.sources.some()
     for change in (storm.sources.renew, storm.sources.renew, storm.sources.take_back):
@@ -48,7 +47,7 @@ async def back_and_forth(storm: Storm) -> None:
     storm.happened("content A, B, A")
 
 
-async def growth_while_read(storm: Storm) -> None:
+async def growth_while_read(storm: Storm[Sources]) -> None:
     """A file and the table grow in the middle of the run that reads them."""
     name = storm.sources.some()
     storm.sources.renew(name)
@@ -63,7 +62,7 @@ async def growth_while_read(storm: Storm) -> None:
     await storm.run_all()
 
 
-async def clock_jump(storm: Storm) -> None:
+async def clock_jump(storm: Storm[Any]) -> None:
     """The client's clock jumps, forward or back."""
     offset_s = storm.dice.randint(-7_200, 7_200)
     (storm.site.state / "clock_offset").write_text(str(offset_s))
@@ -71,10 +70,10 @@ async def clock_jump(storm: Storm) -> None:
     await new_rows(storm)
 
 
-async def full_again(storm: Storm) -> None:
+async def full_again(storm: Storm[Sources]) -> None:
     """`full: true` in both modes."""
     before = storm.proxy.answers.copy()
-    for mode, source in (("replace", storm.exports), ("append", ORDERS)):
+    for mode, source in (("replace", str(storm.sources.exports)), ("append", ORDERS)):
         answer = f"complete {mode} full 201"
         for _ in range(5):
             await storm.site.run_to_end(source, full=True)
@@ -83,7 +82,7 @@ async def full_again(storm: Storm) -> None:
                 break
 
 
-async def state_folder_lost(storm: Storm) -> None:
+async def state_folder_lost(storm: Storm[Any]) -> None:
     """The folder goes while sealed uploads are under way; what they sent arrives later."""
     under_way: list[Request] = []
 
@@ -105,7 +104,7 @@ async def state_folder_lost(storm: Storm) -> None:
     await storm.run_all()
 
 
-async def folder_lost_at_rest(storm: Storm) -> None:
+async def folder_lost_at_rest(storm: Storm[Any]) -> None:
     """The folder goes while nothing is under way, and the sources stay as they are."""
     await storm.run_all()
     storm.site.lose_state_folder()
@@ -113,7 +112,7 @@ async def folder_lost_at_rest(storm: Storm) -> None:
     storm.happened("state folder lost at rest")
 
 
-async def late_older_version(storm: Storm) -> None:
+async def late_older_version(storm: Storm[Sources]) -> None:
     """A newer version of a file is completed while the older one still tries."""
     name = storm.sources.some()
     older: list[Request] = []
@@ -145,7 +144,7 @@ async def late_older_version(storm: Storm) -> None:
     await storm.run_all()
 
 
-async def long_outage(storm: Storm) -> None:
+async def long_outage(storm: Storm[Any]) -> None:
     """The backend is away for longer than it keeps the chunks of uploads not completed."""
     site, proxy = storm.site, storm.proxy
 
@@ -169,7 +168,7 @@ async def long_outage(storm: Storm) -> None:
     await storm.all_sent()
 
 
-async def refused_and_purged(storm: Storm) -> None:
+async def refused_and_purged(storm: Storm[Sources]) -> None:
     """Dead letters of both modes are purged while a later run of their sources is under way."""
     name = storm.sources.some()
     refused = {f"exports/{name}", ORDERS}
@@ -186,7 +185,7 @@ async def refused_and_purged(storm: Storm) -> None:
     storm.proxy.meddling = None
     storm.sources.renew(name)
     storm.sources.add_orders()
-    for source in (storm.exports, ORDERS):
+    for source in (str(storm.sources.exports), ORDERS):
         async with storm.held_run(source):
             for upload_id, its_source in storm.dead_letters().items():
                 if (its_source == ORDERS) != (source == ORDERS):
@@ -199,13 +198,13 @@ async def refused_and_purged(storm: Storm) -> None:
     await storm.run_all()
 
 
-async def full_disks(storm: Storm) -> None:
+async def full_disks(storm: Storm[Sources]) -> None:
     """The worker's disk is full, then the backend's."""
     site = storm.site
     for _ in range(5):
         if site.no_room("worker"):
             storm.sources.renew(storm.sources.some())
-            result = await site.run(storm.exports)
+            result = await site.run(str(storm.sources.exports))
             site.room_again("worker")
             if "disk" in result.get("error", ""):
                 storm.happened("full disk at the client")
@@ -213,14 +212,14 @@ async def full_disks(storm: Storm) -> None:
     if storm.verdict.is_sqlite and site.no_room("backend"):
         before = storm.refusals()
         storm.sources.renew(storm.sources.some())
-        await site.run(storm.exports)
+        await site.run(str(storm.sources.exports))
         if storm.refusals() > before:
             storm.happened("full disk at the backend")
         site.room_again("backend")
     await storm.run_all()
 
 
-async def old_host_back(storm: Storm) -> None:
+async def old_host_back(storm: Storm[Any]) -> None:
     """Another machine with an empty folder takes over; then the old one comes back."""
     await storm.run_all()
     old = storm.site.copy_state_folder()
@@ -229,7 +228,7 @@ async def old_host_back(storm: Storm) -> None:
     await back_again(storm, old, "old host was refused")
 
 
-async def snapshot_put_back(storm: Storm) -> None:
+async def snapshot_put_back(storm: Storm[Any]) -> None:
     """The state folder is put back from a snapshot."""
     await storm.run_all()
     snapshot = storm.site.copy_state_folder()
@@ -237,7 +236,7 @@ async def snapshot_put_back(storm: Storm) -> None:
     await back_again(storm, snapshot, "snapshot was refused")
 
 
-async def cloned_machine(storm: Storm) -> None:
+async def cloned_machine(storm: Storm[Any]) -> None:
     """A clone goes on as if it were the machine, and then so does the machine."""
     await storm.run_all()
     clone = storm.site.copy_state_folder()
@@ -246,13 +245,13 @@ async def cloned_machine(storm: Storm) -> None:
     await back_again(storm, machine, "cloned machine was refused")
 
 
-async def back_again(storm: Storm, folder: Path, event: str) -> None:
+async def back_again(storm: Storm[Any], folder: Path, event: str) -> None:
     """An older folder comes back: it sends nothing until it is adopted.
 
     One that was copied amid a start that was not answered may be taken for the one that asked.
     """
     await storm.all_sent()
-    storm.sources.renew(storm.sources.some())
+    storm.sources.change()
     storm.site.put_state_folder(folder)
     before = storm.fact(EPOCH)
     await until(
@@ -265,15 +264,14 @@ async def back_again(storm: Storm, folder: Path, event: str) -> None:
     await storm.run_all()
 
 
-async def backend_restored_twice(storm: Storm) -> None:
+async def backend_restored_twice(storm: Storm[Any]) -> None:
     """The backend is put back to an earlier day, twice, in the middle of runs."""
     await storm.run_all()
     await storm.all_sent()
     backup = await asyncio.to_thread(storm.site.back_up_backend)
     for _ in range(2):
         await new_rows(storm)
-        storm.sources.renew(storm.sources.some())
-        storm.sources.add_orders()
+        storm.sources.change()
         runs = asyncio.create_task(storm.run_all())
         await storm.loaded(runs)
         await asyncio.to_thread(storm.site.restore_backend, backup)
@@ -282,7 +280,7 @@ async def backend_restored_twice(storm: Storm) -> None:
     storm.happened("backend restored twice")
 
 
-async def start_unanswered(storm: Storm) -> None:
+async def start_unanswered(storm: Storm[Any]) -> None:
     """The answer to a start is lost, and who asked is killed before it asks again."""
     lost: list[Request] = []
 

@@ -24,6 +24,7 @@ import yaml
 from catalogzero import CallTimeoutError, CatalogZeroError, HandlerClient
 
 from examples.quickstart.processes import free_ports
+from tests.chaos.sources import Client
 
 LOOK_S = 0.02
 PATIENCE_S = 120.0
@@ -38,13 +39,13 @@ class Site:
     Args:
         folder: Where state, logs and the registry file are.
         database: The backend's, as a URL.
-        table_url: The database of the query `orders`.
+        client: What it has.
         chunk_bytes: The handler's setting.
         mutant: The fault that is built into one of them.
     """
 
     def __init__(
-        self, folder: Path, database: str, table_url: str, chunk_bytes: int, mutant: str
+        self, folder: Path, database: str, client: Client, chunk_bytes: int, mutant: str
     ) -> None:
         self._folder, self._database, self._mutant = folder, database, mutant
         self.state = folder / "state"
@@ -57,16 +58,15 @@ class Site:
         self._backend_settings: dict[str, str] = {}
         self._down: set[str] = set()
         self._logs = 0
-        self._write_registry(table_url, chunk_bytes)
+        self._write_registry(client, chunk_bytes)
 
-    def _write_registry(self, table_url: str, chunk_bytes: int) -> None:
+    def _write_registry(self, client: Client, chunk_bytes: int) -> None:
         """The client's file; the installation's id stands in it, so that a lost folder keeps it."""
         added = self._command("backend", "tenants", "add", "t", "--json", *self._db())
-        query = {"url": table_url, "query": "SELECT id FROM orders", "watermark": "id"}
         handler = {
             "handler_id": "h",
             "module_path": "tests.chaos.processors",
-            "class_name": "Mortal",
+            "class_name": client.author,
             "port": self._handler_port,
             "installation_id": "site",
             "state_dir": str(self.state),
@@ -76,8 +76,7 @@ class Site:
             "config": {
                 "endpoint": f"http://127.0.0.1:{self.proxy_port}/v1",
                 "api_key": json.loads(added)["key"],
-                "data_roots": [str(self._folder / "exports")],
-                "sources": {"orders": query},
+                **client.config,
             },
         }
         self._registry.write_text(yaml.safe_dump({"scheduler": "none", "handlers": [handler]}))

@@ -24,19 +24,25 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from catalogzero import CatalogZeroError
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.store import OutboxStore
 from catalogzero.cloud.outbox.stored import MOVED
 
 from tests.chaos.proxy import FaultProxy
-from tests.chaos.scenes import EVENTS, ORDERS, POINTS, SCENES
+from tests.chaos.range_scenes import RANGE_EVENTS, RANGE_SCENES
+from tests.chaos.scenes import EVENTS, POINTS, SCENES
 from tests.chaos.site import LOOK_S, Site, until
-from tests.chaos.sources import Sources, files_of
-from tests.chaos.verdict import Verdict
+from tests.chaos.sources import Client, Sources, files_of
+from tests.chaos.verdict import Verdict, difference
 
+ClientT = TypeVar("ClientT", bound=Client)
+Found = TypeVar("Found")
+
+ALL_SCENES, ALL_EVENTS = {**SCENES, **RANGE_SCENES}, {**EVENTS, **RANGE_EVENTS}
 VICTIMS = ("worker", "handler", "backend")
 COMMIT_POINTS = [f"{step}:{when}" for step in POINTS for when in ("before", "after")]
 FAULT_RATE = 0.2
@@ -85,22 +91,25 @@ class Report:
         return "\n".join(lines)
 
 
-class Storm:
+class Storm(Generic[ClientT]):
     """One storm in a folder of its own.
 
     Args:
+        client: What there is to send.
         folder: For everything: data, state, database, logs.
         kills: How many kills must land inside a run.
-        rows: Rows in all files together.
+        rows: How much the client has.
         seed: Of all dice.
         database: The backend's; by default an SQLite file.
         points: The commit points to kill at.
         scenes: The scenes that happen, each once at least.
+        deaths: In each scene without a commit point.
         mutant: A fault built in (see `processors`, `backend_process`), to prove the storm.
     """
 
     def __init__(
         self,
+        client: type[ClientT],
         folder: Path,
         *,
         kills: int,
@@ -109,19 +118,20 @@ class Storm:
         database: str | None = None,
         points: Sequence[str] = COMMIT_POINTS,
         scenes: Sequence[str] = tuple(SCENES),
+        deaths: int = 3,
         mutant: str = "",
     ) -> None:
-        self._kills, self._points, self._scenes = kills, list(points), list(scenes)
+        self._deaths_each = deaths if kills < MANY else 6
+        self.kills, self.rows, self.points, self.scenes = kills, rows, list(points), list(scenes)
         self.dice = random.Random(seed)  # noqa: S311  # dice, to be repeated by their seed
         url = database or f"sqlite:///{folder}/backend.db"
         chunk_bytes = max(rows * ROW_BYTES // files_of(rows) // CHUNKS_A_FILE, MIN_CHUNK_BYTES)
-        self.sources = Sources(folder, rows, random.Random(seed + 1))  # noqa: S311  # the same
-        self.site = Site(folder, url, self.sources.table_url, chunk_bytes, mutant)
+        self.sources = client(folder, rows, random.Random(seed + 1))  # noqa: S311  # the same
+        self.site = Site(folder, url, self.sources, chunk_bytes, mutant)
         ports = self.site.proxy_port, self.site.backend_port
         self.proxy = FaultProxy(*ports, FAULT_RATE, random.Random(seed + 2))  # noqa: S311  # the same
         self.verdict = Verdict(url)
         self.report = Report(seed, faults=self.proxy.hits, answers=self.proxy.answers)
-        self.exports = str(self.sources.exports)
         self._running = 0
         self._diary = folder / "diary.txt"
 
@@ -135,10 +145,11 @@ class Storm:
                 await until(self.site.answers, "a handler that answers")
                 for scene, deaths in self._plan():
                     await self._play(scene, deaths)
-                while self.report.landed() < self._kills:
+                while self.report.landed() < self.kills:
                     await self._play(*self._plan()[0])
                 await self._rest()
-            found = self.verdict.compare(self.sources.rows())
+            shown = self.sources.shown(self.verdict.records())
+            found = difference(self.sources.rows(), shown)
             report = self.report
             report.rows, report.lost, report.twice = found.rows, found.lost, found.twice
         finally:
@@ -149,12 +160,12 @@ class Storm:
 
     def _plan(self) -> list[tuple[str, list[str]]]:
         """Each scene with deaths at the commit points that it comes by, else at random moments."""
-        plan: dict[str, list[str]] = {scene: [] for scene in self._scenes}
-        for point in self._points:
-            plan[POINTS.get(point.partition(":")[0], self._scenes[0])].append(point)
+        plan: dict[str, list[str]] = {scene: [] for scene in self.scenes}
+        for point in self.points:
+            plan[POINTS.get(point.partition(":")[0], self.scenes[0])].append(point)
         for deaths in plan.values():
-            if self._kills and not deaths:
-                deaths += self.dice.sample(VICTIMS * 2, 3 if self._kills < MANY else 6)
+            if self.kills and not deaths:
+                deaths += self.dice.sample(VICTIMS * 2, self._deaths_each)
         return self.dice.sample(list(plan.items()), len(plan))
 
     async def _play(self, scene: str, deaths: list[str]) -> None:
@@ -162,13 +173,13 @@ class Storm:
         begun, dying = time.monotonic(), asyncio.create_task(self._deaths(deaths))
         again = scene if deaths and deaths[0] not in VICTIMS else "new_rows"
         try:
-            await SCENES[scene](self)
+            await ALL_SCENES[scene](self)
             async with asyncio.timeout(REST_S):
                 for play in itertools.count():
-                    missed = EVENTS.get(scene, set()) - self.report.events.keys()
+                    missed = self.events_of(scene) - self.report.events.keys()
                     if dying.done() and (not missed or play >= 3 * len(deaths) + MORE_PLAYS):
                         break
-                    await SCENES[scene if missed else again](self)
+                    await ALL_SCENES[scene if missed else again](self)
             await dying
         except TimeoutError:
             raise AssertionError(f"it never came to all of {deaths} in {scene}") from None
@@ -210,7 +221,7 @@ class Storm:
         """A run of each source, to a result."""
         self._running += 1
         try:
-            for source in (self.exports, ORDERS):
+            for source in self.sources.calls:
                 await self.site.run_to_end(source)
         finally:
             self._running -= 1
@@ -254,13 +265,7 @@ class Storm:
 
     def fact(self, name: str) -> Any:
         """What the outbox remembers; None where it cannot be read now."""
-        with suppress(CatalogZeroError, sqlite3.Error):
-            outbox = Outbox(self.site.outbox_path().parent, SystemClock(), repair=False)
-            try:
-                return outbox.store.fact(name)
-            finally:
-                outbox.close()
-        return None
+        return self._looked_up(lambda store: store.fact(name), None)
 
     async def loaded(self, runs: asyncio.Task[None]) -> None:
         """Wait until the backend has requests of these runs, or they are through."""
@@ -270,23 +275,34 @@ class Storm:
         """How often the backend answered with a fault of its own."""
         return sum(n for answer, n in self.proxy.answers.items() if " 5" in answer)
 
+    def events_of(self, scene: str) -> set[str]:
+        """What a scene must have seen to happen."""
+        return ALL_EVENTS.get(scene, set())
+
     def happened(self, event: str) -> None:
         """Note that a scene's event came to be."""
         self.report.events[event] += 1
 
     def _outbox_figures(self) -> tuple[int, dict[str, str], int]:
         """How many uploads wait, the dead letters, and how many sources are to be read again."""
-        path = self.site.outbox_path()
-        if not path.exists():
-            return 1, {}, 0
-        with suppress(CatalogZeroError):
-            outbox = Outbox(path.parent, SystemClock(), repair=False)
-            try:
-                dead = {one.upload_id: one.source for one in outbox.store.uploads(["dead"])}
-                return outbox.store.totals().uploads, dead, outbox.store.totals().missing
-            finally:
-                outbox.close()
-        return 1, {}, 0
+
+        def figures(store: OutboxStore) -> tuple[int, dict[str, str], int]:
+            dead = {one.upload_id: one.source for one in store.uploads(["dead"])}
+            return store.totals().uploads, dead, store.totals().missing
+
+        none: dict[str, str] = {}
+        return self._looked_up(figures, (1, none, 0))
+
+    def _looked_up(self, look: Callable[[OutboxStore], Found], otherwise: Found) -> Found:
+        """What is found in the outbox; `otherwise` where it cannot be read now."""
+        with suppress(CatalogZeroError, sqlite3.Error):
+            if self.site.outbox_path().exists():
+                outbox = Outbox(self.site.outbox_path().parent, SystemClock(), repair=False)
+                try:
+                    return look(outbox.store)
+                finally:
+                    outbox.close()
+        return otherwise
 
     async def _rest(self) -> None:
         """No more faults: a restart, then runs until all is sent."""
@@ -295,7 +311,7 @@ class Storm:
         await self.proxy.calm()
         async with asyncio.timeout(REST_S):
             while True:
-                results = [await self.site.run_to_end(s) for s in (self.exports, ORDERS)]
+                results = [await self.site.run_to_end(s) for s in self.sources.calls]
                 waiting, dead, missing = self._outbox_figures()
                 if dead:
                     await self.site.outbox("retry")
@@ -316,7 +332,12 @@ def main() -> int:
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     storm = Storm(
-        folder, kills=given.kills, rows=given.rows, seed=given.seed, database=given.database
+        Sources,
+        folder,
+        kills=given.kills,
+        rows=given.rows,
+        seed=given.seed,
+        database=given.database,
     )
     try:
         report = asyncio.run(storm.run())

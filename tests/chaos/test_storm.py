@@ -6,60 +6,85 @@ CATALOGZERO_CHAOS_KILLS, CATALOGZERO_CHAOS_ROWS and CATALOGZERO_CHAOS_SEED set i
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
-from tests.chaos.scenes import EVENTS
-from tests.chaos.storm import COMMIT_POINTS, Report, Storm
+from tests.chaos.range_scenes import OF_KEYS, OF_STREAMS
+from tests.chaos.sources import Accounts, Lines, Sources
+from tests.chaos.storm import MANY, Report, Storm
 
 pytestmark = [pytest.mark.timeout(7_200), pytest.mark.xdist_group("storm")]
 
 KILLS = int(os.environ.get("CATALOGZERO_CHAOS_KILLS", "20"))
 ROWS = int(os.environ.get("CATALOGZERO_CHAOS_ROWS", "50000"))
+SEALS = ("outbox seal:before", "outbox seal:after", "outbox done:before")
+ALSO_IN_LARGE_ONES = ("state_folder_lost", "backend_restored_twice", "snapshot_put_back")
 SEED = int(os.environ.get("CATALOGZERO_CHAOS_SEED") or random.SystemRandom().randrange(1 << 30))
 POSTGRESQL = os.environ.get(
     "CATALOGZERO_TEST_POSTGRESQL", "postgresql+psycopg://postgres@127.0.0.1:5432/test"
 )
 
 
+Databases = Callable[[], str | None]
+
+
 @pytest.fixture
-def postgresql() -> Iterator[str | None]:
-    """A PostgreSQL database of the storm's own; None where there is no server."""
-    name = f"chaos_{uuid.uuid4().hex[:8]}"
+def databases() -> Iterator[Databases]:
+    """PostgreSQL databases of a storm's own; None where there is no server."""
     url = sa.engine.make_url(POSTGRESQL).set(drivername="postgresql+psycopg")
     admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    try:
+    made: list[str] = []
+
+    def make() -> str | None:
+        name = f"chaos_{uuid.uuid4().hex[:8]}"
+        try:
+            with admin.connect() as db:
+                db.execute(sa.text(f"CREATE DATABASE {name}"))
+        except sa.exc.OperationalError:
+            return None
+        made.append(name)
+        return url.set(database=name).render_as_string(hide_password=False)
+
+    yield make
+    for name in made:
         with admin.connect() as db:
-            db.execute(sa.text(f"CREATE DATABASE {name}"))
-    except sa.exc.OperationalError:
-        yield None
-        return
-    yield url.set(database=name).render_as_string(hide_password=False)
-    with admin.connect() as db:
-        db.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+            db.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
     admin.dispose()
 
 
 @pytest.mark.postgresql
 async def test_every_row_is_there_once_after_a_storm(
-    tmp_path: Path, postgresql: str | None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, databases: Databases, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On both databases side by side: most of a storm's time is waiting."""
-    databases = {"sqlite": None} | ({"postgresql": postgresql} if postgresql else {})
-    storms = {}
-    for name, database in databases.items():
-        (tmp_path / name).mkdir()
-        storms[name] = Storm(tmp_path / name, kills=KILLS, rows=ROWS, seed=SEED, database=database)
+    """On both databases, and of each kind of client, side by side: a storm mostly waits."""
+    postgresql = databases()
+    large = functools.partial(Storm[Any], Sources, kills=KILLS, rows=ROWS, seed=SEED)
+    small = functools.partial(
+        Storm[Any], kills=KILLS // 5, rows=500, seed=SEED, points=SEALS, deaths=1
+    )
+    more = ALSO_IN_LARGE_ONES if KILLS >= MANY else ()
+    keys = small(
+        Accounts, folder_in(tmp_path, "keys"), database=databases(), scenes=[*OF_KEYS, *more]
+    )
+    storms = {
+        "sqlite": large(folder_in(tmp_path, "sqlite")),
+        "streams": small(Lines, folder_in(tmp_path, "streams"), scenes=[*OF_STREAMS, *more]),
+        "keys": keys,
+    }
+    if postgresql is not None:
+        storms["postgresql"] = large(folder_in(tmp_path, "postgresql"), database=postgresql)
     try:
-        async with asyncio.TaskGroup() as both:
+        async with asyncio.TaskGroup() as all_of_them:
             for storm in storms.values():
-                both.create_task(storm.run())
+                all_of_them.create_task(storm.run())
     finally:
         with capsys.disabled():
             for name, storm in storms.items():
@@ -68,19 +93,34 @@ async def test_every_row_is_there_once_after_a_storm(
     for storm in storms.values():
         report = storm.report
         assert (report.lost, report.twice, report.partial) == (0, 0, 0)
-        assert report.landed() >= KILLS
-        assert report.kills.keys() >= set(COMMIT_POINTS)
-        assert report.events.keys() >= set().union(*EVENTS.values())
-        assert report.rows >= ROWS
+        assert report.landed() >= storm.kills
+        assert report.kills.keys() >= set(storm.points)
+        assert report.events.keys() >= set().union(*map(storm.events_of, storm.scenes))
+        assert report.rows >= storm.rows
+    latest = keys.verdict.records("latest_records")
+    assert keys.sources.shown(latest) == keys.sources.rows()
     if postgresql is None:
         pytest.skip("held on SQLite; no PostgreSQL")
+
+
+def folder_in(folder: Path, name: str) -> Path:
+    """A new folder."""
+    (folder / name).mkdir()
+    return folder / name
 
 
 async def mutated(folder: Path, mutant: str, point: str, scene: str) -> Report:
     """A small storm over a fault that is built in."""
     points = [point] if point else []
     storm = Storm(
-        folder, kills=len(points), rows=1_000, seed=1, points=points, scenes=[scene], mutant=mutant
+        Sources,
+        folder,
+        kills=len(points),
+        rows=1_000,
+        seed=1,
+        points=points,
+        scenes=[scene],
+        mutant=mutant,
     )
     return await storm.run()
 

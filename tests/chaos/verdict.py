@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -21,6 +23,15 @@ GROUP BY source_id HAVING COUNT(*) > 1) AS twice
 OPEN_CHUNKS = """
 SELECT COUNT(*) FROM chunks c JOIN uploads u ON u.upload_no = c.upload_no WHERE u.state = 'open'
 """
+
+
+class Record(NamedTuple):
+    """A visible record; `order` is its source_seq, chunk and place in it."""
+
+    stream: str
+    source: str
+    order: tuple[int, int, int]
+    row: dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -51,21 +62,27 @@ class Verdict:
         """Uploads that are not completed."""
         return self._count("SELECT COUNT(*) FROM uploads WHERE state = 'open'")
 
-    def compare(self, expected: dict[str, Counter[str]]) -> Difference:
-        """All that is visible against all that must be."""
-        shown: dict[str, Counter[str]] = {}
-        visible = sa.text("SELECT source, payload FROM visible_records")
+    def records(self, view: str = "visible_records") -> Iterator[Record]:
+        """What a view shows."""
+        columns = "stream, source, source_seq, seq, row_index, payload"
         with self._engine.connect() as db:
-            for source, payload in db.execute(visible):
-                shown.setdefault(source, Counter())[str(json.loads(payload)["id"])] += 1
-        found = Difference()
-        for source in expected.keys() | shown.keys():
-            there, got = expected.get(source, Counter()), shown.get(source, Counter())
-            found.rows += there.total()
-            found.lost += (there - got).total()
-            found.twice += (got - there).total()
-        return found
+            for stream, source, *order, payload in db.execute(
+                sa.text(f"SELECT {columns} FROM {view}")  # noqa: S608  # our own views
+            ):
+                number, seq, row = order
+                yield Record(stream, source, (number, seq, row), json.loads(payload))
 
     def _count(self, question: str) -> int:
         with self._engine.connect() as db:
             return int(db.execute(sa.text(question)).scalar_one())
+
+
+def difference(expected: dict[str, Counter[str]], shown: dict[str, Counter[str]]) -> Difference:
+    """All that is visible against all that must be."""
+    found = Difference()
+    for source in expected.keys() | shown.keys():
+        there, got = expected.get(source, Counter()), shown.get(source, Counter())
+        found.rows += there.total()
+        found.lost += (there - got).total()
+        found.twice += (got - there).total()
+    return found

@@ -631,6 +631,26 @@ async def test_rows_of_a_restored_backend_are_read_again_behind_its_watermark(
     assert [row["n"] for row in backend.rows()] == list(range(1, 9))
 
 
+async def test_a_range_in_which_nothing_is_left_to_read_is_no_longer_missing(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    count = tmp_path / "count"
+    async with Site(backend.url, tmp_path, author=Counter) as site:
+        count.write_text("3")
+        await site.run(count)
+        snapshot = backend.snapshot()
+        count.write_text("5")
+        await site.run(count)
+        backend.restore(snapshot)
+        await site.engine.report_health({}, {})
+        await until(lambda: site.outbox.store.totals().missing)
+        count.write_text("3")  # the source has no more than the backend
+        result = await site.run(count)
+
+        assert result["status"] == "unchanged"
+        assert not site.outbox.store.totals().missing
+
+
 @pytest.mark.parametrize("answer", ["done", "superseded", "die"])
 def test_an_answer_of_another_generation_ends_nothing(outbox: Outbox, answer: str) -> None:
     reported(outbox, "g1")

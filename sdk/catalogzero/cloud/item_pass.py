@@ -200,6 +200,8 @@ class ItemPass:
                 content = until_of(self._item, until, writer)
                 if self._run.is_cut or writer.is_due(self._item.name, content):
                     due[writer] = content
+                elif writer.mark.missing:
+                    self._run.outbox.nothing_new(writer.source_key, writer.watermark)
             elif writer.full or self._content_key(writer, content) != writer.mark.upload_key:
                 due[writer] = content
             else:

@@ -302,6 +302,12 @@ class Outbox:
         self.store.update("sources", mark, stamp=as_text(stamp))
 
     @transaction
+    def nothing_new(self, source_key: str, after: Any) -> None:
+        """Note that a source has nothing behind its position; nothing is missing if it is there."""
+        if self.store.mark(source_key).watermark == after:
+            self.store.set_source(source_key, missing=0)
+
+    @transaction
     def gone(self, source_keys: Collection[str]) -> None:
         """A run did not come by these sources: the content that waits is a dead letter each."""
         for key in source_keys:

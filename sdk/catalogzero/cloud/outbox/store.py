@@ -499,12 +499,23 @@ class OutboxStore:
             " (SELECT d.upload_id FROM uploads d WHERE d.source_key = s.source_key"
             " AND d.state = 'dead' AND (d.upload_id = s.upload_id"
             " OR d.mode <> 'replace' AND d.source_seq >= s.full_seq) LIMIT 1)"
-            " , keyed, recent FROM sources s WHERE source_key = ?",
+            " , keyed, recent, missing FROM sources s WHERE source_key = ?",
             (source_key,),
         ):
             stamp, watermark, bound, keyed = (from_text(row[index]) for index in (2, 3, 5, 8))
-            mode, owed, dead = row[4], bool(row[6]), row[7]
-            return Mark(row[0], row[1], stamp, watermark, mode, bound, owed, dead, keyed, row[9])
+            return Mark(
+                upload_id=row[0],
+                upload_key=row[1],
+                stamp=stamp,
+                watermark=watermark,
+                mode=row[4],
+                bound=bound,
+                owed=bool(row[6]),
+                dead=row[7],
+                keyed=keyed,
+                recent=row[9],
+                missing=bool(row[10]),
+            )
         return Mark()
 
     def missing_sources(self, limit: int = 20) -> list[MissingSource]:

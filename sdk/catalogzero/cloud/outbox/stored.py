@@ -74,7 +74,8 @@ class Mark:
 
     `bound` says what the watermark's values are of, `owed` that the next run must be `full`, `dead`
     which refused upload stands between the source and what is visible, `recent` which rows the last
-    sealed read of a keyed source held: their digests.
+    sealed read of a keyed source held: their digests. `missing` says that the backend did not have
+    what was sealed last, and that nothing was read since.
     """
 
     upload_id: str | None = None
@@ -87,6 +88,7 @@ class Mark:
     dead: str | None = None
     keyed: Keyed | None = None
     recent: bytes | None = None
+    missing: bool = False
 
     @property
     def value(self) -> Any:
