@@ -515,7 +515,7 @@ def secrets_here(registry: Path | None) -> Mask:
                     files.append(path.parent / value)
     for file in files:
         with suppress(OSError, UnicodeDecodeError):
-            found.append(file.read_text("utf-8").strip())
+            found += secrets_of_text(file.read_text("utf-8"))
     mask = Mask()
     mask.learn([SecretStr(one) for one in found])
     return mask
@@ -524,7 +524,8 @@ def secrets_here(registry: Path | None) -> Mask:
 def _is_file(name: str) -> bool:
     """Whether a key names a file that holds a secret."""
     lower = name.lower()
-    return lower.endswith("_file") and any(word in lower for word in (*SECRET_NAMES, "key", "url"))
+    words = (*SECRET_NAMES, "key", "url", "config")
+    return lower.endswith("_file") and any(word in lower for word in words)
 
 
 def texts_in(name: str, value: Any) -> Iterator[tuple[str, str]]:
