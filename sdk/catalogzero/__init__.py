@@ -5,7 +5,7 @@ import catalogzero.early_interrupt  # noqa: F401  # before anything that takes t
 # isort: split
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.rows.streams import Stream
-from catalogzero.cloud.run_context import RunContext, SourceItem
+from catalogzero.cloud.run_context import Checkpoint, RunContext, SourceItem
 from catalogzero.cloud.settings import ArrowStream, Batch, CloudSettings, Params, Rows
 from catalogzero.config.address import Address
 from catalogzero.config.registry import registry_sections
@@ -67,6 +67,7 @@ __all__ = [
     "CallVerdict",
     "Cancellation",
     "CatalogZeroError",
+    "Checkpoint",
     "CloudProcessor",
     "CloudSettings",
     "ConfigError",

@@ -36,6 +36,19 @@ class SourceItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """In an own `read` of mode `append`: what came before it is whole, and is sealed by itself.
+
+    A run that is killed goes on after the last one; `process` is called again for what follows.
+
+    Attributes:
+        value: Where reading may go on, as `read` gets it in `after`: JSON of at most 4 KiB.
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
 class RunContext:
     """Where `process` or `read` is called: what `self.run` is.
 

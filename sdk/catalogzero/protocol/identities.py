@@ -9,13 +9,20 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
 from catalogzero.wire.messages import encode_json
 
-Mode = Literal["replace", "append"]
-"""Whether an upload replaces what its source had, or adds to it."""
+Mode = Literal["replace", "append", "merge"]
+"""Whether an upload replaces what its source had, adds to it, or adds newer rows of a key."""
+
+
+class Keyed(TypedDict):
+    """In merge: the columns that name a row, and the one that says that it is deleted."""
+
+    key: list[str]
+    tombstone: str | None
 
 
 def url_under(base: str, *path: str) -> str:

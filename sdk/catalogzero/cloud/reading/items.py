@@ -11,28 +11,62 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from catalogzero.cloud.reading.records import BadRecords, Found
+from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.rows.values import Row, fingerprint
-from catalogzero.cloud.run_context import SourceItem
+from catalogzero.cloud.run_context import Checkpoint, SourceItem
 from catalogzero.cloud.settings import Batch
-from catalogzero.protocol.identities import Mode, digest_of
+from catalogzero.protocol.identities import Keyed, Mode, digest_of
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRows:
+    """Rows of one stream of a source that has several."""
+
+    stream: str
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an item sends to one stream, and how."""
+
+    stream: Stream
+    mode: Mode
+
+    @property
+    def keyed(self) -> Keyed | None:
+        """The key by which its rows are merged; None in the other modes."""
+        if self.mode != "merge":
+            return None
+        return {"key": list(self.stream.key), "tombstone": self.stream.tombstone}
 
 
 class Item(ABC):
-    """One source item: what one upload holds.
+    """One source item: what one upload of each stream holds.
 
     Attributes:
         name: Its name in the source's identity.
+        positions_each: Whether each of its streams is read from a position of its own, in one pass:
+            positions and checkpoints are then dicts by stream.
     """
 
     name: str
+    positions_each: ClassVar[bool] = False
 
     @property
     def mode(self) -> Mode:
         """Whether an upload replaces what the source had, or appends to it."""
         return "replace"
+
+    def plans(self, declared: Sequence[Stream]) -> tuple[Plan, ...]:
+        """What it sends to each stream; a key makes `merge` of `append`."""
+        return tuple(
+            Plan(stream, "merge" if stream.key and self.mode == "append" else self.mode)
+            for stream in declared
+        )
 
     @property
     def bound(self) -> dict[str, str] | None:
@@ -71,8 +105,12 @@ class Reading(ABC):
         self._stack.close()
 
     @abstractmethod
-    def batches(self) -> Iterator[Batch]:
-        """The records, in batches."""
+    def batches(self) -> Iterator[Batch | StreamRows | Checkpoint]:
+        """The records, in batches, and where reading may go on."""
+
+    def content_of(self, stream: str) -> str | None:  # only where each has its own
+        """The content of what one stream was given."""
+        return self.content()
 
     @abstractmethod
     def content(self) -> str | None:
@@ -137,7 +175,7 @@ class GroupReading(Reading):
         """The item that is read now."""
         return self._begun[-1][0] if self._begun else self._readings[0][0]
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch | StreamRows | Checkpoint]:
         """See `Reading.batches`."""
         for item, reading in self._readings:
             with reading:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from catalogzero.cloud.rows.tables import Part
 
 
+MAX_KEY_COLUMNS = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Stream:
     """What a processor declares of its results.
@@ -37,15 +40,41 @@ class Stream:
         name: Names the results at the backend; the entry's handler name where it is empty.
         schema: Their columns: a `pyarrow.Schema`, or a pydantic model of one row. Every chunk has
             these columns in this order; a row that does not fit is a bad record.
+        key: The columns that name a row, at most 16. Of a source with a watermark, a row then
+            takes the place of the earlier one of its key (mode `merge`); a row with a null or
+            missing key is a bad record.
+        tombstone: With a key, the column that says that the key is deleted: where it is neither
+            missing, null nor false.
     """
 
     name: str
     schema: Any = None
+    key: tuple[str, ...] = ()
+    tombstone: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a schema of another kind, or with a name twice."""
-        if self.schema is None or is_model(self.schema):
-            return
+        """Refuse a schema of another kind, or with a name twice; a key that cannot be one."""
+        columns = self._columns()
+        at_fault = f"stream {self.name!r}: "
+        given: Any = self.key
+        if not isinstance(given, tuple) or not all(isinstance(one, str) for one in given):
+            raise TypeError(f"{at_fault}`key` is a tuple of column names, as in ('order_id',)")
+        if len(set(self.key)) < len(self.key) or len(self.key) > MAX_KEY_COLUMNS:
+            raise TypeError(f"{at_fault}`key` has a column twice, or more than {MAX_KEY_COLUMNS}")
+        if self.tombstone is not None and not self.key:
+            raise TypeError(f"{at_fault}`tombstone` needs a `key`: what is deleted is a key's row")
+        if self.tombstone in self.key:
+            raise TypeError(f"{at_fault}`tombstone` is a column of the key")
+        for name in (*self.key, *filter(None, [self.tombstone])):
+            if columns is not None and name not in columns:
+                raise TypeError(f"{at_fault}the schema has no column {name!r}")
+
+    def _columns(self) -> list[str] | None:
+        """The names of the schema's columns, None without one."""
+        if self.schema is None:
+            return None
+        if is_model(self.schema):
+            return list(self.schema.model_fields)
         names = getattr(self.schema, "names", None)
         if not isinstance(names, list) or not hasattr(self.schema, "field"):
             raise TypeError(
@@ -54,32 +83,34 @@ class Stream:
             )
         if len(set(names)) < len(names):
             raise TypeError(f"stream {self.name!r}: a column of the schema stands twice")
+        return names
 
     def describe(self) -> JsonObject:
-        """Its name and the JSON Schema of a row."""
-        named = {"name": self.name} if self.name else {}
-        if self.schema is None:
-            return named
-        model = is_model(self.schema)
-        schema = self.schema.model_json_schema() if model else object_schema(self.schema)
-        return {**named, "schema": schema}
+        """Its name, the JSON Schema of a row, and its key."""
+        shown: JsonObject = {"name": self.name} if self.name else {}
+        if self.schema is not None:
+            schema, model = self.schema, is_model(self.schema)
+            shown["schema"] = schema.model_json_schema() if model else object_schema(schema)
+        if self.key:
+            shown["key"] = list(self.key)
+        if self.tombstone is not None:
+            shown["tombstone"] = self.tombstone
+        return shown
 
 
 def streams_of(cls: type) -> tuple[Stream, ...]:
     """What a class declares by `streams`, or by `schema` alone; empty where it declares nothing.
 
     Raises:
-        TypeError: More than one stream, or two that say different things.
+        TypeError: Streams without a name of their own, or two that say different things.
     """
     streams = tuple(getattr(cls, "streams", ()))
     schema, name = getattr(cls, "schema", None), getattr(cls, "stream", None)
     if not all(isinstance(stream, Stream) for stream in streams):
         raise TypeError(f"{cls.__qualname__}.streams is a tuple of `Stream` objects")
-    if len(streams) > 1:
-        raise TypeError(
-            f"{cls.__qualname__}.streams has {len(streams)} streams, and a class has one for now: "
-            "write a class for each"
-        )
+    names = [stream.name for stream in streams]
+    if len(streams) > 1 and (not all(names) or len(set(names)) < len(names)):
+        raise TypeError(f"{cls.__qualname__}.streams: each of several needs a name of its own")
     if streams and (schema is not None or name not in (None, streams[0].name)):
         raise TypeError(
             f"{cls.__qualname__} says twice what it sends: leave `schema` and `stream` out where "
@@ -97,9 +128,18 @@ class RowCheck:
         schema: What a `Stream` declares; None for nothing.
         refuse: Takes each row that does not fit.
         as_tables: Whether the chunks need the types of Arrow, as Parquet does.
+        key: The columns in which no row may have a null.
     """
 
-    def __init__(self, schema: Any, refuse: Refuse, *, as_tables: bool = False) -> None:
+    def __init__(
+        self,
+        schema: Any,
+        refuse: Refuse,
+        *,
+        as_tables: bool = False,
+        key: Sequence[str] = (),
+    ) -> None:
+        self._key = key
         self._model: type[BaseModel] | None = schema if is_model(schema) else None
         fields = {} if self._model is None else self._model.model_fields
         aliases = {name: field.validation_alias for name, field in fields.items()}
@@ -118,10 +158,36 @@ class RowCheck:
             start, self._rows = self._rows + 1, self._rows + len(part)
             checked = [(start, part)] if self._model is None else self._runs(part, start)
             for first, rows in checked:
-                if self._tables is None:
-                    yield first, rows
-                else:
-                    yield from self._tables.add(rows, first)
+                typed = [(first, rows)] if self._tables is None else self._tables.add(rows, first)
+                for number, fitting in typed:
+                    yield from self._with_key(fitting, number) if self._key else [(number, fitting)]
+
+    def _with_key(self, part: Part, first: int) -> Iterator[tuple[int, Part]]:
+        """What of a part has a key, cut where a row is refused."""
+        start = 0
+        for index, column in sorted(self._without_key(part)):
+            if start <= index:
+                if start < index:
+                    yield first + start, part[start:index]
+                start = index + 1
+                [row] = rows_of(part[index:start])
+                why = UnfitError("a row without it has no key", column)
+                self._refuse(first + index, why, row)
+        if start < len(part):
+            yield first + start, part[start:]
+
+    def _without_key(self, part: Part) -> Iterator[tuple[int, str]]:
+        """The rows that lack a column of the key, by index, each with that column."""
+        for name in self._key:
+            missing: Iterable[bool]
+            if isinstance(part, list):
+                missing = (row.get(name) is None for row in part)
+            elif name in part.column_names:
+                column = part.column(name)
+                missing = column.is_null().to_pylist() if column.null_count else ()
+            else:
+                missing = [True] * len(part)
+            yield from ((index, name) for index, lacks in enumerate(missing) if lacks)
 
     def _runs(self, part: Part, start: int) -> Iterator[tuple[int, list[Row]]]:
         """What the model takes, cut where a row is refused."""
