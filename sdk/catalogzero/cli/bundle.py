@@ -34,7 +34,7 @@ from catalogzero.cli.state import Targets, handlers_of
 from catalogzero.cli.systemd import SCHEDULER
 from catalogzero.config.logs import SECRET_NAMES, names_a_secret
 from catalogzero.config.registry import read_yaml
-from catalogzero.config.settings import HIDDEN, Mask, shown_url
+from catalogzero.config.settings import HIDDEN, Mask, secrets_of_text, shown_url
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import make_handler, registry_path, state_folder
