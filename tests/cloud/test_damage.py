@@ -152,7 +152,7 @@ async def test_check_names_what_a_damaged_file_cost_until_that_is_removed(tmp_pa
             user_agent="test",
             state_dir=folder,
             clock=clock,
-            declared=[],
+            streams=(),
         )
         [found] = await run_checks([one for one in checks if one.name == "outbox"])
         return found
@@ -187,7 +187,7 @@ def test_check_says_what_a_lost_state_folder_costs_where_its_key_makes_the_hashe
             user_agent="test",
             state_dir=tmp_path,
             clock=SystemClock(),
-            declared=[],
+            streams=(),
         )
         return [one.act() for one in checks if one.name == "hash key"]
 

@@ -34,7 +34,9 @@ _PLACEHOLDERS = {"api_key": "not-set", "endpoint": "https://endpoint.invalid"}
 
 def preview(
     target: Target,
-    data_source: Annotated[str, typer.Argument(help="A file, folder, pattern or sql:<name>.")],
+    data_source: Annotated[
+        str, typer.Argument(help="A file, folder, pattern, sql:<name> or singer:<name>.")
+    ],
     registry: RegistryOption = None,
     params: Annotated[str, typer.Option(help="JSON object, as in the call.")] = "{}",
     full: Annotated[bool, typer.Option("--full", help="Also what was sent before.")] = False,

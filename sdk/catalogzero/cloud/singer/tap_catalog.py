@@ -5,14 +5,18 @@ Owns what metadata means here; the tap is given the same catalog, and reads it b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field, ValidationError
 
+from catalogzero.cloud.reading.items import Plan
+from catalogzero.cloud.reading.readers import json_row
+from catalogzero.cloud.rows.streams import Stream
 from catalogzero.config.settings import problems_of
-from catalogzero.errors import BadParamsError
+from catalogzero.errors import BadParamsError, ConfigError
 from catalogzero.protocol.identities import Mode
 from catalogzero.wire.messages import JsonObject
 
@@ -78,8 +82,22 @@ class TapStream:
         return DELETED if self.method == "LOG_BASED" or DELETED in self.columns else None
 
 
-def selected_streams(catalog: JsonObject, where: str) -> tuple[TapStream, ...]:
-    """The selected streams of a catalog.
+def read_catalog(path: Path) -> JsonObject:
+    """The catalog of a file.
+
+    Raises:
+        ConfigError: It cannot be read, or is no JSON object.
+    """
+    try:
+        return json_row(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"catalog_file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"catalog_file {path} is no JSON object: {error}") from None
+
+
+def selected_streams(catalog: JsonObject, where: str) -> dict[str, TapStream]:
+    """The selected streams of a catalog, by name.
 
     Args:
         catalog: As the file holds it.
@@ -93,15 +111,16 @@ def selected_streams(catalog: JsonObject, where: str) -> tuple[TapStream, ...]:
     except ValidationError as error:
         faults = "; ".join(f"{field}: {text}" for field, text in problems_of(error))
         raise _refusal(f"{where} is no Singer catalog: {faults}") from None
-    found = [made for entry in entries if (made := _selected(entry, where))]
+    chosen = [made for entry in entries if (made := _selected(entry, where))]
+    found = {stream.name: stream for stream in chosen}
     if not found:
         raise _refusal(
             f'{where} selects no stream: write "selected": true into the metadata of one, at the '
             "empty breadcrumb"
         )
-    if len({stream.name for stream in found}) < len(found):
+    if len(found) < len(chosen):
         raise _refusal(f"{where}: a tap_stream_id stands twice")
-    return tuple(found)
+    return found
 
 
 def select_all(catalog: JsonObject) -> JsonObject:
@@ -163,24 +182,48 @@ def _fields(
         yield name, inclusion != "unsupported" and (inclusion == "automatic" or is_taken)
 
 
-def refuse_unreadable(streams: Sequence[TapStream], where: str, keyed: Sequence[str]) -> None:
-    """Refuse a stream that goes on from where it was left, and has no key.
+def plans_of(
+    streams: Mapping[str, TapStream], declared: Sequence[Stream], where: str
+) -> tuple[Plan, ...]:
+    """What a tap sends to each stream that a class declares; where it declares none, to its own.
 
     Args:
         streams: The selected ones.
+        declared: What the class declares.
         where: The catalog, for errors.
-        keyed: Streams to which the class gives a key.
 
     Raises:
-        BadParamsError: There is one.
+        BadParamsError: A selected stream is not declared or cannot be read, or a declared one
+            cannot be made.
     """
-    for stream in streams:
-        if stream.mode == "merge" and not stream.key and stream.name not in keyed:
+    found = [*declared] or [Stream(name) for name in streams]
+    names = {stream.name for stream in found}
+    for name in streams:
+        if name not in names:
             raise _refusal(
-                f"{where}: stream {stream.name!r} is {stream.method} without a key, and a tap "
-                "sends the last rows again, which would then stand twice: name its key in "
-                "`key_properties`, or read it as FULL_TABLE"
+                f"{where}: the class declares no stream {name!r}: deselect it, or declare it"
             )
+    return tuple(_plan(stream, streams, where) for stream in found)
+
+
+def _plan(stream: Stream, streams: Mapping[str, TapStream], where: str) -> Plan:
+    """What a tap sends to one stream."""
+    of = streams.get(stream.name)
+    if of is None and any(one.mode == "merge" for one in streams.values()):
+        raise _refusal(
+            f"{where}: the tap has no stream {stream.name!r}, and one that is made of others needs "
+            "all of them FULL_TABLE"
+        )
+    if of is None or of.mode == "replace":
+        return Plan(stream, "replace")
+    key = stream.key or of.key
+    if not key:
+        raise _refusal(
+            f"{where}: stream {of.name!r} is {of.method} without a key, and a tap sends the last "
+            "rows again, which would then stand twice: name its key in `key_properties`, or read "
+            "it as FULL_TABLE"
+        )
+    return Plan(replace(stream, key=key, tombstone=stream.tombstone or of.tombstone), "merge")
 
 
 def _refusal(message: str) -> BadParamsError:

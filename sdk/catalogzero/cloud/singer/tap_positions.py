@@ -14,9 +14,9 @@ from catalogzero.cloud.reading.readers import json_row
 from catalogzero.cloud.rows.values import json_lines
 from catalogzero.cloud.singer.tap_catalog import TapStream
 from catalogzero.errors import FailedError
-from catalogzero.wire.messages import JsonObject
+from catalogzero.wire.messages import JsonObject, encode_json
 
-MAX_TEXT_BYTES = 3_500
+MAX_POSITION_BYTES = 4_096
 _UNSETTLED = ("progress_markers", "starting_replication_value")
 """Parts of a bookmark that the tap itself does not go on from."""
 
@@ -43,13 +43,14 @@ def positions_in(state: Any, streams: Mapping[str, TapStream], source: str) -> d
         if not any(said.values()):
             continue
         text = json_lines([said])[0].decode().strip()
-        if len(text) > MAX_TEXT_BYTES:
-            raise FailedError(
-                f"{source}: the bookmark of stream {name!r} has {len(text)} characters, and at "
-                f"most {MAX_TEXT_BYTES} are kept (is it one for each of many partitions?): read "
-                "the stream as FULL_TABLE, or divide what the tap reads"
-            )
         found[name] = {"by": stream.replication_key, "json": text}
+        size = len(encode_json(found[name]))
+        if size > MAX_POSITION_BYTES:
+            raise FailedError(
+                f"{source}: the bookmark of stream {name!r} has {size} bytes, and at most "
+                f"{MAX_POSITION_BYTES} are kept (is it one for each of many partitions?): read the "
+                "stream as FULL_TABLE, or divide what the tap reads"
+            )
     return found
 
 

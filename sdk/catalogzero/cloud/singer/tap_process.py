@@ -5,6 +5,7 @@ Owns the process: its environment, how long it may be silent, how it ends. Never
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import signal
@@ -19,8 +20,10 @@ from typing import Self
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.settings import TapSource
+from catalogzero.config.key_files import refuse_writable
 from catalogzero.config.logs import Logger, printable
-from catalogzero.errors import FailedError, RunCancelledError
+from catalogzero.config.settings import MAX_SECRET_FILE_BYTES
+from catalogzero.errors import ConfigError, FailedError, RunCancelledError
 
 MAX_LINE_BYTES = 1 << 26
 END_GRACE_S = 5.0
@@ -46,6 +49,29 @@ class TapHost:
     mask: Callable[[str], str]
     clock: Clock
     is_cancelled: Callable[[], bool]
+
+
+def refuse_unusable(source: TapSource) -> None:
+    """Refuse a tap whose files cannot be used.
+
+    Raises:
+        ConfigError: Its command or config file is not there, or may not be used.
+    """
+    command, config = source.command, source.config_file
+    if not command.is_file() or not os.access(command, os.X_OK):
+        raise ConfigError(f"command {command} is no file that this user may execute")
+    if config is None:
+        return
+    refuse_writable(config)
+    try:
+        size = config.stat().st_size
+        found = json.loads(config.read_text("utf-8")) if size <= MAX_SECRET_FILE_BYTES else None
+    except OSError as error:
+        raise ConfigError(f"config_file {config} cannot be read: {error.strerror}") from error
+    except ValueError:
+        found = None  # its text may be a secret: no word of what is wrong in it
+    if not isinstance(found, dict):
+        raise ConfigError(f"config_file {config} is no JSON object of at most 64 KiB")
 
 
 class TapProcess:
@@ -141,15 +167,15 @@ class TapProcess:
         while True:
             if self._host.is_cancelled():
                 raise RunCancelledError("the run was cancelled")
-            ready = {key.fileobj for key, _ in self._ready.select(_LOOK_S)}
+            has_ended = self._child.poll() is not None
+            ready = {key.fileobj for key, _ in self._ready.select(0 if has_ended else _LOOK_S)}
             if ready - {output} and self._take_errors():
                 heard_at = clock.monotonic()
             if output in ready:
                 if data := os.read(output.fileno(), _READ_BYTES):
                     return data
                 self._ready.unregister(output)
-            # What it left behind may hold its pipes open: its own end is what counts.
-            if output not in self._ready.get_map() and self._child.poll() is not None:
+            elif has_ended:  # what it left behind may hold its pipes open
                 self._take_errors(to_the_end=True)
                 return b""
             if clock.monotonic() - heard_at > self._silence_s:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,8 @@ from catalogzero.cloud.run_context import Checkpoint
 from catalogzero.cloud.settings import TapSource
 from catalogzero.cloud.singer.tap_catalog import (
     TapStream,
-    refuse_unreadable,
+    plans_of,
+    read_catalog,
     select_all,
     selected_streams,
 )
@@ -38,10 +38,13 @@ from catalogzero.cloud.singer.tap_positions import (
     refuse_other_key,
     state_of,
 )
-from catalogzero.cloud.singer.tap_process import MAX_LINE_BYTES, TapHost, TapProcess
-from catalogzero.config.key_files import refuse_writable
-from catalogzero.config.settings import MAX_SECRET_FILE_BYTES
-from catalogzero.errors import BadParamsError, ConfigError
+from catalogzero.cloud.singer.tap_process import (
+    MAX_LINE_BYTES,
+    TapHost,
+    TapProcess,
+    refuse_unusable,
+)
+from catalogzero.errors import BadParamsError
 from catalogzero.protocol.identities import digest_of
 from catalogzero.wire.messages import JsonObject
 
@@ -85,32 +88,7 @@ class TapItem(Item):
         Raises:
             BadParamsError: A selected stream is not declared, cannot be read, or has no key.
         """
-        where, known = self.catalog_name, self.streams
-        given = {stream.name: stream for stream in declared}
-        keyed = [stream.name for stream in declared if stream.key]
-        refuse_unreadable(list(known.values()), where, keyed)
-        if not declared:
-            return tuple(
-                Plan(_with_key(Stream(name), stream), stream.mode) for name, stream in known.items()
-            )
-        fault = ""
-        if undeclared := sorted(known.keys() - given.keys()):
-            fault = f"the class declares no stream {undeclared[0]!r}: deselect it, or declare it"
-        made = sorted(given.keys() - known.keys())
-        if made and any(stream.mode == "merge" for stream in known.values()):
-            fault = fault or (
-                f"the tap has no stream {made[0]!r}, and one that is made of others needs all of "
-                "them FULL_TABLE"
-            )
-        if fault:
-            message = f"{where}: {fault}"
-            raise BadParamsError(message, details=[{"field": "data_source", "message": message}])
-        return tuple(
-            Plan(_with_key(stream, known[name]), known[name].mode)
-            if name in known
-            else Plan(stream, "replace")
-            for name, stream in given.items()
-        )
+        return plans_of(self.streams, declared, self.catalog_name)
 
     def open(self, after: Mapping[str, Position | None] | None, bad: BadRecords) -> TapReading:
         """See `Item.open`; of all streams from their beginnings where nothing is given."""
@@ -134,7 +112,7 @@ class TapItem(Item):
         Raises:
             BadParamsError: The catalog cannot be used.
         """
-        return {one.name: one for one in selected_streams(self.catalog, self.catalog_name)}
+        return selected_streams(self.catalog, self.catalog_name)
 
     @cached_property
     def catalog(self) -> JsonObject:
@@ -159,51 +137,6 @@ class TapItem(Item):
                     return select_all(json_row(bytes(text)))
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise tap.failure(f"what it discovers is no catalog: {error}") from None
-
-
-def _with_key(stream: Stream, of: TapStream) -> Stream:
-    """A declared stream, with the tap's own key where it goes on by one and has none."""
-    if of.mode == "replace":
-        return stream
-    key, tombstone = stream.key or of.key, stream.tombstone or of.tombstone
-    return Stream(stream.name, stream.schema, key, tombstone)
-
-
-def read_catalog(path: Path) -> JsonObject:
-    """The catalog of a file.
-
-    Raises:
-        ConfigError: It cannot be read, or is no JSON object.
-    """
-    try:
-        return json_row(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"catalog_file {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"catalog_file {path} is no JSON object: {error}") from None
-
-
-def refuse_unusable(source: TapSource) -> None:
-    """Refuse a tap whose files cannot be used.
-
-    Raises:
-        ConfigError: Its command or config file is not there, or may not be used.
-    """
-    command, config = source.command, source.config_file
-    if not command.is_file() or not os.access(command, os.X_OK):
-        raise ConfigError(f"command {command} is no file that this user may execute")
-    if config is None:
-        return
-    refuse_writable(config)
-    try:
-        size = config.stat().st_size
-        found = json.loads(config.read_text("utf-8")) if size <= MAX_SECRET_FILE_BYTES else None
-    except OSError as error:
-        raise ConfigError(f"config_file {config} cannot be read: {error.strerror}") from error
-    except ValueError:
-        found = None  # its text may be a secret: no word of what is wrong in it
-    if not isinstance(found, dict):
-        raise ConfigError(f"config_file {config} is no JSON object of at most 64 KiB")
 
 
 class TapReading(Reading):
