@@ -362,7 +362,7 @@ async def test_check_looks_at_a_tap_s_files_without_starting_it(tmp_path: Path) 
     found = await checked(tmp_path, "http://127.0.0.1:9", config=config, egress={"drop": ["at"]})
 
     assert ready["tap crm"]["found"] == "orders (merge), countries (replace)"
-    assert "keys" not in ready
+    assert str(tap.config_file) not in ready["keys"]["found"]
     assert (found["tap crm"]["status"], found["keys"]["status"]) == ("fail", "warn")
     assert "INCREMENTAL without a key" in found["tap crm"]["found"]
     assert str(tap.config_file) in found["keys"]["found"]

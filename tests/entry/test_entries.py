@@ -15,7 +15,11 @@ from catalogzero.entry.package_source import read_package
 from catalogzero.entry.scaffold import scaffold
 
 CATALOG = Path(__file__).parents[2] / "catalog"
-PROCESSORS = {"file-processor": "File Processor", "sql-processor": "SQL Processor"}
+PROCESSORS = {
+    "file-processor": "File Processor",
+    "sql-processor": "SQL Processor",
+    "singer-processor": "Singer Processor",
+}
 ENTRIES = (*PROCESSORS, "conductor")
 ANSWERS = {
     "vendor_name": "the catalogzero authors",
