@@ -83,16 +83,17 @@ def seals_in_two_steps() -> None:
     seal = outbox.Outbox.seal
 
     @outbox.transaction
-    def mark_first(self: outbox.Outbox, upload_id: str, key: str, stamp: Any) -> None:
+    def mark_first(self: outbox.Outbox, sealing: outbox.Sealing) -> None:
         self.store.execute(
             "INSERT OR REPLACE INTO sources (source_key, upload_id, upload_key, stamp)"
             " SELECT source_key, upload_id, ?, ? FROM uploads WHERE upload_id = ?",
-            (key, json.dumps(stamp), upload_id),
+            (sealing.upload_key, json.dumps(sealing.stamp), sealing.upload_id),
         )
 
-    def in_two_steps(self: outbox.Outbox, upload_id: str, upload_key: str, **more: Any) -> int:
-        mark_first(self, upload_id, upload_key, more["stamp"])
-        return seal(self, upload_id, upload_key, **more)
+    def in_two_steps(self: outbox.Outbox, *sealings: outbox.Sealing) -> list[int]:
+        for sealing in sealings:
+            mark_first(self, sealing)
+        return seal(self, *sealings)
 
     outbox.Outbox.seal = in_two_steps  # type: ignore[method-assign]  # the mutant
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import orjson
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox, Sealing
 from catalogzero.cloud.outbox.stored import Upload
 from catalogzero.cloud.sending.noted_answers import note_answer
 from catalogzero.cloud.sending.upload_requests import complete_body
@@ -259,7 +259,9 @@ class Replacing(Uploading):
         return [[{"row": f"{work}-{n}"}] for n in range(2)]
 
     def seal(self, upload_id: str, work: str, full: bool) -> None:
-        self.outbox.seal(upload_id, upload_key(KEY, work, 1), stamp=[work])
+        self.outbox.seal(
+            Sealing(upload_id=upload_id, upload_key=upload_key(KEY, work, 1), stamp=[work])
+        )
 
     def check_rest(self) -> None:
         expected = [row for rows in self.chunks_of(self.content) for row in rows]
@@ -295,7 +297,8 @@ class Appending(Uploading):
         if not full and self.outbox.store.mark(KEY).value != work[0]:  # a compare came between
             self.outbox.abandon(upload_id)
             return
-        self.outbox.seal(upload_id, upload_key(KEY, [after, until], 1), after=after, until=until)
+        key = upload_key(KEY, [after, until], 1)
+        self.outbox.seal(Sealing(upload_id=upload_id, upload_key=key, after=after, until=until))
 
     def check_rest(self) -> None:
         seen = [row["row"] for row in self.backend.rows()]

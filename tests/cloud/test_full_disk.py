@@ -14,7 +14,7 @@ import pytest
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.audit import AuditLog, verify_audit
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox, Sealing
 from catalogzero.cloud.outbox.store import is_disk_full
 from catalogzero.errors import FailedError
 from catalogzero.testing import serving
@@ -57,7 +57,7 @@ def test_a_full_disk_stops_a_run_and_lets_what_is_sealed_end(small_disk: Path) -
     outbox = Outbox(small_disk, SystemClock())
     outbox.begin("sealed", "other", "exports/b.csv", "replace", full=False, params={})
     outbox.add("sealed", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
-    outbox.seal("sealed", "content", stamp=[1])
+    outbox.seal(Sealing(upload_id="sealed", upload_key="content", stamp=[1]))
 
     assert fill(outbox, "torn") > 3
     outbox.acknowledge("sealed", 0, len(BODY))
@@ -70,7 +70,7 @@ def test_a_full_disk_stops_a_run_and_lets_what_is_sealed_end(small_disk: Path) -
     outbox.store.tidy()
     outbox.begin("next", "key", "exports/a.csv", "replace", full=False, params={})
     outbox.add("next", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
-    assert outbox.seal("next", "content") > 0
+    assert outbox.seal(Sealing(upload_id="next", upload_key="content"))[0] > 0
     assert (small_disk / "outbox.reserve").exists()
     outbox.close()
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from catalogzero import Batch, Params
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.outbox import Outbox, Sealing
 from catalogzero.errors import BadParamsError, ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.bodies import Known, SourceState
 
@@ -56,7 +56,8 @@ def seal(outbox: Outbox, upload_id: str, mode: str = "replace", **more: Any) -> 
     build(outbox, upload_id, mode, full=full)
     if mode == "append" and not full:
         more.setdefault("after", outbox.store.mark("K").watermark)
-    return outbox.seal(upload_id, f"key-{upload_id}", **more)
+    [number] = outbox.seal(Sealing(upload_id=upload_id, upload_key=f"key-{upload_id}", **more))
+    return number
 
 
 def reported(outbox: Outbox, generation: str = "g", **state: Any) -> list[str]:
@@ -952,7 +953,7 @@ def test_a_range_that_no_longer_begins_where_the_source_is_is_not_sealed(outbox:
     build(outbox, "u2", "append")
 
     with pytest.raises(SourceChangedError, match="moved"):
-        outbox.seal("u2", "k", after=None, until=9)
+        outbox.seal(Sealing(upload_id="u2", upload_key="k", until=9))
 
 
 # The file of the version before

@@ -118,6 +118,8 @@ class Place:
     batch: Batch | None = None
     count: int = 0
     before: int = 0
+    stream: str = ""
+    """Of the rows at hand: the tap's stream, or the handler's."""
     _last: str = ""
     _context: RunContext | None = None
 
@@ -131,13 +133,15 @@ class Place:
         """Its name."""
         return self._item.name
 
-    def context(self, stream: str) -> RunContext:
+    def context(self) -> RunContext:
         """What an author's code sees of the run here; the file is looked at once."""
-        if self._context is None or self._context.item.name != self.name:
+        context = self._context
+        if context is None or (context.item.name, context.item.stream) != (self.name, self.stream):
             since = self.reading.after if self.reading else None
-            shown = self._item.shown(stream)
-            self._context = RunContext(shown, self.attempt, self.full, since)
-        return self._context
+            since = since.get(self.stream) if self.item.positions_each and since else since
+            shown = self._item.shown(self.stream)
+            context = self._context = RunContext(shown, self.attempt, self.full, since)
+        return context
 
     @property
     def untaken(self) -> int:

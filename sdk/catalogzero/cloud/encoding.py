@@ -306,6 +306,12 @@ class ColumnFilter:
         kept = self._keep is None or column in self._keep
         return kept and name not in self._drop and name not in self._hash
 
+    def leaves(self, column: str) -> bool:
+        """Whether a column leaves, as it is or hashed."""
+        name = loose(column)
+        kept = self._keep is None or column in self._keep or name in self._hash
+        return kept and name not in self._drop
+
     def hash_of(self, value: Any) -> str | None:
         """The keyed hash of one value."""
         if value is None:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from catalogzero.cloud.outbox.schema import MIGRATIONS
 from catalogzero.cloud.params import params_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
-from catalogzero.cloud.run_context import RunContext, active_run
-from catalogzero.cloud.settings import Batch, CloudSettings, root_fault
+from catalogzero.cloud.run_context import Checkpoint, RunContext, active_run
+from catalogzero.cloud.settings import Batch, CloudSettings, ProcessOutput, root_fault
 from catalogzero.config.preflight import Check, Finding
 from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import HandlerSettings, faults_error, merged_settings
@@ -60,7 +60,8 @@ class CloudProcessor(Handler):
         mode: Of an own `read`: `replace` what the source had, or `append` to it.
         schema: The columns of the results, a pyarrow schema or a pydantic model of one row: see
             `Stream`. Without it they are those that come first.
-        streams: The same with a name: one `Stream`, instead of `stream` and `schema`.
+        streams: The same with names and keys: `Stream` objects, instead of `stream` and `schema`.
+            Each gets an upload of every item, also where nothing was yielded for it.
 
     Raises:
         ConfigError: A setting is at fault, or there is nothing that may be read.
@@ -111,8 +112,13 @@ class CloudProcessor(Handler):
             raise faults_error(f"settings of {type(self).__name__}", faults)
 
     # `Any` where an author's annotation says which kind of batch and of params it is.
-    def process(self, batches: Iterable[Any], params: Any) -> Iterator[Batch]:
+    def process(self, batches: Iterable[Any], params: Any) -> Iterator[ProcessOutput]:
         """The author's work: takes batches, yields batches; called once per source item.
+
+        It is called again behind each checkpoint of an own `read`, and where the rows of another
+        stream of a tap begin: what it holds back until it returns belongs to the rows before.
+
+        With several `streams` it yields the name of one with each batch: `yield "users", rows`.
 
         Args:
             batches: Lists of dicts (or Arrow tables), read as they are asked for.
@@ -121,15 +127,22 @@ class CloudProcessor(Handler):
         """
         raise NotImplementedError(f"{type(self).__name__} has no `process` of its own")
 
-    def read(self, data_source: str, params: Any, after: Any = None) -> Iterator[Batch]:
+    def read(
+        self, data_source: str, params: Any, after: Any = None
+    ) -> Iterator[Batch | Checkpoint]:
         """The author's own source, instead of files and queries: yields batches.
+
+        Annotate one with a watermark as `Generator[Rows | Checkpoint, None, str]`, the type of what
+        it returns last.
 
         Args:
             data_source: As called; it names the source.
             params: As for `process`.
             after: With `mode = "append"`, the watermark up to which rows were read before, None
                 at first; such a `read` ends with `return` of the new one (any JSON value but
-                null), and of the last one where there is nothing new.
+                null), and of the last one where there is nothing new. Between batches it may
+                `yield Checkpoint(value)`: what came before is sealed by itself, and a run that is
+                killed goes on from that value.
         """
         raise NotImplementedError(f"{type(self).__name__} has no `read` of its own")
 
@@ -408,6 +421,11 @@ def refuse_attributes(cls: type[CloudProcessor]) -> None:
     for name in ("batch_rows", "output_version"):
         if type(value := getattr(cls, name)) is not int or value < 1:
             raise TypeError(f"{cls.__qualname__}.{name} is {value!r}, not a whole number above 0")
+    if cls.unit == "run" and cls.mode != "replace":
+        raise TypeError(
+            f'{cls.__qualname__}: unit = "run" sends all of a source as one, and mode = '
+            f'"{cls.mode}" goes on from the last run: take one of them out'
+        )
     for name, value in vars(cls).items():
         if name in _GIVEN:
             raise TypeError(f"{cls.__qualname__}.{name}: `self.{name}` is the run's; rename it")

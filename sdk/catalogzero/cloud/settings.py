@@ -41,6 +41,9 @@ class ArrowStream(Protocol):
 Batch: TypeAlias = Rows | ArrowStream
 """Rows in memory, as `process` and `read` may yield them."""
 
+ProcessOutput: TypeAlias = Batch | tuple[str, Batch]
+"""What `process` may yield: a batch, or with several streams the name of one and a batch."""
+
 Params: TypeAlias = Mapping[str, Any]
 """What the call gave under `params`, without `format` and `full`."""
 
@@ -50,6 +53,8 @@ class QuerySource(BaseModel):
 
     `watermark` names a column of the query's result that only grows: each run then reads the rows
     above the last one read and appends them. Rows where it is null are never read.
+    `lookback` has the rows of the last span read again, for those that come late: seconds where the
+    watermark is a time, else its own units; the class must declare a key for it.
     `answer_timeout_s` is the longest wait for the next rows, on PostgreSQL.
     """
 
@@ -59,6 +64,7 @@ class QuerySource(BaseModel):
     url: SecretStr | None = None
     url_file: Path | None = None
     watermark: str | None = None
+    lookback: float = Field(default=0.0, ge=0)
     answer_timeout_s: float = Field(default=3_600.0, gt=0)
 
     @model_validator(mode="after")
@@ -67,6 +73,10 @@ class QuerySource(BaseModel):
         if (self.url is None) == (self.url_file is None):
             raise ValueError(
                 "give one of `url_file` (a file that holds the database URL) and `url`"
+            )
+        if self.lookback and self.watermark is None:
+            raise ValueError(
+                "`lookback` goes back from a watermark: name its column in `watermark`"
             )
         return self
 

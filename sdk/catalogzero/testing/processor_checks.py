@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from catalogzero.cloud.rows.batches import rows_of
+from catalogzero.cloud.rows.streams import with_stream
 from catalogzero.cloud.rows.values import Row
 from catalogzero.cloud.settings import Batch
 from catalogzero.testing.backend import API_KEY, FaultyBackend
@@ -49,7 +50,7 @@ def process_yields_batches_of_rows(lab: Lab) -> None:
     made = processor(lab)
     yielded = made.process(batches(made, sample_rows(lab), 10_000), params_of_process(lab))
     demand(hasattr(yielded, "__next__"), f"process returned {shown(yielded)}, not an iterator")
-    for batch in yielded:
+    for _, batch in map(with_stream, yielded):
         whole = isinstance(batch, list) or hasattr(batch, "num_rows")
         demand(whole, f"process yielded {shown(batch)}, not a batch")
         for row in rows_of(batch):
@@ -133,7 +134,7 @@ def process_streams(lab: Lab) -> None:
             taken += 1
             yield from batches(made, rows, len(rows))
 
-    for batch in made.process(counted(), params_of_process(lab)):
+    for _, batch in map(with_stream, made.process(counted(), params_of_process(lab))):
         if next(rows_of(batch), None) is not None:
             break
     demand(taken < STREAMED_BATCHES, f"it read all {taken} batches before its first row")

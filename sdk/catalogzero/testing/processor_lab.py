@@ -23,9 +23,12 @@ import orjson
 
 from catalogzero.cloud.params import params_of
 from catalogzero.cloud.processor import CloudProcessor
+from catalogzero.cloud.reading.items import StreamRows
 from catalogzero.cloud.reading.records import BadRecords, ReadOptions
 from catalogzero.cloud.rows.batches import lists_of, rows_of
+from catalogzero.cloud.rows.streams import with_stream
 from catalogzero.cloud.rows.values import Row, json_lines
+from catalogzero.cloud.run_context import Checkpoint
 from catalogzero.cloud.settings import Batch
 from catalogzero.testing.backend import FaultyBackend
 from catalogzero.testing.handlers import serving
@@ -80,19 +83,21 @@ def _batches_of_source(made: CloudProcessor, source: str, params: Any) -> Iterat
     """The batches of a source, read as a run reads them."""
     options = ReadOptions(made.batch_rows, arrow=made.batch_type == "arrow")
     if made.reads_itself:
-        yield from made.read(source, params)
+        yield from (one for one in made.read(source, params) if not isinstance(one, Checkpoint))
         return
     if source.startswith("sql:"):
         from catalogzero.cloud.reading.queries import query_item
 
-        items: Collection[Any] = [query_item(made.settings, source, options)]
+        items: Collection[Any] = [query_item(made.settings, source, options, ())]
     else:
         from catalogzero.cloud.reading.sources import Roots
 
         items = Roots(made.settings.data_roots).items(source, options)
     for item in items:
         with item.open(None, BadRecords("fail", Path("unused"))) as reading:
-            yield from reading.batches()
+            for one in reading.batches():
+                if not isinstance(one, Checkpoint):
+                    yield one.batch if isinstance(one, StreamRows) else one
 
 
 def batches(made: CloudProcessor, rows: Sequence[Row], size: int) -> Iterator[Batch]:
@@ -111,7 +116,7 @@ def batches(made: CloudProcessor, rows: Sequence[Row], size: int) -> Iterator[Ba
 def processed(lab: Lab, made: CloudProcessor, rows: Sequence[Row], size: int = 10_000) -> list[Row]:
     """What `process` makes of rows, as it would arrive at the backend."""
     yielded = made.process(batches(made, rows, size), params_of_process(lab))
-    return [row for batch in yielded for row in arrived(batch)]
+    return [row for one in yielded for row in arrived(with_stream(one)[1])]
 
 
 def arrived(batch: Batch) -> list[Row]:

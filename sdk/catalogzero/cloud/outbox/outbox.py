@@ -40,7 +40,7 @@ from catalogzero.cloud.outbox.stored import (
 )
 from catalogzero.errors import ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.bodies import Known, SourceState
-from catalogzero.protocol.identities import digest_of
+from catalogzero.protocol.identities import Keyed, digest_of
 from catalogzero.wire.messages import JsonObject
 
 T = TypeVar("T")
@@ -74,17 +74,33 @@ def transaction(
     return run
 
 
-@dataclass(slots=True)
-class BuildingUpload:
-    """An upload that a run fills: its chunks may be sent, and none of it is visible before a seal.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealing:
+    """The seal of one upload, with what its source's mark becomes.
 
     Attributes:
-        upload_id: Its id.
-        is_finished: Whether its content is whole; an unfinished one is abandoned.
+        upload_id: The upload that is building.
+        upload_key: The identity of its content; of a range it is made the range's own.
+        stamp: See `Item.stamp`.
+        after: Of a range the watermark that it begins at, as `mark` gave it.
+        until: Of a range the value that it ends at.
+        bound: What the watermark's values are of.
+        watermark_of: The same, as the backend compares it.
+        found_by: The call that found the source, to know when it is gone.
+        policy: The digest of the egress policy that its records left by.
+        recent: In merge, the digests of the rows that were read last.
     """
 
     upload_id: str
-    is_finished: bool = False
+    upload_key: str
+    stamp: Any = None
+    after: Any = None
+    until: Any = None
+    bound: dict[str, str] | None = None
+    watermark_of: str = ""
+    found_by: str | None = None
+    policy: str | None = None
+    recent: bytes | None = None
 
 
 class Outbox:
@@ -148,29 +164,31 @@ class Outbox:
                 "nothing was read; see `catalogzero outbox list` for why it does not empty"
             )
 
-    @contextmanager
-    def building(
-        self, source_key: str, source: str, mode: str, *, full: bool, params: Any
-    ) -> Iterator[BuildingUpload]:
-        """An upload to fill; abandoned at the end unless it is finished, and on any exception.
-
-        A finished one may be sealed later: under `strict` all of a run are sealed at its end.
-        """
-        upload = BuildingUpload(uuid.uuid4().hex)
-        self.begin(upload.upload_id, source_key, source, mode, full=full, params=params)
-        try:
-            yield upload
-        except BaseException:
-            self.abandon(upload.upload_id)
-            raise
-        if not upload.is_finished:
-            self.abandon(upload.upload_id)
-
     @transaction
     def begin(
-        self, upload_id: str, source_key: str, source: str, mode: str, *, full: bool, params: Any
+        self,
+        upload_id: str,
+        source_key: str,
+        source: str,
+        mode: str,
+        *,
+        full: bool,
+        params: Any,
+        stream: str | None = None,
+        keyed: Keyed | None = None,
     ) -> None:
-        """Open an upload in state building."""
+        """Open an upload in state building: its chunks may be sent, none is visible before a seal.
+
+        Args:
+            upload_id: Its id.
+            source_key: The source at the backend.
+            source: The source's name, as it leaves.
+            mode: How it changes what its source had.
+            full: Whether it takes the place of all that its source had.
+            params: The call's, as they leave.
+            stream: What its records are named at the backend; the handler's own stream without.
+            keyed: In merge, the key.
+        """
         base = self.store.find("sources", "base", source_key=source_key)
         self.store.insert(
             "uploads",
@@ -183,6 +201,8 @@ class Outbox:
             mode=mode,
             full=full,
             params=as_text(params),
+            stream=stream,
+            keyed=as_text(keyed),
         )
 
     def add(self, upload_id: str, chunk: Chunk) -> None:
@@ -197,47 +217,30 @@ class Outbox:
                 raise self._ended_error(upload_id)
 
     @transaction
-    def seal(
-        self,
-        upload_id: str,
-        upload_key: str,
-        *,
-        stamp: Any = None,
-        after: Any = None,
-        until: Any = None,
-        bound: dict[str, str] | None = None,
-        watermark_of: str = "",
-        found_by: str | None = None,
-        policy: str | None = None,
-    ) -> int:
-        """Seal an upload and advance its source's mark, in one transaction.
-
-        Args:
-            upload_id: The upload that is building.
-            upload_key: The identity of its content; in append it is made the range's own.
-            stamp: See `Item.stamp`.
-            after: In append the watermark that the range begins at, as `mark` gave it.
-            until: In append the value that it ends at.
-            bound: What the watermark's values are of.
-            watermark_of: The same, as the backend compares it.
-            found_by: The call that found the source, to know when it is gone.
-            policy: The digest of the egress policy that its records left by.
+    def seal(self, *sealings: Sealing) -> list[int]:
+        """Seal uploads and advance their sources' marks, all in one transaction.
 
         Returns:
-            The source_seq given to it: above all known ones, and at least the clock.
+            The source_seq given to each: above all known ones, and at least the clock.
 
         Raises:
-            SourceChangedError: The source's position is no longer where the range began.
-            UploadEndedError: It has ended.
+            SourceChangedError: A source's position is no longer where the range began.
+            UploadEndedError: One has ended.
         """
+        return [self._seal(sealing) for sealing in sealings]
+
+    def _seal(self, sealing: Sealing) -> int:
+        """See `seal`; in the transaction of its caller."""
+        upload_id, upload_key, after = sealing.upload_id, sealing.upload_key, sealing.after
+        until = sealing.until
         store = self.store
-        columns = 'source_key, "full", mode, source, params'
+        columns = 'source_key, "full", mode, source, params, keyed'
         found = store.find("uploads", columns, upload_id=upload_id, state="building")
         if not found:
             raise self._ended_error(upload_id)
-        key, full, mode, source, params = found[0]
+        key, full, mode, source, params, keyed = found[0]
         seq = self._next_seq(key)
-        if mode == "append":
+        if mode != "replace":
             # Another run, a late answer or a purge may have moved the position since the read
             # began: a range sealed on it would leave a hole, or send rows twice.
             if not full and store.mark(key).watermark != after:
@@ -252,7 +255,7 @@ class Outbox:
             source_seq=seq,
             after=as_text(after),
             until=as_text(until),
-            watermark_of=watermark_of,
+            watermark_of=sealing.watermark_of,
         )
         for (held,) in store.find("uploads", "upload_id", source_key=key, state="held"):
             self._end(held, "superseded", answer={"read_again_as": upload_id})
@@ -261,17 +264,19 @@ class Outbox:
             key,
             upload_id=upload_id,
             upload_key=upload_key,
-            stamp=as_text(stamp),
+            stamp=as_text(sealing.stamp),
             watermark=as_text(until),
+            recent=sealing.recent,
+            keyed=keyed,
             high=seq,
             source_seq=seq,
             base=seq,
             source=source,
             params=params,
             mode=mode,
-            bound=as_text(bound),
-            found_by=found_by,
-            policy=policy,
+            bound=as_text(sealing.bound),
+            found_by=sealing.found_by,
+            policy=sealing.policy,
             missing=0,
             **({"last_full": upload_id, "full_seq": seq, "owed": 0} if full else {}),
         )
@@ -414,9 +419,10 @@ class Outbox:
         self._end(upload_id, "held" if own else "superseded", answer=answer)
         if own:
             self._clear(key)
-        elif mode == "append" and not full:
-            store.set_source(key, watermark=as_text(answer.get("watermark")), upload_id=None)
-        elif mode == "append" and upload_id == last_full:
+        elif mode != "replace" and not full:
+            position = as_text(answer.get("watermark"))
+            store.set_source(key, watermark=position, recent=None, upload_id=None)
+        elif mode != "replace" and upload_id == last_full:
             store.set_source(key, owed=1)
         store.set_source(key, base=answer.get("source_seq", 0))
         return True
@@ -480,11 +486,12 @@ class Outbox:
             return 0
         records, key, mode, after, full, seq, base = found[0]
         self._end(upload_id, "abandoned", answer={"purged": True})
-        if mode == "append":
+        if mode != "replace":
             for last, full_seq in store.find("sources", "source_seq, full_seq", source_key=key):
                 if full_seq <= seq <= last:
                     full_seq = 0 if full else full_seq
-                    store.set_source(key, watermark=after, upload_id=None, full_seq=full_seq)
+                    back = {"watermark": after, "recent": None, "full_seq": full_seq}
+                    store.set_source(key, **back, upload_id=None)
         else:
             mark = {"upload_id": upload_id}
             store.update("sources", mark, upload_id=None, upload_key=None, stamp=None)
@@ -500,14 +507,15 @@ class Outbox:
             The rows given up: no run reads them again.
 
         Raises:
-            ConfigError: It is no dead letter of mode append.
+            ConfigError: It is no dead letter of mode append or merge.
         """
         store = self.store
-        found = store.find("uploads", "records", upload_id=upload_id, state="dead", mode="append")
+        ranged = {"state": "dead", "mode": ("append", "merge")}
+        found = store.find("uploads", "records", upload_id=upload_id, **ranged)
         if not found:
             raise ConfigError(
                 f"upload {upload_id} is no refused range: --skip is for dead letters of mode "
-                "append, plain purge for all others"
+                "append and merge, plain purge for all others"
             )
         records, new = int(found[0][0]), uuid.uuid4().hex
         store.delete("chunks", upload_id=upload_id)
@@ -633,7 +641,7 @@ class Outbox:
         chains = not lost_full and shown.mode != "replace"
         at, position, mine = shown.source_seq, shown.watermark, seq == shown.source_seq
         for upload_id, its_mode, full, its_seq, base, after, until, dead in uploads:
-            if its_mode == "append":
+            if its_mode != "replace":
                 stays = full or (from_text(after) == position and chains)
             else:  # sealed on what is there, or there itself, as its answer was lost
                 stays = shown.removed or base is None or at in (base, its_seq)
@@ -644,7 +652,7 @@ class Outbox:
                 own = its_mode == "replace" and upload_id == marked
                 self._end(upload_id, "held" if own else "superseded")
         cleared = False
-        if (mode or shown.mode) == "append":
+        if (mode or shown.mode) not in (None, "replace"):
             changed = lost_full or position != from_text(watermark)
             cleared = bool(changed and has_mark and shown.source_seq < seq)
             store.set_source(
@@ -653,6 +661,7 @@ class Outbox:
                 full_seq=shown.full_seq if lost_full or mode is None else full_seq,
                 mode=mode or shown.mode,
                 upload_id=None if changed else marked,
+                **({"recent": None} if changed else {}),
             )
         elif has_mark and not mine and not shown.removed:
             cleared = True

@@ -86,5 +86,16 @@ UPDATE sources SET base = high,
 version 1. `missing` is a mark that the backend did not have, `owed` a `full` that it lost, `policy`
 the digest of the egress policy that a source's records left by.
 """
-MIGRATIONS = (_SCHEMA, _IDENTITY)
+_STREAMS = """
+ALTER TABLE uploads ADD COLUMN stream TEXT;
+ALTER TABLE uploads ADD COLUMN keyed TEXT;
+ALTER TABLE sources ADD COLUMN keyed TEXT;
+ALTER TABLE sources ADD COLUMN recent BLOB;
+"""
+"""Version 3: several streams, and keys.
+
+`stream` is NULL in uploads of the handler's own stream; `keyed` is the key of mode merge, as JSON;
+`recent` the digests, 16 bytes each, of the rows that the last sealed read of a keyed source held.
+"""
+MIGRATIONS = (_SCHEMA, _IDENTITY, _STREAMS)
 """What brings a file from each schema version to the next, from an empty file on; append only."""

@@ -276,7 +276,7 @@ class OutboxStore:
         """
         return self._uploads(
             "ended_at IS NULL AND upload_id NOT IN (SELECT value FROM json_each(?))"  # noqa: S608  # only constants
-            f" AND NOT (mode = 'append' AND state <> 'building' AND {_BEHIND_A_DEAD_LETTER})"
+            f" AND NOT (mode <> 'replace' AND state <> 'building' AND {_BEHIND_A_DEAD_LETTER})"
             " ORDER BY COALESCE(seal_order, 9e18), number LIMIT ?",
             (as_text(list(without)), OPEN_AT_ONCE),
         )
@@ -298,7 +298,7 @@ class OutboxStore:
         """
         rows = self.execute(
             "SELECT EXISTS (SELECT 1 FROM chunks WHERE upload_id = ? AND NOT acked),"  # noqa: S608  # only constants
-            " u.mode = 'append' AND (EXISTS (SELECT 1 FROM uploads e"
+            " u.mode <> 'replace' AND (EXISTS (SELECT 1 FROM uploads e"
             " WHERE e.source_key = u.source_key AND e.seal_order < u.seal_order"
             f" AND e.state IN ('sealed', 'completing')) OR {_BEHIND_A_DEAD_LETTER})"
             " FROM uploads u WHERE upload_id = ? AND seal_order IS NOT NULL",
@@ -379,7 +379,7 @@ class OutboxStore:
         """Another upload like one, sealed in its place under an upload_id of its own."""
         copied = (
             'source_key, source, mode, "full", params, upload_key, source_seq, after, until,'
-            " chunks, records, bytes, seal_order, created_at, base, watermark_of"
+            " chunks, records, bytes, seal_order, created_at, base, watermark_of, stream, keyed"
         )
         self.execute(
             f"INSERT INTO uploads (upload_id, state, {copied})"  # noqa: S608  # only constants
@@ -484,12 +484,13 @@ class OutboxStore:
             "SELECT upload_id, upload_key, stamp, watermark, mode, bound, owed,"
             " (SELECT d.upload_id FROM uploads d WHERE d.source_key = s.source_key"
             " AND d.state = 'dead' AND (d.upload_id = s.upload_id"
-            " OR d.mode = 'append' AND d.source_seq >= s.full_seq) LIMIT 1)"
-            " FROM sources s WHERE source_key = ?",
+            " OR d.mode <> 'replace' AND d.source_seq >= s.full_seq) LIMIT 1)"
+            " , keyed, recent FROM sources s WHERE source_key = ?",
             (source_key,),
         ):
-            stamp, watermark, bound = (from_text(row[index]) for index in (2, 3, 5))
-            return Mark(row[0], row[1], stamp, watermark, row[4], bound, bool(row[6]), row[7])
+            stamp, watermark, bound, keyed = (from_text(row[index]) for index in (2, 3, 5, 8))
+            mode, owed, dead = row[4], bool(row[6]), row[7]
+            return Mark(row[0], row[1], stamp, watermark, mode, bound, owed, dead, keyed, row[9])
         return Mark()
 
     def missing_sources(self, limit: int = 20) -> list[MissingSource]:
@@ -562,7 +563,7 @@ class OutboxStore:
         self.execute("DETACH other")
 
 
-_JSON_COLUMNS = ("params", "after", "until", "answer")
+_JSON_COLUMNS = ("params", "after", "until", "answer", "keyed")
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any, TypedDict
 
 import orjson
 
+from catalogzero.protocol.identities import Keyed
+
 EPOCH, GENERATION, NONCE, MOVED = "epoch", "generation", "nonce", "moved"
 INSTALLATION, LAST_NONCE = "installation_id", "last_nonce"
 ACKNOWLEDGED = "acknowledged"
@@ -35,7 +37,10 @@ class DamagedChunkError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """One upload, as the outbox knows it; `after`, `until`, `params`, `answer` are JSON values."""
+    """One upload, as the outbox knows it; `after`, `until`, `params`, `answer` are JSON values.
+
+    `stream` is None where it is the handler's own.
+    """
 
     number: int
     upload_id: str
@@ -59,6 +64,8 @@ class Upload:
     job_id: str | None
     answer: Any
     watermark_of: str
+    stream: str | None
+    keyed: Keyed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,8 @@ class Mark:
     """What was sealed last of a source: the upload, its key, the item's stamp or watermark.
 
     `bound` says what the watermark's values are of, `owed` that the next run must be `full`, `dead`
-    which refused upload stands between the source and what is visible.
+    which refused upload stands between the source and what is visible, `recent` which rows the last
+    sealed read of a keyed source held: their digests.
     """
 
     upload_id: str | None = None
@@ -77,6 +85,8 @@ class Mark:
     bound: dict[str, str] | None = None
     owed: bool = False
     dead: str | None = None
+    keyed: Keyed | None = None
+    recent: bytes | None = None
 
     @property
     def value(self) -> Any:

@@ -14,7 +14,8 @@ from catalogzero.clock import Clock
 from catalogzero.cloud.reading.items import Item, RowReading
 from catalogzero.cloud.reading.records import BadRecords
 from catalogzero.cloud.rows.batches import lists_of, parts_of
-from catalogzero.cloud.settings import Batch, CloudSettings
+from catalogzero.cloud.run_context import Checkpoint
+from catalogzero.cloud.settings import Batch, CloudSettings, ProcessOutput
 from catalogzero.config.logs import Logger
 from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import FailedError
@@ -34,10 +35,12 @@ class RunAuthor(Protocol):
     clock: Clock
     log: Logger
 
-    def process(self, batches: Iterator[Batch], params: Any) -> Iterator[Batch]:
+    def process(self, batches: Iterator[Batch], params: Any) -> Iterator[ProcessOutput]:
         """The author's work."""
 
-    def read(self, data_source: str, params: Any, after: Any = None) -> Iterator[Batch]:
+    def read(
+        self, data_source: str, params: Any, after: Any = None
+    ) -> Iterator[Batch | Checkpoint]:
         """The author's own source."""
 
     @property
@@ -90,20 +93,33 @@ class OwnReading(RowReading):
         super().__init__(item.mode, after)
         self._item = item
 
-    def batches(self) -> Iterator[Batch]:
-        """See `Reading.batches`."""
+    def batches(self) -> Iterator[Batch | Checkpoint]:
+        """See `Reading.batches`.
+
+        Raises:
+            FailedError: A checkpoint where nothing goes on from one, or without a value.
+        """
         item = self._item
         append = item.mode == "append"
         extra = (self.after,) if append else ()
         batches = iter(item.author.read(item.name, item.params, *extra))
         self._stack.callback(getattr(batches, "close", lambda: None))
+        checkpoint: Checkpoint | None = None
         while True:
             try:
                 batch = next(batches)
             except StopIteration as end:
                 if append:
-                    self.until = end.value
+                    # Where nothing was read behind a checkpoint, it says where the source was left.
+                    left = checkpoint.value if checkpoint is not None else None
+                    self.until = left if end.value is None else end.value
                 return
+            if isinstance(batch, Checkpoint):
+                refuse_checkpoint(item, batch)
+                checkpoint = batch
+                yield batch
+                continue
+            checkpoint = None
             once = hasattr(batch, "read_next_batch")  # a stream can be read a single time
             for part in parts_of(batch) if once else (batch,):
                 for rows in () if append else lists_of(part):
@@ -111,19 +127,16 @@ class OwnReading(RowReading):
                 yield part
 
 
-def refuse_no_progress(name: str, after: Any, until: Any, rows: int) -> None:
-    """Refuse a range that would be added without an end of its own.
+def refuse_checkpoint(item: OwnItem, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint from which nothing can go on.
 
     Raises:
-        FailedError: It ends at no value, or holds rows and ends where the last one did.
+        FailedError: The class replaces its sources, or the checkpoint has no value.
     """
-    if until is None and (rows or after is not None):
+    if item.mode != "append":
         raise FailedError(
-            f"{name}: the watermark is null after {rows} rows: return the value up to which rows "
-            "were read, the last one where there is nothing new"
+            f'{item.name}: `read` yields a Checkpoint, and mode is "replace": what is replaced is '
+            'sent whole; write `mode = "append"`'
         )
-    if rows and until == after:
-        raise FailedError(
-            f"{name}: {rows} rows were read, and the watermark is still {until!r}: rows behind the "
-            "last value would be missing or twice; return a higher one, or call with full: true"
-        )
+    if checkpoint.value is None:
+        raise FailedError(f"{item.name}: a Checkpoint's value is None: give where reading goes on")

@@ -1,14 +1,17 @@
 """Named queries as sources: SQL and URL stand in the client's config, never in a call.
 
 With a watermark, the range is fixed first (`after` < watermark <= `until`) and read in the same
-transaction, so that a row written meanwhile belongs to the next run. Needs the extra `sql`.
+transaction, so that a row written meanwhile belongs to the next run. Rows with a key are read from
+the watermark on, less `lookback`: those that tie with it, or come late, are not lost. Needs the
+extra `sql`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -17,6 +20,7 @@ from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from catalogzero.cloud.reading.items import Item, RowReading
 from catalogzero.cloud.reading.records import BadRecords, ReadOptions
+from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.rows.values import Row, UnfitError, refuse_twice, where
 from catalogzero.cloud.settings import Batch, CloudSettings, QuerySource
 from catalogzero.config.key_files import read_key
@@ -35,11 +39,20 @@ ASKED_WITHOUT_ROWS = ("postgresql", "sqlite", "mysql", "mariadb")
 """Dialects in which every query can be a table of another."""
 
 
-def query_item(settings: CloudSettings, data_source: str, options: ReadOptions) -> QueryItem:
+def query_item(
+    settings: CloudSettings, data_source: str, options: ReadOptions, streams: Sequence[Stream]
+) -> QueryItem:
     """The item of `sql:<name>`.
 
+    Args:
+        settings: The client's config.
+        data_source: As called.
+        options: How its rows are batched.
+        streams: What the class declares: where each has a key, the rows at the watermark, and those
+            within `lookback`, are read again.
+
     Raises:
-        BadParamsError: The config has no query of that name.
+        BadParamsError: The config has no query of that name, or it looks back without a key.
     """
     name = data_source.removeprefix(PREFIX)
     query = settings.sources.get(name)
@@ -47,16 +60,25 @@ def query_item(settings: CloudSettings, data_source: str, options: ReadOptions) 
         known = ", ".join(sorted(settings.sources)) or "none"
         message = f"no query {name!r} in the config's sources; there are: {known}"
         raise BadParamsError(message, details=[{"field": "data_source", "message": message}])
-    return QueryItem(data_source, query, options)
+    keyless = [stream.name for stream in streams if not stream.key]
+    if query.lookback and keyless:
+        message = (
+            f"{data_source}: lookback reads rows again, and stream {keyless[0]!r} has no key, so "
+            "that they would be added twice: take `lookback` out of the config, or give the "
+            "stream a key in its class"
+        )
+        raise BadParamsError(message, details=[{"field": "data_source", "message": message}])
+    return QueryItem(data_source, query, options, reads_again=not keyless)
 
 
 @dataclass(frozen=True)
 class QueryItem(Item):
-    """A named query."""
+    """A named query; with `reads_again`, from the watermark on instead of behind it."""
 
     name: str
     query: QuerySource
     options: ReadOptions
+    reads_again: bool = False
 
     @property
     def mode(self) -> Mode:
@@ -163,12 +185,20 @@ class QueryReading(RowReading):
         rows = text(sql).columns(column(query.watermark)).subquery("source")
         mark = rows.c[query.watermark]
         until = self._connection.execute(select(func.max(mark))).scalar()
+        name = self._connection.dialect.identifier_preparer.quote(query.watermark)
+        whole = "SELECT * FROM (" + sql + "\n) AS source WHERE "  # noqa: S608  # the client's own config
+        low, after = "", self.after
+        if after is not None and self._item.reads_again:
+            low = f"{name} >= :after AND "
+            above = text(f"SELECT max({name}) FROM ({sql}\n) AS source WHERE {name} >= :after")  # noqa: S608  # as above
+            after = looked_back(self._item.name, after, until, query.lookback)
+            if self._connection.execute(above, {"after": self.after}).scalar() is None:
+                until = self.after  # a last row that is gone does not take the watermark back
+        elif after is not None:
+            low = f"{name} > :after AND "
         if until is not None:
             self.until = watermark_json(until)
-        bounds = {"until": until, "after": self.after}
-        whole = "SELECT * FROM (" + sql + "\n) AS source WHERE "  # noqa: S608  # the client's own config
-        name = self._connection.dialect.identifier_preparer.quote(query.watermark)
-        low = "" if self.after is None else f"{name} > :after AND "
+        bounds = {"until": until, "after": after}
         return text(f"{whole}{low}{name} <= :until ORDER BY {name}"), bounds
 
 
@@ -209,6 +239,39 @@ def watermark_json(value: Any) -> Any:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     return str(value) if isinstance(value, Decimal) else value
+
+
+def looked_back(source: str, after: Any, newest: Any, lookback: float) -> Any:
+    """A watermark less `lookback`: seconds where it is a time or a date, else its own units.
+
+    Args:
+        source: The query's name.
+        after: The watermark, as JSON.
+        newest: The greatest value that the database has now, which says what kind it is of; None
+            where it has none.
+        lookback: How far back.
+
+    Raises:
+        FailedError: It is of a kind that nothing can be taken from.
+    """
+    if not lookback or newest is None:
+        return after
+    try:
+        if isinstance(after, int | float):
+            less = after - lookback
+            return int(less) if isinstance(after, int) and less.is_integer() else less
+        if isinstance(newest, Decimal):
+            return str(Decimal(after) - Decimal(str(lookback)))
+        if isinstance(newest, date) and not isinstance(newest, datetime):
+            days = timedelta(days=math.ceil(lookback / 86_400))
+            return (date.fromisoformat(after) - days).isoformat()
+        moment = datetime.fromisoformat(after) - timedelta(seconds=lookback)
+        return moment.isoformat(sep="T" if "T" in after else " ")
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise FailedError(
+            f"{source}: lookback takes {lookback:g} from the watermark {after!r}, which is neither "
+            f"a number nor a time: {error}; take `lookback` out of the config"
+        ) from error
 
 
 def query_error(name: str, error: SQLAlchemyError) -> FailedError:

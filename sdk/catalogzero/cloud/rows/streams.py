@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, NaiveDatetime, ValidationError
 
 from catalogzero.cloud.rows.batches import parts_of, rows_of
 from catalogzero.cloud.rows.values import Refuse, Row, UnfitError
-from catalogzero.cloud.settings import Batch
+from catalogzero.cloud.settings import Batch, ProcessOutput
 from catalogzero.errors import ConfigError
 from catalogzero.wire.messages import JsonObject
 
@@ -119,6 +119,11 @@ def streams_of(cls: type) -> tuple[Stream, ...]:
     if streams or schema is None:
         return streams
     return (Stream(name or "", schema),)
+
+
+def with_stream(made: ProcessOutput) -> tuple[str | None, Batch]:
+    """What `process` yielded: the stream that it names (None: it names none), and the batch."""
+    return made if isinstance(made, tuple) else (None, made)
 
 
 class RowCheck:

@@ -347,7 +347,8 @@ class Sender:
         def refusal() -> str:
             # Chunk by chunk: a result that this form cannot take may be larger than memory.
             bodies = self._outbox.store.bodies(upload.upload_id)
-            return simple_refusal(upload, {chunk.content_type for chunk in bodies})
+            types = {chunk.content_type for chunk in bodies}
+            return simple_refusal(upload, types, self._backend.identity.stream)
 
         if why := await asyncio.to_thread(refusal):
             await self._dead(upload, why, Outcome())

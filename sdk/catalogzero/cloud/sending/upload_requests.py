@@ -53,15 +53,17 @@ def complete_body(upload: Upload, identity: Identity, epoch: int | None = None) 
         "full": upload.full,
         "chunks": upload.chunks,
         "records": upload.records,
-        "stream": identity.stream,
+        "stream": upload.stream or identity.stream,
         "source": upload.source,
         "params": upload.params,
         "entry": identity.entry,
         "version": identity.version,
         "installation_id": identity.installation_id,
     }
-    if upload.mode == "append":
+    if upload.mode != "replace":
         body.update(after=upload.after, until=upload.until)
+        if upload.keyed is not None:
+            body.update((name, value) for name, value in upload.keyed.items() if value)
         if upload.watermark_of:
             body["watermark_of"] = upload.watermark_of
     if epoch is not None:
@@ -69,8 +71,19 @@ def complete_body(upload: Upload, identity: Identity, epoch: int | None = None) 
     return body
 
 
-def simple_refusal(upload: Upload, content_types: set[str]) -> str:
-    """Why an upload cannot be sent in the simple form, with the fix; empty when it can."""
+def simple_refusal(upload: Upload, content_types: set[str], stream: str) -> str:
+    """Why an upload cannot be sent in the simple form, with the fix; empty when it can.
+
+    Args:
+        upload: The upload.
+        content_types: Of its chunks.
+        stream: The handler's own.
+    """
+    if upload.keyed is not None or upload.stream not in (None, stream):
+        return (
+            "the backend takes the simple form alone, which says neither a stream nor a key: give "
+            "it the chunked protocol, or write a class for each stream"
+        )
     if content_types - {CONTENT_TYPES["ndjson"]}:
         return "the backend takes the simple form alone, one JSON array: use format ndjson"
     if upload.chunks > 1:

@@ -1,0 +1,293 @@
+"""One pass over an item: its rows through `process`, into an upload for each stream, sealed.
+
+What is sealed of an item is sealed in one transaction: a range at each checkpoint and at the end,
+what is replaced at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from catalogzero.cloud.counters import LISTED, Place
+from catalogzero.cloud.egress import shown_params
+from catalogzero.cloud.encoding import Chunk, encoder_for
+from catalogzero.cloud.outbox.outbox import Sealing
+from catalogzero.cloud.reading.items import Item, Reading
+from catalogzero.cloud.reading.records import BadRecords
+from catalogzero.cloud.rows.batches import parts_of, rows_of
+from catalogzero.cloud.rows.streams import RowCheck, with_stream
+from catalogzero.cloud.rows.values import UnfitError, where
+from catalogzero.cloud.run_context import ActiveRun
+from catalogzero.cloud.run_state import RunState
+from catalogzero.cloud.settings import Batch, ProcessOutput
+from catalogzero.cloud.writing import OpenUpload, StreamWriter, Stretches
+from catalogzero.errors import FailedError
+from catalogzero.protocol.identities import digest_of, upload_key
+
+WATERMARK_OF_CHARS = 32
+_ANY = orjson.OPT_NON_STR_KEYS
+
+
+class ItemPass:
+    """One pass over an item.
+
+    Args:
+        run: The run that it is part of.
+        place: The item, and where the pass stands.
+        writers: The streams that it seals; rows of other streams are dropped.
+    """
+
+    def __init__(self, run: RunState, place: Place, writers: Sequence[StreamWriter]) -> None:
+        self._run, self._place, self._writers = run, place, writers
+        self._item, self._author = place.item, run.author
+        self._modes = {plan.stream.name: plan.mode for plan in run.plans(place.item)}
+        self._strict = run.author.runtime.egress.strict
+        first = uuid.uuid4().hex
+        kept = run.folder / "bad_records" / f"{first}.jsonl"
+        self._bad = BadRecords(run.author.settings.on_bad_record, kept)
+        for writer, upload_id in zip(writers, (first, *[""] * len(writers)), strict=False):
+            self._open(writer, upload_id)
+
+    def __call__(self) -> None:
+        """Read, process and seal; what is not sealed at the end, or on an error, is abandoned."""
+        place, item, writers = self._place, self._item, self._writers
+        place.full = all(writer.full for writer in writers)
+        # Taken before the content: a source that changes later differs from its stamp.
+        stamp = self._run.stamp(item)
+        try:
+            with item.open(after_of(item, writers), self._bad) as reading:
+                place.reading = reading
+                try:
+                    self._produce(reading)
+                except Exception:
+                    reading.check()  # a source that changed meanwhile explains any other fault
+                    raise
+                # Of a part there is no content; to read the rest for it would take long.
+                contents = {} if self._run.is_cut else contents_of(reading, writers)
+                reading.check()
+                found = reading.found()
+            counters = self._run.counters
+            counters.files_read += len(found)
+            counters.found += found[: LISTED - len(counters.found)]
+            self._seal(self._due(reading.until, contents, stamp), stamp)
+        finally:
+            for writer in writers:
+                if writer.output is not None:
+                    self._run.outbox.abandon(writer.output.upload_id)
+            if any(writer.is_sealed for writer in writers):
+                self._run.counters.bad_records += self._bad.count
+            else:
+                self._bad.restart()
+
+    def _open(self, writer: StreamWriter, upload_id: str = "") -> OpenUpload:
+        """Begin an upload of one stream."""
+        run, plan, upload_id = self._run, writer.plan, upload_id or uuid.uuid4().hex
+        name, stream = self._item.name, plan.stream
+        as_tables = run.chunk_format == "parquet"
+        encoder = encoder_for(run.chunk_format, self._author.runtime.chunk_bytes, self._refuse)
+        check = RowCheck(stream.schema, self._refuse, as_tables=as_tables, key=stream.key)
+        run.outbox.begin(
+            upload_id,
+            writer.source_key,
+            run.shown(name),
+            plan.mode,
+            full=writer.full,
+            params=shown_params(run.params, run.shown),
+            stream=stream.name,
+            keyed=plan.keyed,
+        )
+        writer.output = OpenUpload(upload_id, encoder, check)
+        return writer.output
+
+    def _refuse(self, row: int, error: UnfitError, record: Any) -> None:
+        """Meet a record that does not fit."""
+        self._run.pair(self._place).rejected.append(where(row, error))
+        self._bad.take(self._place.name, None, where(row, error), repr(record))
+
+    def _reject(self, row: Any, why: str) -> None:
+        """Meet a row that the author rejects."""
+        self._run.pair(self._place).rejected.append(why)
+        text = orjson.dumps(row, default=str, option=_ANY).decode()
+        self._bad.take(str(self._place), None, why, text)
+
+    def _progress(self, rows: int, of: int | None) -> None:
+        """Take the author's own figures."""
+        self._run.refuse_cancelled()
+        self._run.own = {"rows": rows, "of": of}
+
+    def _produce(self, reading: Reading) -> None:
+        """Run `process` over the batches, store what it yields, seal at each checkpoint."""
+        run, place = self._run, self._place
+        run.own = dict.fromkeys(run.own)  # of the item before
+        run.columns.begin()
+        stretches = Stretches(run.cut(reading.batches()))
+        for stream, stretch in stretches:
+            place.stream = stream or run.identity.stream
+            concerned = [one for one in self._writers if stream in (None, one.name)]
+            batches = run.counted(place, stretch, concerned)
+            with ActiveRun(place.context, self._reject, self._progress).entered():
+                for made in self._author.process(batches, run.given):
+                    self._take(*self._named(made, stream))
+                for _ in batches:  # what `process` left unread belongs to the content all the same
+                    pass
+            run.refuse_cancelled()  # both of which the author's code may have caught
+            if self._bad.failure is not None:
+                raise self._bad.failure
+            if stretches.checkpoint is not None:
+                self._checkpoint(stretches.checkpoint.value)
+        run.columns.refuse_empty(place.name)
+
+    def _named(self, made: ProcessOutput, given: str | None) -> tuple[str, Batch]:
+        """What `process` yielded, with its stream: the one that is named, the only one, or a tap's.
+
+        Raises:
+            FailedError: The stream is not declared, or several are and none is named, or what is
+                made of a tap's stream would be sealed with another one.
+        """
+        streams = list(self._modes)
+        named, batch = with_stream(made)
+        if named is None and given is None and len(streams) > 1:
+            raise FailedError(
+                "process yields rows without a stream, and the class declares "
+                f"{', '.join(streams)}: write `yield {json.dumps(streams[0])}, rows`"
+            )
+        name = named or given or streams[0]
+        if name not in streams:
+            raise FailedError(
+                f"process yields rows of stream {name!r}; declared are: {', '.join(streams)}"
+            )
+        if given not in (None, name) and {self._modes[name], self._modes.get(str(given))} != {
+            "replace"
+        }:
+            raise FailedError(
+                f"process yields rows of stream {name!r} for rows of {given!r}: each is sealed with "
+                "its own position, and a run that is killed would lose them"
+            )
+        return name, batch
+
+    def _take(self, stream: str, batch: Batch) -> None:
+        """Check a batch of results, and store what of it may leave."""
+        run = self._run
+        writer = next((one for one in self._writers if one.name == stream), None)
+        if writer is None:  # another pass seals it
+            return
+        output = writer.output or self._open(writer)
+        for piece in (batch,) if run.pairs is None else parts_of(batch):
+            if run.pairs is not None:
+                run.pair(self._place).made += rows_of(run.columns(piece))
+            for start, part in output.check(piece):
+                self._store(output, output.encoder.add(run.columns(part), start))
+
+    def _store(self, output: OpenUpload, chunks: Iterator[Chunk]) -> None:
+        """Store chunks of an upload."""
+        for chunk in chunks:
+            self._run.outbox.add(output.upload_id, chunk)
+            self._run.counters.records += chunk.records
+            self._run.wake()
+            self._run.report()
+
+    def _due(self, until: Any, contents: Mapping[str, Any], stamp: Any) -> dict[StreamWriter, Any]:
+        """The streams that have something new, each with its content or where its range ends."""
+        due: dict[StreamWriter, Any] = {}
+        for writer in self._writers:
+            content = contents.get(writer.name)
+            if writer.is_range:
+                content = until_of(self._item, until, writer)
+                if self._run.is_cut or writer.is_due(self._item.name, content):
+                    due[writer] = content
+            elif writer.full or self._content_key(writer, content) != writer.mark.upload_key:
+                due[writer] = content
+            else:
+                self._run.outbox.restamp(writer.source_key, writer.mark.upload_key or "", stamp)
+        return due
+
+    def _checkpoint(self, value: Any) -> None:
+        """Seal what came before a checkpoint, of each stream where that is behind the last one.
+
+        What is sent again in full is sealed as one, and under `strict` nothing before the run's
+        end: there a checkpoint is progress only.
+        """
+        due: dict[StreamWriter, Any] = {}
+        for writer in self._writers:
+            until = until_of(self._item, value, writer)
+            parts = writer.is_range and not writer.full and not self._strict
+            if parts and writer.is_behind(until) and writer.is_due(self._item.name, until):
+                due[writer] = until
+        self._seal(due, None)
+
+    def _content_key(self, writer: StreamWriter, content: Any) -> str:
+        """The identity of one content of a stream."""
+        return upload_key(writer.source_key, content, self._author.output_version)
+
+    def _seal(self, due: Mapping[StreamWriter, Any], stamp: Any) -> None:
+        """Seal the uploads of some streams in one transaction.
+
+        Args:
+            due: Each with its content, or the value at which its range ends.
+            stamp: The item's.
+        """
+        run, bound = self._run, self._item.bound
+        of = digest_of([bound["column"], bound["database"]], run.names_key) if bound else ""
+        sealings = []
+        for writer, content in due.items():
+            output = writer.output or self._open(writer)
+            self._store(output, output.encoder.finish())
+            after, is_range = writer.watermark, writer.is_range
+            key = self._content_key(writer, [after, content] if is_range else content)
+            sealings.append(
+                Sealing(
+                    upload_id=output.upload_id,
+                    upload_key=key,
+                    stamp=stamp,
+                    after=after,
+                    until=content if is_range else None,
+                    bound=bound,
+                    watermark_of=of[:WATERMARK_OF_CHARS],
+                    found_by=run.data_source,
+                    policy=run.policy,
+                    recent=writer.recent,
+                )
+            )
+        numbers = [0] * len(sealings)
+        if self._strict and sealings:
+            # A rule that matches nothing shows only at the end of the run: nothing may have left.
+            run.unsealed.append(sealings)
+        elif sealings:
+            numbers = run.seal(sealings)
+        for (writer, content), number in zip(due.items(), numbers, strict=True):
+            writer.sealed([content, number] if writer.is_range else None)
+
+
+def after_of(item: Item, writers: Sequence[StreamWriter]) -> Any:
+    """From where an item is read: one value, or for each stream that is read its own."""
+    if item.positions_each:
+        return {writer.name: writer.value for writer in writers}
+    return writers[0].value
+
+
+def until_of(item: Item, until: Any, writer: StreamWriter) -> Any:
+    """Where a stream is left by a position of its item; where it was, if that names others."""
+    return until.get(writer.name, writer.value) if item.positions_each else until
+
+
+def contents_of(reading: Reading, writers: Sequence[StreamWriter]) -> dict[str, str | None]:
+    """The content of each stream that is replaced."""
+    return {one.name: reading.content_of(one.name) for one in writers if not one.is_range}
+
+
+def passes_of(item: Item, writers: Sequence[StreamWriter]) -> list[list[StreamWriter]]:
+    """The streams of an item by where they are read from: a pass for each such position.
+
+    They stand at one position unless the backend lost an upload, or a refused one was purged.
+    """
+    groups: dict[bytes, list[StreamWriter]] = {}
+    for writer in writers:
+        of_its_own = writer.is_range and not item.positions_each
+        position = [writer.full, writer.value] if of_its_own else None
+        groups.setdefault(orjson.dumps(position), []).append(writer)
+    return list(groups.values())
