@@ -139,7 +139,8 @@ def _selected(entry: _Entry, where: str) -> TapStream | None:
     """An entry as a stream; None where it is not selected."""
     said = {one.breadcrumb: one.metadata for one in entry.metadata}
     root = said.get((), {})
-    if not root.get("selected", root.get("selected-by-default", False)):
+    by_schema = entry.json_schema.get("selected")  # where the first taps look for it
+    if not root.get("selected", by_schema or root.get("selected-by-default", False)):
         return None
     at = f"{where}: stream {entry.tap_stream_id!r}"
     methods = {
