@@ -131,7 +131,8 @@ def test_a_column_that_the_client_drops_does_not_leave_though_it_is_declared(
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"streams": (Stream("a"), Stream("b"))}, "has 2 streams, and a class has one for now"),
+        ({"streams": (Stream("a"), Stream("a"))}, "each of several needs a name of its own"),
+        ({"streams": (Stream(""), Stream("a"))}, "each of several needs a name of its own"),
         ({"streams": (Stream("a"),), "schema": ARROW}, "says twice"),
         ({"streams": ("orders",)}, "tuple of `Stream` objects"),
     ],

@@ -125,21 +125,22 @@ class ItemPass:
         run, place = self._run, self._place
         run.own = dict.fromkeys(run.own)  # of the item before
         run.columns.begin()
-        stretches = Stretches(run.cut(reading.batches()))
-        for stream, stretch in stretches:
-            place.stream = stream or run.identity.stream
-            concerned = [one for one in self._writers if stream in (None, one.name)]
-            batches = run.counted(place, stretch, concerned)
-            with ActiveRun(place.context, self._reject, self._progress).entered():
+        place.stream = run.identity.stream
+        with ActiveRun(place.context, self._reject, self._progress).entered():
+            stretches = Stretches(run.cut(reading.batches()))
+            for stream, stretch in stretches:
+                place.stream = stream or run.identity.stream
+                concerned = [one for one in self._writers if stream in (None, one.name)]
+                batches = run.counted(place, stretch, concerned)
                 for made in self._author.process(batches, run.given):
                     self._take(*self._named(made, stream))
                 for _ in batches:  # what `process` left unread belongs to the content all the same
                     pass
-            run.refuse_cancelled()  # both of which the author's code may have caught
-            if self._bad.failure is not None:
-                raise self._bad.failure
-            if stretches.checkpoint is not None:
-                self._checkpoint(stretches.checkpoint.value)
+                run.refuse_cancelled()  # both of which the author's code may have caught
+                if self._bad.failure is not None:
+                    raise self._bad.failure
+                if stretches.checkpoint is not None:
+                    self._checkpoint(stretches.checkpoint.value)
         run.columns.refuse_empty(place.name)
 
     def _named(self, made: ProcessOutput, given: str | None) -> tuple[str, Batch]:
@@ -161,12 +162,11 @@ class ItemPass:
             raise FailedError(
                 f"process yields rows of stream {name!r}; declared are: {', '.join(streams)}"
             )
-        if given not in (None, name) and {self._modes[name], self._modes.get(str(given))} != {
-            "replace"
-        }:
+        modes = {self._modes[name], self._modes.get(given or name)}
+        if given not in (None, name) and modes != {"replace"}:
             raise FailedError(
-                f"process yields rows of stream {name!r} for rows of {given!r}: each is sealed with "
-                "its own position, and a run that is killed would lose them"
+                f"process yields rows of stream {name!r} for rows of {given!r}: each is sealed "
+                "with its own position, and a run that is killed would lose them"
             )
         return name, batch
 

@@ -102,7 +102,7 @@ class StreamWriter:
                 self._recent.append(digest)
 
     def is_behind(self, value: Any) -> bool:
-        """Whether a value is above where the range begins; of other than numbers, whether it differs.
+        """Whether a value is above the range's beginning; other than numbers, whether it differs.
 
         What ends at the same value is no part of its own: a read from there would begin with rows
         that are older than what it sealed.

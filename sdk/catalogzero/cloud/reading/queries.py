@@ -258,8 +258,7 @@ def looked_back(source: str, after: Any, newest: Any, lookback: float) -> Any:
         return after
     try:
         if isinstance(after, int | float):
-            less = after - lookback
-            return int(less) if isinstance(after, int) and less.is_integer() else less
+            return after - (int(lookback) if float(lookback).is_integer() else lookback)
         if isinstance(newest, Decimal):
             return str(Decimal(after) - Decimal(str(lookback)))
         if isinstance(newest, date) and not isinstance(newest, datetime):
