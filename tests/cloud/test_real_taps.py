@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
 import json
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing
@@ -23,40 +20,14 @@ import sqlalchemy as sa
 from aiohttp import web
 from catalogzero.errors import FailedError
 
+from tests.cloud.environments import environment
 from tests.cloud.processors import Plain
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site, until
 from tests.cloud.test_queries import POSTGRESQL
 
-ROOT = Path(__file__).parents[2]
 PAGE_ROWS, DAYS = 10, 6
 FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def installed(name: str) -> Path:
-    """A tap's command, in an environment of its own that is kept for other sessions.
-
-    Its packages are those of a lock file; where the index does not answer the test is skipped.
-    """
-    lock = ROOT / "requirements" / f"{name}.txt"
-    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
-    folder = Path(sys.prefix, "taps", f"{name}-{digest}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)  # other processes of the session wait for it
-        if not (folder / "ready").exists():
-            python = folder / "bin" / "python"
-            uv = [sys.executable, "-m", "uv"]
-            made = [*uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable]
-            subprocess.run([*made, str(folder)], check=True)
-            command = [*uv, "pip", "install", "--quiet", "--python", str(python)]
-            command += ["--require-hashes", "--requirement", str(lock)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode and "error sending request" in done.stderr:
-                pytest.skip(f"the package index does not answer: {done.stderr.splitlines()[0]}")
-            assert done.returncode == 0, done.stderr
-            (folder / "ready").touch()
-    return folder / "bin" / name
 
 
 def configured(folder: Path, command: Path, config: Any, streams: list[Any]) -> dict[str, str]:
@@ -111,7 +82,7 @@ async def test_a_database_s_updates_replace_rows_by_key_and_a_whole_table_follow
 ) -> None:
     url, db, schema = database
     backend.codings = ("",)
-    command = await asyncio.to_thread(installed, "tap-postgres")
+    command = (await asyncio.to_thread(environment, "tap-postgres")) / "bin" / "tap-postgres"
     config = {
         "sqlalchemy_url": url.render_as_string(hide_password=False),
         "filter_schemas": [schema],
@@ -126,7 +97,7 @@ async def test_a_database_s_updates_replace_rows_by_key_and_a_whole_table_follow
         if stream["tap_stream_id"] == f"{schema}-orders":
             root |= {"replication-method": "INCREMENTAL", "replication-key": "at"}
             stream |= {"replication_method": "INCREMENTAL", "replication_key": "at"}
-    Path(tap["catalog_file"]).write_text(json.dumps(catalog))
+    (tmp_path / "catalog.json").write_text(json.dumps(catalog))
     insert = "INSERT INTO orders VALUES (%s, %s, %s)"
     at, exact = "2026-01-01T0{}:00:00+00:00", "12345678901234567890.12345"
     for n in range(1, 4):
@@ -230,7 +201,7 @@ class SmallBatches(Plain):
 async def test_a_rest_tap_that_is_killed_goes_on_where_it_was(
     backend: ReferenceBackend, tmp_path: Path
 ) -> None:
-    tap_command = await asyncio.to_thread(installed, "tap-rest-api")
+    tap_command = (await asyncio.to_thread(environment, "tap-rest-api")) / "bin" / "tap-rest-api"
     command = tmp_path / "tap"
     command.write_text(f'#!/bin/sh\necho $$ >{tmp_path}/pid\nexec {tap_command} "$@"\n')
     command.chmod(0o755)

@@ -70,6 +70,8 @@ def preview(
     given = json_object(params, "--params")
     source = data_source if ":" in data_source else str(Path(data_source).absolute())
     handler = processor_of(target, registry, source)
+    if handler.reads_itself:  # to which it need be no path
+        source = data_source
     pairs: list[RowPair] | None = [] if rows else None
     try:
         seen = preview_run(handler, source, given, full=full, limit=limit, pairs=pairs)
