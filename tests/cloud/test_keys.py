@@ -192,8 +192,11 @@ async def test_lookback_without_a_key_is_refused(
     async with Site(backend.url, tmp_path, author=Mixed, sources={"orders": source}) as site:
         with pytest.raises(BadParamsError, match="stream 'lines' has no key"):
             await site.run("sql:orders")
+        checks = {check.name: check for check in site.author._preflight()}
+        found = checks["query orders"].act()
+    assert (found.status, "stream 'lines' has no key" in found.found) == ("fail", True)
     with pytest.raises(ValueError, match="name its column in"):
-        QuerySource(url="sqlite://", query="SELECT 1", lookback=1)  # type: ignore[arg-type]
+        QuerySource(url="sqlite://", query="SELECT 1", lookback=1)
 
 
 @pytest.mark.parametrize("kind", ["rows", "table"])
@@ -207,8 +210,7 @@ async def test_a_row_without_a_key_is_a_bad_record(
 
     Some.given = [{"id": None, "n": 1}, {"id": 2, "n": 2}, {"id": None, "n": 3}, {"id": 4, "n": 4}]
     Some.last = 1
-    skip = {"on_bad_record": "skip"}
-    async with Site(backend.url, tmp_path, author=Some, **skip) as site:
+    async with Site(backend.url, tmp_path, author=Some, on_bad_record="skip") as site:
         result = await site.run("api")
     assert (result["records"], result["bad_records"]) == (2, 2)
     assert [row["id"] for row in backend.rows()] == [2, 4]

@@ -7,7 +7,7 @@ import re
 import shlex
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,15 @@ import aiohttp
 import pytest
 import yaml
 from aiohttp import web
-from catalogzero import BadParamsError, CloudProcessor
+from catalogzero import (
+    BadParamsError,
+    Checkpoint,
+    CloudProcessor,
+    FailedError,
+    Params,
+    Rows,
+    Stream,
+)
 from catalogzero.backend.server import serving as backend_serving
 from catalogzero.cli.main import app
 from catalogzero.cloud.settings import CloudSettings
@@ -38,10 +46,10 @@ def blocks(page: str, kind: str) -> list[str]:
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
-PROCESSOR, REJECTING, TYPED, IN_RUN, AGGREGATE, OWN_READ = blocks(
+PROCESSOR, REJECTING, TYPED, IN_RUN, AGGREGATE, OWN_READ, PAGES, STREAMS = blocks(
     "tutorial/write-a-processor.md", "python"
 )
-REGISTRY, QUERIES = blocks("tutorial/write-a-processor.md", "yaml")
+REGISTRY, QUERIES, LOOKBACK = blocks("tutorial/write-a-processor.md", "yaml")
 PREVIEW, SERVICE = blocks("tutorial/write-a-processor.md", "sh")
 
 
@@ -168,6 +176,49 @@ async def test_an_own_read_goes_on_from_its_watermark(tmp_path: Path) -> None:
         [[{"n": 2}]],
         [],
     ]
+
+
+async def test_a_read_with_checkpoints_goes_on_behind_the_last_page(tmp_path: Path) -> None:
+    space: dict[str, Any] = {"Checkpoint": Checkpoint}
+    exec(f"class Own:\n{re.sub('^', '    ', PAGES, flags=re.M)}", space)  # noqa: S102 - as above
+    calls: list[int] = []
+
+    class Paged(space["Own"], CloudProcessor):  # type: ignore[name-defined,misc,valid-type]
+        stream = "pages"
+
+        def page(self, data_source: str, number: int) -> Rows:
+            calls.append(number)
+            if calls == [0, 1]:
+                raise OSError("429")
+            return [{"page": number}] if number < 3 else []
+
+        def process(self, batches: Iterable[Rows], params: Params) -> Iterator[Rows]:
+            yield from batches
+
+    async with (
+        ReferenceBackend() as backend,
+        Site(backend.url, tmp_path, author=Paged) as site,
+    ):
+        with pytest.raises(FailedError, match="429"):
+            await site.run("api")
+        await site.run("api")
+
+    assert calls == [0, 1, 1, 2, 3]
+    assert sorted(row["page"] for row in backend.rows()) == [0, 1, 2]
+
+
+async def test_the_streams_of_the_page_are_sent(tmp_path: Path) -> None:
+    space: dict[str, Any] = {"Stream": Stream}
+    exec(f"class Own:\n{re.sub('^', '    ', STREAMS, flags=re.M)}", space)  # noqa: S102 - as above
+    cls: Any = type("Several", (space["Own"], CloudProcessor), {})
+    config = yaml.safe_load(LOOKBACK)["config"]
+
+    async with ReferenceBackend() as backend, Site(backend.url, tmp_path, author=cls) as site:
+        site.write("a.csv", "id,user\n1,ann\n")
+        await site.run()
+
+    assert backend.rows() == [{"order_id": "1", "user": "ann"}, {"user": "ann"}]
+    assert CloudSettings(endpoint=backend.url, api_key="k", **config).sources["orders"].lookback
 
 
 async def test_the_mounted_backend_takes_requests_and_has_the_view(

@@ -30,7 +30,17 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="What waits to be sent, dead letters, the audit log.")
 
 UploadId = Annotated[str, typer.Argument(help="An upload_id, or the start of one.")]
-_COLUMNS = ("upload_id", "state", "source", "records", "chunks", "bytes", "created_at", "reason")
+_COLUMNS = (
+    "upload_id",
+    "state",
+    "source",
+    "stream",
+    "records",
+    "chunks",
+    "bytes",
+    "created_at",
+    "reason",
+)
 _ANSWER_S = 30.0
 _OPEN = ("building", "sealed", "completing", "held", "dead")
 

@@ -25,6 +25,7 @@ from catalogzero.cloud.rows.batches import (
     rows_of,
     whole_table,
 )
+from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.rows.values import (
     Refuse,
     Row,
@@ -306,11 +307,18 @@ class ColumnFilter:
         kept = self._keep is None or column in self._keep
         return kept and name not in self._drop and name not in self._hash
 
-    def leaves(self, column: str) -> bool:
-        """Whether a column leaves, as it is or hashed."""
-        name = loose(column)
-        kept = self._keep is None or column in self._keep or name in self._hash
-        return kept and name not in self._drop
+    def key_fault(self, stream: Stream) -> tuple[str, str] | None:
+        """Why the key of a stream cannot leave, and the fix; None where it can."""
+        for column in stream.key:
+            name = loose(column)
+            is_kept = self._keep is None or column in self._keep or name in self._hash
+            if not is_kept or name in self._drop:
+                found = f"the egress policy keeps back {column!r}, of the key of {stream.name!r}"
+                return found, "let the column leave, or hash it"
+        if stream.tombstone is not None and not self.in_clear(stream.tombstone):
+            found = f"the egress policy keeps back or hashes {stream.tombstone!r}, the tombstone of"
+            return f"{found} {stream.name!r}", "let the column leave as it is"
+        return None
 
     def hash_of(self, value: Any) -> str | None:
         """The keyed hash of one value."""

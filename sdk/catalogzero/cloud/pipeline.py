@@ -23,7 +23,6 @@ from catalogzero.cloud.reading.authors import OwnItem
 from catalogzero.cloud.reading.items import Group, Item, Plan
 from catalogzero.cloud.reading.records import ReadOptions
 from catalogzero.cloud.reading.sources import FileItem, Files, Roots
-from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.run_state import RunState
 from catalogzero.cloud.writing import StreamWriter
 from catalogzero.errors import (
@@ -215,8 +214,8 @@ class UploadRun(RunState):
             if name != utf8(name):
                 raise FailedError(f"{utf8(name)}: the file's name is not UTF-8: rename it")
         plans = self.plans(item)
-        for plan in plans:
-            self._refuse_kept_back(item, plan.stream)
+        for fault in filter(None, (self.columns.key_fault(plan.stream) for plan in plans)):
+            raise BadParamsError(": ".join((item.name, *fault)))  # before anything is read
         writers = [self._writer(item, plan) for plan in plans]
         if not (isinstance(item, FileItem) and item.is_gone()):
             self.counters.waiting.difference_update(writer.source_key for writer in writers)
@@ -238,24 +237,6 @@ class UploadRun(RunState):
         mark = self.outbox.store.mark(key)
         is_other = mark.mode not in (None, plan.mode) or mark.keyed not in (None, plan.keyed)
         return StreamWriter(plan, key, mark, full=self.full or mark.owed or is_other)
-
-    def _refuse_kept_back(self, item: Item, stream: Stream) -> None:
-        """Refuse a stream whose key the egress policy keeps back, before anything is read.
-
-        Raises:
-            BadParamsError: It does.
-        """
-        for name in stream.key:
-            if not self.columns.leaves(name):
-                raise BadParamsError(
-                    f"{item.name}: the egress policy keeps back {name!r}, of the key of stream "
-                    f"{stream.name!r}: let it leave, or hash it"
-                )
-        if stream.tombstone is not None and not self.columns.in_clear(stream.tombstone):
-            raise BadParamsError(
-                f"{item.name}: the egress policy keeps back or hashes {stream.tombstone!r}, which "
-                f"says what is deleted in stream {stream.name!r}: let it leave"
-            )
 
     def _leave(self, item: Item, writers: Collection[StreamWriter]) -> None:
         """Count an item without anything new; one whose upload was refused is not unchanged."""

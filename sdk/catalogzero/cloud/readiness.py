@@ -48,7 +48,7 @@ def preflight(
     clock: Clock,
     streams: Sequence[Stream],
 ) -> list[Check]:
-    """The checks of a processor with these settings; `streams` are what its class declares."""
+    """The checks of a processor with these settings, which declares these streams."""
     policy = runtime.egress
     asked = Reachability(settings, policy, user_agent, clock, runtime.chunk_bytes)
     look = Readiness(settings, runtime, state_dir, clock, streams)
@@ -85,12 +85,6 @@ class Readiness:
     state_dir: Path
     clock: Clock
     streams: Sequence[Stream]
-
-    @property
-    def declared(self) -> list[str]:
-        """The columns of the results, as far as the class declares them."""
-        schemas = [stream.describe().get("schema", {}) for stream in self.streams]
-        return [name for schema in schemas for name in schema.get("properties", {})]
 
     def disk(self) -> Finding | str:
         """Room for the outbox."""
@@ -144,10 +138,15 @@ class Readiness:
             if query.watermark is not None and not columns.in_clear(query.watermark):
                 found = f"sources.{name}: its watermark {query.watermark!r} may not leave"
                 return Finding("egress", "fail", found, "let the column leave, or drop `watermark`")
+        keyed = [*self.streams]
         for name, stream in self._tap_streams():
-            if stream.replication_key and not columns.in_clear(stream.replication_key):
+            if stream.watermark and not columns.in_clear(stream.watermark):
                 found = f"taps.{name}: the replication key of stream {stream.name!r} may not leave"
                 return Finding("egress", "fail", found, "let the column leave, or read FULL_TABLE")
+            if stream.mode == "merge" and not self.streams and stream.key:
+                keyed.append(Stream(stream.name, key=stream.key, tombstone=stream.tombstone))
+        for fault in filter(None, map(columns.key_fault, keyed)):
+            return Finding("egress", "fail", *fault)
         with looked_at(self.state_dir, self.clock) as store:
             last_run = store.fact("egress_unmatched") if store else None
             older = store.under_other_policy(policy_digest(policy)) if store else 0
@@ -158,7 +157,7 @@ class Readiness:
             columns([dict.fromkeys(seen)])
             matched = columns.matched()
             unmatched = [rule for rule in columns.rules if f"{rule[0]}: {rule[1]}" not in matched]
-            where = "of what the class declares" if self.declared else "in the sources"
+            where = "of what the class declares" if self._declared() else "in the sources"
         if unmatched:
             rules = ", ".join(f"{kind}: {name}" for kind, name in unmatched)
             fix = "write the names as the results have them: `catalogzero preview` shows those"
@@ -168,10 +167,15 @@ class Readiness:
             return Finding("egress", "warn", f"{older} sources were sent by another policy", fix)
         return "each rule matches, and every source left by this policy"
 
+    def _declared(self) -> list[str]:
+        """The columns of the class's results, as far as it declares them."""
+        schemas = [stream.describe().get("schema", {}) for stream in self.streams]
+        return [name for schema in schemas for name in schema.get("properties", {})]
+
     def _columns(self) -> Iterator[str]:
         """The columns that the class declares, else those of the first files and the queries."""
-        if self.declared:
-            yield from self.declared
+        if self._declared():
+            yield from self._declared()
             return
         # What cannot be read is another check's to name.
         for item in islice(self._files(), FILES_WITH_COLUMNS):
@@ -221,7 +225,12 @@ class Readiness:
     def query(self, name: str) -> Finding | str:
         """Its database answers, and has its tables and its watermark's column."""
         columns = self._columns_of(name)
-        mark = self.settings.sources[name].watermark
+        from catalogzero.cloud.reading.queries import lookback_fault
+
+        source = self.settings.sources[name]
+        mark = source.watermark
+        if fault := lookback_fault(f"sources.{name}", source, self.streams):
+            return Finding(f"query {name}", "fail", *fault)
         if columns and mark is not None and mark not in columns:
             found = f"sources.{name}: its result has no column {mark!r} for `watermark`"
             fix = f"name one of its columns: {', '.join(columns[:SHOWN_LOST])}"

@@ -141,10 +141,12 @@ class DeclaredMethod(_ManifestPart):
 
 
 class Output(_ManifestPart):
-    """What a processor declares of its results: their name, and the JSON Schema of a row."""
+    """What a processor declares of a stream: its name, the JSON Schema of a row, and its key."""
 
     name: str = ""
     row_schema: _Schema = Field(default_factory=dict, alias="schema")
+    key: list[str] = Field(default_factory=list)
+    tombstone: str = ""
 
 
 class SourceIdentity(_ManifestPart):

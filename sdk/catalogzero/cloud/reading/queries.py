@@ -60,15 +60,25 @@ def query_item(
         known = ", ".join(sorted(settings.sources)) or "none"
         message = f"no query {name!r} in the config's sources; there are: {known}"
         raise BadParamsError(message, details=[{"field": "data_source", "message": message}])
-    keyless = [stream.name for stream in streams if not stream.key]
-    if query.lookback and keyless:
-        message = (
-            f"{data_source}: lookback reads rows again, and stream {keyless[0]!r} has no key, so "
-            "that they would be added twice: take `lookback` out of the config, or give the "
-            "stream a key in its class"
-        )
+    if fault := lookback_fault(data_source, query, streams):
+        message = ": ".join(fault)
         raise BadParamsError(message, details=[{"field": "data_source", "message": message}])
-    return QueryItem(data_source, query, options, reads_again=not keyless)
+    reads_again = all(stream.key for stream in streams)
+    return QueryItem(data_source, query, options, reads_again)
+
+
+def lookback_fault(
+    name: str, query: QuerySource, streams: Sequence[Stream]
+) -> tuple[str, str] | None:
+    """Why a query may not read rows again, and the fix; None where it may, or does not."""
+    keyless = [stream.name for stream in streams or (Stream(""),) if not stream.key]
+    if not query.lookback or not keyless:
+        return None
+    which = f"stream {keyless[0]!r}" if keyless[0] else "its class"
+    return (
+        f"{name}: lookback reads rows again, and {which} has no key, so that they would be twice",
+        "take `lookback` out of the config, or declare a key in the class",
+    )
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,11 @@ class TapStream:
         return "replace" if self.method == "FULL_TABLE" else "merge"
 
     @property
+    def watermark(self) -> str | None:
+        """The column whose values leave with positions, where there is one."""
+        return self.replication_key if self.mode == "merge" else None
+
+    @property
     def tombstone(self) -> str | None:
         """The column that says that a row was deleted, where there is one."""
         return DELETED if self.method == "LOG_BASED" or DELETED in self.columns else None

@@ -102,8 +102,7 @@ class TapItem(Item):
     @property
     def watermarks(self) -> dict[str, str]:
         """The columns whose values leave with positions, by stream."""
-        streams = self.streams.values()
-        return {one.name: one.replication_key for one in streams if one.replication_key}
+        return {one.name: one.watermark for one in self.streams.values() if one.watermark}
 
     @cached_property
     def streams(self) -> dict[str, TapStream]:
