@@ -31,9 +31,9 @@ def blocks(page: str, kind: str) -> list[str]:
 
 
 async def test_the_page_on_taps_declares_what_its_catalog_selects(tmp_path: Path) -> None:
-    _, orders = map(json.loads, blocks("read-a-singer-tap.md", "json"))
-    ((registry),) = map(yaml.safe_load, blocks("read-a-singer-tap.md", "yaml"))
-    (code,) = blocks("read-a-singer-tap.md", "python")
+    _, orders = map(json.loads, blocks("read-from-a-singer-tap.md", "json"))
+    ((registry),) = map(yaml.safe_load, blocks("read-from-a-singer-tap.md", "yaml"))
+    (code,) = blocks("read-from-a-singer-tap.md", "python")
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102  # the page's own
     orders["schema"] = {"properties": {"order_id": {}, "updated_at": {}, "email": {}}}

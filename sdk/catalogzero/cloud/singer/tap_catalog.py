@@ -26,14 +26,14 @@ Method = Literal["FULL_TABLE", "INCREMENTAL", "LOG_BASED"]
 _METHODS = ("FULL_TABLE", "INCREMENTAL", "LOG_BASED")
 
 
-class _Metadata(BaseModel):
+class _TapMetadata(BaseModel):
     """What the catalog says of a stream, or of a field of it."""
 
     breadcrumb: tuple[str, ...] = ()
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
-class _Entry(BaseModel):
+class _TapEntry(BaseModel):
     """A stream of the catalog."""
 
     tap_stream_id: str
@@ -42,11 +42,11 @@ class _Entry(BaseModel):
     key_properties: list[str] | None = None
     replication_method: str | None = None
     replication_key: str | None = None
-    metadata: list[_Metadata] = Field(default_factory=list)
+    metadata: list[_TapMetadata] = Field(default_factory=list)
 
 
-class _Catalog(BaseModel):
-    streams: list[_Entry]
+class _TapCatalog(BaseModel):
+    streams: list[_TapEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def selected_streams(catalog: JsonObject, where: str) -> dict[str, TapStream]:
         BadParamsError: It is no catalog, contradicts itself, or selects nothing.
     """
     try:
-        entries = _Catalog.model_validate(catalog).streams
+        entries = _TapCatalog.model_validate(catalog).streams
     except ValidationError as error:
         faults = "; ".join(f"{field}: {text}" for field, text in problems_of(error))
         raise _refusal(f"{where} is no Singer catalog: {faults}") from None
@@ -140,7 +140,7 @@ def select_all(catalog: JsonObject) -> JsonObject:
     return catalog
 
 
-def _selected(entry: _Entry, where: str) -> TapStream | None:
+def _selected(entry: _TapEntry, where: str) -> TapStream | None:
     """An entry as a stream; None where it is not selected."""
     said = {one.breadcrumb: one.metadata for one in entry.metadata}
     root = said.get((), {})
