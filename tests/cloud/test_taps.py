@@ -316,6 +316,7 @@ def test_another_replication_key_than_the_position_s_is_refused(tap: FaultyTap) 
         ('{"type": "RECORD", "str', "line 13 of its output is no Singer message"),
         ({"type": "RECORD", "stream": "users", "record": {}}, "'users'.*does not select"),
         ({"type": "RECORD", "stream": "orders", "record": 1}, "'orders' that is no object"),
+        ('{"level": "info"}\n', "an object without the type of a Singer message"),
         ({"type": "SCHEMA", "stream": "orders", "key_properties": ["no"]}, "key of stream.*no"),
     ],
 )

@@ -34,8 +34,10 @@ def positions_in(state: Any, streams: Mapping[str, TapStream], source: str) -> d
     Raises:
         FailedError: One is too long to be kept.
     """
-    bookmarks = state.get("bookmarks") if isinstance(state, dict) else None
     found = dict[str, Position]()
+    if not isinstance(state, dict):
+        return found
+    bookmarks = state.get("bookmarks")
     for name, stream in streams.items():
         said = {"state": state}
         if isinstance(bookmarks, dict):

@@ -282,7 +282,8 @@ class TapReading(Reading):
         if name is None:
             return  # such as of a parent, which is read for its children alone
         self._described.add(name)
-        said, planned = message.get("key_properties"), self._item.streams[name].key
+        said = [str(column) for column in message.get("key_properties") or ()]
+        planned = self._item.streams[name].key
         if name in self._merged and planned and said and sorted(said) != sorted(planned):
             raise self._tap.failure(
                 f"the key of stream {name!r} is {', '.join(said)}, and {', '.join(planned)} in "
@@ -296,11 +297,13 @@ class TapReading(Reading):
                 "it sends BATCH messages, files instead of rows: take `batch_config` out of its "
                 "config"
             )
+        if not isinstance(kind, str):
+            raise self._tap.failure("it writes an object without the type of a Singer message")
         # A stream that is sent whole replaces all that was: older versions go by themselves.
-        if kind != "ACTIVATE_VERSION" and str(kind) not in self._unknown:
-            self._unknown.add(str(kind))
+        if kind != "ACTIVATE_VERSION" and kind not in self._unknown:
+            self._unknown.add(kind)
             source = self._item.name
-            self._item.host.log.warning("tap: unknown message", source=source, type=str(kind)[:60])
+            self._item.host.log.warning("tap: unknown message", source=source, type=kind[:60])
 
     def _refuse_silent(self) -> None:
         """Refuse the end of a pass in which a stream was not spoken of, or came to no position.
