@@ -1,8 +1,11 @@
 # Each target works alone, first, in a fresh clone: it makes .venv from the lock file, and goes on from there.
-# PYTHON names the interpreter that .venv is made with.
+# PYTHON names the interpreter that .venv is made with, WORKERS how many processes run tests.
 
 PYTHON ?= python3
 export PYTHON
+# Twice as many as the two cores that our continuous integration has: most tests wait for others.
+WORKERS ?= 3
+export WORKERS
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --hypothesis-profile=ci
 TYPED := sdk/catalogzero $(wildcard catalog/*/src) examples tests benchmarks docs/site_build
@@ -21,14 +24,14 @@ demo: .venv/ready ## the whole way on real data, in about two minutes; KEEP=1 le
 
 .PHONY: test
 test: lint types ## lint, types and all tests that CI runs (about twenty minutes)
-	$(PYTEST) -n 2 --dist loadgroup --durations=15 -m "not slow and not chaos"
+	$(PYTEST) -n $(WORKERS) --dist loadgroup --durations=15 -m "not slow and not chaos"
 
 .PHONY: test-all
 test-all: lint types ## the same, with the slow and the chaos tests, and half an hour of mixed load
 	CATALOGZERO_SOAK_S=1800 $(PYTEST)
 
 .PHONY: pythons
-pythons: .venv/ready ## the suites of cloud, core, scheduler and backend on every further Python here
+pythons: .venv/ready ## what can differ between Pythons, on every further one here
 	@.ci/pythons
 
 .PHONY: lint

@@ -2,6 +2,7 @@
 //
 // usage: OWN_BACKEND_KEY="KEY [KEY…]" node chunked.mjs [PORT] [JOURNAL]
 //        node chunked.mjs --rows JOURNAL      prints what is visible of the first tenant
+//        node chunked.mjs --latest JOURNAL    prints the newest row of each key, in mode merge
 //
 // Each key is that of a tenant. Everything is kept in memory, and comes back from a journal: what
 // changes something is written there, and flushed to the disk, before it is answered. One request
@@ -12,7 +13,7 @@ import { appendFileSync, existsSync, fsyncSync, openSync, readFileSync, truncate
 import { createServer } from 'node:http';
 import { gunzipSync } from 'node:zlib';
 
-const rowsOnly = process.argv[2] === '--rows';
+const printed = ['--rows', '--latest'].find((option) => option === process.argv[2]);
 const [port = '8803', journal = 'own_backend.journal'] = process.argv.slice(2);
 const keys = (process.env.OWN_BACKEND_KEY ?? '').split(' ').filter(Boolean);
 const BODY_LIMIT = 32 << 20, LIMIT = 64 << 20, NONCES = 64, LISTED = 10_000;
@@ -106,7 +107,9 @@ function complete(tenant, id, body) {
   const chunks = Number(whole(body, 'chunks', 0n, 1_000_000n)), records = whole(body, 'records', 0n);
   const key = text(body, 'upload_key', 1), own = [text(body, 'installation_id', 1, 200), text(body, 'source_key', 1)];
   const full = body.full ?? false, mode = body.mode ?? 'replace', of = text(body, 'watermark_of');
-  if (!['append', 'replace'].includes(mode)) throw new Refused(400, 'invalid-request', { errors: [{ field: 'mode' }] });
+  if (!['append', 'merge', 'replace'].includes(mode)) throw new Refused(400, 'invalid-request', { errors: [{ field: 'mode' }] });
+  const columns = body.key ?? [], tombstone = body.tombstone ?? null;
+  if (columns.length > 0 !== (mode === 'merge')) throw new Refused(400, 'invalid-request', { errors: [{ field: 'key' }] });
   admit(tenant, own[0], body);
   const upload = known.uploads.get(id) ?? { chunks: new Map(), state: 'open' };
   const source = sourceOf(known, upload.source ?? own), highest = BigInt(source.highest);
@@ -120,23 +123,44 @@ function complete(tenant, id, body) {
     change(tenant, 'rise', { source: own, to: String(higher) });
     return [200, { job_id: twin.job, duplicate: true, by: 'upload_key', source_seq: higher }];
   }
-  const chained = mode === 'append' && !full;
+  const chained = mode !== 'replace' && !full;
   if (chained ? canonical(body.after) !== canonical(source.watermark) : number <= highest) {
     change(tenant, 'end', { upload: id, source: own, state: 'superseded', now: {} });
     return [200, superseded];
   }
-  if (!full && source.mode && (source.mode !== mode || (of && source.of && of !== source.of)))
+  const merged = canonical([columns, tombstone]);
+  if (!full && source.mode && (source.mode !== mode || (source.merged ?? merged) !== merged || (of && source.of && of !== source.of)))
     throw new Refused(409, 'mode-changed');
   const missing = Array.from({ length: chunks }, (_, seq) => seq).filter((seq) => !upload.chunks.has(seq));
   if (missing.length) throw new Refused(409, 'chunks-missing', { missing: missing.slice(0, LISTED) });
   const stored = [...upload.chunks.values()].reduce((sum, lines) => sum + lines.length, 0);
   if (upload.chunks.size !== chunks || BigInt(stored) !== records) throw new Refused(422, 'totals-differ');
-  const job = randomUUID(), until = mode === 'append' ? body.until ?? null : null;
-  const now = { mode, of, watermark: until, highest: String(number > highest ? number : highest) };
+  const job = randomUUID(), until = mode === 'replace' ? null : body.until ?? null;
+  for (const line of columns.length ? [...upload.chunks.values()].flat() : []) keyOf(line, columns);
+  const now = { mode, of, merged, watermark: until, highest: String(number > highest ? number : highest) };
   if (full) now.fullSeq = String(number);
   const label = text(body, 'source');
   change(tenant, 'end', { upload: id, source: own, state: 'complete', job, key, label, alone: !chained, now });
   return [201, { job_id: job }];
+}
+
+// The canonical text of a record's key; numbers are compared as they are written.
+function keyOf(line, columns) {
+  const record = read(line), values = columns.map((column) => record[column] ?? null);
+  if (values.includes(null)) throw new Refused(422, 'refused-records');
+  return canonical(values);
+}
+
+// The newest line of each key: a row takes the place of the one before, a tombstone leaves nothing.
+function latestOf({ shown, merged }, uploads) {
+  const [columns, tombstone] = JSON.parse(merged), rows = new Map();
+  for (const { chunks } of shown.map((id) => uploads.get(id)))
+    for (const line of [...chunks].sort(([a], [b]) => a - b).flatMap(([, lines]) => lines)) {
+      const key = keyOf(line, columns), mark = read(line)[tombstone] ?? false;
+      rows.delete(key);
+      if (['false', '"false"', '0', '"0"'].includes(write(mark))) rows.set(key, line);
+    }
+  return [...rows.values()];
 }
 
 function admit(tenant, name, body) {
@@ -262,11 +286,15 @@ for (const line of entries.split('\n').filter(Boolean)) {
   const [tenant, what, about] = JSON.parse(line);
   effects[what](knownOf(tenant), about);
 }
-if (!rowsOnly && entries.length < written.length) truncateSync(journal, Buffer.byteLength(entries));
-const file = rowsOnly ? -1 : openSync(journal, 'a');
-if (rowsOnly) {
+if (!printed && entries.length < written.length) truncateSync(journal, Buffer.byteLength(entries));
+const file = printed ? -1 : openSync(journal, 'a');
+if (printed) {
   const { sources, uploads } = knownOf(0);
-  for (const { shown } of sources.values())
+  for (const source of printed === '--latest' ? sources.values() : [])
+    if (source.mode === 'merge')
+      for (const record of latestOf(source, uploads))
+        console.log(JSON.stringify({ source: uploads.get(source.shown[0]).label, record }));
+  for (const { shown } of printed === '--rows' ? sources.values() : [])
     for (const { chunks, label } of shown.map((id) => uploads.get(id)))
       for (const record of [...chunks.values()].flat())
         console.log(JSON.stringify({ source: label, record }));

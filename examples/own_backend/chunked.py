@@ -27,6 +27,8 @@ DATABASE = sys.argv[2] if len(sys.argv) > 2 else "own_backend.db"
 KEYS = os.environ["OWN_BACKEND_KEY"].split()
 FILES = {f"Bearer {key}": f"{DATABASE}{number or ''}" for number, key in enumerate(KEYS)}
 BODY_LIMIT, LIMIT, MEMBERS, NONCES, LISTED = 32 << 20, 64 << 20, 1_000, 64, 10_000
+NOT_DELETED = (None, False, "false", {"#": "0"}, "0")
+"""What a tombstone's column does not hold: databases without booleans have 0, and CSV has texts."""
 SCHEMA = """
 PRAGMA journal_mode = WAL;
 CREATE TABLE IF NOT EXISTS backend (generation TEXT NOT NULL);
@@ -34,11 +36,14 @@ CREATE TABLE IF NOT EXISTS installations (name TEXT PRIMARY KEY, about TEXT, sin
   epoch INTEGER NOT NULL DEFAULT 0, nonces TEXT NOT NULL DEFAULT '[]');
 CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, installation TEXT, name TEXT,
   highest INTEGER NOT NULL DEFAULT 0, full_seq INTEGER NOT NULL DEFAULT 0,
-  watermark TEXT NOT NULL DEFAULT 'null', watermark_of TEXT NOT NULL DEFAULT '', mode TEXT);
+  watermark TEXT NOT NULL DEFAULT 'null', watermark_of TEXT NOT NULL DEFAULT '', mode TEXT,
+  merge_key TEXT NOT NULL DEFAULT '');
 CREATE TABLE IF NOT EXISTS uploads (upload_id TEXT PRIMARY KEY, state TEXT NOT NULL,
   visible INTEGER, source TEXT, key TEXT, job_id TEXT, label TEXT);
 CREATE TABLE IF NOT EXISTS chunks (upload_id TEXT, seq INTEGER, count INTEGER, records TEXT,
   PRIMARY KEY (upload_id, seq));
+CREATE TABLE IF NOT EXISTS latest (home TEXT, key TEXT, source TEXT, record TEXT,
+  PRIMARY KEY (home, key));
 CREATE TABLE IF NOT EXISTS health (client_id TEXT NOT NULL, report TEXT NOT NULL);
 CREATE VIEW IF NOT EXISTS visible AS SELECT label AS source, value AS record
   FROM uploads JOIN chunks USING (upload_id), json_each(chunks.records) WHERE visible;
@@ -76,14 +81,15 @@ def complete(database: sqlite3.Connection, upload: str, body: Body) -> Answer:
     """Answer one complete: moved? finished? the same key? late? another mode? missing? else new."""
     check(body)
     admit(database, body["installation_id"], body.get("installation_epoch"))
-    append, full, number = body.get("mode") == "append", body.get("full", False), body["source_seq"]
+    wanted, full, number = body.get("mode", "replace"), body.get("full", False), body["source_seq"]
+    append = wanted != "replace"
     source = json.dumps([body["installation_id"], body["source_key"]])
     given = "SELECT state, source, job_id FROM uploads WHERE upload_id = ?"
     state, home, job = database.execute(given, [upload]).fetchone() or ("open", source, None)
     add = "INSERT OR IGNORE INTO sources (source, installation, name) VALUES (?, ?, ?)"
     database.execute(add, [home, body["installation_id"], body["source_key"]])
-    known = "SELECT highest, watermark, mode, watermark_of FROM sources WHERE source = ?"
-    highest, watermark, mode, of = database.execute(known, [home]).fetchone()
+    known = "SELECT highest, watermark, mode, watermark_of, merge_key FROM sources WHERE source = ?"
+    highest, watermark, mode, of, merge_key = database.execute(known, [home]).fetchone()
     superseded = {"superseded": True, "source_seq": highest, "watermark": json.loads(watermark)}
     if state == "complete":
         return 200, {"job_id": job, "duplicate": True, "by": "upload_id", "source_seq": highest}
@@ -101,21 +107,42 @@ def complete(database: sqlite3.Connection, upload: str, body: Body) -> Answer:
         end = "INSERT INTO uploads VALUES (?, 'superseded', 0, ?, ?, NULL, NULL)"
         database.execute(end, [upload, source, body["upload_key"]])
         return 200, superseded
-    wanted, counted = "append" if append else "replace", body.get("watermark_of", "")
-    if not full and mode and (mode != wanted or (counted and of and counted != of)):
+    key = json.dumps([body.get("key") or [], body.get("tombstone")])
+    counted = body.get("watermark_of", "")
+    other = mode != wanted or merge_key != key or (counted and of and counted != of)
+    if not full and mode and other:
         raise RefusedError(409, "mode-changed")
     check_chunks(database, upload, body)
     if not chained:
         database.execute("UPDATE uploads SET visible = 0 WHERE source = ?", [source])
+        database.execute("DELETE FROM latest WHERE home = ?", [source])
+    if wanted == "merge":
+        merge(database, source, upload, body)
     job, until = uuid.uuid4().hex, canonical(body.get("until") if append else None)
     end = "INSERT INTO uploads VALUES (?, 'complete', 1, ?, ?, ?, ?)"
     database.execute(end, [upload, source, body["upload_key"], job, body.get("source", "")])
     database.execute(rise, [number, source])
-    now = "UPDATE sources SET watermark = ?, mode = ?, watermark_of = ? WHERE source = ?"
-    database.execute(now, [until, wanted, counted, source])
+    now = "UPDATE sources SET watermark = ?, mode = ?, watermark_of = ?, merge_key = ?"
+    database.execute(f"{now} WHERE source = ?", [until, wanted, counted, key, source])
     if full:
         database.execute("UPDATE sources SET full_seq = ? WHERE source = ?", [number, source])
     return 201, {"job_id": job}
+
+
+def merge(database: sqlite3.Connection, source: str, upload: str, body: Body) -> None:
+    """Let each row take the place of the one with its key; a tombstone leaves nothing there."""
+    stored = "SELECT value FROM chunks, json_each(records) WHERE upload_id = ? ORDER BY seq, id"
+    for (record,) in database.execute(stored, [upload]).fetchall():
+        # a number as its text, to the last digit, and apart from a string of the same digits
+        row = json.loads(record, parse_int=lambda n: {"#": n}, parse_float=lambda n: {"#": n})
+        values = [row.get(column) for column in body["key"]]
+        if None in values:
+            raise RefusedError(422, "refused-records")
+        place = [source, canonical(values)]
+        database.execute("DELETE FROM latest WHERE home = ? AND key = ?", place)
+        if row.get(body.get("tombstone")) in NOT_DELETED:
+            values = [*place, body.get("source", ""), record]
+            database.execute("INSERT INTO latest VALUES (?, ?, ?, ?)", values)
 
 
 def check(body: Body) -> None:
@@ -130,8 +157,10 @@ def check(body: Body) -> None:
     for name in ("upload_key", "source_key", "installation_id"):
         if not (isinstance(body[name], str) and 0 < len(body[name]) <= 2_000) or "\0" in body[name]:
             raise RefusedError(400, "invalid-request", errors=[{"field": name}])
-    if body.get("mode", "replace") not in ("append", "replace"):
+    if body.get("mode", "replace") not in ("append", "merge", "replace"):
         raise RefusedError(400, "invalid-request", errors=[{"field": "mode"}])
+    if bool(body.get("key")) != (body.get("mode") == "merge"):
+        raise RefusedError(400, "invalid-request", errors=[{"field": "key"}])
 
 
 def check_chunks(database: sqlite3.Connection, upload: str, body: Body) -> None:

@@ -11,12 +11,20 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Mutant:
-    """An example with each `line` replaced; `found` is the whole name of the check that fails."""
+    """An example with each `line` replaced; `found` is the whole name of the check that fails.
+
+    Where it compares what others sent, `only` names them too.
+    """
 
     example: str
     line: str
     broken: str
     found: str
+
+    @property
+    def only(self) -> str:
+        """What the names of the checks hold that are to be made; empty for all of them."""
+        return {SEEN: "", LATEST: "merge"}.get(self.found, self.found)
 
     def write(self, examples: Path, folder: Path) -> Path:
         """Write it into a folder, under the example's own name."""
@@ -30,6 +38,8 @@ class Mutant:
         return f"{self.example}-{self.broken[:40]}-{self.found}".replace("\n", " ")
 
 
+SEEN = "the rows that are seen are those that were sent"
+LATEST = "the newest rows of a merge are seen"
 CHUNKED = [
     # who may ask
     ("hmac.compare_digest(shown, key.encode())", "True", "keys are checked"),
@@ -125,6 +135,23 @@ CHUNKED = [
     ("number <= highest:", "float(number) <= float(highest):", "numbers are exact"),
     ("chained = append and not full", "chained = False", "appends follow the watermark"),
     ("chained = append and not full", "chained = append", "a full append hides what was there"),
+    # merge
+    (
+        "chained = append and not full",
+        "chained = wanted == 'append' and not full",
+        "merges follow the watermark",
+    ),
+    ("chained = append and not full", "chained = append", "a full merge hides what was there"),
+    ("merge_key != key or ", "", "another key needs full"),
+    ('body.get("tombstone")])', "None])", "another key needs full"),
+    ("        if None in values:\n", "        if False:\n", "a row without its key is refused"),
+    ('        database.execute("DELETE FROM latest WHERE home = ?", [source])\n', "", LATEST),
+    ('row.get(body.get("tombstone")) in NOT_DELETED', "True", LATEST),
+    ('row.get(body.get("tombstone")) in NOT_DELETED', '"gone" not in row', LATEST),
+    ("ORDER BY seq, id", "ORDER BY seq, id DESC", LATEST),
+    ("place = [source, canonical(values)]", "place = [source, json.dumps(values)]", LATEST),
+    ("place = [source, canonical(values)]", "place = [source, str(values[1])]", LATEST),
+    ('parse_int=lambda n: {"#": n}', "parse_int=float", LATEST),
     (
         'canonical(body.get("after")) != watermark',
         'str(body.get("after")) != str(json.loads(watermark))',
@@ -153,7 +180,7 @@ CHUNKED = [
     (
         "SET visible = 0 WHERE source = ?",
         "SET visible = 1 WHERE source = ?",
-        "the rows that are seen are those that were sent",
+        SEEN,
     ),
     ("{1,128}", "{1,999}", "paths that do not fit are refused"),
     (
@@ -218,6 +245,9 @@ IN_NODE = [
     ("if (twin && !full)", "if (twin)", "full is exempt from the key"),
     ("alone ? [upload] :", "", "content that comes back is seen again"),
     ("if (given < BigInt(epoch))", "if (false)", "an older folder is refused"),
+    ("(source.merged ?? merged) !== merged || ", "", "another key needs full"),
+    ("if (values.includes(null))", "if (false)", "a row without its key is refused"),
+    ("      rows.delete(key);\n", "", LATEST),
 ]
 SIMPLE = [
     (
@@ -235,7 +265,7 @@ SIMPLE = [
     (
         "for record in records]",
         "for record in records[:1_000]]",
-        "the rows that are seen are those that were sent",
+        SEEN,
     ),
     (
         "except (ValueError, TypeError, KeyError, RecursionError):",

@@ -90,7 +90,7 @@ async def test_a_folder_gets_each_upload_once(flights: Peer, tmp_path: Path) -> 
 
 async def test_the_page_s_queries_see_what_is_visible(flights: Peer, tmp_path: Path) -> None:
     await exported("--to", str(tmp_path / "lake"), "--database", flights.database)
-    (query,) = [sql for sql in blocks(PAGE, "sql") if "read_parquet" in sql]
+    (query, _) = [sql for sql in blocks(PAGE, "sql") if "read_parquet" in sql]
     (script,) = blocks(PAGE, "python")
 
     with contextlib.chdir(tmp_path):
@@ -102,6 +102,26 @@ async def test_the_page_s_queries_see_what_is_visible(flights: Peer, tmp_path: P
 
     assert sorted(seen) == [(flights.name, "B6", 1), (flights.name, "UA", 2)]
     assert (told.count("UA"), told.count("B6"), "AA" in told) == (2, 1, False)
+
+
+async def test_the_page_s_query_of_the_newest_rows_sees_updates_and_deletions(
+    flights: Peer, tmp_path: Path
+) -> None:
+    merge = {"mode": "merge", "key": ["order_id"], "tombstone": "deleted", "stream": "orders"}
+    both = [{"order_id": 1, "n": 1}, {"order_id": 2}], [{"order_id": 1, "n": 2}, {"order_id": 2}]
+    both[1][1]["deleted"] = True
+    for seq, rows in enumerate(both, 1):
+        await flights.put(f"o{seq}", 0, *rows)
+        fields = {**merge, "source_key": "orders", "upload_key": f"o{seq}", "source_seq": seq}
+        chain = {"after": seq - 1 or None, "until": seq, "records": 2}
+        assert (await flights.complete(f"o{seq}", **fields, **chain)).status == 201
+    await exported("--to", str(tmp_path / "lake"), "--database", flights.database)
+    (_, query) = [sql for sql in blocks(PAGE, "sql") if "read_parquet" in sql]
+
+    with contextlib.chdir(tmp_path):
+        seen = duckdb.execute(query).fetchall()
+
+    assert [json.loads(payload) for (payload,) in seen] == [{"order_id": 1, "n": 2}]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3], ids=["tenant", "installation", "source"])

@@ -44,13 +44,18 @@ CLAIMS = st.fixed_dictionaries(
         "source_key": st.sampled_from(["s1", "s1", "s1", "s2"]),
         "upload_key": st.sampled_from(["k1", "k2", "k3"]),
         "source_seq": st.integers(1, 5),
-        "mode": st.sampled_from(["replace", "append"]),
+        "mode": st.sampled_from(["replace", "append", "merge"]),
         "full": st.sampled_from([False, False, True]),
         "after": MARKS,
         "until": MARKS,
     }
 )
 ROWS = {"a": 1, "b": 2}
+
+
+def record(content: str, index: int) -> str:
+    """The text of a record."""
+    return f'{{"of":"{content}","n":{index}}}'
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ class Oracle:
     def is_late(self, claim: dict[str, Any]) -> bool:
         """Whether the source has gone on: by its number, or along the chain of watermarks."""
         source = claim["source_key"]
-        if claim["mode"] == "append" and not claim["full"]:
+        if claim["mode"] != "replace" and not claim["full"]:
             return bool(claim["after"] != self.watermark(source))
         return bool(claim["source_seq"] <= self.highest(source))
 
@@ -132,7 +137,7 @@ class Oracle:
     def watermark(self, source: str) -> Any:
         """Where the next append of a source begins."""
         for event in reversed(self.of(source, "accepted")):
-            return event.claim["until"] if event.claim["mode"] == "append" else None
+            return None if event.claim["mode"] == "replace" else event.claim["until"]
         return None
 
     def mode(self, source: str) -> str:
@@ -150,7 +155,7 @@ class Oracle:
     def rows(self) -> set[tuple[str, int, str]]:
         """Every visible row: upload, chunk, content and place."""
         return {
-            (event.upload, seq, f'{{"{content}":{index}}}')
+            (event.upload, seq, record(content, index))
             for source in ("s1", "s2")
             for event in self.visible(source)
             for (upload, seq), content in self.chunks.items()
@@ -181,7 +186,7 @@ class Completion(RuleBasedStateMachine):
     @rule(upload=UPLOADS, seq=st.integers(0, 2), content=CONTENTS)
     def put(self, upload: str, seq: int, content: str) -> None:
         """A chunk comes, perhaps again, perhaps with others' records."""
-        body = seal([f'{{"{content}":{index}}}'.encode() for index in range(ROWS[content])], LIMITS)
+        body = seal([record(content, n).encode() for n in range(ROWS[content])], LIMITS)
 
         stored = self.database.write_now(
             lambda c: uploads.put_chunk(c, self.tenant_id, upload, seq, body, AT)
@@ -208,6 +213,7 @@ class Completion(RuleBasedStateMachine):
         claim = dict(claim)
         claim["chunks"] = len(stored) if chunks is None else chunks
         claim["records"] = sum(ROWS[content] for content in stored) + off_by
+        claim["key"] = ["of"] if claim["mode"] == "merge" else []
         body = Complete.model_validate(completion(**claim))
         expected = self.oracle.complete(upload, body.model_dump())
 

@@ -58,6 +58,7 @@ async def test_a_database_of_the_first_version_goes_forward_with_its_rows(
             [(generation,)] = peer.sql("SELECT generation FROM backend_generation")
             asked = await peer.ask("GET", "/v1/events", headers={"Authorization": ""})
             jobs = peer.sql("SELECT job_id FROM visible_records")
+            latest = peer.sql("SELECT count(*) FROM latest_records")
 
     told = asked.json["events"]
     assert view == [
@@ -66,6 +67,7 @@ async def test_a_database_of_the_first_version_goes_forward_with_its_rows(
     ]
     assert sorted(states) == [("files", 20, 20, "replace"), ("orders", 30, 30, "append")]
     assert epochs == [("site-1", 0)]
+    assert latest == [(0,)]
     assert generation
     assert [event["kind"] for event in told] == ["visible", "visible"]
     assert {event["job_id"] for event in told} == {job for (job,) in jobs}

@@ -33,7 +33,7 @@ PRINT_REFERENCE = """\
 import json, sys
 from catalogzero.backend.store import BackendDatabase
 from sqlalchemy import text
-view = text("SELECT source, payload FROM visible_records WHERE tenant = :tenant")
+view = text(f"SELECT source, payload FROM {sys.argv[3]} WHERE tenant = :tenant")
 for source, record in BackendDatabase(sys.argv[1]).read_now(
     lambda connection: connection.execute(view, {"tenant": sys.argv[2]}).all()
 ):
@@ -41,7 +41,8 @@ for source, record in BackendDatabase(sys.argv[1]).read_now(
 """
 PRINT_VISIBLE = """\
 import json, sqlite3, sys
-for source, record in sqlite3.connect(sys.argv[1]).execute("SELECT source, record FROM visible"):
+rows = sqlite3.connect(sys.argv[1]).execute(f"SELECT source, record FROM {sys.argv[2]}")
+for source, record in rows:
     print(json.dumps({"source": source, "record": record}))
 """
 
@@ -74,12 +75,14 @@ def interpreter_of(name: str) -> list[str]:
     return ["node"]
 
 
-def rows_command(name: str, database: Path) -> str:
-    """The command that prints what an example shows."""
-    command = [*interpreter_of(name), str(EXAMPLES / name), "--rows", str(database)]
+def rows_commands(name: str, database: Path) -> tuple[str, str]:
+    """The commands that print what an example shows, all of it and the newest of each key."""
+    given = [*interpreter_of(name), str(EXAMPLES / name)]
+    rows, latest = [*given, "--rows", str(database)], [*given, "--latest", str(database)]
     if name.endswith(".py"):
-        command = [sys.executable, "-c", PRINT_VISIBLE, str(database)]
-    return shlex.join(command)
+        printer = [sys.executable, "-c", PRINT_VISIBLE, str(database)]
+        rows, latest = [*printer, "visible"], [*printer, "latest"]
+    return shlex.join(rows), shlex.join(latest)
 
 
 def failures(report: Report) -> dict[str, list[str]]:
@@ -88,10 +91,12 @@ def failures(report: Report) -> dict[str, list[str]]:
 
 
 async def test_the_reference_backend_conforms_and_shows_the_rows_that_are_named(peer: Peer) -> None:
-    rows = shlex.join([sys.executable, "-c", PRINT_REFERENCE, peer.database, peer.name])
+    printer = [sys.executable, "-c", PRINT_REFERENCE, peer.database, peer.name]
+    views = ("visible_records", "latest_records")
+    rows, latest = (shlex.join([*printer, view]) for view in views)
     async with serve_peer(peer.database) as beside:
         report = await verify(
-            peer.url + "/v1", peer.key, other_key=beside.key, rows=rows, slow_s=120.0
+            peer.url + "/v1", peer.key, other_key=beside.key, rows=rows, latest=latest, slow_s=120.0
         )
 
     assert report.form == "chunked"
@@ -115,8 +120,8 @@ async def test_the_reference_backend_conforms_in_the_simple_form(peer: Peer) -> 
 async def test_an_example_of_an_own_backend_conforms(tmp_path: Path, name: str) -> None:
     database = tmp_path / "own.db"
     with own_backend(name, database) as endpoint:
-        rows = rows_command(name, database)
-        report = await verify(endpoint, KEY, other_key=OTHER, rows=rows)
+        rows, latest = rows_commands(name, database)
+        report = await verify(endpoint, KEY, other_key=OTHER, rows=rows, latest=latest)
 
     assert (report.form, failures(report)) == (name.partition(".")[0], {})
     assert ("--restart" in str(report.not_checked)) is (report.form == "chunked")
@@ -128,9 +133,9 @@ async def test_a_rule_that_is_taken_out_of_an_example_is_found(
 ) -> None:
     database = tmp_path / "own.db"
     with own_backend(str(mutant.write(EXAMPLES, tmp_path)), database) as endpoint:
-        rows = rows_command(str(tmp_path / mutant.example), database)
-        only = "" if "rows that are seen" in mutant.found else mutant.found
-        report = await verify(endpoint, KEY, only=only, other_key=OTHER, rows=rows)
+        rows, latest = rows_commands(str(tmp_path / mutant.example), database)
+        only = mutant.only
+        report = await verify(endpoint, KEY, only=only, other_key=OTHER, rows=rows, latest=latest)
 
     assert mutant.found in failures(report)
 
@@ -224,6 +229,19 @@ async def test_a_backend_without_epochs_passes_with_warnings(tmp_path: Path) -> 
 
     assert [result.outcome for result in report.results] == ["warn"]
     assert "no epochs" in report.results[0].details[0]
+
+
+async def test_a_backend_without_merge_passes_with_warnings(tmp_path: Path) -> None:
+    source = (EXAMPLES / "chunked.py").read_text()
+    (tmp_path / "old.py").write_text(
+        source.replace('("append", "merge", "replace")', '("append", "replace")')
+    )
+    with own_backend(str(tmp_path / "old.py"), tmp_path / "own.db") as endpoint:
+        report = await verify(endpoint, KEY, only="merge")
+
+    assert [result.outcome for result in report.results] == ["warn"] * len(report.results)
+    assert report.results
+    assert all("no mode merge" in r.details[0] for r in report.results)
 
 
 class Restarted:

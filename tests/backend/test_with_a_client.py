@@ -16,6 +16,8 @@ from catalogzero.testing import serving
 from tests.backend.peer import Peer, serve_peer
 from tests.backend.test_protocol_page import names_in
 from tests.cloud.processors import Doubler
+from tests.cloud.site import Site
+from tests.cloud.test_keys import Keyed, Table
 
 
 @pytest.mark.parametrize("form", ["ndjson", "csv", "parquet"])
@@ -50,6 +52,32 @@ async def test_a_file_arrives_once_and_its_new_content_replaces_it(
         " WHERE name = :tenant"
     )
     assert set(json.loads(report)) == names_in("## What a backend hears beside the records")
+
+
+@pytest.mark.parametrize("form", ["ndjson", "parquet"])
+async def test_the_latest_records_are_the_clients_table(
+    peer: Peer, tmp_path: Path, form: str
+) -> None:
+    """Updates, rows that tie or come late, a tombstone, and what only a full run sees."""
+    table, found = Table(tmp_path), "SELECT payload FROM latest_records WHERE tenant = :tenant"
+    source = {**table.source, "lookback": 5}
+    backend: dict[str, Any] = {"api_key": peer.key, "sources": {"orders": source}}
+    async with Site(peer.url + "/v1", tmp_path, author=Keyed, **backend) as site:
+        for changes in (
+            [(1, 10, "a"), (2, 12, "b"), (5, 9, "e")],
+            [(3, 12, "tied"), (4, 8, "late")],
+            [(2, 12, "updated within the tick"), (1, 20, "updated")],
+            [(3, 21, None, 1)],
+        ):
+            for change in changes:
+                table.put(*change)
+            await site.run("sql:orders", chunk_format=form)
+            rows = [json.loads(payload) for (payload,) in peer.sql(found)]
+            assert {row["id"]: row["value"] for row in rows} == table.rows()
+        table.change("DELETE FROM orders WHERE id = 5")
+        await site.run("sql:orders", chunk_format=form, full=True)
+    rows = [json.loads(payload) for (payload,) in peer.sql(found)]
+    assert {row["id"]: row["value"] for row in rows} == table.rows()
 
 
 async def test_a_backend_works_mounted_in_a_service_of_another(database_url: str) -> None:

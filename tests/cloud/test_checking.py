@@ -22,6 +22,7 @@ from catalogzero.config.certificates import good_until
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.taps import FaultyTap, entry
 from tests.core.support import finished
+from tests.warm import run_command
 
 NOBODY = 65_534
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -45,15 +46,11 @@ async def checked(folder: Path, endpoint: str, **more: Any) -> dict[str, dict[st
     registry = folder / "handler_registry.yaml"
     handlers = [section(folder, endpoint, **more)]
     registry.write_text(json.dumps({"scheduler": "none", "handlers": handlers}))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "catalogzero", "check", "site", "--registry", str(registry)),
-        "--json",
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    done = await asyncio.to_thread(
+        run_command, "check", "site", "--registry", str(registry), "--json"
     )
-    out, err = await process.communicate()
-    assert b"Traceback" not in err
-    return {found["name"]: found for found in json.loads(out)["findings"]}
+    assert "Traceback" not in done.stderr
+    return {found["name"]: found for found in json.loads(done.stdout)["findings"]}
 
 
 @asynccontextmanager

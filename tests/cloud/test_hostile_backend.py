@@ -7,7 +7,6 @@ import gzip
 import itertools
 import tempfile
 import tracemalloc
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +16,6 @@ from typing import Any
 import orjson
 import pytest
 import structlog
-import zstandard
 from aiohttp import web
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.audit import AuditLog
@@ -35,6 +33,7 @@ from hypothesis import strategies as st
 
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site, until
+from tests.protocol.streams import deflate_bomb, gzip_bomb, zstd_bomb
 
 MOST_BYTES = 128 << 20
 """A mebibyte of JSON may be ninety times as large while it is read."""
@@ -42,16 +41,6 @@ Act = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
 
 # What one answer may cost
-
-
-def zeros(mebibytes: int, coding: str) -> bytes:
-    """Zeros, packed."""
-    if coding == "zstd":
-        packer: Any = zstandard.ZstdCompressor().compressobj()
-    else:
-        packer = zlib.compressobj(9, wbits=31 if coding == "gzip" else 15)
-    parts = [packer.compress(bytes(1 << 20)) for _ in range(mebibytes)]
-    return b"".join([*parts, packer.flush()])
 
 
 def head(status: int, *headers: str) -> bytes:
@@ -105,12 +94,10 @@ ANSWERS: dict[str, Act] = {
     "endless tiny chunks": endless(head(200, CHUNKED), lambda n: b"1\r\na\r\n" * 1000),
     "endless early hints": endless(b"", lambda n: b"HTTP/1.1 103 Hints\r\n\r\n" * 100),
     "one byte at a time": dripping,
-    "a gzip bomb": whole(200, zeros(256, "gzip"), "Content-Encoding: gzip"),
-    "a deflate bomb": whole(200, zeros(256, "deflate"), "Content-Encoding: deflate"),
-    "a zstd bomb": whole(200, zeros(256, "zstd"), "Content-Encoding: zstd"),
-    "a bomb in a bomb": whole(
-        200, gzip.compress(zeros(256, "gzip")), "Content-Encoding: gzip, gzip"
-    ),
+    "a gzip bomb": whole(200, gzip_bomb(256), "Content-Encoding: gzip"),
+    "a deflate bomb": whole(200, deflate_bomb(256), "Content-Encoding: deflate"),
+    "a zstd bomb": whole(200, zstd_bomb(2_048), "Content-Encoding: zstd"),
+    "a bomb in a bomb": whole(200, gzip.compress(gzip_bomb(256)), "Content-Encoding: gzip, gzip"),
     "deep JSON": whole(422, b"[" * 500_000 + b"]" * 500_000, JSON),
     "many objects": whole(422, b"[" + b"{}," * 349_000 + b"0]", JSON),
     "many numbers": whole(409, b'{"missing":[' + b"0," * 500_000 + b"0]}", JSON),

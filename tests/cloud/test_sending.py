@@ -279,7 +279,7 @@ async def test_a_backend_that_answers_zstd_with_an_error_page_gets_gzip_once(
 async def test_a_page_that_answers_200_to_everything_ends_no_upload(tmp_path: Path) -> None:
     async with ReferenceBackend() as backend:
         backend.fault = lambda request: web.Response(text="<html>sign in</html>")
-        async with Site(backend.url, tmp_path) as site:
+        async with Site(backend.url, tmp_path, runtime={"upload_wait_s": 1.0}) as site:
             site.write("a.csv", CSV)
             result = await site.run()
 

@@ -23,6 +23,8 @@ import zmq
 import zmq.asyncio
 from catalogzero import Handler, job
 
+from tests.warm import run_command
+
 POLL_S = 0.01
 DEADLINE_S = 20.0
 
@@ -152,9 +154,8 @@ def finished(
     *arguments: str, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """A `catalogzero …` command, run to its end."""
-    with running(*arguments, cwd=cwd, **environment) as process:
-        out, err = process.communicate(timeout=DEADLINE_S)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("CATALOGZERO_")}
+    return run_command(*arguments, cwd=cwd, environment={**kept, **environment})
 
 
 def served_address(process: subprocess.Popen[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from catalogzero import (
     WakeFailedError,
     job,
 )
+from catalogzero.runtime import jobs
 from catalogzero.runtime.runs import MAX_BYTES, MAX_RUNS
 from catalogzero.testing import ManualClock, Serving, serving
 from catalogzero.wire.messages import StartBy
@@ -36,6 +38,7 @@ class Shift(Bench):
         super().__init__()
         self.thread_gate = threading.Event()
         self.in_thread = 0
+        self.saw_cancelled = False
         self.broken = ""
 
     @job(timeout_s=30)
@@ -52,7 +55,16 @@ class Shift(Bench):
     def threaded(self) -> str:
         self.in_thread += 1
         self.thread_gate.wait(20)
+        self.saw_cancelled = self.cancelled
         return "done"
+
+    threaded_limited = job(timeout_s=30)(threaded)
+
+    def reporting(self) -> None:
+        self.in_thread += 1
+        for step in count():
+            self.report_progress(step=step)
+            self.thread_gate.wait(0.01)
 
     async def knock(self, door: str, password: str) -> str:
         return f"{door}: open"
@@ -377,18 +389,61 @@ async def test_cancelling_what_ended_changes_nothing_and_the_unknown_is_reported
             await at.client.call("cancel", {"run_id": "nope"})
 
 
-async def test_a_cancelled_thread_answers_at_once_and_keeps_its_place_until_it_ends() -> None:
+@pytest.mark.parametrize("by", ["cancel", "timeout_s"])
+async def test_a_thread_that_works_on_is_cancelling_until_it_ends(
+    by: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither is it answered before, nor is its place given away, nor does the handler sleep."""
+    monkeypatch.setattr(jobs, "STILL_WORKS_S", 0.01)
+    shift, clock = Shift(), ManualClock()
+    async with serving(shift, clock=clock, max_concurrent_jobs=1, sleep_after_s=1) as at:
+        method = "threaded" if by == "cancel" else "threaded_limited"
+        stuck = asyncio.create_task(at.client.call(method, request_id="t", timeout_s=900))
+        await until(lambda: shift.in_thread)
+        if by == "cancel":
+            answer = await at.client.call("cancel", {"request_id": "t"})
+            assert (answer["status"], answer["cancelling"]) == ("cancelling", True)
+        else:
+            await clock.advance(30)
+        waits = asyncio.create_task(at.client.call("echo", {"value": 1}))
+        await until(lambda: _queued(at, 1))
+        await clock.advance(5)
+        found = await at.client.call("get_run", {"request_id": "t"})
+        assert (found["status"], found["outcome"]["state"]) == ("cancelling", "running")
+        with pytest.raises(BusyError):
+            await at.client.call("sleep")
+        await until(lambda: "cancelled_run_still_works" in capsys.readouterr().err)
+        assert not stuck.done()
+        shift.thread_gate.set()
+        with pytest.raises(RunCancelledError) as caught:
+            await stuck
+        assert await waits == 1
+    assert caught.value.details == {"by": by}
+    assert shift.saw_cancelled
+
+
+async def test_a_thread_that_reports_progress_ends_where_it_is_cancelled() -> None:
     shift = Shift()
-    async with serving(shift, max_concurrent_jobs=1) as at:
-        stuck = asyncio.create_task(at.client.call("threaded", request_id="t"))
+    async with serving(shift) as at:
+        busy = asyncio.create_task(at.client.call("reporting", request_id="t"))
         await until(lambda: shift.in_thread)
         await at.client.call("cancel", {"request_id": "t"})
         with pytest.raises(RunCancelledError):
-            await stuck
-        waits = asyncio.create_task(at.client.call("echo", {"value": 1}))
-        await until(lambda: _queued(at, 1))
-        shift.thread_gate.set()
-        assert await waits == 1
+            await busy
+
+
+async def test_resources_are_left_open_under_a_thread_that_works_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jobs, "CLOSE_GRACE_S", 0.05)
+    shift = Shift()
+    async with serving(shift) as at:
+        stuck = asyncio.create_task(at.client.call("threaded", request_id="t"))
+        await until(lambda: shift.in_thread)
+    shift.thread_gate.set()
+    with pytest.raises(CallTimeoutError):
+        await stuck
+    assert "resources_left_open" in capsys.readouterr().err
 
 
 # --- room ----------------------------------------------------------------------------------

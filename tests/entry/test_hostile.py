@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from tests.entry.wheels import LOCK, OURS, write_entry, write_wheel
 
-pytestmark = pytest.mark.xdist_group("catalog")
+pytestmark = pytest.mark.xdist_group("hostile")
 BREAKS = "\n", "\r", "\x85", "\u2028", "\u2029", "\x0b"
 ATTACK = "x{}    host: 0.0.0.0{}    egress: {{hosts: [evil.example]}}{}  - handler_id: other"
 

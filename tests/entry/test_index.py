@@ -25,7 +25,7 @@ from catalogzero.errors import CatalogZeroError, ConfigError
 
 from tests.entry.wheels import LOCK, OURS
 
-pytestmark = pytest.mark.xdist_group("catalog")
+pytestmark = pytest.mark.xdist_group("index")
 MakeWheel = Callable[..., Path]
 UV = Path(sys.executable).parent / "uv"
 

@@ -21,7 +21,7 @@ from catalogzero.errors import ConfigError, UnreachableError
 
 from tests.entry.wheels import LOCK, OURS, write_entry
 
-pytestmark = pytest.mark.xdist_group("catalog")
+pytestmark = pytest.mark.xdist_group("install")
 MakeWheel = Callable[..., Path]
 CATALOGZERO = Path(sys.executable).parent / "catalogzero"
 MANIFEST = """\

@@ -25,7 +25,7 @@ from catalogzero.errors import CatalogZeroError, ConfigError
 
 from tests.entry.wheels import LOCK, OURS, PLATFORM, write_entry, write_wheel
 
-pytestmark = pytest.mark.xdist_group("catalog")
+pytestmark = pytest.mark.xdist_group("locks")
 CATALOGZERO = Path(sys.executable).parent / "catalogzero"
 MACHINE = PLATFORM.removeprefix("linux_")
 
@@ -125,24 +125,29 @@ def test_two_builds_into_one_site_with_conflicting_pins_both_install(
         assert install(environment(tmp_path / f"{name}-env"), site, name) == expected
 
 
-@pytest.fixture
-def native(shelf: Path) -> Path:
-    """The same shelf, with a compiled package for each Python and one for the older ones."""
+@pytest.fixture(scope="module")
+def for_pythons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalog whose entry needs a package compiled for each Python, and one for older ones."""
+    folder = tmp_path_factory.mktemp("pythons")
+    shelf = folder / "shelf"
     for number in ("311", "312", "313"):
         tag = f"cp{number}-cp{number}-{PLATFORM}"
         write_wheel(shelf, "acme-native", files={f"built_for_{number}.py": ""}, tag=tag)
     write_wheel(shelf, "acme-backport")
-    return shelf
+    needs = ("acme-native", 'acme-backport; python_version < "3.13"')
+    own = (
+        write_entry(folder / "e", requires=needs),
+        write_wheel(folder / "own", "catalogzero", "0.1.0"),
+    )
+    build(*own, shelf=shelf, out=folder / "site", pythons=())
+    return folder / "site"
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
 def test_a_catalog_installs_on_each_python_that_it_serves(
-    tmp_path: Path, native: Path, sdk: Path, version: str
+    tmp_path: Path, for_pythons: Path, version: str
 ) -> None:
-    needs = ("acme-native", 'acme-backport; python_version < "3.13"')
-    site = tmp_path / "site"
-    build(write_entry(tmp_path / "e", requires=needs), sdk, shelf=native, out=site, pythons=())
     expected = {"acme-processor": "1.0.0", "acme-native": "1.0.0", "catalogzero": "0.1.0"}
     if version != "3.13":
         expected["acme-backport"] = "1.0.0"
@@ -151,10 +156,10 @@ def test_a_catalog_installs_on_each_python_that_it_serves(
     pinned = environment(tmp_path / "pinned", version)
     hashed = environment(tmp_path / "hashed", version)
 
-    requirements = site / f"requirements/acme-processor-1.0.0-py{version}-{PLATFORM}.txt"
-    assert plain_pip(plain, site, "acme-processor") == expected
-    assert plain_pip(hashed, site, "--require-hashes", "-r", str(requirements)) == expected
-    assert install(pinned, site, "acme-processor") == expected
+    requirements = for_pythons / f"requirements/acme-processor-1.0.0-py{version}-{PLATFORM}.txt"
+    assert plain_pip(plain, for_pythons, "acme-processor") == expected
+    assert plain_pip(hashed, for_pythons, "--require-hashes", "-r", str(requirements)) == expected
+    assert install(pinned, for_pythons, "acme-processor") == expected
     built_for = next((tmp_path / "pinned").glob("lib/*/site-packages/built_for_*.py"))
     assert built_for.name == f"built_for_{version.replace('.', '')}.py"
 
@@ -291,10 +296,11 @@ def test_pip_s_own_index_is_asked_where_no_other_is_named(
     assert lock_of(tmp_path / "site", "acme-processor-1.0.0")["acme-helper"] == "2.0"
 
 
-@pytest.fixture
-def for_platforms(tmp_path: Path, sdk: Path) -> Path:
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalog locked for three platforms, with a wheel of a newer release for the newest."""
-    shelf = tmp_path / "compiled"
+    folder = tmp_path_factory.mktemp("platforms")
+    shelf = folder / "compiled"
     for version, platform in {
         "1.0": f"manylinux2014_{MACHINE}",
         "1.1": f"manylinux_2_28_{MACHINE}",
@@ -305,9 +311,15 @@ def for_platforms(tmp_path: Path, sdk: Path) -> Path:
     platforms = [
         f"{kind}_{MACHINE}" for kind in ("manylinux_2_17", "manylinux_2_28", "musllinux_1_2")
     ]
-    entry = write_entry(tmp_path / "e")
-    build(entry, sdk, shelf=shelf, out=tmp_path / "site", platforms=platforms)
-    return tmp_path / "site"
+    own = write_entry(folder / "e"), write_wheel(folder / "own", "catalogzero", "0.1.0")
+    build(*own, shelf=shelf, out=folder / "site", platforms=platforms)
+    return folder / "site"
+
+
+@pytest.fixture
+def for_platforms(locked: Path, tmp_path: Path) -> Path:
+    """A copy of it, for a test to change."""
+    return shutil.copytree(locked, tmp_path / "site")
 
 
 def test_each_platform_has_a_lock_of_wheels_that_it_can_install(for_platforms: Path) -> None:

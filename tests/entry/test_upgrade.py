@@ -27,7 +27,7 @@ from examples.quickstart.processes import Processes, free_ports
 from tests.entry.environments import borrowing_environment
 from tests.entry.wheels import LOCK
 
-pytestmark = [pytest.mark.xdist_group("catalog"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.xdist_group("upgrade"), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 CATALOGZERO = Path(sys.executable).parent / "catalogzero"
 NEWER_SDK = {

@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 import typer
-from catalogzero.cli.main import app
+from catalogzero.cli.main import COMMANDS, app
 from typer.testing import CliRunner
+
+from tests.warm import run_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("catalog/*/*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -118,6 +120,19 @@ def test_the_help_names_values_in_words_and_none_of_a_flag(
     assert [word for word in flags if word.isupper()] == []
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_starts_where_nothing_was_imported_before(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "catalogzero", name, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"catalogzero {name} " in done.stdout
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_line_of_a_page_is_one_that_the_command_takes(page: Path) -> None:
     shown = "".join(
@@ -147,6 +162,12 @@ def run(*words: str, without: str = "", cwd: Path | None = None) -> tuple[int, s
     done = subprocess.run(
         [sys.executable, "-c", code, without, *words], capture_output=True, text=True, cwd=cwd
     )
+    return done.returncode, done.stderr
+
+
+def said_by(*words: str, cwd: Path | None = None) -> tuple[int, str]:
+    """Exit code and standard error of the command, where its start is not what is tested."""
+    done = run_command(*words, cwd=cwd)
     return done.returncode, done.stderr
 
 
@@ -239,17 +260,17 @@ def test_the_version_is_reported() -> None:
 
 def test_a_slip_in_a_command_or_a_handler_id_is_answered_with_what_there_is(tmp_path: Path) -> None:
     registry = tmp_path / "handler_registry.yaml"
-    assert run("runn")[0] == 2
-    assert "Did you mean 'run'?" in run("runn")[1]
+    assert said_by("runn")[0] == 2
+    assert "Did you mean 'run'?" in said_by("runn")[1]
 
-    code, told = run("check", "acmee", cwd=tmp_path)
+    code, told = said_by("check", "acmee", cwd=tmp_path)
     assert code == 3
     registry.write_text("handlers:\n- {handler_id: acme, module_path: acme, class_name: Acme}\n")
-    code, told = run("run", "acmee", cwd=tmp_path)
+    code, told = said_by("run", "acmee", cwd=tmp_path)
     assert code == 3
     assert "there are: acme" in told
     registry.unlink()
-    assert "there is no handler_registry.yaml: name" in run("run", "acme", cwd=tmp_path)[1]
+    assert "there is no handler_registry.yaml: name" in said_by("run", "acme", cwd=tmp_path)[1]
 
 
 def test_a_path_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Path) -> None:
@@ -258,7 +279,7 @@ def test_a_path_that_cannot_be_written_is_named_without_a_traceback(tmp_path: Pa
     (tmp_path / "plain.py").write_text(module)
     target = ("bundle", "plain:Plain", "--out", str(tmp_path / "plain.py/support.zip"))
 
-    code, told = run(*target, cwd=tmp_path)
+    code, told = said_by(*target, cwd=tmp_path)
 
     assert (code, told) == (3, f"catalogzero: {target[-1]}: Not a directory\n")
 
@@ -281,7 +302,7 @@ def test_what_an_author_s_module_does_wrong_is_one_line_that_names_the_place(
     (tmp_path / "author.py").write_text(f"from catalogzero import CloudProcessor\n{body}\n")
     (tmp_path / "rows.csv").write_text("a\n1\n")
 
-    found, said = run("preview", "author:P", "rows.csv", cwd=tmp_path)
+    found, said = said_by("preview", "author:P", "rows.csv", cwd=tmp_path)
 
     assert (found, len(said.splitlines())) == (code, 1)
     assert told in said

@@ -16,7 +16,7 @@ from tests.cloud.reference import ReferenceBackend
 from tests.core.support import until
 from tests.house.test_how_tos import blocks
 
-pytestmark = [pytest.mark.timeout(500), pytest.mark.xdist_group("catalog")]
+pytestmark = pytest.mark.timeout(500)
 ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("catalogzero")
 KEPT = ("LANG", "PATH", "TMPDIR")

@@ -84,7 +84,6 @@ def test_every_picture_that_a_page_shows_is_there_and_every_one_is_shown() -> No
 
 
 @pytest.mark.browser
-@pytest.mark.xdist_group("catalog")
 async def test_the_catalog_s_pages_are_pictured(browser: Any, tmp_path: Path) -> None:
     for folder in ("files", "requirements"):
         (tmp_path / "site" / folder).mkdir(parents=True)

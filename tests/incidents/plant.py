@@ -27,6 +27,7 @@ from catalogzero import CatalogZeroError, HandlerClient
 
 from examples.quickstart.processes import Processes, free_ports
 from tests.cloud.reference import ReferenceBackend
+from tests.warm import run_command
 
 ROOT = Path(__file__).parents[2]
 KEY = "plant-key-5d01c"
@@ -267,7 +268,7 @@ class Plant:
         return self.log(event, **fields)[0]
 
     async def command(
-        self, *arguments: object, user: int | None = None, said: str | None = None
+        self, *arguments: object, user: int | None = None, said: str = ""
     ) -> CommandEnd:
         """`catalogzero …`, run in the machine's folder, by default as this user.
 
@@ -276,9 +277,16 @@ class Plant:
             user: The number of another user.
             said: What stands on its standard input.
         """
-        return await self.shell(
-            *(sys.executable, "-m", "catalogzero", *map(str, arguments)), user=user, said=said
+        end = await asyncio.to_thread(
+            run_command,
+            *map(str, arguments),
+            cwd=self.folder,
+            environment={**os.environ, **self.environment},
+            said=said,
+            user=user,
+            timeout_s=PATIENCE_S,
         )
+        return CommandEnd(end.returncode, end.stdout, end.stderr)
 
     async def shell(
         self, *command: str, user: int | None = None, said: str | None = None

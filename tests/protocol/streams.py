@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections.abc import Callable
 
 import zstandard
 
@@ -21,9 +22,27 @@ def zstd_bomb(blocks: int, window_log: int = 20) -> bytes:
 
 def gzip_bomb(mebibytes: int) -> bytes:
     """One member that stands for that number of mebibytes of one letter."""
-    packer = zlib.compressobj(level=9, wbits=31)
-    parts = [packer.compress(b"x" * (1 << 20)) for _ in range(mebibytes)]
-    return b"".join([*parts, packer.flush()])
+    body, checksum = _deflated(mebibytes, zlib.crc32, 0)
+    length = (mebibytes << 20).to_bytes(4, "little")
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + body + checksum.to_bytes(4, "little") + length
+
+
+def deflate_bomb(mebibytes: int) -> bytes:
+    """The same as HTTP's `deflate`."""
+    body, checksum = _deflated(mebibytes, zlib.adler32, 1)
+    return b"\x78\xda" + body + checksum.to_bytes(4, "big")
+
+
+def _deflated(
+    mebibytes: int, check: Callable[[bytes, int], int], checksum: int
+) -> tuple[bytes, int]:
+    """Mebibytes of one letter and their checksum; one is packed, and stands there as often."""
+    mebibyte = b"x" * (1 << 20)
+    packer = zlib.compressobj(level=9, wbits=-15)
+    block = packer.compress(mebibyte) + packer.flush(zlib.Z_FULL_FLUSH)
+    for _ in range(mebibytes):
+        checksum = check(mebibyte, checksum)
+    return block * mebibytes + packer.flush(), checksum
 
 
 def pack(content: bytes, coding: str) -> bytes:

@@ -44,7 +44,7 @@ def test_a_newer_schema_is_refused_and_untouched(store: Store) -> None:
     before = store.file.read_bytes() if store.file else store.execute(rows)
 
     with pytest.raises(
-        NewerSchemaError, match=r"newer .*\(schema 99, this one knows \d\): install"
+        NewerSchemaError, match=r"newer .*\(schema 99, this one knows \d+\): install"
     ):
         store.open()
 

@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -19,7 +20,6 @@ from catalogzero.config.logs import make_logger
 from catalogzero.config.settings import Mask
 from catalogzero.errors import ConfigError
 from catalogzero.web import HttpError, edge_application, json_response, listening
-from openapi_spec_validator import validate
 
 from examples.quickstart.processes import free_ports
 from tests.web.services import Request, Service, served
@@ -219,8 +219,18 @@ async def test_an_address_that_cannot_be_had_is_a_sentence(host: str, reason: st
                 pass
 
 
+@pytest.fixture(scope="module")
+def validate() -> Callable[[Any], None]:
+    """The validator, imported where it is used alone: it builds its grammars for seconds."""
+    from openapi_spec_validator import validate
+
+    return validate
+
+
 @pytest.mark.parametrize("name", ["scheduler", "backend"])
-async def test_the_openapi_document_is_valid(name: str, tmp_path: Path) -> None:
+async def test_the_openapi_document_is_valid(
+    name: str, tmp_path: Path, validate: Callable[[Any], None]
+) -> None:
     paths = {"scheduler": "/api/openapi.json", "backend": "/v1/openapi.json"}
     async with served(name, tmp_path) as one:
         answer = await one.ask(Request("GET", paths[name]))
@@ -231,7 +241,9 @@ async def test_the_openapi_document_is_valid(name: str, tmp_path: Path) -> None:
     assert "#/$defs" not in answer.body.decode()
 
 
-async def test_a_document_with_a_mistake_is_not_valid(tmp_path: Path) -> None:
+async def test_a_document_with_a_mistake_is_not_valid(
+    tmp_path: Path, validate: Callable[[Any], None]
+) -> None:
     async with served("scheduler", tmp_path) as one:
         document = json.loads((await one.ask(Request("GET", "/api/openapi.json"))).body)
     del document["paths"]["/api/schedules/{job_id}"]["delete"]["parameters"]

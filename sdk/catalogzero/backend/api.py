@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import unquote
@@ -18,7 +18,7 @@ from urllib.parse import unquote
 from aiohttp import web
 from sqlalchemy import Connection
 
-from catalogzero.backend import installations, uploads
+from catalogzero.backend import installations, row_keys, uploads
 from catalogzero.backend.access_log import TENANT
 from catalogzero.backend.decoding import ChunkLimits, Records, decompress, parse, parse_array
 from catalogzero.backend.group_commit import GroupCommit
@@ -123,12 +123,25 @@ class UploadApi:
         """`POST uploads/{upload_id}/complete`: make an upload visible, or say why not."""
         tenant, upload_id = await self._tenant(request), upload_id_of(request)
         body, _ = await self._model(request, tenant, bodies.Complete)
+        if body.mode == "merge":
+            await self._keep_keys(tenant, upload_id, body)
         given = (tenant.tenant_id, upload_id, body, self._now())
         outcome = await self._database.write(
             lambda connection: uploads.complete(connection, *given, with_hook=self._has_hook)
         )
         self._announce(outcome)
         return answer_to(outcome, body)
+
+    async def _keep_keys(self, tenant: Tenant, upload_id: str, body: bodies.Complete) -> None:
+        """Note the keys of an upload's rows, some at a time, before it is judged in one go.
+
+        What was noted stays: one who asks again where an answer took too long goes on from there.
+        """
+        given = (tenant.tenant_id, upload_id, body)
+        # a row without a key is refused by `complete`, where nothing else comes before it
+        with suppress(ProblemError):
+            while await self._database.write(lambda c: row_keys.write_ahead(c, *given)):
+                pass
 
     async def show_upload(self, request: web.Request) -> web.Response:
         """`GET uploads/{upload_id}`: what is stored of an upload."""
@@ -350,13 +363,13 @@ def answer_to(outcome: UploadOutcome, body: bodies.Complete) -> web.Response:
         case Judgement.MODE_CHANGED:
             raise ProblemError(
                 Kind.MODE_CHANGED,
-                "the source is shown in another mode, or its watermark was of another column or "
-                "database: call it once with full: true",
+                "the source is shown in another mode or with another key, or its watermark was of "
+                "another column or database: call it once with full: true",
                 headers={bodies.GENERATION: outcome.generation},
             )
         case _:
             answer = {"superseded": True, "source_seq": outcome.source_seq}
-            if body.mode == "append":
+            if body.mode != "replace":
                 answer["watermark"] = outcome.watermark
             return answered(200, answer, outcome.generation)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from catalogzero.backend.schema import chunks, records
+from catalogzero.backend.schema import chunks, record_keys, records
 
 HEALTH_BATCH = 5_000
 
@@ -73,7 +73,7 @@ def clear(
             break
         taken, rows = taken + 1, rows + row.records
     ranges = ranges_of(due[:taken])
-    for table in (records, chunks) if ranges else ():
+    for table in (records, record_keys, chunks) if ranges else ():
         between = table.c.seq.between(sa.bindparam("first"), sa.bindparam("last"))
         one = sa.and_(table.c.upload_no == sa.bindparam("number"), between)
         connection.execute(sa.delete(table).where(one), ranges)

@@ -46,7 +46,9 @@ HOOK_BACKOFF = Backoff(1.0, 3_600.0, jitter=(1.0, 1.0))
 class CompletedUpload:
     """An upload whose rows just became visible; `records()` reads them.
 
-    In mode `replace` it is all there is of its source now; in mode `append` it adds to it.
+    In mode `replace` it is all there is of its source now; in mode `append` it adds to it; in mode
+    `merge` each of its rows, in their order, takes the place of the one with the same values in the
+    columns `key`, and one whose column `tombstone` is set leaves nothing there.
     """
 
     job_id: str
@@ -61,9 +63,11 @@ class CompletedUpload:
     version: str | None
     record_count: int
     chunk_count: int
-    _upload_no: int = field(repr=False)
-    _database: BackendDatabase = field(repr=False)
-    _secret: bytes | None = field(repr=False, default=None)
+    key: tuple[str, ...] = ()
+    tombstone: str | None = None
+    _upload_no: int = field(repr=False, kw_only=True)
+    _database: BackendDatabase = field(repr=False, kw_only=True)
+    _secret: bytes | None = field(repr=False, default=None, kw_only=True)
 
     def message(self) -> bytes:
         """What the upload is, without its records, as JSON: to be passed on to another service."""
@@ -181,6 +185,7 @@ class Delivery:
     async def _deliver(self, row: Row[Any]) -> None:
         """Call the hook for one upload, and note how that ended."""
         values: Columns = {"hook_due_at": None, "hook_error": None}
+        merge_key = {} if row.merge_key is None else orjson.loads(row.merge_key)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._hook(
@@ -189,6 +194,8 @@ class Delivery:
                         params=None if row.params is None else orjson.loads(row.params),
                         record_count=row.records,
                         chunk_count=row.chunks,
+                        key=tuple(merge_key.get("key", ())),
+                        tombstone=merge_key.get("tombstone"),
                         _upload_no=row.upload_no,
                         _database=self._database,
                         _secret=self._secret,

@@ -140,8 +140,8 @@ class Lake:
                     if self._write(event, file):
                         done.written += self.put(path, file)
                 return
-            shown = {name: getattr(event, name) for name in feed.SHOWN}
-            named, content = HIDDEN.format(event.job_id), orjson.dumps({**shown, "path": path})
+            content = orjson.dumps({**feed.shown(event), "path": path})
+            named = HIDDEN.format(event.job_id)
             if event.kind == feed.What.HIDDEN.value:
                 self.put(named, content)
                 done.hidden += 1
@@ -192,9 +192,10 @@ class Lake:
         import pyarrow.parquet as pq
 
         text, whole = pa.string(), pa.int64()
-        fields = [*((name, text) for name in COLUMNS), ("seq", whole), ("row_index", whole)]
-        schema, count = pa.schema([*fields, ("payload", text)]), 0
-        about = {name: getattr(event, name) for name in COLUMNS}
+        fields = [*((name, text) for name in COLUMNS), ("source_seq", whole)]
+        fields += [("seq", whole), ("row_index", whole), ("payload", text)]
+        schema, count = pa.schema(fields), 0
+        about = {name: getattr(event, name) for name in (*COLUMNS, "source_seq")}
         with pq.ParquetWriter(file, schema, compression="zstd") as writer:
             place = (-1, -1)
             while rows := self._database.read_now(_rows(event.upload_no, place)):

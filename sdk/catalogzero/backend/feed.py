@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from aiohttp import web
 
@@ -22,12 +23,14 @@ from catalogzero.backend.store import BackendDatabase
 from catalogzero.protocol.bodies import MAX_PLACE_DIGITS
 from catalogzero.protocol.problems import Kind, ProblemError
 from catalogzero.web import NOT_KEPT, Guard, json_response
+from catalogzero.wire.messages import JsonObject
 
 FEED_LOCK = 0x63617A31
 PAGE_EVENTS, NUMBERED_AT_ONCE = 1_000, 10_000
 MAX_WAIT_S, POLL_S = 30.0, 1.0
 NAMES = ("tenant", "installation_id", "stream", "source", "source_key", "upload_id")
-SHOWN = ("kind", "at", *NAMES, "job_id", "mode", "chunks", "records", "completed_at")
+COUNTS = ("chunks", "records", "source_seq")
+SHOWN = ("kind", "at", *NAMES, "job_id", "mode", *COUNTS, "completed_at")
 
 
 class What(StrEnum):
@@ -42,7 +45,7 @@ def note(connection: sa.Connection, what: What, which: sa.ColumnElement[bool], a
     """Write an event of each upload of which `which` is true: before its row is changed or gone."""
     columns = [uploads.c.installation_id, uploads.c.stream, uploads.c.source, sources.c.source_key]
     columns += [uploads.c.upload_id, uploads.c.upload_no, uploads.c.job_id, uploads.c.mode]
-    columns += [uploads.c.chunks, uploads.c.records]
+    columns += [uploads.c[name] for name in (*COUNTS, "merge_key")]
     found = (
         sa.select(
             sa.literal(what.value).label("kind"),
@@ -65,6 +68,12 @@ def note_removed(connection: sa.Connection, numbers: Sequence[int], at: str) -> 
     note(connection, What.REMOVED, shown_once, at)
     of_them = events.c.upload_no.in_(numbers)
     connection.execute(sa.update(events).where(of_them).values(dict.fromkeys(NAMES)))
+
+
+def shown(event: Any) -> JsonObject:
+    """An event as it is shown, of mode merge with `key` and `tombstone`."""
+    about = {name: getattr(event, name) for name in SHOWN}
+    return about if event.merge_key is None else {**about, **orjson.loads(event.merge_key)}
 
 
 def give_places(connection: sa.Connection) -> None:
@@ -135,9 +144,12 @@ class EventFeed:
                     await self._closing.wait()
             except TimeoutError:
                 continue
-        shown = [{name: getattr(event, name) for name in SHOWN} for event in found]
         cursor = found[-1].place if found else after
-        body = {"events": shown, "next": str(cursor), "generation": generation}
+        body = {
+            "events": [shown(event) for event in found],
+            "next": str(cursor),
+            "generation": generation,
+        }
         return json_response(body, headers=NOT_KEPT)
 
 

@@ -111,9 +111,15 @@ class Housekeeping:
 def retire(connection: sa.Connection, stream: str, before: str, at: str) -> bool:
     """Hide some uploads of a stream that were completed before then; whether there were any.
 
-    What is known of their sources stays: what went on purpose is not missing.
+    What is known of their sources stays: what went on purpose is not missing. In mode merge what is
+    older goes with them, whatever the clock said: without its tombstone a row would come back.
     """
-    numbers = locked(connection, uploads_of(stream, before))
+    due = locked(connection, uploads_of(stream, before))
+    newer = uploads.alias()
+    older = sa.select(uploads.c.upload_no).join(newer, newer.c.source_id == uploads.c.source_id)
+    behind = (newer.c.mode == "merge", newer.c.source_seq > uploads.c.source_seq)
+    found = older.where(newer.c.upload_no.in_(due), *behind, uploads.c.visible)
+    numbers = {*due, *connection.scalars(found)}
     return hide(connection, uploads.c.upload_no.in_(numbers), at, feed.What.REMOVED) > 0
 
 

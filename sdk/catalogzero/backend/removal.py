@@ -37,7 +37,9 @@ from catalogzero.backend.uploads import hide, key_digest
 from catalogzero.clock import Clock
 from catalogzero.errors import ConfigError
 
-_OF_UPLOAD = "stream source params entry version upload_key key_digest mode source_seq chunks"
+_OF_UPLOAD = (
+    "stream source params entry version upload_key key_digest mode merge_key source_seq chunks"
+)
 _NO_NAMES = dict.fromkeys(
     [*_OF_UPLOAD.split(), "records", "clear_since", "hook_due_at", "hook_failed_at", "hook_error"]
 )

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 from sqlalchemy import ColumnElement, Connection, Row, select, update
 
-from catalogzero.backend import feed, generations, hours, installations, witness
+from catalogzero.backend import feed, generations, hours, installations, row_keys, witness
 from catalogzero.backend.decoding import PORTION_BYTES, Records, portions, same_records
 from catalogzero.backend.schema import chunks, records, sources, uploads
 from catalogzero.backend.store import Columns, held, insert_new
@@ -31,7 +31,8 @@ UPLOAD_COLUMNS = [
     uploads.c[name] for name in ("upload_no", "state", "source_id", "job_id", "visible")
 ]
 SOURCE_COLUMNS = [
-    sources.c[name] for name in ("source_id", "highest_seq", "watermark", "mode", "watermark_of")
+    sources.c[name]
+    for name in ("source_id", "highest_seq", "watermark", "mode", "watermark_of", "merge_key")
 ]
 INSERT_RECORDS = (
     "INSERT INTO records (upload_no, seq, row_index, payload)"
@@ -106,8 +107,8 @@ def complete(
     """Judge one `complete`, and carry the verdict out; accepted `with_hook`, it waits for that.
 
     Raises:
-        ProblemError: It comes from a folder that another one took the place of, chunks are
-            missing, or their totals are not those of the body.
+        ProblemError: It comes from a folder that another one took the place of, the totals of its
+            chunks are not those of the body, or a row of it has no key.
     """
     # the first lock: whatever completes or removes for this installation waits here for its turn
     row = installations.held(connection, tenant_id, body.installation_id, at)
@@ -142,7 +143,12 @@ def _judged(
     absent = (seq for seq in range(body.chunks) if seq not in stored)
     missing = tuple(itertools.islice(absent, MAX_MISSING))
     claim = Completion(
-        body.mode, body.full, body.source_seq, opaque_text(body.after), body.watermark_of
+        body.mode,
+        body.full,
+        body.source_seq,
+        opaque_text(body.after),
+        body.watermark_of,
+        row_keys.merge_key(body),
     )
     standing = Standing(
         UploadState(upload.state),
@@ -152,11 +158,14 @@ def _judged(
         bool(missing),
         source.mode,
         source.watermark_of,
+        source.merge_key,
     )
     verdict = judge(claim, standing)
     job_id = twin if verdict is Judgement.SAME_KEY else upload.job_id
     if verdict is Judgement.ACCEPTED:
         check_totals(stored, body)
+        if body.mode == "merge":
+            row_keys.write(connection, tenant_id, upload.upload_no, body)
         job_id = uuid.uuid4().hex
         _hide_older(connection, source, body, at)
         said = columns_of(body, source)
@@ -287,7 +296,7 @@ def check_totals(stored: dict[int, int], body: Complete) -> None:
 
 
 def _hide_older(connection: Connection, source: Row[Any], body: Complete, at: str) -> None:
-    """In replace mode, and with `full`, what the source showed until now is hidden."""
+    """In mode replace, and with `full`, what the source showed until now is hidden."""
     if body.mode == "replace" or body.full:
         older = (uploads.c.source_id == source.source_id) & uploads.c.visible
         hide(connection, older, at)
@@ -313,7 +322,11 @@ def columns_of(body: Complete, source: Row[Any]) -> Columns:
     said = body.model_dump(include={"upload_key", "source_seq", "mode", "chunks", "records"})
     said |= body.model_dump(include={"installation_id", "stream", "source", "entry", "version"})
     said |= {"source_id": source.source_id, "key_digest": key_digest(body.upload_key)}
-    return {**said, "params": orjson.dumps(body.params).decode()}
+    return {
+        **said,
+        "params": orjson.dumps(body.params).decode(),
+        "merge_key": row_keys.merge_key(body) or None,
+    }
 
 
 def _end(
@@ -344,8 +357,9 @@ def _advance(connection: Connection, source: Row[Any], body: Complete, verdict: 
     highest = max(int(source.highest_seq), body.source_seq)
     values: Columns = {"highest_seq": highest}
     if verdict is Judgement.ACCEPTED:
-        values["watermark"] = opaque_text(body.until if body.mode == "append" else None)
+        values["watermark"] = opaque_text(None if body.mode == "replace" else body.until)
         values |= {"mode": body.mode, "watermark_of": body.watermark_of}
+        values["merge_key"] = row_keys.merge_key(body)
         values |= {"removed_at": None, "removed_in": None}
         if body.full:
             values["full_seq"] = body.source_seq

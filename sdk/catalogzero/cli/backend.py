@@ -136,6 +136,10 @@ def verify(
             "are they the rows that were sent? Names begin with $CATALOGZERO_VERIFY_PREFIX."
         ),
     ] = "",
+    latest: Annotated[
+        str,
+        typer.Option(help="One that prints so the newest row of each key of mode merge."),
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Check that a backend speaks the upload protocol. It writes rows: use a test tenant.
@@ -156,6 +160,7 @@ def verify(
         other_key="" if other_key_file is None else _test_key(other_key_file),
         restart=restart,
         rows=rows,
+        latest=latest,
         on_result=(lambda _: None) if as_json else _show_result,
     )
     report = asyncio.run(verifying)

@@ -307,8 +307,9 @@ class UploadRun(RunState):
         ended = threading.Event()
 
         def report() -> None:
-            while not ended.wait(PROGRESS_S):
-                self.report()
+            with suppress(RunCancelledError):  # the run itself meets it at its next batch
+                while not ended.wait(PROGRESS_S):
+                    self.report()
 
         # The run's context, in which its progress is known as its own.
         reporter = threading.Thread(target=copy_context().run, args=(report,), daemon=True)

@@ -11,7 +11,15 @@ import hashlib
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+)
 
 from catalogzero.protocol.identities import Mode
 from catalogzero.protocol.problems import Kind, ProblemError
@@ -26,6 +34,7 @@ DIGESTS = {"sha-256": hashlib.sha256, "sha-512": hashlib.sha512}
 MAX_CHUNKS = 1_000_000
 MAX_SEQ = MAX_CHUNKS - 1
 MAX_KEY_CHARS = 2_000
+MAX_KEY_COLUMNS = 16
 MAX_INT = 2**63 - 1
 MAX_EPOCH = 2**62
 MAX_PLACE_DIGITS = 18
@@ -34,6 +43,9 @@ GENERATION = "Catalogzero-Generation"
 EPOCH, INSTALLATION = "Catalogzero-Epoch", "Catalogzero-Installation"
 """The headers by which the simple form says whose array comes, the id percent-encoded."""
 UPLOAD_ID = r"[A-Za-z0-9._~-]{1,128}"
+
+T = TypeVar("T")
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def storable(text: str) -> str:
@@ -50,6 +62,23 @@ def bounded(value: JsonValue, max_bytes: int) -> JsonValue:
     return value
 
 
+def only_in_merge(value: T, info: ValidationInfo) -> T:
+    """What mode `merge` needs or may have, and no other mode has."""
+    mode = info.data.get("mode", "merge")
+    if value and mode != "merge":
+        raise ValueError(f"mode {mode} has none")
+    return value
+
+
+def key_columns(value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    """The columns of a key: at least one in mode `merge`, none twice."""
+    if not value and info.data.get("mode") == "merge":
+        raise ValueError("mode merge needs the columns of its key")
+    if len({*value}) != len(value):
+        raise ValueError("a column stands in it twice")
+    return only_in_merge(value, info)
+
+
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(storable)]
 Text = Annotated[str, Field(max_length=2_000), AfterValidator(storable)]
 Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARS), AfterValidator(storable)]
@@ -58,6 +87,11 @@ Epoch = Annotated[int, Field(ge=0, le=MAX_EPOCH, strict=True)]
 Nested = Annotated[JsonValue, AfterValidator(lambda value: bounded(value, max_bytes=65_536))]
 Opaque = Annotated[JsonValue, AfterValidator(lambda value: bounded(value, max_bytes=4_096))]
 """A watermark."""
+KeyColumns = Annotated[
+    tuple[Key, ...],
+    Field(max_length=MAX_KEY_COLUMNS, validate_default=True),
+    AfterValidator(key_columns),
+]
 
 
 class _Body(BaseModel):
@@ -72,12 +106,18 @@ class Acknowledged(_Body):
 
 
 class Complete(_Body):
-    """The body of `POST uploads/{upload_id}/complete`."""
+    """The body of `POST uploads/{upload_id}/complete`.
+
+    In mode `merge`, `key` names the columns whose values a row takes an older one's place by, and
+    `tombstone` the column that says that it only takes it away.
+    """
 
     upload_key: Key
     source_key: Key
     source_seq: Annotated[int, Field(ge=1, le=MAX_INT, strict=True)]
     mode: Mode = "replace"
+    key: KeyColumns = ()
+    tombstone: Annotated[Key | None, AfterValidator(only_in_merge)] = None
     full: bool = False
     after: Opaque = None
     until: Opaque = None
@@ -164,9 +204,6 @@ class HealthReport(_Body):
     timestamp: Text = ""
     generation: Text | None = None
     acknowledged: Acknowledged | None = None
-
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def fitting(model: type[ModelT], value: Any) -> ModelT | None:

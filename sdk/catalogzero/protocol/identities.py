@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from catalogzero.wire.messages import encode_json
 
 Mode = Literal["replace", "append", "merge"]
-"""Whether an upload replaces what its source had, adds to it, or adds newer rows of a key."""
+"""Whether an upload replaces what its source had, adds to it, or adds newer rows of its keys."""
 
 
 class Keyed(TypedDict):

@@ -25,7 +25,7 @@ class Judgement(Enum):
     """What becomes of one `complete`."""
 
     ACCEPTED = "accepted"
-    """It becomes visible; in replace mode, or with `full`, alone of its source."""
+    """It becomes visible; in mode replace, or with `full`, alone of its source."""
     DUPLICATE = "duplicate"
     """This upload_id is complete already: nothing changes."""
     SAME_KEY = "same_key"
@@ -35,7 +35,7 @@ class Judgement(Enum):
     SUPERSEDED = "superseded"
     """It comes too late: it is finished without ever being seen."""
     MODE_CHANGED = "mode_changed"
-    """What is visible has another mode or watermark: nothing changes, `full` replaces it."""
+    """What is visible has another mode, key or watermark: nothing changes, `full` replaces it."""
     MISSING = "missing"
     """Chunks are missing: nothing changes, the client sends them."""
 
@@ -44,7 +44,8 @@ class Judgement(Enum):
 class Completion:
     """What a `complete` asks for; `after` is JSON text, `null` at the start.
 
-    `watermark_of` names what the watermark's values are of, in the client's own words.
+    `watermark_of` names what the watermark's values are of, in the client's own words; `merge_key`
+    is mode merge's key and tombstone column as one text, empty in the other modes.
     """
 
     mode: Mode
@@ -52,6 +53,7 @@ class Completion:
     source_seq: int
     after: str = "null"
     watermark_of: str = ""
+    merge_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Standing:
 
     `key_visible`: a visible upload of this source carries the completion's upload_key.
     `highest` is the source's highest source_seq, 0 where it has none; `watermark` is JSON text.
-    `mode` and `watermark_of` are those of what is visible; `mode` is None where nothing ever was.
+    `mode`, `watermark_of` and `merge_key` are of what is visible; `mode` is None where nothing ever
+    was.
     """
 
     state: UploadState
@@ -70,6 +73,7 @@ class Standing:
     missing: bool
     mode: str | None = None
     watermark_of: str = ""
+    merge_key: str = ""
 
 
 def judge(completion: Completion, standing: Standing) -> Judgement:
@@ -101,4 +105,5 @@ def is_of_another_kind(completion: Completion, standing: Standing) -> bool:
     if completion.full or standing.mode is None:
         return False
     named = {completion.watermark_of, standing.watermark_of} - {""}
-    return completion.mode != standing.mode or len(named) > 1
+    kinds = [(one.mode, one.merge_key) for one in (completion, standing)]
+    return kinds[0] != kinds[1] or len(named) > 1

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 OutcomeState = Literal[
     "uploaded", "unchanged", "reported", "done", "waiting", "running", "failed", "missed"
 ]
-_BEFORE_THE_END = {"queued", "waking", "running", "retry"}
+_BEFORE_THE_END = {"queued", "waking", "running", "cancelling", "retry"}
 _NEVER_BEGAN = {"missed", "skipped", "lost"}
 _NOTHING_NEW = {"unchanged": "nothing new", "superseded": "the backend holds something newer"}
 _OF_UPLOADS = {"uploaded", "queued", *_NOTHING_NEW}

@@ -19,6 +19,7 @@ from catalogzero.clock import Clock, SystemClock
 from catalogzero.config.logs import Logger, make_logger
 from catalogzero.config.preflight import Check
 from catalogzero.config.settings import HandlerSettings, Mask, RuntimeSettings, config_error
+from catalogzero.errors import RunCancelledError
 from catalogzero.runtime.control_answers import (
     Description,
     Failure,
@@ -139,8 +140,11 @@ class Handler:
         """Report how far the current run is; `get_run` shows it under `progress`.
 
         Raises:
+            RunCancelledError: The run is to stop.
             TypeError: A field has no JSON form.
         """
+        if self._is_cancelled():
+            raise RunCancelledError("the run was cancelled")
         self._progress(fields)
 
     @internal

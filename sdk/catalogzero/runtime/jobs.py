@@ -55,6 +55,8 @@ from catalogzero.wire.transport import Envelope
 from catalogzero.wire.waiting import MAX_WAITING, Waiting
 
 CLOSE_GRACE_S = 5.0
+STILL_WORKS_S = 2.0
+"""After this a plain method that was cancelled, and works on, is named in the log."""
 _COUNTS: tuple[Literal["failed"], Literal["items"]] = ("failed", "items")
 _LOGGED_COUNTS = (
     *("records", "uploads", "files_read", "skipped", "bad_records", "left_out"),
@@ -190,16 +192,17 @@ class Jobs:
         return method
 
     def cancel(self, run: Run, by: str = "cancel") -> None:
-        """Stop a run; one that ended is left as it is."""
-        if run.ended or run.cancelled_by:
+        """Stop a run; one that ended, or is being stopped already, is left as it is."""
+        if run.ended or (run.cancelled_by and by != "stop"):
             return
-        run.cancelled_by = by
+        run.cancelled_by = run.cancelled_by or by
         if run in self._queue:
             self._queue.remove(run)
             self._end(run, error_reply(cancellation_of(run), run.call, run_id=run.run_id))
         elif run.task is not None and run.state is not RunState.QUEUED:
             # Not before its first step, which looks at `cancelled_by`: a task that is cancelled
             # before that never runs, and nobody would be answered.
+            run.state = RunState.CANCELLING if run.state is RunState.RUNNING else run.state
             run.task.cancel()
 
     async def drain(self, *, for_good: bool = False) -> None:
@@ -299,7 +302,7 @@ class Jobs:
                     result = await run.method.function(self._handler, **run.kwargs)
                 case RunPlace.THREAD:
                     thread = self._threaded(run)
-                    result = await asyncio.shield(thread)
+                    result = await self._end_of(thread, run)
                     if inspect.isawaitable(result):  # a decorator may hide that a method is async
                         result = await result
                 case RunPlace.WORKER:
@@ -316,7 +319,7 @@ class Jobs:
             current_run.reset(token)
             run_ids.reset(ids_token)
         self._end(run, reply)
-        # A thread cannot be stopped: it keeps its place after its run was cancelled.
+        # At shutdown a thread's run was answered before it ended.
         if thread is not None and not thread.done():
             await asyncio.wait([thread])
             if not thread.cancelled():
@@ -330,6 +333,24 @@ class Jobs:
         work = partial(call_plain, run.method.function, self._handler, **run.kwargs)
         context = contextvars.copy_context()
         return asyncio.get_running_loop().run_in_executor(self._threads, context.run, work)
+
+    async def _end_of(self, thread: asyncio.Future[Any], run: Run) -> Any:
+        """What a plain method returns; of one that is to stop, its end is waited for.
+
+        A thread cannot be stopped: it sees `self.cancelled`, and `report_progress` raises. Before
+        it has ended nobody is answered, but at shutdown: its work would go on unseen.
+        """
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            if run.cancelled_by in (None, "stop"):
+                raise
+            ended, _ = await asyncio.wait([thread], timeout=STILL_WORKS_S)
+            if not ended:
+                fix = "have it look at self.cancelled, or write @job(isolate=True): that stops it"
+                self._handler.log.warning("cancelled_run_still_works", fix=fix)
+                await asyncio.wait([thread])
+            raise
 
     async def _isolated(self, run: Run) -> Any:
         """A method in a worker; a quiet one, which runs beside others, in one of its own."""

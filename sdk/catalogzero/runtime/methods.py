@@ -49,7 +49,9 @@ class JobOptions:
     """What `@job` says of a method.
 
     Attributes:
-        timeout_s: A run longer than this is cancelled; no limit by default.
+        timeout_s: A run longer than this is cancelled; no limit by default. A plain method sees
+            it in `self.cancelled`, and its next `report_progress` raises; until it has ended the
+            run is `cancelling`. One with `isolate=True` is always stopped.
         isolate: Runs in the worker process, one such job at a time; a quiet one beside them, in a
             process of its own.
         quiet: Never wakes the handler, never keeps it awake, works with resources closed.

@@ -49,6 +49,7 @@ class RunState(StrEnum):
     QUEUED = "queued"
     WAKING = "waking"
     RUNNING = "running"
+    CANCELLING = "cancelling"
     SUCCESS = "success"
     ERROR = "error"
     CANCELLED = "cancelled"

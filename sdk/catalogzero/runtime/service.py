@@ -118,7 +118,7 @@ class Service:
             undo.push_async_callback(handler.worker.close)
             if handler._worker_wanted():
                 await handler.worker.start()
-            undo.push_async_callback(self._sleeper.close)
+            undo.push_async_callback(self._close_resources)
             undo.push_async_callback(handler._on_stop)
             undo.push_async_callback(self._jobs.close)
             await handler._on_start()
@@ -146,6 +146,14 @@ class Service:
         """Wait until the scheduler has accepted the registration."""
         if self._registration is not None:
             await self._registration.registered.wait()
+
+    async def _close_resources(self) -> None:
+        """Close resources, unless a method still works with them."""
+        at_work = self._jobs.in_flight
+        if at_work:
+            fix = "have long methods look at self.cancelled, or write @job(isolate=True)"
+            self.handler.log.warning("resources_left_open", running=at_work, fix=fix)
+        await self._sleeper.close(resources=not at_work)
 
     def _on_replaced(self) -> None:
         self._jobs.go_down()

@@ -100,8 +100,8 @@ class Sleeper:
                 raise BusyError("a job is running or queued: it cannot sleep now")
             await self._step(self._fall)
 
-    async def close(self) -> None:
-        """Stop watching; a transition under way, and closing, have `grace_s` each."""
+    async def close(self, *, resources: bool = True) -> None:
+        """Stop watching, and close resources; a transition under way, and that, have `grace_s`."""
         self._closed = True
         self.arm()
         if self._transition is not None:
@@ -109,6 +109,9 @@ class Sleeper:
         if self._transition is not None:
             self._transition.cancel()
             await asyncio.wait([self._transition], timeout=self._grace_s)
+
+        if not resources:
+            return
 
         async def close_resources() -> None:
             async with asyncio.timeout(self._grace_s):

@@ -40,7 +40,7 @@ async def keys_are_checked(probe: Probe) -> None:
     expect(await probe.put(upload, 0, [A]), 201)
     about = {"entry": "verify"}
     for answer in (
-        await probe.complete(upload, key="not-a-key"),
+        await probe.complete(upload, bearer="not-a-key"),
         await probe.ask("GET", "uploads", upload, key="not-a-key"),
         await probe.ask("PUT", "installations", probe.run, json=about, key="not-a-key"),
     ):
@@ -275,7 +275,7 @@ async def a_complete_that_does_not_fit_is_refused(probe: Probe) -> None:
     for content in (b"{", b"[]", b"{}", NESTED):
         expect_refused(await probe.ask("POST", *path, content=content, headers=AS_JSON))
     expect(await probe.put(probe.upload("u"), 0, [A]), 201)
-    wrong: list[JsonObject] = [{"mode": "merge"}, {"upload_key": ""}, {"installation_id": 7}]
+    wrong: list[JsonObject] = [{"mode": "another"}, {"upload_key": ""}, {"installation_id": 7}]
     wrong += [{"source_seq": seq} for seq in (0, -1, "1", 1.5, 2**63, None)]
     wrong += [{name: value} for name in ("chunks", "records") for value in (-1, "1", None)]
     for fields in wrong:
@@ -296,7 +296,7 @@ async def paths_that_do_not_fit_are_refused(probe: Probe) -> None:
 
 async def refusals_are_problem_documents(probe: Probe) -> None:
     """Operators would not read why an upload was refused."""
-    answer = await probe.complete(probe.upload("u"), mode="merge")
+    answer = await probe.complete(probe.upload("u"), mode="another")
     if not answer.headers.get("Content-Type", "").startswith(PROBLEM_MEDIA_TYPE):
         probe.doubt(f"errors are not {PROBLEM_MEDIA_TYPE} (RFC 9457)")
 

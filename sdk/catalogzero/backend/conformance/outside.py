@@ -39,7 +39,7 @@ async def tenants_are_apart(probe: Probe) -> None:
     other = probe.means.other_key
     job = expect_job(await probe.deliver("u1", [A], source_seq=2_000))
     expect_refused(await probe.ask("GET", "uploads", probe.upload("u1"), key=other), 404)
-    beside = expect_job(await probe.deliver("u1", [A], key=other))
+    beside = expect_job(await probe.deliver("u1", [A], bearer=other))
     require(beside != job, f"two tenants got one job_id {job!r}")
     own = await probe.deliver("u2", [A], source_seq=2_500)
     expect_fields(own, duplicate=True, job_id=job)
@@ -67,13 +67,35 @@ async def what_was_acknowledged_outlives_a_kill(probe: Probe) -> None:
 
 async def the_rows_that_are_seen_are_those_that_were_sent(probe: Probe) -> None:
     """Everything above may be answered rightly, and the rows be others."""
+    await _compare(probe, "--rows", probe.means.rows, probe.means.ledger.visible())
+
+
+async def the_newest_rows_of_a_merge_are_seen(probe: Probe) -> None:
+    """An update would stand beside the row before it, and a deleted row stay."""
+    ledger, wanted = probe.means.ledger, dict[str, list[str]]()
+    for source, (key, tombstone) in ledger.merged.items():
+        table: dict[str, str] = {}
+        # the checks number what they send in the order in which it was accepted
+        for upload in ledger.shown[source]:
+            for (one, _), records in sorted(ledger.chunks.items()):
+                for text in records if one == upload else ():
+                    record = EXACT.decode(text)
+                    place = canonical([record[column] for column in key])
+                    table.pop(place, None)
+                    if tombstone is None or record.get(tombstone) in (None, False):
+                        table[place] = text
+        wanted.setdefault(source[2], []).extend(table.values())
+    await _compare(probe, "--latest", probe.means.latest, wanted)
+
+
+async def _compare(probe: Probe, option: str, command: str, wanted: dict[str, list[str]]) -> None:
+    """Compare what a command prints with the records that each source should show."""
     seen: dict[str, list[str]] = {}
     prefix = f"verify-{probe.run}-"
-    for line in (await output_of(probe.means.rows, probe.run)).splitlines():
-        source, record = _row(line)
+    for line in (await output_of(command, probe.run)).splitlines():
+        source, record = _row(line, option)
         if source.startswith(prefix):
             seen.setdefault(source, []).append(record)
-    wanted = probe.means.ledger.visible()
     for source in sorted({*seen, *wanted}):
         there, sent = (
             Counter(seen.get(source)),
@@ -87,7 +109,7 @@ async def the_rows_that_are_seen_are_those_that_were_sent(probe: Probe) -> None:
         )
 
 
-def _row(line: str) -> tuple[str, str]:
+def _row(line: str, option: str) -> tuple[str, str]:
     """Source and canonical record of a line that the command printed."""
     try:
         value: JsonObject = EXACT.decode(line)
@@ -96,7 +118,7 @@ def _row(line: str) -> tuple[str, str]:
         return str(value["source"]), canonical(record)
     except (ValueError, KeyError, TypeError):
         raise NotConformingError(
-            f'--rows printed {line[:100]!r}, expected lines of {{"source": …, "record": {{…}}}}'
+            f'{option} printed {line[:100]!r}, expected lines of {{"source": …, "record": {{…}}}}'
         ) from None
 
 
@@ -118,6 +140,7 @@ def checks(form: str, means: Means) -> tuple[list[ConformanceCheck], list[str]]:
             (tenants_are_apart, "--other-key-file", means.other_key),
             (what_was_acknowledged_outlives_a_kill, "--restart", means.restart),
             *known,
+            (the_newest_rows_of_a_merge_are_seen, "--latest", means.latest),
         ]
     absent = [f"{title_of(check)} ({option})" for check, option, given in known if not given]
     return [check for check, _, given in known if given], absent

@@ -45,11 +45,13 @@ class NotConformingError(Exception):
 class Ledger:
     """What a run wrote: records by (upload_id, seq), and what each source should show.
 
-    A source is an installation, a source_key and the name that people read.
+    A source is an installation, a source_key and the name that people read. `merged` has the key
+    and the tombstone column of those in mode merge.
     """
 
     chunks: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     shown: dict[tuple[str, str, str], list[str]] = field(default_factory=dict)
+    merged: dict[tuple[str, str, str], tuple[list[str], str | None]] = field(default_factory=dict)
 
     def completed(self, source: tuple[str, str, str], upload_id: str, *, alone: bool) -> None:
         """An upload was accepted."""
@@ -70,7 +72,7 @@ class Ledger:
 class Means:
     """What a run has to check with.
 
-    `other_key` is another tenant's; `restart` and `rows` are commands of a shell.
+    `other_key` is another tenant's; `restart`, `rows` and `latest` are commands of a shell.
     """
 
     client: httpx.AsyncClient
@@ -82,6 +84,7 @@ class Means:
     other_key: str = ""
     restart: str = ""
     rows: str = ""
+    latest: str = ""
 
 
 class Probe:
@@ -177,20 +180,26 @@ class Probe:
             await writer.wait_closed()
 
     async def complete(self, upload_id: str, **fields: Any) -> httpx.Response:
-        """Complete an upload: of one chunk with one record, unless `fields` say otherwise."""
-        key = fields.pop("key", None)
+        """Complete an upload: of one chunk with one record, unless `fields` say otherwise.
+
+        `bearer` is the key that it is asked with, where it is not the test key.
+        """
+        bearer = fields.pop("bearer", None)
         body = {**self.completion(), **fields}
-        answer = await self.ask("POST", "uploads", upload_id, "complete", json=body, key=key)
-        if answer.status_code == 201 and key is None:
+        answer = await self.ask("POST", "uploads", upload_id, "complete", json=body, key=bearer)
+        if answer.status_code == 201 and bearer is None:
             source = (body["installation_id"], body["source_key"], body["source"])
             alone = body["mode"] == "replace" or body["full"]
             self.means.ledger.completed(source, upload_id, alone=alone)
+            self.means.ledger.merged.pop(source, None)
+            if body["mode"] == "merge":
+                self.means.ledger.merged[source] = body["key"], body.get("tombstone")
         return answer
 
     async def deliver(self, label: str, records: Sequence[Record], **fields: Any) -> httpx.Response:
         """One chunk, and its complete, in an upload of this check's own."""
         upload_id = self.upload(label)
-        expect(await self.put(upload_id, 0, records, key=fields.get("key")), 201)
+        expect(await self.put(upload_id, 0, records, key=fields.get("bearer")), 201)
         return await self.complete(upload_id, records=len(records), **fields)
 
     async def post_array(

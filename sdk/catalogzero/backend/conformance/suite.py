@@ -22,6 +22,7 @@ from catalogzero.backend.conformance import (
     chunked,
     health_checks,
     identity_checks,
+    merge_checks,
     outside,
     simple,
 )
@@ -88,6 +89,7 @@ async def verify(
     other_key: str = "",
     restart: str = "",
     rows: str = "",
+    latest: str = "",
     on_result: Callable[[Result], None] = lambda _: None,
 ) -> Report:
     """Check a backend; it is written to, under names that begin with `verify-` and the run's.
@@ -104,6 +106,7 @@ async def verify(
         restart: A shell's command that kills the backend and starts it again.
         rows: A shell's command that prints what is visible, a line of JSON for each record:
             `{"source": …, "record": {…}}`.
+        latest: One that prints so the newest row of each key of what came in mode merge.
         on_result: Called after each check.
 
     Raises:
@@ -127,6 +130,7 @@ async def verify(
             other_key=other_key,
             restart=restart,
             rows=rows,
+            latest=latest,
         )
         report = Report(endpoint, await _form(Probe(means, "first"), form), means.run)
         checks, report.not_checked = _checks(report.form, means, only)
@@ -141,7 +145,7 @@ async def verify(
 
 def _checks(form: str, means: Means, only: str) -> tuple[list[ConformanceCheck], list[str]]:
     """The checks of a form, those of one name where one is given; and what is not checked."""
-    modules = [chunked, identity_checks] if form == "chunked" else [simple]
+    modules = [chunked, identity_checks, merge_checks] if form == "chunked" else [simple]
     known = [check for module in (*modules, health_checks) for check in checks_in(module)]
     more, absent = outside.checks(form, means)
     chosen = [check for check in (*known, *more) if only in title_of(check)]

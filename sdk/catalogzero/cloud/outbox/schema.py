@@ -91,8 +91,10 @@ ALTER TABLE uploads ADD COLUMN stream TEXT;
 ALTER TABLE uploads ADD COLUMN keyed TEXT;
 ALTER TABLE sources ADD COLUMN keyed TEXT;
 ALTER TABLE sources ADD COLUMN recent BLOB;
+CREATE INDEX uploads_open ON uploads (COALESCE(seal_order, 9e18), number) WHERE ended_at IS NULL;
+CREATE INDEX uploads_by_seal_order ON uploads (seal_order);
 """
-"""Version 3: several streams, and keys.
+"""Version 3: several streams, keys, and what waits in the order in which it goes.
 
 `stream` is NULL in uploads of the handler's own stream; `keyed` is the key of mode merge, as JSON;
 `recent` the digests, 16 bytes each, of the rows that the last sealed read of a keyed source held.

@@ -56,6 +56,8 @@ RESCUE_FIX = "start the handler: it takes over what can be read, and names what 
 RESERVE_BYTES = 1 << 20
 _FREE_PAGES = 2_048
 _CHECKPOINT_PAGES = 1_000
+LONG_QUEUE, TOTALS_S = 1_000, 1.0
+"""Above this number of waiting uploads the figures are taken at most once in this time."""
 _BEHIND_A_DEAD_LETTER = (
     "EXISTS (SELECT 1 FROM uploads e JOIN sources s USING (source_key)"
     " WHERE e.source_key = u.source_key AND e.seal_order < u.seal_order AND e.state = 'dead'"
@@ -99,6 +101,8 @@ class OutboxStore:
         self._reserve = folder / "outbox.reserve"
         self._lock = threading.RLock()
         self._clock = clock
+        self._totals: OutboxTotals | None = None
+        self._totals_until_s = 0.0
         if read_only:
             self._db = open_to_read(self.path)
             return
@@ -361,7 +365,14 @@ class OutboxStore:
         )
 
     def totals(self) -> OutboxTotals:
-        """The outbox in figures."""
+        """The outbox in figures; of a long queue they are as of a second ago at most.
+
+        They take a look at each upload that waits: asked at each change, that of 100,000 would be
+        most of the work of sending them.
+        """
+        now_s = self._clock.monotonic()
+        if self._totals is not None and now_s < self._totals_until_s:
+            return self._totals
         [row] = self.execute(
             "SELECT COALESCE(SUM(ended_at IS NULL), 0), COALESCE(SUM(records), 0),"
             " COALESCE(SUM(bytes), 0), COALESCE(SUM(state = 'dead'), 0),"
@@ -369,7 +380,9 @@ class OutboxStore:
             " (SELECT COUNT(*) FROM sources WHERE missing)"
             " FROM uploads WHERE ended_at IS NULL OR state IN ('dead', 'held')"
         )
-        return OutboxTotals(*row)
+        self._totals = OutboxTotals(*row)
+        self._totals_until_s = now_s + (TOTALS_S if self._totals.uploads > LONG_QUEUE else 0.0)
+        return self._totals
 
     def newest(self) -> int:
         """The number of the newest upload; 0 without any."""
@@ -416,7 +429,8 @@ class OutboxStore:
     def forget_ended(self, kept: int, below: int) -> None:
         """Drop the rows of ended uploads with a number below one, but for the newest `kept`."""
         self.execute(
-            "DELETE FROM uploads WHERE state IN ('done', 'superseded', 'abandoned', 'overtaken')"
+            "DELETE FROM uploads"
+            " WHERE state IN ('done', 'superseded', 'abandoned', 'overtaken')"
             " AND number <= (SELECT MAX(number) FROM uploads) - ? AND number < ?",
             (kept, below),
         )

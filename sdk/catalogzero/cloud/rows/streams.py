@@ -44,7 +44,7 @@ class Stream:
             takes the place of the earlier one of its key (mode `merge`); a row with a null or
             missing key is a bad record.
         tombstone: With a key, the column that says that the key is deleted: where it is neither
-            missing, null nor false.
+            missing, null, false nor 0 (also as the texts "false" and "0").
     """
 
     name: str
