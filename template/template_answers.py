@@ -24,13 +24,15 @@ from jinja2.ext import Extension
 from slugify import slugify
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "source": ("files", "sql", "custom"),
+    "kind": ("processor", "handler"),
+    "source": ("files", "sql", "singer", "custom"),
     "upload_form": ("auto", "chunked", "simple"),
+    "index": ("catalog", "public"),
     "packaging": ("systemd", "docker", "both", "none"),
     "ci": ("github", "gitlab", "none"),
     "license": ("proprietary", "MIT"),
 }
-"""Every answer that is one of a few words, with these words."""
+"""Every answer that is one of a few words, with these words; the first is the default."""
 
 LONGEST: dict[str, int] = {
     "vendor_name": 100,
@@ -66,6 +68,7 @@ _SDK_PACKAGES = (
     *("catalogzero", "conductorzero", "aiohttp", "httpx", "orjson", "psutil", "pydantic"),
     *("pydantic_settings", "pytest", "rich", "structlog", "tenacity", "typer", "yaml", "zmq"),
 )
+_OURS = ("catalogzero", "conductorzero")
 _TAKEN_PACKAGES = {*sys.stdlib_module_names, *_SDK_PACKAGES, "conftest", "test", "tests"}
 _TAKEN_MODULES = {"cli", "settings", "__init__", "__main__"}
 _TAKEN_CLASSES = {
@@ -75,10 +78,13 @@ _TAKEN_CLASSES = {
 
 
 def first_word(name: str) -> str:
-    """The first word of a name that has a letter or a digit, articles left out."""
+    """The first word of a name of which a slug can be made, articles left out.
+
+    The name itself where there is no such word.
+    """
     words = [word for word in name.split() if slug(word)]
     named = [word for word in words if word.lower() not in ("the", "a", "an")]
-    return (named or words or ["Acme"])[0]
+    return (named or words or [name])[0]
 
 
 def slug(text: str) -> str:
@@ -90,11 +96,20 @@ def derived_slug(answers: Mapping[str, str]) -> str:
     """The vendor's first word and the product: `Skylark` + `Processor` → `skylark-processor`.
 
     A product that begins with the vendor's first word stands for itself. A slug that would
-    begin with a digit gets an `x` before it.
+    begin with a digit gets an `x` before it. Empty where no slug can be made of either.
     """
     vendor, product = slug(first_word(answers["vendor_name"])), slug(answers["product_name"])
+    if not (vendor and product):
+        return ""
     name = product if f"{product}-".startswith(f"{vendor}-") else slug(f"{vendor}-{product}")
     return f"x{name}" if name[:1].isdigit() else name
+
+
+def derived_description(answers: Mapping[str, str]) -> str:
+    """What the package as generated does, in a sentence."""
+    if answers["kind"] == "handler":
+        return "Says how much a folder holds."
+    return f"Processes data where it lies and sends the results to {answers['vendor_name']}."
 
 
 def derived_module_path(answers: Mapping[str, str]) -> str:
@@ -110,15 +125,11 @@ def derived_class_name(answers: Mapping[str, str]) -> str:
 
 
 def env_prefix(answers: Mapping[str, str]) -> str:
-    """The vendor's prefix of its environment variables: `Skylark Analytics` → `SKYLARK_`.
+    """The product's prefix of its environment variables: `SKYLARK_PROCESSOR_`.
 
-    `CATALOGZERO_` belongs to the runtime: our own entries take their package's name.
+    It is the product's, so that a vendor's two products on one machine do not share a key.
     """
-    word = slug(first_word(answers["vendor_name"])) or "entry"
-    name = word.replace("-", "_").upper()
-    name = f"X{name}" if name[0].isdigit() else name
-    own = answers["project_slug"].replace("-", "_").upper()
-    return f"{own}_" if name == "CATALOGZERO" else f"{name}_"
+    return answers["project_slug"].replace("-", "_").upper() + "_"
 
 
 def package(module_path: str) -> str:
@@ -227,6 +238,18 @@ def cron_json(line: str) -> str:
     return json.dumps(trigger_of(line))
 
 
+def ci_setup(answers: Mapping[str, str]) -> str:
+    """The command by which CI makes the environment, the SDK from where clients get it.
+
+    A catalog has the SDK but none of the vendor's tools, which come from pip's own index: the SDK
+    is fetched first and named by its file, so that no other index is asked for it.
+    """
+    if answers["index"] == "public":
+        return "make setup"
+    fetch = 'python -m pip download -q --no-deps --index-url "$CATALOG/simple" -d sdk catalogzero'
+    return f'{fetch} && make setup CATALOGZERO="$(ls sdk/*.whl)"'
+
+
 def import_line(module_path: str, class_name: str) -> str:
     """The import of a class, on as many lines as ruff's formatter would give it."""
     line = f"from {module_path} import {class_name}"
@@ -260,11 +283,20 @@ def faults(answers: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def choice_faults(answers: Mapping[str, str]) -> Iterator[str]:
+    """Answers that are not among the words allowed, or that mean nothing beside another."""
+    for name, words in CHOICES.items():
+        if answers.get(name, words[0]) not in words:
+            yield f"{name} is {answers[name]!r}; choose one of: {', '.join(words)}."
+    if answers.get("kind") == "handler":
+        for name in ("source", "upload_form"):
+            if answers.get(name, CHOICES[name][0]) != CHOICES[name][0]:
+                yield f"{name} is of a processor; leave it out with kind=handler."
+
+
 def _shape_faults(answers: Mapping[str, Any]) -> Iterator[str]:
     """Answers that are not one line of text, are too long, or are not among the words allowed."""
-    for name, words in CHOICES.items():
-        if answers.get(name) not in words:
-            yield f"{name} is {answers.get(name)!r}; choose one of: {', '.join(words)}."
+    yield from choice_faults(answers)
     for name, longest in LONGEST.items():
         text = answers.get(name)
         if not isinstance(text, str):
@@ -280,16 +312,20 @@ def _shape_faults(answers: Mapping[str, Any]) -> Iterator[str]:
 def _name_faults(answers: Mapping[str, str]) -> Iterator[str]:
     """Names that cannot stand where they land."""
     for name in ("vendor_name", "product_name"):
-        if not slug(answers[name]):
-            yield f"{name} is {answers[name]!r}; give it at least one letter or digit."
+        if slug(answers[name]) in _OURS:
+            yield f"{name} is {answers[name]!r}, which is taken; give your own."
     if not answers["description"]:
         yield "description is empty; say in one sentence what the product does."
-    if not _SLUG.fullmatch(answers["project_slug"]):
+    if not answers["project_slug"]:
+        names = [name for name in ("vendor_name", "product_name") if not slug(answers[name])]
+        shown = " and ".join(f"{name} {answers[name]!r}" for name in names) or "the names"
+        yield f"of {shown} no plain name can be made; give one: project_slug=acme-processor."
+    elif not _SLUG.fullmatch(answers["project_slug"]):
         yield (
             f"project_slug is {answers['project_slug']!r}; use lower-case letters, digits and "
             "single hyphens, beginning with a letter, such as 'acme-processor'."
         )
-    elif answers["project_slug"] in ("catalogzero", "conductorzero"):
+    elif answers["project_slug"].partition("-")[0] in _OURS:
         yield f"project_slug is {answers['project_slug']!r}, which is taken; choose another."
     if answers["author_email"] and not _EMAIL.fullmatch(answers["author_email"]):
         yield f"author_email is {answers['author_email']!r}, no address; or leave it empty."
@@ -353,6 +389,8 @@ FILTERS: dict[str, Callable[..., str]] = {
         first_word,
         slug,
         derived_slug,
+        derived_description,
+        ci_setup,
         derived_module_path,
         derived_class_name,
         env_prefix,

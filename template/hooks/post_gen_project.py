@@ -8,9 +8,12 @@ import zipfile
 from pathlib import Path
 
 ANSWERS = json.loads({{ cookiecutter | jsonify | quoted }})
-PACKAGING, CI, SOURCE = ANSWERS["packaging"], ANSWERS["ci"], ANSWERS["source"]
+PACKAGING, CI = ANSWERS["packaging"], ANSWERS["ci"]
+IS_PROCESSOR = ANSWERS["kind"] == "processor"
 UNWANTED = {
-    ".dockerignore": PACKAGING not in ("docker", "both"),
+    f"src/{ANSWERS['__package_dir']}/sample.csv": not IS_PROCESSOR,
+    "tests/test_process.py": not IS_PROCESSOR,
+    "tests/test_handler.py": IS_PROCESSOR,
     "deploy": PACKAGING not in ("docker", "both"),
     ".github": CI != "github",
     ".gitlab-ci.yml": CI != "gitlab",

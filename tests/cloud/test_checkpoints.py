@@ -141,7 +141,7 @@ async def test_under_strict_rules_nothing_is_sealed_before_the_end(
 async def test_rows_behind_the_last_new_value_fail_the_run_by_name(
     backend: ReferenceBackend, tmp_path: Path, value: Any
 ) -> None:
-    """A checkpoint at the same value is none, and its rows are not lost."""
+    """A checkpoint at the same value ends no part, and its rows are not lost."""
     Pages.script = [rows(1), Checkpoint(value), rows(2), Checkpoint(value)]
     async with Site(backend.url, tmp_path, author=Pages) as site:
         with pytest.raises(FailedError, match=f"the watermark is still {value!r}"):

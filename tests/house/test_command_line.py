@@ -213,6 +213,22 @@ def test_what_is_not_installed_is_reported_by_its_extra(
     assert len(told.splitlines()) == 1
 
 
+def test_an_entry_that_is_not_installed_needs_a_catalog(tmp_path: Path) -> None:
+    code, said = run("catalog", "install", "no-such-entry", cwd=tmp_path)
+
+    assert code == 3
+    assert "no-such-entry is not installed here: name its --catalog" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preview_is_of_a_source_or_of_the_sample(tmp_path: Path) -> None:
+    (tmp_path / "author.py").write_text("from catalogzero import CloudProcessor as P\n")
+    for both in ((), ("x.csv", "--sample")):
+        assert (
+            "name a DATA_SOURCE, or --sample" in run("preview", "author:P", *both, cwd=tmp_path)[1]
+        )
+
+
 def test_a_broken_check_is_reported_once_with_the_author_s_line(tmp_path: Path) -> None:
     code = (
         "class P(CloudProcessor):\n  def process(self, b, p):\n    yield [{'a': next(b)['nope']}]\n"

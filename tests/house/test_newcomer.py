@@ -1,12 +1,14 @@
-"""A newcomer's way: what one page prints, typed on a machine that has nothing but Python."""
+"""A newcomer's way, a client's and a vendor's: what a page prints, typed where only Python is."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,49 @@ async def test_eight_commands_lead_from_an_empty_machine_to_a_scheduled_upload(
         ".venv/bin/python -c 'import catalogzero; print(catalogzero.__file__)'"
     )
     assert where.startswith(str(shell.folder))
+
+
+async def test_eight_commands_lead_a_vendor_from_nothing_to_the_first_row(shell: Shell) -> None:
+    (block,) = blocks("first-processor.md")
+    process, test = blocks("first-processor.md", "python")
+    commands = block.strip().splitlines()
+    (port,) = free_ports(1)
+    (shell.folder / "exports").mkdir()
+    (shell.folder / "exports" / "may.csv").write_text("order_id,amount\n1,120.00\n2,9.50\n")
+    os.utime(shell.folder / "exports" / "may.csv", (1, 1))
+    with Processes(shell.folder / "logs") as processes:
+        build = ("hatchling", "build", "-t", "wheel", "-d", shell.folder / "dist")
+        processes.run("build", sys.executable, "-m", *build, cwd=ROOT)
+    (wheel,) = (shell.folder / "dist").glob("*.whl")
+    # The other packages come from the index that pip is set up with, and are kept where it keeps.
+    shell.environment = {
+        **{name: text for name, text in os.environ.items() if name.startswith("PIP_")},
+        **{name: text for name, text in shell.environment.items() if name != "PIP_CONFIG_FILE"},
+        "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip")),
+        "PIP_NO_COMPILE": "1",  # of much that is never imported here
+        "SDK": wheel.as_uri(),
+        "ENDPOINT": f"http://127.0.0.1:{port}/v1",
+        "CATALOGZERO_BACKEND_PORT": str(port),
+        "CATALOGZERO_BACKEND_DATABASE": str(shell.folder / "backend.sqlite"),
+    }
+
+    assert len(commands) <= 8
+    for command in commands[:4]:
+        await shell.type(command)
+    package = shell.folder / "acme-orders"
+    rewrite(package / "src/acme_orders/handler.py", "    def process", process)
+    rewrite(package / "tests/test_process.py", "def test_", test)
+    said = [await shell.type(command) for command in commands[4:]]
+
+    assert "failed" not in said[0]
+    assert '"uploaded"' in said[-1]
+    with closing(sqlite3.connect(shell.folder / "backend.sqlite")) as database:
+        (row,) = database.execute("SELECT payload FROM visible_records")
+    assert row == ('{"order_id":"1","amount":"120.00"}',)
+
+
+def rewrite(path: Path, begin: str, text: str) -> None:
+    """Write something in the place of all from a line on that begins so, as an author would."""
+    head, mark, _ = path.read_text().partition(f"\n{begin}")
+    assert mark
+    path.write_text(f"{head}\n{text}")

@@ -15,7 +15,7 @@ from catalogzero.entry.package_source import read_package
 from catalogzero.entry.scaffold import scaffold, template_folder
 
 ENDPOINT = "https://placeholder.example/v1"
-ANSWERS = {"endpoint": ENDPOINT, "source": "custom", "packaging": "none", "ci": "none"}
+ANSWERS = {"endpoint": ENDPOINT, "packaging": "none", "ci": "none"}
 PLACES = {
     f'"{ENDPOINT}"': "{{ cookiecutter.endpoint | quoted }}",
     'upload_form = { default = "auto"': (
@@ -32,12 +32,8 @@ def manifest_template() -> Path:
 
 def refreshed() -> str:
     """The text that the template's manifest should have."""
-    with tempfile.TemporaryDirectory() as folder:
-        package = read_package(scaffold(ANSWERS, Path(folder)))
-        lint.fix(package)
-        (entry_id,) = package.entries
-        text = package.manifest_path(entry_id).read_text("utf-8")
-    generated = text[text.index(GENERATED_MARK) :]
+    generated = generated_part({"source": "custom"})
+    of_handlers = generated_part({"kind": "handler"}).removeprefix(GENERATED_MARK).strip()
     for plain, placeholder in PLACES.items():
         assert plain in generated
         generated = generated.replace(plain, placeholder)
@@ -45,10 +41,27 @@ def refreshed() -> str:
         f'{{% if cookiecutter.source == "custom" %}}\n{line}\n{{% endif %}}'
         if line.startswith("source_folder =")
         else line
-        for line in generated.splitlines()
+        for line in generated.removeprefix(GENERATED_MARK).strip().splitlines()
     ]
     own = manifest_template().read_text("utf-8").partition(GENERATED_MARK)[0]
-    return own.rstrip("\n") + "\n\n" + "\n".join(lines) + "\n"
+    choice = [
+        '{% if cookiecutter.kind == "handler" %}',
+        *of_handlers.splitlines(),
+        "{% else %}",
+        *lines,
+        "{% endif %}",
+    ]
+    return f"{own.rstrip()}\n\n{GENERATED_MARK}\n\n" + "\n".join(choice) + "\n"
+
+
+def generated_part(answers: dict[str, str]) -> str:
+    """What `catalog lint --fix` writes into the manifest of a package of these answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        package = read_package(scaffold({**ANSWERS, **answers}, Path(folder)))
+        lint.fix(package)
+        (entry_id,) = package.entries
+        text = package.manifest_path(entry_id).read_text("utf-8")
+    return text[text.index(GENERATED_MARK) :]
 
 
 if __name__ == "__main__":

@@ -78,22 +78,28 @@ def test_names_give_names_that_python_takes_or_are_refused_with_a_sentence(
         assert all(part.isidentifier() for part in answers["module_path"].split("."))
         assert answers["class_name"].isidentifier()
         return
-    assert "letter or digit" in refused
+    assert "no plain name can be made; give one: project_slug=" in refused
 
 
 @pytest.mark.parametrize(
     ("answer", "value", "fix"),
     [
         ("packaging", "vagrant", "choose one of: systemd, docker, both, none"),
-        ("source", "", "choose one of: files, sql, custom"),
+        ("source", "", "choose one of: files, sql, singer, custom"),
+        ("kind", "conductor", "choose one of: processor, handler"),
+        ("index", "", "choose one of: catalog, public"),
         ("vendor_name", "A\nB", "line break"),
-        ("vendor_name", "…", "at least one letter or digit"),
+        ("vendor_name", "…", "give one: project_slug=acme-processor"),
+        ("product_name", "🙂", "give one: project_slug=acme-processor"),
+        ("vendor_name", "catalogzero", "which is taken"),
+        ("vendor_name", "CatalogZero", "which is taken"),
         ("vendor_name", " Acme", "begins or ends with a blank"),
         ("product_name", "x" * 101, "shorten it to 100"),
         ("description", "", "say in one sentence"),
         ("project_slug", "Acme_Processor", "such as 'acme-processor'"),
         ("project_slug", "../../etc", "such as 'acme-processor'"),
         ("project_slug", "catalogzero", "choose another"),
+        ("project_slug", "catalogzero-orders", "choose another"),
         ("author_email", "somebody", "or leave it empty"),
         ("endpoint", "api.acme.example", "give a whole URL"),
         ("endpoint", "http://api.acme.example/v1", "use https"),
@@ -121,6 +127,27 @@ def test_a_bad_answer_is_refused_with_a_sentence(answer: str, value: str, fix: s
         completed(**{answer: value})
 
     assert fix in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["…", "🙂", "ꙮ"])
+def test_a_name_without_a_plain_slug_is_taken_with_a_slug_beside_it(name: str) -> None:
+    answers = completed(vendor_name=name, product_name=name, project_slug="acme-orders")
+
+    assert answers["module_path"] == "acme_orders.handler"
+    assert answers["endpoint"] == "https://api.acme.example/v1/process"
+
+
+@pytest.mark.parametrize("answer", [{"source": "sql"}, {"upload_form": "simple"}])
+def test_what_a_plain_handler_does_not_have_is_refused(answer: dict[str, str]) -> None:
+    (name,) = answer
+    with pytest.raises(ConfigError, match=f"{name} is of a processor; leave it out"):
+        completed(kind="handler", **answer)
+
+
+def test_two_products_of_a_vendor_have_a_prefix_each(rules: ModuleType) -> None:
+    products = [completed(vendor_name="Acme", product_name=name) for name in ("Orders", "Stock")]
+
+    assert [rules.env_prefix(answers) for answers in products] == ["ACME_ORDERS_", "ACME_STOCK_"]
 
 
 def test_an_unknown_answer_is_refused_with_the_names_that_there_are() -> None:

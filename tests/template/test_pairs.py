@@ -1,13 +1,14 @@
 """Every pair of choices makes a package that is clean, typed, tested, and builds.
 
-Twelve packages hold every pair. Each of them is generated, looked at by ruff, by `catalog lint`,
-by hadolint, built (wheel and sdist), installed beside the others, and asked for its
-version; mypy and the tests run once for each different Python tree among them. Left out here:
+Twenty packages hold every pair. Each of them is generated, looked at by ruff, by `catalog lint` and
+by hadolint. One for each different Python tree among them is built (wheel and sdist), installed
+beside the others, asked for its version, typed and tested. Left out here:
 
 - in `make test`, the contract suite and the preview for all but three packages, in which every
-  source and every upload_form stands: where both are the same, so is the Python but for its names
-  (a test compares them); `make test-all` runs both for every package.
-- in `make test`, what is no pair: all 216 combinations are generated and looked at by ruff in
+  kind and upload_form but auto stands, and every source but files, with which tests/house walks
+  a newcomer's way, and singer, whose Python is that of files: where these are the same, so is the
+  Python but for its names (a test compares them); `make test-all` runs both for every package.
+- in `make test`, what is no pair: all 624 combinations are generated and looked at by ruff in
   `make test-all`; the others' Python is that of a pair.
 - an image built from the Dockerfile: that needs a Docker engine and a base image. hadolint reads
   every Dockerfile, and `test_paths` carries out its instructions in a folder.
@@ -21,12 +22,14 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import tomllib
 import zipfile
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,7 @@ from catalogzero.entry.scaffold import scaffold, template_folder, template_rules
 from catalogzero.entry.wheels import sha256_of
 from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
+from packaging.specifiers import SpecifierSet
 
 from tests.entry.environments import borrowing_environment
 
@@ -59,9 +63,12 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 
 def all_combinations() -> list[Choice]:
-    """Every combination of choices; none is left out."""
+    """Every combination of choices that is not refused; no other is left out."""
     named = [[(name, word) for word in words] for name, words in choices().items()]
-    return list(itertools.product(*named))
+    with template_rules(template_folder()) as rules:
+        return [
+            made for made in itertools.product(*named) if not list(rules.choice_faults(dict(made)))
+        ]
 
 
 def pairwise() -> list[Choice]:
@@ -115,10 +122,17 @@ def names(number: int) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def installed(packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment in which the wheels of all packages are installed."""
+def trees(packages: Packages) -> Packages:
+    """A package for each different Python tree; not a tap's where there is a file's."""
+    ordered = sorted(packages, key=lambda made: made[0]["source"] != "singer")
+    return list({python_kind(answers): (answers, folder) for answers, folder in ordered}.values())
+
+
+@pytest.fixture(scope="module")
+def installed(trees: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment in which the wheels of `trees` are installed."""
     folder = tmp_path_factory.mktemp("installed")
-    for _, package in packages:
+    for _, package in trees:
         for builder in (SdistBuilder, WheelBuilder):
             list(builder(str(package)).build(directory=str(folder / "dist")))
     python = borrowing_environment(folder / "venv")
@@ -140,26 +154,39 @@ def python_of(folder: Path) -> dict[str, str]:
     }
 
 
-def diagonal(packages: Packages) -> Packages:
-    """Three packages, in which every source and every upload_form stands."""
-    wanted = zip(choices()["source"], choices()["upload_form"], strict=True)
-    found = {(told["source"], told["upload_form"]): (told, folder) for told, folder in packages}
-    return [found[pair] for pair in wanted]
+def python_kind(answers: dict[str, str]) -> tuple[str, str, str]:
+    """The answers of which a package's Python depends; a tap's rows are processed as a file's."""
+    source = answers["source"].replace("singer", "files")
+    return answers["kind"], source, answers["upload_form"]
+
+
+def diagonal(trees: Packages) -> Packages:
+    """Four packages, in which every kind, source (a tap's as a file's) and upload_form stands."""
+    wanted = [
+        ("processor", "files", "auto"),
+        ("processor", "sql", "chunked"),
+        ("processor", "custom", "simple"),
+        ("handler", "files", "auto"),
+    ]
+    found = {python_kind(answers): (answers, folder) for answers, folder in trees}
+    return [found[kind] for kind in wanted]
 
 
 def test_the_packages_cover_every_pair() -> None:
     covered = set().union(*(pairs(made) for made in pairwise()))
 
     assert covered == set().union(*(pairs(made) for made in all_combinations()))
-    assert len(pairwise()) == 12
+    assert len(pairwise()) == 20
 
 
-def test_packages_of_one_source_and_upload_form_have_the_same_python(packages: Packages) -> None:
-    trees: dict[tuple[str, str], dict[str, str]] = {}
+def test_packages_of_one_kind_source_and_upload_form_have_the_same_python(
+    packages: Packages,
+) -> None:
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
     for answers, folder in packages:
-        kind = answers["source"], answers["upload_form"]
-        assert python_of(folder) == trees.setdefault(kind, python_of(folder)), answers
-    assert len(trees) == 9
+        tree = found.setdefault(python_kind(answers), python_of(folder))
+        assert python_of(folder) == tree, answers
+    assert len(found) == 10
 
 
 def test_every_package_is_clean_for_ruff(packages: Packages) -> None:
@@ -171,8 +198,8 @@ def test_every_package_is_clean_for_ruff(packages: Packages) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_every_package_is_strictly_typed(packages: Packages) -> None:
-    folders = [folder for _, folder in packages]
+def test_every_package_is_strictly_typed(trees: Packages) -> None:
+    folders = [folder for _, folder in trees]
     sources = [folder / "src" for folder in folders]
 
     done = run(
@@ -187,41 +214,42 @@ def test_every_package_is_strictly_typed(packages: Packages) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(PYRIGHT is None, reason="pyright is not installed: npm install -g pyright")
-def test_every_package_is_clean_in_pyright(packages: Packages) -> None:
-    for _, folder in packages:
+def test_every_package_is_clean_in_pyright(trees: Packages) -> None:
+    for _, folder in trees:
         done = run(str(PYRIGHT), "--pythonpath", sys.executable, "src", "tests", cwd=folder)
 
         assert done.returncode == 0, done.stdout
 
 
 def test_every_package_is_installed_and_passes_its_own_tests(
-    packages: Packages, installed: Path
+    trees: Packages, installed: Path
 ) -> None:
-    tests = [folder / "tests/test_process.py" for _, folder in packages]
+    names = {"processor": "test_process.py", "handler": "test_handler.py"}
+    tests = [folder / "tests" / names[answers["kind"]] for answers, folder in trees]
+    parent = trees[0][1].parent
 
     done = run(
-        *(installed, "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider"),
-        *("--import-mode=importlib", "-W", "error", "-c", os.devnull, "--rootdir"),
-        *(packages[0][1].parent, *tests),
-        cwd=packages[0][1].parent,
+        *(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"),
+        *("--asyncio-mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"),
+        *("--import-mode=importlib", "-c", os.devnull, "--rootdir", parent, *tests),
+        cwd=parent,
     )
 
     assert done.returncode == 0, done.stdout
-    assert f"{2 * len(packages)} passed" in done.stdout
+    assert f"{2 * len(trees) - 1} passed" in done.stdout  # the handler has one test
 
 
-def test_every_package_s_command_says_its_version(packages: Packages, installed: Path) -> None:
-    for _, folder in packages:
+def test_every_package_s_command_says_its_version(trees: Packages, installed: Path) -> None:
+    for _, folder in trees:
         done = run(installed.with_name(folder.name), "--version", cwd=folder)
         assert (done.returncode, done.stdout) == (0, f"{folder.name} 0.1.0\n"), done.stderr
 
 
 def preview(folder: Path, installed: Path, answers: dict[str, str]) -> None:
-    """`preview sample.csv` works at once: without key, endpoint or registry file."""
+    """`preview --sample` works at once: without key, endpoint or registry file."""
     with tempfile.TemporaryDirectory() as alone:
-        shutil.copy(folder / "sample.csv", alone)
         done = subprocess.run(
-            [installed.with_name(folder.name), "preview", "sample.csv"],
+            [installed.with_name(folder.name), "preview", "--sample"],
             cwd=alone,
             env={"HOME": alone, "PATH": "/usr/bin:/bin"},
             capture_output=True,
@@ -236,34 +264,36 @@ def preview(folder: Path, installed: Path, answers: dict[str, str]) -> None:
 
 def break_no_check(folder: Path, installed: Path) -> None:
     """A fresh package's own tests, the contract suite among them, pass untouched."""
-    quiet = ("-q", "-p", "no:asyncio", "-p", "no:cacheprovider")
+    quiet = ("-q", "-p", "no:cacheprovider")
     done = run(installed, "-m", "pytest", *quiet, cwd=folder)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(1, 4))  # the first is a newcomer's: test_newcomer
 def test_a_fresh_package_previews_its_sample_and_breaks_no_check_of_the_contract(
-    packages: Packages, installed: Path, number: int
+    trees: Packages, installed: Path, number: int
 ) -> None:
-    answers, folder = diagonal(packages)[number]
+    answers, folder = diagonal(trees)[number]
 
     break_no_check(folder, installed)
-    preview(folder, installed, answers)
+    if answers["kind"] == "processor":
+        preview(folder, installed, answers)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", range(12))
+@pytest.mark.parametrize("number", range(10))
 def test_every_package_previews_its_sample_and_breaks_no_check_of_the_contract(
-    packages: Packages, installed: Path, number: int
+    trees: Packages, installed: Path, number: int
 ) -> None:
-    answers, folder = packages[number]
-    if (answers, folder) in diagonal(packages):
+    answers, folder = trees[number]
+    if (answers, folder) in diagonal(trees)[1:]:
         pytest.skip("runs above")
 
     break_no_check(folder, installed)
-    preview(folder, installed, answers)
+    if answers["kind"] == "processor":
+        preview(folder, installed, answers)
 
 
 def test_every_package_is_fit_for_a_catalog(packages: Packages) -> None:
@@ -279,19 +309,62 @@ def test_every_package_has_what_was_chosen_and_nothing_else(packages: Packages) 
         docker = (folder / "deploy/Dockerfile").exists()
         assert systemd == (answers["packaging"] in ("systemd", "both")), answers
         assert docker == (answers["packaging"] in ("docker", "both")), answers
+        samples = list(folder.glob("src/*/sample.csv"))
+        assert len(samples) == (answers["kind"] == "processor"), answers
         assert (folder / ".github").exists() == (answers["ci"] == "github"), answers
         assert (folder / ".gitlab-ci.yml").exists() == (answers["ci"] == "gitlab"), answers
         assert not [path for path in folder.rglob("*") if "{{" in path.name]
 
 
-def test_every_package_s_readme_shows_files_that_can_be_read(packages: Packages) -> None:
+def test_every_package_s_readme_shows_a_schedule_that_can_be_read(packages: Packages) -> None:
     for _, folder in packages:
         text = (folder / "README.md").read_text()
-        (registry,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-        written = yaml.safe_load((folder / "handler_registry.yaml").read_text())
-        assert yaml.safe_load(registry) == written
         (schedule,) = re.findall(r"-d '(\{.*?\n\})'", text, re.DOTALL)
         assert json.loads(schedule)["trigger"] == {"type": "cron", "minute": "0", "hour": "2"}
+
+
+@pytest.fixture(scope="module")
+def sections(trees: Packages, installed: Path) -> dict[str, Path]:
+    """The registry file that each README's command writes, by the package; its catalog left out."""
+    found = {}
+    for _, folder in diagonal(trees):
+        page = (folder / "README.md").read_text()
+        (command,) = re.findall(
+            r"^\.venv/bin/(catalogzero catalog install .*)$", page, re.MULTILINE
+        )
+        written = shlex.split(command.replace('--catalog "$CATALOG" ', ""))
+        done = run(installed.with_name(written[0]), *written[1:], cwd=folder)
+        assert done.returncode == 0, done.stderr
+        found[folder.name] = folder / "handler_registry.yaml"
+    return found
+
+
+def test_the_readme_s_command_writes_a_section_that_is_valid(
+    sections: dict[str, Path], installed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("not-a-real-key")
+    for name, registry in sections.items():
+        there = tmp_path / f"{name}.yaml"
+        there.write_text(registry.read_text().replace(f"/etc/{name}/api_key", f"{tmp_path}/key"))
+        code = (
+            "import pathlib, sys; from catalogzero.runtime.launch import make_handler; "
+            "print(make_handler(sys.argv[1], registry=pathlib.Path(sys.argv[2])).handler_id)"
+        )
+
+        done = run(installed, "-c", code, name, there, cwd=tmp_path)
+
+        assert (done.returncode, done.stdout.strip()) == (0, name), done.stderr
+
+
+def test_ci_tests_on_every_python_that_a_catalog_serves(packages: Packages) -> None:
+    (found,) = {
+        tuple(yaml.safe_load(path.read_text())["jobs"]["test"]["strategy"]["matrix"]["python"])
+        for _, folder in packages
+        for path in folder.glob(".github/workflows/ci.yml")
+    }
+    ours = SpecifierSet(metadata("catalogzero")["Requires-Python"])
+
+    assert list(found) == [f"3.{minor}" for minor in range(100) if f"3.{minor}" in ours]
 
 
 HADOLINT = BIN / "hadolint"
@@ -309,15 +382,12 @@ def test_hadolint_finds_nothing_in_any_dockerfile(packages: Packages) -> None:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 def test_systemd_takes_the_unit_that_a_package_s_command_prints(
-    packages: Packages, installed: Path, tmp_path: Path
+    sections: dict[str, Path], installed: Path, tmp_path: Path
 ) -> None:
-    for _, folder in diagonal(packages):
-        registry = folder / "handler_registry.yaml"
-        printed = run(
-            installed.with_name(folder.name), "systemd", "--registry", registry, cwd=folder
-        )
-        unit = tmp_path / f"{folder.name}.service"
-        unit.write_text(printed.stdout)
+    for name, registry in sections.items():
+        command = (installed.with_name(name), "systemd", "--registry", registry)
+        printed = run(*command, "--out", tmp_path, cwd=tmp_path)
+        unit = tmp_path / f"{name}.service"
 
         verified = run("systemd-analyze", "verify", "--man=no", unit, cwd=tmp_path)
         arguments = ("--offline=true", "--threshold=15")

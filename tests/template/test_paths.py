@@ -1,8 +1,9 @@
 """The vendor's path and the client's, typed as their pages show them: from nothing to a row.
 
-Afterwards every other command of the client's README is typed too, and the Dockerfile's
-instructions are carried out in a folder: no engine is needed for that, and none is tested.
-Both environments, the vendor's and the client's, have never seen catalogzero.
+The client has the wheel alone, and reads its README there. Afterwards every other command of that
+page is typed too, the commands of CI are, and the Dockerfile's instructions are carried out in a
+folder: no engine is needed for that, and none is tested.
+All environments have never seen catalogzero.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
+from email import message_from_bytes
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from catalogzero.entry.scaffold import template_folder
 from catalogzero.testing import FaultyBackend
 from catalogzero.testing.backend import API_KEY
@@ -118,6 +122,7 @@ async def test_the_paths_of_vendor_and_client_lead_to_a_row_at_the_backend(tmp_p
             rows = backend.rows
             await asyncio.to_thread(paths.other_commands_of_the_readme)
             await asyncio.to_thread(paths.instructions_of_the_dockerfile)
+            await asyncio.to_thread(paths.commands_of_ci)
         finally:
             paths.end()
 
@@ -143,9 +148,12 @@ class Paths:
         """From nothing to a catalog that is served."""
         answers = 'vendor_name="Skylark Analytics" product_name=Processor packaging=both'
         self.vendor(f"{CATALOGZERO} new --no-input {answers} endpoint={endpoint}")
+        # pip keeps what it builds of a folder whose name has a hyphen, and would take it again.
+        checkout = self.vendor.folder / "catalogzero"
+        checkout.symlink_to(CHECKOUT)
         self.vendor.folder = self.package
         for command in commands(self.package / "DEVELOPMENT.md"):
-            self.vendor(command.replace("/path/to/catalogzero", str(CHECKOUT)))
+            self.vendor(command.replace("/path/to/catalogzero", str(checkout)))
         self.vendor(".venv/bin/catalogzero catalog build dist --out site")
         serve = ".venv/bin/catalogzero catalog serve site --port 0"
         catalog = self.vendor.start(serve, lambda line: line.startswith("http"))
@@ -153,9 +161,13 @@ class Paths:
 
     def client_s(self) -> None:
         """From the catalog's address to a row at the backend."""
-        self._configure()
+        folder = self.client.folder
+        (folder / "exports").mkdir(parents=True)
+        (folder / "exports" / "orders.csv").write_text(SAMPLE)
+        (folder / "key").write_text(API_KEY)
         for command in self._readme()[:3]:
             self.client(command)
+        self._configure()
         params = json.dumps({"data_source": str(self.client.folder / "exports")})
         run = ".venv/bin/catalogzero run skylark_processor --once process_and_upload"
         self.client(f"{run} --params '{params}'")
@@ -163,36 +175,51 @@ class Paths:
         self.typed = len(self.vendor.typed) + len(self.client.typed)
 
     def _configure(self) -> None:
-        """What the client has, and what it writes into the README's registry file."""
-        folder = self.client.folder
-        (folder / "exports").mkdir(parents=True)
-        (folder / "exports" / "orders.csv").write_text(SAMPLE)
-        (folder / "key").write_text(API_KEY)
-        readme = (self.package / "README.md").read_text()
-        (registry,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+        """What the client changes in the registry file that was written for it."""
+        registry = self.client.folder / "handler_registry.yaml"
         edits = {
-            "/etc/skylark-processor/api_key": str(folder / "key"),
-            "/data/exports": str(folder / "exports"),
-            "port: 5555": f"port: {self.port}",
+            "/etc/skylark-processor/api_key": str(self.client.folder / "key"),
+            "port: 5001": f"port: {self.port}",
         }
-        text, self.edited = with_edits(registry, edits)
-        (folder / "handler_registry.yaml").write_text(text)
+        text, edited = with_edits(registry.read_text(), edits)
+        registry.write_text(f"scheduler: none\n{text}")
+        self.edited = edited + 1
 
     def _readme(self) -> list[str]:
-        """The commands of the client's README, with the client's own folder."""
-        exports = str(self.client.folder / "exports")
-        return [
-            command.replace("/data/exports", exports)
-            for command in commands(self.package / "README.md")
-        ]
+        """The commands of the client's README, as its wheel has it, with the client's folders."""
+        here = self.client.folder
+        page = here / "README.md"
+        page.write_text(self.readme())
+        places = {
+            "/data/exports": f"{here}/exports",
+            "/opt/skylark-processor": ".venv",
+            "/etc/skylark-processor": f"{here}",
+            "/etc/systemd/system": f"{here}",
+        }
+        found = commands(page)
+        for place, there in places.items():
+            found = [command.replace(place, there) for command in found]
+        return found
+
+    def readme(self) -> str:
+        """The client's page, from the wheel."""
+        (wheel,) = (self.package / "dist").glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+            page = message_from_bytes(archive.read(name)).get_payload(decode=True)
+        assert isinstance(page, bytes)
+        return page.decode()
 
     def other_commands_of_the_readme(self) -> None:
-        """Preview, run, call, schedule."""
-        preview, run, call, schedule = self._readme()[3:]
+        """Readme, check, preview, unit, run, call, schedule."""
+        check, preview, run, unit, enable, call, schedule = self._readme()[3:]
+        assert self.client(".venv/bin/skylark-processor readme").strip() == self.readme().strip()
+        assert "✗" not in self.client(check)
+        written = Path(self.client(unit).strip())
+        assert enable == f"systemctl enable --now {written.stem}"
         registry = self.client.folder / "handler_registry.yaml"
         scheduler_at = f"scheduler: tcp://127.0.0.1:{self.zmq_port}"
         registry.write_text(registry.read_text().replace("scheduler: none", scheduler_at))
-        shutil.copy(self.package / "sample.csv", self.client.folder)
         assert "nothing was sent: 7 records" in self.client(preview)
         database = f"sqlite:///{self.client.folder / 'scheduler.db'}"
         with SchedulerProcess(database, zmq_port=self.zmq_port) as scheduler:
@@ -206,20 +233,18 @@ class Paths:
     def instructions_of_the_dockerfile(self) -> None:
         """COPY and RUN as they stand, below a folder; the process as the image would start it."""
         image = Typist(self.client.folder.parent / "image")
-        image.environment |= {"CATALOG": self.client.environment["CATALOG"]}
-        for folder in ("tmp/wheels", "shims"):
-            (image.folder / folder).mkdir(parents=True)
+        image.environment |= {"CATALOG": self.client.environment["CATALOG"], "VERSION": "0.1.0"}
+        (image.folder / "shims").mkdir(parents=True)
         image("python3 -m venv venv")
         for name in ("useradd", "install"):  # they ask for root, and change the machine
             shim = image.folder / "shims" / name
             shim.write_text(f'#!/bin/sh\necho {name} "$@" >> {image.folder}/asked\n')
             shim.chmod(0o755)
         image.environment["PATH"] = f"{image.folder}/shims:{image.folder}/venv/bin:/usr/bin:/bin"
-        told = dict(instructions(self.package / "deploy" / "Dockerfile"))
-        source, target = told["COPY"].split()
-        image(f"cp {self.package}/{source} {image.folder}{target}")
-        image(told["RUN"].replace(target.rstrip("/"), f"{image.folder}{target.rstrip('/')}"))
-        assert not (image.folder / "tmp" / "wheels").exists()
+        (shown,) = re.findall(r"```dockerfile\n(.*?)```", self.readme(), re.DOTALL)
+        assert shown.strip() == (self.package / "deploy" / "Dockerfile").read_text().strip()
+        told = dict(instructions(shown))
+        image(told["RUN"])
         uid = told["USER"]
         assert (image.folder / "asked").read_text().splitlines() == [
             f"useradd --uid {uid} --no-create-home handler",
@@ -234,15 +259,29 @@ class Paths:
         )
         image.end()
 
+    def commands_of_ci(self) -> None:
+        """CI's environment and its wheel; `make lint test` was typed above."""
+        ci = Typist(self.client.folder.parent / "ci")
+        ci.environment |= {"CATALOG": self.client.environment["CATALOG"]}
+        shutil.copytree(
+            self.package, ci.folder, ignore=shutil.ignore_patterns(".venv", "dist", "site")
+        )
+        workflow = yaml.safe_load((ci.folder / ".github/workflows/ci.yml").read_text())
+        for step in workflow["jobs"]["build"]["steps"]:
+            if "run" in step:
+                ci(step["run"].replace("python -m", "python3 -m"))
+        (wheel,) = (ci.folder / "dist").glob("*.whl")
+        assert wheel.name == "skylark_processor-0.1.0-py3-none-any.whl"
+
     def end(self) -> None:
         """End what still runs."""
         for typist in (self.client, self.vendor):
             typist.end()
 
 
-def instructions(dockerfile: Path) -> Iterator[tuple[str, str]]:
+def instructions(dockerfile: str) -> Iterator[tuple[str, str]]:
     """The instructions of a Dockerfile with their arguments, continued lines as one."""
-    text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^#.*\n", "", dockerfile, flags=re.MULTILINE)
     for line in text.replace("\\\n", " ").splitlines():
         if line:
             name, _, arguments = line.partition(" ")

@@ -10,9 +10,11 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
+from catalogzero.entry.manifest import load_manifest
 from catalogzero.entry.scaffold import scaffold, template_folder
 from catalogzero.errors import ConfigError
 
@@ -131,6 +133,24 @@ def test_new_refuses_bad_answers_with_a_sentence_and_writes_nothing(
     assert "nothing was written" in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_answers_are_listed_with_the_words_that_they_may_be(rules: ModuleType) -> None:
+    done = subprocess.run(
+        [CATALOGZERO, "new", "--answers", "--json"], capture_output=True, text=True, check=True
+    )
+    shown = subprocess.run(
+        [CATALOGZERO, "new", "--answers"], capture_output=True, text=True, check=True
+    )
+
+    listed = json.loads(done.stdout)
+    allowed = {name: tuple(one["allowed"]) for name, one in listed.items() if one["allowed"]}
+    assert allowed == rules.CHOICES
+    assert {name: words[0] for name, words in allowed.items()}.items() <= {
+        (name, one["default"]) for name, one in listed.items()
+    }
+    for words in allowed.values():
+        assert f"one of: {', '.join(words)}\n" in shown.stdout
 
 
 def test_new_asks_three_questions(tmp_path: Path) -> None:
@@ -282,7 +302,7 @@ def test_a_hostile_name_leaves_the_package_clean_for_ruff(bake: Bake, name: str)
     assert formatted.returncode == 0, formatted.stdout
 
 
-def test_the_seed_s_names_give_the_seed_s_section_with_its_data_roots(bake: Bake) -> None:
+def test_the_seed_s_names_give_the_seed_s_class_and_settings(bake: Bake) -> None:
     folder = bake(
         vendor_name="Your Company",
         module_path="your_company.cloud_processor_handler",
@@ -290,12 +310,12 @@ def test_the_seed_s_names_give_the_seed_s_section_with_its_data_roots(bake: Bake
         endpoint="https://api.yourcompany.example/v1/process",
     )
 
-    (section,) = yaml.safe_load((folder / "handler_registry.yaml").read_text())["handlers"]
-    assert section["module_path"] == "your_company.cloud_processor_handler"
-    assert section["class_name"] == "CloudProcessorHandler"
-    assert section["port"] == 5555
-    assert section["config"]["endpoint"] == "https://api.yourcompany.example/v1/process"
-    assert section["config"]["data_roots"] == ["/data/exports"]
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    (named,) = project["entry-points"]["catalogzero.handlers"].values()
+    assert named == "your_company.cloud_processor_handler:CloudProcessorHandler"
+    settings = load_manifest(folder / "src/your_company/catalogzero.toml").config_schema
+    endpoint = settings["properties"]["endpoint"]["default"]
+    assert endpoint == "https://api.yourcompany.example/v1/process"
     assert (folder / "src/your_company/cloud_processor_handler.py").is_file()
 
 

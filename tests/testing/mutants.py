@@ -327,6 +327,10 @@ MUTANTS: dict[str, list[Mutant]] = {
             top="import csv",
             body="def read(self, data_source, params, after=None):\n"
             "    with open(data_source) as file:\n        yield list(csv.DictReader(file))",
-        )
+        ),
+        Mutant(
+            body="def read(self, data_source, params, after=None):\n"
+            "    yield [{'id': '1', 'name': 'Ada', 'note': 'first'}]",
+        ),
     ],
 }

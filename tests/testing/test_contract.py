@@ -14,7 +14,7 @@ from catalogzero.testing import Lab, ProcessorContract
 from catalogzero.testing.checks import ContractCheck
 from catalogzero.testing.lab import BrokenError, UnfinishedError
 
-from tests.testing.mutants import GOOD, MUTANTS, SAMPLE, Mutant
+from tests.testing.mutants import GOOD, MUTANTS, SAMPLE, Mutant, process
 
 CHECKS = {check.name: check for check in ProcessorContract.checks()}
 SEEDED = [
@@ -93,6 +93,26 @@ def test_a_seeded_fault_is_reported_by_the_check_that_names_it(
     assert said
     assert said.startswith(f"{name}\n  seen: ")
     assert CHECKS[name].fix in said
+
+
+def test_a_column_that_is_parsed_is_dropped_as_it_is(bench: Bench) -> None:
+    parsed = process("for batch in batches:\n    yield [{'id': int(row['id'])} for row in batch]")
+
+    assert broken(CHECKS["a_dropped_column_does_not_leave"], bench.lab(parsed)) is None
+
+
+def test_what_is_said_of_a_source_is_true_where_it_reads_no_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "reads_nothing_outside_its_roots"
+    of_files, of_none = (broken(CHECKS[name], bench.lab(one)) or "" for one in MUTANTS[name])
+    empty = bench.lab(Mutant(body="def read(self, data_source, params):\n    yield []"))
+    monkeypatch.setattr(type(empty.contract), "data_source", lambda self, lab: "https://x//orders")
+    of_nothing = broken(CHECKS["process_streams"], empty) or ""
+
+    assert "secret.csv, outside of what it may read, was read" in of_files
+    assert "secret.csv', which is no name of its source" in of_none
+    assert "https://x//orders has no rows to look at" in of_nothing
 
 
 @pytest.mark.slow

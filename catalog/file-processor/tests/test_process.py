@@ -8,7 +8,7 @@ from catalogzero import ConfigError
 
 from file_processor.handler import FileProcessor
 
-SAMPLE = Path(__file__).parent.parent / "sample.csv"
+SAMPLE = Path(__file__).parent.parent / "src/file_processor/sample.csv"
 
 
 def test_rows_pass_as_they_are() -> None:

@@ -8,7 +8,7 @@ from catalogzero import ConfigError
 
 from singer_processor.handler import SingerProcessor
 
-SAMPLE = Path(__file__).parent.parent / "sample.csv"
+SAMPLE = Path(__file__).parent.parent / "src/singer_processor/sample.csv"
 
 
 def test_rows_pass_as_they_are() -> None:

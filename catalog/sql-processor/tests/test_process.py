@@ -8,7 +8,7 @@ from catalogzero import ConfigError
 
 from sql_processor.handler import SqlProcessor
 
-SAMPLE = Path(__file__).parent.parent / "sample.csv"
+SAMPLE = Path(__file__).parent.parent / "src/sql_processor/sample.csv"
 
 
 def test_rows_pass_as_they_are() -> None:

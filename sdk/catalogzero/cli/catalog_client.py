@@ -77,7 +77,13 @@ def show(entry_id: EntryArgument, catalog: CatalogOption, *, as_json: JsonFlag =
 
 def install(
     entry_id: EntryArgument,
-    catalog: CatalogOption,
+    catalog: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CATALOGZERO_CATALOG",
+            help="The catalog's address, or its folder; without one, the entry that is installed.",
+        ),
+    ] = None,
     *,
     version: Annotated[str | None, typer.Option(help="Which release; default: newest.")] = None,
     python: PythonOption = None,
@@ -95,8 +101,11 @@ def install(
     """
     given = assignments(set_ or [], "--set")
     unchanged = "nothing changed: it was installed already"
-    opened = installing.open_catalog(catalog)
-    _, manifest, lines = _install(opened, entry_id, version, python, unchanged)
+    if catalog is None:
+        manifest, lines = _installed(entry_id, version, python), [unchanged]
+    else:
+        opened = installing.open_catalog(catalog)
+        _, manifest, lines = _install(opened, entry_id, version, python, unchanged)
     if known := sections.sections_of(registry, manifest.id):
         handler_id = known[0].handler_id
         lines.append(f"{registry}: handler {handler_id} is there already, and stays as it is")
@@ -219,6 +228,20 @@ def _install(
     change = installing.install(opened, entry_id, version=version, python=python)
     before, after = change.manifests
     return before, after or offer, list(change.lines() or [unchanged])
+
+
+def _installed(entry_id: str, version: str | None, python: str | None) -> Manifest:
+    """The manifest of an entry that is installed, from whatever index.
+
+    Raises:
+        ConfigError: It is not, or in another version.
+    """
+    text = installing.look(entry_id, python)["manifest"]
+    found = parse_manifest(text, entry_id) if text else None
+    if found is None or version not in (None, found.version):
+        release = f" {version}" if version else ""
+        raise ConfigError(f"{entry_id}{release} is not installed here: name its --catalog")
+    return found
 
 
 def _print_change(

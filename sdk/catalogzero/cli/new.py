@@ -34,16 +34,19 @@ def new(
     template = scaffold.template_folder()
     if answers_help:
         words, defaults = scaffold.prompts(template), scaffold.complete({}, template)
+        allowed = scaffold.allowed_words(template)
         if as_json:
-            print_json({k: {"default": v, "meaning": words[k]} for k, v in defaults.items()})
+            about = {k: {"default": v, "meaning": words[k]} for k, v in defaults.items()}
+            print_json({k: {**v, "allowed": allowed.get(k)} for k, v in about.items()})
             return
         for name, default in defaults.items():
-            typer.echo(f"{name}={default}\n    {words[name]}")
+            one_of = f"\n    one of: {', '.join(allowed[name])}" if name in allowed else ""
+            typer.echo(f"{name}={default}\n    {words[name]}{one_of}")
         return
     try:
         parent, answers = parse(arguments or [])
         # Only what has no good default is asked for; each default may follow from answers before.
-        for name in () if no_input else scaffold.ASKED:
+        for name in () if no_input else scaffold.asked(answers):
             if name not in answers:
                 words, full = scaffold.prompts(template), scaffold.complete(answers, template)
                 answers[name] = typer.prompt(words[name], default=full[name], err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Annotated
 
 import orjson
@@ -20,7 +21,13 @@ from catalogzero.errors import (
     place_of,
     traceback_of,
 )
-from catalogzero.runtime.launch import Flags, class_of_entry, make_handler, registry_path
+from catalogzero.runtime.launch import (
+    Flags,
+    class_of_entry,
+    make_handler,
+    registry_path,
+    sample_of,
+)
 from catalogzero.wire.messages import JsonObject
 
 if TYPE_CHECKING:
@@ -35,9 +42,12 @@ _PLACEHOLDERS = {"api_key": "not-set", "endpoint": "https://endpoint.invalid"}
 def preview(
     target: Target,
     data_source: Annotated[
-        str, typer.Argument(help="A file, folder, pattern, sql:<name> or singer:<name>.")
-    ],
+        str | None, typer.Argument(help="A file, folder, pattern, sql:<name> or singer:<name>.")
+    ] = None,
     registry: RegistryOption = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="The sample of data that the entry's package brings.")
+    ] = False,
     params: Annotated[str, typer.Option(help="JSON object, as in the call.")] = "{}",
     full: Annotated[bool, typer.Option("--full", help="Also what was sent before.")] = False,
     limit: Annotated[
@@ -60,6 +70,7 @@ def preview(
     """Show every request that a run would make: URL, headers, body; send nothing.
 
     Works without registry, key and endpoint for an installed entry.
+    With --sample, an entry's own source is not asked: its rows are those of the sample.
 
     A `breakpoint()` in process or read stops there, on this terminal.
 
@@ -68,13 +79,21 @@ def preview(
     from catalogzero.cloud.preview import hash_key_is_missing, preview_run
 
     given = json_object(params, "--params")
-    source = data_source if ":" in data_source else str(Path(data_source).absolute())
+    if (data_source is None) != sample:
+        raise typer.BadParameter("name a DATA_SOURCE, or --sample")
+    # A folder that may be read, until the class is known, and where its sample is.
+    source = gettempdir() if data_source is None else data_source
+    source = source if ":" in source else str(Path(source).absolute())
     handler = processor_of(target, registry, source)
-    if handler.reads_itself:  # to which it need be no path
-        source = data_source
+    if sample:
+        source = sampled(handler)
+    elif handler.reads_itself and data_source is not None:
+        source = data_source  # to which it need be no path
     pairs: list[RowPair] | None = [] if rows else None
     try:
-        seen = preview_run(handler, source, given, full=full, limit=limit, pairs=pairs)
+        seen = preview_run(
+            handler, source, given, full=full, limit=limit, pairs=pairs, from_file=sample
+        )
         result, requests = seen.result, seen.requests
     except Exception as error:
         for pair in pairs or () if not json else ():
@@ -106,6 +125,15 @@ def preview(
     print_result(result, is_cut=seen.is_cut)
     if hash_key_is_missing(handler):
         typer.echo("the key of hashes is made at the first start: hashes will be others then")
+
+
+def sampled(handler: CloudProcessor) -> str:
+    """The sample of the handler's package, and nothing else to be read."""
+    path = sample_of(type(handler))
+    if path is None:
+        raise ConfigError(f"{type(handler).__name__} has no sample.csv beside its module")
+    handler.settings = handler.settings.model_copy(update={"data_roots": [path.parent]})
+    return str(path)
 
 
 def print_result(result: RunSummary, *, is_cut: bool) -> None:

@@ -19,7 +19,10 @@ def run_contract(
     target: Annotated[str, typer.Argument(help="An installed entry, or module:Class.")],
     *,
     sample: Annotated[
-        Path | None, typer.Option(help="A data file for a processor; default: sample.csv here.")
+        Path | None,
+        typer.Option(
+            help="A data file for a processor; default: its package's, else sample.csv here."
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None, typer.Option(help="check=reason: leave a check out.")
@@ -31,7 +34,7 @@ def run_contract(
     Example: catalogzero test acme-processor --sample sample.csv
     """
     from catalogzero.cloud.processor import CloudProcessor
-    from catalogzero.runtime.launch import class_of_entry, load_class
+    from catalogzero.runtime.launch import class_of_entry, load_class, sample_of
 
     if find_spec("pytest") is None:
         raise ConfigError(f"`catalogzero test` needs pytest: {package_hint('pytest')}")
@@ -53,7 +56,9 @@ def run_contract(
         module=cls.__module__,
         name=cls.__qualname__,
         exclude=excluded,
-        sample=str((sample or Path("sample.csv")).absolute()) if processor else None,
+        sample=str((sample or sample_of(cls) or Path("sample.csv")).absolute())
+        if processor
+        else None,
     )
     with tempfile.TemporaryDirectory(prefix="contract-") as folder:
         path = Path(folder) / "test_contract.py"

@@ -22,8 +22,8 @@ from catalogzero.cloud.reading.records import BadRecords
 from catalogzero.cloud.rows.batches import parts_of, rows_of
 from catalogzero.cloud.rows.streams import RowCheck, with_stream
 from catalogzero.cloud.rows.values import UnfitError, where
+from catalogzero.cloud.run_base import RunBase
 from catalogzero.cloud.run_context import ActiveRun
-from catalogzero.cloud.run_state import RunState
 from catalogzero.cloud.settings import Batch, ProcessOutput
 from catalogzero.cloud.writing import OpenUpload, StreamWriter, Stretches
 from catalogzero.errors import FailedError
@@ -42,7 +42,7 @@ class ItemPass:
         writers: The streams that it seals; rows of other streams are dropped.
     """
 
-    def __init__(self, run: RunState, place: Place, writers: Sequence[StreamWriter]) -> None:
+    def __init__(self, run: RunBase, place: Place, writers: Sequence[StreamWriter]) -> None:
         self._run, self._place, self._writers = run, place, writers
         self._item, self._author = place.item, run.author
         self._modes = {plan.stream.name: plan.mode for plan in run.plans(place.item)}

@@ -23,7 +23,7 @@ from catalogzero.cloud.reading.authors import OwnItem
 from catalogzero.cloud.reading.items import Group, Item, Plan
 from catalogzero.cloud.reading.records import ReadOptions
 from catalogzero.cloud.reading.sources import FileItem, Files, Roots
-from catalogzero.cloud.run_state import RunState
+from catalogzero.cloud.run_base import RunBase
 from catalogzero.cloud.writing import StreamWriter
 from catalogzero.errors import (
     BadParamsError,
@@ -47,8 +47,8 @@ _STATUS = {
 
 
 @dataclass(kw_only=True)
-class UploadRun(RunState):
-    """One run over one data_source: see `RunState` for what it takes."""
+class UploadRun(RunBase):
+    """One run over one data_source: see `RunBase` for what it takes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +116,7 @@ class UploadRun(RunState):
             settings.allow_empty,
         )
         items: Collection[Item]
-        if author.reads_itself:
+        if author.reads_itself and not self.from_file:
             items = [OwnItem(author, self.data_source, self.given)]
         elif self.data_source.startswith("sql:"):
             require_extra("sql")

@@ -62,6 +62,7 @@ def preview_run(
     full: bool = False,
     limit: int | None = None,
     pairs: list[RowPair] | None = None,
+    from_file: bool = False,
 ) -> Previewed:
     """What a run would do; reads the source, touches no state.
 
@@ -73,6 +74,7 @@ def preview_run(
         limit: How many rows are read; 0 for all. By default all of files up to `LARGE_BYTES`, and
             `FEW_ROWS` of anything else.
         pairs: Takes each row beside what is made of it, up to the one that fails.
+        from_file: data_source is a file, also for a handler with a `read` of its own.
     """
 
     def few(size: int) -> int | None:
@@ -102,6 +104,7 @@ def preview_run(
             full=full or bool(params.get("full")),
             limit=few,
             pairs=pairs,
+            from_file=from_file,
         )
         result = run()
         return Previewed(result, list(requests_of(handler, outbox)), run.is_cut)

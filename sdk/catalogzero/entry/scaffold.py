@@ -20,10 +20,13 @@ from types import ModuleType
 from catalogzero.errors import ConfigError
 from catalogzero.wire.messages import JsonObject
 
-ASKED = ("vendor_name", "product_name", "endpoint")
-"""The answers that `catalogzero new` asks for; the others have defaults and flags."""
-
 _EXTENSION = "template_answers"
+
+
+def asked(answers: Mapping[str, str]) -> list[str]:
+    """The answers that `catalogzero new` asks for; the others have defaults and flags."""
+    of_processors = [] if answers.get("kind") == "handler" else ["endpoint"]
+    return ["vendor_name", "product_name", *of_processors]
 
 
 def template_folder() -> Path:
@@ -48,6 +51,13 @@ def answer_names(template: Path) -> list[str]:
 def prompts(template: Path) -> dict[str, str]:
     """What each answer is, in words for a person."""
     return dict(_document(template)["__prompts__"])
+
+
+def allowed_words(template: Path) -> dict[str, list[str]]:
+    """The words of each answer that is one of a few; the first is the default."""
+    document = _document(template)
+    names = answer_names(template)
+    return {name: document[name] for name in names if isinstance(document[name], list)}
 
 
 def complete(answers: Mapping[str, str], template: Path) -> dict[str, str]:
@@ -102,11 +112,7 @@ def _context(answers: Mapping[str, str], template: Path) -> dict[str, object]:
         raise ConfigError(f"no such answer: {', '.join(unknown)}; there are: {', '.join(names)}")
     with template_rules(template) as rules:
         # cookiecutter would end in a traceback
-        refuse(
-            f"{name} is {answers[name]!r}; choose one of: {', '.join(words)}."
-            for name, words in rules.CHOICES.items()
-            if answers.get(name, words[0]) not in words
-        )
+        refuse(rules.choice_faults(answers))
         given = {name: literal(text) for name, text in answers.items()}
         document = generate_context(str(template / "cookiecutter.json"), extra_context=given)
         full = dict(prompt_for_config(document, no_input=True))

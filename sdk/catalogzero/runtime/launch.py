@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -207,6 +208,12 @@ def class_of_entry(entry: str) -> type[Handler] | None:
         text = " and ".join(owners)
         raise ConfigError(f"{text} both provide {entry!r}: name the distribution, or remove one")
     return load_class(points[0].module, points[0].attr) if points else None
+
+
+def sample_of(cls: type[Handler]) -> Path | None:
+    """The sample of data that a class's package brings: `sample.csv` beside its module."""
+    path = Path(inspect.getfile(cls)).with_name("sample.csv")
+    return path if path.is_file() else None
 
 
 def points_of(entry: str) -> Iterator[importlib.metadata.EntryPoint]:

@@ -10,6 +10,7 @@ from catalogzero.testing.clocks import ManualClock
 from catalogzero.testing.contract import HandlerContract, ProcessorContract
 from catalogzero.testing.handlers import Serving, serving
 from catalogzero.testing.lab import Lab
+from catalogzero.testing.processor_runs import Uploads, write_tap
 from catalogzero.testing.standing_in import in_run
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "ManualClock",
     "ProcessorContract",
     "Serving",
+    "Uploads",
     "in_run",
     "serving",
+    "write_tap",
 ]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.launch import sample_of
 from catalogzero.testing import handler_checks, processor_checks
 from catalogzero.testing.backend import API_KEY
 from catalogzero.testing.checks import HANDLER_CHECKS, PROCESSOR_CHECKS, ContractCheck
@@ -53,7 +54,8 @@ class ProcessorContract(HandlerContract):
     """What every processor must do beside that.
 
     Attributes:
-        sample: A data file; by default the `sample.csv` beside the test file or above it.
+        sample: A data file; by default the `sample.csv` of the class's package, else the one
+            beside the test file or above it.
         params: What `process_and_upload` is called with as its `params`.
     """
 
@@ -89,8 +91,13 @@ class ProcessorContract(HandlerContract):
         """
         if self.sample is not None:
             return Path(self.sample)
+        if (own := sample_of(self.handler_class)) is not None:
+            return own
         here = Path(inspect.getfile(type(self))).resolve()
         for folder in (here.parent, *here.parents[1:3]):
             if (folder / "sample.csv").is_file():
                 return folder / "sample.csv"
-        raise LookupError(f"no sample.csv beside {here}: name a file as `sample` of the class")
+        raise LookupError(
+            f"no sample.csv beside {self.handler_class.__name__}'s module or {here}: name a file "
+            "as `sample` of the class, or override `data_source` for a source that is no file"
+        )

@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from catalogzero.testing.lab import Lab
+    from catalogzero.testing.processor_runs import Uploads
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -55,6 +56,14 @@ def contract_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 
     with tempfile.TemporaryDirectory(prefix="contract-") as folder:
         yield Lab(request.cls(), Path(folder))
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> Uploads:
+    """Runs of a processor, with a state folder and a backend of this test alone."""
+    from catalogzero.testing.processor_runs import Uploads
+
+    return Uploads(tmp_path / "state")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -62,7 +62,7 @@ def process_yields_batches_of_rows(lab: Lab) -> None:
 def process_takes_an_empty_source(lab: Lab) -> None:
     """`process` of no batches, and of an empty batch, ends without an error.
 
-    An export may be empty: a nightly run must not fail for that.
+    A source may be empty: a nightly run must not fail for that.
 
     Let process yield nothing (or an aggregate of nothing) where there are no batches.
     """
@@ -91,7 +91,7 @@ def process_gives_the_same_again(lab: Lab) -> None:
 def process_keeps_nothing_between_sources(lab: Lab) -> None:
     """A source gives the same rows whatever the handler processed before.
 
-    Each file is an upload of its own: what was read before must not show in it.
+    Each item is an upload of its own: what was read before must not show in it.
 
     Keep what process collects in its own variables, not on self or in the module.
     """
@@ -182,11 +182,11 @@ def demand_same(found: list[Row], expected: list[Row], what: str) -> None:
 
 @_on_processor
 def uploads_its_sample(lab: Lab) -> None:
-    """The sample is uploaded, and the backend acknowledges it.
+    """What `data_source` names is uploaded, and the backend acknowledges it.
 
     It is what the handler is for.
 
-    Read the error; `catalogzero preview` shows what process makes of the sample.
+    Read the error; `catalogzero preview` shows what process makes of a source.
     """
     result = delivered(lab, mine=True).result("first")
     demand(result.get("status") == "uploaded", f"the status is {result.get('status')!r}")
@@ -335,10 +335,11 @@ def a_refusal_is_a_failure(lab: Lab) -> None:
 
 
 def source_with_canary(lab: Lab, column: str) -> str:
-    """The sample again, its first value of a column marked; the sample itself if it cannot be."""
-    source = Path(source_of(lab))
+    """The source again, its first value of a column marked; as it is where it is no CSV file."""
+    named = source_of(lab)
+    source = Path(named)
     if not (column and source.suffix == ".csv" and source.is_absolute()):
-        return str(source)
+        return named
     lines = source.read_text("utf-8").splitlines()
     names, first = lines[0].split(","), lines[1].split(",")
     first[names.index(column)] = CANARY
@@ -362,7 +363,11 @@ def a_dropped_column_does_not_leave(lab: Lab) -> None:
     # A column of text that the source has, and the result keeps by the same name.
     named = [name for name, value in rows[0].items() if name in kept and isinstance(value, str)]
     column = named[-1] if named else ""
-    source = source_with_canary(lab, column)
+    # What may be parsed, a number or a date, is left as it is.
+    in_words = [name for name in named if rows[0][name].strip()[:1].isalpha()]
+    if in_words:
+        column = in_words[-1]
+    source = source_with_canary(lab, column) if in_words else source_of(lab)
     seen = uploaded_once(lab, FaultyBackend(), source, egress={"drop": [column]})
     seen.result("upload")
     arrived = [row for row in seen.backend.rows if column and column in row]
@@ -373,17 +378,25 @@ def a_dropped_column_does_not_leave(lab: Lab) -> None:
 
 @_on_processor
 def reads_nothing_outside_its_roots(lab: Lab) -> None:
-    """A path outside `data_roots` is refused.
+    """A data_source that the client's configuration does not name is refused.
 
-    A call may name any path: only the client's data roots may be read.
+    A call may name anything: only what the client's configuration names may be read.
 
-    Let an own `read` take names, not paths, and look for them in one folder of the settings.
+    Let an own `read` raise for names that it does not know, and look for files in one folder of
+    the settings.
     """
+    reads_itself = processor(lab).reads_itself
     outside, sample = lab.new_folder("outside") / "secret.csv", Path(source_of(lab))
-    if sample.is_absolute() and sample.is_file():
+    if sample.is_absolute() and sample.is_file() and not reads_itself:
         shutil.copyfile(sample, outside)
     else:
         outside.write_text(f"name,note\n{CANARY},x\n", "utf-8")
     seen = uploaded_once(lab, FaultyBackend(), str(outside), upload_wait_s=20)
-    demand(not seen.replies["upload"].success, "a file outside data_roots was read")
-    demand(not seen.backend.rows, "rows of a file outside data_roots arrived")
+    is_file_s = not reads_itself or any(CANARY.encode() in body for body in seen.backend.bodies)
+    what = (
+        f"the file {outside}, outside of what it may read, was read"
+        if is_file_s
+        else f"`read` took {str(outside)!r}, which is no name of its source: the rows that it "
+        "sends under each such name stand at the backend again"
+    )
+    demand(not seen.replies["upload"].success and not seen.backend.rows, what)

@@ -75,7 +75,8 @@ def sample_rows(lab: Lab) -> list[Row]:
     """The rows of the sample, as they reach `process`."""
     found = _batches_of_source(processor(lab), source_of(lab), params_of_process(lab))
     rows = [dict(row) for batch in found for row in rows_of(batch)]
-    demand(rows, "the sample has no rows: give one that the contract's `sample` names")
+    where = "name another file as `sample`, or override `data_source` and `config`"
+    demand(rows, f"{source_of(lab)} has no rows to look at: {where}")
     return rows
 
 

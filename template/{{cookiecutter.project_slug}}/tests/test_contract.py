@@ -1,21 +1,22 @@
-"""What every processor must do: catalogzero's contract suite, run against this one."""
+"""What every {{ cookiecutter.kind }} must do: catalogzero's contract suite, run against this one."""
 
 {% if cookiecutter.source == "sql" %}
 import csv
 import sqlite3
 from contextlib import closing
 {% endif %}
-{% set names = (["Any"] if cookiecutter.source != "files" else []) + (["ClassVar"] if cookiecutter.upload_form == "simple" else []) %}
+{% set own_config = cookiecutter.source in ("sql", "custom") %}
+{% set names = (["Any"] if own_config else []) + (["ClassVar"] if cookiecutter.upload_form == "simple" else []) %}
 {% if names %}
 from typing import {{ names | join(", ") }}
 
 {% endif %}
-from catalogzero.testing import {{ "Lab, " if cookiecutter.source != "files" }}ProcessorContract
+from catalogzero.testing import {{ "Lab, " if own_config }}{{ cookiecutter.kind | title }}Contract
 
 {{ cookiecutter.module_path | import_line(cookiecutter.class_name) }}
 
 
-class Test{{ cookiecutter.class_name }}(ProcessorContract):
+class Test{{ cookiecutter.class_name }}({{ cookiecutter.kind | title }}Contract):
     """Each check has a name: `exclude = {"name": "why it does not hold here"}` leaves one out."""
 
     handler_class = {{ cookiecutter.class_name }}

@@ -6,7 +6,7 @@ from typing import Any
 
 {{ cookiecutter.module_path | import_line(cookiecutter.class_name) }}
 
-SAMPLE = Path(__file__).parent.parent / "sample.csv"
+SAMPLE = Path(__file__).parent.parent / "src/{{ cookiecutter.__package_dir }}/sample.csv"
 
 
 def processed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,13 +4,13 @@ Each verb is `catalogzero`'s own, with this entry as its target: `--help` behind
 """
 
 import sys
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points, metadata, version
 
 ENTRY = "sql-processor"
 VERBS = {
     "run": "serve it until Ctrl-C",
     "check": "look whether everything is ready, and say what to do where it is not",
-    "preview": "show what would be sent for a file, and send nothing",
+    "preview": "show what would be sent for a file or --sample, and send nothing",
     "systemd": "print a hardened systemd unit for it",
 }
 
@@ -23,6 +23,8 @@ def main() -> None:
             (command,) = entry_points(group="console_scripts", name="catalogzero")
             sys.argv = ["catalogzero", verb, ENTRY, *rest]
             command.load()()
+        case ["readme"]:
+            sys.stdout.write(metadata(ENTRY)["Description"] + "\n")
         case ["--version"]:
             sys.stdout.write(f"{ENTRY} {version(ENTRY)}\n")
         case ["--help" | "-h"]:
@@ -35,4 +37,5 @@ def main() -> None:
 def usage() -> str:
     """What the command does, a line for each verb."""
     lines = [f"  {ENTRY} {verb:<8} {meaning}" for verb, meaning in VERBS.items()]
-    return "\n".join(["usage:", *lines, f"  {ENTRY} --version", ""])
+    more = [f"  {ENTRY} readme   show how to install, configure and run it"]
+    return "\n".join(["usage:", *lines, *more, f"  {ENTRY} --version", ""])

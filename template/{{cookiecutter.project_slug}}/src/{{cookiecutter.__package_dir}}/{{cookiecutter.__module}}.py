@@ -1,3 +1,23 @@
+{% if cookiecutter.kind == "handler" %}
+"""{{ (cookiecutter.product_name ~ " by " ~ cookiecutter.vendor_name ~ ": what a client's machine can ask of it.") | docstring }}"""
+
+from catalogzero import Handler
+
+{{ (cookiecutter.__package ~ ".settings") | import_line(cookiecutter.__settings_class) }}
+
+
+class {{ cookiecutter.class_name }}(Handler):
+    """{{ cookiecutter.description | docstring(4) }}"""
+
+    settings_model = {{ cookiecutter.__settings_class }}
+    settings: {{ cookiecutter.__settings_class }}
+
+    def folder_size(self) -> dict[str, int]:
+        """How many files the folder of the settings holds, and their bytes."""
+        folder = self.settings.folder.resolve(strict=True)
+        sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+        return {"files": len(sizes), "bytes": sum(sizes)}
+{% else %}
 """{{ (cookiecutter.product_name ~ " by " ~ cookiecutter.vendor_name ~ ": what it does with a client's rows.") | docstring }}"""
 
 {% if cookiecutter.source == "custom" %}
@@ -41,3 +61,4 @@ class {{ cookiecutter.class_name }}(CloudProcessor):
 def cleaned(row: dict[str, Any]) -> dict[str, Any]:
     """A row whose texts have no blanks around them."""
     return {key: v.strip() if isinstance(v, str) else v for key, v in row.items()}
+{% endif %}

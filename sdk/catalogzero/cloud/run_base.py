@@ -27,7 +27,7 @@ from catalogzero.protocol.identities import Identity, source_key
 
 
 @dataclass(kw_only=True)
-class RunState:
+class RunBase:
     """What a run has at hand.
 
     Attributes:
@@ -45,6 +45,7 @@ class RunState:
         full: Send all again, also what is unchanged.
         limit: How many rows are read, by the bytes of all files (0 for other sources); None: all.
         pairs: Takes each row beside what was made of it; rows then come one at a time.
+        from_file: data_source is a file, also for an author with a `read`.
 
     Raises:
         BadParamsError: There is no such format, or the params do not fit the author's model.
@@ -64,6 +65,7 @@ class RunState:
     full: bool
     limit: Callable[[int], int | None] = lambda size: None
     pairs: list[RowPair] | None = None
+    from_file: bool = False
 
     def __post_init__(self) -> None:
         taken = params_of(type(self.author))
