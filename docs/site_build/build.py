@@ -25,6 +25,7 @@ BESIDE = (
     "catalog/conductor/README.md",
     "catalog/file-processor/README.md",
     "catalog/sql-processor/README.md",
+    "catalog/singer-processor/README.md",
     "tests/models/README.md",
 )
 """Pages outside of docs/ that the site has too."""

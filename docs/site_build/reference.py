@@ -18,7 +18,7 @@ import typer
 from catalogzero import CloudProcessor, CloudSettings, Handler
 from catalogzero.backend import BackendSettings
 from catalogzero.cli.main import COMMANDS, app
-from catalogzero.cloud.settings import QuerySource
+from catalogzero.cloud.settings import QuerySource, TapSource
 from catalogzero.config.settings import CurveSettings, EgressPolicy, RuntimeSettings
 from catalogzero.entry.lint import PUBLIC_MODULES
 from catalogzero.runtime.controls import Controls
@@ -75,6 +75,7 @@ def settings() -> str:
         ("`curve`", "", CurveSettings),
         ("Every processor", "", CloudSettings),
         ("One of `sources`", "", QuerySource),
+        ("One of `taps`", "", TapSource),
         ("The backend", "CATALOGZERO_BACKEND_", BackendSettings),
         ("The conductor", "CONDUCTOR_", ConductorSettings),
     )

@@ -20,6 +20,7 @@ from aiohttp import web
 from catalogzero.config.certificates import good_until
 
 from tests.cloud.reference import ReferenceBackend
+from tests.cloud.taps import FaultyTap, entry
 from tests.core.support import finished
 from tests.warm import run_command
 
@@ -346,3 +347,21 @@ def test_a_preview_makes_no_database_of_a_name_that_is_none(tmp_path: Path) -> N
     assert shown.returncode == 1
     assert f"there is no SQLite file {missing}" in shown.stderr
     assert not missing.exists()
+
+
+async def test_check_looks_at_a_tap_s_files_without_starting_it(tmp_path: Path) -> None:
+    tap = FaultyTap(tmp_path, entry("orders"), entry("countries", "FULL_TABLE"))
+    config = {"taps": {"crm": tap.config}}
+
+    ready = await checked(tmp_path, "http://127.0.0.1:9", config=config)
+    tap.config_file.chmod(0o644)
+    tap.catalog.write_text(json.dumps({"streams": [entry("orders", key_properties=[])]}))
+    found = await checked(tmp_path, "http://127.0.0.1:9", config=config, egress={"drop": ["at"]})
+
+    assert ready["tap crm"]["found"] == "orders (merge), countries (replace)"
+    assert str(tap.config_file) not in ready["keys"]["found"]
+    assert (found["tap crm"]["status"], found["keys"]["status"]) == ("fail", "warn")
+    assert "INCREMENTAL without a key" in found["tap crm"]["found"]
+    assert str(tap.config_file) in found["keys"]["found"]
+    assert "replication key of stream 'orders' may not leave" in found["egress"]["found"]
+    assert not tap.seen_file.exists()

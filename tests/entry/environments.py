@@ -11,7 +11,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-OWN = re.compile("_editable_impl_|catalogzero|conductorzero|file_processor|sql_processor")
+OWN = re.compile("_editable_impl_|catalogzero|conductorzero|(file|singer|sql)_processor")
 
 
 def borrowing_environment(folder: Path) -> Path:

@@ -15,7 +15,11 @@ from catalogzero.entry.package_source import read_package
 from catalogzero.entry.scaffold import scaffold
 
 CATALOG = Path(__file__).parents[2] / "catalog"
-PROCESSORS = {"file-processor": "File Processor", "sql-processor": "SQL Processor"}
+PROCESSORS = {
+    "file-processor": "File Processor",
+    "sql-processor": "SQL Processor",
+    "singer-processor": "Singer Processor",
+}
 ENTRIES = (*PROCESSORS, "conductor")
 ANSWERS = {
     "vendor_name": "the catalogzero authors",
@@ -56,7 +60,7 @@ def keys(value: Any, at: str = "") -> set[str]:
 def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """What the template makes of an entry's name today."""
     name = request.param
-    source = "sql" if name == "sql-processor" else "files"
+    source = {"sql-processor": "sql", "singer-processor": "singer"}.get(name, "files")
     own = {"project_slug": name, "product_name": PROCESSORS[name], "source": source}
     return scaffold({**ANSWERS, **own}, tmp_path)
 

@@ -32,7 +32,7 @@ ACROSS = {
 }
 """What a wing imports of its own floor; anything else of it is closed to it."""
 
-ROOMS = ("rows", "reading", "outbox", "sending")
+ROOMS = ("rows", "reading", "singer", "outbox", "sending")
 """The rooms of the cloud wing: each may import those before it."""
 
 PUBLIC = sorted(PUBLIC_MODULES)

@@ -28,7 +28,7 @@ ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-quic", "--no-first-run"),
 ]
-ENTRIES = ("conductor", "file-processor", "sql-processor")
+ENTRIES = ("conductor", "file-processor", "singer-processor", "sql-processor")
 SCHEDULES: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
     ("health", "health_report", {"type": "interval", "minutes": 5}, {}),
     ("archive", "archive", {"type": "interval", "hours": 12}, {}),

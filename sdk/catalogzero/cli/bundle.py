@@ -34,7 +34,7 @@ from catalogzero.cli.state import Targets, handlers_of
 from catalogzero.cli.systemd import SCHEDULER
 from catalogzero.config.logs import SECRET_NAMES, names_a_secret
 from catalogzero.config.registry import read_yaml
-from catalogzero.config.settings import HIDDEN, Mask, shown_url
+from catalogzero.config.settings import HIDDEN, Mask, secrets_of_text, shown_url
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import make_handler, registry_path, state_folder
@@ -515,7 +515,7 @@ def secrets_here(registry: Path | None) -> Mask:
                     files.append(path.parent / value)
     for file in files:
         with suppress(OSError, UnicodeDecodeError):
-            found.append(file.read_text("utf-8").strip())
+            found += secrets_of_text(file.read_text("utf-8"))
     mask = Mask()
     mask.learn([SecretStr(one) for one in found])
     return mask
@@ -524,7 +524,8 @@ def secrets_here(registry: Path | None) -> Mask:
 def _is_file(name: str) -> bool:
     """Whether a key names a file that holds a secret."""
     lower = name.lower()
-    return lower.endswith("_file") and any(word in lower for word in (*SECRET_NAMES, "key", "url"))
+    words = (*SECRET_NAMES, "key", "url", "config")
+    return lower.endswith("_file") and any(word in lower for word in words)
 
 
 def texts_in(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -42,7 +42,7 @@ _PLACEHOLDERS = {"api_key": "not-set", "endpoint": "https://endpoint.invalid"}
 def preview(
     target: Target,
     data_source: Annotated[
-        str | None, typer.Argument(help="A file, folder, pattern or sql:<name>.")
+        str | None, typer.Argument(help="A file, folder, pattern, sql:<name> or singer:<name>.")
     ] = None,
     registry: RegistryOption = None,
     sample: Annotated[
@@ -87,6 +87,8 @@ def preview(
     handler = processor_of(target, registry, source)
     if sample:
         source = sampled(handler)
+    elif handler.reads_itself and data_source is not None:
+        source = data_source  # to which it need be no path
     pairs: list[RowPair] | None = [] if rows else None
     try:
         seen = preview_run(

@@ -132,6 +132,18 @@ class UploadRun(RunBase):
                     "values leave with each upload: let it leave, or take `watermark` out"
                 )
             items = [query]
+        elif self.data_source.startswith("singer:"):
+            from catalogzero.cloud.singer.taps import tap_item
+
+            tap = tap_item(author, self.data_source, options)
+            for name, mark in tap.watermarks.items():
+                if not self.columns.in_clear(mark):
+                    raise BadParamsError(
+                        f"{tap.name}: the egress policy keeps back the replication key {mark!r} of "
+                        f"stream {name!r}, whose values leave with each upload: let it leave, or "
+                        "read the stream as FULL_TABLE"
+                    )
+            items = [tap]
         else:
             roots = settings.data_roots
             try:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from catalogzero.cloud.engine import Engine
 
 LAST_REPORT_S = 5.0
-_NOTHING = {"data_roots": (), "sources": ()}
+_NOTHING = {"data_roots": (), "sources": (), "taps": ()}
 SERVED_IN_PLAIN = "calls come from other machines without encryption (allow_plaintext)"
 
 
@@ -102,10 +102,10 @@ class CloudProcessor(Handler):
         # What is at fault may name some all the same: as it was given.
         given = merged_settings(self.settings_model, file=config, flags={}) if faults else {}
         named = getattr(self, "settings", None) or SimpleNamespace(**{**_NOTHING, **given})
-        if not (self.reads_itself or named.data_roots or named.sources):
+        if not (self.reads_itself or named.data_roots or named.sources or named.taps):
             text = (
-                "set the folders that data_source may point into, or sources, the queries that it "
-                "may name"
+                "set the folders that data_source may point into, or sources or taps, the queries "
+                "and Singer taps that it may name"
             )
             faults.append({"field": "data_roots", "message": text})
         if faults:
@@ -208,7 +208,8 @@ class CloudProcessor(Handler):
         """Read a source, process it, and send what is new.
 
         Args:
-            data_source: A file, a folder, a pattern, `sql:<name>`, or what an own `read` takes.
+            data_source: A file, a folder, a pattern, `sql:<name>`, `singer:<name>`, or what an
+                own `read` takes.
             params: For `process`; `format` and `full` may also stand here.
             format: Of the chunks: ndjson (default), json (the same), parquet, csv.
             full: Send all again, also what is unchanged.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.egress import policy_digest
@@ -29,6 +30,9 @@ from catalogzero.config.settings import RuntimeSettings
 from catalogzero.errors import BadParamsError, CatalogZeroError
 from catalogzero.runtime.health import LOW_DISK_BYTES
 from catalogzero.sql import DamagedFileError
+
+if TYPE_CHECKING:
+    from catalogzero.cloud.singer.tap_catalog import TapStream
 
 SHOWN_LOST = 20
 LOOKED_AT_FILES = 50
@@ -66,6 +70,9 @@ def preflight(
     for name in settings.sources:
         fix = f"correct `query`, or the database URL, of sources.{name}; see that it answers"
         checks.append(Check(f"query {name}", partial(look.query, name), fix))
+    for name in settings.taps:
+        fix = f"correct taps.{name}, or the file that is named"
+        checks.append(Check(f"tap {name}", partial(look.tap, name), fix))
     return checks
 
 
@@ -131,7 +138,14 @@ class Readiness:
             if query.watermark is not None and not columns.in_clear(query.watermark):
                 found = f"sources.{name}: its watermark {query.watermark!r} may not leave"
                 return Finding("egress", "fail", found, "let the column leave, or drop `watermark`")
-        for fault in filter(None, map(columns.key_fault, self.streams)):
+        keyed = [*self.streams]
+        for name, stream in self._tap_streams():
+            if stream.watermark and not columns.in_clear(stream.watermark):
+                found = f"taps.{name}: the replication key of stream {stream.name!r} may not leave"
+                return Finding("egress", "fail", found, "let the column leave, or read FULL_TABLE")
+            if stream.mode == "merge" and not self.streams and stream.key:
+                keyed.append(Stream(stream.name, key=stream.key, tombstone=stream.tombstone))
+        for fault in filter(None, map(columns.key_fault, keyed)):
             return Finding("egress", "fail", *fault)
         with looked_at(self.state_dir, self.clock) as store:
             last_run = store.fact("egress_unmatched") if store else None
@@ -171,6 +185,8 @@ class Readiness:
         for name in self.settings.sources:
             with suppress(CatalogZeroError):
                 yield from self._columns_of(name)
+        for _, stream in self._tap_streams():
+            yield from stream.columns
 
     def data_roots(self) -> Finding | str:
         """There, and readable."""
@@ -220,6 +236,28 @@ class Readiness:
             fix = f"name one of its columns: {', '.join(columns[:SHOWN_LOST])}"
             return Finding(f"query {name}", "fail", found, fix)
         return f"{len(columns)} columns" if columns else "its database answers"
+
+    def tap(self, name: str) -> str:
+        """Its files can be used, and what its catalog selects can be read; it is not started."""
+        from catalogzero.cloud.singer.tap_catalog import plans_of, read_catalog, selected_streams
+        from catalogzero.cloud.singer.tap_process import refuse_unusable
+
+        source = self.settings.taps[name]
+        refuse_unusable(source)
+        if (path := source.catalog_file) is None:
+            return "its streams are those that it discovers"
+        plans = plans_of(selected_streams(read_catalog(path), str(path)), self.streams, str(path))
+        return ", ".join(f"{plan.stream.name} ({plan.mode})" for plan in plans[:SHOWN_LOST])
+
+    def _tap_streams(self) -> Iterator[tuple[str, TapStream]]:
+        """The streams that catalog files select, each with its tap; a fault is a tap's check's."""
+        from catalogzero.cloud.singer.tap_catalog import read_catalog, selected_streams
+
+        for name, source in self.settings.taps.items():
+            with suppress(CatalogZeroError):
+                if (path := source.catalog_file) is not None:
+                    streams = selected_streams(read_catalog(path), str(path))
+                    yield from ((name, stream) for stream in streams.values())
 
     def _columns_of(self, name: str) -> list[str]:
         """The columns of a query's result."""

@@ -81,6 +81,31 @@ class QuerySource(BaseModel):
         return self
 
 
+class TapSource(BaseModel):
+    """A Singer tap that the client's config names: `data_source: "singer:<name>"` calls it.
+
+    It runs as a child process, without a shell and with few variables of the environment.
+    `config_file` holds its settings and secrets; `catalog_file` says what of it is selected, and
+    how each stream is read: without one the tap is asked (`--discover`), and all is selected.
+    `answer_timeout_s` is the longest time without a word of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    command: Path
+    config_file: Path | None = None
+    catalog_file: Path | None = None
+    answer_timeout_s: float = Field(default=3_600.0, gt=0)
+
+    @field_validator("command")
+    @classmethod
+    def _is_one_file(cls, value: Path) -> Path:
+        """A file's path: no name that is looked for, no line with arguments."""
+        if not value.is_absolute():
+            raise ValueError("write the tap's command as an absolute path, without arguments")
+        return value
+
+
 class CloudSettings(HandlerSettings):
     """The settings of a `CloudProcessor`: where to send, as whom, and what may be read.
 
@@ -106,6 +131,9 @@ class CloudSettings(HandlerSettings):
     )
     sources: dict[str, QuerySource] = Field(
         default_factory=dict, description="Database queries by name; a call says sql:<name>."
+    )
+    taps: dict[str, TapSource] = Field(
+        default_factory=dict, description="Singer taps by name; a call says singer:<name>."
     )
     upload_form: Literal["auto", "chunked", "simple"] = Field(
         default="auto", description="How results are uploaded; auto asks the backend."

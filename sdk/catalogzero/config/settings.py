@@ -396,20 +396,20 @@ def faults_error(where: str, faults: list[Values]) -> ConfigError:
 class Mask:
     """Hides the values of secrets in texts, in whatever form they are written there.
 
-    A file that stands for a secret (`api_key_file` beside `api_key`) is read for this too, and
-    again when it has changed.
+    A file that holds secrets (`api_key_file` beside `api_key`, a tap's `config_file`) is read for
+    this too, and again when it has changed.
     """
 
     def __init__(self) -> None:
         self._given: set[str] = set()
-        self._files: dict[Path, tuple[tuple[int, int], str]] = {}
+        self._files: dict[Path, tuple[tuple[int, int], set[str]]] = {}
         self._forms: list[str] = []
 
     def learn(self, value: Any) -> None:
         """Remember every secret inside a settings model (or mapping, or list)."""
         self._given.update(secrets_in(value), secrets_in_urls(value))
         for path in secret_files_in(value):
-            self._files.setdefault(path, ((0, 0), ""))
+            self._files.setdefault(path, ((0, 0), set()))
         self._arrange()
 
     def __call__(self, text: str) -> str:
@@ -420,7 +420,7 @@ class Mask:
                 found = path.stat()
                 stamp = found.st_mtime_ns, found.st_size
                 if stamp != known and found.st_size <= MAX_SECRET_FILE_BYTES:
-                    self._files[path] = stamp, path.read_text("utf-8").strip()
+                    self._files[path] = stamp, set(secrets_of_text(path.read_text("utf-8")))
                     self._arrange()
         for form in self._forms:
             text = text.replace(form, HIDDEN)
@@ -436,15 +436,44 @@ class Mask:
 
     def _arrange(self) -> None:
         """The longest first: a secret may hold another."""
-        secrets = self._given | {text for _, text in self._files.values()}
+        secrets = self._given.union(*(found for _, found in self._files.values()))
         forms = {form for secret in secrets for form in forms_of(secret)}
         self._forms = sorted((f for f in forms if len(f) >= MIN_SECRET_CHARS), key=len)[::-1]
 
 
 def forms_of(secret: str) -> Iterator[str]:
-    """A secret as it is, as a URL, JSON and Python write it; and the secrets of a URL."""
+    """A secret as it is, as a URL, JSON and Python write it; and the secrets of a URL.
+
+    One of several lines, as a private key is, may be met line by line.
+    """
     yield from (secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1])
     yield from secrets_of_url(secret)
+    lines = secret.splitlines()
+    yield from (line for line in lines if len(lines) > 1 and len(line) >= LONG_CHARS)
+
+
+def secrets_of_text(text: str) -> Iterator[str]:
+    """What of the text of a secret file is secret: all of it, but of a JSON object its values."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    yield from secrets_of_json(found) if isinstance(found, dict) else [text.strip()]
+
+
+def secrets_of_json(value: Any, name: str = "") -> Iterator[str]:
+    """The texts in JSON that are long or named like a secret; of a URL, as of every URL."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from secrets_of_json(one, key)
+    elif isinstance(value, list):
+        for one in value:
+            yield from secrets_of_json(one, name)
+    elif isinstance(value, str):
+        is_long = len(value) >= LONG_CHARS and "://" not in value
+        if is_long or re.search(QUERY_SECRETS, name, re.IGNORECASE):
+            yield value
+        yield from secrets_of_url(value)
 
 
 def shown_url(url: str) -> str:
@@ -476,13 +505,17 @@ def secrets_in_urls(value: Any) -> Iterator[str]:
 
 
 def secret_files_in(value: Any) -> Iterator[Path]:
-    """The files that hold a secret: `x_file` of a model that has a secret `x`, and any key file."""
+    """The files that hold a secret: `x_file` of a model that has a secret `x`, any key file, and
+    the config file of a tap.
+    """
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         for name in fields:
             path, known = getattr(value, name), fields.get(name.removesuffix("_file"))
             stands_for_one = known is not None and "SecretStr" in str(known.annotation)
-            if isinstance(path, Path) and (stands_for_one or name.endswith("key_file")):
+            if isinstance(path, Path) and (
+                stands_for_one or name.endswith(("key_file", "config_file"))
+            ):
                 yield path
     for item in items_of(value):
         yield from secret_files_in(item)

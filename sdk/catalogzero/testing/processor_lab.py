@@ -90,6 +90,10 @@ def _batches_of_source(made: CloudProcessor, source: str, params: Any) -> Iterat
         from catalogzero.cloud.reading.queries import query_item
 
         items: Collection[Any] = [query_item(made.settings, source, options, ())]
+    elif source.startswith("singer:"):
+        from catalogzero.cloud.singer.taps import tap_item
+
+        items = [tap_item(made, source, options)]
     else:
         from catalogzero.cloud.reading.sources import Roots
 

@@ -5,7 +5,7 @@ Owns no data: `read` is the author's.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -42,6 +42,10 @@ class RunAuthor(Protocol):
         self, data_source: str, params: Any, after: Any = None
     ) -> Iterator[Batch | Checkpoint]:
         """The author's own source."""
+
+    @property
+    def mask(self) -> Callable[[str], str]:
+        """Hides the secrets of the handler's settings in a text."""
 
     @property
     def reads_itself(self) -> bool:
