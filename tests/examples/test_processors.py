@@ -20,9 +20,11 @@ from aiohttp import web
 from examples.processors.nightly_rollup import NightlyRollup
 from examples.processors.orders_database import OrdersDatabase
 from tests.backend.peer import postgresql_url
+from tests.cloud.environments import environment
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "processors"
 PAGES, ROWS_A_PAGE = 100, 5
 
 
@@ -112,6 +114,25 @@ async def test_a_run_killed_at_page_80_goes_on_at_page_80(
     assert api.asked[before:][0] == 80
     assert max(api.asked[before:]) == PAGES + 1
     found = sorted(row["order_id"] for row in backend.rows())
+    assert found == list(range(1, PAGES * ROWS_A_PAGE + 1))
+
+
+async def test_the_tap_that_it_is_counted_beside_reads_the_same_orders(tmp_path: Path) -> None:
+    tap = EXAMPLES / "singer_sdk" / "orders_tap.py"
+    python = environment("tap-postgres") / "bin" / "python"  # the SDK comes with that tap
+    config = tmp_path / "config.json"
+    async with OrdersApi() as api:
+        config.write_text(json.dumps({"url": api.url}))
+        process = await asyncio.create_subprocess_exec(
+            *(str(python), str(tap), "--config", str(config)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        said, logged = await asyncio.wait_for(process.communicate(), 60)
+
+    assert process.returncode == 0, logged.decode()
+    messages = [json.loads(line) for line in said.splitlines()]
+    found = [one["record"]["order_id"] for one in messages if one["type"] == "RECORD"]
     assert found == list(range(1, PAGES * ROWS_A_PAGE + 1))
 
 
