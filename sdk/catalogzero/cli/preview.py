@@ -32,7 +32,7 @@ from catalogzero.wire.messages import JsonObject
 
 if TYPE_CHECKING:
     from catalogzero.cloud.counters import RowPair, RunSummary
-    from catalogzero.cloud.preview import Request
+    from catalogzero.cloud.preview import Previewed, Request
     from catalogzero.cloud.reading.records import FoundFile
 
 # No network knows a name under .invalid (RFC 6761): what would be sent all the same ends nowhere.
@@ -102,21 +102,11 @@ def preview(
             typer.echo(handler.mask(traceback_of(error)), err=True, nl=False)
         if isinstance(error, CatalogZeroError | ModuleNotFoundError):
             raise
-        # The author's `process` or `read` raised it: the line is theirs, a traceback is not asked.
-        text = f"{type(error).__name__}: {error}{place_of(error)}"
-        raise FailedError(f"{type(handler).__name__} failed: {text}") from error
+        raise authors_failure(handler, error) from error
     if out is not None:
         write_bodies(requests, out)
     if json:
-        shown = [
-            {"method": r.method, "url": r.url, "headers": r.headers}
-            | {"bytes": len(r.body), "body": body_text(r, None)}
-            for r in requests
-        ]
-        found = {"result": result, "requests": shown}
-        if pairs is not None:
-            found["rows"] = [shown_pair(pair) for pair in pairs]
-        print_json(found)
+        print_json(shown_preview(seen, pairs))
         return
     for pair in pairs or ():
         print_pair(pair)
@@ -125,6 +115,23 @@ def preview(
     print_result(result, is_cut=seen.is_cut)
     if hash_key_is_missing(handler):
         typer.echo("the key of hashes is made at the first start: hashes will be others then")
+
+
+def authors_failure(handler: CloudProcessor, error: Exception) -> FailedError:
+    """What the author's code raised, with its line and without a traceback."""
+    text = f"{type(error).__name__}: {error}{place_of(error)}"
+    return FailedError(f"{type(handler).__name__} failed: {text}")
+
+
+def shown_preview(seen: Previewed, pairs: list[RowPair] | None) -> JsonObject:
+    """What a run would do, as `--json` shows it."""
+    requests = [
+        {"method": r.method, "url": r.url, "headers": r.headers}
+        | {"bytes": len(r.body), "body": body_text(r, None)}
+        for r in seen.requests
+    ]
+    rows = {} if pairs is None else {"rows": [shown_pair(pair) for pair in pairs]}
+    return {"result": seen.result, "requests": requests, **rows}
 
 
 def sampled(handler: CloudProcessor) -> str:
