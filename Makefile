@@ -92,7 +92,7 @@ systemd: ## installs systemd-nspawn, the same way; without it the units are not 
 lock: ## resolves the lock files in requirements/ again (needs uv)
 	for of in "dev --extra dev pyproject.toml requirements/build.in" \
 	  "tap-postgres requirements/tap-postgres.in" "tap-rest-api requirements/tap-rest-api.in" \
-	  "own-sources requirements/own-sources.in"; do \
+	  "own-sources requirements/own-sources.in" "pyright requirements/pyright.in"; do \
 	  set -- $$of; name=$$1; shift; \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header --no-annotate "$$@" --output-file requirements/$$name.txt || exit 1; done
