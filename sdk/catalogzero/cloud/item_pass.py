@@ -47,11 +47,9 @@ class ItemPass:
         self._item, self._author = place.item, run.author
         self._modes = {plan.stream.name: plan.mode for plan in run.plans(place.item)}
         self._strict = run.author.runtime.egress.strict
-        first = uuid.uuid4().hex
-        kept = run.folder / "bad_records" / f"{first}.jsonl"
+        self._first = uuid.uuid4().hex
+        kept = run.folder / "bad_records" / f"{self._first}.jsonl"
         self._bad = BadRecords(run.author.settings.on_bad_record, kept)
-        for writer, upload_id in zip(writers, (first, *[""] * len(writers)), strict=False):
-            self._open(writer, upload_id)
 
     def __call__(self) -> None:
         """Read, process and seal; what is not sealed at the end, or on an error, is abandoned."""
@@ -60,6 +58,9 @@ class ItemPass:
         # Taken before the content: a source that changes later differs from its stamp.
         stamp = self._run.stamp(item)
         try:
+            self._open(writers[0], self._first)
+            for writer in writers[1:]:
+                self._open(writer)
             with item.open(after_of(item, writers), self._bad) as reading:
                 place.reading = reading
                 try:
@@ -198,7 +199,8 @@ class ItemPass:
             content = contents.get(writer.name)
             if writer.is_range:
                 content = until_of(self._item, until, writer)
-                if self._run.is_cut or writer.is_due(self._item.name, content):
+                is_part = self._run.is_cut and writer.output is not None
+                if is_part or (not self._run.is_cut and writer.is_due(self._item.name, content)):
                     due[writer] = content
                 elif writer.mark.missing:
                     self._run.outbox.nothing_new(writer.source_key, writer.watermark)
