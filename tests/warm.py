@@ -159,6 +159,7 @@ if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
     sys.modules["__main__"].__package__ = None  # else usage texts name this module
+    os.umask(0o022)  # a handler that a test serves in its own process makes it 077
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with suppress(KeyboardInterrupt):

@@ -53,7 +53,7 @@ class Vendor:
             "vendor-tests",
             *(
                 sys.executable,
-                *["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio"],
+                *["-m", "pytest", "-q", "-p", "no:cacheprovider"],
             ),
             cwd=self.package,
             env={"PYTHONPATH": str(self.package / "src"), "PYTEST_ADDOPTS": ""},

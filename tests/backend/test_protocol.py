@@ -311,7 +311,7 @@ async def test_keys_are_stored_as_hashes(peer: Peer) -> None:
         {"source_seq": 0},
         {"source_seq": "1"},
         {"source_seq": 2**63},
-        {"mode": "merge"},
+        {"mode": "sum"},
         {"chunks": -1},
         {"chunks": 10**9},
         {"upload_key": ""},

@@ -41,7 +41,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "CZ109": (f"{SRC}/catalogzero.toml", 'method = "health_report"', 'method = "no_such"'),
     "CZ110": (f"{SRC}/catalogzero.toml", 'type = "interval", minutes', 'type = "lunar", minutes'),
     "CZ111": (f"{SRC}/settings.py", "    endpoint:", '    db_password: str = ""\n    endpoint:'),
-    "CZ112": (f"{SRC}/settings.py", 'env_prefix="ACME_"', 'env_prefix=""'),
+    "CZ112": (f"{SRC}/settings.py", 'env_prefix="ACME_PROCESSOR_"', 'env_prefix=""'),
     "CZ113": (f"{SRC}/handler.py", "    def process(", COUNT.format(doc="")),
     "CZ114": ("pyproject.toml", "catalogzero[parquet]>=0.1,<1", "catalogzero>=0.1"),
     "CZ115": (

@@ -33,8 +33,9 @@ CATALOGZERO = Path(sys.executable).parent / "catalogzero"
 NEWER_SDK = {
     "pyproject.toml": ('version = "0.1.0"', 'version = "0.2.0"'),
     "sdk/catalogzero/cloud/outbox/schema.py": (
-        "MIGRATIONS = (_SCHEMA, _IDENTITY)",
-        'MIGRATIONS = (_SCHEMA, _IDENTITY, "ALTER TABLE uploads ADD COLUMN reported TEXT")',
+        "MIGRATIONS = (_SCHEMA, _IDENTITY, _STREAMS)",
+        "MIGRATIONS = (_SCHEMA, _IDENTITY, _STREAMS, "
+        '"ALTER TABLE uploads ADD COLUMN reported TEXT")',
     ),
 }
 VERSION = ('version = "0.1.0"', 'version = "0.2.0"')
