@@ -5,6 +5,7 @@ The backend here keeps every row; the newest of each key is what a view over it 
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from contextlib import closing
@@ -23,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.cloud.reference import ReferenceBackend
-from tests.cloud.site import Site
+from tests.cloud.site import Site, until
 
 
 class Keyed(CloudProcessor):
@@ -283,10 +284,12 @@ async def test_what_a_purge_gave_up_is_read_again(
         await site.run("api")
         KeyedRead.given = [{"id": 1, "value": "b"}]
         site.engine.sender.hold()
-        result = await site.run("api")
-        site.outbox.purge(result["upload_ids"][0])
-        site.engine.sender.wake()
+        held = asyncio.create_task(site.run("api"))
+        await until(lambda: site.outbox.store.uploads(("sealed",)))
+        [upload] = site.outbox.store.uploads(("sealed",))
+        site.outbox.purge(upload.upload_id)
         await site.engine.sender.go(site.engine.sender.epoch)
+        await held
         result = await site.run("api")
     assert (result["status"], newest(backend)) == ("uploaded", {1: "b"})
 

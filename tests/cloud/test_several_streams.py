@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from catalogzero import CloudProcessor, FailedError, Params, Rows, Stream
 from catalogzero.cloud.preview import preview_run
 
 from tests.cloud.reference import ReferenceBackend
-from tests.cloud.site import Site
+from tests.cloud.site import Site, until
 
 
 class Sorted(CloudProcessor):
@@ -173,14 +174,13 @@ async def test_a_refused_range_holds_its_own_stream_alone(
         await site.run("api")
         SortedRead.kinds = [*SortedRead.kinds, "orders", "users"]
         site.engine.sender.hold()
-        result = await site.run("api")
-        orders = next(
-            upload_id
-            for upload_id in result["upload_ids"]
-            if site.outbox.store.upload(upload_id).stream == "orders"
-        )
+        running = asyncio.create_task(site.run("api"))
+        await until(lambda: len(site.outbox.store.uploads(("sealed",))) == 2)
+        sealed = {one.stream: one.upload_id for one in site.outbox.store.uploads(("sealed",))}
+        orders = sealed["orders"]
         site.outbox.die(orders, {"reason": "422"})
         await site.engine.sender.go(site.engine.sender.epoch)
+        assert (await running)["status"] == "rejected"
         SortedRead.kinds = [*SortedRead.kinds, "orders", "users"]
         held = await site.run("api")
         assert (held["status"], "--skip" in held["error"]) == ("rejected", True)
