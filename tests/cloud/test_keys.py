@@ -17,7 +17,15 @@ from typing import Any, ClassVar
 import orjson
 import pyarrow as pa
 import pytest
-from catalogzero import BadParamsError, CloudProcessor, FailedError, Params, Rows, Stream
+from catalogzero import (
+    BadParamsError,
+    Checkpoint,
+    CloudProcessor,
+    FailedError,
+    Params,
+    Rows,
+    Stream,
+)
 from catalogzero.cloud.reading.queries import looked_back
 from catalogzero.cloud.settings import QuerySource
 from hypothesis import HealthCheck, given, settings
@@ -45,7 +53,7 @@ class KeyedRead(Keyed):
 
     def read(
         self, data_source: str, params: Params, after: Any = None
-    ) -> Generator[Rows, None, Any]:
+    ) -> Generator[Rows | Checkpoint, None, Any]:
         """All of `given`."""
         yield [dict(row) for row in self.given]
         return self.last
@@ -273,6 +281,28 @@ async def test_an_own_read_with_a_key_may_give_rows_again(
             await site.run("api")
     assert statuses == ["uploaded", "unchanged", "uploaded", "unchanged"]
     assert newest(backend) == {1: "b"}
+
+
+async def test_a_row_that_is_as_it_was_before_the_last_part_is_sent(
+    backend: ReferenceBackend, tmp_path: Path
+) -> None:
+    """What an earlier part held is no proof: a later state of the row is the newest."""
+
+    class Parts(KeyedRead):
+        def read(
+            self, data_source: str, params: Params, after: Any = None
+        ) -> Generator[Rows | Checkpoint, None, Any]:
+            yield [{"id": 1, "value": "a"}]
+            if after is None:
+                yield Checkpoint(1)
+                yield [{"id": 1, "value": "b"}]
+            return 2
+
+    async with Site(backend.url, tmp_path, author=Parts) as site:
+        await site.run("api")
+        assert newest(backend) == {1: "b"}
+        result = await site.run("api")
+    assert (result["status"], newest(backend)) == ("uploaded", {1: "a"})
 
 
 async def test_what_a_purge_gave_up_is_read_again(
