@@ -16,7 +16,7 @@ import orjson
 
 from catalogzero.cloud.encoding import ChunkEncoder
 from catalogzero.cloud.outbox.stored import Mark
-from catalogzero.cloud.reading.items import Plan, StreamRows
+from catalogzero.cloud.reading.items import MAX_POSITION_BYTES, Plan, StreamRows
 from catalogzero.cloud.rows.batches import row_count, rows_of
 from catalogzero.cloud.rows.streams import RowCheck
 from catalogzero.cloud.rows.values import fingerprint
@@ -29,7 +29,6 @@ RECENT_ROWS, DIGEST_BYTES = 50_000, 16
 
 Of rows beyond them it is not known that they were sent: they are sent again, which changes nothing.
 """
-MAX_POSITION_BYTES = 4_096
 
 
 class OpenUpload:

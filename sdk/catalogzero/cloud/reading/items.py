@@ -20,6 +20,9 @@ from catalogzero.cloud.run_context import Checkpoint, SourceItem
 from catalogzero.cloud.settings import Batch
 from catalogzero.protocol.identities import Keyed, Mode, digest_of
 
+MAX_POSITION_BYTES = 4_096
+"""The longest value from which reading may go on, as JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class StreamRows:

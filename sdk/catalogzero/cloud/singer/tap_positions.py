@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
+from catalogzero.cloud.reading.items import MAX_POSITION_BYTES
 from catalogzero.cloud.reading.readers import json_row
 from catalogzero.cloud.rows.values import json_lines
 from catalogzero.cloud.singer.tap_catalog import TapStream
 from catalogzero.errors import FailedError
 from catalogzero.wire.messages import JsonObject, encode_json
 
-MAX_POSITION_BYTES = 4_096
 _UNSETTLED = ("progress_markers", "starting_replication_value")
 """Parts of a bookmark that the tap itself does not go on from."""
 
