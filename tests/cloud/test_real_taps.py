@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from aiohttp import web
 from catalogzero.errors import FailedError
 
+from examples.processors.shop_tap import ShopTap
 from tests.cloud.environments import environment
 from tests.cloud.processors import Plain
 from tests.cloud.reference import ReferenceBackend
@@ -107,18 +108,19 @@ async def test_a_database_s_updates_replace_rows_by_key_and_a_whole_table_follow
     def codes() -> list[str]:
         return sorted(row["code"] for row in backend.rows() if "code" in row)
 
-    async with Site(backend.url, tmp_path, author=Plain, taps={"shop": tap}) as site:
-        first = await site.run("singer:shop")
-        same = await site.run("singer:shop")
+    north = {"shop": "north"}
+    async with Site(backend.url, tmp_path, author=ShopTap, taps={"shop": tap}) as site:
+        first = await site.run("singer:shop", north)
+        same = await site.run("singer:shop", north)
         before = codes()
         db.execute("UPDATE orders SET price = 2, at = %s WHERE id = 1", (at.format(4),))
         db.execute(insert, (4, at.format(4), 4))
         db.execute(insert, (5, at.format(3), 5))  # it ties with the last one that was read
         db.execute(insert, (6, at.format(2), 6))  # and this one comes late
         db.execute("DELETE FROM countries WHERE code = 'fr'")
-        second = await site.run("singer:shop")
+        second = await site.run("singer:shop", north)
         rows = newest(backend, "id")
-        whole = await site.run("singer:shop", full=True)
+        whole = await site.run("singer:shop", north, full=True)
 
     assert [one["status"] for one in (first, same, second, whole)] == [
         *("uploaded", "unchanged", "uploaded", "uploaded")
@@ -126,6 +128,7 @@ async def test_a_database_s_updates_replace_rows_by_key_and_a_whole_table_follow
     assert (before, codes()) == (["de", "fr"], ["de"])
     assert exact.encode() in b"".join(body for _, path, body in backend.bodies if "chunks" in path)
     assert [rows[key]["price"] for key in (1, 4, 5)] == [2, 4, 5]
+    assert {row.get("shop") for row in backend.rows()} == {"north", None}  # None: of a country
     assert 6 not in rows  # what a tap does not send again comes with `full`
     assert sorted(row["id"] for row in backend.rows() if "id" in row) == [1, 2, 3, 4, 5, 6]
     assert {b["mode"]: b.get("key") for b in bodies(backend)} == {"merge": ["id"], "replace": None}
