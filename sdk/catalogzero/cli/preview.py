@@ -81,14 +81,7 @@ def preview(
     given = json_object(params, "--params")
     if (data_source is None) != sample:
         raise typer.BadParameter("name a DATA_SOURCE, or --sample")
-    # A folder that may be read, until the class is known, and where its sample is.
-    source = gettempdir() if data_source is None else data_source
-    source = source if ":" in source else str(Path(source).absolute())
-    handler = processor_of(target, registry, source)
-    if sample:
-        source = sampled(handler)
-    elif handler.reads_itself and data_source is not None:
-        source = data_source  # to which it need be no path
+    handler, source = to_preview(target, registry, data_source)
     pairs: list[RowPair] | None = [] if rows else None
     try:
         seen = preview_run(
@@ -115,6 +108,20 @@ def preview(
     print_result(result, is_cut=seen.is_cut)
     if hash_key_is_missing(handler):
         typer.echo("the key of hashes is made at the first start: hashes will be others then")
+
+
+def to_preview(
+    target: str, registry: Path | None, data_source: str | None
+) -> tuple[CloudProcessor, str]:
+    """The processor, and what it reads: its package's sample where nothing is named."""
+    # A folder that may be read, until the class is known, and where its sample is.
+    source = gettempdir() if data_source is None else data_source
+    source = source if ":" in source else str(Path(source).absolute())
+    handler = processor_of(target, registry, source)
+    if data_source is None:
+        return handler, sampled(handler)
+    # To an own `read` it need be no path.
+    return handler, data_source if handler.reads_itself else source
 
 
 def authors_failure(handler: CloudProcessor, error: Exception) -> FailedError:
