@@ -201,11 +201,12 @@ def kill_group(group: int) -> None:
 def free_ports(count: int) -> list[int]:
     """Loopback ports that nobody listens on, kept from others until this process ends."""
     # A socket that is bound, but does not listen, keeps others from this port. Servers set
-    # SO_REUSEADDR, as it does, and so can still listen here.
+    # SO_REUSEADDR, as it does, and so can still listen here. It does so only once it is bound:
+    # else two processes could be given the same port.
     for _ in range(count):
         holder = socket.socket()
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _HOLDERS.append(holder)
     return [int(holder.getsockname()[1]) for holder in _HOLDERS[-count:]]
 
