@@ -21,7 +21,7 @@ from catalogzero.cloud.rows.batches import parts_of, rows_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
 from catalogzero.cloud.run_context import Checkpoint
 from catalogzero.cloud.settings import Batch, Params
-from catalogzero.cloud.writing import StreamWriter
+from catalogzero.cloud.writing import StreamWriter, note_read
 from catalogzero.errors import RunCancelledError
 from catalogzero.protocol.identities import Identity, source_key
 
@@ -125,8 +125,7 @@ class RunBase:
         """
         for batch in batches:
             self.refuse_cancelled()
-            for writer in writers:
-                writer.read(batch)
+            note_read(writers, batch)
             given = WatchedRows(batch) if isinstance(batch, list) else batch
             place.given(given)
             self.counters.rows_read += place.count

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,14 +91,12 @@ class StreamWriter:
         """What the mark is to remember of the rows of a keyed source."""
         return b"".join(self._recent) if self.plan.mode == "merge" else None
 
-    def read(self, batch: Batch) -> None:
-        """Note rows that the source gave."""
-        self.rows += row_count(batch)
+    def read(self, rows: int, digests: Sequence[bytes]) -> None:
+        """Note rows that the source gave: how many, and in merge the digest of each."""
+        self.rows += rows
         if self.plan.mode == "merge":
-            for row in rows_of(batch):
-                digest = hashlib.blake2b(fingerprint([row]), digest_size=DIGEST_BYTES).digest()
-                self._is_known = self._is_known and digest in self._known
-                self._recent.append(digest)
+            self._is_known = self._is_known and self._known.issuperset(digests)
+            self._recent.extend(digests)
 
     def is_behind(self, value: Any) -> bool:
         """Whether a value is above the range's beginning; other than numbers, whether it differs.
@@ -133,6 +131,17 @@ class StreamWriter:
         # was would count as sent, while a later state of it is the newest.
         self._recent.clear()
         self._is_known = True
+
+
+def note_read(writers: Sequence[StreamWriter], batch: Batch) -> None:
+    """Note rows that the source gave for some streams; each row is digested once for all."""
+    is_merged = any(writer.plan.mode == "merge" for writer in writers)
+    digests = [
+        hashlib.blake2b(fingerprint([row]), digest_size=DIGEST_BYTES).digest()
+        for row in (rows_of(batch) if is_merged else ())
+    ]
+    for writer in writers:
+        writer.read(row_count(batch), digests)
 
 
 class Stretches:

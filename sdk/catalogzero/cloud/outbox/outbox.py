@@ -243,7 +243,8 @@ class Outbox:
         if mode != "replace":
             # Another run, a late answer or a purge may have moved the position since the read
             # began: a range sealed on it would leave a hole, or send rows twice.
-            if not full and store.mark(key).watermark != after:
+            position = store.find("sources", "watermark", source_key=key)
+            if not full and (from_text(position[0][0]) if position else None) != after:
                 raise SourceChangedError(f"{source}: its position moved while it was read")
             # Watermark values alone are no key: a second update within one of them is another
             # content, and would be taken for a duplicate.
