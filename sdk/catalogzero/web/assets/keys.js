@@ -20,8 +20,8 @@ const row = () => document.activeElement.closest(ROWS);
 function focus(one) {
   if (!one) return;
   if (!one.hasAttribute("tabindex")) one.tabIndex = -1;
-  one.focus({ preventScroll: true });
   one.scrollIntoView({ block: "nearest" });
+  one.focus({ preventScroll: true }); // after it: a table that draws only rows in sight draws on focus
 }
 
 /** The row after or before the focused one; without such, the first in sight. */

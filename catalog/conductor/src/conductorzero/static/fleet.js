@@ -360,6 +360,7 @@ function build() {
     });
   };
   addEventListener("scroll", soon, { passive: true });
+  $("rows").addEventListener("focusin", draw); // keys may come faster than frames: the next row must be there
   addEventListener("resize", soon);
   signalButtons($("signals"), () => [...selected]);
 }
