@@ -1,6 +1,6 @@
 """process_and_upload against its floors and against plain scripts; memory at two sizes.
 
-    python -m benchmarks.upload [--mb 100] [--big-mb 1000] [--rounds 3] [--json]
+    python -m benchmarks.upload [--quick] [--mb 100] [--big-mb 1000] [--rounds 3] [--json]
 
 The far end is one server that takes everything and keeps nothing, in a process of its own. The
 floors are each step alone on the same data: read the CSV, encode Parquet (zstd), hash, write the
@@ -15,21 +15,18 @@ most 1.15 times that at the small one (a process of its own for each size). The 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import importlib.util
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import aiohttp
@@ -41,6 +38,7 @@ from catalogzero import HandlerClient
 from catalogzero.testing import Serving, serving
 
 from benchmarks.peers.upload_processors import Dicts, Tables
+from benchmarks.report import Figure, Section, main, ratios
 
 PEERS = Path(__file__).parent / "peers"
 ROW = "{n},2013-01-{day:02},carrier-{c},N{tail:05},{dep},{arr},{dist},some words of text {n}\n"
@@ -52,17 +50,9 @@ SCRIPTS = {
     "polars": "polars, JSON Lines, one requests.post of all",
     "polars_parquet": "polars, Parquet, one requests.post of all",
 }
+FULL = {"mb": 100, "big_mb": 1_000, "rounds": 3}
+QUICK = {"mb": 1, "big_mb": 2, "rounds": 1}
 ARROW_BUDGET, DICT_BUDGET, MEMORY_BUDGET = 1.5, 1.3, 1.15
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measured thing; a `ratio` has its budget beside it."""
-
-    name: str
-    value: float
-    unit: str
-    budget: float | None = None
 
 
 def make_csv(path: Path, megabytes: int) -> None:
@@ -213,19 +203,19 @@ async def alone(url: str, data: Path) -> AsyncIterator[tuple[psutil.Process, Han
         await process.wait()
 
 
-async def measure(megabytes: int, big: int, rounds: int) -> list[Figure]:
-    """Every figure."""
+async def measure(mb: int, big_mb: int, rounds: int) -> Section:
+    """Every figure; no memory where `big_mb` is 0."""
     with tempfile.TemporaryDirectory() as name, sink() as url:
         data = Path(name) / "exports"
         data.mkdir()
         source = data / "medium.csv"
         make_csv(data / "small.csv", 1)
-        make_csv(source, megabytes)
+        make_csv(source, mb)
         figures = await times(url, data, source, rounds)
-        if big:
-            make_csv(data / "big.csv", big)
+        if big_mb:
+            make_csv(data / "big.csv", big_mb)
             figures += await memory(url, data, source)
-        return figures
+        return Section(figures=figures)
 
 
 async def times(url: str, data: Path, source: Path, rounds: int) -> list[Figure]:
@@ -240,20 +230,31 @@ async def times(url: str, data: Path, source: Path, rounds: int) -> list[Figure]
             ways["dicts"].append(await call(dicts, source))
             for kind in scripts:
                 ways[kind].append(await asyncio.to_thread(script, kind, source, url))
-    took = {way: statistics.median(values) for way, values in ways.items()}
-    floor = statistics.median(sum(step.values()) for step in steps)
-    each = [
-        Figure(f"floor: {name}", statistics.median(s[name] for s in steps), "s")
-        for name in steps[0]
-    ]
+    floor = [sum(step.values()) for step in steps]
     return [
-        *each,
-        Figure("sum of floors", floor, "s"),
-        Figure("run, Arrow batches to Parquet", took["arrow"], "s"),
-        Figure("run, dict batches to JSON Lines", took["dicts"], "s"),
-        *(Figure(f"script: {SCRIPTS[kind]}", took[kind], "s") for kind in scripts),
-        Figure("Arrow run / sum of floors", took["arrow"] / floor, "x", ARROW_BUDGET),
-        Figure("dict run / script", took["dicts"] / took["csv"], "x", DICT_BUDGET),
+        *(
+            Figure(what=f"floor: {name}", samples=[step[name] for step in steps], unit="s")
+            for name in steps[0]
+        ),
+        Figure(what="sum of floors", samples=floor, unit="s"),
+        Figure(what="run, Arrow batches to Parquet", samples=ways["arrow"], unit="s"),
+        Figure(what="run, dict batches to JSON Lines", samples=ways["dicts"], unit="s"),
+        *(
+            Figure(what=f"script: {SCRIPTS[kind]}", samples=ways[kind], unit="s")
+            for kind in scripts
+        ),
+        Figure(
+            what="Arrow run / sum of floors",
+            samples=ratios(ways["arrow"], floor),
+            unit="x",
+            at_most=ARROW_BUDGET,
+        ),
+        Figure(
+            what="dict run / script",
+            samples=ratios(ways["dicts"], ways["csv"]),
+            unit="x",
+            at_most=DICT_BUDGET,
+        ),
     ]
 
 
@@ -264,30 +265,16 @@ async def memory(url: str, data: Path, medium: Path) -> list[Figure]:
     async with alone(url, data) as (handler, client):
         large = await peak_mb(handler, client, data / "big.csv")
     return [
-        Figure("peak memory, small file", small, "MB"),
-        Figure("peak memory, big file", large, "MB"),
-        Figure("peak memory, big / small", large / small, "x", MEMORY_BUDGET),
+        Figure(what="peak memory, small file", samples=[small], unit="MB"),
+        Figure(what="peak memory, big file", samples=[large], unit="MB"),
+        Figure(
+            what="peak memory, big / small",
+            samples=[large / small],
+            unit="x",
+            at_most=MEMORY_BUDGET,
+        ),
     ]
 
 
-def main() -> int:
-    """Measure, print; 1 when a budget is missed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mb", type=int, default=100)
-    parser.add_argument("--big-mb", type=int, default=1_000, help="0 leaves memory out")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    figures = asyncio.run(measure(given.mb, given.big_mb, given.rounds))
-    if given.json:
-        print(json.dumps([asdict(figure) for figure in figures]))
-    else:
-        for figure in figures:
-            budget = "" if figure.budget is None else f"  budget {figure.budget:g}"
-            print(f"{figure.name:<56} {figure.value:9.2f} {figure.unit}{budget}")
-    missed = [f for f in figures if f.budget is not None and f.value > f.budget]
-    return 1 if missed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__name__))
