@@ -1,7 +1,7 @@
 """The reference backend: rows stored, and health reports taken, against the database alone.
 
-    python -m benchmarks.backend [--rows 200000] [--reports 4000] [--uploads 1000000]
-        [--rounds 5] [--json]
+    python -m benchmarks.backend [--quick] [--rows 200000] [--reports 4000] [--uploads 1000000]
+        [--rounds 3] [--json]
 
 A served backend (`catalogzero backend serve`, a process of its own) is sent uploads in zstd chunks
 of JSON Lines over HTTP, each completed. The floors write the very same rows into the same tables
@@ -24,7 +24,6 @@ connections at most 3 times its p50 alone.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import json
@@ -36,8 +35,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,16 @@ from sqlalchemy import (
     true,
 )
 
+from benchmarks.report import Figure, Section, Series, main, ratios
+
+FULL = {
+    "rows": 200_000,
+    "reports": 4_000,
+    "uploads": 1_000_000,
+    "installations": "1000,10000",
+    "rounds": 3,
+}
+QUICK = {"rows": 5_000, "reports": 300, "uploads": 1_000, "installations": "10,100", "rounds": 1}
 AT = "2026-01-01T00:00:00.000+00:00"
 CHUNK_ROWS, SMALL_CHUNK_ROWS = 5_000, 500
 UPLOAD_CHUNKS, INSTALLATIONS = 10, 10_000
@@ -241,7 +250,7 @@ async def report_steadily(endpoint: str, key: str) -> list[float]:
     return latencies
 
 
-def measure_rows(folder: Path, rows: int, rounds: int, kind: str, size: int) -> dict[str, Any]:
+def measure_rows(folder: Path, rows: int, rounds: int, kind: str, size: int) -> list[Figure]:
     """Rows a second of the backend and of the floor, on one kind of database."""
     chunks = chunks_of(rows - rows % size, size)
     bodies = [zstandard.compress(("\n".join(chunk) + "\n").encode(), 1) for chunk in chunks]
@@ -254,11 +263,11 @@ def measure_rows(folder: Path, rows: int, rounds: int, kind: str, size: int) -> 
             else:
                 floor.append(rows / postgresql_floor(schema, chunks))
             ours.append(rows / asyncio.run(upload(url, key, bodies, size)))
-    budget = 0.5 if size == SMALL_CHUNK_ROWS else 0.6
-    return _figure(f"rows/s stored in chunks of {size:,}, {kind}", ours, floor, budget)
+    least = 0.5 if size == SMALL_CHUNK_ROWS else 0.6
+    return _beside(f"rows in chunks of {size:,}, {kind}", "the database alone", ours, floor, least)
 
 
-def measure_health(folder: Path, reports: int, rounds: int) -> list[dict[str, Any]]:
+def measure_health(folder: Path, reports: int, rounds: int) -> list[Figure]:
     """Reports a second of the backend and of the floor, and the p99 of a steady fleet."""
     ours, floor = [], []
     with served(str(folder / "health.db"), folder) as (url, key):
@@ -268,11 +277,14 @@ def measure_health(folder: Path, reports: int, rounds: int) -> list[dict[str, An
             floor.append(reports / health_floor(folder / f"reports-{number}.db", reports))
             ours.append(reports / asyncio.run(report_all(url, key, reports)))
     p99 = statistics.quantiles(latencies, n=100)[98]
-    steady = {"what": "health p99 ms at 167/s", "ours": p99, "budget": 50, "held": p99 < 50}
-    return [_figure("health reports/s", ours, floor, 2.0), steady]
+    what = "p99 of a health report, 10,000 installations once a minute"
+    return [
+        *_beside("health reports, SQLite", "a transaction each", ours, floor, 2.0),
+        Figure(what=what, samples=[p99], unit="ms", at_most=50),
+    ]
 
 
-def measure_append(folder: Path, reports: int, rounds: int) -> dict[str, Any]:
+def measure_append(folder: Path, reports: int, rounds: int) -> list[Figure]:
     """Reports a second of the backend on PostgreSQL, and of a server that only appends them."""
     ours, floor = [], []
     with (
@@ -285,7 +297,8 @@ def measure_append(folder: Path, reports: int, rounds: int) -> dict[str, Any]:
         for _ in range(rounds):
             floor.append(reports / asyncio.run(report_all(bare, key, reports)))
             ours.append(reports / asyncio.run(report_all(url, key, reports)))
-    return _figure("health reports/s, postgresql, against a bare server", ours, floor, 0.8)
+    peer = "a bare server that appends"
+    return _beside("health reports, PostgreSQL", peer, ours, floor, 0.8)
 
 
 @contextmanager
@@ -301,32 +314,44 @@ def _bare(path: Path) -> Iterator[str]:
         process.wait()
 
 
-def measure_growth(folder: Path, count: int, reports: int, rounds: int) -> list[dict[str, Any]]:
-    """A small upload and a health report on an empty database, and on a full one."""
-    uploads_ms: tuple[list[float], list[float]] = ([], [])
-    reports_ms: tuple[list[float], list[float]] = ([], [])
-    with (
-        _database(folder, "postgresql") as (empty, _),
-        _filled(folder, count, "postgresql") as full,
-        served(empty, folder) as few,
-        served(full.url.render_as_string(hide_password=False), folder) as many,
-    ):
+def measure_growth(
+    folder: Path, count: int, installations: Sequence[int], reports: int, rounds: int
+) -> Section:
+    """A small upload and a health report on an empty database, and on full ones."""
+    uploads_ms: dict[int, list[float]] = {}
+    reports_ms: dict[int, list[float]] = {}
+    with ExitStack() as stack:
+        served_at: dict[int, tuple[str, str]] = {}
+        for number in (0, *installations):
+            if number:
+                some = count * number // installations[-1]
+                made = stack.enter_context(_filled(folder, some, "postgresql", number))
+                url = made.url.render_as_string(hide_password=False)
+            else:
+                url, _ = stack.enter_context(_database(folder, "postgresql"))
+            served_at[number] = stack.enter_context(served(url, folder))
         for _ in range(rounds):
-            for place, (url, key) in enumerate((few, many)):
-                uploads_ms[place].append(asyncio.run(_some_uploads(url, key)))
+            for number, (url, key) in served_at.items():
+                uploads_ms.setdefault(number, []).append(asyncio.run(_some_uploads(url, key)))
                 taken_s = asyncio.run(report_all(url, key, reports))
-                reports_ms[place].append(taken_s * 1_000 / reports)
-    return [
-        _growth(f"ms of {what} with {count:,} uploads and {INSTALLATIONS:,} installations", times)
-        for what, times in (("a small upload", uploads_ms), ("a health report", reports_ms))
-    ]
-
-
-def _growth(what: str, times: tuple[list[float], list[float]]) -> dict[str, Any]:
-    """How much longer something takes on a full database than on an empty one."""
-    empty, full = (statistics.median(one) for one in times)
-    figures = {"ours": full, "empty": empty, "ratio": full / empty}
-    return {"what": what, **figures, "budget": 1.25, "held": full <= 1.25 * empty}
+                reports_ms.setdefault(number, []).append(taken_s * 1_000 / reports)
+    figures, series = [], []
+    for what, times in (("a small upload", uploads_ms), ("a health report", reports_ms)):
+        most = installations[-1]
+        full = f"{what} among {count:,} uploads of {most:,} installations"
+        figures += [
+            Figure(what=f"{what} on an empty database", samples=times[0], unit="ms"),
+            Figure(what=full, samples=times[most], unit="ms"),
+            Figure(
+                what=f"{full} / on an empty one",
+                samples=ratios(times[most], times[0]),
+                unit="x",
+                at_most=1.25,
+            ),
+        ]
+        points = [(number, statistics.median(each)) for number, each in times.items()]
+        series.append(Series(what=what, per="installations", unit="ms", points=points))
+    return Section(figures=figures, series=series)
 
 
 async def _some_uploads(endpoint: str, key: str) -> float:
@@ -346,7 +371,7 @@ async def _complete(
         assert answer.status == 201, await answer.text()
 
 
-def measure_fairness(folder: Path) -> dict[str, Any]:
+def measure_fairness(folder: Path) -> list[Figure]:
     """A small upload's p50 in ms beside another tenant's 16 large connections, and alone."""
     rows = "\n".join(itertools.chain.from_iterable(chunks_of(CHUNK_ROWS)))
     body = zstandard.compress(rows.encode(), 1)
@@ -355,9 +380,11 @@ def measure_fairness(folder: Path) -> dict[str, Any]:
         add = ["tenants", "add", "other", "--key-file", str(other), "--database", url]
         subprocess.run([*COMMAND, *add], check=True, stdout=subprocess.DEVNULL)
         alone, beside = asyncio.run(_share(endpoint, key, other.read_text().strip(), body))
-    what = "ms of a small upload beside 16 heavy connections and alone, postgresql"
-    figures = {"ours": beside, "alone": alone, "ratio": beside / alone}
-    return {"what": what, **figures, "budget": 3.0, "held": beside <= 3 * alone}
+    what = f"a small upload beside {HEAVY_CONNECTIONS} heavy connections, PostgreSQL"
+    return [
+        Figure(what=what, samples=[beside], unit="ms"),
+        Figure(what=f"{what} / alone", samples=[beside / alone], unit="x", at_most=3.0),
+    ]
 
 
 async def _share(endpoint: str, key: str, other: str, body: bytes) -> tuple[float, float]:
@@ -397,27 +424,31 @@ async def _small_uploads(session: aiohttp.ClientSession, endpoint: str, count: i
     return statistics.median(taken)
 
 
-def measure_housekeeping(folder: Path, count: int, rounds: int, kind: str) -> dict[str, Any]:
+def measure_housekeeping(folder: Path, count: int, rounds: int, kind: str) -> list[Figure]:
     """Milliseconds of a step that deletes, among few uploads and among many."""
     with _filled(folder, FEW, kind) as few, _filled(folder, count, kind) as many:
         steps = [(_step_ms(few), _step_ms(many)) for _ in range(rounds + 1)]
     small, large = zip(*steps[1:], strict=True)
-    ratio = statistics.median(large) / statistics.median(small)
-    what = f"ms of a step of housekeeping among {count:,} uploads and {FEW}, {kind}"
-    figures = {"ours": statistics.median(large), "few": statistics.median(small), "ratio": ratio}
-    return {"what": what, **figures, "budget": 2.0, "held": ratio <= 2.0}
+    what = f"a step of housekeeping among {count:,} uploads, {kind}"
+    times = ratios(large, small)
+    return [
+        Figure(what=what, samples=large, unit="ms"),
+        Figure(what=f"{what} / among {FEW}", samples=times, unit="x", at_most=2.0),
+    ]
 
 
 @contextmanager
-def _filled(folder: Path, count: int, kind: str) -> Iterator[BackendDatabase]:
-    """A database with that number of visible uploads."""
+def _filled(
+    folder: Path, count: int, kind: str, installations: int = INSTALLATIONS
+) -> Iterator[BackendDatabase]:
+    """A database with that number of visible uploads, and of installations."""
     where = _database(folder, kind, f"filled-{count}")
     with where as (url, _), closing(BackendDatabase(url, FILL_S)) as made:
         with made.writing() as connection:
             if kind == "postgresql":
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
             add_tenant(connection, "filled", AT)
-            _fill(connection, count)
+            _fill(connection, count, installations)
         if kind == "postgresql":
             engine = create_engine(made.url, isolation_level="AUTOCOMMIT")
             with engine.connect() as connection:
@@ -426,7 +457,7 @@ def _filled(folder: Path, count: int, kind: str) -> Iterator[BackendDatabase]:
         yield made
 
 
-def _fill(connection: Connection, count: int) -> None:
+def _fill(connection: Connection, count: int, installations: int) -> None:
     """Insert `count` visible uploads of the first tenant, of one chunk with one row each."""
     numbers = select(literal(1).label("i")).cte(recursive=True)
     following = select(numbers.c.i + 1).where(numbers.c.i < count)
@@ -453,7 +484,7 @@ def _fill(connection: Connection, count: int) -> None:
         chosen = select(*columns).select_from(series)
         connection.execute(insert(table).from_select(list(values), chosen))
     seen = {"tenant_id": 1, "first_seen_at": AT, "last_seen_at": AT}
-    heard_of = [{**seen, "installation_id": f"old-{n}"} for n in range(INSTALLATIONS)]
+    heard_of = [{**seen, "installation_id": f"old-{n}"} for n in range(installations)]
     insert_many(connection, schema.installations, heard_of)
 
 
@@ -467,53 +498,35 @@ def _step_ms(database: BackendDatabase) -> float:
     return (time.perf_counter() - begun) * 1_000
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=200_000)
-    parser.add_argument("--reports", type=int, default=4_000)
-    parser.add_argument("--uploads", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
+def _beside(
+    what: str, peer: str, ours: list[float], floor: list[float], least: float
+) -> list[Figure]:
+    """A rate, that of its peer, and the ratio with its bar."""
+    return [
+        Figure(what=what, samples=ours, unit="/s"),
+        Figure(what=f"{what}: {peer}", samples=floor, unit="/s"),
+        Figure(what=f"{what} / {peer}", samples=ratios(ours, floor), unit="x", at_least=least),
+    ]
+
+
+def measure(rows: int, reports: int, uploads: int, installations: str, rounds: int) -> Section:
+    """Everything; `installations` has commas between, the most last."""
+    numbers = [int(number) for number in installations.split(",")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         figures = [
-            measure_rows(folder, given.rows, given.rounds, kind, size)
+            figure
             for kind in ("sqlite", "postgresql")
             for size in (CHUNK_ROWS, SMALL_CHUNK_ROWS)
+            for figure in measure_rows(folder, rows, rounds, kind, size)
         ]
-        figures += measure_health(folder, given.reports, given.rounds)
-        figures.append(measure_append(folder, given.reports, given.rounds))
-        figures += measure_growth(folder, given.uploads, given.reports, given.rounds)
-        figures.append(measure_fairness(folder))
+        figures += measure_health(folder, reports, rounds)
+        figures += measure_append(folder, reports, rounds)
+        growth = measure_growth(folder, uploads, numbers, reports, rounds)
+        figures += [*growth.figures, *measure_fairness(folder)]
         for kind in ("sqlite", "postgresql"):
-            figures.append(measure_housekeeping(folder, given.uploads, given.rounds, kind))
-    if given.json:
-        print(json.dumps(figures))
-        return
-    for figure in figures:
-        print("  ".join(f"{name}: {_shown(value)}" for name, value in figure.items()))
-
-
-def _figure(what: str, ours: list[float], floor: list[float], budget: float) -> dict[str, Any]:
-    """Medians, and the median of the rounds' ratios."""
-    ratio = statistics.median(a / b for a, b in zip(ours, floor, strict=True))
-    return {
-        "what": what,
-        "ours": statistics.median(ours),
-        "floor": statistics.median(floor),
-        "ratio": ratio,
-        "budget": budget,
-        "held": ratio >= budget,
-    }
-
-
-def _shown(value: Any) -> str:
-    """A number as people read it."""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+            figures += measure_housekeeping(folder, uploads, rounds, kind)
+        return Section(figures=figures, series=growth.series)
 
 
 def _sqlite(path: Path) -> sqlite3.Connection:
@@ -554,4 +567,4 @@ async def _report(session: aiohttp.ClientSession, endpoint: str, number: int) ->
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(__name__))

@@ -1,6 +1,6 @@
 """Asking a whole fleet at once: 10, 100 and 1,000 handlers, all alive and 5 % dead.
 
-    python -m benchmarks.fanout [--sizes 10,100,1000] [--rounds 5] [--nats 4222] [--json]
+    python -m benchmarks.fanout [--quick] [--sizes 10,100,1000] [--rounds 3] [--nats 4222] [--json]
 
 Real handlers (`serve`, in a few processes, a ZeroMQ socket each) are pinged by `fan_out` and by
 the conductor's `health_check`, over connections that are open. Beside them: a bare loop over one
@@ -13,7 +13,6 @@ Budgets: all alive, at most 3 times the floor; 5 % dead, at most 1.1 times one t
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import socket
@@ -22,7 +21,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from catalogzero import Handler, HandlerClient, fan_out
@@ -32,6 +30,10 @@ from conductorzero import ConductorZero
 from benchmarks.peers.nats_services import ask_services
 from benchmarks.peers.one_router import OneRouter
 from benchmarks.peers.sequential_req import ask_in_turn
+from benchmarks.report import Figure, Section, Series, main, ratios
+
+FULL = {"sizes": "10,100,1000", "rounds": 3, "nats": 4222}
+QUICK = {"sizes": "10", "rounds": 1, "nats": 4222}
 
 TIMEOUT_S = 5.0
 PROCESSES = 2
@@ -39,17 +41,6 @@ SEQUENTIAL_LIMIT_S = 30.0
 FLOOR_BUDGET = 3.0
 TIMEOUT_BUDGET = 1.1
 PEERS = Path(__file__).parent / "peers"
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One measured way of asking one fleet."""
-
-    way: str
-    handlers: int
-    dead: int
-    median_ms: float
-    answered: int
 
 
 Ask = Callable[[], Awaitable[tuple[float, int]]]
@@ -171,8 +162,8 @@ async def nats_ways(stack: AsyncExitStack, port: int, alive: int) -> dict[str, A
     return {"NATS $SRV.PING": by_nats}
 
 
-async def measure(size: int, dead: int, rounds: int, nats_port: int) -> list[Figure]:
-    """Every way on one fleet, interleaved."""
+async def asked(size: int, dead: int, rounds: int, nats_port: int) -> dict[str, list[float]]:
+    """Milliseconds of every way on one fleet, interleaved; all that live must answer each."""
     alive = size - dead
     async with AsyncExitStack() as stack:
         live: list[str] = []
@@ -189,69 +180,46 @@ async def measure(size: int, dead: int, rounds: int, nats_port: int) -> list[Fig
             for way, ask in ways.items():
                 if way != "REQ in turn" or number < 1 + 2 * (dead == 0):
                     taken[way].append(await ask())
-    return [
-        Figure(
-            way,
-            size,
-            dead,
-            median_ms=round(statistics.median(took_s for took_s, _ in all_taken) * 1_000, 2),
-            answered=min(answered for _, answered in all_taken),
-        )
-        for way, all_taken in taken.items()
-    ]
+    for way, all_taken in taken.items():
+        assert min(answered for _, answered in all_taken) == alive, (way, size, dead)
+    return {way: [took_s * 1_000 for took_s, _ in each] for way, each in taken.items()}
 
 
-def verdicts(figures: list[Figure]) -> list[tuple[str, float, float]]:
-    """Each budget: what it is of, the measured ratio, and the most that it may be."""
-    found = {(figure.way, figure.handlers, figure.dead): figure.median_ms for figure in figures}
-    told = []
-    for way in ("fan_out", "health_check"):
-        for (name, size, dead), median_ms in found.items():
-            if name != way:
-                continue
-            if dead:
-                ratio, most, against = median_ms / (TIMEOUT_S * 1_000), TIMEOUT_BUDGET, "timeout"
-            else:
-                floor_ms = found["one ROUTER, bare loop", size, dead]
-                ratio, most, against = median_ms / floor_ms, FLOOR_BUDGET, "floor"
-            told.append((f"{way}, {size} handlers, {dead} dead, times the {against}", ratio, most))
-    return told
-
-
-async def run(sizes: list[int], rounds: int, nats_port: int) -> list[Figure]:
-    """All fleets, each alive and with 5 % dead."""
-    figures = []
-    for size in sizes:
+async def measure(sizes: str, rounds: int, nats: int) -> Section:
+    """All fleets, each alive and with 5 % dead; `sizes` has commas between."""
+    figures: list[Figure] = []
+    points: dict[str, list[tuple[float, float]]] = {"fan_out": [], "health_check": []}
+    for size in map(int, sizes.split(",")):
         for dead in (0, max(1, size // 20)):
-            figures += await measure(size, dead, rounds, nats_port)
-    return figures
-
-
-def main() -> None:
-    """Measure, print the table and the budgets; exit 1 when one is not met."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", default="10,100,1000")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--nats", type=int, default=4222)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.serve is not None:
-        asyncio.run(handlers_for_ever(given.serve))
-        return
-    sizes = [int(size) for size in given.sizes.split(",")]
-    figures = asyncio.run(run(sizes, given.rounds, given.nats))
-    checked = verdicts(figures)
-    if given.json:
-        rows = [{name: getattr(figure, name) for name in Figure.__slots__} for figure in figures]
-        print(json.dumps({"timeout_s": TIMEOUT_S, "figures": rows, "budgets": checked}, indent=2))
-    else:
-        for one in figures:
-            print(f"{one.handlers:>5} {one.dead:>4} dead  {one.way:<24}{one.median_ms:>10.2f} ms")
-        for name, ratio, most in checked:
-            print(f"{'ok  ' if ratio <= most else 'OVER'} {name}: {ratio:.2f} (at most {most:g})")
-    sys.exit(any(ratio > most for _, ratio, most in checked))
+            taken = await asked(size, dead, rounds, nats)
+            fleet = f"{size:,} handlers" + (f", {dead} dead" if dead else "")
+            figures += [
+                Figure(what=f"{way}, {fleet}", samples=took, unit="ms")
+                for way, took in taken.items()
+            ]
+            for way, series in points.items():
+                if not dead:
+                    series.append((size, statistics.median(taken[way])))
+                floor = [TIMEOUT_S * 1_000] * rounds if dead else taken["one ROUTER, bare loop"]
+                figures.append(
+                    Figure(
+                        what=f"{way}, {fleet} / {'the timeout' if dead else 'floor'}",
+                        samples=ratios(taken[way], floor),
+                        unit="x",
+                        at_most=TIMEOUT_BUDGET if dead else FLOOR_BUDGET,
+                    )
+                )
+    return Section(
+        figures=figures,
+        series=[
+            Series(what=way, per="handlers", unit="ms", points=series)
+            for way, series in points.items()
+        ],
+    )
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--serve"]:
+        asyncio.run(handlers_for_ever(int(sys.argv[2])))
+    else:
+        sys.exit(main(__name__))

@@ -1,6 +1,6 @@
 """What one call costs, and how many go through: a handler beside its peers, in one run.
 
-    python -m benchmarks.rpc [--rounds 7] [--nats 4222] [--json]
+    python -m benchmarks.rpc [--quick] [--rounds 7] [--nats 4222] [--json]
 
 Every server is a process of its own (benchmarks/peers/). ZeroMQ servers are called by one and
 the same blocking DEALER client, the others by their own client; the codec is orjson everywhere
@@ -11,15 +11,13 @@ that the server took for a call stands beside, as it suffers less from what else
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +27,10 @@ import orjson
 import psutil
 import zmq
 
+from benchmarks.report import Figure, Section, main, ratios
+
+FULL = {"rounds": 7, "nats": 4222}
+QUICK = {"rounds": 1, "nats": 4222}
 SEQUENTIAL_CALLS = 400
 CONCURRENT_CALLS = 3_000
 IN_FLIGHT = 64
@@ -163,24 +165,36 @@ class Contender:
     method: str
     data: str
     measure: Callable[[int, str, str], Figures] = by_dealer
-    floor: str = "floor"
 
 
 CONTENDERS = [
     Contender("floor", "blocking_echo", "echo", SMALL),
-    Contender("floor, ping", "blocking_echo", "ping", SMALL, floor="floor, ping"),
-    Contender("floor, 10 kB", "blocking_echo", "echo", LARGE, floor="floor, 10 kB"),
-    Contender("floor, ping 10 kB", "blocking_echo", "ping", LARGE, floor="floor, ping 10 kB"),
-    Contender("handler, ping", "own_handler", "ping", SMALL, floor="floor, ping"),
-    Contender("handler, ping 10 kB", "own_handler", "ping", LARGE, floor="floor, ping 10 kB"),
+    Contender("floor, ping", "blocking_echo", "ping", SMALL),
+    Contender("floor, 10 kB", "blocking_echo", "echo", LARGE),
+    Contender("floor, ping 10 kB", "blocking_echo", "ping", LARGE),
+    Contender("handler, ping", "own_handler", "ping", SMALL),
+    Contender("handler, ping 10 kB", "own_handler", "ping", LARGE),
     Contender("handler, job", "own_handler", "echo", SMALL),
-    Contender("handler, job 10 kB", "own_handler", "echo", LARGE, floor="floor, 10 kB"),
+    Contender("handler, job 10 kB", "own_handler", "echo", LARGE),
     Contender("handler, job, HandlerClient", "own_handler", "echo", SMALL, by_handler_client),
     Contender("ScheduleZero style", "schedulezero_style", "echo", SMALL),
     Contender("zmq.asyncio", "zmq_asyncio_echo", "echo", SMALL),
     Contender("NATS micro", "nats_micro", "echo", SMALL, by_nats),
     Contender("aiohttp", "aiohttp_service", "echo", SMALL, by_http),
 ]
+
+
+LEAST = [
+    ("handler, ping", "floor, ping", 0.45),
+    ("handler, job", "floor", 0.3),
+    ("handler, ping 10 kB", "floor, ping 10 kB", 0.75),
+    ("handler, job 10 kB", "floor, 10 kB", 0.6),
+    ("handler, job", "ScheduleZero style", 1.0),
+    ("handler, job", "zmq.asyncio", 1.5),
+    ("handler, job", "NATS micro", 2.0),
+    ("handler, job", "aiohttp", 4.0),
+]
+"""(ours, the peer, at least how many times its calls a second)"""
 
 
 @contextmanager
@@ -199,15 +213,20 @@ def server(peer: str, *arguments: str) -> Iterator[tuple[int, psutil.Process] | 
         process.communicate()
 
 
-def run(rounds: int, nats_port: int) -> dict[str, dict[str, float]]:
-    """Every contender in every round; ratios against the floor of the same size and round."""
+def measure(rounds: int, nats: int) -> Section:
+    """Every contender in every round, in another order each.
+
+    Args:
+        rounds: How many.
+        nats: The port of a NATS server; without one its row is left out.
+    """
     chance = random.Random(rounds)  # noqa: S311 - an order, not a secret
     figures: dict[str, list[Figures]] = {one.name: [] for one in CONTENDERS}
     cpu: dict[str, list[float]] = {one.name: [] for one in CONTENDERS}
     with ExitStack() as stack:
         servers: dict[str, tuple[int, psutil.Process] | None] = {}
         for peer in dict.fromkeys(one.peer for one in CONTENDERS):
-            arguments = [str(nats_port)] if peer == "nats_micro" else []
+            arguments = [str(nats)] if peer == "nats_micro" else []
             servers[peer] = stack.enter_context(server(peer, *arguments))
         for _ in range(rounds):
             for one in chance.sample(CONTENDERS, len(CONTENDERS)):
@@ -217,12 +236,19 @@ def run(rounds: int, nats_port: int) -> dict[str, dict[str, float]]:
                     figures[one.name].append(one.measure(port, one.method, one.data))
                     calls = CALLS.get(one.measure.__name__, OTHER_CALLS)
                     cpu[one.name].append((_cpu_s(process) - before) / calls * 1e6)
-    rows = {}
+    p50 = {name: [one for one, _ in found] for name, found in figures.items() if found}
+    rate = {name: [one for _, one in found] for name, found in figures.items() if found}
+    rows: list[Figure] = []
     for one in CONTENDERS:
-        if figures[one.name]:
-            rows[one.name] = _row(figures[one.name], figures[one.floor])
-            rows[one.name]["cpu_us"] = round(statistics.median(cpu[one.name]), 1)
-    return rows
+        if name := one.name if one.name in p50 else "":
+            rows += [
+                Figure(what=f"{name}: p50", samples=p50[name], unit="µs"),
+                Figure(what=f"{name}: 64 in flight", samples=rate[name], unit="/s"),
+                Figure(
+                    what=f"{name}: server's processor time a call", samples=cpu[name], unit="µs"
+                ),
+            ]
+    return Section(figures=[*rows, *bars(p50, rate)])
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -230,66 +256,16 @@ def _cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def _row(figures: list[Figures], floor: list[Figures]) -> dict[str, float]:
-    """Medians of one contender, and of its ratios round by round."""
-    pairs = list(zip(figures, floor, strict=True))
-    return {
-        "p50_us": round(statistics.median(p50 for p50, _ in figures), 1),
-        "p50_ratio": round(statistics.median(a[0] / b[0] for a, b in pairs), 2),
-        "calls_per_s": round(statistics.median(rate for _, rate in figures)),
-        "rate_ratio": round(statistics.median(a[1] / b[1] for a, b in pairs), 2),
-    }
-
-
-def budgets(rows: dict[str, dict[str, float]]) -> list[tuple[str, float, str, bool]]:
-    """(what, ratio, budget, met) of design's rows on calls."""
-    job = rows["handler, job"]
-    found = [("p50 of a job / floor", job["p50_ratio"], "<= 1.4", job["p50_ratio"] <= 1.4)]
-    for name, least in (
-        ("ping", 0.45),
-        ("job", 0.3),
-        ("ping 10 kB", 0.75),
-        ("job 10 kB", 0.6),
-    ):
-        ratio = rows[f"handler, {name}"]["rate_ratio"]
-        found.append(_at_least(f"{name}, 64 in flight / floor", ratio, least))
-    for name, least in (
-        ("ScheduleZero style", 1.0),
-        ("zmq.asyncio", 1.5),
-        ("NATS micro", 2.0),
-        ("aiohttp", 4.0),
-    ):
-        if name in rows:
-            ratio = round(job["rate_ratio"] / rows[name]["rate_ratio"], 2)
-            found.append(_at_least(f"job, 64 in flight / {name}", ratio, least))
-    return found
-
-
-def _at_least(what: str, ratio: float, least: float) -> tuple[str, float, str, bool]:
-    return what, ratio, f">= {least}", ratio >= least
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--nats", type=int, default=4222, help="port of a NATS server, if any")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    rows = run(options.rounds, options.nats)
-    if options.json:
-        print(json.dumps(rows))
-        return
-    print(f"{'':28}{'p50 us':>9}{'x floor':>9}{'calls/s':>10}{'x floor':>9}{'CPU us':>9}")
-    for name, row in rows.items():
-        print(
-            f"{name:28}{row['p50_us']:9.1f}{row['p50_ratio']:9.2f}"
-            f"{row['calls_per_s']:10.0f}{row['rate_ratio']:9.2f}{row['cpu_us']:9.1f}"
-        )
-    print()
-    for what, ratio, budget, met in budgets(rows):
-        print(f"{what:45}{ratio:7.2f}  budget {budget:8}{'met' if met else 'MISSED'}")
+def bars(p50: Mapping[str, list[float]], rate: Mapping[str, list[float]]) -> Iterator[Figure]:
+    """Ratios with a bar, round by round; each against the floor of its own size."""
+    job = "handler, job"
+    times = ratios(p50[job], p50["floor"])
+    yield Figure(what="p50 of a job / floor", samples=times, unit="x", at_most=1.4)
+    for name, floor, least in LEAST:
+        if floor in rate:
+            what, own = f"{name}, 64 in flight / {floor}", ratios(rate[name], rate[floor])
+            yield Figure(what=what, samples=own, unit="x", at_least=least)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(__name__))

@@ -1,6 +1,6 @@
 """The scheduler's due runs a second, and what 10,000 schedules cost: ratios to APScheduler 3.11.
 
-    python -m benchmarks.scheduler [--schedules 10000] [--rounds 3] [--postgresql URL] [--json]
+    python -m benchmarks.scheduler [--quick] [--schedules 1000,10000] [--rounds 3] [--json]
 
 One round is one burst: all schedules come due at once, and each run is recorded. Rounds of both
 take turns; medians are reported, with a tenth of the schedules and with all, then what ten times
@@ -13,9 +13,7 @@ the same database, each durable as it comes.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import logging
 import resource
 import subprocess
@@ -44,10 +42,19 @@ from catalogzero.scheduler.ticks import Schedule, to_us
 from catalogzero.scheduler.triggers import parse_trigger
 from sqlalchemy import Engine, create_engine, event, insert, make_url, text
 
+from benchmarks.report import Figure, Section, Series, main, ratios
+
 ROOT = Path(__file__).parents[1]
-IDLE_S = 10.0
+POSTGRESQL = "postgresql://postgres@127.0.0.1:5432/test"
+FULL = {"schedules": "1000,10000", "due": 1_000, "rounds": 2, "postgresql": POSTGRESQL}
+QUICK = {"schedules": "10,100", "due": 20, "rounds": 1, "postgresql": POSTGRESQL}
+IDLE_S = 5.0
 LEAD_S = 5.0
-NAMES = ("ours", "apscheduler")
+GROWS = (
+    ("start_s", "start", "s"),
+    ("list_s", "the whole list over HTTP", "s"),
+    ("due_run_ms", "a due run", "ms"),
+)
 
 
 class Nothing(Handler):
@@ -101,7 +108,13 @@ async def ours(database: str, due: int, standing: int) -> dict[str, float]:
             with handler(server.zmq_address):
                 rate = await _burst(server, api, due)
             idle = await _idle_cpu()
-    return {"start_s": start_s, "list_s": list_s, "runs_per_s": rate, "idle_cpu_percent": idle}
+    return {
+        "start_s": start_s,
+        "list_s": list_s,
+        "runs_per_s": rate,
+        "due_run_ms": 1_000 / rate,
+        "idle_cpu_percent": idle,
+    }
 
 
 @contextmanager
@@ -212,60 +225,51 @@ def databases(postgresql: str | None) -> Iterator[tuple[str, str]]:
     engine.dispose()
 
 
-def measure(postgresql: str | None, due: int, standing: int, rounds: int) -> dict[str, Any]:
-    """Both in turns, on empty databases: medians, and the medians of their ratios."""
-    found: list[tuple[dict[str, float], dict[str, float]]] = []
-    for _ in range(rounds):
-        with databases(postgresql) as (ours_at, theirs_at):
-            our = asyncio.run(ours(ours_at, due, standing))
-            found.append((our, theirs(theirs_at, due, standing)))
-    sides = zip(NAMES, zip(*found, strict=True), strict=True)
-    return {
-        "schedules": standing,
-        "due": due,
-        **{
-            name: {key: median(one[key] for one in side) for key in side[0]} for name, side in sides
-        },
-        "due_runs_ratio": median(our["runs_per_s"] / their["runs_per_s"] for our, their in found),
-        "list_ratio": median(our["list_s"] / their["list_s"] for our, their in found),
-    }
+def measure(schedules: str, due: int, rounds: int, postgresql: str) -> Section:
+    """Both in turns on empty databases of either kind, beside each number of schedules.
 
-
-def main() -> None:
-    """Measure with a tenth of the schedules and with all of them, and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--schedules", type=int, default=10_000)
-    parser.add_argument("--due", type=int, default=1_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--postgresql", metavar="URL", help="an empty database for both")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    few, many = (
-        measure(given.postgresql, given.due, standing, given.rounds)
-        for standing in (given.schedules // 10, given.schedules)
-    )
-    for one in (few, many):
-        _report(one, as_json=given.json)
-    grown = {key: many["ours"][key] / few["ours"][key] for key in ("start_s", "list_s")}
-    grown["time_of_a_due_run"] = few["ours"]["runs_per_s"] / many["ours"]["runs_per_s"]
-    if given.json:
-        print(json.dumps({"ten_times_the_schedules": grown}))
-    else:
-        told = ", ".join(f"{key} x {value:.2f}" for key, value in grown.items())
-        print(f"ten times the schedules: {told} (budget: 10)")
-
-
-def _report(one: dict[str, Any], *, as_json: bool) -> None:
-    """Print one round."""
-    if as_json:
-        print(json.dumps(one), flush=True)
-        return
-    print(f"{one['schedules']} schedules, {one['due']} due at once")
-    for name in NAMES:
-        print(f"  {name:<12}", {key: round(value, 3) for key, value in one[name].items()})
-    ratio = one["due_runs_ratio"]
-    print(f"  due runs a second: {ratio:.2f} x APScheduler (budget: 2)", flush=True)
+    Args:
+        schedules: The numbers, commas between, the most last.
+        due: How many come due at once.
+        rounds: How often each is measured.
+        postgresql: The URL of an empty database.
+    """
+    figures: list[Figure] = []
+    series: list[Series] = []
+    for kind, url in (("SQLite", None), ("PostgreSQL", postgresql)):
+        took: dict[int, list[dict[str, float]]] = {}
+        for standing in map(int, schedules.split(",")):
+            beside = f"{kind}, {standing:,} standing"
+            peers: list[dict[str, float]] = []
+            for _ in range(rounds):
+                with databases(url) as (ours_at, theirs_at):
+                    took.setdefault(standing, []).append(asyncio.run(ours(ours_at, due, standing)))
+                    peers.append(theirs(theirs_at, due, standing))
+            rates = [one["runs_per_s"] for one in took[standing]]
+            their_rates = [one["runs_per_s"] for one in peers]
+            figures += [
+                Figure(what=f"due runs, {beside}", samples=rates, unit="/s"),
+                Figure(what=f"due runs, {beside}: APScheduler", samples=their_rates, unit="/s"),
+                Figure(
+                    what=f"due runs, {beside} / APScheduler",
+                    samples=ratios(rates, their_rates),
+                    unit="x",
+                    at_least=2.0,
+                ),
+            ]
+        few, *_, many = took.values()
+        for key, what, unit in GROWS:
+            costs = {number: [one[key] for one in found] for number, found in took.items()}
+            times = ratios([one[key] for one in many], [one[key] for one in few])
+            most = f"{what} with {max(took):,} schedules / with {min(took):,}, {kind}"
+            figures.append(Figure(what=most, samples=times, unit="x", at_most=10.0))
+            points = [(number, median(each)) for number, each in costs.items()]
+            series.append(Series(what=f"{what}, {kind}", per="schedules", unit=unit, points=points))
+        idle = [one["idle_cpu_percent"] for one in many]
+        what = f"idle with {max(took):,} schedules, {kind}"
+        figures.append(Figure(what=what, samples=idle, unit="% core", at_most=0.5))
+    return Section(figures=figures, series=series)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(__name__))

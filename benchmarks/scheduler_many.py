@@ -1,6 +1,6 @@
 """What 100,000 schedules cost, and several schedulers on one database: ratios in one run.
 
-    python -m benchmarks.scheduler_many --postgresql URL [--schedules 100000] [--rounds 3] [--json]
+    python -m benchmarks.scheduler_many [--quick] [--schedules 10000,100000] [--rounds 3] [--json]
 
 First a tenth of the schedules and all of them, beside which 1,000 come due at once: how long the
 start takes, a claim of 500, a due run, and how much of a core an idle scheduler uses. Then one,
@@ -10,26 +10,26 @@ statements and transactions the database did for each of them.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from typing import Any
 
 from catalogzero.scheduler.history import History
 from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.store import CLAIM_LIMIT, Store
 from sqlalchemy import text
 
-from benchmarks.scheduler import LEAD_S, databases, handler, make_schedules, ours
+from benchmarks.report import Figure, Section, main, ratios
+from benchmarks.scheduler import LEAD_S, POSTGRESQL, databases, handler, make_schedules, ours
 from benchmarks.scheduler_twice import process, until
 
+FULL = {"schedules": "10000,100000", "due": 1_000, "rounds": 3, "postgresql": POSTGRESQL}
+QUICK = {"schedules": "100,1000", "due": 20, "rounds": 1, "postgresql": POSTGRESQL}
 SCHEDULERS = (1, 2, 3)
 CLAIMS = 9
 
@@ -111,39 +111,36 @@ def _calls_and_owners(store: Store) -> tuple[int, int]:
         return int(calls), int(owners)
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--schedules", type=int, default=100_000)
-    parser.add_argument("--due", type=int, default=1_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--postgresql", metavar="URL", help="an empty database")
-    parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    found: dict[str, Any] = {"load_before": os.getloadavg()[0]}
-    few, many = (
-        grown(given.postgresql, given.due, count)
-        for count in (given.schedules // 10, given.schedules)
-    )
-    found |= {f"{given.schedules // 10} schedules": few, f"{given.schedules} schedules": many}
-    found["ten times the schedules"] = {
-        **{key: many[key] / few[key] for key in ("start_s", "claim_s", "idle_cpu_percent")},
-        "time_of_a_due_run": few["runs_per_s"] / many["runs_per_s"],
-    }
-    rounds = [
-        {count: crowd(given.postgresql, given.due, count) for count in SCHEDULERS}
-        for _ in range(given.rounds)
-    ]
+def measure(schedules: str, due: int, rounds: int, postgresql: str) -> Section:
+    """Few schedules and many, then one, two and three schedulers in turns."""
+    few, many = map(int, schedules.split(","))
+    costs = {count: grown(postgresql, due, count) for count in (few, many)}
+    figures = []
+    for key, what in (("start_s", "start"), ("claim_s", "a claim of 500"), ("due_run_ms", "a run")):
+        times = costs[many][key] / costs[few][key]
+        what = f"{what} with {many:,} schedules / with {few:,}"
+        figures.append(Figure(what=what, samples=[times], unit="x", at_most=10.0))
+    found = [{count: crowd(postgresql, due, count) for count in SCHEDULERS} for _ in range(rounds)]
+    one_s = [each[1]["runs_per_s"] for each in found]
     for count in SCHEDULERS:
-        found[f"{count} schedulers"] = {
-            key: median(one[count][key] for one in rounds) for key in rounds[0][count]
-        }
-        one_s = [one[count]["runs_per_s"] / one[1]["runs_per_s"] for one in rounds]
-        found[f"{count} schedulers"]["times_one"] = median(one_s)
-    found["load_after"] = os.getloadavg()[0]
-    for name, value in found.items():
-        sys.stdout.write(json.dumps({name: value}) + "\n" if given.json else f"{name}: {value}\n")
+        name = f"{count} scheduler{'s' if count > 1 else ''}"
+        rates = [each[count]["runs_per_s"] for each in found]
+        figures += [
+            Figure(what=f"due runs, {name}", samples=rates, unit="/s"),
+            Figure(what=f"due runs, {name} / 1", samples=ratios(rates, one_s), unit="x"),
+            Figure(
+                what=f"transactions a run, {name}",
+                samples=[each[count]["commits_a_run"] for each in found],
+                unit="",
+            ),
+            Figure(
+                what=f"calls a run, {name}",
+                samples=[each[count]["calls_a_run"] for each in found],
+                unit="",
+            ),
+        ]
+    return Section(figures=figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(__name__))

@@ -1,6 +1,6 @@
 """Two schedulers on one store, and a kill in the middle of a run: ours and APScheduler 3.11.
 
-    python -m benchmarks.scheduler_twice [--seconds 12] [--postgresql URL] [--json]
+    python -m benchmarks.scheduler_twice [--quick] [--seconds 12] [--postgresql URL] [--json]
 
 A job is due every second for a while, with two schedulers alive: how many of its ticks ran twice?
 Then one run begins, and the scheduler that began it is killed and started again: did the run end,
@@ -9,7 +9,6 @@ or is there at least a record of it? What ran is noted in a file by the job itse
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.blocking import BlockingScheduler
 from catalogzero import Handler
 
-from benchmarks.scheduler import ROOT, databases
+from benchmarks.report import Figure, Section, main
+from benchmarks.scheduler import POSTGRESQL, ROOT, databases
 
+FULL = {"seconds": 12, "postgresql": POSTGRESQL}
+QUICK = {"seconds": 2, "postgresql": POSTGRESQL}
 TIMEOUT_S = 30.0
 LONG_S = 3.0
 AFTER_KILL_S = 8.0
@@ -59,10 +62,19 @@ def moments(path: Path, line: str) -> list[float]:
     return [float(one.split()[-1]) for one in lines if one.startswith(line)]
 
 
-def twice(path: Path) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Of how many ticks how many ran twice; 1 where the killed run is lost without a trace."""
+
+    ticks: int
+    twice: int
+    lost: int = 0
+
+
+def twice(path: Path) -> Found:
     """Of how many ticks of the every-second job, how many ran more than once."""
     ticks = Counter(int(moment) for moment in moments(path, "began tick"))
-    return {"ticks": len(ticks), "twice": sum(count > 1 for count in ticks.values())}
+    return Found(len(ticks), sum(count > 1 for count in ticks.values()))
 
 
 def until(look: Callable[[], object]) -> None:
@@ -92,7 +104,7 @@ def first_tick() -> datetime:
     return (datetime.now(UTC) + timedelta(seconds=3)).replace(microsecond=200_000)
 
 
-def theirs(database: str, notes: Path, seconds: int) -> dict[str, Any]:
+def theirs(database: str, notes: Path, seconds: int) -> Found:
     """APScheduler 3.11 with a SQLAlchemy store."""
     command = ("benchmarks.scheduler_twice", "--peer", database)
     adder = BackgroundScheduler(jobstores={"default": SQLAlchemyJobStore(url=database)})
@@ -112,10 +124,10 @@ def theirs(database: str, notes: Path, seconds: int) -> dict[str, Any]:
         time.sleep(AFTER_KILL_S)
     known = bool(moments(notes, "ended long") or adder.get_jobs())
     adder.shutdown()
-    return {**found, "killed_run": "ended or on record" if known else "lost without a trace"}
+    return replace(found, lost=int(not known))
 
 
-def ours(database: str, notes: Path, seconds: int) -> dict[str, Any]:
+def ours(database: str, notes: Path, seconds: int) -> Found:
     """Two of our schedulers, and a handler."""
     with ExitStack() as undo:
         schedulers = [_scheduler(undo, database) for _ in range(2)]
@@ -138,8 +150,8 @@ def ours(database: str, notes: Path, seconds: int) -> dict[str, Any]:
         asked = {"job_id": "long"}
         until(lambda: api.get("/api/executions", params=asked).json()["records"][0]["completed_at"])
         (record,) = api.get("/api/executions", params=asked).json()["records"]
-        begun = len(moments(notes, "began long"))
-    return {**twice(notes), "killed_run": f"{record['status']}, begun {begun} time"}
+        assert len(moments(notes, "began long")) == 1
+    return replace(twice(notes), lost=int(record["status"] not in ("success", "lost", "error")))
 
 
 def _scheduler(
@@ -160,26 +172,30 @@ def _add(api: httpx.Client, job_id: str, trigger: dict[str, Any], params: dict[s
     api.post("/api/schedule", json={**body, "trigger": trigger}).raise_for_status()
 
 
-def main() -> None:
-    """Measure both, and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=12)
-    parser.add_argument("--postgresql", metavar="URL", help="an empty database for both")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--peer", metavar="URL", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.peer:
-        store = {"default": SQLAlchemyJobStore(url=given.peer)}
-        BlockingScheduler(jobstores=store, timezone=UTC).start()
-        return
-    with databases(given.postgresql) as (ours_at, theirs_at), tempfile.TemporaryDirectory() as tmp:
-        found = {
-            "ours": ours(ours_at, Path(tmp, "ours"), given.seconds),
-            "apscheduler": theirs(theirs_at, Path(tmp, "theirs"), given.seconds),
-        }
-    for name, one in found.items():
-        print(json.dumps({name: one}) if given.json else f"{name:<12} {one}", flush=True)
+def measure(seconds: int, postgresql: str) -> Section:
+    """Both on SQLite and on PostgreSQL."""
+    figures = []
+    for kind, url in (("SQLite", None), ("PostgreSQL", postgresql)):
+        with databases(url) as (ours_at, theirs_at), tempfile.TemporaryDirectory() as folder:
+            mine = ours(ours_at, Path(folder, "ours"), seconds)
+            peer = theirs(theirs_at, Path(folder, "theirs"), seconds)
+        for name, found, most in (("ours", mine, 0), ("APScheduler", peer, None)):
+            where = f"{name}, {kind}, of {found.ticks} ticks"
+            figures += [
+                Figure(what=f"fired twice: {where}", samples=[found.twice], unit="", at_most=most),
+                Figure(
+                    what=f"the killed run is lost without a trace: {name}, {kind}",
+                    samples=[found.lost],
+                    unit="",
+                    at_most=most,
+                ),
+            ]
+    return Section(figures=figures)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--peer"]:
+        store = {"default": SQLAlchemyJobStore(url=sys.argv[2])}
+        BlockingScheduler(jobstores=store, timezone=UTC).start()
+    else:
+        sys.exit(main(__name__))

@@ -1,16 +1,26 @@
-"""A backend that takes everything and keeps nothing: the same far end for every way of sending."""
+"""A backend that takes everything and keeps nothing: the same far end for every way of sending.
+
+`GET …/completed` lists when uploads were completed, in seconds of a clock of its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import time
 
 from aiohttp import web
+
+_completed: list[float] = []
 
 
 async def take(request: web.Request) -> web.Response:
     """Read the body, answer as the protocol does."""
     await request.read()
+    if request.path.endswith("/completed"):
+        return web.json_response(_completed)
+    if request.path.endswith("/complete"):
+        _completed.append(time.monotonic())
     if request.method == "PUT":
         return web.json_response({}, status=201 if "chunks" in request.path else 200)
     return web.json_response({"job_id": "sink"}, status=201)
