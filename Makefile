@@ -24,7 +24,7 @@ demo: .venv/ready ## the whole way on real data, in about two minutes; KEEP=1 le
 
 .PHONY: test
 test: lint types ## lint, types and all tests that CI runs (about twenty minutes)
-	$(PYTEST) -n $(WORKERS) --dist loadgroup --durations=15 -m "not slow and not chaos"
+	@.ci/tests .venv --durations=15
 
 .PHONY: test-all
 test-all: lint types ## the same, with the slow and the chaos tests, and half an hour of mixed load
@@ -51,9 +51,12 @@ coverage: .venv/ready ## which lines the tests reach
 	$(BIN)/coverage report
 
 .PHONY: bench
-bench: .venv/ready ## the budgets of docs/performance.md, measured here
-	@for bench in $(basename $(notdir $(wildcard benchmarks/*.py))); do \
-	  echo "== $$bench"; $(BIN)/python -m benchmarks.$$bench || exit 1; done
+bench: .venv/ready ## every benchmark: build/bench/report.json, and the tables of docs/performance.md
+	@$(BIN)/python -m benchmarks.suite
+
+.PHONY: bench-quick
+bench-quick: .venv/ready ## every benchmark at its smallest: whether it runs, never how fast
+	@$(BIN)/python -m benchmarks.suite --quick
 
 .PHONY: chaos
 chaos: .venv/ready ## kill -9, cut connections, full disks: nothing lost, nothing twice

@@ -1,4 +1,4 @@
-"""Every benchmark in one run: a report, the tables of docs/performance.md, and a plot of what grows.
+"""Every benchmark in one run: a report, the tables of docs/performance.md, a plot of what grows.
 
     python -m benchmarks.suite [--quick] [--only NAME ...] [--report FILE]
 
@@ -28,7 +28,7 @@ from typing import NotRequired, TypedDict
 
 import orjson
 
-from benchmarks.report import Figure, Series, bar_of, shown
+from benchmarks.report import Figure, Section, Series, bar_of, shown
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -177,7 +177,10 @@ def main() -> int:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "duration_s": round(time.monotonic() - begun, 1),
-        "sections": sections,
+        "sections": {
+            name: {**said, **Section(figures=said["figures"], series=said["series"]).as_json()}
+            for name, said in sections.items()
+        },
     }
     given.report.parent.mkdir(parents=True, exist_ok=True)
     given.report.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
