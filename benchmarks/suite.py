@@ -16,7 +16,6 @@ import argparse
 import math
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -34,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGE, PLOT = DOCS / "performance.md", DOCS / "images" / "growth.svg"
 REPORT = ROOT / "build" / "bench" / "report.json"
+END = "<!-- /bench -->"
 TIMEOUT_S = 900.0
 
 
@@ -113,10 +113,11 @@ def with_tables(page: str, tables: Mapping[str, str]) -> str:
         SystemExit: A benchmark has no place on the page.
     """
     for name, content in tables.items():
-        place = re.compile(rf"(<!-- bench: {name} -->\n).*?(<!-- /bench -->)", re.DOTALL)
-        if not place.search(page):
-            raise SystemExit(f"{PAGE.name} has no `<!-- bench: {name} -->` … `<!-- /bench -->`")
-        page = place.sub(lambda found, content=content: f"{found[1]}{content}\n{found[2]}", page)
+        begin = f"<!-- bench: {name} -->\n"
+        before, found, rest = page.partition(begin)
+        if not found:
+            raise SystemExit(f"{PAGE.name} has no `{begin.strip()}` … `{END}`")
+        page = f"{before}{begin}{content}\n{rest[rest.index(END) :]}"
     return page
 
 
