@@ -46,10 +46,16 @@ from benchmarks.report import Figure, Section, Series, main, ratios
 
 ROOT = Path(__file__).parents[1]
 POSTGRESQL = "postgresql://postgres@127.0.0.1:5432/test"
-FULL = {"schedules": "1000,10000", "due": 1_000, "rounds": 2, "postgresql": POSTGRESQL}
-QUICK = {"schedules": "10,100", "due": 20, "rounds": 1, "postgresql": POSTGRESQL}
-IDLE_S = 5.0
-LEAD_S = 5.0
+FULL = {
+    "schedules": "1000,10000",
+    "due": 1_000,
+    "rounds": 2,
+    "idle_s": 5.0,
+    "postgresql": POSTGRESQL,
+}
+QUICK = {**FULL, "schedules": "10,100", "due": 20, "rounds": 1, "idle_s": 0.5}
+LEAD_S = 2.0
+"""At least, between adding what comes due and its moment; more of many."""
 GROWS = (
     ("start_s", "start", "s"),
     ("list_s", "the whole list over HTTP", "s"),
@@ -91,7 +97,7 @@ def make_schedules(store: Store, name: str, count: int, first: datetime) -> None
         c.execute(insert(schedules), rows)
 
 
-async def ours(database: str, due: int, standing: int) -> dict[str, float]:
+async def ours(database: str, due: int, standing: int, idle_s: float) -> dict[str, float]:
     """Start-up and listing with that number of schedules, a burst of due runs, idle CPU."""
     store = Store(database)
     make_schedules(store, "standing", standing, datetime.now(UTC) + timedelta(days=1))
@@ -107,7 +113,7 @@ async def ours(database: str, due: int, standing: int) -> dict[str, float]:
             assert listed == standing
             with handler(server.zmq_address):
                 rate = await _burst(server, api, due)
-            idle = await _idle_cpu()
+            idle = await _idle_cpu(idle_s)
     return {
         "start_s": start_s,
         "list_s": list_s,
@@ -133,12 +139,17 @@ def handler(scheduler: str) -> Iterator[None]:
             process.wait()
 
 
+def lead(due: int) -> timedelta:
+    """How far ahead the moment lies at which that many schedules come due: they are added first."""
+    return timedelta(seconds=LEAD_S + due / 300)
+
+
 async def _burst(server: SchedulerServer, api: httpx.AsyncClient, due: int) -> float:
     """Due runs a second, from the due moment to the last recorded end."""
     runner = server.runner
     while await runner.read(runner.store.find_handler, "nothing") is None:
         await runner.clock.sleep(0.05)
-    first = datetime.now(UTC) + timedelta(seconds=LEAD_S)
+    first = datetime.now(UTC) + lead(due)
     await runner.write(make_schedules, runner.store, "due", due, first)
     assert datetime.now(UTC) < first, "the schedules were not added in time"
     while (await runner.read(runner.history.stats))["success_count"] < due:
@@ -150,10 +161,10 @@ async def _burst(server: SchedulerServer, api: httpx.AsyncClient, due: int) -> f
     return due / (max(ends) - first).total_seconds()
 
 
-async def _idle_cpu() -> float:
+async def _idle_cpu(idle_s: float) -> float:
     """Percent of a core that this process uses while nothing is due."""
     before, began_s = _cpu_s(), time.perf_counter()
-    await asyncio.sleep(IDLE_S)
+    await asyncio.sleep(idle_s)
     return (_cpu_s() - before) / (time.perf_counter() - began_s) * 100
 
 
@@ -225,13 +236,14 @@ def databases(postgresql: str | None) -> Iterator[tuple[str, str]]:
     engine.dispose()
 
 
-def measure(schedules: str, due: int, rounds: int, postgresql: str) -> Section:
+def measure(schedules: str, due: int, rounds: int, idle_s: float, postgresql: str) -> Section:
     """Both in turns on empty databases of either kind, beside each number of schedules.
 
     Args:
         schedules: The numbers, commas between, the most last.
         due: How many come due at once.
         rounds: How often each is measured.
+        idle_s: How long an idle scheduler is watched.
         postgresql: The URL of an empty database.
     """
     figures: list[Figure] = []
@@ -243,7 +255,8 @@ def measure(schedules: str, due: int, rounds: int, postgresql: str) -> Section:
             peers: list[dict[str, float]] = []
             for _ in range(rounds):
                 with databases(url) as (ours_at, theirs_at):
-                    took.setdefault(standing, []).append(asyncio.run(ours(ours_at, due, standing)))
+                    our = asyncio.run(ours(ours_at, due, standing, idle_s))
+                    took.setdefault(standing, []).append(our)
                     peers.append(theirs(theirs_at, due, standing))
             rates = [one["runs_per_s"] for one in took[standing]]
             their_rates = [one["runs_per_s"] for one in peers]

@@ -25,7 +25,7 @@ from catalogzero.scheduler.store import CLAIM_LIMIT, Store
 from sqlalchemy import text
 
 from benchmarks.report import Figure, Section, main, ratios
-from benchmarks.scheduler import LEAD_S, POSTGRESQL, databases, handler, make_schedules, ours
+from benchmarks.scheduler import POSTGRESQL, databases, handler, lead, make_schedules, ours
 from benchmarks.scheduler_twice import process, until
 
 FULL = {"schedules": "10000,100000", "due": 1_000, "rounds": 3, "postgresql": POSTGRESQL}
@@ -37,7 +37,7 @@ CLAIMS = 9
 def grown(postgresql: str | None, due: int, standing: int) -> dict[str, float]:
     """What that number of schedules costs."""
     with databases(postgresql) as (database, _):
-        found = asyncio.run(ours(database, due, standing))
+        found = asyncio.run(ours(database, due, standing, idle_s=0.5))
     with databases(postgresql) as (database, _):
         return {**found, "claim_s": claim_s(database, standing)}
 
@@ -71,7 +71,7 @@ def crowd(postgresql: str | None, due: int, schedulers: int) -> dict[str, float]
         addresses = [_reported(one)["zmq_address"] for one in started]
         undo.enter_context(handler(addresses[0]))
         until(lambda: store.find_handler("nothing"))
-        first = datetime.now(UTC) + timedelta(seconds=LEAD_S)
+        first = datetime.now(UTC) + lead(due)
         make_schedules(store, "due", due, first)
         assert datetime.now(UTC) < first, "the schedules were not added in time"
         before = _commits(store)

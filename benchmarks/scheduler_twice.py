@@ -31,11 +31,9 @@ from catalogzero import Handler
 from benchmarks.report import Figure, Section, main
 from benchmarks.scheduler import POSTGRESQL, ROOT, databases
 
-FULL = {"seconds": 12, "postgresql": POSTGRESQL}
-QUICK = {"seconds": 2, "postgresql": POSTGRESQL}
+FULL = {"seconds": 12, "long_s": 3.0, "postgresql": POSTGRESQL}
+QUICK = {"seconds": 2, "long_s": 0.5, "postgresql": POSTGRESQL}
 TIMEOUT_S = 30.0
-LONG_S = 3.0
-AFTER_KILL_S = 8.0
 
 
 def note(path: str, what: str, seconds: float = 0.0) -> dict[str, Any]:
@@ -104,7 +102,7 @@ def first_tick() -> datetime:
     return (datetime.now(UTC) + timedelta(seconds=3)).replace(microsecond=200_000)
 
 
-def theirs(database: str, notes: Path, seconds: int) -> Found:
+def theirs(database: str, notes: Path, seconds: int, long_s: float) -> Found:
     """APScheduler 3.11 with a SQLAlchemy store."""
     command = ("benchmarks.scheduler_twice", "--peer", database)
     adder = BackgroundScheduler(jobstores={"default": SQLAlchemyJobStore(url=database)})
@@ -116,18 +114,18 @@ def theirs(database: str, notes: Path, seconds: int) -> Found:
         time.sleep(seconds)
     found = twice(notes)
     adder.remove_job("tick")
-    given = {"args": [str(notes), "long", LONG_S], "misfire_grace_time": None}
+    given = {"args": [str(notes), "long", long_s], "misfire_grace_time": None}
     adder.add_job(note, "date", run_date=datetime.now(UTC), **given)
     with process(*command):
         until(lambda: moments(notes, "began long"))
     with process(*command):
-        time.sleep(AFTER_KILL_S)
+        time.sleep(2 * long_s + 2)
     known = bool(moments(notes, "ended long") or adder.get_jobs())
     adder.shutdown()
     return replace(found, lost=int(not known))
 
 
-def ours(database: str, notes: Path, seconds: int) -> Found:
+def ours(database: str, notes: Path, seconds: int, long_s: float) -> Found:
     """Two of our schedulers, and a handler."""
     with ExitStack() as undo:
         schedulers = [_scheduler(undo, database) for _ in range(2)]
@@ -142,7 +140,7 @@ def ours(database: str, notes: Path, seconds: int) -> Found:
         time.sleep(seconds)
         api.delete("/api/schedules/tick")
         now = {"type": "date", "run_date": datetime.now(UTC).isoformat()}
-        _add(api, "long", now, {"path": str(notes), "what": "long", "seconds": LONG_S})
+        _add(api, "long", now, {"path": str(notes), "what": "long", "seconds": long_s})
         until(lambda: moments(notes, "began long"))
         for killed, _, _ in schedulers:
             killed.kill()
@@ -172,13 +170,13 @@ def _add(api: httpx.Client, job_id: str, trigger: dict[str, Any], params: dict[s
     api.post("/api/schedule", json={**body, "trigger": trigger}).raise_for_status()
 
 
-def measure(seconds: int, postgresql: str) -> Section:
+def measure(seconds: int, long_s: float, postgresql: str) -> Section:
     """Both on SQLite and on PostgreSQL."""
     figures = []
     for kind, url in (("SQLite", None), ("PostgreSQL", postgresql)):
         with databases(url) as (ours_at, theirs_at), tempfile.TemporaryDirectory() as folder:
-            mine = ours(ours_at, Path(folder, "ours"), seconds)
-            peer = theirs(theirs_at, Path(folder, "theirs"), seconds)
+            mine = ours(ours_at, Path(folder, "ours"), seconds, long_s)
+            peer = theirs(theirs_at, Path(folder, "theirs"), seconds, long_s)
         for name, found, most in (("ours", mine, 0), ("APScheduler", peer, None)):
             where = f"{name}, {kind}, of {found.ticks} ticks"
             figures += [
