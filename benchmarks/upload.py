@@ -78,8 +78,10 @@ def sink() -> Iterator[str]:
     command = [sys.executable, str(PEERS / "sink.py")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-        process.terminate()
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        finally:
+            process.terminate()
 
 
 @asynccontextmanager
@@ -184,23 +186,39 @@ async def peak_mb(handler: psutil.Process, client: HandlerClient, source: Path) 
 
 @asynccontextmanager
 async def alone(url: str, data: Path) -> AsyncIterator[tuple[psutil.Process, HandlerClient]]:
-    """A handler in a process of its own (`catalogzero run`), whose worker is up."""
+    """A handler in a process of its own (`catalogzero run`), whose worker is up.
+
+    Raises:
+        RuntimeError: It ended before its worker was up; with what it wrote to stderr.
+    """
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = str(held.getsockname()[1])
     named = ("benchmarks.peers.upload_processors:Tables", "--handler-id", "bench", "--port", port)
-    config = (f"endpoint={url}", "api_key=benchmark", f"data_roots={json.dumps([str(data)])}")
-    with tempfile.TemporaryDirectory() as state:
+    config = (f"endpoint={url}", f"data_roots={json.dumps([str(data)])}")
+    with tempfile.TemporaryDirectory() as state, tempfile.TemporaryFile("w+") as errors:
         runtime = (f"state_dir={state}", "min_file_age_s=0", "upload_wait_s=600")
         command = [sys.executable, "-m", "catalogzero", "run", *named, "--scheduler", "none"]
         command += [part for pair in runtime for part in ("--set", pair)]
         command += [part for pair in config for part in ("--config", pair)]
-        process = await asyncio.create_subprocess_exec(*command, stderr=subprocess.DEVNULL)
-        async with HandlerClient(f"tcp://127.0.0.1:{port}") as client:
-            small = {"data_source": str(data / "small.csv"), "format": "parquet"}
-            await client.call("process_and_upload", small, timeout_s=60)
-            yield psutil.Process(process.pid), client
-        process.terminate()
-        await process.wait()
+        # A secret on the command line would be refused.
+        environment = {**os.environ, "API_KEY": "benchmark"}
+        process = await asyncio.create_subprocess_exec(*command, env=environment, stderr=errors)
+        ended = asyncio.create_task(process.wait())
+        try:
+            async with HandlerClient(f"tcp://127.0.0.1:{port}") as client:
+                params = {"data_source": str(data / "small.csv"), "format": "parquet"}
+                up = asyncio.create_task(client.call("process_and_upload", params, timeout_s=60))
+                await asyncio.wait([up, ended], return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    up.cancel()
+                    errors.seek(0)
+                    raise RuntimeError(f"the handler ended ({ended.result()}): {errors.read()}")
+                await up
+                yield psutil.Process(process.pid), client
+        finally:
+            if not ended.done():
+                process.terminate()
+            await ended
 
 
 async def measure(mb: int, big_mb: int, rounds: int) -> Section:
