@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from catalogzero import Batch, CloudProcessor, FailedError, Params, Stream
-from catalogzero.cloud.encoding import ColumnFilter, encoder_for
+from catalogzero.cloud.encoding import ColumnFilter, encoder_for, parquet_file
 from catalogzero.cloud.rows.batches import rows_of
 from catalogzero.config.settings import EgressPolicy
 from pydantic import BaseModel, Field
@@ -210,6 +211,49 @@ def test_after_the_first_chunk_another_column_or_type_is_a_bad_record_with_a_hin
     assert sum(table.num_rows for table in tables) == 201
     assert [line.split(":")[0] for line in refused] == ["201 new", "202 n", "203 empty"]
     assert all("`schema = …`" in line for line in refused)
+
+
+def word(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def test_parquet_has_a_dictionary_where_that_is_smaller() -> None:
+    count = 20_000
+    columns = {
+        "few": [word(number * 7919 % 50) for number in range(count)],
+        "many": [word(number) for number in range(count)],
+        "sorted": list(range(count)),
+        "nested": [
+            {"few": [word(number * 31 % 9)], "many": word(-number)} for number in range(count)
+        ],
+    }
+    for names in (["few"], ["many"], ["sorted"], ["nested"], list(columns)):
+        batches = [pa.table({name: columns[name] for name in names})] * 2
+        encoder = encoder_for("parquet", 1 << 20)
+        encodes = [encode for batch in batches for encode in encoder.add(batch)]
+        encodes += encoder.finish()
+        ours = [encode().body for encode in encodes]
+        tables = [pq.read_table(io.BytesIO(body)) for body in ours]
+        on, off = (
+            sum(len(parquet_file(table, dictionary)) for table in tables)
+            for dictionary in (True, False)
+        )
+
+        assert pa.concat_tables(tables).equals(pa.concat_tables(batches))
+        assert sum(map(len, ours)) <= 1.02 * min(on, off)
+
+
+def test_the_first_chunk_says_which_columns_have_a_dictionary_whichever_is_encoded_first() -> None:
+    made = []
+    for order in (1, -1):
+        encoder = encoder_for("parquet", 100_000)
+        few = pa.table({"text": [f"one of a few {number % 9}" for number in range(10_000)]})
+        many = pa.table({"text": list(map(word, range(10_000)))})
+        encodes = [*encoder.add(few), *encoder.add(many), *encoder.finish()]
+        made.append(sorted((encode().seq, encode().body) for encode in encodes[::order]))
+
+    assert len(made[0]) > 4
+    assert made[0] == made[1]
 
 
 def test_a_second_column_of_csv_is_a_bad_record_with_a_hint() -> None:
