@@ -92,6 +92,14 @@ async def test_what_is_stored_is_what_one_thread_would_make(
     assert threads == []
 
 
+async def test_an_sqlite_database_in_memory_is_read_ahead_too(tmp_path: Path) -> None:
+    numbers = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT n FROM t"
+    sources = {"numbers": {"url": "sqlite://", "query": f"{numbers} LIMIT 25000"}}
+    runtime = {"upload_wait_s": 0}
+    async with Site("http://127.0.0.1:1/v1", tmp_path, runtime=runtime, sources=sources) as site:
+        assert (await site.run("sql:numbers"))["records"] == 25_000
+
+
 def test_batches_come_in_order_and_an_error_in_its_place() -> None:
     def batches() -> Iterator[int]:
         yield from range(1, 10)

@@ -34,7 +34,7 @@ from catalogzero.protocol.identities import digest_of, upload_key
 
 WATERMARK_OF_CHARS = 32
 ENCODERS = min(2, os.cpu_count() or 1)
-"""Threads of a pass that encode, and chunks that may wait for one or for being stored."""
+"""Threads of a pass that encode; one more chunk may wait for them."""
 _ANY = orjson.OPT_NON_STR_KEYS
 
 
@@ -196,15 +196,16 @@ class ItemPass:
     def _store(
         self, output: OpenUpload, chunks: Iterator[Encode], *, is_last: bool = False
     ) -> None:
-        """Have chunks of an upload encoded in other threads, and store those before them.
+        """Have chunks of an upload encoded by other threads, and store those that came before.
 
         Args:
             output: The upload.
             chunks: What encodes each.
-            is_last: All are stored at the end; a chunk that nothing waits for is encoded here.
+            is_last: They are stored, too, before this returns.
         """
+        at_once = is_last or self._run.pairs is not None  # there each row is seen by itself
         for encode in chunks:
-            if is_last and not self._encoding:
+            if at_once and not self._encoding:  # a small item needs no thread
                 self._add(output, encode())
                 continue
             self._add_encoded(ENCODERS)
@@ -213,11 +214,7 @@ class ItemPass:
             self._add_encoded(0)
 
     def _add_encoded(self, left: int) -> None:
-        """Store chunks, in the order in which they were closed, until so few are left to wait for.
-
-        Raises:
-            Exception: What encoding the first of them raised.
-        """
+        """Store chunks in their order, up to the last ones; raises what encoding one raised."""
         while len(self._encoding) > left:
             output, chunk = self._encoding.popleft()
             self._add(output, chunk.result())
