@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -162,7 +162,7 @@ def test_both_kinds_of_batches_hold_the_rows_of_the_csv_module(
     text = text.removeprefix("\ufeff")
     content = text.encode("utf-8", "surrogateescape")
     options = ReadOptions(batch_rows, False, "utf-8", ",", block_bytes=block_bytes)
-    arrow = ReadOptions(batch_rows, True, "utf-8", ",", block_bytes=block_bytes)
+    arrow = replace(options, arrow=True, batches_ahead=2)
     wanted = expected(text)
     note(repr((text, suffix, block_bytes, batch_rows)))
     csv.field_size_limit(1 << 24)

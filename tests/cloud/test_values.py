@@ -63,7 +63,7 @@ def encoded(chunk_format: str, batch: Any) -> tuple[bytes, list[str]]:
         refused.append(f"row {row} {error.column}: {error}")
 
     encoder = encoder_for(chunk_format, 1 << 20, refuse)
-    chunks = [*encoder.add(batch), *encoder.finish()]
+    chunks = [encode() for encode in [*encoder.add(batch), *encoder.finish()]]
     return b"".join(decoded(chunk.body, chunk.coding) for chunk in chunks), refused
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import orjson
 
@@ -64,6 +67,10 @@ class Chunk:
     content_type: str
 
 
+Encode: TypeAlias = Callable[[], Chunk]
+"""Encodes the records of one chunk, in any thread: it depends on those before it for nothing."""
+
+
 class ChunkEncoder(ABC):
     """Turns batches into chunks: gathers what it is given until a chunk is full.
 
@@ -81,8 +88,8 @@ class ChunkEncoder(ABC):
         self._size = self._seq = 0
         self._next = 1
 
-    def add(self, batch: Batch, start: int | None = None) -> Iterator[Chunk]:
-        """Take a batch; yield the chunks that it completes.
+    def add(self, batch: Batch, start: int | None = None) -> Iterator[Encode]:
+        """Take a batch; yield what encodes each chunk that it completes.
 
         Args:
             batch: Of any kind.
@@ -93,8 +100,8 @@ class ChunkEncoder(ABC):
             first, self._next = self._next, self._next + len(part)
             yield from self._take(part, first)
 
-    def finish(self) -> Iterator[Chunk]:
-        """Yield what is left; nothing when there is no record."""
+    def finish(self) -> Iterator[Encode]:
+        """Yield what encodes the records that are left; nothing when there is no record."""
         if self._gathered:
             yield self._chunk()
 
@@ -103,18 +110,21 @@ class ChunkEncoder(ABC):
         """A batch in the form that `_take` takes."""
 
     @abstractmethod
-    def _take(self, part: Any, first: int) -> Iterator[Chunk]:
+    def _take(self, part: Any, first: int) -> Iterator[Encode]:
         """Gather rows, the first of which has the number `first`; yield what is full."""
 
     @abstractmethod
-    def _body(self) -> tuple[int, bytes]:
-        """How many records are gathered, and the body of their chunk."""
+    def _body(self, gathered: list[Any]) -> tuple[int, bytes]:
+        """How many records were gathered, and the body of their chunk; called in any thread."""
 
-    def _chunk(self) -> Chunk:
-        """The chunk of what is gathered so far."""
-        chunk = Chunk(self._seq, *self._body(), self.coding, self.content_type)
+    def _encoded(self, seq: int, gathered: list[Any]) -> Chunk:
+        return Chunk(seq, *self._body(gathered), self.coding, self.content_type)
+
+    def _chunk(self) -> Encode:
+        """Close the chunk of what is gathered so far."""
+        encode = partial(self._encoded, self._seq, self._gathered)
         self._seq, self._size, self._gathered = self._seq + 1, 0, []
-        return chunk
+        return encode
 
 
 def encoder_for(chunk_format: str, chunk_bytes: int, refuse: Refuse = fail) -> ChunkEncoder:
@@ -151,7 +161,7 @@ class JsonEncoder(ChunkEncoder):
     def _parts_of(self, batch: Batch) -> Iterator[list[Row]]:
         return lists_of(batch, texts=True)
 
-    def _take(self, part: list[Row], first: int) -> Iterator[Chunk]:
+    def _take(self, part: list[Row], first: int) -> Iterator[Encode]:
         try:
             lines = self._lines(part)
         except UnfitError:
@@ -173,9 +183,8 @@ class JsonEncoder(ChunkEncoder):
             if self._size >= self._limit:
                 yield self._chunk()
 
-    def _body(self) -> tuple[int, bytes]:
-        raw = b"".join([self._header, *self._gathered])
-        return len(self._gathered), encoded(raw, self.coding)
+    def _body(self, gathered: list[Any]) -> tuple[int, bytes]:
+        return len(gathered), encoded(b"".join([self._header, *gathered]), self.coding)
 
 
 class CsvEncoder(JsonEncoder):
@@ -197,7 +206,10 @@ class CsvEncoder(JsonEncoder):
 
 
 class ParquetEncoder(ChunkEncoder):
-    """Chunks that are Parquet files of their own, all of one schema (see `tables.Tables`)."""
+    """Chunks that are Parquet files of their own, all of one schema (see `tables.Tables`).
+
+    Which columns have a dictionary is what makes the first chunk smallest, and holds for all.
+    """
 
     coding, content_type = "identity", CONTENT_TYPES["parquet"]
 
@@ -207,8 +219,11 @@ class ParquetEncoder(ChunkEncoder):
 
         super().__init__(chunk_bytes, refuse)
         self._fitting = Tables(None, refuse, chunk_bytes)
+        self._sample: pa.Table | None = None
+        self._dictionary: list[str] = []
+        self._choosing = threading.Lock()
 
-    def finish(self) -> Iterator[Chunk]:
+    def finish(self) -> Iterator[Encode]:
         """See `ChunkEncoder.finish`."""
         for _, table in self._fitting.finish():
             yield from self._gather(table)
@@ -217,11 +232,11 @@ class ParquetEncoder(ChunkEncoder):
     def _parts_of(self, batch: Batch) -> Iterator[Part]:
         return parts_of(batch)
 
-    def _take(self, part: Part, first: int) -> Iterator[Chunk]:
+    def _take(self, part: Part, first: int) -> Iterator[Encode]:
         for _, table in self._fitting.add(part, first):
             yield from self._gather(table)
 
-    def _gather(self, table: pa.Table) -> Iterator[Chunk]:
+    def _gather(self, table: pa.Table) -> Iterator[Encode]:
         """Gather a table, in slices that are none far above the limit."""
         # A table of any size comes as one: cut so that a chunk is about as large as the limit.
         rows = max(1, int(table.num_rows * self._limit / max(table.nbytes, 1)))
@@ -232,13 +247,56 @@ class ParquetEncoder(ChunkEncoder):
             if self._size >= self._limit:
                 yield self._chunk()
 
-    def _body(self) -> tuple[int, bytes]:
+    def _chunk(self) -> Encode:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        sink, table = pa.BufferOutputStream(), pa.concat_tables(self._gathered)
-        pq.write_table(table, sink, compression="zstd")
-        return table.num_rows, sink.getvalue().to_pybytes()
+        if self._seq == 0:
+            self._sample = pa.concat_tables(self._gathered)
+        return super()._chunk()
+
+    def _body(self, gathered: list[Any]) -> tuple[int, bytes]:
+        import pyarrow as pa
+
+        with self._choosing:  # from the same sample, whichever thread comes first
+            if self._sample is not None:
+                self._dictionary = columns_with_dictionary(self._sample)
+                self._sample = None
+        table = pa.concat_tables(gathered)
+        return table.num_rows, parquet_file(table, self._dictionary)
+
+
+def parquet_file(table: pa.Table, dictionary: bool | list[str]) -> bytes:
+    """A table as a Parquet file.
+
+    Args:
+        table: Of any columns.
+        dictionary: The paths of the columns whose values are written once each, in a dictionary;
+            or whether all of them are.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", use_dictionary=dictionary)
+    return cast("bytes", sink.getvalue().to_pybytes())
+
+
+def columns_with_dictionary(sample: pa.Table) -> list[str]:
+    """The paths of the columns that take fewer bytes with a dictionary than without."""
+    with_one, without = (column_sizes(parquet_file(sample, every)) for every in (True, False))
+    return [path for path, size in with_one.items() if size < without[path]]
+
+
+def column_sizes(file: bytes) -> Counter[str]:
+    """How many bytes of a Parquet file each column takes, by its path."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found, sizes = pq.read_metadata(pa.BufferReader(file)), Counter[str]()
+    for group in map(found.row_group, range(found.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            sizes[column.path_in_schema] += column.total_compressed_size
+    return sizes
 
 
 def json_array(bodies: Iterable[bytes]) -> bytes:

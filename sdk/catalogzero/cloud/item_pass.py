@@ -7,15 +7,18 @@ what is replaced at the end.
 from __future__ import annotations
 
 import json
+import os
 import uuid
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import orjson
 
 from catalogzero.cloud.counters import LISTED, Place
 from catalogzero.cloud.egress import shown_params
-from catalogzero.cloud.encoding import Chunk, encoder_for
+from catalogzero.cloud.encoding import Chunk, Encode, encoder_for
 from catalogzero.cloud.outbox.outbox import Sealing
 from catalogzero.cloud.reading.items import Item, Reading
 from catalogzero.cloud.reading.records import BadRecords
@@ -30,6 +33,8 @@ from catalogzero.errors import FailedError
 from catalogzero.protocol.identities import digest_of, upload_key
 
 WATERMARK_OF_CHARS = 32
+ENCODERS = min(2, os.cpu_count() or 1)
+"""Threads of a pass that encode; one more chunk may wait for them."""
 _ANY = orjson.OPT_NON_STR_KEYS
 
 
@@ -50,6 +55,8 @@ class ItemPass:
         self._first = uuid.uuid4().hex
         kept = run.folder / "bad_records" / f"{self._first}.jsonl"
         self._bad = BadRecords(run.author.settings.on_bad_record, kept)
+        self._pool = ThreadPoolExecutor(ENCODERS, "catalogzero-encoding")
+        self._encoding = deque[tuple[OpenUpload, Future[Chunk]]]()
 
     def __call__(self) -> None:
         """Read, process and seal; what is not sealed at the end, or on an error, is abandoned."""
@@ -67,6 +74,7 @@ class ItemPass:
                     self._produce(reading)
                 except Exception:
                     reading.check()  # a source that changed meanwhile explains any other fault
+                    self._add_encoded(0)  # an error in these came before
                     raise
                 # Of a part there is no content; to read the rest for it would take long.
                 contents = {} if self._run.is_cut else contents_of(reading, writers)
@@ -77,6 +85,7 @@ class ItemPass:
             counters.found += found[: LISTED - len(counters.found)]
             self._seal(self._due(reading.until, contents, stamp), stamp)
         finally:
+            self._pool.shutdown(cancel_futures=True)
             for writer in writers:
                 if writer.output is not None:
                     self._run.outbox.abandon(writer.output.upload_id)
@@ -184,13 +193,38 @@ class ItemPass:
             for start, part in output.check(piece):
                 self._store(output, output.encoder.add(run.columns(part), start))
 
-    def _store(self, output: OpenUpload, chunks: Iterator[Chunk]) -> None:
-        """Store chunks of an upload."""
-        for chunk in chunks:
-            self._run.outbox.add(output.upload_id, chunk)
-            self._run.counters.records += chunk.records
-            self._run.wake()
-            self._run.report()
+    def _store(
+        self, output: OpenUpload, chunks: Iterator[Encode], *, is_last: bool = False
+    ) -> None:
+        """Have chunks of an upload encoded by other threads, and store those that came before.
+
+        Args:
+            output: The upload.
+            chunks: What encodes each.
+            is_last: They are stored, too, before this returns.
+        """
+        at_once = is_last or self._run.pairs is not None  # there each row is seen by itself
+        for encode in chunks:
+            if at_once and not self._encoding:  # a small item needs no thread
+                self._add(output, encode())
+                continue
+            self._add_encoded(ENCODERS)
+            self._encoding.append((output, self._pool.submit(encode)))
+        if is_last:
+            self._add_encoded(0)
+
+    def _add_encoded(self, left: int) -> None:
+        """Store chunks in their order, up to the last ones; raises what encoding one raised."""
+        while len(self._encoding) > left:
+            output, chunk = self._encoding.popleft()
+            self._add(output, chunk.result())
+
+    def _add(self, output: OpenUpload, chunk: Chunk) -> None:
+        """Store a chunk of an upload."""
+        self._run.outbox.add(output.upload_id, chunk)
+        self._run.counters.records += chunk.records
+        self._run.wake()
+        self._run.report()
 
     def _due(self, until: Any, contents: Mapping[str, Any], stamp: Any) -> dict[StreamWriter, Any]:
         """The streams that have something new, each with its content or where its range ends."""
@@ -240,7 +274,7 @@ class ItemPass:
         sealings = []
         for writer, content in due.items():
             output = writer.output or self._open(writer)
-            self._store(output, output.encoder.finish())
+            self._store(output, output.encoder.finish(), is_last=True)
             after, is_range = writer.watermark, writer.is_range
             key = self._content_key(writer, [after, content] if is_range else content)
             sealings.append(

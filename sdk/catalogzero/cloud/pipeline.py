@@ -19,6 +19,7 @@ from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.item_pass import ItemPass, passes_of
 from catalogzero.cloud.outbox.outbox import UploadEndedError
 from catalogzero.cloud.outbox.store import is_disk_full
+from catalogzero.cloud.reading.ahead import BATCHES_AHEAD
 from catalogzero.cloud.reading.authors import OwnItem
 from catalogzero.cloud.reading.items import Group, Item, Plan
 from catalogzero.cloud.reading.records import ReadOptions
@@ -67,7 +68,7 @@ class UploadRun(RunBase):
         self.counters.waiting = self.outbox.store.waiting(self.data_source, self.params)
         items = self._items()
         self.counters.bytes_total = sum(map(size_of, items))
-        self._rows_left = self.limit(self.counters.bytes_total)
+        self._rows_left = self.limit(self.counters.bytes_total) if self.limit else None
         self.report(items=len(items))
         try:
             with self.outbox.keeping(), self._reporting():
@@ -114,6 +115,7 @@ class UploadRun(RunBase):
             settings.encoding,
             settings.delimiter,
             settings.allow_empty,
+            batches_ahead=BATCHES_AHEAD if self.limit is None else 0,
         )
         items: Collection[Item]
         if author.reads_itself and not self.from_file:

@@ -43,7 +43,8 @@ class RunBase:
         params: What the call gave; once made, what of it is part of a source's identity.
         chunk_format: ndjson, json (the same), csv or parquet.
         full: Send all again, also what is unchanged.
-        limit: How many rows are read, by the bytes of all files (0 for other sources); None: all.
+        limit: Says how many rows are read, by the bytes of all files (0 for other sources), or None
+            for all of them. Without it all are read, and some of them ahead of `process`.
         pairs: Takes each row beside what was made of it; rows then come one at a time.
         from_file: data_source is a file, also for an author with a `read`.
 
@@ -63,7 +64,7 @@ class RunBase:
     params: Params
     chunk_format: str
     full: bool
-    limit: Callable[[int], int | None] = lambda size: None
+    limit: Callable[[int], int | None] | None = None
     pairs: list[RowPair] | None = None
     from_file: bool = False
 

@@ -324,7 +324,9 @@ def open_source(url: str, answer_s: float) -> Iterator[sa.Connection]:
     """
     parsed, limits = with_our_driver(sa.make_url(url)), AnswerLimits(answer_s)
     if parsed.get_backend_name() == "sqlite":
-        parsed = only_there(parsed)
+        # By default a database in memory is kept to the thread that opened it; rows may be read on
+        # in another one, though never in two at once.
+        parsed = only_there(parsed).update_query_dict({"check_same_thread": "false"})
     engine = open_engine(parsed, limits, reads=True, poolclass=sa.NullPool)
     with engine.connect() as connection:  # closed for good at the end: no pool keeps it
         if engine.dialect.name != "sqlite":

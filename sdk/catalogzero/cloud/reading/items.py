@@ -173,6 +173,10 @@ class GroupReading(Reading):
         self._readings, self._begun = readings, list[tuple[Item, Reading]]()
         self._digests: list[tuple[str, str | None]] = []
 
+    def __exit__(self, *error: object) -> None:
+        for _, reading in self._begun[-1:]:  # the one in which an error met the pass
+            reading.__exit__(*error)
+
     @property
     def item(self) -> Item:
         """The item that is read now."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from sqlalchemy import column, func, make_url, select, text
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
+from catalogzero.cloud.reading.ahead import read_ahead
 from catalogzero.cloud.reading.items import Item, RowReading
 from catalogzero.cloud.reading.records import BadRecords, ReadOptions
 from catalogzero.cloud.rows.streams import Stream
@@ -138,6 +139,9 @@ class QueryReading(RowReading):
 
     def batches(self) -> Iterator[Batch]:
         """See `Reading.batches`."""
+        return read_ahead(self._batches(), self._item.options.batches_ahead, self._stack)
+
+    def _batches(self) -> Iterator[Batch]:
         options = self._item.options
         try:
             statement, values = self._statement()

@@ -6,6 +6,7 @@ A malformed record is met as `on_bad_record` says, by file and line. `readers` m
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypedDict, cast
@@ -37,7 +38,8 @@ FILE_BOUNDS = Bounds(max_frames=10_000_000, max_ratio=MAX_RATIO)
 class ReadOptions:
     """How records are read; `encoding` and `delimiter` None: by the rules of docs/reference.
 
-    `block_bytes` of text are read at a time, and a multiple of them for Arrow batches.
+    `block_bytes` of text are read at a time, and a multiple of them for Arrow batches. Of larger
+    files and of queries, `batches_ahead` batches are read while those before them are processed.
     """
 
     batch_rows: int = 10_000
@@ -47,6 +49,7 @@ class ReadOptions:
     allow_empty: bool = False
     block_bytes: int = 1 << 20
     packed_bounds: Bounds = FILE_BOUNDS
+    batches_ahead: int = 0
 
 
 class FoundFile(TypedDict):
@@ -90,9 +93,15 @@ class BadRecords:
         self._rule, self._quarantine = rule, quarantine
         self.count = 0
         self.failure: FailedError | None = None
+        # A source's come from the thread that reads ahead, those of results from the run's own.
+        self._lock = threading.Lock()
 
     def take(self, name: str, line: int | None, why: str, text: str) -> None:
         """Meet one malformed record; raises `FailedError` where the rule is to fail."""
+        with self._lock:
+            self._take(name, line, why, text)
+
+    def _take(self, name: str, line: int | None, why: str, text: str) -> None:
         self.count += 1
         where = name if line is None else f"{name}, line {line}"
         if self._rule == "fail":

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from catalogzero.cloud.reading.ahead import read_ahead
 from catalogzero.cloud.reading.items import Item, Reading
 from catalogzero.cloud.reading.readers import look, read_records
 from catalogzero.cloud.reading.records import (
@@ -250,6 +251,11 @@ class FileReading(Reading):
 
     def batches(self) -> Iterator[Any]:
         """See `Reading.batches`; raises `FailedError` that names the file, and the line."""
+        options, size = self._item.options, self._identity[0]
+        ahead = options.batches_ahead if size > options.block_bytes else 0
+        return read_ahead(self._batches(), ahead, self._stack)
+
+    def _batches(self) -> Iterator[Any]:
         with self._whole():
             content, found = self._opened(), self._found
             for batch in read_records(content, found, self._item.options, self._bad):
