@@ -20,7 +20,7 @@ from catalogzero.cloud.reading.records import (
     suffix_of,
 )
 from catalogzero.cloud.reading.text import SAMPLE_BYTES, Text, line_ends
-from catalogzero.cloud.rows.values import is_valid
+from catalogzero.cloud.rows.values import Row, is_valid
 from catalogzero.errors import FailedError
 
 CELL_CHARS = 1 << 24
@@ -55,6 +55,10 @@ class CsvFile:
             raise empty(text.name, "it has not even a header")
         self.columns = [name.strip("\ufeff").strip().strip("\ufeff") for name in header]
         refuse_names(self.columns, f"{text.name}, line {text.line - 1}")
+
+    def dicts(self, block: bytes) -> Iterator[Row]:
+        """The rows of a block by the names of the columns; see `rows`."""
+        return (dict(zip(self.columns, row, strict=True)) for row in self.rows(block))
 
     def rows(self, block: bytes) -> Iterator[list[str]]:
         """The rows of a block; one that is still open at its end goes back to the text.

@@ -46,7 +46,8 @@ def parts_of(batch: Any) -> Iterator[Part]:
         )
     rows = batch if isinstance(batch, list) else list(batch)
     for start in range(0, len(rows), _SLICE_ROWS):
-        part = rows if len(rows) <= _SLICE_ROWS else rows[start : start + _SLICE_ROWS]
+        # A plain list, also of a list of another class, whose `__iter__` may be slow.
+        part = rows[start : start + _SLICE_ROWS]
         if (kinds := set(map(type, part))) == {dict}:
             yield part
             continue
