@@ -34,6 +34,9 @@ _NULLS = (b":null", b",null", b"[null")
 _VALUES = methodcaller("values")
 _INTS = range(-(1 << 63), 1 << 64)
 _MOST_ZEROS = 1_000
+_EMPTY = "\ue000"
+"""Stands for an empty text while a line of CSV is written; a character that texts hardly hold."""
+
 _US = timedelta(microseconds=1)
 _WHOLE = frozenset(
     (type(None), str, bool, int, bytes, datetime, date, time, timedelta, Decimal, UUID)
@@ -396,14 +399,19 @@ def csv_lines(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
         UnfitError: Of a row that cannot be written; see `json_lines`.
     """
     columns = [csv_cells(name, list(map(methodcaller("get", name), rows))) for name in names]
-    if not any("" in column for column in columns):
-        with suppress(ValueError):  # half of a surrogate pair
-            lines = list(map(_LINE_OF, zip(*columns, strict=True)))
-            text = "".join(lines)
-            if text.count("\n") == len(lines):
-                return text.replace("\r\n", "\n").encode()
-            # Some stand in cells: those that end a line are changed one by one.
-            return "".join([f"{line[:-2]}\n" for line in lines]).encode()
+    marked = [
+        [_EMPTY if cell == "" else cell for cell in column] if "" in column else column
+        for column in columns
+    ]
+    lines = list(map(_LINE_OF, zip(*marked, strict=True)))
+    text = "".join(lines)
+    if text.count(_EMPTY) == sum(map(countOf, columns, repeat(""))):
+        if text.count("\n") == len(lines):
+            text = text.replace("\r\n", "\n")
+        else:  # some stand in cells
+            text = "".join([f"{line[:-2]}\n" for line in lines])
+        with suppress(UnicodeEncodeError):
+            return text.replace(_EMPTY, '""').encode()
     return b"".join(csv_line(names, cells) for cells in zip(*columns, strict=True))
 
 
