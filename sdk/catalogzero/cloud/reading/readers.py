@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -29,6 +30,7 @@ _DIGITS = bytes.maketrans(b"123456789.E", b"000000000" + b"0e")
 _LONG = (b"0" * 16, b"e000", b"e+000", b"e-000")
 _LONG_NUMBER = re.compile(rb"[0-9.]{16}|[eE][-+]?[0-9]{3}")
 _INT_DIGITS = 4_000
+_WORTH_LOADING_BYTES = 16 << 20
 
 
 def read_records(
@@ -97,17 +99,20 @@ def open_text(
 
 
 def csv_rows(file: CsvFile, options: ReadOptions) -> Iterator[Iterable[Row]]:
-    """The rows of a CSV file: of its first block by the csv module, then by pyarrow if it is there.
+    """The rows of a CSV file, some at a time: by pyarrow, unless that is missing or not worth it.
 
-    So a small file does not load pyarrow, which costs more time and memory than it saves there.
+    To load it takes as long as it saves over the csv module in some megabytes.
     """
-    with_arrow = is_installed("parquet")
-    for block in iter(file.text.block, b""):
+    # Where it is None, the import is blocked.
+    left = 0 if sys.modules.get("pyarrow") else _WORTH_LOADING_BYTES
+    while left > 0 or not is_installed("parquet"):
+        if not (block := file.text.block()):
+            return
+        left -= len(block)
         yield file.dicts(block)
-        if with_arrow and not file.text.ended:
-            from catalogzero.cloud.reading.arrow import csv_dicts
+    from catalogzero.cloud.reading.arrow import csv_dicts
 
-            yield from csv_dicts(file, options)
+    yield from csv_dicts(file, options)
 
 
 def json_rows(text: Text, bad: BadRecords) -> Iterator[Iterable[Row]]:

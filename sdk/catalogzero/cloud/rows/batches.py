@@ -129,7 +129,13 @@ def tables_in(frame: Any) -> Iterator[pa.Table]:
         return
     index = hasattr(frame, "reset_index")  # pandas may add its index to the columns
     try:
-        reader = pa.RecordBatchReader.from_stream(frame)
+        if type(frame).__module__.partition(".")[0] == "pandas":
+            # As its stream does, without the index, and without threads: they cost more than they
+            # save in a batch.
+            found = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
+            reader = found.to_reader()
+        else:
+            reader = pa.RecordBatchReader.from_stream(frame)
     except (pa.ArrowException, TypeError) as error:
         kind, place = type(frame).__name__, mixed_cell(frame) if index else ""
         raise FailedError(
