@@ -9,9 +9,9 @@ of a served handler whose worker is up. Medians of interleaved rounds.
 
 Budgets: Arrow batches at most 1.5 times the sum of the floors; dict batches at most 0.45 times a
 script of csv.DictReader, json.dumps and POST; frames at most 1.1 times the tables of pyarrow that
-hold the same, each yielded once for every batch; worker's and handler's peak memory at the big size at
-most 1.15 times that at the small one (a process of its own for each size). The rows of polars and
-pandas need `pip install polars pandas` and are left out without them.
+hold the same, each yielded once for every batch; worker's and handler's peak memory at the big
+size at most 1.15 times that at the small one (a process of its own for each size). The rows of
+polars and pandas need `pip install polars pandas` and are left out without them.
 """
 
 from __future__ import annotations
