@@ -46,8 +46,9 @@ def parts_of(batch: Any) -> Iterator[Part]:
         )
     rows = batch if isinstance(batch, list) else list(batch)
     for start in range(0, len(rows), _SLICE_ROWS):
-        # A plain list, also of a list of another class, whose `__iter__` may be slow.
-        part = rows[start : start + _SLICE_ROWS]
+        # A slice is a plain list, also of a class that counts who goes through it.
+        is_small = type(rows) is list and len(rows) <= _SLICE_ROWS
+        part = rows if is_small else rows[start : start + _SLICE_ROWS]
         if (kinds := set(map(type, part))) == {dict}:
             yield part
             continue
