@@ -146,7 +146,7 @@ def arrived(body: bytes, chunk_format: str) -> dict[str, Any]:
     from catalogzero.cloud.rows.values import json_lines
 
     [row] = next(rows_in(table_of(pq.read_table(io.BytesIO(body))), texts=True))
-    return arrived(json_lines([row])[0], "ndjson")
+    return arrived(json_lines([row]), "ndjson")
 
 
 def as_cell(value: Any) -> str:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,8 +158,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example('a,b\n1,"x\ny","p\nq\nr"\n3,c\n', 3, 2)
 @example('a,b\n1,"x\ny","p\nq\nr"\n3,c\n', 4, 2)
 def test_both_kinds_of_batches_hold_the_rows_of_the_csv_module(
-    folder: Path, suffix: str, text: str, block_bytes: int, batch_rows: int
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    text: str,
+    block_bytes: int,
+    batch_rows: int,
 ) -> None:
+    """Dicts with pyarrow and without, and tables."""
     text = text.removeprefix("\ufeff")
     content = text.encode("utf-8", "surrogateescape")
     options = ReadOptions(batch_rows, False, "utf-8", ",", block_bytes=block_bytes)
@@ -169,3 +176,6 @@ def test_both_kinds_of_batches_hold_the_rows_of_the_csv_module(
 
     assert found(content, suffix, folder, options) == wanted
     assert found(content, suffix, folder, arrow) == wanted
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pyarrow", None)
+        assert found(content, suffix, folder, options) == wanted

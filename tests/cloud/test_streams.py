@@ -328,6 +328,28 @@ def test_the_index_of_pandas_is_no_column() -> None:
     assert named.column_names == ["kind"]
 
 
+@pytest.mark.parametrize("chunk_format", FORMATS)
+def test_categories_of_polars_are_their_texts(chunk_format: str) -> None:
+    texts = pl.DataFrame({"kind": ["a", None, "é", "a"]})
+    categories = texts.with_columns(pl.col("kind").cast(pl.Categorical))
+    nested = [pl.concat_list("kind", "kind").alias("both"), pl.struct("kind").alias("inner")]
+
+    found, wanted = (
+        [*encoder.add(frame.with_columns(nested)), *encoder.finish()]
+        for encoder, frame in (
+            (encoder_for(chunk_format, 1000), categories),
+            (encoder_for(chunk_format, 1000), texts),
+        )
+    )
+
+    if chunk_format == "parquet":
+        found, wanted = (
+            [pq.read_table(io.BytesIO(chunk.body)).to_pylist() for chunk in chunks]
+            for chunks in (found, wanted)
+        )
+    assert found == wanted
+
+
 @pytest.mark.parametrize("batch", [pl.Series([1]), pa.chunked_array([[1]]), "text", {"a": 1}, 5])
 def test_what_is_no_batch_is_refused_by_its_kind(batch: Any) -> None:
     with pytest.raises(FailedError, match=type(batch).__name__):

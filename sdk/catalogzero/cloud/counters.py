@@ -79,13 +79,23 @@ class RunSummary(TypedDict):
 class WatchedRows(list[Any]):
     """A batch of dicts as `process` gets it; it knows which row was taken last."""
 
-    __slots__ = ("at",)
-    at: int | None
+    __slots__ = ("_taken",)
+    _taken: Iterator[Any]
 
     def __iter__(self) -> Iterator[Any]:
-        for self.at, row in enumerate(super().__iter__()):
-            yield row
-        self.at = None
+        self._taken = super().__iter__()
+        return self._taken
+
+    @property
+    def at(self) -> int | None:
+        """The index of the row that was taken last; None where all were, -1 where none was.
+
+        Raises:
+            AttributeError: Nobody has asked for the rows.
+        """
+        # The iterator knows its place, so that a row costs no call: (iter, (rows,), next index).
+        place: tuple[Any, ...] = self._taken.__reduce__()  # type: ignore[assignment]
+        return place[2] - 1 if len(place) == 3 else None
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import orjson
@@ -154,8 +155,8 @@ class JsonEncoder(ChunkEncoder):
     coding, content_type = CODINGS[0], CONTENT_TYPES["ndjson"]
     _header = b""
 
-    def _lines(self, rows: list[Row]) -> list[bytes]:
-        """One encoded record each; raises `UnfitError` where one of the rows cannot be."""
+    def _lines(self, rows: list[Row]) -> bytes:
+        """The encoded records; raises `UnfitError` where one of the rows cannot be."""
         return json_lines(rows)
 
     def _parts_of(self, batch: Batch) -> Iterator[list[Row]]:
@@ -165,26 +166,36 @@ class JsonEncoder(ChunkEncoder):
         try:
             lines = self._lines(part)
         except UnfitError:
-            lines = []
-            for number, row in enumerate(part, first):
-                try:
-                    lines += self._lines([row])
-                except UnfitError as error:
-                    self._refuse(number, error, row)
-        # A batch that fills no chunk is taken as a whole.
-        total = sum(map(len, lines))
-        if self._size + total < self._limit:
-            self._gathered += lines
-            self._size += total
-            return
-        for line in lines:
-            self._gathered.append(line)
-            self._size += len(line)
-            if self._size >= self._limit:
-                yield self._chunk()
+            lines = b"".join(self._fitting(part, first))
+        start = 0
+        while self._size + len(lines) - start >= self._limit:
+            end = self._end_of_record(lines, start, start + self._limit - self._size - 1)
+            self._gathered.append(lines[start:end])
+            yield self._chunk()
+            start = end
+        if start < len(lines):
+            self._gathered.append(lines[start:])
+            self._size += len(lines) - start
+
+    def _fitting(self, part: list[Row], first: int) -> Iterator[bytes]:
+        """The records of a part one by one; those that cannot be encoded are refused."""
+        for number, row in enumerate(part, first):
+            try:
+                yield self._lines([row])
+            except UnfitError as error:
+                self._refuse(number, error, row)
+
+    def _end_of_record(self, lines: bytes, start: int, at: int) -> int:
+        """Where the record ends that the byte `at` is part of; a record begins at `start`."""
+        return lines.find(b"\n", at) + 1
+
+    def _count(self, lines: bytes) -> int:
+        """How many records some lines are."""
+        return lines.count(b"\n")
 
     def _body(self, gathered: list[Any]) -> tuple[int, bytes]:
-        return len(gathered), encoded(b"".join([self._header, *gathered]), self.coding)
+        lines = b"".join(gathered)
+        return self._count(lines), encoded(self._header + lines, self.coding)
 
 
 class CsvEncoder(JsonEncoder):
@@ -193,16 +204,23 @@ class CsvEncoder(JsonEncoder):
     content_type = CONTENT_TYPES["csv"]
     _columns: list[str] | None = None
 
-    def _lines(self, rows: list[Row]) -> list[bytes]:
+    def _lines(self, rows: list[Row]) -> bytes:
         if self._columns is None:
             columns = list(rows[0])
             self._header, self._columns = csv_header(columns), columns
-        known = set(self._columns)
-        for row in rows:
-            if not row.keys() <= known:
-                extra = sorted(map(str, row.keys() - known))
-                raise UnfitError(f"the upload has no such column: {HOW_TO_DECLARE}", extra[0])
+        if extra := sorted(map(str, set(chain.from_iterable(rows)).difference(self._columns))):
+            raise UnfitError(f"the upload has no such column: {HOW_TO_DECLARE}", extra[0])
         return csv_lines(self._columns, rows)
+
+    def _end_of_record(self, lines: bytes, start: int, at: int) -> int:
+        end, quotes = lines.find(b"\n", at) + 1, 0
+        # A line end is that of a record where all quotes before it are closed.
+        while (quotes := quotes + lines.count(b'"', start, end)) % 2:
+            start, end = end, lines.find(b"\n", end) + 1
+        return end
+
+    def _count(self, lines: bytes) -> int:
+        return b"".join(lines.split(b'"')[::2]).count(b"\n")
 
 
 class ParquetEncoder(ChunkEncoder):

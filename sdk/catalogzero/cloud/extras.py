@@ -8,6 +8,13 @@ from typing import Literal
 from catalogzero.config.install_hint import install_hint
 from catalogzero.errors import FailedError
 
+_BRINGS = {"parquet": "pyarrow", "sql": "sqlalchemy"}
+
+
+def is_installed(extra: Literal["parquet", "sql"]) -> bool:
+    """Whether what an extra brings is there; it is not loaded."""
+    return find_spec(_BRINGS[extra]) is not None
+
 
 def require_extra(extra: Literal["parquet", "sql"]) -> None:
     """Say how to get what an extra brings, where it is missing.
@@ -15,5 +22,5 @@ def require_extra(extra: Literal["parquet", "sql"]) -> None:
     Raises:
         FailedError: It is not installed.
     """
-    if find_spec({"parquet": "pyarrow", "sql": "sqlalchemy"}[extra]) is None:
+    if not is_installed(extra):
         raise FailedError(f"the extra `{extra}` is missing: {install_hint(extra)}")

@@ -17,9 +17,9 @@ import orjson
 from catalogzero.cloud.encoding import ChunkEncoder
 from catalogzero.cloud.outbox.stored import Mark
 from catalogzero.cloud.reading.items import MAX_POSITION_BYTES, Plan, StreamRows
-from catalogzero.cloud.rows.batches import row_count, rows_of
+from catalogzero.cloud.rows.batches import lists_of, row_count
 from catalogzero.cloud.rows.streams import RowCheck
-from catalogzero.cloud.rows.values import fingerprint
+from catalogzero.cloud.rows.values import fingerprints
 from catalogzero.cloud.run_context import Checkpoint
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import FailedError
@@ -137,8 +137,9 @@ def note_read(writers: Sequence[StreamWriter], batch: Batch) -> None:
     """Note rows that the source gave for some streams; each row is digested once for all."""
     is_merged = any(writer.plan.mode == "merge" for writer in writers)
     digests = [
-        hashlib.blake2b(fingerprint([row]), digest_size=DIGEST_BYTES).digest()
-        for row in (rows_of(batch) if is_merged else ())
+        hashlib.blake2b(one, digest_size=DIGEST_BYTES).digest()
+        for rows in (lists_of(batch) if is_merged else ())
+        for one in fingerprints(rows)
     ]
     for writer in writers:
         writer.read(row_count(batch), digests)

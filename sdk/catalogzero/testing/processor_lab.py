@@ -126,7 +126,8 @@ def processed(lab: Lab, made: CloudProcessor, rows: Sequence[Row], size: int = 1
 
 def arrived(batch: Batch) -> list[Row]:
     """A batch's rows after their way through JSON."""
-    return [orjson.loads(line) for rows in lists_of(batch, texts=True) for line in json_lines(rows)]
+    texts = map(json_lines, lists_of(batch, texts=True))
+    return [orjson.loads(line) for text in texts for line in text.splitlines()]
 
 
 def sorted_rows(rows: Iterable[Mapping[str, Any]]) -> list[bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from catalogzero.cloud.reading.csv_rows import CELL_CHARS, CsvFile
 from catalogzero.cloud.reading.records import Found, ReadOptions, refuse_names
 from catalogzero.cloud.reading.text import line_ends
 from catalogzero.cloud.rows.tables import rows_in, table_of
+from catalogzero.cloud.rows.values import Row
 from catalogzero.cloud.settings import Batch
 from catalogzero.errors import FailedError
 
@@ -29,6 +30,28 @@ _BLOCKS = 4
 
 def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
     """The tables of a CSV file; every column is text, as in dict batches."""
+    for table, block in parsed_blocks(file, options):
+        if table is None:
+            columns = list(zip(*file.rows(block), strict=True)) or [()] * len(file.columns)
+            arrays = [pa.array(column, pa.string()) for column in columns]
+            table = pa.table(arrays, names=file.columns)
+        for start in range(0, table.num_rows, options.batch_rows):
+            yield table.slice(start, options.batch_rows)
+
+
+def csv_dicts(file: CsvFile, options: ReadOptions) -> Iterator[Iterable[Row]]:
+    """The rows of what is left of a CSV file, some at a time."""
+    for table, block in parsed_blocks(file, options):
+        if table is None:
+            yield file.dicts(block)
+        else:
+            yield from rows_in(table)
+
+
+def parsed_blocks(
+    file: CsvFile, options: ReadOptions
+) -> Iterator[tuple[pa.Table, None] | tuple[None, bytes]]:
+    """The blocks of a CSV file: each as a table, or as it is, for `rows` to read it at once."""
     text, mark = file.text, re.escape(file.delimiter.encode())
     # Possessive (`*+`): by trying again it would take time quadratic in the block.
     regular = re.compile(
@@ -38,15 +61,12 @@ def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
         border = record_border(block, regular)
         table = parsed_table(file, block[:border]) if border else None
         if table is None:
-            columns = list(zip(*file.rows(block), strict=True)) or [()] * len(file.columns)
-            arrays = [pa.array(column, pa.string()) for column in columns]
-            table = pa.table(arrays, names=file.columns)
-        else:
-            text.line += line_ends(block[:border])
-            if border < len(block):
-                text.put_back(block[border:])
-        for start in range(0, table.num_rows, options.batch_rows):
-            yield table.slice(start, options.batch_rows)
+            yield None, block
+            continue
+        text.line += line_ends(block[:border])
+        if border < len(block):
+            text.put_back(block[border:])
+        yield table, None
 
 
 def record_border(block: bytes, regular: re.Pattern[bytes]) -> int:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from itertools import repeat
 
 from catalogzero.cloud.reading.records import (
     BadRecords,
@@ -20,7 +21,7 @@ from catalogzero.cloud.reading.records import (
     suffix_of,
 )
 from catalogzero.cloud.reading.text import SAMPLE_BYTES, Text, line_ends
-from catalogzero.cloud.rows.values import is_valid
+from catalogzero.cloud.rows.values import Row, is_valid
 from catalogzero.errors import FailedError
 
 CELL_CHARS = 1 << 24
@@ -55,6 +56,25 @@ class CsvFile:
             raise empty(text.name, "it has not even a header")
         self.columns = [name.strip("\ufeff").strip().strip("\ufeff") for name in header]
         refuse_names(self.columns, f"{text.name}, line {text.line - 1}")
+
+    def dicts(self, block: bytes) -> Iterator[Row]:
+        """The rows of a block by the names of the columns; see `rows`, which they come from.
+
+        A block that is whole and without a bad record is read at once.
+        """
+        body, valid = self.text.decoded(block)
+        reader = csv.reader(io.StringIO(body, newline=""), delimiter=self.delimiter, strict=True)
+        rows: Iterable[list[str]]
+        try:
+            rows = list(filter(None, reader) if len(self.columns) > 1 else reader)
+            is_plain = valid and {*map(len, rows)} <= {len(self.columns)}
+        except csv.Error:
+            is_plain = False
+        if is_plain:
+            self.text.line += reader.line_num
+        else:
+            rows = self.rows(block)
+        return map(dict, map(zip, repeat(self.columns), rows))
 
     def rows(self, block: bytes) -> Iterator[list[str]]:
         """The rows of a block; one that is still open at its end goes back to the text.

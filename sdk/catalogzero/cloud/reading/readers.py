@@ -9,8 +9,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from decimal import Decimal
 from itertools import chain, islice
@@ -18,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from catalogzero.cloud.extras import require_extra
+from catalogzero.cloud.extras import is_installed, require_extra
 from catalogzero.cloud.reading.csv_rows import CsvFile
 from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions, empty
 from catalogzero.cloud.reading.text import SAMPLE_BYTES, Text
@@ -29,6 +30,7 @@ _DIGITS = bytes.maketrans(b"123456789.E", b"000000000" + b"0e")
 _LONG = (b"0" * 16, b"e000", b"e+000", b"e-000")
 _LONG_NUMBER = re.compile(rb"[0-9.]{16}|[eE][-+]?[0-9]{3}")
 _INT_DIGITS = 4_000
+_WORTH_LOADING_BYTES = 16 << 20
 
 
 def read_records(
@@ -50,12 +52,8 @@ def read_records(
         from catalogzero.cloud.reading.arrow import csv_tables
 
         return csv_tables(opened, options)
-    rows: Iterator[Row]
-    if isinstance(opened, CsvFile):
-        cells = chain.from_iterable(map(opened.rows, iter(opened.text.block, b"")))
-        rows = (dict(zip(opened.columns, row, strict=True)) for row in cells)
-    else:
-        rows = json_rows(opened, bad)
+    parts = csv_rows(opened, options) if isinstance(opened, CsvFile) else json_rows(opened, bad)
+    rows = chain.from_iterable(parts)
     batches = iter(lambda: list(islice(rows, options.batch_rows)), [])
     if options.arrow:
         from catalogzero.cloud.rows.tables import table_of_rows
@@ -100,16 +98,33 @@ def open_text(
     return text
 
 
-def json_rows(text: Text, bad: BadRecords) -> Iterator[Row]:
+def csv_rows(file: CsvFile, options: ReadOptions) -> Iterator[Iterable[Row]]:
+    """The rows of a CSV file, some at a time: by pyarrow, unless that is missing or not worth it.
+
+    To load it takes as long as it saves over the csv module in some megabytes.
+    """
+    # Where it is None, the import is blocked.
+    left = 0 if sys.modules.get("pyarrow") else _WORTH_LOADING_BYTES
+    while left > 0 or not is_installed("parquet"):
+        if not (block := file.text.block()):
+            return
+        left -= len(block)
+        yield file.dicts(block)
+    from catalogzero.cloud.reading.arrow import csv_dicts
+
+    yield from csv_dicts(file, options)
+
+
+def json_rows(text: Text, bad: BadRecords) -> Iterator[Iterable[Row]]:
     """The rows of JSON Lines: a block of them at once, one by one where that is not enough."""
     for block in iter(text.block, b""):
         lines = block.split(b"\n")
         if (rows := rows_at_once(block, lines)) is not None:
             text.line += len(lines) - 1
-            yield from rows
+            yield rows
         else:
             text.decoded(block)
-            yield from rows_one_by_one(text, bad, lines)
+            yield rows_one_by_one(text, bad, lines)
 
 
 def rows_at_once(block: bytes, lines: list[bytes]) -> list[Row] | None:
@@ -122,7 +137,7 @@ def rows_at_once(block: bytes, lines: list[bytes]) -> list[Row] | None:
     if b"\\u003" in block or any(long in digits for long in _LONG):
         return None
     try:
-        rows = [orjson.loads(line) for line in lines if line and not line.isspace()]
+        rows = list(map(orjson.loads, filter(bytes.strip, lines)))
         whole = orjson.dumps(rows).count(b":") == block.count(b":")
     except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return None

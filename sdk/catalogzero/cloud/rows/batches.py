@@ -46,7 +46,9 @@ def parts_of(batch: Any) -> Iterator[Part]:
         )
     rows = batch if isinstance(batch, list) else list(batch)
     for start in range(0, len(rows), _SLICE_ROWS):
-        part = rows if len(rows) <= _SLICE_ROWS else rows[start : start + _SLICE_ROWS]
+        # A slice is a plain list, also of a class that counts who goes through it.
+        is_small = type(rows) is list and len(rows) <= _SLICE_ROWS
+        part = rows if is_small else rows[start : start + _SLICE_ROWS]
         if (kinds := set(map(type, part))) == {dict}:
             yield part
             continue
@@ -128,7 +130,13 @@ def tables_in(frame: Any) -> Iterator[pa.Table]:
         return
     index = hasattr(frame, "reset_index")  # pandas may add its index to the columns
     try:
-        reader = pa.RecordBatchReader.from_stream(frame)
+        if type(frame).__module__.partition(".")[0] == "pandas":
+            # As its stream does, without the index, and without threads: they cost more than they
+            # save in a batch.
+            found = pa.Table.from_pandas(frame, preserve_index=False, nthreads=1)
+            reader = found.to_reader()
+        else:
+            reader = pa.RecordBatchReader.from_stream(frame)
     except (pa.ArrowException, TypeError) as error:
         kind, place = type(frame).__name__, mixed_cell(frame) if index else ""
         raise FailedError(

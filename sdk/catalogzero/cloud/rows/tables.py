@@ -98,7 +98,16 @@ def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if column.type == pa.month_day_nano_interval():
         return pa.chunked_array([[text_of(value) for value in column.to_pylist()]], pa.string())
     wanted = plain_type(column.type)
-    return column if wanted == column.type else column.cast(wanted)
+    if pa.types.is_dictionary(column.type):
+        # Arrow's own cast takes no dictionary of views, which Polars' categories are.
+        parts = [part.dictionary.cast(wanted).take(part.indices) for part in column.chunks]
+        return pa.chunked_array(parts, wanted)
+    if wanted == column.type:
+        return column
+    try:
+        return column.cast(wanted)
+    except pa.ArrowNotImplementedError:  # such a dictionary in a nest
+        return pa.chunked_array([array_of(values_of(column, texts=False), wanted)])
 
 
 def rows_in(table: pa.Table, *, texts: bool = False) -> Iterator[list[Row]]:

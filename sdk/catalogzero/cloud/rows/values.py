@@ -30,9 +30,13 @@ Row: TypeAlias = dict[str, Any]
 """One record: each column's value, of any Python type until it is encoded."""
 
 _LINE = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_APPEND_NEWLINE
+_NULLS = (b":null", b",null", b"[null")
 _VALUES = methodcaller("values")
 _INTS = range(-(1 << 63), 1 << 64)
 _MOST_ZEROS = 1_000
+_EMPTY = "\ue000"
+"""Stands for an empty text while a line of CSV is written; a character that texts hardly hold."""
+
 _US = timedelta(microseconds=1)
 _WHOLE = frozenset(
     (type(None), str, bool, int, bytes, datetime, date, time, timedelta, Decimal, UUID)
@@ -312,25 +316,26 @@ def may_hold_nan(values: Iterable[Any]) -> bool:
     return False
 
 
-def json_lines(rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
-    """One line of JSON for each row.
+def json_lines(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """One line of JSON for each row; a line ends at LF, and holds no line end.
 
     Raises:
         UnfitError: Of a row that JSON cannot hold; which one is found by asking for each alone.
     """
-    dumps, value = orjson.dumps, json_value
     try:
-        lines = [dumps(row, value, _LINE) for row in rows]
+        text = b"".join(map(orjson.dumps, rows, repeat(json_value), repeat(_LINE)))
     except TypeError:
         # orjson does not say which row it was: each is written alone, the one at fault by values.
         whole = len(rows) == 1
-        return [json_line(row) if whole else json_lines([row])[0] for row in rows]
-    nulls = b"".join(lines).count(b"null")
-    if nulls and nulls != count_of_none(rows):  # more than there are None: one may have been a NaN
+        return b"".join(json_line(row) if whole else json_lines([row]) for row in rows)
+    # Before a null stands one of these; more than there are None: one may have been a NaN.
+    if b"null" in text and sum(map(text.count, _NULLS)) != count_of_none(rows):
+        lines = text.splitlines(keepends=True)
         for number, line in enumerate(lines):
             if b"null" in line and may_hold_nan(rows[number].values()):
                 lines[number] = json_line(rows[number])
-    return lines
+        return b"".join(lines)
+    return text
 
 
 def count_of_none(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -387,17 +392,27 @@ def csv_cell(value: Any) -> Any:
 _LINE_OF: Callable[[Iterable[Any]], str] = csv.writer(SimpleNamespace(write=str)).writerow
 
 
-def csv_lines(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+def csv_lines(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
     """One line of CSV for each row: null is an empty cell, an empty text is a quoted one.
 
     Raises:
         UnfitError: Of a row that cannot be written; see `json_lines`.
     """
-    columns = [csv_cells(name, [row.get(name) for row in rows]) for name in names]
-    if not any("" in column for column in columns):
-        with suppress(ValueError):  # half of a surrogate pair
-            return [f"{_LINE_OF(cells)[:-2]}\n".encode() for cells in zip(*columns, strict=True)]
-    return [csv_line(names, cells) for cells in zip(*columns, strict=True)]
+    columns = [csv_cells(name, list(map(methodcaller("get", name), rows))) for name in names]
+    marked = [
+        [_EMPTY if cell == "" else cell for cell in column] if "" in column else column
+        for column in columns
+    ]
+    lines = list(map(_LINE_OF, zip(*marked, strict=True)))
+    text = "".join(lines)
+    if text.count(_EMPTY) == sum(map(countOf, columns, repeat(""))):
+        if text.count("\n") == len(lines):
+            text = text.replace("\r\n", "\n")
+        else:  # some stand in cells
+            text = "".join([f"{line[:-2]}\n" for line in lines])
+        with suppress(UnicodeEncodeError):
+            return text.replace(_EMPTY, '""').encode()
+    return b"".join(csv_line(names, cells) for cells in zip(*columns, strict=True))
 
 
 def csv_cells(name: str, values: list[Any]) -> list[Any]:
@@ -439,6 +454,14 @@ def csv_line(names: Sequence[str], cells: Sequence[Any]) -> bytes:
 def fingerprint(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Bytes that differ where the rows differ, whatever they hold."""
     try:
-        return b"".join(json_lines(rows))
+        return json_lines(rows)
     except UnfitError:
         return repr(rows).encode("utf-8", "surrogatepass")
+
+
+def fingerprints(rows: Sequence[Mapping[str, Any]]) -> list[bytes]:
+    """The fingerprint of each row alone."""
+    try:
+        return json_lines(rows).splitlines(keepends=True)
+    except UnfitError:
+        return [fingerprint([row]) for row in rows]

@@ -44,7 +44,7 @@ def positions_in(state: Any, streams: Mapping[str, TapStream], source: str) -> d
             said = {"bookmark": settled(bookmarks.get(name, bookmarks.get(stream.label)))}
         if not any(said.values()):
             continue
-        text = json_lines([said])[0].decode().strip()
+        text = json_lines([said]).decode().strip()
         found[name] = {"by": stream.replication_key, "json": text}
         size = len(encode_json(found[name]))
         if size > MAX_POSITION_BYTES:

@@ -167,10 +167,10 @@ class TapReading(Reading):
         catalog = item.source.catalog_file
         if catalog is None:
             catalog = folder / "catalog.json"
-            catalog.write_bytes(json_lines([item.catalog])[0])
+            catalog.write_bytes(json_lines([item.catalog]))
         arguments = ["--catalog", str(catalog.absolute())]
         if (state := state_of(self.until)) is not None:
-            (folder / "state.json").write_bytes(json_lines([state])[0])
+            (folder / "state.json").write_bytes(json_lines([state]))
             arguments += ["--state", str(folder / "state.json")]
         tap = TapProcess(item.name, item.source, arguments, folder, item.host)
         self._tap = self._stack.enter_context(tap)
