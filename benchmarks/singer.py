@@ -56,7 +56,7 @@ async def measure(mb: int, rounds: int) -> Section:
         make_csv(source, mb)
         async with served(Dicts, url, data) as service:
             for _ in range(rounds):
-                ours.append(await call(service, source))
+                ours.append((await call(service, source))[0])
                 theirs.append(await asyncio.to_thread(piped, python, source, url, data.parent))
     what = f"{mb} MB of CSV"
     return Section(

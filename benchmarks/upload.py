@@ -40,7 +40,7 @@ from catalogzero import HandlerClient
 from catalogzero.testing import Serving, serving
 
 from benchmarks.peers.upload_processors import Dicts, Frames, PandasFrames, PolarsFrames, Tables
-from benchmarks.report import Figure, Section, main, ratios
+from benchmarks.report import Figure, Section, Series, main, ratios
 
 PEERS = Path(__file__).parent / "peers"
 ROW = "{n},2013-01-{day:02},carrier-{c},N{tail:05},{dep},{arr},{dist},some words of text {n}\n"
@@ -51,6 +51,7 @@ SCRIPTS = {
     "pyarrow": "pyarrow, Parquet, one POST of all",
     "polars": "polars, JSON Lines, one requests.post of all",
     "polars_parquet": "polars, Parquet, one requests.post of all",
+    "pandas": "pandas, Parquet, one requests.post of all",
 }
 FULL = {"mb": 100, "big_mb": 1_000, "rounds": 3}
 QUICK = {"mb": 1, "big_mb": 2, "rounds": 1}
@@ -59,8 +60,8 @@ DICT_BUDGET, FRAME_BUDGET = 0.45, 1.1
 FRAMES = {"polars": PolarsFrames, "pandas": PandasFrames}
 
 
-def make_csv(path: Path, megabytes: int) -> None:
-    """A CSV file of about that number of megabytes."""
+def make_csv(path: Path, megabytes: int) -> int:
+    """A CSV file of about that number of megabytes; its rows."""
     size, n = 0, 0
     with path.open("w") as file:
         size += file.write(HEADER)
@@ -74,6 +75,7 @@ def make_csv(path: Path, megabytes: int) -> None:
             ]  # fmt: skip
             n += 10_000
             size += file.write("".join(rows))
+    return n
 
 
 @contextmanager
@@ -237,7 +239,20 @@ async def measure(mb: int, big_mb: int, rounds: int) -> Section:
         if big_mb:
             make_csv(data / "big.csv", big_mb)
             figures += await memory(url, data, source)
-        return Section(figures=figures)
+        return Section(figures=figures, series=await growth(url, data, mb))
+
+
+async def growth(url: str, data: Path, mb: int) -> list[Series]:
+    """Seconds of a run over a hundredth of the file, a tenth, and all of it."""
+    sizes = sorted({max(1, mb // 100), max(1, mb // 10), mb})
+    rows = [make_csv(data / f"{size}.csv", size) for size in sizes]
+    found = []
+    for what, handler in (("Arrow batches", Tables), ("dict batches", Dicts)):
+        async with served(handler, url, data) as service:
+            took = [(await call(service, data / f"{size}.csv"))[0] for size in sizes]
+        points = list(zip(rows, took, strict=True))
+        found.append(Series(what=f"a run of {what}", per="rows", unit="s", points=points))
+    return found
 
 
 async def times(url: str, data: Path, source: Path, rounds: int) -> list[Figure]:
@@ -311,7 +326,7 @@ async def frames(url: str, data: Path, source: Path, rounds: int) -> list[Figure
                 runs = [
                     (await call(own, source), await call(tables, source)) for _ in range(rounds)
                 ]
-            ours, theirs = zip(*runs, strict=True)
+            ours, theirs = ([one[0] for one in each] for each in zip(*runs, strict=True))
             found += [
                 Figure(what=f"run, frames of {kind} to Parquet", samples=ours, unit="s"),
                 Figure(

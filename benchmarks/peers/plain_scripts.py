@@ -1,6 +1,6 @@
 """What a plain script does instead: read, dump, POST. No outbox, no retries, no second chance.
 
-python plain_scripts.py csv|pyarrow|polars|polars_parquet FILE URL
+python plain_scripts.py csv|pyarrow|polars|polars_parquet|pandas FILE URL
 """
 
 from __future__ import annotations
@@ -65,11 +65,22 @@ def by_polars_parquet(path: Path, url: str) -> None:
     requests.post(url, data=out.getvalue(), timeout=600).raise_for_status()
 
 
+def by_pandas(path: Path, url: str) -> None:
+    """Read the whole file with pandas, write it as Parquet in memory, requests.post."""
+    import pandas as pd
+    import requests
+
+    out = io.BytesIO()
+    pd.read_csv(path).to_parquet(out, compression="zstd")
+    requests.post(url, data=out.getvalue(), timeout=600).raise_for_status()
+
+
 WAYS: dict[str, Callable[[Path, str], Coroutine[None, None, None] | None]] = {
     "csv": by_csv,
     "pyarrow": by_pyarrow,
     "polars": by_polars,
     "polars_parquet": by_polars_parquet,
+    "pandas": by_pandas,
 }
 
 
