@@ -63,6 +63,8 @@ from sqlalchemy import (
     true,
 )
 
+from benchmarks.append_server import appending
+
 AT = "2026-01-01T00:00:00.000+00:00"
 CHUNK_ROWS, SMALL_CHUNK_ROWS = 5_000, 500
 UPLOAD_CHUNKS, INSTALLATIONS = 10, 10_000
@@ -123,7 +125,10 @@ def served(database: str, folder: Path) -> Iterator[tuple[str, str]]:
     subprocess.run([*COMMAND, *add, *given], check=True, stdout=subprocess.DEVNULL)
     settings = {**os.environ, "CATALOGZERO_BACKEND_MAX_REQUESTS_PER_S": "1000000"}
     process = subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0", "--json", *given], stdout=subprocess.PIPE, env=settings
+        [*COMMAND, "serve", "--port", "0", "--json", *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a line for each request
+        env=settings,
     )
     try:
         assert process.stdout
@@ -246,7 +251,7 @@ def measure_rows(folder: Path, rows: int, rounds: int, kind: str, size: int) -> 
     chunks = chunks_of(rows - rows % size, size)
     bodies = [zstandard.compress(("\n".join(chunk) + "\n").encode(), 1) for chunk in chunks]
     ours, floor = [], []
-    with _database(folder, kind) as (database, schema), served(database, folder) as (url, key):
+    with database_of(folder, kind) as (database, schema), served(database, folder) as (url, key):
         asyncio.run(upload(url, key, bodies[:2], size))
         for number in range(rounds):
             if kind == "sqlite":
@@ -276,9 +281,9 @@ def measure_append(folder: Path, reports: int, rounds: int) -> dict[str, Any]:
     """Reports a second of the backend on PostgreSQL, and of a server that only appends them."""
     ours, floor = [], []
     with (
-        _database(folder, "postgresql") as (database, _),
+        database_of(folder, "postgresql") as (database, _),
         served(database, folder) as (url, key),
-        _bare(folder / "reports.jsonl") as bare,
+        appending(folder / "reports.jsonl") as bare,
     ):
         for where in (url, bare):
             asyncio.run(report_all(where, key, REPORTERS))
@@ -288,25 +293,12 @@ def measure_append(folder: Path, reports: int, rounds: int) -> dict[str, Any]:
     return _figure("health reports/s, postgresql, against a bare server", ours, floor, 0.8)
 
 
-@contextmanager
-def _bare(path: Path) -> Iterator[str]:
-    """The bare server's endpoint."""
-    command = [sys.executable, "-m", "benchmarks.append_server", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def measure_growth(folder: Path, count: int, reports: int, rounds: int) -> list[dict[str, Any]]:
     """A small upload and a health report on an empty database, and on a full one."""
     uploads_ms: tuple[list[float], list[float]] = ([], [])
     reports_ms: tuple[list[float], list[float]] = ([], [])
     with (
-        _database(folder, "postgresql") as (empty, _),
+        database_of(folder, "postgresql") as (empty, _),
         _filled(folder, count, "postgresql") as full,
         served(empty, folder) as few,
         served(full.url.render_as_string(hide_password=False), folder) as many,
@@ -350,7 +342,7 @@ def measure_fairness(folder: Path) -> dict[str, Any]:
     """A small upload's p50 in ms beside another tenant's 16 large connections, and alone."""
     rows = "\n".join(itertools.chain.from_iterable(chunks_of(CHUNK_ROWS)))
     body = zstandard.compress(rows.encode(), 1)
-    with _database(folder, "postgresql") as (url, _), served(url, folder) as (endpoint, key):
+    with database_of(folder, "postgresql") as (url, _), served(url, folder) as (endpoint, key):
         other = folder / "other"
         add = ["tenants", "add", "other", "--key-file", str(other), "--database", url]
         subprocess.run([*COMMAND, *add], check=True, stdout=subprocess.DEVNULL)
@@ -411,7 +403,7 @@ def measure_housekeeping(folder: Path, count: int, rounds: int, kind: str) -> di
 @contextmanager
 def _filled(folder: Path, count: int, kind: str) -> Iterator[BackendDatabase]:
     """A database with that number of visible uploads."""
-    where = _database(folder, kind, f"filled-{count}")
+    where = database_of(folder, kind, f"filled-{count}")
     with where as (url, _), closing(BackendDatabase(url, FILL_S)) as made:
         with made.writing() as connection:
             if kind == "postgresql":
@@ -525,7 +517,7 @@ def _sqlite(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _database(folder: Path, kind: str, name: str = "backend") -> Iterator[tuple[str, str]]:
+def database_of(folder: Path, kind: str, name: str = "backend") -> Iterator[tuple[str, str]]:
     """A database of one kind, and its schema."""
     if kind == "sqlite":
         yield str(folder / f"{name}.db"), ""
