@@ -143,10 +143,14 @@ def dies_at_commits(order: Path) -> None:
         if sql != "COMMIT":
             return plain(self, sql, args)
         caller = sys._getframe(3)  # above `transaction` and the `with` that it ends
-        method = getattr(caller.f_locals.get("method"), "__name__", caller.f_code.co_name)
-        die_at(order, f"{method}:before")
+        group = caller.f_locals.get("group")  # of calls that share a commit
+        works = [one.work.func for one in group] if group else [caller.f_code]
+        names = [getattr(work, "__name__", getattr(work, "co_name", "")) for work in works]
+        for name in names:
+            die_at(order, f"{name}:before")
         done = plain(self, sql, args)
-        die_at(order, f"{method}:after")
+        for name in names:
+            die_at(order, f"{name}:after")
         return done
 
     OutboxStore.execute = execute  # type: ignore[method-assign]  # the point of this class

@@ -11,18 +11,18 @@ States: building → sealed → completing → done, or superseded, held, dead, 
 from __future__ import annotations
 
 import shlex
-import sqlite3
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.store import OutboxStore, is_disk_full
+from catalogzero.cloud.outbox.shared_commits import SharedCommits
+from catalogzero.cloud.outbox.store import OutboxStore
 from catalogzero.cloud.outbox.stored import (
     ACKNOWLEDGED,
     DAMAGED,
@@ -58,18 +58,11 @@ class UploadEndedError(FailedError):
 def transaction(
     method: Callable[Concatenate[Outbox, P], T],
 ) -> Callable[Concatenate[Outbox, P], T]:
-    """Run a method as one write transaction; on a full disk, once more in the reserve's room."""
+    """Run a method in a write transaction: see `SharedCommits`."""
 
     @wraps(method)
     def run(self: Outbox, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            with self.store.transaction():
-                return method(self, *args, **kwargs)
-        except sqlite3.OperationalError as error:
-            if not is_disk_full(error) or not self.store.drop_reserve():
-                raise
-        with self.store.transaction():
-            return method(self, *args, **kwargs)
+        return self.commits.run(partial(method, self, *args, **kwargs))
 
     return run
 
@@ -106,8 +99,8 @@ class Sealing:
 class Outbox:
     """The outbox in one state folder.
 
-    Every public method is one transaction, and may be called from any thread, beside other
-    processes that have the same outbox open.
+    Every public method is atomic, on the disk when it returns, and may be called from any thread,
+    beside other processes that have the same outbox open; calls that come together share a commit.
 
     Args:
         folder: The handler's state folder.
@@ -118,6 +111,7 @@ class Outbox:
 
     Attributes:
         store: The file, to look at; what changes it is here.
+        commits: Its transactions.
     """
 
     def __init__(
@@ -130,6 +124,7 @@ class Outbox:
         repair: bool = True,
     ) -> None:
         self.store = OutboxStore(folder, clock, repair=repair)
+        self.commits = SharedCommits(self.store)
         self._clock, self._max_bytes, self._kept_ended = clock, max_bytes, kept_ended
         self._kept_from = _NO_NUMBER
         if self.store.rescue is not None:
