@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import orjson
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox, Sealing
+from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 from catalogzero.cloud.outbox.stored import Upload
 from catalogzero.cloud.sending.noted_answers import note_answer
 from catalogzero.cloud.sending.upload_requests import complete_body
@@ -91,7 +91,7 @@ class Uploading(RuleBasedStateMachine):
             return
         upload_id = uuid4().hex
         full = full or self.outbox.store.mark(KEY).owed
-        self.outbox.begin(upload_id, KEY, "src", self.mode, full=full, params={})
+        self.outbox.begin(Opening(upload_id, KEY, "src", self.mode, full=full, params={}))
         for seq, rows in enumerate(self.chunks_of(work)):
             body = b"".join(orjson.dumps(row) + b"\n" for row in rows)
             self.outbox.add(
@@ -186,9 +186,9 @@ class Uploading(RuleBasedStateMachine):
             assert chunk is not None
             rows = [orjson.loads(line) for line in chunk.body.splitlines()]
             return upload.upload_id, RequestKind.CHUNK, chunk.seq, rows
-        if not self.outbox.store.may_complete(upload) or not self.outbox.completing(
-            upload.upload_id
-        ):
+        if not self.outbox.store.may_complete(upload):
+            return None
+        if self.outbox.completing(upload.upload_id) is None:
             return None
         return upload.upload_id, RequestKind.COMPLETE, None, complete_body(upload, WHO)
 

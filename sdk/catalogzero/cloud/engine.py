@@ -41,6 +41,8 @@ from catalogzero.wire.messages import JsonObject, encode_json
 
 _NOT_ANSWERED = "start not answered"
 _RETRY_LOOK_S = 1.0
+REPORTED_EACH_S = 0.05
+"""What is pending is reported at most once in this time."""
 _REFUSED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers to a start that say nothing of epochs: the key, the proxy or the address is at fault."""
 _SHOWN = 20
@@ -95,6 +97,7 @@ class Engine:
         )
         self.health = HealthReporter(self.outbox, self.backend, self._log, self._start_again)
         self._runs = 0
+        self._change = asyncio.Event()
         self._reported: JsonObject = {}
 
     def _keep(self, times: dict[str, Times]) -> None:
@@ -108,6 +111,7 @@ class Engine:
             tasks.create_task(self.sender.run(), name="sender")
             tasks.create_task(self._keep_started(), name="start")
             tasks.create_task(self._push_health(), name="health")
+            tasks.create_task(self._report_changes(), name="status")
 
     def close(self) -> None:
         """Close the files; the process's end does it as well."""
@@ -319,19 +323,34 @@ class Engine:
         )
 
     def _changed(self) -> None:
-        """Report to the handler what is pending, where it differs from the last report."""
+        """Something that the handler knows may have changed."""
+        self._change.set()
+
+    async def _report_changes(self) -> None:
+        """Report what is pending, where it differs from the last report.
+
+        What comes within a moment is one report: it looks at the whole queue.
+        """
+        while True:
+            await self._change.wait()
+            self._change.clear()
+            status = await asyncio.to_thread(self._status)
+            if status != self._reported:
+                self._reported = status
+                self._report_status(status)
+            await asyncio.sleep(REPORTED_EACH_S)
+
+    def _status(self) -> JsonObject:
+        """What is pending."""
         figures = outbox_figures(
             self.outbox.store, self._clock, self.sender.pause_known, self.sender.fault
         )
         waits = [self.sender.next_due_s(), self.health.due_s()]
         due = [wait for wait in waits if wait is not None]
-        status = {
+        return {
             "busy": bool(self._runs) or self.sender.busy,
             "next_due_s": min(due) if due else None,
             "outbox": figures,
             "reasons": health_reasons(self.outbox),
             "clock_skew_s": self.outbox.store.fact(CLOCK_SKEW),
         }
-        if status != self._reported:
-            self._reported = status
-            self._report_status(status)

@@ -464,6 +464,11 @@ class OutboxStore:
         )
         return [row[0] for row in rows]
 
+    def next_chunk(self, upload_id: str) -> Chunk | None:
+        """The first chunk that the backend has not acknowledged; raises as `chunk` does."""
+        seqs = self.unsent(upload_id, 1)
+        return self.chunk(upload_id, seqs[0]) if seqs else None
+
     def chunk(self, upload_id: str, seq: int) -> Chunk | None:
         """A chunk with its body; None when its upload has ended meanwhile.
 
@@ -500,7 +505,7 @@ class OutboxStore:
             " (SELECT d.upload_id FROM uploads d WHERE d.source_key = s.source_key"
             " AND d.state = 'dead' AND (d.upload_id = s.upload_id"
             " OR d.mode <> 'replace' AND d.source_seq >= s.full_seq) LIMIT 1)"
-            " , keyed, recent, missing FROM sources s WHERE source_key = ?",
+            " , keyed, recent, missing, base FROM sources s WHERE source_key = ?",
             (source_key,),
         ):
             stamp, watermark, bound, keyed = (from_text(row[index]) for index in (2, 3, 5, 8))
@@ -516,6 +521,7 @@ class OutboxStore:
                 keyed=keyed,
                 recent=row[9],
                 missing=bool(row[10]),
+                base=row[11],
             )
         return Mark()
 
