@@ -364,7 +364,8 @@ class Sender:
             await self._complete(upload)
             return
         decision, outcome, size = await self._put(upload, chunk)
-        if decision.verdict is Verdict.STORED:
+        goes_on = not self.holds and not self._is_careful  # as it was when this began
+        if decision.verdict is Verdict.STORED and goes_on:
             await self._complete(upload, chunk.seq, size)
         else:
             await self._act(upload, decision, outcome, seq=chunk.seq, size=size)
