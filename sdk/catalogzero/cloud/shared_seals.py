@@ -67,8 +67,9 @@ class SharedSeals:
                 self._thread.start()
             self._held.append(item)
             self._size += item.size
-            self._state.notify_all()
-            self._state.wait_for(lambda: not self._is_full)
+            if len(self._held) == 1 or self._is_full:
+                self._state.notify_all()
+                self._state.wait_for(lambda: not self._is_full)
 
     def drain(self) -> None:
         """Seal what is held now, and wait for it."""

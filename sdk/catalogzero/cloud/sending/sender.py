@@ -114,6 +114,7 @@ class Sender:
         self._wake = asyncio.Event()
         self._changed = threading.Condition()
         self._waiting_work = False
+        self._next: list[Upload] = []
 
     # What the outside may ask
 
@@ -219,18 +220,19 @@ class Sender:
         """Start what may be started now."""
         try:
             now = self._clock.monotonic()
+            next_ones, self._next = self._next, []
+            if not self.holds and not self._is_careful and await self._start_due(next_ones, now):
+                return
             resting = {key for key, own in self.each.items() if now < own.not_before}
             passed = resting | {key for key, seq in self._flying if seq is None}
             self._waiting_work = bool(passed)
-            look = 2 * self._settings.upload_concurrency
+            look = 4 * self._settings.upload_concurrency
             for _ in range(1 + LOOKED_AT // look):
                 uploads = await asyncio.to_thread(self._outbox.store.open_uploads, passed, look)
                 ready = [upload for upload in uploads if self.has_work(upload)]
                 self._waiting_work = self._waiting_work or bool(ready)
-                for upload in [] if self.holds else ready:
-                    if self.free_slots() <= 0:
-                        return
-                    await self._start_if_due(upload, now)
+                if await self._start_due([] if self.holds else ready, now):
+                    return
                 passed.update(upload.upload_id for upload in uploads)
                 if len(uploads) < look:
                     self._forget(passed)
@@ -240,19 +242,27 @@ class Sender:
                 self._log.warning(_NOT_READ, error=str(error), failed_tries=times)
             await self.failed_all("outbox_not_readable")
 
+    async def _start_due(self, uploads: Sequence[Upload], now: float) -> bool:
+        """Start uploads whose next try is not later; whether some are left for want of room.
+
+        Small ones that are left come next, without another look at the outbox.
+        """
+        for number, upload in enumerate(uploads):
+            if self.free_slots() <= 0:
+                self._next = [left for left in uploads[number:] if is_small(left)]
+                return True
+            late = self.late.get(upload.source_key)
+            if late is not None:
+                self.each.setdefault(upload.upload_id, RetryTimer(not_before=late.not_before))
+            own = self.each.get(upload.upload_id, self.all)
+            if now >= max(own.not_before, self.all.not_before):
+                await self._start(upload)
+        return False
+
     def _forget(self, waiting: Container[str]) -> None:
         """Drop what is known of uploads that no longer wait."""
         self.each = {key: own for key, own in self.each.items() if key in waiting}
         self.resent = Counter({one: n for one, n in self.resent.items() if one[0] in waiting})
-
-    async def _start_if_due(self, upload: Upload, now: float) -> None:
-        """Start an upload's next requests, unless its next try is later."""
-        late = self.late.get(upload.source_key)
-        if late is not None:
-            self.each.setdefault(upload.upload_id, RetryTimer(not_before=late.not_before))
-        own = self.each.get(upload.upload_id, self.all)
-        if now >= max(own.not_before, self.all.not_before):
-            await self._start(upload)
 
     def has_work(self, upload: Upload) -> bool:
         """Whether something of an upload can be sent: a simple one is sent whole, once sealed."""
@@ -277,10 +287,9 @@ class Sender:
             if alone and await asyncio.to_thread(store.may_complete, upload, chunks=False):
                 self._fly(key, None, self._send_whole(upload))
             return
-        is_small = upload.chunks <= 1 and upload.state != "building" and upload.mode == "replace"
-        is_flying = any(flying == key for flying, _ in self._flying)
-        if is_small and not is_flying and not self._is_careful:
-            self._fly(key, None, self._send_small(upload))
+        if is_small(upload) and not self._is_careful:
+            if not any(flying == key for flying, _ in self._flying):
+                self._fly(key, None, self._send_small(upload))
             return
         free = self.free_slots()
         unsent = await asyncio.to_thread(store.unsent, key, free + len(self._flying))
@@ -429,7 +438,7 @@ class Sender:
         elif verdict is Verdict.OTHER_CODING:
             pass  # the next try takes it
         elif verdict is Verdict.MOVED:
-            self._start_due(key)
+            self._call_for_start(key)
         elif verdict is Verdict.PAUSE:
             await self.pause(decision.reason, outcome.code)
         elif verdict is Verdict.DEAD:
@@ -448,7 +457,7 @@ class Sender:
             await self.went_well()
             now = self._clock.monotonic()
             if not noted:
-                self._start_due(key)
+                self._call_for_start(key)
             elif verdict is Verdict.SEND_MISSING:
                 self.each.setdefault(key, RetryTimer()).relapsed(now)
             elif verdict is Verdict.DONE:
@@ -465,7 +474,7 @@ class Sender:
             elif verdict is Verdict.SUPERSEDED:  # the first time it may be sent again at once
                 self.late[upload.source_key] = RetryTimer()
 
-    def _start_due(self, key: str) -> None:
+    def _call_for_start(self, key: str) -> None:
         """Have a start answered before this upload is tried again, which may change nothing."""
         self.each.setdefault(key, RetryTimer()).relapsed(self._clock.monotonic())
         self._on_start_due()
@@ -475,7 +484,7 @@ class Sender:
         answer = {"reason": reason, "status": outcome.status, "body": said}
         generation = outcome.generation
         if not await asyncio.to_thread(self._outbox.die, upload.upload_id, answer, generation):
-            self._start_due(upload.upload_id)
+            self._call_for_start(upload.upload_id)
             return
         self._log.error(
             "upload refused",
@@ -566,3 +575,8 @@ class Sender:
         """Keep, in the outbox too, the form of uploads that this endpoint takes."""
         self._form = form
         self._outbox.remember("form", {self._settings.endpoint: form})
+
+
+def is_small(upload: Upload) -> bool:
+    """Whether an upload is sealed, has one chunk at most, and need not wait for another."""
+    return upload.chunks <= 1 and upload.state != "building" and upload.mode == "replace"
