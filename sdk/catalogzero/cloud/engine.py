@@ -334,7 +334,9 @@ class Engine:
         while True:
             await self._change.wait()
             self._change.clear()
-            status = await asyncio.to_thread(self._status)
+            status = self._reported
+            with suppress(sqlite3.Error):  # who sends meets it
+                status = await asyncio.to_thread(self._status)
             if status != self._reported:
                 self._reported = status
                 self._report_status(status)

@@ -47,7 +47,7 @@ class SharedSeals:
 
     Args:
         outbox: Where they are sealed.
-        on_sealed: Takes the ids of uploads that were sealed, in that thread.
+        on_sealed: Takes the ids of uploads that were sealed, in that thread; raises nothing.
     """
 
     def __init__(self, outbox: Outbox, on_sealed: Callable[[Sequence[str]], None]) -> None:

@@ -120,8 +120,9 @@ class Sender:
 
     def wake(self) -> None:
         """Look at the outbox now; from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nothing is sent any more
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
         """Wait, in a thread, until the uploads have ended, a pause begins, or the time is up."""
