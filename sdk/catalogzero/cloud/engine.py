@@ -7,6 +7,7 @@ process.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -97,7 +98,8 @@ class Engine:
         )
         self.health = HealthReporter(self.outbox, self.backend, self._log, self._start_again)
         self._runs = 0
-        self._change = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._change, self._looks, self._reported_look = asyncio.Event(), itertools.count(1), 0
         self._reported: JsonObject = {}
 
     def _keep(self, times: dict[str, Times]) -> None:
@@ -107,6 +109,7 @@ class Engine:
 
     async def main(self) -> None:
         """Register, send, and push what waits, until cancelled."""
+        self._loop = asyncio.get_running_loop()
         async with self.backend, asyncio.TaskGroup() as tasks:
             tasks.create_task(self.sender.run(), name="sender")
             tasks.create_task(self._keep_started(), name="start")
@@ -157,6 +160,9 @@ class Engine:
         finally:
             self._runs -= 1
             self.sender.wake()
+            with suppress(sqlite3.Error, RuntimeError):  # a loop that is closed reports no more
+                if self._loop is not None:  # before the result: who has that asks for the figures
+                    self._loop.call_soon_threadsafe(self._report, *self._status())
 
     def _log_run(self, result: Mapping[str, Any]) -> None:
         """Log what somebody should look at; keep for `check` what the egress policy met."""
@@ -327,29 +333,33 @@ class Engine:
         self._change.set()
 
     async def _report_changes(self) -> None:
-        """Report what is pending, where it differs from the last report.
+        """Report what is pending, after each change.
 
         What comes within a moment is one report: it looks at the whole queue.
         """
         while True:
             await self._change.wait()
             self._change.clear()
-            status = self._reported
             with suppress(sqlite3.Error):  # who sends meets it
-                status = await asyncio.to_thread(self._status)
-            if status != self._reported:
-                self._reported = status
-                self._report_status(status)
+                self._report(*await asyncio.to_thread(self._status))
             await asyncio.sleep(REPORTED_EACH_S)
 
-    def _status(self) -> JsonObject:
-        """What is pending."""
+    def _report(self, number: int, status: JsonObject) -> None:
+        """Report what is pending, unless that is known, or a later look was reported."""
+        if number > self._reported_look and status != self._reported:
+            self._reported = status
+            self._report_status(status)
+        self._reported_look = max(number, self._reported_look)
+
+    def _status(self) -> tuple[int, JsonObject]:
+        """What is pending, and the number of this look."""
+        number = next(self._looks)
         figures = outbox_figures(
             self.outbox.store, self._clock, self.sender.pause_known, self.sender.fault
         )
         waits = [self.sender.next_due_s(), self.health.due_s()]
         due = [wait for wait in waits if wait is not None]
-        return {
+        return number, {
             "busy": bool(self._runs) or self.sender.busy,
             "next_due_s": min(due) if due else None,
             "outbox": figures,
