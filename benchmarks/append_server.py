@@ -1,16 +1,19 @@
-"""A server that does nothing but append what is posted to a file: what the backend is held against.
+"""A server that does nothing but append what comes to a file: what the backend is held against.
 
     python -m benchmarks.append_server FILE
 
 Answers once the line is on the disk; requests that come together share an fsync. It prints its
-endpoint.
+endpoint, and takes health reports and uploads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -30,7 +33,8 @@ class Appender:
         self._waiting.append((await request.read() + b"\n", done))
         self._arrived.set()
         await done
-        return web.json_response({})
+        status = 201 if "/uploads/" in request.path else 200
+        return web.json_response({"job_id": "appended"}, status=status)
 
     async def run(self) -> None:
         """Write batch after batch."""
@@ -47,11 +51,24 @@ class Appender:
         os.fsync(self._file.fileno())
 
 
+@contextmanager
+def appending(path: Path) -> Iterator[str]:
+    """The endpoint of such a server in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.append_server", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
 async def main() -> None:
     """Serve until the process ends."""
-    appender, app = Appender(Path(sys.argv[1])), web.Application()
-    app.add_routes([web.post("/v1/health", appender.post)])
-    runner = web.AppRunner(app)
+    appender, app = Appender(Path(sys.argv[1])), web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/v1/{path:.*}", appender.post)
+    runner = web.AppRunner(app, auto_decompress=False, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

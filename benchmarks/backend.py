@@ -62,6 +62,7 @@ from sqlalchemy import (
     true,
 )
 
+from benchmarks.append_server import appending
 from benchmarks.report import Figure, Section, Series, main, ratios
 
 FULL = {
@@ -132,7 +133,10 @@ def served(database: str, folder: Path) -> Iterator[tuple[str, str]]:
     subprocess.run([*COMMAND, *add, *given], check=True, stdout=subprocess.DEVNULL)
     settings = {**os.environ, "CATALOGZERO_BACKEND_MAX_REQUESTS_PER_S": "1000000"}
     process = subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0", "--json", *given], stdout=subprocess.PIPE, env=settings
+        [*COMMAND, "serve", "--port", "0", "--json", *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a line for each request
+        env=settings,
     )
     try:
         assert process.stdout
@@ -255,7 +259,7 @@ def measure_rows(folder: Path, rows: int, rounds: int, kind: str, size: int) -> 
     chunks = chunks_of(rows - rows % size, size)
     bodies = [zstandard.compress(("\n".join(chunk) + "\n").encode(), 1) for chunk in chunks]
     ours, floor = [], []
-    with _database(folder, kind) as (database, schema), served(database, folder) as (url, key):
+    with database_of(folder, kind) as (database, schema), served(database, folder) as (url, key):
         asyncio.run(upload(url, key, bodies[:2], size))
         for number in range(rounds):
             if kind == "sqlite":
@@ -288,9 +292,9 @@ def measure_append(folder: Path, reports: int, rounds: int) -> list[Figure]:
     """Reports a second of the backend on PostgreSQL, and of a server that only appends them."""
     ours, floor = [], []
     with (
-        _database(folder, "postgresql") as (database, _),
+        database_of(folder, "postgresql") as (database, _),
         served(database, folder) as (url, key),
-        _bare(folder / "reports.jsonl") as bare,
+        appending(folder / "reports.jsonl") as bare,
     ):
         for where in (url, bare):
             asyncio.run(report_all(where, key, REPORTERS))
@@ -299,19 +303,6 @@ def measure_append(folder: Path, reports: int, rounds: int) -> list[Figure]:
             ours.append(reports / asyncio.run(report_all(url, key, reports)))
     peer = "a bare server that appends"
     return _beside("health reports, PostgreSQL", peer, ours, floor, 0.8)
-
-
-@contextmanager
-def _bare(path: Path) -> Iterator[str]:
-    """The bare server's endpoint."""
-    command = [sys.executable, "-m", "benchmarks.append_server", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def measure_growth(
@@ -328,7 +319,7 @@ def measure_growth(
                 made = stack.enter_context(_filled(folder, some, "postgresql", number))
                 url = made.url.render_as_string(hide_password=False)
             else:
-                url, _ = stack.enter_context(_database(folder, "postgresql"))
+                url, _ = stack.enter_context(database_of(folder, "postgresql"))
             served_at[number] = stack.enter_context(served(url, folder))
         for _ in range(rounds):
             for number, (url, key) in served_at.items():
@@ -375,7 +366,7 @@ def measure_fairness(folder: Path) -> list[Figure]:
     """A small upload's p50 in ms beside another tenant's 16 large connections, and alone."""
     rows = "\n".join(itertools.chain.from_iterable(chunks_of(CHUNK_ROWS)))
     body = zstandard.compress(rows.encode(), 1)
-    with _database(folder, "postgresql") as (url, _), served(url, folder) as (endpoint, key):
+    with database_of(folder, "postgresql") as (url, _), served(url, folder) as (endpoint, key):
         other = folder / "other"
         add = ["tenants", "add", "other", "--key-file", str(other), "--database", url]
         subprocess.run([*COMMAND, *add], check=True, stdout=subprocess.DEVNULL)
@@ -442,7 +433,7 @@ def _filled(
     folder: Path, count: int, kind: str, installations: int = INSTALLATIONS
 ) -> Iterator[BackendDatabase]:
     """A database with that number of visible uploads, and of installations."""
-    where = _database(folder, kind, f"filled-{count}")
+    where = database_of(folder, kind, f"filled-{count}")
     with where as (url, _), closing(BackendDatabase(url, FILL_S)) as made:
         with made.writing() as connection:
             if kind == "postgresql":
@@ -538,7 +529,7 @@ def _sqlite(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _database(folder: Path, kind: str, name: str = "backend") -> Iterator[tuple[str, str]]:
+def database_of(folder: Path, kind: str, name: str = "backend") -> Iterator[tuple[str, str]]:
     """A database of one kind, and its schema."""
     if kind == "sqlite":
         yield str(folder / f"{name}.db"), ""

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,22 +116,25 @@ def seals_in_two_steps() -> None:
     """The fault that the outbox must not have: the mark advances before the upload is sealed."""
     from catalogzero.cloud.outbox import outbox
 
-    seal = outbox.Outbox.seal
+    seal_whole = outbox.Outbox.seal_whole
 
     @outbox.transaction
-    def mark_first(self: outbox.Outbox, sealing: outbox.Sealing) -> None:
-        self.store.execute(
-            "INSERT OR REPLACE INTO sources (source_key, upload_id, upload_key, stamp)"
-            " SELECT source_key, upload_id, ?, ? FROM uploads WHERE upload_id = ?",
-            (sealing.upload_key, json.dumps(sealing.stamp), sealing.upload_id),
+    def mark_first(self: outbox.Outbox, upload: outbox.WholeUpload) -> None:
+        key, sealing = upload.opening.source_key, upload.sealing
+        self.store.know_source(key)
+        stamp = json.dumps(sealing.stamp)
+        self.store.set_source(
+            key, upload_id=sealing.upload_id, upload_key=sealing.upload_key, stamp=stamp
         )
 
-    def in_two_steps(self: outbox.Outbox, *sealings: outbox.Sealing) -> list[int]:
-        for sealing in sealings:
-            mark_first(self, sealing)
-        return seal(self, *sealings)
+    def in_two_steps(
+        self: outbox.Outbox, items: Sequence[Sequence[outbox.WholeUpload]]
+    ) -> list[Exception | None]:
+        for upload in chain.from_iterable(items):
+            mark_first(self, upload)
+        return seal_whole(self, items)
 
-    outbox.Outbox.seal = in_two_steps  # type: ignore[method-assign]  # the mutant
+    outbox.Outbox.seal_whole = in_two_steps  # type: ignore[method-assign]  # the mutant
 
 
 def dies_at_commits(order: Path) -> None:
@@ -143,10 +147,14 @@ def dies_at_commits(order: Path) -> None:
         if sql != "COMMIT":
             return plain(self, sql, args)
         caller = sys._getframe(3)  # above `transaction` and the `with` that it ends
-        method = getattr(caller.f_locals.get("method"), "__name__", caller.f_code.co_name)
-        die_at(order, f"{method}:before")
+        group = caller.f_locals.get("group")  # of calls that share a commit
+        works = [one.work.func for one in group] if group else [caller.f_code]
+        names = [getattr(work, "__name__", getattr(work, "co_name", "")) for work in works]
+        for name in names:
+            die_at(order, f"{name}:before")
         done = plain(self, sql, args)
-        die_at(order, f"{method}:after")
+        for name in names:
+            die_at(order, f"{name}:after")
         return done
 
     OutboxStore.execute = execute  # type: ignore[method-assign]  # the point of this class

@@ -353,6 +353,7 @@ POINTS: dict[str, str] = {
     "backend put_chunk": "new_rows",
     "outbox acknowledge": "new_rows",
     "outbox seal": "new_rows",
+    "outbox seal_whole": "new_rows",
     "outbox completing": "new_rows",
     "backend complete": "new_rows",
     "outbox done": "new_rows",

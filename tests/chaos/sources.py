@@ -17,6 +17,7 @@ ORDERS = "sql:orders"
 ACCOUNTS = "sql:accounts"
 MIN_FILES, FILE_ROWS = 10, 40_000
 TABLE_SHARE = 50
+SMALL, SMALL_ROWS = "small.csv", 10
 
 
 def files_of(rows: int) -> int:
@@ -79,11 +80,13 @@ class Sources(Client):
             table.execute("CREATE TABLE orders (id INTEGER PRIMARY KEY)")
         for number in range(self._files):
             self.renew(f"f{number}.csv")
+        self.renew(SMALL)
         self.add_orders()
 
     def change(self) -> None:
-        """A file has another content, the table has more rows."""
+        """A file has another content, a small one too, the table has more rows."""
         self.renew(self.some())
+        self.renew(SMALL)
         self.add_orders()
 
     def some(self) -> str:
@@ -134,7 +137,8 @@ class Sources(Client):
         return found
 
     def _write(self, name: str, number: int) -> None:
-        lines = "".join(f"{name}-{number}-{n}\n" for n in range(self._rows))
+        many = SMALL_ROWS if name == SMALL else self._rows
+        lines = "".join(f"{name}-{number}-{n}\n" for n in range(many))
         self._replace(name, f"id\n{lines}")
 
     def _replace(self, name: str, text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox, Sealing
+from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 from catalogzero.testing import ManualClock
 
 SENT = 20
@@ -19,7 +19,9 @@ def queue(outbox: Outbox, count: int) -> None:
     outbox.store.execute("PRAGMA synchronous=OFF")
     for number in range(count):
         upload = f"u{number:06}"
-        outbox.begin(upload, f"key-{number}", f"{number}.csv", "replace", full=False, params={})
+        outbox.begin(
+            Opening(upload, f"key-{number}", f"{number}.csv", "replace", full=False, params={})
+        )
         outbox.add(upload, Chunk(0, 1, b"{}\n", "identity", "application/x-ndjson"))
         outbox.seal(Sealing(upload_id=upload, upload_key=f"content-{number}"))
 

@@ -15,7 +15,13 @@ from uuid import uuid4
 
 import orjson
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox, Sealing
+from catalogzero.cloud.outbox.outbox import (
+    Opening,
+    Outbox,
+    Sealing,
+    UploadEndedError,
+    WholeUpload,
+)
 from catalogzero.cloud.outbox.stored import Upload
 from catalogzero.cloud.sending.noted_answers import note_answer
 from catalogzero.cloud.sending.upload_requests import complete_body
@@ -65,7 +71,7 @@ class Uploading(RuleBasedStateMachine):
         self.clock, self.backend = SteppingClock(), Rules()
         self.folders = 0
         self.outbox = self._open()
-        self.building: tuple[str, Any, bool] | None = None
+        self.building: tuple[Opening, list[Chunk], Any] | None = None
         self.content: Any = self.first_content()
 
     def teardown(self) -> None:
@@ -83,30 +89,39 @@ class Uploading(RuleBasedStateMachine):
 
     # The client
 
-    @rule(full=st.booleans())
+    @rule(full=st.booleans(), held=st.booleans())
     @precondition(lambda self: self.building is None)
-    def run_begins(self, full: bool) -> None:
+    def run_begins(self, full: bool, held: bool) -> None:
+        """What is held is begun as it is sealed; a range is not held."""
         work = self.due(full)
         if work is None:
             return
-        upload_id = uuid4().hex
-        full = full or self.outbox.store.mark(KEY).owed
-        self.outbox.begin(upload_id, KEY, "src", self.mode, full=full, params={})
+        mark = self.outbox.store.mark(KEY)
+        base = mark.base if held and self.mode == "replace" else None
+        full = full or mark.owed
+        opening = Opening(uuid4().hex, KEY, "src", self.mode, full=full, params={}, base=base)
+        chunks = []
         for seq, rows in enumerate(self.chunks_of(work)):
             body = b"".join(orjson.dumps(row) + b"\n" for row in rows)
-            self.outbox.add(
-                upload_id, Chunk(seq, len(rows), body, "identity", "application/x-ndjson")
-            )
-        self.building = upload_id, work, full
+            chunks.append(Chunk(seq, len(rows), body, "identity", "application/x-ndjson"))
+        if base is None:
+            self.outbox.begin(opening)
+            for chunk in chunks:
+                self.outbox.add(opening.upload_id, chunk)
+        self.building = opening, chunks, work
 
     @rule()
     @precondition(lambda self: self.building is not None)
     def run_seals(self) -> None:
         assert self.building is not None
-        (upload_id, work, full), self.building = self.building, None
-        if self.outbox.store.upload(upload_id).state != "building":
-            return
-        self.seal(upload_id, work, full)
+        (opening, chunks, work), self.building = self.building, None
+        if opening.base is not None:
+            sealing = self.sealing(opening.upload_id, work)
+            upload = WholeUpload(opening=opening, chunks=chunks, sealing=sealing)
+            [error] = self.outbox.seal_whole([[upload]])
+            assert error is None or isinstance(error, UploadEndedError)
+        elif self.outbox.store.upload(opening.upload_id).state == "building":
+            self.seal(opening.upload_id, work, opening.full)
 
     @rule()
     def all_comes_to_rest(self) -> None:
@@ -186,9 +201,9 @@ class Uploading(RuleBasedStateMachine):
             assert chunk is not None
             rows = [orjson.loads(line) for line in chunk.body.splitlines()]
             return upload.upload_id, RequestKind.CHUNK, chunk.seq, rows
-        if not self.outbox.store.may_complete(upload) or not self.outbox.completing(
-            upload.upload_id
-        ):
+        if not self.outbox.store.may_complete(upload):
+            return None
+        if self.outbox.completing(upload.upload_id) is None:
             return None
         return upload.upload_id, RequestKind.COMPLETE, None, complete_body(upload, WHO)
 
@@ -224,13 +239,16 @@ class Uploading(RuleBasedStateMachine):
             if not open_uploads:
                 if self.due(False) is None:
                     return
-                self.run_begins(False)
+                self.run_begins(False, held=False)
         raise AssertionError("it does not come to rest")
 
     def due(self, full: bool) -> Any:
         raise NotImplementedError
 
     def chunks_of(self, work: Any) -> list[list[dict[str, Any]]]:
+        raise NotImplementedError
+
+    def sealing(self, upload_id: str, work: Any) -> Sealing:
         raise NotImplementedError
 
     def seal(self, upload_id: str, work: Any, full: bool) -> None:
@@ -258,10 +276,11 @@ class Replacing(Uploading):
     def chunks_of(self, work: str) -> list[list[dict[str, Any]]]:
         return [[{"row": f"{work}-{n}"}] for n in range(2)]
 
+    def sealing(self, upload_id: str, work: str) -> Sealing:
+        return Sealing(upload_id=upload_id, upload_key=upload_key(KEY, work, 1), stamp=[work])
+
     def seal(self, upload_id: str, work: str, full: bool) -> None:
-        self.outbox.seal(
-            Sealing(upload_id=upload_id, upload_key=upload_key(KEY, work, 1), stamp=[work])
-        )
+        self.outbox.seal(self.sealing(upload_id, work))
 
     def check_rest(self) -> None:
         expected = [row for rows in self.chunks_of(self.content) for row in rows]
@@ -330,8 +349,9 @@ class Moving(Uploading):
         known = Known.model_validate(answer)
         self.outbox.started(known, "site")
         self.epoch = known.epoch
-        if self.building and self.outbox.store.upload(self.building[0]).state != "building":
-            self.building = None
+        if self.building and self.building[0].base is None:
+            upload = self.outbox.store.upload(self.building[0].upload_id)
+            self.building = self.building if upload.state == "building" else None
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """A start reaches the backend; one for another generation is sent again."""

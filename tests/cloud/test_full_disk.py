@@ -14,7 +14,7 @@ import pytest
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.audit import AuditLog, verify_audit
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox, Sealing
+from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 from catalogzero.cloud.outbox.store import is_disk_full
 from catalogzero.errors import FailedError
 from catalogzero.testing import serving
@@ -40,7 +40,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(outbox: Outbox, upload_id: str) -> int:
     """Chunks until the disk is full; how many there are."""
-    outbox.begin(upload_id, "key", "exports/a.csv", "replace", full=False, params={})
+    outbox.begin(Opening(upload_id, "key", "exports/a.csv", "replace", full=False, params={}))
     for seq in range(1_000):
         try:
             outbox.add(upload_id, Chunk(seq, 1, BODY, "identity", "application/x-ndjson"))
@@ -55,20 +55,20 @@ def test_a_full_disk_stops_a_run_and_lets_what_is_sealed_end(small_disk: Path) -
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(SIZE // 2))
     outbox = Outbox(small_disk, SystemClock())
-    outbox.begin("sealed", "other", "exports/b.csv", "replace", full=False, params={})
+    outbox.begin(Opening("sealed", "other", "exports/b.csv", "replace", full=False, params={}))
     outbox.add("sealed", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
     outbox.seal(Sealing(upload_id="sealed", upload_key="content", stamp=[1]))
 
     assert fill(outbox, "torn") > 3
     outbox.acknowledge("sealed", 0, len(BODY))
-    assert outbox.completing("sealed")
+    assert outbox.completing("sealed") is not None
     outbox.done("sealed", "job-1")
     assert outbox.store.upload("sealed").state == "done"
     assert not (small_disk / "outbox.reserve").exists()
     ballast.unlink()
     outbox.abandon("torn")
     outbox.store.tidy()
-    outbox.begin("next", "key", "exports/a.csv", "replace", full=False, params={})
+    outbox.begin(Opening("next", "key", "exports/a.csv", "replace", full=False, params={}))
     outbox.add("next", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
     assert outbox.seal(Sealing(upload_id="next", upload_key="content"))[0] > 0
     assert (small_disk / "outbox.reserve").exists()
@@ -94,7 +94,7 @@ def test_a_push_is_logged_in_the_reserve_s_room_when_the_disk_is_full(small_disk
 def test_an_outbox_at_its_limit_refuses_runs_before_they_read(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, SystemClock(), max_bytes=len(BODY))
     outbox.refuse_when_full()
-    outbox.begin("one", "key", "exports/a.csv", "replace", full=False, params={})
+    outbox.begin(Opening("one", "key", "exports/a.csv", "replace", full=False, params={}))
     outbox.add("one", Chunk(0, 1, BODY, "identity", "application/x-ndjson"))
 
     with pytest.raises(FailedError, match="outbox_max_bytes"):

@@ -14,7 +14,7 @@ from aiohttp import web
 from catalogzero import Batch, Params
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox, Sealing
+from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 from catalogzero.errors import BadParamsError, ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.bodies import Known, SourceState
 
@@ -46,7 +46,7 @@ def state(folder: Path, name: str) -> dict[str, Any]:
 
 def build(outbox: Outbox, upload_id: str, mode: str = "replace", **more: Any) -> None:
     """An upload of one row that is building."""
-    outbox.begin(upload_id, "K", "src", mode, full=more.get("full", False), params={})
+    outbox.begin(Opening(upload_id, "K", "src", mode, full=more.get("full", False), params={}))
     outbox.add(upload_id, Chunk(0, 1, b'{"n":1}\n', "identity", "application/x-ndjson"))
 
 

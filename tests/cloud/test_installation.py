@@ -11,7 +11,7 @@ import yaml
 from catalogzero.cli.main import app
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox, Sealing
+from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 from typer.testing import CliRunner
 
 from tests.cloud.reference import ReferenceBackend
@@ -58,7 +58,7 @@ def box(folder: Path) -> Outbox:
 def fill(folder: Path, mode: str = "replace") -> None:
     """An outbox with one sealed upload of two rows."""
     outbox = box(folder)
-    outbox.begin("u1", "K", "exports/a.csv", mode, full=False, params={})
+    outbox.begin(Opening("u1", "K", "exports/a.csv", mode, full=False, params={}))
     outbox.add("u1", Chunk(0, 2, b'{"n":1}\n{"n":2}\n', "identity", "application/x-ndjson"))
     outbox.seal(Sealing(upload_id="u1", upload_key="k", until=9))
     outbox.close()

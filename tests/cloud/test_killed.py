@@ -1,4 +1,7 @@
-"""A worker killed with -9 at each commit point of the outbox, and started again."""
+"""A worker killed with -9 at each commit point of the outbox, and started again.
+
+A large result has several chunks; several small ones are sealed in one transaction.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ import pytest
 
 from tests.cloud.reference import ReferenceBackend
 
-STEPS = ("begin", "add", "seal", "acknowledge", "completing", "done")
+LARGE = ("begin", "add", "seal", "acknowledge", "completing", "done")
+SMALL = ("seal_whole", "completing", "done")
 
 
 @asynccontextmanager
@@ -44,14 +48,17 @@ async def test_a_worker_killed_at_any_commit_loses_and_doubles_nothing(
     exports, state = tmp_path / "exports", tmp_path / "state"
     exports.mkdir()
     state.mkdir()
+    expected: dict[str, list[str]] = {}
     async with ReferenceBackend() as backend, runs(tmp_path, backend.url) as run:
-        for step in STEPS:
-            rows = "".join(f"{step}-{n}\n" for n in range(150))
-            (exports / f"{step}.csv").write_text(f"id\n{rows}")
-            (state / "die_at").write_text(f"{step}:{when}")
-            assert (await run(), (state / "die_at").exists()) == (-signal.SIGKILL, False)
+        for files, rows, steps in ((1, 150, LARGE), (3, 5, SMALL)):
+            for step in steps:
+                for number in range(files):
+                    name = f"{step}-{rows}-{number}.csv"
+                    expected[name] = [f"{name}-{n}" for n in range(rows)]
+                    (exports / name).write_text("\n".join(["id", *expected[name], ""]))
+                (state / "die_at").write_text(f"{step}:{when}")
+                assert (await run(), (state / "die_at").exists()) == (-signal.SIGKILL, False)
         assert await run() == 0
 
-    for step in STEPS:
-        seen = [row["id"] for row in backend.rows(f"exports/{step}.csv")]
-        assert seen == [f"{step}-{n}" for n in range(150)]
+    for name, rows in expected.items():
+        assert [row["id"] for row in backend.rows(f"exports/{name}")] == rows

@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox, Sealing
+from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 
 THREADS = 4
 ROUNDS = 2_000
@@ -22,7 +22,9 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
     """An outbox with a sealed upload for each thread: one chunk, its number the thread's."""
     outbox = Outbox(tmp_path, SystemClock())
     for name in map(str, range(THREADS)):
-        outbox.begin(f"upload-{name}", f"key-{name}", name, "replace", full=False, params={})
+        outbox.begin(
+            Opening(f"upload-{name}", f"key-{name}", name, "replace", full=False, params={})
+        )
         outbox.add(f"upload-{name}", Chunk(int(name), 1, name.encode(), "identity", "text/csv"))
         outbox.seal(Sealing(upload_id=f"upload-{name}", upload_key=f"content-{name}", stamp=name))
         outbox.remember(f"fact-{name}", name)

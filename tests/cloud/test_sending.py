@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.outbox.store import OPEN_AT_ONCE
+from catalogzero.cloud.outbox.outbox import Opening
 from catalogzero.cloud.sending.retry_timer import RetryTimer
+from catalogzero.cloud.sending.sender import LOOKED_AT
 from catalogzero.protocol.deciding import MAX_RESENT
 
 from tests.cloud.processors import Counter
@@ -360,7 +361,7 @@ async def test_what_a_killed_run_left_is_abandoned_and_what_was_sealed_is_sent(
         await backend.__aexit__()
         site.write("a.csv", CSV)
         await site.run()
-        site.outbox.begin("torn", "key", "exports/b.csv", "replace", full=False, params={})
+        site.outbox.begin(Opening("torn", "key", "exports/b.csv", "replace", full=False, params={}))
     async with backend, Site(backend.url, tmp_path) as site:
         await until(backend.rows)
         assert site.outbox.store.upload("torn").state == "abandoned"
@@ -451,7 +452,7 @@ async def test_many_uploads_that_wait_for_their_next_try_hold_up_no_later_one(
         upload_id = request.path.split("/uploads/")[-1].split("/")[0]
         if request.method == "GET" or request.path.endswith("/installations/site"):
             return None
-        if len(failing) <= OPEN_AT_ONCE:
+        if len(failing) <= LOOKED_AT:
             failing.add(upload_id)
         if upload_id in failing:
             return web.Response(status=500)
@@ -461,10 +462,10 @@ async def test_many_uploads_that_wait_for_their_next_try_hold_up_no_later_one(
     async with Site(
         backend.url, tmp_path, runtime={"upload_wait_s": 0}, upload_form="chunked"
     ) as site:
-        for number in range(OPEN_AT_ONCE + 1):
+        for number in range(LOOKED_AT + 1):
             site.write(f"early/{number}.csv", CSV)
         await site.run()
-        await until(lambda: len(failing) > OPEN_AT_ONCE)
+        await until(lambda: len(failing) > LOOKED_AT)
         await site.run(site.write("late.csv", CSV))
         await until(backend.rows)
 

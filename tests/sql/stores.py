@@ -16,7 +16,7 @@ from catalogzero.backend import store as backend_store
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.outbox import store as outbox_store
-from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.outbox import Opening, Outbox
 from catalogzero.scheduler import schema as scheduler_schema
 from catalogzero.scheduler.store import Store as SchedulerStore
 from catalogzero.sql import sqlite as files
@@ -81,7 +81,9 @@ def outbox(folder: Path, url: str | None) -> Store:
     path = folder / "made" / "outbox.sqlite"
     return Store(
         open=lambda: Outbox(path.parent, SystemClock(), repair=False),
-        write=lambda it: it.begin("kept", "key", "a.csv", "replace", full=False, params={}),
+        write=lambda it: it.begin(
+            Opening("kept", "key", "a.csv", "replace", full=False, params={})
+        ),
         read=lambda it: [upload.upload_id for upload in it.store.uploads()],
         url=f"sqlite:///{path}",
         file=path,

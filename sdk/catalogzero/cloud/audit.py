@@ -61,6 +61,8 @@ class AuditLog:
         self.path, self._clock, self._make_room = folder / NAME, clock, make_room
         self._max_bytes, self._kept_files = max_bytes, kept_files
         self._lock = threading.Lock()
+        self._syncing = threading.Lock()
+        self._synced = 0
         # A kill in the middle of a rotation leaves the newest lines in the newest rotated file.
         with ExitStack() as files:
             tails = [_tail(files.enter_context(path.open("rb"))) for path in _rotated(folder)[-1:]]
@@ -87,17 +89,28 @@ class AuditLog:
         """
         with self._lock:
             self._number += 1
-            entry = {"n": self._number, "event": "push", **about}
+            number = self._number
+            entry = {"n": number, "event": "push", **about}
             try:
                 self._append(entry)
             except OSError:
                 if not self._make_room():
                     raise
                 self._append(entry)
-            # The entry is on the disk before the first byte leaves.
+        self._sync(number)
+        return number
+
+    def _sync(self, number: int) -> None:
+        """Have an entry on the disk before the first byte leaves; those that wait share a sync."""
+        with self._syncing:
+            if self._synced >= number:
+                return
+            with self._lock:
+                newest = self._number
             os.fdatasync(self._descriptor)
-            self._rotate()
-            return self._number
+            self._synced = newest
+            with self._lock:
+                self._rotate()
 
     def settle(self, number: int, **outcome: Any) -> None:
         """Write what became of a push; where that fails, it stays unsettled."""
@@ -122,6 +135,7 @@ class AuditLog:
         number = _number_of(rotated[-1]) + 1 if rotated else 1
         target = self.path.with_name(f"audit.{number:06}.jsonl")
         with suppress(OSError):
+            os.fdatasync(self._descriptor)  # what was written since, whose push still waits
             self.path.rename(target)
             try:
                 flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL

@@ -7,6 +7,7 @@ process.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -41,6 +42,8 @@ from catalogzero.wire.messages import JsonObject, encode_json
 
 _NOT_ANSWERED = "start not answered"
 _RETRY_LOOK_S = 1.0
+REPORTED_EACH_S = 0.05
+"""What is pending is reported at most once in this time."""
 _REFUSED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers to a start that say nothing of epochs: the key, the proxy or the address is at fault."""
 _SHOWN = 20
@@ -95,6 +98,8 @@ class Engine:
         )
         self.health = HealthReporter(self.outbox, self.backend, self._log, self._start_again)
         self._runs = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._change, self._looks, self._reported_look = asyncio.Event(), itertools.count(1), 0
         self._reported: JsonObject = {}
 
     def _keep(self, times: dict[str, Times]) -> None:
@@ -104,10 +109,12 @@ class Engine:
 
     async def main(self) -> None:
         """Register, send, and push what waits, until cancelled."""
+        self._loop = asyncio.get_running_loop()
         async with self.backend, asyncio.TaskGroup() as tasks:
             tasks.create_task(self.sender.run(), name="sender")
             tasks.create_task(self._keep_started(), name="start")
             tasks.create_task(self._push_health(), name="health")
+            tasks.create_task(self._report_changes(), name="status")
 
     def close(self) -> None:
         """Close the files; the process's end does it as well."""
@@ -153,6 +160,9 @@ class Engine:
         finally:
             self._runs -= 1
             self.sender.wake()
+            with suppress(sqlite3.Error, RuntimeError):  # a loop that is closed reports no more
+                if self._loop is not None:  # before the result: who has that asks for the figures
+                    self._loop.call_soon_threadsafe(self._report, *self._status())
 
     def _log_run(self, result: Mapping[str, Any]) -> None:
         """Log what somebody should look at; keep for `check` what the egress policy met."""
@@ -319,19 +329,40 @@ class Engine:
         )
 
     def _changed(self) -> None:
-        """Report to the handler what is pending, where it differs from the last report."""
+        """Something that the handler knows may have changed."""
+        self._change.set()
+
+    async def _report_changes(self) -> None:
+        """Report what is pending, after each change.
+
+        What comes within a moment is one report: it looks at the whole queue.
+        """
+        while True:
+            await self._change.wait()
+            self._change.clear()
+            with suppress(sqlite3.Error):  # who sends meets it
+                self._report(*await asyncio.to_thread(self._status))
+            await asyncio.sleep(REPORTED_EACH_S)
+
+    def _report(self, number: int, status: JsonObject) -> None:
+        """Report what is pending, unless that is known, or a later look was reported."""
+        if number > self._reported_look and status != self._reported:
+            self._reported = status
+            self._report_status(status)
+        self._reported_look = max(number, self._reported_look)
+
+    def _status(self) -> tuple[int, JsonObject]:
+        """What is pending, and the number of this look."""
+        number = next(self._looks)
         figures = outbox_figures(
             self.outbox.store, self._clock, self.sender.pause_known, self.sender.fault
         )
         waits = [self.sender.next_due_s(), self.health.due_s()]
         due = [wait for wait in waits if wait is not None]
-        status = {
+        return number, {
             "busy": bool(self._runs) or self.sender.busy,
             "next_due_s": min(due) if due else None,
             "outbox": figures,
             "reasons": health_reasons(self.outbox),
             "clock_skew_s": self.outbox.store.fact(CLOCK_SKEW),
         }
-        if status != self._reported:
-            self._reported = status
-            self._report_status(status)

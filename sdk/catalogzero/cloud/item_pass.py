@@ -19,7 +19,7 @@ import orjson
 from catalogzero.cloud.counters import LISTED, Place
 from catalogzero.cloud.egress import shown_params
 from catalogzero.cloud.encoding import Chunk, Encode, encoder_for
-from catalogzero.cloud.outbox.outbox import Sealing
+from catalogzero.cloud.outbox.outbox import Opening, Sealing, WholeUpload
 from catalogzero.cloud.reading.items import Item, Reading
 from catalogzero.cloud.reading.records import BadRecords
 from catalogzero.cloud.rows.batches import parts_of, rows_of
@@ -28,6 +28,7 @@ from catalogzero.cloud.rows.values import UnfitError, where
 from catalogzero.cloud.run_base import RunBase
 from catalogzero.cloud.run_context import ActiveRun
 from catalogzero.cloud.settings import Batch, ProcessOutput
+from catalogzero.cloud.shared_seals import SMALL_BYTES, HeldItem
 from catalogzero.cloud.writing import OpenUpload, StreamWriter, Stretches
 from catalogzero.errors import FailedError
 from catalogzero.protocol.identities import digest_of, upload_key
@@ -87,8 +88,8 @@ class ItemPass:
         finally:
             self._pool.shutdown(cancel_futures=True)
             for writer in writers:
-                if writer.output is not None:
-                    self._run.outbox.abandon(writer.output.upload_id)
+                if writer.output is not None and writer.output.is_begun:
+                    self._run.outbox.abandon(writer.output.opening.upload_id)
             if any(writer.is_sealed for writer in writers):
                 self._run.counters.bad_records += self._bad.count
             else:
@@ -101,7 +102,8 @@ class ItemPass:
         as_tables = run.chunk_format == "parquet"
         encoder = encoder_for(run.chunk_format, self._author.runtime.chunk_bytes, self._refuse)
         check = RowCheck(stream.schema, self._refuse, as_tables=as_tables, key=stream.key)
-        run.outbox.begin(
+        is_held = plan.mode == "replace" and not self._strict
+        opening = Opening(
             upload_id,
             writer.source_key,
             run.shown(name),
@@ -110,9 +112,18 @@ class ItemPass:
             params=shown_params(run.params, run.shown),
             stream=stream.name,
             keyed=plan.keyed,
+            base=writer.mark.base if is_held else None,
         )
-        writer.output = OpenUpload(upload_id, encoder, check)
+        writer.output = OpenUpload(opening, encoder, check)
+        if not is_held:
+            self._begin(writer.output)
         return writer.output
+
+    def _begin(self, output: OpenUpload) -> None:
+        """Have the outbox know an upload, whose chunks may then be sent."""
+        if not output.is_begun:
+            self._run.outbox.begin(output.opening)
+            output.is_begun = True
 
     def _refuse(self, row: int, error: UnfitError, record: Any) -> None:
         """Meet a record that does not fit."""
@@ -193,25 +204,14 @@ class ItemPass:
             for start, part in output.check(piece):
                 self._store(output, output.encoder.add(run.columns(part), start))
 
-    def _store(
-        self, output: OpenUpload, chunks: Iterator[Encode], *, is_last: bool = False
-    ) -> None:
-        """Have chunks of an upload encoded by other threads, and store those that came before.
-
-        Args:
-            output: The upload.
-            chunks: What encodes each.
-            is_last: They are stored, too, before this returns.
-        """
-        at_once = is_last or self._run.pairs is not None  # there each row is seen by itself
+    def _store(self, output: OpenUpload, chunks: Iterator[Encode]) -> None:
+        """Have chunks of an upload encoded by other threads, and store those that came before."""
         for encode in chunks:
-            if at_once and not self._encoding:  # a small item needs no thread
+            if self._run.pairs is not None:  # there each row is seen by itself
                 self._add(output, encode())
                 continue
             self._add_encoded(ENCODERS)
             self._encoding.append((output, self._pool.submit(encode)))
-        if is_last:
-            self._add_encoded(0)
 
     def _add_encoded(self, left: int) -> None:
         """Store chunks in their order, up to the last ones; raises what encoding one raised."""
@@ -221,7 +221,8 @@ class ItemPass:
 
     def _add(self, output: OpenUpload, chunk: Chunk) -> None:
         """Store a chunk of an upload."""
-        self._run.outbox.add(output.upload_id, chunk)
+        self._begin(output)
+        self._run.outbox.add(output.opening.upload_id, chunk)
         self._run.counters.records += chunk.records
         self._run.wake()
         self._run.report()
@@ -271,34 +272,55 @@ class ItemPass:
         """
         run, bound = self._run, self._item.bound
         of = digest_of([bound["column"], bound["database"]], run.names_key) if bound else ""
-        sealings = []
+        uploads = []
+        self._add_encoded(0)
         for writer, content in due.items():
             output = writer.output or self._open(writer)
-            self._store(output, output.encoder.finish(), is_last=True)
             after, is_range = writer.watermark, writer.is_range
             key = self._content_key(writer, [after, content] if is_range else content)
-            sealings.append(
-                Sealing(
-                    upload_id=output.upload_id,
-                    upload_key=key,
-                    stamp=stamp,
-                    after=after,
-                    until=content if is_range else None,
-                    bound=bound,
-                    watermark_of=of[:WATERMARK_OF_CHARS],
-                    found_by=run.data_source,
-                    policy=run.policy,
-                    recent=writer.recent,
-                )
+            sealing = Sealing(
+                upload_id=output.opening.upload_id,
+                upload_key=key,
+                stamp=stamp,
+                after=after,
+                until=content if is_range else None,
+                bound=bound,
+                watermark_of=of[:WATERMARK_OF_CHARS],
+                found_by=run.data_source,
+                policy=run.policy,
+                recent=writer.recent,
             )
-        numbers = [0] * len(sealings)
+            chunks = [encode() for encode in output.encoder.finish()]
+            uploads.append(WholeUpload(opening=output.opening, chunks=chunks, sealing=sealing))
+        numbers = self._store_sealed(list(due), uploads)
+        for (writer, content), number in zip(due.items(), numbers, strict=True):
+            writer.sealed([content, number] if writer.is_range else None)
+
+    def _store_sealed(
+        self, writers: Sequence[StreamWriter], uploads: Sequence[WholeUpload]
+    ) -> Sequence[int]:
+        """Seal uploads that are whole: small ones soon, with those of other items.
+
+        Returns:
+            The source_seq of each; 0 where it is not known yet.
+        """
+        run, outputs = self._run, [writer.output for writer in writers if writer.output]
+        sealings = [upload.sealing for upload in uploads]
+        held = HeldItem(place=self._place, bad=self._bad, uploads=uploads)
+        is_small = held.size <= SMALL_BYTES
+        if uploads and is_small and not any(output.is_begun for output in outputs):
+            run.counters.records += sum(c.records for upload in uploads for c in upload.chunks)
+            run.seals.add(held)
+            return [0] * len(uploads)
+        for output, upload in zip(outputs, uploads, strict=True):
+            self._begin(output)
+            for chunk in upload.chunks:
+                self._add(output, chunk)
         if self._strict and sealings:
             # A rule that matches nothing shows only at the end of the run: nothing may have left.
             run.unsealed.append(sealings)
-        elif sealings:
-            numbers = run.seal(sealings)
-        for (writer, content), number in zip(due.items(), numbers, strict=True):
-            writer.sealed([content, number] if writer.is_range else None)
+            return [0] * len(sealings)
+        return run.seal(sealings) if sealings else []
 
 
 def after_of(item: Item, writers: Sequence[StreamWriter]) -> Any:

@@ -76,15 +76,18 @@ class UploadRun(RunBase):
                     if self.is_cut:
                         break
                     self._take(item)
+                    self._meet_unsealed(all_of_them=False)
                     self.place = None
                     self.counters.items_done += 1
                     self.counters.bytes_before += size_of(item)
                     self.report()
+                self._meet_unsealed(all_of_them=True)
                 self._seal_all()
                 self.outbox.gone(self.counters.waiting)
                 self._wait(items)
                 result = self._result()
         finally:
+            self.seals.close()
             for sealing in chain.from_iterable(self.unsealed):
                 self.outbox.abandon(sealing.upload_id)
         if self.counters.failed:
@@ -104,6 +107,7 @@ class UploadRun(RunBase):
             for item in items:
                 if keys.intersection(self.source_key(item, plan) for plan in self.plans(item)):
                     self._take(item)
+            self._meet_unsealed(all_of_them=True)
             self._seal_all()
 
     def _items(self) -> Collection[Item]:
@@ -157,24 +161,47 @@ class UploadRun(RunBase):
                 raise
         return [Group(self.data_source, items)] if author.unit == "run" else items
 
-    def _take(self, item: Item) -> None:
-        """Read and seal one item; whatever it raises, the others go on."""
-        for attempt in range(1, ATTEMPTS + 1):
+    def _take(self, item: Item, first: int = 1) -> None:
+        """Read and seal one item, from an attempt on; whatever it raises, the others go on."""
+        for attempt in range(first, ATTEMPTS + 1):
             self.place = place = Place(item, attempt)
             try:
                 return self._attempt(item, place)
-            except UploadEndedError as error:
-                if attempt == ATTEMPTS or not (error.details or {}).get("compared"):
-                    return self.counters.refuse(error.message)
-            except SourceChangedError as error:
-                if attempt == ATTEMPTS:
-                    self.counters.fail(place, error)
             except RunCancelledError:
                 raise
             except Exception as error:  # noqa: BLE001  # an author's, a reader's: this item's alone
-                full = isinstance(error, sqlite3.OperationalError) and is_disk_full(error)
-                text = f"the disk is full at {self.folder}: make room, or set another state_dir"
-                return self.counters.fail(place, FailedError(text) if full else error)
+                if not self._is_tried_again(place, error):
+                    return None
+
+    def _is_tried_again(self, place: Place, error: Exception) -> bool:
+        """Meet what an attempt failed of: count it, unless another one is to come."""
+        is_last = place.attempt == ATTEMPTS
+        if isinstance(error, UploadEndedError):
+            if not is_last and (error.details or {}).get("compared"):
+                return True
+            self.counters.refuse(error.message)
+            return False
+        if isinstance(error, SourceChangedError) and not is_last:
+            return True
+        full = isinstance(error, sqlite3.OperationalError) and is_disk_full(error)
+        text = f"the disk is full at {self.folder}: make room, or set another state_dir"
+        self.counters.fail(place, FailedError(text) if full else error)
+        return False
+
+    def _meet_unsealed(self, *, all_of_them: bool) -> None:
+        """Meet what the sealing of small items failed of, as if each had been sealed by itself.
+
+        Args:
+            all_of_them: Wait until nothing is held.
+        """
+        if all_of_them:
+            self.seals.drain()
+        for held, error in self.seals.failed():
+            self.counters.bad_records -= held.bad.count
+            held.bad.restart()
+            if self._is_tried_again(held.place, error):
+                self._take(held.place.item, held.place.attempt + 1)
+                self._meet_unsealed(all_of_them=all_of_them)
 
     def _seal_all(self) -> None:
         """With `strict`: seal what the run made, unless a rule of the policy matched nothing.

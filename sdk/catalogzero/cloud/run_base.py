@@ -21,6 +21,7 @@ from catalogzero.cloud.rows.batches import parts_of, rows_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
 from catalogzero.cloud.run_context import Checkpoint
 from catalogzero.cloud.settings import Batch, Params
+from catalogzero.cloud.shared_seals import SharedSeals
 from catalogzero.cloud.writing import StreamWriter, note_read
 from catalogzero.errors import RunCancelledError
 from catalogzero.protocol.identities import Identity, source_key
@@ -73,6 +74,7 @@ class RunBase:
         self.given, self.params = taken(self.params), taken.identity(self.params)
         self.counters = Counters()
         self.unsealed: list[Sequence[Sealing]] = []
+        self.seals = SharedSeals(self.outbox, self._note_sealed)
         self._declared = streams_of(type(self.author))
         self.streams = self._declared or (Stream(""),)
         if not self.streams[0].name:
@@ -110,9 +112,12 @@ class RunBase:
     def seal(self, sealings: Sequence[Sealing]) -> list[int]:
         """Seal uploads in one transaction; the source_seq of each."""
         numbers = self.outbox.seal(*sealings)
-        self.counters.uploads += [sealing.upload_id for sealing in sealings]
-        self.wake()
+        self._note_sealed([sealing.upload_id for sealing in sealings])
         return numbers
+
+    def _note_sealed(self, upload_ids: Sequence[str]) -> None:
+        self.counters.uploads += upload_ids
+        self.wake()
 
     def counted(
         self, place: Place, batches: Iterator[Batch], writers: Sequence[StreamWriter]

@@ -139,7 +139,7 @@ class CloudSettings(HandlerSettings):
         default="auto", description="How results are uploaded; auto asks the backend."
     )
     upload_concurrency: int = Field(
-        default=4, ge=1, le=64, description="Chunks that are sent at the same time."
+        default=8, ge=1, le=64, description="Requests of uploads that are sent at the same time."
     )
     upload_timeout_s: float = Field(
         default=60.0, gt=0, description="Longest wait for an answer of the backend, in seconds."

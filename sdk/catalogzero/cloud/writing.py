@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from catalogzero.cloud.encoding import ChunkEncoder
+from catalogzero.cloud.outbox.outbox import Opening
 from catalogzero.cloud.outbox.stored import Mark
 from catalogzero.cloud.reading.items import MAX_POSITION_BYTES, Plan, StreamRows
 from catalogzero.cloud.rows.batches import lists_of, row_count
@@ -32,10 +33,18 @@ Of rows beyond them it is not known that they were sent: they are sent again, wh
 
 
 class OpenUpload:
-    """Where the records of one upload go, until it is sealed."""
+    """Where the records of one upload go, until it is sealed.
 
-    def __init__(self, upload_id: str, encoder: ChunkEncoder, check: RowCheck) -> None:
-        self.upload_id, self.encoder, self.check = upload_id, encoder, check
+    Attributes:
+        opening: What it is begun as.
+        encoder: Makes its chunks.
+        check: Holds its rows against their schema.
+        is_begun: Whether the outbox knows it: a small one is begun as it is sealed.
+    """
+
+    def __init__(self, opening: Opening, encoder: ChunkEncoder, check: RowCheck) -> None:
+        self.opening, self.encoder, self.check = opening, encoder, check
+        self.is_begun = False
 
 
 @dataclass(slots=True, eq=False)

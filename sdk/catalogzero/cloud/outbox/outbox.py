@@ -11,18 +11,19 @@ States: building → sealed → completing → done, or superseded, held, dead, 
 from __future__ import annotations
 
 import shlex
-import sqlite3
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import KW_ONLY, dataclass
+from functools import partial, wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.store import OutboxStore, is_disk_full
+from catalogzero.cloud.outbox.shared_commits import SharedCommits
+from catalogzero.cloud.outbox.store import OutboxStore
 from catalogzero.cloud.outbox.stored import (
     ACKNOWLEDGED,
     DAMAGED,
@@ -58,20 +59,42 @@ class UploadEndedError(FailedError):
 def transaction(
     method: Callable[Concatenate[Outbox, P], T],
 ) -> Callable[Concatenate[Outbox, P], T]:
-    """Run a method as one write transaction; on a full disk, once more in the reserve's room."""
+    """Run a method in a write transaction: see `SharedCommits`."""
 
     @wraps(method)
     def run(self: Outbox, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            with self.store.transaction():
-                return method(self, *args, **kwargs)
-        except sqlite3.OperationalError as error:
-            if not is_disk_full(error) or not self.store.drop_reserve():
-                raise
-        with self.store.transaction():
-            return method(self, *args, **kwargs)
+        return self.commits.run(partial(method, self, *args, **kwargs))
 
     return run
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What an upload is begun as.
+
+    Attributes:
+        upload_id: Its id.
+        source_key: The source at the backend.
+        source: The source's name, as it leaves.
+        mode: How it changes what its source had.
+        full: Whether it takes the place of all that its source had.
+        params: The call's, as they leave.
+        stream: What its records are named at the backend; None: the handler's own stream.
+        keyed: In merge, the key.
+        base: Where its source stood before it was read, as `Mark.base`; None where it is begun
+            before it is read.
+    """
+
+    upload_id: str
+    source_key: str
+    source: str
+    mode: str
+    _: KW_ONLY
+    full: bool
+    params: Any
+    stream: str | None = None
+    keyed: Keyed | None = None
+    base: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +126,20 @@ class Sealing:
     recent: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeUpload:
+    """An upload with all that it holds, to be sealed as it is begun."""
+
+    opening: Opening
+    chunks: Sequence[Chunk]
+    sealing: Sealing
+
+
 class Outbox:
     """The outbox in one state folder.
 
-    Every public method is one transaction, and may be called from any thread, beside other
-    processes that have the same outbox open.
+    Every public method is atomic, on the disk when it returns, and may be called from any thread,
+    beside other processes that have the same outbox open; calls that come together share a commit.
 
     Args:
         folder: The handler's state folder.
@@ -118,6 +150,7 @@ class Outbox:
 
     Attributes:
         store: The file, to look at; what changes it is here.
+        commits: Its transactions.
     """
 
     def __init__(
@@ -130,6 +163,7 @@ class Outbox:
         repair: bool = True,
     ) -> None:
         self.store = OutboxStore(folder, clock, repair=repair)
+        self.commits = SharedCommits(self.store)
         self._clock, self._max_bytes, self._kept_ended = clock, max_bytes, kept_ended
         self._kept_from = _NO_NUMBER
         if self.store.rescue is not None:
@@ -165,44 +199,35 @@ class Outbox:
             )
 
     @transaction
-    def begin(
-        self,
-        upload_id: str,
-        source_key: str,
-        source: str,
-        mode: str,
-        *,
-        full: bool,
-        params: Any,
-        stream: str | None = None,
-        keyed: Keyed | None = None,
-    ) -> None:
+    def begin(self, opening: Opening) -> None:
         """Open an upload in state building: its chunks may be sent, none is visible before a seal.
 
-        Args:
-            upload_id: Its id.
-            source_key: The source at the backend.
-            source: The source's name, as it leaves.
-            mode: How it changes what its source had.
-            full: Whether it takes the place of all that its source had.
-            params: The call's, as they leave.
-            stream: What its records are named at the backend; the handler's own stream without.
-            keyed: In merge, the key.
+        Raises:
+            UploadEndedError: Its source no longer stands where it did before it was read.
         """
-        base = self.store.find("sources", "base", source_key=source_key)
+        self._begin(opening)
+
+    def _begin(self, opening: Opening) -> None:
+        """See `begin`; in the transaction of its caller."""
+        found = self.store.find("sources", "base", source_key=opening.source_key)
+        base = found[0][0] if found else 0
+        if opening.base not in (None, base):
+            # What was read before a compare would pass for read after it.
+            text = f"{opening.source}: the source was compared with the backend while it was read"
+            raise UploadEndedError(text, details={"compared": True})
         self.store.insert(
             "uploads",
             state="building",
             created_at=self.store.now(),
-            base=base[0][0] if base else 0,
-            upload_id=upload_id,
-            source_key=source_key,
-            source=source,
-            mode=mode,
-            full=full,
-            params=as_text(params),
-            stream=stream,
-            keyed=as_text(keyed),
+            base=base,
+            upload_id=opening.upload_id,
+            source_key=opening.source_key,
+            source=opening.source,
+            mode=opening.mode,
+            full=opening.full,
+            params=as_text(opening.params),
+            stream=opening.stream,
+            keyed=as_text(opening.keyed),
         )
 
     def add(self, upload_id: str, chunk: Chunk) -> None:
@@ -283,6 +308,29 @@ class Outbox:
         )
         return seq
 
+    def seal_whole(self, items: Sequence[Sequence[WholeUpload]]) -> list[Exception | None]:
+        """Begin, fill and seal the uploads of several items, all in one transaction.
+
+        Where that fails, each item has one of its own: only those at fault are not sealed. A full
+        disk is the item's error, as in `add`.
+
+        Returns:
+            What each item failed of; None where it is sealed.
+        """
+        try:
+            with self.store.transaction():
+                for upload in chain.from_iterable(items):
+                    self._begin(upload.opening)
+                    for chunk in upload.chunks:
+                        self.store.add_chunk(upload.opening.upload_id, chunk)
+                    self._seal(upload.sealing)
+        except Exception as error:  # noqa: BLE001  # the item's
+            if len(items) == 1:
+                return [error]
+        else:
+            return [None] * len(items)
+        return [error for item in items for error in self.seal_whole([item])]
+
     @transaction
     def abandon(self, upload_id: str | None = None) -> int:
         """End an attempt that was not sealed, or all of them (after a crash); their chunks go.
@@ -328,10 +376,26 @@ class Outbox:
         self.store.count_sent(upload_id, size)
 
     @transaction
-    def completing(self, upload_id: str) -> bool:
-        """Note that `complete` is about to be posted; False when the upload is no longer sealed."""
+    def completing(
+        self, upload_id: str, acknowledged: int | None = None, size: int = 0
+    ) -> JsonObject | None:
+        """Note that `complete` is about to be posted; None when the upload is no longer sealed.
+
+        Args:
+            upload_id: The upload.
+            acknowledged: A chunk that needs no further sending, where it is its last.
+            size: Bytes that were sent of it.
+
+        Returns:
+            What of `witness` it is to carry.
+        """
         sealed = {"upload_id": upload_id, "state": ("sealed", "completing")}
-        return self.store.update("uploads", sealed, state="completing") == 1
+        if self.store.update("uploads", sealed, state="completing") != 1:
+            return None
+        if acknowledged is not None:
+            self.store.update("chunks", {"upload_id": upload_id, "seq": acknowledged}, acked=1)
+            self.store.count_sent(upload_id, size)
+        return self.witness()
 
     @transaction
     def missing(self, upload_id: str, seqs: Sequence[int]) -> None:

@@ -51,7 +51,6 @@ from catalogzero.sql import (
 from catalogzero.sql.sqlite import explain
 from catalogzero.wire.messages import JsonObject
 
-OPEN_AT_ONCE = 200
 RESCUE_FIX = "start the handler: it takes over what can be read, and names what cannot"
 RESERVE_BYTES = 1 << 20
 _FREE_PAGES = 2_048
@@ -88,6 +87,7 @@ class OutboxStore:
 
     Attributes:
         rescue: What came of a damaged file that was just found; None where the file was sound.
+        lock: Held by whoever uses the file.
 
     Raises:
         ConfigError: The file was written by a newer release, or is damaged; it is left untouched.
@@ -99,7 +99,7 @@ class OutboxStore:
         self.path = folder / "outbox.sqlite"
         self.rescue: Rescue | None = None
         self._reserve = folder / "outbox.reserve"
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._clock = clock
         self._totals: OutboxTotals | None = None
         self._totals_until_s = 0.0
@@ -128,7 +128,7 @@ class OutboxStore:
 
     def close(self) -> None:
         """Close the file."""
-        with self._lock:
+        with self.lock:
             self._db.close()
 
     def refuse_damaged(self) -> None:
@@ -144,7 +144,7 @@ class OutboxStore:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """What is done meanwhile is one write transaction; a full disk is its caller's error."""
-        with self._lock:
+        with self.lock:
             # IMMEDIATE: a transaction that reads first and then writes beside another process would
             # be refused at its first write, and SQLite's busy timeout does not help there.
             self.execute("BEGIN IMMEDIATE")
@@ -158,7 +158,7 @@ class OutboxStore:
 
     def drop_reserve(self) -> bool:
         """Give the reserve's space back to the disk; False without a reserve."""
-        with self._lock, suppress(FileNotFoundError):
+        with self.lock, suppress(FileNotFoundError):
             self._reserve.unlink()
             self.execute("PRAGMA wal_autocheckpoint=0")  # else a checkpoint takes the room
             return True
@@ -166,7 +166,7 @@ class OutboxStore:
 
     def tidy(self) -> None:
         """Give free space back to the disk, and make the reserve again; a full disk is no error."""
-        with self._lock, suppress(sqlite3.OperationalError):
+        with self.lock, suppress(sqlite3.OperationalError):
             self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})")
             self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._keep_reserve()
@@ -189,7 +189,7 @@ class OutboxStore:
         Since Python 3.12 threads share a cached statement: a cursor that left the lock would
         answer what another thread asks.
         """
-        with self._lock:
+        with self.lock:
             return self._db.execute(sql, args).fetchall()
 
     def find(self, table: str, columns: str, **where: Any) -> list[Any]:
@@ -209,7 +209,7 @@ class OutboxStore:
         changed = ", ".join(f'"{name}" = ?' for name in changes)
         found, args = condition(where)
         sql = f"UPDATE {table} SET {changed} WHERE {found}"  # noqa: S608  # our own names
-        with self._lock:
+        with self.lock:
             return self._db.execute(sql, [*changes.values(), *args]).rowcount
 
     def delete(self, table: str, **where: Any) -> None:
@@ -272,17 +272,18 @@ class OutboxStore:
             )
         return found[0]
 
-    def open_uploads(self, without: Iterable[str] = ()) -> list[Upload]:
+    def open_uploads(self, without: Iterable[str] = (), limit: int = 200) -> list[Upload]:
         """The first uploads that are not ended, in order; of an appended source, those that may go.
 
         Args:
             without: Ids of uploads that are not asked for.
+            limit: How many, at most.
         """
         return self._uploads(
             "ended_at IS NULL AND upload_id NOT IN (SELECT value FROM json_each(?))"  # noqa: S608  # only constants
             f" AND NOT (mode <> 'replace' AND state <> 'building' AND {_BEHIND_A_DEAD_LETTER})"
             " ORDER BY COALESCE(seal_order, 9e18), number LIMIT ?",
-            (as_text(list(without)), OPEN_AT_ONCE),
+            (as_text(list(without)), limit),
         )
 
     def _uploads(self, where: str, args: Sequence[Any]) -> list[Upload]:
@@ -444,7 +445,7 @@ class OutboxStore:
     def add_chunk(self, upload_id: str, chunk: Chunk) -> bool:
         """Keep a chunk of an upload that is building; False where it is not."""
         size = len(chunk.body)
-        with self._lock:
+        with self.lock:
             changed = self._db.execute(
                 "UPDATE uploads SET chunks = chunks + 1, records = records + ?, bytes = bytes + ?"
                 " WHERE upload_id = ? AND state = 'building'",
@@ -462,6 +463,11 @@ class OutboxStore:
             (upload_id, limit),
         )
         return [row[0] for row in rows]
+
+    def next_chunk(self, upload_id: str) -> Chunk | None:
+        """The first chunk that the backend has not acknowledged; raises as `chunk` does."""
+        seqs = self.unsent(upload_id, 1)
+        return self.chunk(upload_id, seqs[0]) if seqs else None
 
     def chunk(self, upload_id: str, seq: int) -> Chunk | None:
         """A chunk with its body; None when its upload has ended meanwhile.
@@ -499,7 +505,7 @@ class OutboxStore:
             " (SELECT d.upload_id FROM uploads d WHERE d.source_key = s.source_key"
             " AND d.state = 'dead' AND (d.upload_id = s.upload_id"
             " OR d.mode <> 'replace' AND d.source_seq >= s.full_seq) LIMIT 1)"
-            " , keyed, recent, missing FROM sources s WHERE source_key = ?",
+            " , keyed, recent, missing, base FROM sources s WHERE source_key = ?",
             (source_key,),
         ):
             stamp, watermark, bound, keyed = (from_text(row[index]) for index in (2, 3, 5, 8))
@@ -515,6 +521,7 @@ class OutboxStore:
                 keyed=keyed,
                 recent=row[9],
                 missing=bool(row[10]),
+                base=row[11],
             )
         return Mark()
 

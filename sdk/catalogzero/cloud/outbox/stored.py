@@ -75,7 +75,8 @@ class Mark:
     `bound` says what the watermark's values are of, `owed` that the next run must be `full`, `dead`
     which refused upload stands between the source and what is visible, `recent` which rows the last
     sealed read of a keyed source held: their digests. `missing` says that the backend did not have
-    what was sealed last, and that nothing was read since.
+    what was sealed last, and that nothing was read since; `base` is the source_seq that is known of
+    the source.
     """
 
     upload_id: str | None = None
@@ -89,6 +90,7 @@ class Mark:
     keyed: Keyed | None = None
     recent: bytes | None = None
     missing: bool = False
+    base: int = 0
 
     @property
     def value(self) -> Any:

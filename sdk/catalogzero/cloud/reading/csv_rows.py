@@ -182,7 +182,7 @@ def delimiter_of(sample: str, name: str) -> str:
     Where no other occurs, rows that have fewer or more are left to be malformed records.
     """
     widths: dict[str, list[int]] = {}
-    for mark in _DELIMITERS:
+    for mark in filter(sample.__contains__, _DELIMITERS):
         rows = csv.reader(io.StringIO(sample, newline=""), delimiter=mark)
         found = [len(row) for row in rows if row]
         cells = patterns(mark)[0].match(sample)

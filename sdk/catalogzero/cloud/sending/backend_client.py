@@ -12,7 +12,7 @@ import hashlib
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -111,8 +111,8 @@ class BackendClient:
         self.settings, self.identity, self.audit, self.clock = settings, identity, audit, clock
         self._policy, self._pace = policy, Throttle(policy.bytes_per_s, clock)
         self.key = ApiKey(settings)
-        self._client: httpx.AsyncClient | None = None
-        self._under_way: Counter[httpx.AsyncClient] = Counter()
+        self._way: BoundedTransport | None = None
+        self._under_way: Counter[BoundedTransport] = Counter()
         self._tls_files: tuple[FileStamp | None, ...] = ()
         self._is_open = False
 
@@ -122,47 +122,47 @@ class BackendClient:
 
     async def __aexit__(self, *_: object) -> None:
         self._is_open = False
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        if self._way is not None:
+            await self._way.aclose()
+            self._way = None
 
     def credentials_changed(self) -> bool:
         """Whether the key, or a certificate, is another one on disk than when it was last read."""
         return self.key.changed() or tls_files(self.settings) != self._tls_files
 
     @asynccontextmanager
-    async def _newest(self) -> AsyncIterator[httpx.AsyncClient]:
-        """The client for one request, with the certificates that are on disk now.
+    async def _newest(self) -> AsyncIterator[BoundedTransport]:
+        """The way for one request, with the certificates that are on disk now.
 
         Raises:
             ConfigError: They cannot be loaded, and never could.
         """
         if not self._is_open:
             raise RuntimeError("a BackendClient is an async context manager: open it first")
-        client, found = self._client, tls_files(self.settings)
-        if client is None:
+        way, found = self._way, tls_files(self.settings)
+        if way is None:
             self._tls_files = found
-            client = self._client = http_client(self.settings)
+            way = self._way = transport_to(self.settings)
         elif found != self._tls_files:
             # Files in the middle of being written: what was loaded before serves until the next
             # request.
-            before = client
+            before = way
             with suppress(ConfigError):
-                client = self._client = http_client(self.settings)
+                way = self._way = transport_to(self.settings)
                 self._tls_files = found
             await self._close_replaced(before)
-        self._under_way[client] += 1
+        self._under_way[way] += 1
         try:
-            yield client
+            yield way
         finally:
-            self._under_way[client] -= 1
-            await self._close_replaced(client)
+            self._under_way[way] -= 1
+            await self._close_replaced(way)
 
-    async def _close_replaced(self, client: httpx.AsyncClient) -> None:
+    async def _close_replaced(self, way: BoundedTransport) -> None:
         """Close one that another took the place of, once its last request has ended."""
-        if client is not self._client and not self._under_way[client]:
-            del self._under_way[client]
-            await client.aclose()
+        if way is not self._way and not self._under_way[way]:
+            del self._under_way[way]
+            await way.aclose()
 
     async def push(
         self,
@@ -231,11 +231,15 @@ class BackendClient:
                 paced(body, self._pace),
                 {**headers, "Content-Length": str(len(body))},
             )
+        # No client around the transport: its cookies, redirects and merged headers, which nothing
+        # here has, took as long as the exchange itself.
+        asked = {"timeout": timeouts(self.settings).as_dict()}
+        request = httpx.Request(method, url, content=content, headers=headers, extensions=asked)
         try:
             async with (
                 asyncio.timeout(self.settings.upload_timeout_s + 2 * len(body) / rate),
-                self._newest() as client,
-                client.stream(method, url, content=content, headers=headers) as answer,
+                self._newest() as way,
+                aclosing(await way.handle_async_request(request)) as answer,
             ):
                 fault = ""
                 try:
@@ -276,13 +280,22 @@ def http_client(settings: CloudSettings) -> httpx.AsyncClient:
     Raises:
         ConfigError: A certificate or key file cannot be loaded.
     """
-    transport = BoundedTransport(
+    transport, timeout = transport_to(settings), timeouts(settings)
+    return httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False)
+
+
+def transport_to(settings: CloudSettings) -> BoundedTransport:
+    """The way to the endpoint, without a client; raises as `http_client` does."""
+    return BoundedTransport(
         tls_context(settings),
         proxy=proxy_at(settings.proxy.get_secret_value()) if settings.proxy else None,
         connections=settings.upload_concurrency + 2,
     )
-    timeout = httpx.Timeout(settings.upload_timeout_s, connect=_CONNECT_TIMEOUT_S)
-    return httpx.AsyncClient(transport=transport, timeout=timeout, follow_redirects=False)
+
+
+def timeouts(settings: CloudSettings) -> httpx.Timeout:
+    """How long each step of an exchange may take."""
+    return httpx.Timeout(settings.upload_timeout_s, connect=_CONNECT_TIMEOUT_S)
 
 
 def proxy_at(address: str) -> httpx.Proxy:

@@ -11,13 +11,14 @@ import asyncio
 import sqlite3
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
+from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.cloud.outbox.store import is_disk_full
 from catalogzero.cloud.outbox.stored import (
@@ -49,6 +50,8 @@ POLL_S = 5.0
 DISK_FULL = "disk_full"
 _RETRIED, _PAUSED = "upload retried", "sending is paused"
 _FAILED, _NOT_READ = "sending failed", "the outbox cannot be read"
+LOOKED_AT = 200
+"""Uploads that are looked at for one that can go, at most."""
 KEPT_ANSWER_BYTES = 16_384
 """Of what a backend said to an upload that it refused."""
 
@@ -111,13 +114,15 @@ class Sender:
         self._wake = asyncio.Event()
         self._changed = threading.Condition()
         self._waiting_work = False
+        self._next: list[Upload] = []
 
     # What the outside may ask
 
     def wake(self) -> None:
         """Look at the outbox now; from any thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nothing is sent any more
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
         """Wait, in a thread, until the uploads have ended, a pause begins, or the time is up."""
@@ -216,27 +221,49 @@ class Sender:
         """Start what may be started now."""
         try:
             now = self._clock.monotonic()
+            next_ones, self._next = self._next, []
+            if not self.holds and not self._is_careful and await self._start_due(next_ones, now):
+                return
             resting = {key for key, own in self.each.items() if now < own.not_before}
-            uploads = await asyncio.to_thread(self._outbox.store.open_uploads, resting)
-            kept = resting.union(upload.upload_id for upload in uploads)
-            self.each = {key: own for key, own in self.each.items() if key in kept}
-            self.resent = Counter({one: n for one, n in self.resent.items() if one[0] in kept})
-            ready = [upload for upload in uploads if self.has_work(upload)]
-            self._waiting_work = bool(resting or ready)
-            for upload in [] if self.holds else ready:
-                if self.free_slots() <= 0:
+            passed = resting | {key for key, seq in self._flying if seq is None}
+            self._waiting_work = bool(passed)
+            look = 4 * self._settings.upload_concurrency
+            for _ in range(1 + LOOKED_AT // look):
+                uploads = await asyncio.to_thread(self._outbox.store.open_uploads, passed, look)
+                ready = [upload for upload in uploads if self.has_work(upload)]
+                self._waiting_work = self._waiting_work or bool(ready)
+                if await self._start_due([] if self.holds else ready, now):
                     return
-                late = self.late.get(upload.source_key)
-                if late is not None:
-                    timer = RetryTimer(not_before=late.not_before)
-                    self.each.setdefault(upload.upload_id, timer)
-                own = self.each.get(upload.upload_id, self.all)
-                if now >= max(own.not_before, self.all.not_before):
-                    await self._start(upload)
+                passed.update(upload.upload_id for upload in uploads)
+                if len(uploads) < look:
+                    self._forget(passed)
+                    return
         except sqlite3.Error as error:
             if times := self._backend.seldom.is_due(_NOT_READ):
                 self._log.warning(_NOT_READ, error=str(error), failed_tries=times)
             await self.failed_all("outbox_not_readable")
+
+    async def _start_due(self, uploads: Sequence[Upload], now: float) -> bool:
+        """Start uploads whose next try is not later; whether some are left for want of room.
+
+        Small ones that are left come next, without another look at the outbox.
+        """
+        for number, upload in enumerate(uploads):
+            if self.free_slots() <= 0:
+                self._next = [left for left in uploads[number:] if is_small(left)]
+                return True
+            late = self.late.get(upload.source_key)
+            if late is not None:
+                self.each.setdefault(upload.upload_id, RetryTimer(not_before=late.not_before))
+            own = self.each.get(upload.upload_id, self.all)
+            if now >= max(own.not_before, self.all.not_before):
+                await self._start(upload)
+        return False
+
+    def _forget(self, waiting: Container[str]) -> None:
+        """Drop what is known of uploads that no longer wait."""
+        self.each = {key: own for key, own in self.each.items() if key in waiting}
+        self.resent = Counter({one: n for one, n in self.resent.items() if one[0] in waiting})
 
     def has_work(self, upload: Upload) -> bool:
         """Whether something of an upload can be sent: a simple one is sent whole, once sealed."""
@@ -245,8 +272,13 @@ class Sender:
 
     def free_slots(self) -> int:
         """How many more requests may start: one at a time until it is known that they succeed."""
-        careful = self.paused or self.all.attempts or self._form == "unknown"
-        return (1 if careful else self._settings.upload_concurrency) - len(self._flying)
+        most = 1 if self._is_careful else self._settings.upload_concurrency
+        return most - len(self._flying)
+
+    @property
+    def _is_careful(self) -> bool:
+        """Whether it is not known that requests succeed."""
+        return bool(self.paused or self.all.attempts or self._form == "unknown")
 
     async def _start(self, upload: Upload) -> None:
         """Start the next requests of one upload."""
@@ -255,6 +287,10 @@ class Sender:
             alone = (key, None) not in self._flying
             if alone and await asyncio.to_thread(store.may_complete, upload, chunks=False):
                 self._fly(key, None, self._send_whole(upload))
+            return
+        if is_small(upload) and not self._is_careful:
+            if not any(flying == key for flying, _ in self._flying):
+                self._fly(key, None, self._send_small(upload))
             return
         free = self.free_slots()
         unsent = await asyncio.to_thread(store.unsent, key, free + len(self._flying))
@@ -300,15 +336,19 @@ class Sender:
 
     async def _send_chunk(self, upload: Upload, seq: int) -> None:
         chunk = await asyncio.to_thread(self._outbox.store.chunk, upload.upload_id, seq)
-        if chunk is None:
-            return
+        if chunk is not None:
+            decision, outcome, size = await self._put(upload, chunk)
+            await self._act(upload, decision, outcome, seq=seq, size=size)
+
+    async def _put(self, upload: Upload, chunk: Chunk) -> tuple[Decision, Outcome, int]:
+        """Send a chunk; what its answer means, and how many bytes left."""
         body, coding = chunk.body, chunk.coding
         if coding not in ("identity", self._coding):  # this backend takes another one
             coding = self._coding
             body = await asyncio.to_thread(recode, body, chunk.coding, coding)
         path, headers = chunk_request(upload.upload_id, chunk, body, coding)
-        about = {"upload_id": upload.upload_id, "seq": seq, "records": chunk.records}
-        kind, body_key = RequestKind.CHUNK, (upload.upload_id, seq)
+        about = {"upload_id": upload.upload_id, "seq": chunk.seq, "records": chunk.records}
+        kind, body_key = RequestKind.CHUNK, (upload.upload_id, chunk.seq)
         outcome = await self._backend.push(kind, "PUT", path, body, headers, about=about)
         decision = decide(
             kind,
@@ -325,17 +365,31 @@ class Sender:
         if decision.verdict is Verdict.OTHER_CODING:
             self._coding = CODINGS[CODINGS.index(coding) + 1]
             self._log.warning("coding refused", coding=coding, reason=decision.reason)
-            return
-        await self._act(upload, decision, outcome, seq=seq, size=len(body))
+        return decision, outcome, len(body)
 
-    async def _complete(self, upload: Upload) -> None:
-        # It does not where an operator purged the upload since it was listed.
-        if not await asyncio.to_thread(self._outbox.completing, upload.upload_id):
+    async def _send_small(self, upload: Upload) -> None:
+        """An upload of one chunk, or of none: PUT and `complete`, one after the other."""
+        chunk = await asyncio.to_thread(self._outbox.store.next_chunk, upload.upload_id)
+        if chunk is None:
+            await self._complete(upload)
             return
-        witness = await asyncio.to_thread(self._outbox.witness)
+        decision, outcome, size = await self._put(upload, chunk)
+        goes_on = not self.holds and not self._is_careful  # as it was when this began
+        if decision.verdict is Verdict.STORED and goes_on:
+            await self._complete(upload, chunk.seq, size)
+        else:
+            await self._act(upload, decision, outcome, seq=chunk.seq, size=size)
+
+    async def _complete(
+        self, upload: Upload, acknowledged: int | None = None, sent: int = 0
+    ) -> None:
+        """Post `complete`, and note with it that its last chunk was taken, where that is new."""
+        key = upload.upload_id
+        witness = await asyncio.to_thread(self._outbox.completing, key, acknowledged, sent)
+        if witness is None:  # an operator purged the upload since it was listed
+            return
         body = encode_json({**complete_body(upload, self._backend.identity, self.epoch), **witness})
-        path = ("uploads", upload.upload_id, "complete")
-        about = {"upload_id": upload.upload_id}
+        path, about = ("uploads", key, "complete"), {"upload_id": key}
         kind = RequestKind.COMPLETE
         outcome = await self._backend.push(kind, "POST", path, body, AS_JSON, about=about)
         decision = decide(kind, outcome, self._clock.now())
@@ -382,8 +436,10 @@ class Sender:
                 at = self.next_try_at()
                 about = {"upload_id": key, "reason": decision.reason, "next_try_at": at}
                 self._log.warning(_RETRIED, **about, failed_tries=times)
+        elif verdict is Verdict.OTHER_CODING:
+            pass  # the next try takes it
         elif verdict is Verdict.MOVED:
-            self._start_due(key)
+            self._call_for_start(key)
         elif verdict is Verdict.PAUSE:
             await self.pause(decision.reason, outcome.code)
         elif verdict is Verdict.DEAD:
@@ -402,7 +458,7 @@ class Sender:
             await self.went_well()
             now = self._clock.monotonic()
             if not noted:
-                self._start_due(key)
+                self._call_for_start(key)
             elif verdict is Verdict.SEND_MISSING:
                 self.each.setdefault(key, RetryTimer()).relapsed(now)
             elif verdict is Verdict.DONE:
@@ -419,7 +475,7 @@ class Sender:
             elif verdict is Verdict.SUPERSEDED:  # the first time it may be sent again at once
                 self.late[upload.source_key] = RetryTimer()
 
-    def _start_due(self, key: str) -> None:
+    def _call_for_start(self, key: str) -> None:
         """Have a start answered before this upload is tried again, which may change nothing."""
         self.each.setdefault(key, RetryTimer()).relapsed(self._clock.monotonic())
         self._on_start_due()
@@ -429,7 +485,7 @@ class Sender:
         answer = {"reason": reason, "status": outcome.status, "body": said}
         generation = outcome.generation
         if not await asyncio.to_thread(self._outbox.die, upload.upload_id, answer, generation):
-            self._start_due(upload.upload_id)
+            self._call_for_start(upload.upload_id)
             return
         self._log.error(
             "upload refused",
@@ -520,3 +576,8 @@ class Sender:
         """Keep, in the outbox too, the form of uploads that this endpoint takes."""
         self._form = form
         self._outbox.remember("form", {self._settings.endpoint: form})
+
+
+def is_small(upload: Upload) -> bool:
+    """Whether an upload is sealed, has one chunk at most, and need not wait for another."""
+    return upload.chunks <= 1 and upload.state != "building" and upload.mode == "replace"
