@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.outbox import Outbox, Sealing
+from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 from catalogzero.testing import serving
 
 from benchmarks.peers.upload_processors import Dicts
@@ -40,7 +40,8 @@ def fill(folder: Path, count: int) -> None:
         outbox.store.execute("PRAGMA synchronous=OFF")
         for number in range(count):
             upload = f"u{number:06}"
-            outbox.begin(upload, f"key-{number}", f"{number}.csv", "replace", full=False, params={})
+            source = (f"key-{number}", f"{number}.csv")
+            outbox.begin(Opening(upload, *source, "replace", full=False, params={}))
             outbox.add(upload, Chunk(0, 1, b'{"n": 1}\n', "identity", "application/x-ndjson"))
             outbox.seal(Sealing(upload_id=upload, upload_key=f"content-{number}"))
 
