@@ -81,7 +81,7 @@ def test_a_row_costs_no_call(
     write(tmp_path / f"a.{suffix}", ROWS)
     item = FileItem(str(tmp_path), f"a.{suffix}", "a", ReadOptions())
     encoder, check = encoder_for(chunk_format, 1 << 20), RowCheck(None, fail)
-    columns = ColumnFilter(EgressPolicy(), b"k")
+    columns = ColumnFilter(EgressPolicy(drop=["day"]), b"k")
     writer = StreamWriter(Plan(Stream("s", key=("id",)), mode), "k", Mark(), full=True)
     records = 0
 
