@@ -96,7 +96,7 @@ def test_a_row_costs_no_call(
                     for start, part in check(one):
                         for chunk in encoder.add(columns(part), start):
                             records += chunk.records
-                            yield
+                            yield chunk
 
     calls = calls_of_ours(rounds())
     records += sum(chunk.records for chunk in encoder.finish())
@@ -154,9 +154,12 @@ print(rows, "pyarrow" in sys.modules)
 
 def test_a_batch_knows_which_row_was_taken_last() -> None:
     batch = WatchedRows([{"n": number} for number in range(3)])
-    taken = [batch.at for _ in batch]
+    places = [batch.at for _ in batch]
+    after = batch.at
+    rows = iter(batch)
+    before = batch.at
+    next(rows)
 
-    assert taken == [0, 1, 2]
-    assert batch.at is None
+    assert places == [0, 1, 2]
+    assert (before, batch.at, after) == (-1, 0, None)
     assert not hasattr(WatchedRows([1]), "at")
-    assert [iter(batch) and batch.at, next(iter(batch)) and batch.at] == [-1, 0]
