@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import orjson
@@ -349,7 +350,7 @@ class ColumnFilter:
             return batch
         if is_frame(batch):
             return self._table(whole_table(batch))
-        return [self._row(row) for row in rows_of(batch)]
+        return [row for rows in lists_of(batch) for row in self._rows(rows)]
 
     @property
     def any_seen(self) -> bool:
@@ -425,6 +426,20 @@ class ColumnFilter:
             self._names |= names if len(self._names) < _NAMED else set()
             self._any_row, self._any_column = True, self._any_column or bool(plan)
         return plan
+
+    def _rows(self, rows: list[Row]) -> Iterable[Row]:
+        """Rows as they may leave: column by column where all have the same keys in one order."""
+        keys, *others = set(map(tuple, rows))
+        # Keys of other kinds may be equal and have two names: 1 and True.
+        plan = self._plan(keys) if not others and {*map(type, keys)} == {str} else []
+        if not plan:
+            return map(self._row, rows)
+        columns: list[Iterable[Any]] = []
+        for place, _, hashed in plan:
+            values = map(itemgetter(keys[place]), rows)
+            columns.append(map(self.hash_of, values) if hashed else values)
+        names = [name for _, name, _ in plan]
+        return map(dict, map(zip, repeat(names), zip(*columns, strict=True)))
 
     def _row(self, row: Mapping[Any, Any]) -> Row:
         keys = tuple(row)

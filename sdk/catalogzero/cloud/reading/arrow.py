@@ -30,9 +30,9 @@ _BLOCKS = 4
 
 def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
     """The tables of a CSV file; every column is text, as in dict batches."""
-    for table, block in parsed_blocks(file, options):
-        if table is None:
-            columns = list(zip(*file.rows(block), strict=True)) or [()] * len(file.columns)
+    for table in parsed_blocks(file, options):
+        if isinstance(table, bytes):
+            columns = list(zip(*file.rows(table), strict=True)) or [()] * len(file.columns)
             arrays = [pa.array(column, pa.string()) for column in columns]
             table = pa.table(arrays, names=file.columns)
         for start in range(0, table.num_rows, options.batch_rows):
@@ -41,17 +41,18 @@ def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
 
 def csv_dicts(file: CsvFile, options: ReadOptions) -> Iterator[Iterable[Row]]:
     """The rows of what is left of a CSV file, some at a time."""
-    for table, block in parsed_blocks(file, options):
-        if table is None:
-            yield file.dicts(block)
+    for table in parsed_blocks(file, options):
+        if isinstance(table, bytes):
+            yield file.dicts(table)
         else:
             yield from rows_in(table)
 
 
-def parsed_blocks(
-    file: CsvFile, options: ReadOptions
-) -> Iterator[tuple[pa.Table, None] | tuple[None, bytes]]:
-    """The blocks of a CSV file: each as a table, or as it is, for `rows` to read it at once."""
+def parsed_blocks(file: CsvFile, options: ReadOptions) -> Iterator[pa.Table | bytes]:
+    """The blocks of a CSV file: each as a table, or as it is, for `rows` to read before the next.
+
+    They hold whole lines; what is left of one behind its last whole record begins the next.
+    """
     text, mark = file.text, re.escape(file.delimiter.encode())
     # Possessive (`*+`): by trying again it would take time quadratic in the block.
     regular = re.compile(
@@ -61,12 +62,12 @@ def parsed_blocks(
         border = record_border(block, regular)
         table = parsed_table(file, block[:border]) if border else None
         if table is None:
-            yield None, block
+            yield block
             continue
         text.line += line_ends(block[:border])
         if border < len(block):
             text.put_back(block[border:])
-        yield table, None
+        yield table
 
 
 def record_border(block: bytes, regular: re.Pattern[bytes]) -> int:
