@@ -18,7 +18,7 @@ import orjson
 
 from catalogzero.cloud.counters import LISTED, Place
 from catalogzero.cloud.egress import shown_params
-from catalogzero.cloud.encoding import Chunk, Encode, encoder_for
+from catalogzero.cloud.encoding import Encode, encoder_for
 from catalogzero.cloud.outbox.outbox import Sealing
 from catalogzero.cloud.reading.items import Item, Reading
 from catalogzero.cloud.reading.records import BadRecords
@@ -34,7 +34,9 @@ from catalogzero.protocol.identities import digest_of, upload_key
 
 WATERMARK_OF_CHARS = 32
 ENCODERS = min(2, os.cpu_count() or 1)
-"""Threads of a pass that encode; one more chunk may wait for them."""
+"""Threads of a pass that encode."""
+CHUNKS_WAITING = ENCODERS + 1
+"""Chunks that are encoded or stored while the next one is gathered."""
 _ANY = orjson.OPT_NON_STR_KEYS
 
 
@@ -55,8 +57,9 @@ class ItemPass:
         self._first = uuid.uuid4().hex
         kept = run.folder / "bad_records" / f"{self._first}.jsonl"
         self._bad = BadRecords(run.author.settings.on_bad_record, kept)
-        self._pool = ThreadPoolExecutor(ENCODERS, "catalogzero-encoding")
-        self._encoding = deque[tuple[OpenUpload, Future[Chunk]]]()
+        self._encoders = ThreadPoolExecutor(ENCODERS, "catalogzero-encoding")
+        self._storer = ThreadPoolExecutor(1, "catalogzero-storing")
+        self._waiting = deque[Future[int]]()
 
     def __call__(self) -> None:
         """Read, process and seal; what is not sealed at the end, or on an error, is abandoned."""
@@ -74,7 +77,7 @@ class ItemPass:
                     self._produce(reading)
                 except Exception:
                     reading.check()  # a source that changed meanwhile explains any other fault
-                    self._add_encoded(0)  # an error in these came before
+                    self._await_stored(0)  # an error in these came before
                     raise
                 # Of a part there is no content; to read the rest for it would take long.
                 contents = {} if self._run.is_cut else contents_of(reading, writers)
@@ -85,7 +88,8 @@ class ItemPass:
             counters.found += found[: LISTED - len(counters.found)]
             self._seal(self._due(reading.until, contents, stamp), stamp)
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            for pool in (self._encoders, self._storer):
+                pool.shutdown(cancel_futures=True)
             for writer in writers:
                 if writer.output is not None:
                     self._run.outbox.abandon(writer.output.upload_id)
@@ -196,34 +200,39 @@ class ItemPass:
     def _store(
         self, output: OpenUpload, chunks: Iterator[Encode], *, is_last: bool = False
     ) -> None:
-        """Have chunks of an upload encoded by other threads, and store those that came before.
+        """Have chunks of an upload encoded and stored by other threads, in order.
 
         Args:
             output: The upload.
             chunks: What encodes each.
-            is_last: They are stored, too, before this returns.
+            is_last: They are stored before this returns.
         """
         at_once = is_last or self._run.pairs is not None  # there each row is seen by itself
         for encode in chunks:
-            if at_once and not self._encoding:  # a small item needs no thread
-                self._add(output, encode())
+            if at_once and not self._waiting:  # a small item needs no thread
+                self._count(self._add(output, encode))
                 continue
-            self._add_encoded(ENCODERS)
-            self._encoding.append((output, self._pool.submit(encode)))
+            self._await_stored(CHUNKS_WAITING)
+            encoded = self._encoders.submit(encode)
+            self._waiting.append(self._storer.submit(self._add, output, encoded.result))
         if is_last:
-            self._add_encoded(0)
+            self._await_stored(0)
 
-    def _add_encoded(self, left: int) -> None:
-        """Store chunks in their order, up to the last ones; raises what encoding one raised."""
-        while len(self._encoding) > left:
-            output, chunk = self._encoding.popleft()
-            self._add(output, chunk.result())
-
-    def _add(self, output: OpenUpload, chunk: Chunk) -> None:
-        """Store a chunk of an upload."""
+    def _add(self, output: OpenUpload, encode: Encode) -> int:
+        """Store a chunk of an upload once it is encoded; how many records it has."""
+        chunk = encode()
         self._run.outbox.add(output.upload_id, chunk)
-        self._run.counters.records += chunk.records
         self._run.wake()
+        return chunk.records
+
+    def _await_stored(self, left: int) -> None:
+        """Wait until so few chunks are not stored yet; raises what the first of them met."""
+        while len(self._waiting) > left:
+            self._count(self._waiting.popleft().result())
+
+    def _count(self, records: int) -> None:
+        """Report what was stored."""
+        self._run.counters.records += records
         self._run.report()
 
     def _due(self, until: Any, contents: Mapping[str, Any], stamp: Any) -> dict[StreamWriter, Any]:

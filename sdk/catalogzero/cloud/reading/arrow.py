@@ -28,7 +28,7 @@ _BLOCKS = 4
 
 
 def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
-    """The tables of a CSV file; every column is text, as in dict batches."""
+    """The tables of a CSV file, of a block each; every column is text, as in dict batches."""
     text, mark = file.text, re.escape(file.delimiter.encode())
     # Possessive (`*+`): by trying again it would take time quadratic in the block.
     regular = re.compile(
@@ -45,8 +45,7 @@ def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
             text.line += line_ends(block[:border])
             if border < len(block):
                 text.put_back(block[border:])
-        for start in range(0, table.num_rows, options.batch_rows):
-            yield table.slice(start, options.batch_rows)
+        yield table
 
 
 def record_border(block: bytes, regular: re.Pattern[bytes]) -> int:
