@@ -35,8 +35,8 @@ from catalogzero.protocol.identities import digest_of, upload_key
 WATERMARK_OF_CHARS = 32
 ENCODERS = min(2, os.cpu_count() or 1)
 """Threads of a pass that encode."""
-CHUNKS_WAITING = ENCODERS + 1
-"""Chunks that are encoded or stored while the next one is gathered."""
+CHUNKS_WAITING = ENCODERS + 2
+"""Chunks at most that are encoded or stored while the next one is gathered."""
 _ANY = orjson.OPT_NON_STR_KEYS
 
 
@@ -212,7 +212,7 @@ class ItemPass:
             if at_once and not self._waiting:  # a small item needs no thread
                 self._count(self._add(output, encode))
                 continue
-            self._await_stored(CHUNKS_WAITING)
+            self._await_stored(CHUNKS_WAITING - 1)
             encoded = self._encoders.submit(encode)
             self._waiting.append(self._storer.submit(self._add, output, encoded.result))
         if is_last:
