@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from catalogzero import Batch, FailedError, Params, RunCancelledError
 from catalogzero.cloud.encoding import encoder_for
-from catalogzero.cloud.item_pass import ENCODERS
+from catalogzero.cloud.item_pass import CHUNKS_WAITING
 from catalogzero.cloud.reading.ahead import BATCHES_AHEAD, read_ahead
 from catalogzero.cloud.reading.records import BadRecords, ReadOptions
 from catalogzero.cloud.reading.sources import FileItem
@@ -135,8 +135,8 @@ async def test_no_more_chunks_wait_than_there_is_work_for(tmp_path: Path) -> Non
         site.author.stored = lambda: sum(one.chunks for one in store.uploads(("building",)))  # type: ignore[attr-defined]
         await site.run(chunk_format="parquet")
 
-    # Beside those that wait: one that is gathered, and one that another one completes.
-    assert 0 < site.author.most <= ENCODERS + 3  # type: ignore[attr-defined]
+    # Beside those that wait: one that is gathered, and one that waits for a place.
+    assert 0 < site.author.most <= CHUNKS_WAITING + 2  # type: ignore[attr-defined]
 
 
 def fail() -> None:

@@ -35,7 +35,9 @@ from catalogzero.protocol.identities import digest_of, upload_key
 
 WATERMARK_OF_CHARS = 32
 ENCODERS = min(2, os.cpu_count() or 1)
-"""Threads of a pass that encode; one more chunk may wait for them."""
+"""Threads of a pass that encode."""
+CHUNKS_WAITING = ENCODERS + 2
+"""Chunks at most that are encoded or stored while the next one is gathered."""
 _ANY = orjson.OPT_NON_STR_KEYS
 
 
@@ -56,8 +58,9 @@ class ItemPass:
         self._first = uuid.uuid4().hex
         kept = run.folder / "bad_records" / f"{self._first}.jsonl"
         self._bad = BadRecords(run.author.settings.on_bad_record, kept)
-        self._pool = ThreadPoolExecutor(ENCODERS, "catalogzero-encoding")
-        self._encoding = deque[tuple[OpenUpload, Future[Chunk]]]()
+        self._encoders = ThreadPoolExecutor(ENCODERS, "catalogzero-encoding")
+        self._storer = ThreadPoolExecutor(1, "catalogzero-storing")
+        self._waiting = deque[Future[int]]()
 
     def __call__(self) -> None:
         """Read, process and seal; what is not sealed at the end, or on an error, is abandoned."""
@@ -75,7 +78,7 @@ class ItemPass:
                     self._produce(reading)
                 except Exception:
                     reading.check()  # a source that changed meanwhile explains any other fault
-                    self._add_encoded(0)  # an error in these came before
+                    self._await_stored(0)  # an error in these came before
                     raise
                 # Of a part there is no content; to read the rest for it would take long.
                 contents = {} if self._run.is_cut else contents_of(reading, writers)
@@ -86,7 +89,8 @@ class ItemPass:
             counters.found += found[: LISTED - len(counters.found)]
             self._seal(self._due(reading.until, contents, stamp), stamp)
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            for pool in (self._encoders, self._storer):
+                pool.shutdown(cancel_futures=True)
             for writer in writers:
                 if writer.output is not None and writer.output.is_begun:
                     self._run.outbox.abandon(writer.output.opening.upload_id)
@@ -205,26 +209,33 @@ class ItemPass:
                 self._store(output, output.encoder.add(run.columns(part), start))
 
     def _store(self, output: OpenUpload, chunks: Iterator[Encode]) -> None:
-        """Have chunks of an upload encoded by other threads, and store those that came before."""
+        """Have chunks of an upload encoded and stored by other threads, in order."""
         for encode in chunks:
             if self._run.pairs is not None:  # there each row is seen by itself
-                self._add(output, encode())
+                self._count(self._add(output, encode()))
                 continue
-            self._add_encoded(ENCODERS)
-            self._encoding.append((output, self._pool.submit(encode)))
+            self._await_stored(CHUNKS_WAITING - 1)
+            encoded = self._encoders.submit(encode)
+            self._waiting.append(self._storer.submit(self._add_encoded, output, encoded))
 
-    def _add_encoded(self, left: int) -> None:
-        """Store chunks in their order, up to the last ones; raises what encoding one raised."""
-        while len(self._encoding) > left:
-            output, chunk = self._encoding.popleft()
-            self._add(output, chunk.result())
+    def _add_encoded(self, output: OpenUpload, encoded: Future[Chunk]) -> int:
+        return self._add(output, encoded.result())
 
-    def _add(self, output: OpenUpload, chunk: Chunk) -> None:
-        """Store a chunk of an upload."""
+    def _add(self, output: OpenUpload, chunk: Chunk) -> int:
+        """Store a chunk of an upload; how many records it has."""
         self._begin(output)
         self._run.outbox.add(output.opening.upload_id, chunk)
-        self._run.counters.records += chunk.records
         self._run.wake()
+        return chunk.records
+
+    def _await_stored(self, left: int) -> None:
+        """Wait until so few chunks are not stored yet; raises what the first of them met."""
+        while len(self._waiting) > left:
+            self._count(self._waiting.popleft().result())
+
+    def _count(self, records: int) -> None:
+        """Report what was stored."""
+        self._run.counters.records += records
         self._run.report()
 
     def _due(self, until: Any, contents: Mapping[str, Any], stamp: Any) -> dict[StreamWriter, Any]:
@@ -273,7 +284,7 @@ class ItemPass:
         run, bound = self._run, self._item.bound
         of = digest_of([bound["column"], bound["database"]], run.names_key) if bound else ""
         uploads = []
-        self._add_encoded(0)
+        self._await_stored(0)
         for writer, content in due.items():
             output = writer.output or self._open(writer)
             after, is_range = writer.watermark, writer.is_range
@@ -315,7 +326,7 @@ class ItemPass:
         for output, upload in zip(outputs, uploads, strict=True):
             self._begin(output)
             for chunk in upload.chunks:
-                self._add(output, chunk)
+                self._count(self._add(output, chunk))
         if self._strict and sealings:
             # A rule that matches nothing shows only at the end of the run: nothing may have left.
             run.unsealed.append(sealings)

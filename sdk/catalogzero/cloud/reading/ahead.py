@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from contextvars import copy_context
 from typing import TypeVar
@@ -31,10 +31,10 @@ def read_ahead(batches: Iterator[T], count: int, stack: ExitStack) -> Iterator[T
     pool, context = ThreadPoolExecutor(1, "catalogzero-reading"), copy_context()
     stack.callback(pool.shutdown, cancel_futures=True)
 
-    def begin() -> Future[T | None]:
-        return pool.submit(context.run, next, batches, None)
+    def read() -> T | None:
+        return next(batches, None)
 
-    begun = deque(begin() for _ in range(count))
+    begun = deque(pool.submit(context.run, read) for _ in range(count))
     while (batch := begun.popleft().result()) is not None:
-        begun.append(begin())
+        begun.append(pool.submit(context.run, read))
         yield batch

@@ -29,14 +29,13 @@ _BLOCKS = 4
 
 
 def csv_tables(file: CsvFile, options: ReadOptions) -> Iterator[Batch]:
-    """The tables of a CSV file; every column is text, as in dict batches."""
+    """The tables of a CSV file, of a block each; every column is text, as in dict batches."""
     for table in parsed_blocks(file, options):
         if isinstance(table, bytes):
             columns = list(zip(*file.rows(table), strict=True)) or [()] * len(file.columns)
             arrays = [pa.array(column, pa.string()) for column in columns]
             table = pa.table(arrays, names=file.columns)
-        for start in range(0, table.num_rows, options.batch_rows):
-            yield table.slice(start, options.batch_rows)
+        yield table
 
 
 def csv_dicts(file: CsvFile, options: ReadOptions) -> Iterator[Iterable[Row]]:

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from catalogzero.cloud.reading.ahead import read_ahead
 from catalogzero.cloud.reading.items import Item, Reading
@@ -35,6 +36,9 @@ from catalogzero.cloud.rows.values import SHOWN_NAMES
 from catalogzero.cloud.run_context import SourceItem
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.codings import Bounds, OverBoundsError, UnpackError, unpack
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _READ_BYTES = 1 << 20
 _PACKED_BYTES = 1 << 16
@@ -253,7 +257,13 @@ class FileReading(Reading):
         """See `Reading.batches`; raises `FailedError` that names the file, and the line."""
         options, size = self._item.options, self._identity[0]
         ahead = options.batches_ahead if size > options.block_bytes else 0
-        return read_ahead(self._batches(), ahead, self._stack)
+        batches = read_ahead(self._batches(), ahead, self._stack)
+        return chain.from_iterable(map(self._cut, batches)) if options.arrow else batches
+
+    def _cut(self, table: pa.Table) -> Iterator[pa.Table]:
+        """The batches of a table, which may be a whole block of text."""
+        rows = self._item.options.batch_rows
+        return (table.slice(start, rows) for start in range(0, table.num_rows, rows))
 
     def _batches(self) -> Iterator[Any]:
         with self._whole():
