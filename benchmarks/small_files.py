@@ -64,9 +64,9 @@ def far_end(name: str, folder: Path) -> Iterator[tuple[str, str]]:
             yield url, "benchmark"
         return
     kind = name.rpartition(" ")[2].lower()
-    with database_of(folder, kind, uuid.uuid4().hex) as (database, _):
-        with served(database, folder) as found:
-            yield found
+    where = database_of(folder, kind, uuid.uuid4().hex)
+    with where as (database, _), served(database, folder) as found:
+        yield found
 
 
 @asynccontextmanager
