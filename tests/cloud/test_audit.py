@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import orjson
@@ -34,6 +36,40 @@ def pushed(
         log.settle(log.begin(bytes=number, records=1), status=200)
     log.close()
     return log.head
+
+
+@pytest.mark.parametrize("max_bytes", [MAX_BYTES, 1])
+def test_entries_that_come_together_share_a_sync_and_each_is_synced_before_it_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_bytes: int
+) -> None:
+    log = AuditLog(tmp_path, SystemClock(), max_bytes=max_bytes)
+    first_syncs, goes_on, on_disk = threading.Event(), threading.Event(), list[int]()
+
+    def entries() -> int:
+        return verify_audit(tmp_path).pushes
+
+    def sync(descriptor: int) -> None:
+        found = os.pread(descriptor, 1 << 16, 0).count(b'"push"')
+        if not first_syncs.is_set():
+            first_syncs.set()
+            assert goes_on.wait(30)
+        on_disk.append(found)
+
+    monkeypatch.setattr("os.fdatasync", sync)
+    with ThreadPoolExecutor(6) as threads:
+        pushes = [threads.submit(log.begin, bytes=1)]
+        assert first_syncs.wait(30)
+        pushes += [threads.submit(log.begin, bytes=1) for _ in range(5)]
+        while entries() < 6:
+            threading.Event().wait(0.001)
+        assert not any(push.done() for push in pushes)
+        goes_on.set()
+        assert sorted(push.result() for push in pushes) == [1, 2, 3, 4, 5, 6]
+    log.close()
+
+    assert on_disk[0] == 1
+    assert on_disk[1] == 6  # before a file with entries that wait is given up, too
+    assert len(on_disk) <= (2 if max_bytes > 1 else 4)
 
 
 def test_the_chain_goes_on_over_files_and_restarts(tmp_path: Path) -> None:

@@ -50,11 +50,11 @@ async def test_a_worker_killed_at_any_commit_loses_and_doubles_nothing(
     state.mkdir()
     expected: dict[str, list[str]] = {}
     async with ReferenceBackend() as backend, runs(tmp_path, backend.url) as run:
-        for files, rows, steps in ((1, 150, LARGE), (3, 5, SMALL)):
+        for files, many, steps in ((1, 150, LARGE), (3, 5, SMALL)):
             for step in steps:
                 for number in range(files):
-                    name = f"{step}-{rows}-{number}.csv"
-                    expected[name] = [f"{name}-{n}" for n in range(rows)]
+                    name = f"{step}-{many}-{number}.csv"
+                    expected[name] = [f"{name}-{n}" for n in range(many)]
                     (exports / name).write_text("\n".join(["id", *expected[name], ""]))
                 (state / "die_at").write_text(f"{step}:{when}")
                 assert (await run(), (state / "die_at").exists()) == (-signal.SIGKILL, False)

@@ -95,11 +95,11 @@ def test_calls_that_come_together_share_a_commit_and_a_fault_meets_its_own(outbo
         assert len(commits) == 1
 
         with outbox.store.lock:
-            ends = [threads.submit(outbox.done, name, "job") for name in names]
+            done = [threads.submit(outbox.done, name, "job") for name in names]
             unknown = threads.submit(outbox.seal, Sealing(upload_id="unknown", upload_key="key"))
             while len(outbox.commits._waiting) < len(names) + 1:
                 threading.Event().wait(0.001)
-        assert all(end.result() for end in ends)
+        assert all(end.result() for end in done)
         with pytest.raises(UploadEndedError):
             unknown.result()
 

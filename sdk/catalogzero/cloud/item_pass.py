@@ -283,7 +283,7 @@ class ItemPass:
         """
         run, bound = self._run, self._item.bound
         of = digest_of([bound["column"], bound["database"]], run.names_key) if bound else ""
-        uploads = []
+        made = list[tuple[OpenUpload, WholeUpload]]()
         self._await_stored(0)
         for writer, content in due.items():
             output = writer.output or self._open(writer)
@@ -302,36 +302,34 @@ class ItemPass:
                 recent=writer.recent,
             )
             chunks = [encode() for encode in output.encoder.finish()]
-            uploads.append(WholeUpload(opening=output.opening, chunks=chunks, sealing=sealing))
-        numbers = self._store_sealed(list(due), uploads)
+            upload = WholeUpload(opening=output.opening, chunks=chunks, sealing=sealing)
+            made.append((output, upload))
+        numbers = self._store_sealed(made) if made else []
         for (writer, content), number in zip(due.items(), numbers, strict=True):
             writer.sealed([content, number] if writer.is_range else None)
 
-    def _store_sealed(
-        self, writers: Sequence[StreamWriter], uploads: Sequence[WholeUpload]
-    ) -> Sequence[int]:
+    def _store_sealed(self, made: Sequence[tuple[OpenUpload, WholeUpload]]) -> Sequence[int]:
         """Seal uploads that are whole: small ones soon, with those of other items.
 
         Returns:
             The source_seq of each; 0 where it is not known yet.
         """
-        run, outputs = self._run, [writer.output for writer in writers if writer.output]
-        sealings = [upload.sealing for upload in uploads]
+        run, uploads = self._run, [upload for _, upload in made]
         held = HeldItem(place=self._place, bad=self._bad, uploads=uploads)
-        is_small = held.size <= SMALL_BYTES
-        if uploads and is_small and not any(output.is_begun for output in outputs):
+        if held.size <= SMALL_BYTES and not any(output.is_begun for output, _ in made):
             run.counters.records += sum(c.records for upload in uploads for c in upload.chunks)
             run.seals.add(held)
-            return [0] * len(uploads)
-        for output, upload in zip(outputs, uploads, strict=True):
+            return [0] * len(made)
+        for output, upload in made:
             self._begin(output)
             for chunk in upload.chunks:
                 self._count(self._add(output, chunk))
-        if self._strict and sealings:
+        sealings = [upload.sealing for upload in uploads]
+        if self._strict:
             # A rule that matches nothing shows only at the end of the run: nothing may have left.
             run.unsealed.append(sealings)
-            return [0] * len(sealings)
-        return run.seal(sealings) if sealings else []
+            return [0] * len(made)
+        return run.seal(sealings)
 
 
 def after_of(item: Item, writers: Sequence[StreamWriter]) -> Any:
