@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import tracemalloc
 import uuid
 
@@ -47,7 +48,7 @@ def begin(runs: Runs, params: dict[str, int], start_by: StartBy | None) -> Run:
 
 
 def end(runs: Runs, run: Run, case: str, chars: int) -> None:
-    """It returns so many characters; or fails with as many words, having reported as many."""
+    """It returns that many characters; or fails with as long an error, having reported as much."""
     if case != "failed":
         state, reply = RunState.SUCCESS, Reply(True, "x" * chars)
     else:
@@ -59,7 +60,7 @@ def end(runs: Runs, run: Run, case: str, chars: int) -> None:
 
 
 def measured(case: str, number: int, chars: int) -> dict[str, int]:
-    """How many runs are remembered after so many, the bytes that they hold, and as counted."""
+    """How many of these runs are remembered, the bytes that they hold, and as counted."""
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     runs = Runs(window_s=600, started_s=CLOCK.monotonic(), clock=CLOCK)
@@ -76,4 +77,4 @@ def measured(case: str, number: int, chars: int) -> dict[str, int]:
 if __name__ == "__main__":
     tracemalloc.start()
     cases = {**CASES, **OUTCOMES}
-    print(json.dumps({case: measured(case, *sizes) for case, sizes in cases.items()}))
+    sys.stdout.write(json.dumps({case: measured(case, *sizes) for case, sizes in cases.items()}))
