@@ -48,7 +48,9 @@ def ended(command: list[str], environment: dict[str, str], *, terminal: bool = F
     with os.fdopen(ours, "rb", buffering=0) as printed, suppress(OSError):  # a terminal that closed
         while printed.read(1 << 16):
             pass
-    return cost_of(process, began)
+    cost = cost_of(process, began)
+    assert process.returncode == 0, command
+    return cost
 
 
 def cost_of(process: subprocess.Popen[bytes], began: float) -> Cost:

@@ -103,6 +103,11 @@ class EndedRun:
         return Times._make(_TIMES.unpack(self.numbers)[:-1])
 
     @property
+    def ended_s(self) -> float:
+        """When it ended, in monotonic seconds."""
+        return float(_TIMES.unpack(self.numbers)[3])
+
+    @property
     def weight_bytes(self) -> int:
         """What it held in memory when it was last weighed; what came to it since is less."""
         return int(_TIMES.unpack(self.numbers)[-1])
@@ -200,16 +205,19 @@ class EndedRun:
     def weigh(self, times: Times) -> None:
         """Note its times, and the bytes that it holds: in itself, and where it is remembered."""
         extras = self.extras
-        held: list[object] = [self.run_id, self.request_id, self.reply]
-        held += [self.params, self.params_digest, self.outcome_rows]
-        held += [extras.progress, extras.error, extras.traceback]
-        if self.outcome_state != "done" and self.outcome_words is not extras.error:
-            held.append(self.outcome_words)
+        held: list[object] = [self.run_id, self.request_id, self.reply, self.params]
+        if self.params_digest:
+            held.append(self.params_digest)
         if extras is not NO_EXTRAS:
-            held.append(extras)
-        own = sum(allocated_bytes(one) for one in held if one)
+            held += [extras, extras.progress, extras.error, extras.traceback]
+        if self.outcome_state != "done":  # whose words are a constant
+            held += [self.outcome_words, self.outcome_rows]
+        own = sum(map(sys.getsizeof, held)) + ROUNDING_BYTES * len(held)
         self.numbers = _TIMES.pack(*times, FIXED_BYTES + own)
 
+
+ROUNDING_BYTES = 8
+"""Python's allocator gives multiples of 16 bytes: half of one is lost on the average."""
 
 FIXED_BYTES = INDEX_BYTES + EndedRun.__basicsize__ + 16 + 80
 """What each holds: the object with the collector's header, and its packed numbers."""
@@ -219,8 +227,3 @@ def shown_params(params: bytes) -> JsonObject:
     """The params of a call, from their JSON; what is secret by its name is masked."""
     given = orjson.loads(params) if params else {}
     return {name: shown_value(name, value) for name, value in given.items()}
-
-
-def allocated_bytes(value: object) -> int:
-    """What one object takes of memory: Python's allocator gives multiples of 16 bytes."""
-    return -(-sys.getsizeof(value) // 16) * 16

@@ -88,12 +88,16 @@ class Run:
     @property
     def times(self) -> Times:
         """Its moments until now."""
+        return self._times(math.nan)
+
+    def _times(self, ended_s: float) -> Times:
         start_by = self.call.start_by
         return Times(
             self.received_at.timestamp(),
             self.received_s,
             math.nan if self.started_s is None else self.started_s,
-            start_by_s=math.nan if start_by is None else start_by.uptime_s,
+            ended_s,
+            math.nan if start_by is None else start_by.uptime_s,
         )
 
     def ids(self) -> RunIds:
@@ -162,7 +166,7 @@ class Run:
             extras=extras,
             numbers=b"",
         )
-        self.kept.weigh(self.times._replace(ended_s=ended_s))
+        self.kept.weigh(self._times(ended_s))
         return self.kept
 
 
@@ -218,7 +222,7 @@ class Runs:
             BadRequestError: The request_id was used for another method or other params.
         """
         run = self._by_request.get(call.request_id)
-        if run is None or self._is_past(run):
+        if run is None or (isinstance(run, EndedRun) and self._is_past(run)):
             return None
         if run.method_name != call.method or digest_of(run) != digest_of_params(call.params):
             raise BadRequestError(
@@ -300,10 +304,9 @@ class Runs:
                 may_come_s = run.times.received_s - self._started_s + self._window_s
                 self.forgotten_s = max(self.forgotten_s, min(run.start_by_s, may_come_s))
 
-    def _is_past(self, run: AnyRun) -> bool:
+    def _is_past(self, run: EndedRun) -> bool:
         """Whether a run ended before the window."""
-        # A run that goes on has no end yet: NaN is not past anything.
-        return self._clock.monotonic() - run.times.ended_s >= self._window_s
+        return self._clock.monotonic() - run.ended_s >= self._window_s
 
     def _shrink(self, run: EndedRun) -> None:
         """Keep no more than the outcome, and that only for a call with `start_by`."""
