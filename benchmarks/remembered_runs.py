@@ -1,11 +1,11 @@
 """What the runs that a handler remembers hold in memory.
 
-    python -m benchmarks.remembered_runs [--quick] [--runs 10000] [--large-runs 3000] [--json]
+    python -m benchmarks.remembered_runs [--quick] [--runs 10000] [--large-runs 3000] [--chars 73]
 
 `catalogzero run` serves in a process of its own; its resident memory is read after a few calls, and
-again after `runs` more. The replies have 200 bytes at first, then 10 kB in another process; params
-are a whole number. Asleep it is put beside a script that imports asyncio, pyzmq and psutil and
-answers REP.
+again after `runs` more. They return a text of `chars` characters, of which 73 make a reply of 200
+bytes; then 10 kB in another process. Params are a whole number. Asleep it is put beside a script
+that imports asyncio, pyzmq and psutil and answers REP.
 
 Budgets: 8 MB for 10,000 runs with replies of 200 bytes; 16 MiB and a tenth whatever the replies.
 """
@@ -26,10 +26,12 @@ from benchmarks.sleep import fall_asleep, floor_mb, served
 TARGET = "benchmarks.peers.heavy_entry:Heavy"
 AT_ONCE = 20
 WARM_CALLS = 200
-SMALL_CHARS, LARGE_CHARS = 73, 9_873
-"""With what a reply has besides: 200 bytes and 10 kB."""
-FULL = {"runs": 10_000, "large_runs": 3_000}
-QUICK = {"runs": 400, "large_runs": 400}
+ENVELOPE_BYTES = 127
+"""What a reply has beside its result."""
+
+LARGE_CHARS = 10_000 - ENVELOPE_BYTES
+FULL = {"runs": 10_000, "large_runs": 3_000, "chars": 200 - ENVELOPE_BYTES}
+QUICK = {**FULL, "runs": 400, "large_runs": 400}
 SMALL_BUDGET_MB, LARGE_BUDGET_MB = 8.0, 1.1 * (16 << 20) / 1e6
 
 
@@ -56,16 +58,16 @@ def own_mb(process: psutil.Process) -> float:
     return float(process.memory_info().rss) / 1e6
 
 
-async def measure(runs: int, large_runs: int) -> Section:
+async def measure(runs: int, large_runs: int, chars: int) -> Section:
     """Every figure."""
     with tempfile.TemporaryDirectory() as name:
-        before, after, asleep = await remembered(runs, SMALL_CHARS, Path(name) / "small")
+        before, after, asleep = await remembered(runs, chars, Path(name) / "small")
         large = await remembered(large_runs, LARGE_CHARS, Path(name) / "large")
     floor = floor_mb()
     return Section(
         figures=[
             Figure(
-                what=f"{runs:,} remembered runs, replies of 200 B",
+                what=f"{runs:,} remembered runs, replies of {chars + ENVELOPE_BYTES} B",
                 samples=[after - before],
                 unit="MB",
                 at_most=SMALL_BUDGET_MB,
