@@ -1,100 +1,160 @@
-"""From `catalogzero run` to the first reply, beside the imports that no handler can do without.
+"""From `catalogzero run` to the first reply, and the command's help, beside what nothing can beat.
 
-    python -m benchmarks.startup [--rounds 7] [--json]
+    python -m benchmarks.startup [--quick] [--rounds 7] [--json]
 
-The peer is `python -c "import zmq, psutil, asyncio"`, started and ended; `import catalogzero` is
-put beside the import of the libraries that it uses. Rounds alternate; both wall time and processor
-time are reported, as the latter suffers less from what else the machine does.
+The floor of the first reply is `python -c "import zmq, psutil, asyncio"`, started and ended; all of
+`catalogzero` is put beside the import of the libraries that it uses, and `--help`, in a pipe and on
+a terminal, beside the help of an empty typer app with as many commands. Rounds are interleaved.
+Processor time suffers less than wall time from what else the machine does.
+
+All run compiled, as an install is: a round is thrown away in which Python writes its bytecode.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import orjson
 import zmq
+from catalogzero.cli.main import COMMANDS
+
+from benchmarks.report import Figure, Section, main, ratios
 
 ROOT = Path(__file__).parents[1]
+FLOOR = "import zmq, psutil, asyncio"
 LIBRARIES = "asyncio, orjson, psutil, pydantic, pydantic_settings, structlog, zmq, zmq.asyncio"
-"""What `import catalogzero` imports; tests/house/test_dependencies.py holds it to these."""
+"""What the names of `catalogzero` import; tests/house/test_dependencies.py holds it to these."""
+FULL = {"rounds": 7}
+QUICK = {"rounds": 1}
+REPLY_BUDGET, IMPORT_BUDGET, HELP_BUDGET = 4.0, 1.15, 1.5
 Cost = tuple[float, float]
 """(wall seconds, processor seconds)"""
 
 
-def bare(names: str = "zmq, psutil, asyncio") -> Cost:
-    """Start Python, import, end."""
+def ended(command: list[str], environment: dict[str, str], *, terminal: bool = False) -> Cost:
+    """Start a command, read what it prints, wait for its end."""
+    ours, theirs = os.openpty() if terminal else os.pipe()
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", f"import {names}"])
+    process = subprocess.Popen(command, stdout=theirs, cwd=ROOT, env=environment)
+    os.close(theirs)
+    with os.fdopen(ours, "rb", buffering=0) as printed, suppress(OSError):  # a terminal that closed
+        while printed.read(1 << 16):
+            pass
+    cost = cost_of(process, began)
+    assert process.returncode == 0, command
+    return cost
+
+
+def cost_of(process: subprocess.Popen[bytes], began: float) -> Cost:
+    """What a process cost that ends by now."""
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     wall_s = time.perf_counter() - began
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     return wall_s, usage.ru_utime + usage.ru_stime
 
 
-def handler(folder: str) -> Cost:
+def first_reply(state: Path, environment: dict[str, str]) -> Cost:
     """`catalogzero run` until its first reply to a job call."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "catalogzero", "run", "benchmarks.peers.heavy_entry:Heavy"]
-    flags = ["--port", str(port), "--scheduler", "none", "--set", f"state_dir={folder}"]
+    command += ["--port", str(port), "--scheduler", "none", "--set", f"state_dir={state}"]
     context = zmq.Context()
     asking = context.socket(zmq.DEALER)
-    asking.linger = 0
+    asking.linger, asking.rcvtimeo = 0, 60_000
     asking.setsockopt(zmq.RECONNECT_IVL, 5)
     asking.connect(f"tcp://127.0.0.1:{port}")
     began = time.perf_counter()
-    process = subprocess.Popen([*command, *flags], cwd=ROOT, stderr=subprocess.DEVNULL)
-    asking.send_multipart((b"", b'{"method": "echo", "params": {"data": 1}, "request_id": "r"}'))
-    assert orjson.loads(asking.recv_multipart()[-1])["result"] == 1
-    wall_s = time.perf_counter() - began
-    process.kill()
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
-    asking.close()
-    context.term()
-    return wall_s, usage.ru_utime + usage.ru_stime
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        call = b'{"method": "echo", "params": {"data": 1}, "request_id": "r"}'
+        asking.send_multipart((b"", call))
+        assert orjson.loads(asking.recv_multipart()[-1])["result"] == 1
+        wall_s = time.perf_counter() - began
+    finally:
+        process.kill()
+        _, cpu_s = cost_of(process, began)
+        asking.close()
+        context.term()
+    return wall_s, cpu_s
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = [(bare(), handler(folder)) for _ in range(options.rounds + 1)][1:]
-    imports = [(bare(LIBRARIES), bare("catalogzero")) for _ in range(options.rounds + 1)][1:]
-    told = {
-        "bare_s": statistics.median(b[0] for b, _ in pairs),
-        "handler_s": statistics.median(h[0] for _, h in pairs),
-        "wall_ratio": statistics.median(h[0] / b[0] for b, h in pairs),
-        "bare_cpu_s": statistics.median(b[1] for b, _ in pairs),
-        "handler_cpu_s": statistics.median(h[1] for _, h in pairs),
-        "cpu_ratio": statistics.median(h[1] / b[1] for b, h in pairs),
-        "libraries_cpu_s": min(libraries[1] for libraries, _ in imports),
-        "import_cpu_s": min(ours[1] for _, ours in imports),
+def empty_app(folder: Path) -> Path:
+    """A typer app with as many commands as ours, which do nothing."""
+    path = folder / "empty.py"
+    commands = (
+        f'@app.command("c{number}")\ndef c{number}() -> None:\n    """Do nothing."""\n'
+        for number in range(len(COMMANDS))
+    )
+    path.write_text("\n".join(["import typer", "app = typer.Typer()", *commands, "app()", ""]))
+    return path
+
+
+def ways(folder: Path) -> dict[str, Callable[[], Cost]]:
+    """What is measured in each round."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    environment |= {"TERM": "xterm", "COLUMNS": "100"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def python(*words: str, terminal: bool = False) -> Callable[[], Cost]:
+        return lambda: ended([sys.executable, *words], environment, terminal=terminal)
+
+    empty, ours = (str(empty_app(folder)), "--help"), ("-m", "catalogzero", "--help")
+    return {
+        "floor": python("-c", FLOOR),
+        "reply": lambda: first_reply(folder / "state", environment),
+        "libraries": python("-c", f"import {LIBRARIES}"),
+        "import": python("-c", "from catalogzero import *"),
+        "empty help": python(*empty),
+        "help": python(*ours),
+        "empty help, terminal": python(*empty, terminal=True),
+        "help, terminal": python(*ours, terminal=True),
     }
-    import_ratio = told["import_ratio"] = told["import_cpu_s"] / told["libraries_cpu_s"]
-    if options.json:
-        print(json.dumps(told))
-        return
-    print(f"imports alone   {told['bare_s']:6.2f} s wall {told['bare_cpu_s']:6.2f} s CPU")
-    print(f"first reply     {told['handler_s']:6.2f} s wall {told['handler_cpu_s']:6.2f} s CPU")
-    ratios = f"{told['wall_ratio']:6.2f}        {told['cpu_ratio']:6.2f}"
-    print(f"ratio           {ratios}      budget <= 4")
-    print(f"import catalogzero / its libraries {import_ratio:5.2f} budget <= 1.15 (CPU, minimum)")
+
+
+def measure(rounds: int) -> Section:
+    """Every figure."""
+    with tempfile.TemporaryDirectory() as folder:
+        measured = ways(Path(folder))
+        samples = [{name: act() for name, act in measured.items()} for _ in range(rounds + 1)][1:]
+    wall = {name: [one[name][0] for one in samples] for name in measured}
+    cpu = {name: [one[name][1] for one in samples] for name in measured}
+
+    def ratio(what: str, name: str, peer: str, budget: float) -> list[Figure]:
+        return [
+            Figure(
+                what=f"{what}, {kind}", samples=ratios(of[name], of[peer]), unit="x", at_most=budget
+            )
+            for kind, of in (("wall", wall), ("processor", cpu))
+        ]
+
+    return Section(
+        figures=[
+            Figure(what="the bare imports, started and ended", samples=wall["floor"], unit="s"),
+            Figure(what="catalogzero run, first reply", samples=wall["reply"], unit="s"),
+            *ratio("first reply / bare imports", "reply", "floor", REPLY_BUDGET),
+            *ratio("all of catalogzero / its libraries", "import", "libraries", IMPORT_BUDGET),
+            Figure(what="catalogzero --help, in a pipe", samples=wall["help"], unit="s"),
+            *ratio("--help / empty typer app, in a pipe", "help", "empty help", HELP_BUDGET),
+            *ratio(
+                "--help / empty typer app, on a terminal",
+                "help, terminal",
+                "empty help, terminal",
+                HELP_BUDGET,
+            ),
+        ]
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(__name__))

@@ -21,6 +21,11 @@ class Heavy(Handler):
         """A job that is not isolated."""
         return data
 
+    @job(quiet=True)
+    async def text(self, chars: int) -> str:
+        """A text of that length; nothing is logged of it."""
+        return "x" * chars
+
 
 class HeavyProcessor(Heavy, CloudProcessor):
     """The same, and rows of a file sent as they are."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from typing import Any, ClassVar
 
 import pytest
 from catalogzero import Handler, HandlerClient, HandlerSettings, StartBy
 from catalogzero.errors import ExpiredError
 from catalogzero.runtime.jobs import Boot, Jobs
-from catalogzero.runtime.runs import Runs
+from catalogzero.runtime.runs import MAX_BYTES, MAX_RUNS, Runs
 from catalogzero.runtime.sleep import Sleeper
 from catalogzero.testing import serving
-from catalogzero.wire.messages import Call, Reply, decode_reply, encode_call
+from catalogzero.wire.messages import Call, Reply, decode_reply
 from catalogzero.wire.transport import Envelope
 from catalogzero.wire.waiting import Waiting
 
@@ -56,7 +58,7 @@ class World:
     async def call(self, peer: str, call: Call) -> Reply:
         """The reply to one call."""
         self.replies.pop(peer.encode(), None)
-        self.jobs.accept(call, [peer.encode()], encode_call(call))
+        self.jobs.accept(call, [peer.encode()])
         await until(lambda: peer.encode() in self.replies)
         return self.replies[peer.encode()]
 
@@ -76,6 +78,21 @@ async def test_outcomes_inside_the_window_are_bounded_in_bytes_and_never_run_twi
         await fail(0)
     assert await fail(300) == "failed"
     assert wordy.begun == [*range(301)]
+
+
+def test_what_is_remembered_holds_as_much_memory_as_is_counted_and_no_more_than_it_may() -> None:
+    """As Python's allocator counts it, in a process of its own."""
+    command = [sys.executable, "-m", "tests.core.remembering"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    found = json.loads(done.stdout)
+
+    assert found["small"]["runs"] == MAX_RUNS
+    assert found["small"]["held"] <= 8_000_000, found
+    for case in ("large", "failed"):  # as many as there is room for
+        assert 0.9 * MAX_BYTES <= found[case]["counted"] <= MAX_BYTES, found
+    assert found["outcomes"]["runs"] > MAX_RUNS
+    for case in found.values():
+        assert case["counted"] * 0.8 <= case["held"] <= case["counted"] * 1.1, found
 
 
 async def test_progress_counts_among_what_is_kept() -> None:

@@ -80,6 +80,13 @@ def test_a_command_has_an_example_that_it_takes(path: tuple[str, ...], command: 
     taken(shlex.split(re.split(r" [|>]", example)[0]))
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_has_the_first_line_of_each_one_s_help(name: str) -> None:
+    command = ROOT_COMMAND.get_command(typer.Context(ROOT_COMMAND), name)  # type: ignore[attr-defined]
+
+    assert COMMANDS[name].summary == " ".join(command.help.partition("\n\n")[0].split())
+
+
 @pytest.mark.parametrize(("path", "command"), EVERY, ids=NAMES)
 def test_every_option_and_argument_says_what_it_is(path: tuple[str, ...], command: Any) -> None:
     silent = [
@@ -394,7 +401,8 @@ def test_a_table_on_a_narrow_terminal_cuts_nothing(tmp_path: Path) -> None:
 
 UPLOAD_ID = "0123456789abcdef0123456789abcdef"
 IDS = f"""
-from catalogzero.cli.output import escape_output, print_table
+from catalogzero.cli.console import escape_output
+from catalogzero.cli.output import print_table
 escape_output()
 row = ("{UPLOAD_ID}", "held", "a source with a long name " * 4, 1000000)
 print_table(("upload_id", "state", "source", "records"), [row])
@@ -520,4 +528,4 @@ def test_a_tab_imports_no_command() -> None:
 
     *names, imported = done.stdout.splitlines()
     assert {"run", "state", "backend"} <= set(names)
-    assert imported == "['catalogzero.cli.main', 'catalogzero.cli.output']"
+    assert imported == "['catalogzero.cli.console', 'catalogzero.cli.main']"

@@ -1,6 +1,6 @@
 """The `catalogzero` command: the table of its commands, and errors to exit codes.
 
-A command's module is imported only when the command is named, or help is asked for.
+A command's module is imported only when the command is named: to list them takes this table alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 import catalogzero.early_interrupt as early_interrupt
-from catalogzero.cli.output import COLOURS, escape_output
+from catalogzero.cli.console import COLOURS, escape_output
 from catalogzero.config.state_folder import keep_private, owner_hint
 from catalogzero.errors import (
     AddressUnavailableError,
@@ -43,37 +43,105 @@ class Command(NamedTuple):
 
     panel: str
     place: str
+    summary: str  # the first line of its help: to list it imports nothing
     sql_extra: str = "sql"  # the extra that brings SQLAlchemy for it
     variables: str | None = None  # what the environment variables of its options begin with
     private: bool = False  # what it makes is its user's alone, and not for others to read
 
 
 COMMANDS = {
-    "new": Command(VENDOR, "new:new"),
-    "update": Command(VENDOR, "update:update"),
-    "test": Command(VENDOR, "test:run_contract"),
-    "build": Command(VENDOR, "build:build"),
-    "catalog": Command(VENDOR, "catalog:app"),
-    "run": Command(CLIENT, "run:run", private=True),
-    "call": Command(CLIENT, "call:call"),
-    "ping": Command(CLIENT, "call:ping"),
-    "metrics": Command(CLIENT, "call:metrics"),
-    "describe": Command(CLIENT, "call:describe"),
-    "cancel": Command(CLIENT, "call:cancel"),
-    "check": Command(CLIENT, "check:check", private=True),
-    "status": Command(CLIENT, "status:status"),
-    "preview": Command(CLIENT, "preview:preview"),
-    "outbox": Command(CLIENT, "outbox:app"),
-    "installation": Command(CLIENT, "installation:app", private=True),
-    "state": Command(CLIENT, "state:app", private=True),
-    "bundle": Command(CLIENT, "bundle:bundle", private=True),
-    "keys": Command(CLIENT, "keys:app"),
-    "systemd": Command(CLIENT, "systemd:systemd"),
-    "scheduler": Command(
-        CLIENT, "scheduler:scheduler", "scheduler", "CATALOGZERO_SCHEDULER", private=True
+    "new": Command(
+        VENDOR,
+        "new:new",
+        "Make a package of your own: a handler that processes and uploads, tests, manifest, CLI.",
     ),
-    "schedule": Command(CLIENT, "schedule:app"),
-    "backend": Command(BACKEND, "backend:app", "backend", private=True),
+    "update": Command(
+        VENDOR,
+        "update:update",
+        "Bring a newer template into a package made from it; your own changes stay.",
+    ),
+    "test": Command(
+        VENDOR,
+        "test:run_contract",
+        "Run the contract suite against an entry: what every handler and processor must do.",
+    ),
+    "build": Command(
+        VENDOR,
+        "build:build",
+        "Build wheel and sdist of an entry, with hashes and a bill of materials (CycloneDX).",
+    ),
+    "catalog": Command(VENDOR, "catalog:app", "Publish a catalog; install from one."),
+    "run": Command(
+        CLIENT,
+        "run:run",
+        "Serve a handler until SIGTERM or Ctrl-C; it then drains and ends.",
+        private=True,
+    ),
+    "call": Command(
+        CLIENT,
+        "call:call",
+        "Call a method and print its result as JSON; a terminal shows how far it is.",
+    ),
+    "ping": Command(CLIENT, "call:ping", "Whether a handler answers; it is not woken."),
+    "metrics": Command(
+        CLIENT, "call:metrics", "Memory, CPU, state and runs of a handler; it is not woken."
+    ),
+    "describe": Command(CLIENT, "call:describe", "What a handler is, and which methods it has."),
+    "cancel": Command(CLIENT, "call:cancel", "Stop a run."),
+    "check": Command(
+        CLIENT,
+        "check:check",
+        "Look at everything that a handler needs before it is started.",
+        private=True,
+    ),
+    "status": Command(
+        CLIENT,
+        "status:status",
+        "Show how everything on this machine does, and the next command for each trouble.",
+    ),
+    "preview": Command(
+        CLIENT,
+        "preview:preview",
+        "Show every request that a run would make: URL, headers, body; send nothing.",
+    ),
+    "outbox": Command(CLIENT, "outbox:app", "What waits to be sent, dead letters, the audit log."),
+    "installation": Command(
+        CLIENT,
+        "installation:app",
+        "After a state folder was copied, moved or put back: whose is it?",
+        private=True,
+    ),
+    "state": Command(
+        CLIENT, "state:app", "Back up the state of this machine, and put it back.", private=True
+    ),
+    "bundle": Command(
+        CLIENT,
+        "bundle:bundle",
+        "Write what a vendor's support needs, of one handler, several, or all of this machine.",
+        private=True,
+    ),
+    "keys": Command(CLIENT, "keys:app", "Keys for handlers beyond loopback."),
+    "systemd": Command(
+        CLIENT, "systemd:systemd", "Print hardened systemd units, which start as they stand."
+    ),
+    "scheduler": Command(
+        CLIENT,
+        "scheduler:scheduler",
+        "Call handlers at set times, with ScheduleZero's API; a page at the same address.",
+        sql_extra="scheduler",
+        variables="CATALOGZERO_SCHEDULER",
+        private=True,
+    ),
+    "schedule": Command(
+        CLIENT, "schedule:app", "Schedules and executions, at ours or any other ScheduleZero API."
+    ),
+    "backend": Command(
+        BACKEND,
+        "backend:app",
+        "The receiver of uploads and health reports.",
+        sql_extra="backend",
+        private=True,
+    ),
 }
 
 
@@ -85,7 +153,7 @@ class CommandTable(TyperGroup):
         # The names alone, for "did you mean": to fill them in would import every command.
         names: Any = dict.fromkeys(COMMANDS)
         self.commands = names
-        self._names_only = False
+        self._lists = False
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Every command, in the order of the table."""
@@ -95,9 +163,9 @@ class CommandTable(TyperGroup):
         """The command of that name."""
         if cmd_name not in COMMANDS:
             return None
-        if self._names_only:
-            return TyperCommand(cmd_name)
         command = COMMANDS[cmd_name]
+        if self._lists:
+            return TyperCommand(cmd_name, help=command.summary, rich_help_panel=command.panel)
         module, _, attribute = command.place.partition(":")
         found: Any = getattr(importlib.import_module(f"catalogzero.cli.{module}"), attribute)
         if isinstance(found, typer.Typer):
@@ -112,13 +180,21 @@ class CommandTable(TyperGroup):
         name_values(made)
         return made
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Its help: of each command the summary, without importing it."""
+        self._lists = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._lists = False
+
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """What a shell completes: the names alone, for a Tab must not import every command."""
-        self._names_only = True
+        """What a shell completes: as in the help, for a Tab must not import every command."""
+        self._lists = True
         try:
             return super().shell_complete(ctx, incomplete)
         finally:
-            self._names_only = False
+            self._lists = False
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; what is not installed is named with the extra that brings it."""

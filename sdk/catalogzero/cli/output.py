@@ -5,8 +5,6 @@ They print tables on a terminal, plain text in a pipe, JSON for scripts.
 
 from __future__ import annotations
 
-import io
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,10 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from catalogzero.config.logs import printable
+from catalogzero.config.printing import printable
 from catalogzero.wire.messages import JsonObject, encode_json
 
-COLOURS = re.compile(r"(\x1b\[[0-9;]*m)")
 LEAST_WIDTH = 10
 """Of a column that is folded; ids are never."""
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -25,39 +22,6 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 PackageFolder = Annotated[
     Path, typer.Argument(help="The package's folder.", exists=True, file_okay=False)
 ]
-
-
-class Console(io.TextIOWrapper):
-    """Standard output or error of a command: whatever is written is escaped (see `printable`).
-
-    On a terminal colours pass: they are what we write ourselves.
-    """
-
-    def __init__(self, stream: io.TextIOWrapper) -> None:
-        super().__init__(
-            stream.buffer,
-            encoding=stream.encoding,
-            errors=stream.errors,
-            line_buffering=True,
-            write_through=True,
-        )
-
-    def write(self, text: str) -> int:
-        """Write a text, escaped."""
-        parts = COLOURS.split(text) if self.isatty() else [text]
-        return super().write("".join(p if COLOURS.fullmatch(p) else printable(p) for p in parts))
-
-    def close(self) -> None:
-        """Leave the stream below open: it is the process's."""
-        self.flush()
-
-
-def escape_output() -> None:
-    """Let whatever this process prints from now on be escaped."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout = Console(sys.stdout)
-    if isinstance(sys.stderr, io.TextIOWrapper):
-        sys.stderr = Console(sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from catalogzero.config.logs import printable
+from catalogzero.config.printing import printable
 from catalogzero.config.state_folder import create_private
 from catalogzero.runtime.handler import Handler
 

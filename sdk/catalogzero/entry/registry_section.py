@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import yaml
 
-from catalogzero.config.logs import printable
+from catalogzero.config.printing import printable
 from catalogzero.config.registry import Section, load_registry
 from catalogzero.entry.manifest import JsonSchema, Manifest, kind_of
 from catalogzero.errors import ConfigError

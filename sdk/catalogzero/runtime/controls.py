@@ -21,12 +21,13 @@ from catalogzero.runtime.control_answers import (
     RunList,
     UploadRecord,
 )
+from catalogzero.runtime.ended_runs import EndedRun
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.idle import SleepState
 from catalogzero.runtime.jobs import Boot, Jobs
 from catalogzero.runtime.methods import Method, control, control_methods
 from catalogzero.runtime.resources import is_stop
-from catalogzero.runtime.runs import Run, Runs
+from catalogzero.runtime.runs import AnyRun, Run, Runs
 from catalogzero.runtime.sleep import Sleeper
 from catalogzero.wire.messages import Call, JsonObject, Reply, encode_within, error_reply
 from catalogzero.wire.transport import Envelope
@@ -165,8 +166,7 @@ class Controls:
     ) -> RunList:
         """The last runs, newest first."""
         runs = self._runs.newest(max(0, min(limit, MAX_LISTED_RUNS)), status, method)
-        if waiting := [run for run in runs if run.waits]:
-            await asyncio.to_thread(self._look_at_uploads, waiting)
+        await self._look_at_uploads([run for run in runs if not isinstance(run, Run) and run.waits])
         return {"runs": [run.describe() for run in runs], **self.boot_fields}
 
     @control("get_run")
@@ -175,28 +175,33 @@ class Controls:
     ) -> RunFound:
         """One run, with its result while it is kept, and what became of its uploads."""
         run = self._runs.find(run_id, request_id)
-        uploads = await asyncio.to_thread(self._look_at_uploads, [run])
+        uploads = await self._look_at_uploads([run])
         found: RunFound = {**run.outcome(), **self.boot_fields}
         if uploads is not None:
             found["uploads"] = uploads
         return found
 
-    def _look_at_uploads(self, runs: list[Run]) -> list[UploadRecord] | None:
-        """What became of the uploads of these runs, in a thread; None where they have none.
+    async def _look_at_uploads(self, runs: list[AnyRun]) -> list[UploadRecord] | None:
+        """What became of the uploads of these runs; None where they have none.
 
         A run whose uploads have all arrived waits no more.
         """
-        results = [(run, run.returned()) for run in runs]
-        made = [(run, result) for run, result in results if upload_ids_in(result)]
-        if not made:
+        ended = [run for run in runs if isinstance(run, EndedRun)]
+        if not ended:
             return None
-        ids = [one for _, result in made for one in upload_ids_in(result)]
-        uploads = self._handler._uploads_of(ids)
+
+        def look() -> tuple[list[tuple[EndedRun, Any]], list[UploadRecord]]:
+            results = [(run, run.returned()) for run in ended]
+            made = [(run, result) for run, result in results if upload_ids_in(result)]
+            ids = [one for _, result in made for one in upload_ids_in(result)]
+            return made, self._handler._uploads_of(ids) if ids else []
+
+        made, uploads = await asyncio.to_thread(look)
         arrived = {one["upload_id"] for one in uploads if one["state"] == "done"}
         for run, result in made:
             if run.waits and arrived.issuperset(upload_ids_in(result)):
                 run.came_to = outcome_of(str(run.state), {**result, "status": "uploaded"})
-        return uploads
+        return uploads if made else None
 
     @control("cancel")
     def cancel(
@@ -205,7 +210,8 @@ class Controls:
         """Stop a run; one that ended is left as it is."""
         run = self._runs.find(run_id, request_id)
         self._jobs.cancel(run)
-        return {"run_id": run.run_id, "status": str(run.state), "cancelling": not run.ended}
+        goes_on = isinstance(run, Run) and not run.ended
+        return {"run_id": run.run_id, "status": str(run.state), "cancelling": goes_on}
 
     @control("sleep")
     async def sleep(self) -> HandlerStatus:

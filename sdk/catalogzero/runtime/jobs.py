@@ -32,12 +32,14 @@ from catalogzero.errors import (
     traceback_of,
     type_of,
 )
+from catalogzero.protocol.outcomes import RunOutcomeWords
 from catalogzero.runtime.control_answers import FailedRun, Failure, SuccessfulRun
+from catalogzero.runtime.ended_runs import EndedRun, RunState
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.last_boot import LastBoot
 from catalogzero.runtime.methods import Method, RunPlace, call_plain
 from catalogzero.runtime.resources import is_stop
-from catalogzero.runtime.runs import Run, Runs, RunState, current_run, outcome_frame
+from catalogzero.runtime.runs import AnyRun, Run, Runs, current_run
 from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import PackageReplacedError, WorkerPort
 from catalogzero.wire.messages import (
@@ -45,6 +47,7 @@ from catalogzero.wire.messages import (
     Call,
     JsonObject,
     Reply,
+    encode_json,
     encode_reply,
     encode_within,
     error_reply,
@@ -137,7 +140,7 @@ class Jobs:
         """Runs that wait for a place."""
         return len(self._queue)
 
-    def accept(self, call: Call, envelope: Envelope, frame: bytes) -> None:
+    def accept(self, call: Call, envelope: Envelope) -> None:
         """Take a job call: its reply is sent when it ends.
 
         Raises:
@@ -159,7 +162,7 @@ class Jobs:
             kwargs=method.bind(call.params),
             received_s=self._clock.monotonic(),
             received_at=self._clock.now(),
-            call_frame=frame,
+            params=encode_json(call.params) if call.params else b"",
         )
         self._check_room(run)
         self._runs.add(run)
@@ -191,9 +194,9 @@ class Jobs:
             raise UnknownMethodError(f"no method {name[:100]!r} here; job methods: {known}")
         return method
 
-    def cancel(self, run: Run, by: str = "cancel") -> None:
+    def cancel(self, run: AnyRun, by: str = "cancel") -> None:
         """Stop a run; one that ended, or is being stopped already, is left as it is."""
-        if run.ended or (run.cancelled_by and by != "stop"):
+        if isinstance(run, EndedRun) or run.ended or (run.cancelled_by and by != "stop"):
             return
         run.cancelled_by = run.cancelled_by or by
         if run in self._queue:
@@ -380,13 +383,13 @@ class Jobs:
         limit = self._runtime.max_message_bytes
         reply, frame = encode_within(limit, run.method.name, reply)
         state = RunState.SUCCESS if reply.success else FAILURES.get(reply.code, RunState.ERROR)
-        self._runs.end(run, state, reply, frame)
+        kept = self._runs.end(run, state, reply, frame)
         is_attempt = comes_again(run, reply)
         self.runs_total += not is_attempt
         ended: SuccessfulRun = {
             "run_id": run.run_id,
             "method": run.method.name,
-            "ended_at": run.ended_at or "",
+            "ended_at": kept.ended_at or "",
         }
         if reply.success:
             if not run.method.options.quiet:
@@ -412,16 +415,16 @@ class Jobs:
                     failure[name] = details[name]
             self.last_failure = failure
             self.last_failed_run = {**ended, "code": reply.code, "type": run.error_type}
-        self._log_end(run, reply)
+        self._log_end(run, reply, kept.came_to)
         self._waiting.answer_all(run.run_id, frame)
         if not run.method.options.quiet:
             self._sleeper.job_ended()
         if run not in self._running:
             self._note_empty()
 
-    def _log_end(self, run: Run, reply: Reply) -> None:
+    def _log_end(self, run: Run, reply: Reply, outcome: RunOutcomeWords) -> None:
         """One line on a run that ended; a quiet one that went well needs none."""
-        log, outcome = self._handler.log, run.came_to
+        log = self._handler.log
         about = {
             **run.ids(),
             "method": run.method.name,
@@ -433,7 +436,7 @@ class Jobs:
         if not reply.success:
             more = {"exception": run.traceback} if run.traceback else {}
             log.warning("run_failed", **about, code=reply.code, error=reply.error, **more)
-        elif outcome is not None:
+        else:
             write = log.debug if run.method.options.quiet else log.info
             write("run_ended", **about, outcome=outcome["state"], words=outcome["words"])
 
@@ -461,10 +464,10 @@ class Jobs:
 
     # --- those who wait -----------------------------------------------------------------
 
-    def _join(self, run: Run, call: Call, envelope: Envelope) -> None:
+    def _join(self, run: AnyRun, call: Call, envelope: Envelope) -> None:
         """Answer a caller at the run's end, or earlier as the protocol says."""
-        if run.ended:
-            self._waiting.send(envelope, outcome_frame(run))
+        if isinstance(run, EndedRun):
+            self._waiting.send(envelope, run.answer())
             return
         details: JsonObject = {"running": True, "run_id": run.run_id}
         waiter = self._waiting.enter(run.run_id, envelope)

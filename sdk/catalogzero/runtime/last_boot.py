@@ -7,6 +7,7 @@ caller sends it again. After a crash there is nothing to read, and such a call i
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import orjson
 
-from catalogzero.runtime.runs import Run
+from catalogzero.runtime.ended_runs import EndedRun
+from catalogzero.runtime.runs import AnyRun
 from catalogzero.wire.messages import Call, JsonObject
 
 NAME = "last_boot.json"
@@ -72,16 +74,17 @@ def begin_boot(folder: Path, boot_id: str) -> None:
     _write(folder, {"boot_id": boot_id})
 
 
-def write_last_boot(folder: Path, boot_id: str, ended_s: float, runs: Iterable[Run]) -> None:
+def write_last_boot(folder: Path, boot_id: str, ended_s: float, runs: Iterable[AnyRun]) -> None:
     """Leave what this boot began, the newest first, for the next; no more than 8 MiB of it."""
     began: list[tuple[str | int, str | None]] = []
     left = MAX_BYTES
     for run in runs:
-        if run.call.start_by is None or run.call.request_id is None or run.state == "refused":
+        if math.isnan(run.times.start_by_s) or run.request_id is None or run.state == "refused":
             continue
-        fits = run.ended and 0 < len(run.frame) <= min(MAX_REPLY_BYTES, left)
-        left -= len(run.frame) if fits else 0
-        began.append((run.call.request_id, run.frame.decode() if fits else None))
+        reply = run.reply if isinstance(run, EndedRun) else b""
+        fits = 0 < len(reply) <= min(MAX_REPLY_BYTES, left)
+        left -= len(reply) if fits else 0
+        began.append((run.request_id, reply.decode() if fits else None))
     _write(folder, {"boot_id": boot_id, "ended_s": ended_s, "began": began})
 
 

@@ -14,46 +14,30 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from enum import StrEnum
+from datetime import datetime
 from typing import Any, TypedDict, cast
 
 import orjson
 
 from catalogzero.clock import Clock
-from catalogzero.config.logs import shown_value
 from catalogzero.errors import BadParamsError, BadRequestError, CatalogZeroError, UnknownRunError
-from catalogzero.protocol.outcomes import RunOutcomeWords, outcome_of
+from catalogzero.protocol.outcomes import outcome_of
 from catalogzero.runtime.control_answers import RunOutcome, RunRecord
-from catalogzero.runtime.methods import Method
-from catalogzero.wire.messages import (
-    Call,
-    Reply,
-    decode_call,
-    encode_json,
-    encode_reply,
-    error_reply,
+from catalogzero.runtime.ended_runs import (
+    NO_EXTRAS,
+    EndedRun,
+    Extras,
+    RunState,
+    Times,
+    shown_params,
 )
+from catalogzero.runtime.methods import Method
+from catalogzero.wire.messages import Call, Reply, encode_json, encode_reply, error_reply
 
 MAX_RUNS = 10_000
 MAX_BYTES = 16 << 20
 MAX_OUTCOME_BYTES = 64 << 20
-KEPT_ERROR_CHARS = 200
-RUN_BYTES = 1_000
 NOTHING: Mapping[str, Any] = {}
-
-
-class RunState(StrEnum):
-    """Where a run stands."""
-
-    QUEUED = "queued"
-    WAKING = "waking"
-    RUNNING = "running"
-    CANCELLING = "cancelling"
-    SUCCESS = "success"
-    ERROR = "error"
-    CANCELLED = "cancelled"
-    REFUSED = "refused"
 
 
 class RunIds(TypedDict):
@@ -73,37 +57,48 @@ class Run:
     kwargs: Mapping[str, Any]
     received_s: float
     received_at: datetime
-    call_frame: bytes
-    """The call as it came: a method may change the params that it is given."""
+    params: bytes
+    """Those of the call, as JSON, as they came: a method may change what it is given."""
 
     state: RunState = RunState.QUEUED
     started_s: float | None = None
-    ended_s: float | None = None
     progress: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     task: asyncio.Task[None] | None = None
     cancelled_by: str | None = None
-    frame: bytes = b""
-    """The reply as it went over the wire; empty once only the outcome is kept."""
-
-    error: str = ""
     error_type: str | None = None
     traceback: str = ""
-    code: str = ""
-    came_to: RunOutcomeWords | None = None
-    """What it came to, once it has ended."""
-
-    params_digest: bytes = b""
-    """Stands for the params once only the outcome is kept."""
+    kept: EndedRun | None = None
+    """What is remembered of it, once it has ended."""
 
     @property
     def ended(self) -> bool:
         """Whether the outcome is known."""
-        return self.ended_s is not None
+        return self.kept is not None
 
     @property
-    def waits(self) -> bool:
-        """Whether it ended, and what it stored waits to be sent."""
-        return self.came_to is not None and self.came_to["state"] == "waiting"
+    def request_id(self) -> str | int | None:
+        """Its caller's."""
+        return self.call.request_id
+
+    @property
+    def method_name(self) -> str:
+        """Of the method that it runs."""
+        return self.method.name
+
+    @property
+    def times(self) -> Times:
+        """Its moments until now."""
+        return self._times(math.nan)
+
+    def _times(self, ended_s: float) -> Times:
+        start_by = self.call.start_by
+        return Times(
+            self.received_at.timestamp(),
+            self.received_s,
+            math.nan if self.started_s is None else self.started_s,
+            ended_s,
+            math.nan if start_by is None else start_by.uptime_s,
+        )
 
     def ids(self) -> RunIds:
         """What a log line of this run carries."""
@@ -117,58 +112,65 @@ class Run:
 
     def describe(self) -> RunRecord:
         """The run in `list_runs`."""
+        if self.kept is not None:
+            return self.kept.describe()
+        times = self.times
         shown: RunRecord = {
             "run_id": self.run_id,
-            "request_id": self.call.request_id,
-            "method": self.method.name,
+            "request_id": self.request_id,
+            "method": self.method_name,
             "status": str(self.state),
             "received_at": self.received_at.isoformat(),
-            "started_at": self._shown(self.started_s),
-            "ended_at": self.ended_at,
-            "outcome": self.came_to or outcome_of(str(self.state)),
+            "started_at": times.shown(times.started_s),
+            "ended_at": None,
+            "outcome": outcome_of(str(self.state)),
         }
         if self.progress:
             shown["progress"] = dict(self.progress)
-        if self.code:
-            shown["error"], shown["code"] = self.error, self.code
         return shown
-
-    def _shown(self, at_s: float | None) -> str | None:
-        """A monotonic moment of this run as a wall time."""
-        if at_s is None:
-            return None
-        return (self.received_at + timedelta(seconds=at_s - self.received_s)).isoformat()
-
-    @property
-    def ended_at(self) -> str | None:
-        """When it ended."""
-        return self._shown(self.ended_s)
 
     @property
     def began_at(self) -> str:
         """When it began; when it was received where it has not yet."""
-        return self._shown(self.started_s) or self.received_at.isoformat()
+        times = self.times
+        return times.shown(times.started_s) or self.received_at.isoformat()
 
     def outcome(self) -> RunOutcome:
-        """As `describe`, with params and result while they are kept."""
+        """As `describe`, with its params; once it has ended, as `EndedRun.outcome`."""
+        if self.kept is not None:
+            return self.kept.outcome()
         shown = cast("RunOutcome", self.describe())
-        if self.call_frame:
-            params = decode_call(self.call_frame).params
-            shown["params"] = {name: shown_value(name, value) for name, value in params.items()}
-        if self.state is RunState.SUCCESS and self.frame:
-            shown["result"] = self.returned()
-        if self.traceback:
-            shown["traceback"] = self.traceback
+        shown["params"] = shown_params(self.params)
         return shown
 
-    def returned(self) -> Any:
-        """The result of a run that succeeded, or the details of one that failed, while kept."""
-        body = orjson.loads(self.frame) if self.frame else {}
-        if "request_id" not in body:
-            return body
-        return body["result"] if self.state is RunState.SUCCESS else body.get("details")
+    def end(self, state: RunState, reply: Reply, frame: bytes, ended_s: float) -> EndedRun:
+        """Note its outcome; `frame` is the reply as it goes over the wire."""
+        returned = reply.result if reply.success else reply.details
+        came_to = outcome_of(str(state), returned, reply.error)
+        extras = NO_EXTRAS
+        if self.progress or reply.code:
+            progress = encode_json(self.progress) if self.progress else b""
+            extras = Extras(progress, reply.error, reply.code, self.traceback)
+        self.state = state
+        self.kept = EndedRun(
+            run_id=self.run_id,
+            request_id=self.request_id,
+            method_name=self.method_name,
+            state=state,
+            reply=frame,
+            params=self.params,
+            params_digest=b"",
+            outcome_state=came_to["state"],
+            outcome_words=came_to["words"],
+            outcome_rows=came_to["rows"],
+            extras=extras,
+            numbers=b"",
+        )
+        self.kept.weigh(self._times(ended_s))
+        return self.kept
 
 
+AnyRun = Run | EndedRun
 current_run: ContextVar[Run | None] = ContextVar("current_run", default=None)
 """The run that the running task or thread belongs to."""
 
@@ -201,10 +203,10 @@ class Runs:
         self._started_s = started_s
         self._window_s = window_s
         self._clock = clock
-        self._by_run: dict[str, Run] = {}
-        self._by_request: dict[str | int | None, Run] = {}
-        self._full: deque[Run] = deque()
-        self._outcomes: deque[Run] = deque()  # each ended before any of `_full`
+        self._by_run: dict[str, AnyRun] = {}
+        self._by_request: dict[str | int | None, AnyRun] = {}
+        self._full: deque[EndedRun] = deque()
+        self._outcomes: deque[EndedRun] = deque()  # each ended before any of `_full`
         self._bytes = self._outcome_bytes = 0
         self.forgotten_s = -math.inf
         self._numbers = itertools.count(1)
@@ -213,17 +215,16 @@ class Runs:
         """A run_id: unique within this boot by number, between boots by its prefix."""
         return f"{boot_id[:8]}-{next(self._numbers)}"
 
-    def known(self, call: Call) -> Run | None:
+    def known(self, call: Call) -> AnyRun | None:
         """The run that a call repeats.
 
         Raises:
             BadRequestError: The request_id was used for another method or other params.
         """
         run = self._by_request.get(call.request_id)
-        if run is None or self._is_past(run):
+        if run is None or (isinstance(run, EndedRun) and self._is_past(run)):
             return None
-        params_digest = run.params_digest or digest_of_params(decode_call(run.call_frame))
-        if run.call.method != call.method or params_digest != digest_of_params(call):
+        if run.method_name != call.method or digest_of(run) != digest_of_params(call.params):
             raise BadRequestError(
                 f"request_id {call.request_id!r} was used for another call: use a new one"
             )
@@ -241,26 +242,23 @@ class Runs:
         reply = error_reply(error, run.call)
         self.end(run, RunState.REFUSED, reply, encode_reply(reply))
 
-    def end(self, run: Run, state: RunState, reply: Reply, frame: bytes) -> None:
+    def end(self, run: Run, state: RunState, reply: Reply, frame: bytes) -> EndedRun:
         """Note the outcome of a run, and forget what is over the bounds.
 
         A refusal is kept only where the call had a `start_by`: any other may come again.
         """
-        run.state, run.frame = state, frame
-        run.error, run.code = reply.error, reply.code
-        returned = reply.result if reply.success else reply.details
-        run.came_to = outcome_of(str(state), returned, reply.error)
-        run.ended_s = self._clock.monotonic()
-        # A run that ended is kept for long, and its params stand in `call_frame` already.
-        run.kwargs = run.call.params = NOTHING
-        run.task = None
+        kept = run.end(state, reply, frame, self._clock.monotonic())
+        self._by_run[run.run_id] = kept
+        if run.request_id is not None:
+            self._by_request[run.request_id] = kept
         if state is RunState.REFUSED and run.call.start_by is None:
-            self._by_request.pop(run.call.request_id, None)
-        self._full.append(run)
-        self._bytes += weight_of(run)
+            self._by_request.pop(run.request_id, None)
+        self._full.append(kept)
+        self._bytes += kept.weight_bytes
         self.expire()
+        return kept
 
-    def find(self, run_id: str | None, request_id: str | int | None) -> Run:
+    def find(self, run_id: str | None, request_id: str | int | None) -> AnyRun:
         """The run of either id.
 
         Raises:
@@ -274,16 +272,16 @@ class Runs:
             raise UnknownRunError(f"no run {run_id or request_id!r:.200} is known here")
         return run
 
-    def newest(self, limit: int, status: str | None, method: str | None) -> list[Run]:
+    def newest(self, limit: int, status: str | None, method: str | None) -> list[AnyRun]:
         """The last runs, newest first."""
         chosen = (
             run
             for run in reversed(self._by_run.values())
-            if status in (None, str(run.state)) and method in (None, run.method.name)
+            if status in (None, str(run.state)) and method in (None, run.method_name)
         )
         return list(itertools.islice(chosen, limit))
 
-    def newest_first(self) -> Iterator[Run]:
+    def newest_first(self) -> Iterator[AnyRun]:
         """Every run that is remembered."""
         return reversed(self._by_run.values())
 
@@ -299,67 +297,48 @@ class Runs:
             self._is_past(self._outcomes[0]) or self._outcome_bytes > self._max_outcome_bytes
         ):
             run = self._outcomes.popleft()
-            self._outcome_bytes -= weight_of(run)
+            self._outcome_bytes -= run.weight_bytes
             self._forget(run)
-            if run.call.start_by is not None and not self._is_past(run):
+            if run.start_by_s is not None and not self._is_past(run):
                 # A copy of the call may come until then; from now on it would look like a new one.
-                may_come_s = run.received_s - self._started_s + self._window_s
-                begins_by_s = min(run.call.start_by.uptime_s, may_come_s)
-                self.forgotten_s = max(self.forgotten_s, begins_by_s)
+                may_come_s = run.times.received_s - self._started_s + self._window_s
+                self.forgotten_s = max(self.forgotten_s, min(run.start_by_s, may_come_s))
 
-    def _is_past(self, run: Run) -> bool:
+    def _is_past(self, run: EndedRun) -> bool:
         """Whether a run ended before the window."""
-        return run.ended_s is not None and self._clock.monotonic() - run.ended_s >= self._window_s
+        return self._clock.monotonic() - run.ended_s >= self._window_s
 
-    def _shrink(self, run: Run) -> None:
+    def _shrink(self, run: EndedRun) -> None:
         """Keep no more than the outcome, and that only for a call with `start_by`."""
-        self._bytes -= weight_of(run)
-        if run.call.start_by is None or self._is_past(run):
+        self._bytes -= run.weight_bytes
+        if run.start_by_s is None or self._is_past(run):
             self._forget(run)
             return
-        run.params_digest = digest_of_params(decode_call(run.call_frame))
-        run.frame = run.call_frame = b""
-        run.progress, run.error = NOTHING, run.error[:KEPT_ERROR_CHARS]
-        run.traceback = ""
-        self._outcome_bytes += weight_of(run)
+        run.shrink(digest_of(run))
+        self._outcome_bytes += run.weight_bytes
         self._outcomes.append(run)
 
-    def _forget(self, run: Run) -> None:
+    def _forget(self, run: EndedRun) -> None:
         del self._by_run[run.run_id]
-        if self._by_request.get(run.call.request_id) is run:
-            del self._by_request[run.call.request_id]
+        if self._by_request.get(run.request_id) is run:
+            del self._by_request[run.request_id]
 
 
-def outcome_frame(run: Run) -> bytes:
-    """The reply to a call that repeats an ended run; without its result where that is gone."""
-    if run.frame:
-        return run.frame
-    kept = Reply(
-        success=run.state is RunState.SUCCESS,
-        error=run.error,
-        code=run.code,
-        details={"result_kept": False},
-        request_id=run.call.request_id,
-        run_id=run.run_id,
-    )
-    return encode_reply(kept)
+def digest_of(run: AnyRun) -> bytes:
+    """What stands for the params of a run, see `digest_of_params`."""
+    if isinstance(run, EndedRun) and run.params_digest:
+        return run.params_digest
+    return digest_of_params(orjson.loads(run.params) if run.params else NOTHING)
 
 
-def digest_of_params(call: Call) -> bytes:
+def digest_of_params(params: Mapping[str, Any]) -> bytes:
     """What stands for the params of a call, in whatever order their names came.
 
     Raises:
         BadRequestError: They have no JSON form.
     """
     try:
-        params = encode_json(call.params, sort_keys=True)
+        text = encode_json(params, sort_keys=True)
     except TypeError as error:
         raise BadRequestError(f"params: {error}") from None
-    return hashlib.sha256(params).digest()
-
-
-def weight_of(run: Run) -> int:
-    """Bytes that a remembered run holds, roughly."""
-    progress = len(encode_json(run.progress)) if run.progress else 0
-    texts = len(run.error) + len(run.traceback)
-    return RUN_BYTES + len(run.frame) + len(run.call_frame) + texts + progress
+    return hashlib.sha256(text).digest()

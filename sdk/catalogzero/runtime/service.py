@@ -203,7 +203,7 @@ class Service:
             if call.method in self._controls.methods:
                 self._controls.accept(call, envelope)
             else:
-                self._jobs.accept(call, envelope, frame)
+                self._jobs.accept(call, envelope)
         except CatalogZeroError as error:
             if not isinstance(error, BadRequestError) or call:
                 self.handler.log.debug("refused", code=error.code, error=error.message)
