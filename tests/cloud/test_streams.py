@@ -335,7 +335,7 @@ def test_categories_of_polars_are_their_texts(chunk_format: str) -> None:
     nested = [pl.concat_list("kind", "kind").alias("both"), pl.struct("kind").alias("inner")]
 
     found, wanted = (
-        [*encoder.add(frame.with_columns(nested)), *encoder.finish()]
+        [encode() for encode in (*encoder.add(frame.with_columns(nested)), *encoder.finish())]
         for encoder, frame in (
             (encoder_for(chunk_format, 1000), categories),
             (encoder_for(chunk_format, 1000), texts),
