@@ -87,6 +87,7 @@ async def test_it_registers_with_its_address_and_methods_and_says_goodbye() -> N
                 "handler_id": "bench",
                 "address": at.address,
                 "methods": ["count", "echo", "get_metrics", "hold", "peek", "ping"],
+                "boot_id": (await at.client.ping())["boot_id"],
             }
         assert scheduler.heard[0] == ("register", "")
         assert scheduler.heard[-1] == ("report_status", "offline")
