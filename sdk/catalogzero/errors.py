@@ -203,6 +203,7 @@ _BY_CODE: dict[str, type[CatalogZeroError]] = {
         BusyError,
         DrainingError,
         WakeFailedError,
+        HandlerIdTakenError,
         UnreachableError,
         CallTimeoutError,
         FailedError,
