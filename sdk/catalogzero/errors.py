@@ -14,6 +14,7 @@
     │   ├── BusyError               all places and the queue are taken
     │   ├── DrainingError           the handler is going down
     │   ├── WakeFailedError         its resources did not open
+    │   ├── HandlerIdTakenError     another host answers under this handler_id
     │   └── UnreachableError        nobody answers at that address
     ├── CallTimeoutError        the wait ended; the run may go on
     └── RunError                the run itself ended badly: look at it before repeating
@@ -138,6 +139,12 @@ class WakeFailedError(RetryLaterError):
     code = "wake_failed"
 
 
+class HandlerIdTakenError(RetryLaterError):
+    """A scheduler refuses a registration: another host answers under this handler_id."""
+
+    code = "handler_id_taken"
+
+
 class UnreachableError(RetryLaterError, ConnectionError):
     """Nobody answered at that address within the time given; the call was never sent."""
 
@@ -196,6 +203,7 @@ _BY_CODE: dict[str, type[CatalogZeroError]] = {
         BusyError,
         DrainingError,
         WakeFailedError,
+        HandlerIdTakenError,
         UnreachableError,
         CallTimeoutError,
         FailedError,

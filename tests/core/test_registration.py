@@ -23,6 +23,7 @@ class Scheduler:
         self.known: dict[str, Any] = {}
         self.heard: list[tuple[str, str]] = []
         self.refusing = False
+        self.taken = False
         self.frozen = False
         self.port = 0
 
@@ -59,6 +60,8 @@ class Scheduler:
     def _answer(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         if self.refusing:
             return {"success": False, "error": "not now"}
+        if self.taken:
+            return {"success": False, "error": "another host answers", "code": "handler_id_taken"}
         if method == "register":
             self.known[params["handler_id"]] = params
         return {"success": params["handler_id"] in self.known}
@@ -87,6 +90,7 @@ async def test_it_registers_with_its_address_and_methods_and_says_goodbye() -> N
                 "handler_id": "bench",
                 "address": at.address,
                 "methods": ["count", "echo", "get_metrics", "hold", "peek", "ping"],
+                "boot_id": (await at.client.ping())["boot_id"],
             }
         assert scheduler.heard[0] == ("register", "")
         assert scheduler.heard[-1] == ("report_status", "offline")

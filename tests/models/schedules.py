@@ -1,7 +1,7 @@
 """Scheduler and handler, with a network that loses, delays, repeats and reorders.
 
-Two schedulers share one store; one handler; one schedule with one or two ticks. Every interleaving
-within stated bounds of faults is visited.
+Two schedulers share one store; one handler, on one host or on two under one id; one schedule with
+one or two ticks. Every interleaving within stated bounds of faults is visited.
 
 Atomic: one store transaction; one `get_run` (its answer may be acted on arbitrarily late); the
 handling of one message. Not atomic: deciding to send, and sending (a freeze lies between). A freeze
@@ -17,8 +17,13 @@ to be answered at its end; the memory is looked at before `busy` is said. READIN
 ones that break something. BUILT is TEXT with the repairs of `Rules`; SHORT has the same, and no
 `get_run` at a takeover: the handler alone judges.
 
-Not modelled: trigger arithmetic, a handler that never comes back, run_now, cancel, a schedule's own
-timeout_s, handlers without request ids, a store that loses a transaction.
+Two hosts register in any order, and calls go to the one that is registered. A registration asks
+the known host and is written later, by any scheduler. A host that is cut off runs on, is not heard,
+and comes back; one that is gone does not. What a host still runs that did not answer when it was
+replaced, nobody can know: that is a stated limit, and no fault (`replaced`).
+
+Not modelled: trigger arithmetic, a lone handler that never comes back, run_now, cancel, a
+schedule's own timeout_s, handlers without request ids, a store that loses a transaction.
 """
 
 from __future__ import annotations
@@ -64,6 +69,10 @@ class Rules(NamedTuple):
     compare_and_swap: bool = (
         True  # mutant if False (and no unique key): a claim from a stale read goes through
     )
+    asked: bool = True  # a registration from another host is refused while the known one answers
+    unheard: bool = True  # and written only if nobody was heard under that id since it was asked
+    reported: bool = True  # a host that was replaced hears of it at its next report, and registers
+    keeps_trying: bool = True  # a host that was refused registers again
 
 
 BUILT = Rules()
@@ -81,6 +90,8 @@ BUSY = "busy"  # the handler answers busy (draining, wake_failed alike)
 WINDOW = "window"  # the dedupe window passes
 SLOW = "slow"  # the scheduler gives up waiting for an answer that would come
 WAIT = "wait"  # the handler answers `timeout` while the run goes on
+CUT = "cut"  # one of two hosts is cut off: it runs on, and is not heard until it is back
+GONE = "gone"  # one of two hosts is killed, and never started again
 KINDS = frozenset({CRASH, RESTART, FREEZE, DROP, DUP, BUSY, WINDOW, SLOW, WAIT})
 
 
@@ -110,10 +121,21 @@ class Task(NamedTuple):
     known: int = 0
 
 
-Call = tuple[int, int, int, int, int]  # scheduler, tick, n, boot, era
+Call = tuple[int, int, int, int, int, int]  # scheduler, tick, n, boot, era, host
 Reply = tuple[int, int, int, str]  # scheduler, tick, n, what
-Memory = tuple[int, int, int, int]  # tick, n, state, bit mask of waiting schedulers
+Memory = tuple[int, int, int, int, int]  # tick, n, state, bit mask of waiting schedulers, host
 Written = tuple["World", list[str]]  # what follows from a write, and the invariants it breaks
+
+
+class Host(NamedTuple):
+    """One of the handler's hosts: what it is, and what it takes itself for."""
+
+    boot: int = 0
+    state: Literal["up", "cut", "gone"] = "up"
+    registered: bool = True  # as it believes
+    taking: bool = False  # its registration found the known host silent, and is still to be written
+    gave_up: bool = False
+    replaced: bool = False  # ghost: it did not answer when another took its place
 
 
 class World(NamedTuple):
@@ -127,7 +149,8 @@ class World(NamedTuple):
     owed: int  # a missed row still to be written (reading of two transactions only)
     calls: tuple[Call, ...]
     replies: tuple[Reply, ...]
-    boot: int
+    hosts: tuple[Host, ...]
+    at: int  # the host that is registered
     memory: tuple[Memory, ...]  # sorted
     era: tuple[int, ...]
     left: int  # faults still to come
@@ -145,20 +168,31 @@ class Setup(NamedTuple):
     kinds: frozenset[str] = KINDS
     misfire: bool = False
     overlap: str = "skip"
+    hosts: int = 1
 
 
-def recall(w: World, x: int, n: int) -> tuple[int, int]:
-    """What the handler knows of run n of tick x: (state, waiting schedulers)."""
-    for tick, m, state, waiters in w.memory:
-        if (tick, m) == (x, n):
+def recall(w: World, x: int, n: int, h: int) -> tuple[int, int]:
+    """What a host knows of run n of tick x: (state, waiting schedulers)."""
+    for tick, m, state, waiters, host in w.memory:
+        if (tick, m, host) == (x, n, h):
             return state, waiters
     return UNKNOWN, 0
 
 
-def remember(w: World, x: int, n: int, state: int, waiters: int = 0) -> World:
-    """The state in which the handler knows this of run n of tick x."""
-    rest = [item for item in w.memory if item[:2] != (x, n)]
-    return w._replace(memory=tuple(sorted((*rest, (x, n, state, waiters)))))
+def remember(w: World, x: int, n: int, h: int, state: int, waiters: int = 0) -> World:
+    """The state in which a host knows this of run n of tick x."""
+    rest = [item for item in w.memory if (*item[:2], item[4]) != (x, n, h)]
+    return w._replace(memory=tuple(sorted((*rest, (x, n, state, waiters, h)))))
+
+
+def with_host(w: World, h: int, host: Host) -> World:
+    """The state with one host replaced."""
+    return w._replace(hosts=put(w.hosts, h, host))
+
+
+def known_runs(w: World) -> Iterator[Memory]:
+    """What hosts know that did not fall silent before they were replaced."""
+    return (item for item in w.memory if not w.hosts[item[4]].replaced)
 
 
 def row_of(w: World, x: int) -> Row:
@@ -189,8 +223,10 @@ def first(g: Setup) -> World:
     """The initial state."""
     t = g.ticks
     none = (None,) * t
+    hosts = tuple(Host(h, registered=not h) for h in range(g.hosts))
+    zeros = (0,) * t
     return World(
-        0, 0, 0, none, (none, none), 0, (), (), 0, (), (0,) * t, g.faults, (0,) * t, (0,) * t
+        0, 0, 0, none, (none, none), 0, (), (), hosts, 0, (), zeros, g.faults, zeros, zeros
     )
 
 
@@ -206,8 +242,9 @@ def with_row(w: World, x: int, row: Row) -> Written:
         broken.append("J4")
     if row.status == "success" and not w.done[x]:
         broken.append("J5")
-    if row.status == "lost" and any(item[0] == x and item[2] != REFUSED for item in w.memory):
-        broken.append("J5")
+    known = [item for item in known_runs(w) if item[0] == x and item[2] != REFUSED]
+    if row.status == "lost" and known:
+        broken.append("J5" if any(item[4] == w.at for item in known) else "J9")
     if row.status == "lost" and old.status != "lost":
         broken.append("L1" if w.done[x] else "L2" if not w.starts[x] else "L3")
     return w._replace(rows=put(w.rows, x, row)), broken
@@ -340,17 +377,20 @@ def steps(w: World, g: Setup) -> Iterator[Move[World]]:
             if task is None:
                 continue
             if task.step == "ask":
-                found = recall(w, x, task.n)[0]
+                host = w.hosts[w.at]
+                if host.state != "up":
+                    continue  # it waits for an answer
+                found = recall(w, x, task.n, w.at)[0]
                 v = with_task(
-                    w, s, x, task._replace(step="known", known=found, boot=w.boot, era=w.era[x])
+                    w, s, x, task._replace(step="known", known=found, boot=host.boot, era=w.era[x])
                 )
                 yield Move(
-                    f"{S[s]} asks get_run .{task.n}: {KNOWN[found]}, boot {w.boot + 1}", False, v
+                    f"{S[s]} asks get_run .{task.n}: {KNOWN[found]}, boot {host.boot + 1}", False, v
                 )
             elif task.step == "known":
                 yield act(w, g, s, x, task)
             elif task.step == "send":
-                call = (s, x, task.n, task.boot, task.era)
+                call = (s, x, task.n, task.boot, task.era, w.at)
                 calls = w.calls if w.calls.count(call) > 1 else tuple(sorted((*w.calls, call)))
                 v = with_task(w._replace(calls=calls), s, x, task._replace(step="wait", known=0))
                 yield Move(f"{S[s]} sends .{task.n} (tick {x + 1})", False, v)
@@ -394,10 +434,11 @@ def act(w: World, g: Setup, s: int, x: int, task: Task) -> Move[World]:
 
 def tires(w: World, g: Setup, s: int, x: int, task: Task) -> Iterator[Move[World]]:
     """No reply came: nothing is under way any more, or (a fault) it is only slow."""
-    under_way = (
-        any(c[:3] == (s, x, task.n) for c in w.calls)
+    # Of a host that was replaced, or is silent, nothing is waited for.
+    under_way = w.hosts[w.at].state == "up" and (
+        any(c[:3] == (s, x, task.n) and c[5] == w.at for c in w.calls)
         or any(c[:3] == (s, x, task.n) for c in w.replies)
-        or recall(w, x, task.n) in ((RUNNING, 1 << s), (RUNNING, 3))
+        or recall(w, x, task.n, w.at) in ((RUNNING, 1 << s), (RUNNING, 3))
     )
     if under_way and not may(w, g, SLOW):
         return
@@ -452,21 +493,25 @@ def arrives(w: World, g: Setup) -> Iterator[Move[World]]:
     """The handler takes a call."""
     r = g.rules
     for call in sorted(set(w.calls)):
-        s, x, n, boot, era = call
+        s, x, n, boot, era, h = call
+        host = w.hosts[h]
+        if host.state != "up":
+            continue
         rest = list(w.calls)
         rest.remove(call)
         v = w._replace(calls=tuple(rest))
-        state, waiters = recall(w, x, n)
-        label = f"{H} gets {S[s]}'s .{n} (tick {x + 1})"
-        expired = r.guarded and state == UNKNOWN and (boot != w.boot or era != w.era[x])
+        state, waiters = recall(w, x, n, h)
+        label = f"{name_of(w, h)} gets {S[s]}'s .{n} (tick {x + 1})"
+        expired = r.guarded and state == UNKNOWN and (boot != host.boot or era != w.era[x])
         open_to_busy = not (expired and r.guard_first) and (state == UNKNOWN or not r.memory_first)
         if may(w, g, BUSY) and open_to_busy:
-            refused = remember(v, x, n, REFUSED) if r.refusal_kept and state == UNKNOWN else v
+            refused = remember(v, x, n, h, REFUSED) if r.refusal_kept and state == UNKNOWN else v
             yield Move(
                 f"{label}: busy", True, answer(refused._replace(left=spend(w)), s, x, n, "busy")
             )
         if state == RUNNING:
-            yield Move(f"{label}: in progress", False, remember(v, x, n, RUNNING, waiters | 1 << s))
+            v = remember(v, x, n, h, RUNNING, waiters | 1 << s)
+            yield Move(f"{label}: in progress", False, v)
         elif state == REFUSED:
             yield Move(f"{label}: busy, as before", False, answer(v, s, x, n, "busy"))
         elif state in (OK, ERR):
@@ -476,12 +521,17 @@ def arrives(w: World, g: Setup) -> Iterator[Move[World]]:
         elif expired:
             yield Move(f"{label}: expired", False, answer(v, s, x, n, "expired"))
         else:
-            v = remember(v, x, n, RUNNING, 1 << s)
+            v = remember(v, x, n, h, RUNNING, 1 << s)
             v = v._replace(starts=put(w.starts, x, min(MAX_ATTEMPTS + 1, w.starts[x] + 1)))
-            yield Move(f"{label}: START", False, v, start_broken(w, g, s, x))
+            yield Move(f"{label}: START", False, v, start_broken(w, g, s, x, h))
 
 
-def start_broken(w: World, g: Setup, s: int, x: int) -> list[str]:
+def name_of(w: World, h: int) -> str:
+    """A host, as labels have it."""
+    return H if len(w.hosts) == 1 else f"host {h + 1}"
+
+
+def start_broken(w: World, g: Setup, s: int, x: int, h: int) -> list[str]:
     """The invariants that this start breaks."""
     broken, row = [], row_of(w, x)
     if w.starts[x] and not g.safe:
@@ -490,29 +540,34 @@ def start_broken(w: World, g: Setup, s: int, x: int) -> list[str]:
             broken.append("J4")
     if w.starts[x] >= MAX_ATTEMPTS:
         broken.append("J8")
+    if w.hosts[h].replaced:
+        return broken  # a call that came late to it
     if row.status in FINAL:
         broken.append("J6")
-    if g.overlap != "parallel" and any(item[2] == RUNNING for item in w.memory):
+    running = [item for item in known_runs(w) if item[2] == RUNNING]
+    if any(item[0] == x and item[4] != h for item in running):
+        broken.append("J9")
+    elif g.overlap != "parallel" and running:
         broken.append("J7")
     return broken
 
 
 def runs(w: World, g: Setup) -> Iterator[Move[World]]:
     """Runs end; waits end; the window passes; the handler restarts."""
-    for x, n, state, waiters in w.memory:
+    for x, n, state, waiters, h in w.memory:
         if state != RUNNING:
             continue
         for end_state, what in ((OK, "ok"), (ERR, "failed")):
-            v = remember(w, x, n, end_state)
+            v = remember(w, x, n, h, end_state)
             if what == "ok":
                 v = v._replace(done=put(w.done, x, 1))
             for s in (0, 1):
-                if waiters >> s & 1:
+                if waiters >> s & 1 and w.hosts[h].state == "up":
                     v = answer(v, s, x, n, what)
             yield Move(f"run .{n} (tick {x + 1}) ends {what}", False, v)
         for s in (0, 1):
-            if may(w, g, WAIT) and waiters >> s & 1:
-                v = remember(w, x, n, RUNNING, waiters & ~(1 << s))._replace(left=spend(w))
+            if may(w, g, WAIT) and w.hosts[h].state == "up" and waiters >> s & 1:
+                v = remember(w, x, n, h, RUNNING, waiters & ~(1 << s))._replace(left=spend(w))
                 yield Move(
                     f"{H} answers timeout, the run goes on", True, answer(v, s, x, n, "timeout")
                 )
@@ -522,9 +577,67 @@ def runs(w: World, g: Setup) -> Iterator[Move[World]]:
                 memory = tuple(item for item in w.memory if item[0] != x or item[2] == RUNNING)
                 v = w._replace(memory=memory, era=put(w.era, x, w.era[x] + 1), left=spend(w))
                 yield Move(f"the dedupe window passes (tick {x + 1})", True, v)
-    if may(w, g, RESTART) and w.nxt:
-        v = w._replace(boot=w.boot + 1, memory=(), left=spend(w))
-        yield Move(f"{H} crashes and restarts (boot {w.boot + 2})", True, v)
+    for h, host in enumerate(w.hosts):
+        if may(w, g, RESTART) and w.nxt and host.state != "gone":
+            boot = max(other.boot for other in w.hosts) + 1
+            # What begins on it before it is heard again is under way to a host that was silent.
+            late = host.replaced and any(other.taking for other in w.hosts)
+            new = Host(boot, host.state, registered=len(w.hosts) == 1, replaced=late)
+            v = with_host(forgotten(w, h), h, new)._replace(left=spend(w))
+            yield Move(f"{name_of(w, h)} crashes and restarts (boot {boot + 1})", True, v)
+
+
+def forgotten(w: World, h: int) -> World:
+    """The state in which a host knows of no run."""
+    return w._replace(memory=tuple(item for item in w.memory if item[4] != h))
+
+
+def registers(w: World, g: Setup) -> Iterator[Move[World]]:
+    """A host registers, or reports that it is there: of two, each under the one id."""
+    for h, host in enumerate(w.hosts if g.hosts > 1 else ()):
+        if host.state != "up":
+            continue
+        if host.registered:
+            if w.at != h and g.rules.reported:
+                v = with_host(w, h, host._replace(registered=False))
+                yield Move(f"host {h + 1} reports: it is not the one that is registered", False, v)
+        elif w.at == h:
+            v = with_host(w, h, host._replace(replaced=False))
+            yield Move(f"host {h + 1} registers again", False, taken(v, g, h))
+        elif host.taking:
+            yield Move(f"host {h + 1} takes the place of host {w.at + 1}", False, taken(w, g, h))
+        elif not g.rules.asked:
+            yield Move(f"host {h + 1} registers", False, taken(w, g, h))
+        elif host.gave_up:
+            continue
+        elif w.hosts[w.at].state != "up":
+            v = with_host(w, h, host._replace(taking=True))
+            v = with_host(v, w.at, w.hosts[w.at]._replace(replaced=True))
+            yield Move(f"host {h + 1} registers, and host {w.at + 1} is silent", False, v)
+        elif not g.rules.keeps_trying:
+            v = with_host(w, h, host._replace(gave_up=True))
+            yield Move(f"host {h + 1} is refused", False, v)
+
+
+def taken(w: World, g: Setup, h: int) -> World:
+    """The state in which a registration is written."""
+    hosts = [host._replace(taking=host.taking and not g.rules.unheard) for host in w.hosts]
+    hosts[h] = hosts[h]._replace(registered=True, taking=False)
+    return w._replace(hosts=tuple(hosts), at=h)
+
+
+def cuts(w: World, g: Setup) -> Iterator[Move[World]]:
+    """A host is cut off, comes back, or is gone."""
+    for h, host in enumerate(w.hosts):
+        if host.state == "cut":
+            yield Move(f"host {h + 1} is back", False, with_host(w, h, host._replace(state="up")))
+        if host.state == "up" and may(w, g, CUT):
+            v = with_host(w, h, host._replace(state="cut"))._replace(left=spend(w))
+            yield Move(f"host {h + 1} is cut off", True, v)
+        if may(w, g, GONE) and all(other.state != "gone" for other in w.hosts):
+            calls = tuple(call for call in w.calls if call[5] != h)
+            v = with_host(forgotten(w, h), h, Host(host.boot, "gone"))
+            yield Move(f"host {h + 1} is gone", True, v._replace(calls=calls, left=spend(w)))
 
 
 def network(w: World, g: Setup) -> Iterator[Move[World]]:
@@ -564,6 +677,8 @@ ACTIONS: tuple[Callable[[World, Setup], Iterator[Move[World]]], ...] = (
     hears,
     arrives,
     runs,
+    registers,
+    cuts,
     network,
 )
 
@@ -584,6 +699,7 @@ RULES = {
     "J6": "no start for an execution that is final",
     "J7": "overlap skip: never two runs at once",
     "J8": "at most max_attempts starts a tick",
+    "J9": "no start beside a host that answers and runs it, no lost while that one knows the run",
 }
 LIMITS = {
     "L1": "lost, though a run finished ok",
@@ -698,6 +814,14 @@ SHORT_LEFT_OUT = [
     ("guard_first", "J2", 3),
     ("retry_safe_only", "J2", 0),
 ]
+HOST_FAULTS = only(CUT, GONE, RESTART, FREEZE)
+HOSTS = [  # (the rule that is taken out, what breaks, whether retry-safe, faults)
+    ("asked", "J5", False, 0),
+    ("asked", "J9", True, 0),
+    ("unheard", "J9", False, 2),
+    ("reported", STUCK, False, 2),
+    ("keeps_trying", STUCK, False, 1),
+]
 WHOLE = [
     ("text, for comparison", Setup(TEXT, faults=2)),
     ("text, for comparison", Setup(TEXT, safe=True, faults=2)),
@@ -759,6 +883,23 @@ CASES = [
             limit=LIMIT,
         )
         for rule, name, faults in SHORT_LEFT_OUT
+    ),
+    *(
+        Case(
+            f"two hosts, {rule} out, {'retry-safe' if safe else 'not retry-safe'}",
+            name,
+            Model(
+                Setup(SHORT._replace(**{rule: False}), safe, 1, faults, HOST_FAULTS, hosts=2),
+            ),
+            tuple(LIMITS),
+            limit=LIMIT,
+        )
+        for rule, name, safe, faults in HOSTS
+    ),
+    *(
+        whole(f"{title}, two hosts", Setup(rules, safe, 1, 2, HOST_FAULTS, hosts=2), slow=slow)
+        for title, rules, slow in (("short", SHORT, False), ("built", BUILT, True))
+        for safe in (False, True)
     ),
     whole("built, fewer faults", Setup(BUILT, faults=2), slow=False),
     whole("built, fewer faults", Setup(BUILT, safe=True, faults=2), slow=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ class Chore(Handler):
     async def again(self, text: str = "", seconds: float = 0.0) -> dict[str, Any]:
         """One run that may be repeated."""
         return await self.note(text, seconds)
+
+    def hold(self, text: str = "") -> dict[str, Any]:
+        """One run that ends once a file beside the notes is there."""
+        self._write("began", text)
+        never = threading.Event()
+        while not self.settings.notes.with_suffix(".go").exists():
+            never.wait(0.05)
+        self._write("ended", text)
+        return {"text": text}
+
+    @job(retry_safe=True)
+    def hold_again(self, text: str = "") -> dict[str, Any]:
+        """One such run that may be repeated."""
+        return self.hold(text)
 
     async def fail(self) -> None:
         """Fail."""

@@ -28,7 +28,9 @@ from catalogzero.errors import (
     UnreachableError,
 )
 from catalogzero.runtime.handler import Handler
+from catalogzero.runtime.health import SECOND_HOST
 from catalogzero.runtime.launch import make_handler, registry_path
+from catalogzero.runtime.registration import second_host_fix
 from catalogzero.runtime.service import check_exposure, curve_server, curve_to_scheduler
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.keys import CurveClient, CurveKeys
@@ -105,7 +107,7 @@ async def checked(handler: Handler) -> tuple[HandlerStanding, list[Finding]]:
         Check("methods", partial(methods_can_be_read, handler), "correct what its class says"),
         Check("state folder", partial(state_can_be_written, handler), "set `state_dir`"),
         Check("address", partial(address_is_free, handler, standing, fault), ADDRESS_FIX),
-        Check("scheduler", partial(scheduler_answers, handler), "see `scheduler`"),
+        Check("scheduler", partial(scheduler_answers, handler, standing), "see `scheduler`"),
     ]
     if runtime.curve or wide:
         own.append(Check("keys", partial(keys_are_private, runtime.curve, wide), "see `curve`"))
@@ -257,8 +259,8 @@ async def address_is_free(
     return Finding("address", "pass", where)
 
 
-async def scheduler_answers(handler: Handler) -> Finding:
-    """Whether a scheduler answers where the handler would register."""
+async def scheduler_answers(handler: Handler, standing: HandlerStanding) -> Finding:
+    """Whether a scheduler answers where the handler would register, and takes it if it runs."""
     address = handler.runtime.scheduler
     if not handler.runtime.registers:
         return Finding("scheduler", "pass", "none: it does not register")
@@ -269,6 +271,8 @@ async def scheduler_answers(handler: Handler) -> Finding:
         fix = f"start one (`catalogzero scheduler`); the handler registers when {address} is up"
         status: Literal["fail", "warn"] = "warn" if address == DEFAULT_SCHEDULER else "fail"
         return Finding("scheduler", status, f"nobody answers at {address}", fix)
+    if SECOND_HOST in (standing.metrics.get("health") or {}).get("reasons", ()):
+        return Finding("scheduler", "fail", f"{address}: {SECOND_HOST}", second_host_fix(handler))
     return Finding("scheduler", "pass", address)
 
 

@@ -29,7 +29,12 @@ from catalogzero.config.state_folder import owner_of
 from catalogzero.errors import CatalogZeroError, ConfigError
 from catalogzero.protocol.outcomes import outcome_of
 from catalogzero.runtime.control_answers import OutboxFigures
-from catalogzero.runtime.health import LOW_DISK_BYTES, disk_free_bytes, judge_health
+from catalogzero.runtime.health import (
+    LOW_DISK_BYTES,
+    SECOND_HOST,
+    disk_free_bytes,
+    judge_health,
+)
 from catalogzero.runtime.launch import folder_of, is_there, points_of
 from catalogzero.version import __version__
 from catalogzero.wire.keys import CurveClient, CurveKeys
@@ -263,6 +268,8 @@ class Look:
             return then, self._log(name, failed["ended_at"])
         if "were refused" in reason:
             return f"catalogzero outbox list {name}{self._option}", None
+        if reason == SECOND_HOST:
+            return f"catalogzero check {name}{self._option}", self._log(name, None)
         if "disk" in reason:
             return f"df -h {shlex.quote(str(row['state_dir']))}", None
         since = outbox.get("paused_since") or outbox.get("fault_since")

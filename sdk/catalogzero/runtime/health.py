@@ -14,6 +14,8 @@ from catalogzero.runtime.control_answers import Failure, HealthJudgement, Outbox
 OLD_BACKLOG_S = 3_600.0
 SKEW_S = 300.0
 LOW_DISK_BYTES = 1 << 30
+SECOND_HOST = "the scheduler refuses it: another host answers under its handler_id"
+"""Without that host's address, which its log has: reasons leave the machine."""
 
 
 def judge_health(

@@ -3,6 +3,9 @@
 It registers at start, then reports `online` as a heartbeat; a scheduler that answers that it does
 not know the handler (it was restarted) gets a new registration, and no other does, as one drops
 the server's connection. It tries for ever, and never stands in the way of calls.
+
+A handler_id is that of one host: while another answers under it, our scheduler refuses this one,
+and takes it once the other is gone.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from catalogzero.backoff import Backoff
 from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import DEFAULT_SCHEDULER
-from catalogzero.errors import CatalogZeroError, RetryLaterError
+from catalogzero.errors import CatalogZeroError, HandlerIdTakenError, RetryLaterError
 from catalogzero.runtime.handler import Handler
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.keys import CurveClientSource
@@ -34,17 +37,27 @@ class Registration:
     Args:
         handler: Its name, methods, clock and log are used, and its scheduler's ZeroMQ address.
         address: Where the handler can be called.
+        boot_id: Of this start of it.
         curve: The handler's pair and the scheduler's public key; without them, plain.
+
+    Attributes:
+        registered: Set while the scheduler knows the handler.
+        is_refused: Whether another host answers under its handler_id.
     """
 
-    def __init__(self, handler: Handler, address: str, curve: CurveClientSource | None) -> None:
+    def __init__(
+        self, handler: Handler, address: str, boot_id: str, curve: CurveClientSource | None
+    ) -> None:
         self._scheduler = handler.runtime.scheduler
+        self._named = {"handler_id": handler.handler_id, "address": address}
         methods = handler._offered_methods()
-        self._params = {"handler_id": handler.handler_id, "address": address, "methods": methods}
+        self._params = {**self._named, "methods": methods, "boot_id": boot_id}
+        self._fix = second_host_fix(handler)
         self._clock, self._log, self._seldom = handler.clock, handler.log, Seldom(handler.clock)
         self._client = HandlerClient(self._scheduler, curve=curve, clock=handler.clock)
         self._task: asyncio.Task[None] | None = None
         self.registered = asyncio.Event()
+        self.is_refused = False
 
     def start(self) -> None:
         """Begin to register."""
@@ -69,12 +82,16 @@ class Registration:
         async def register() -> None:
             send = self._client.request_plain
             reply = await send("register", self._params, timeout_s=REPLY_TIMEOUT_S)
+            self.is_refused = reply.code == HandlerIdTakenError.code
+            if self.is_refused:
+                raise HandlerIdTakenError(reply.error)
             if not reply.success:
                 raise RetryLaterError(f"registration refused: {reply.error}")
 
         while True:
             await self._retrying(register)
             self._seldom.over("scheduler_away")
+            self._seldom.over("registration_refused")
             self._log.info("registered", scheduler=self._scheduler)
             self.registered.set()
             # A scheduler that was restarted has to be asked: it does not look for its handlers.
@@ -100,14 +117,28 @@ class Registration:
 
         Nobody asked for the default scheduler: there is no warning of that one.
         """
+        error = state.outcome.exception() if state.outcome else None
+        about = {"scheduler": self._scheduler, "error": str(error)}
+        if isinstance(error, HandlerIdTakenError):
+            if times := self._seldom.is_due("registration_refused"):
+                self._log.error("registration_refused", **about, fix=self._fix, times=times)
+            return
         times = self._seldom.is_due("scheduler_away")
         if times and self._scheduler != DEFAULT_SCHEDULER:
-            error = str(state.outcome.exception() if state.outcome else None)
-            about = {"scheduler": self._scheduler, "error": error}
             self._log.warning("scheduler_away", **about, times=times)
 
     async def _report(self, status: str = "online", timeout_s: float = REPLY_TIMEOUT_S) -> bool:
         """Report the status; false where the scheduler does not know the handler."""
-        params = {"handler_id": self._params["handler_id"], "status": status}
+        params = {**self._named, "status": status}
         reply = await self._client.request_plain("report_status", params, timeout_s=timeout_s)
         return reply.success
+
+
+def second_host_fix(handler: Handler) -> str:
+    """What to do about another host that answers under a handler's handler_id."""
+    if type(handler)._uploads_of is Handler._uploads_of:
+        return "stop the other host, or give this one a `handler_id` of its own"
+    return (
+        "two state folders of one installation would overwrite each other's rows: stop the other "
+        "host, or give this one a `handler_id` and an `installation_id` of its own"
+    )

@@ -35,7 +35,7 @@ from catalogzero.errors import (
 from catalogzero.runtime.control_answers import HealthJudgement, OutboxFigures, Vitals
 from catalogzero.runtime.controls import Controls
 from catalogzero.runtime.handler import Handler, Hosted, entry_of
-from catalogzero.runtime.health import disk_free_bytes, judge_health
+from catalogzero.runtime.health import SECOND_HOST, disk_free_bytes, judge_health
 from catalogzero.runtime.jobs import Boot, Jobs
 from catalogzero.runtime.last_boot import begin_boot, read_last_boot, write_last_boot
 from catalogzero.runtime.registration import Registration
@@ -125,7 +125,8 @@ class Service:
             self._sleeper.arm()
             if runtime.registers:
                 curve = curve_to_scheduler(runtime)
-                self._registration = Registration(handler, self.address, curve)
+                boot_id = self._boot.boot_id
+                self._registration = Registration(handler, self.address, boot_id, curve)
                 undo.push_async_callback(self._registration.close)
                 self._registration.start()
             # Only now: a start that failed half way is undone here.
@@ -252,7 +253,9 @@ class Service:
     def _health(self, outbox: OutboxFigures | None) -> HealthJudgement:
         """How this handler does, by what is known in its own process."""
         worker, failure = self.handler.worker, self.handler._last_failure()
-        skew, extra = worker.status.get("clock_skew_s"), worker.status.get("reasons", ())
+        skew, extra = worker.status.get("clock_skew_s"), [*worker.status.get("reasons", ())]
+        if self._registration is not None and self._registration.is_refused:
+            extra.append(SECOND_HOST)
         return judge_health(outbox, failure, skew, extra)
 
     def _on_asleep(self) -> None:

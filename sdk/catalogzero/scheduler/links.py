@@ -20,6 +20,7 @@ from catalogzero.errors import (
     CallTimeoutError,
     CatalogZeroError,
     PermanentError,
+    RetryLaterError,
     UnreachableError,
 )
 from catalogzero.scheduler.models import KnownHandler
@@ -198,6 +199,27 @@ class Link:
         found = (await self.caller.request("get_run", asked, timeout_s=timeout_s)).unwrap()
         return found if isinstance(found, dict) else {}
 
+    async def is_held(self, handler_id: str, boot_id: str) -> bool:
+        """Whether another start of the handler is there, and keeps its place.
+
+        Args:
+            handler_id: Its name: another handler may have got its port.
+            boot_id: The start that would take the place.
+        """
+        try:
+            stamp = await self.ask()
+        except UnreachableError:
+            return False
+        except (CallTimeoutError, RetryLaterError):
+            # Its connection lives, and with it what it runs: an author's code may block its loop.
+            # A plain handler answers no ping during a call, and keeps no place.
+            return not self.plain_calls
+        except CatalogZeroError:
+            return False
+        about = self._boot.described if isinstance(self._boot.described, dict) else {}
+        is_other = about.get("handler_id", handler_id) != handler_id
+        return stamp.boot_id not in (None, boot_id) and not is_other
+
     async def _ask(self) -> Stamp:
         # All who ask in this turn of the loop share the ping; one that asks later must not: the
         # answer would be older than its question.
@@ -262,6 +284,11 @@ class Links:
         handler = await self.find_handler(handler_id)
         if handler is None:
             raise UnreachableError(f"handler '{handler_id}' is not registered")
+        return self.to(handler)
+
+    def to(self, handler: KnownHandler) -> Link:
+        """The connection to a handler where it is known to be."""
+        handler_id = handler.handler_id
         self.heard(handler_id, handler.seen_us)
         link = self.known.get(handler_id)
         if link is None or link.address != handler.address:

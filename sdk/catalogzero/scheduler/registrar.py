@@ -2,6 +2,9 @@
 
 One JSON text frame a request, as ScheduleZero's server takes it: `ping`, `register`,
 `report_status`; the replies are its replies.
+
+A handler that says its boot_id has its handler_id for itself: while one at another address answers,
+it is refused. Those of ScheduleZero say none, and the last one that registers is called.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
 from catalogzero.config.address import Address
-from catalogzero.errors import ConfigError
+from catalogzero.config.seldom import Seldom
+from catalogzero.errors import CatalogZeroError, ConfigError, HandlerIdTakenError
+from catalogzero.scheduler.models import KnownHandler
 from catalogzero.scheduler.requests import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
+from catalogzero.wire.calls import MAX_BOOT_ID_CHARS
 from catalogzero.wire.keys import CurveServerSource
 from catalogzero.wire.messages import MAX_CALL_BYTES, JsonObject, one_line_ascii
 from catalogzero.wire.reporting import Reporter
@@ -41,7 +47,7 @@ class Registrar:
         self, runner: Runner, log: FilteringBoundLogger, *, curve: CurveServerSource | None = None
     ) -> None:
         self._runner = runner
-        self._log = log
+        self._log, self._seldom = log, Seldom(runner.clock)
         self._server = ZeroMQ(server_keys=curve).serve(
             self._on_message, report=Reporter(log, runner.clock)
         )
@@ -83,8 +89,10 @@ class Registrar:
                 reply = await self.register(params)
             else:
                 reply = await self.report_status(params)
-        except (ValueError, SQLAlchemyError) as error:
+        except (ValueError, SQLAlchemyError, CatalogZeroError) as error:
             reply = {"success": False, "error": one_line_ascii(str(error))}
+            if isinstance(error, HandlerIdTakenError):
+                reply["code"] = error.code
         self._waiting.answer(waiter, orjson.dumps(reply))
 
     async def register(self, params: JsonObject) -> JsonObject:
@@ -92,9 +100,13 @@ class Registrar:
 
         Raises:
             ValueError: A parameter is missing or wrong.
+            HandlerIdTakenError: Another host answers under its handler_id.
+            LostRaceError: Another one registered meanwhile.
         """
         handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
         address = name_of(params, "address", MAX_ADDRESS_CHARS)
+        is_plain = params.get("boot_id") is None
+        boot_id = "" if is_plain else name_of(params, "boot_id", MAX_BOOT_ID_CHARS)
         try:
             Address.parse(address)
         except ConfigError as error:
@@ -104,24 +116,56 @@ class Registrar:
             raise ValueError("'methods' must be a list of names")
         if len(methods) > MAX_METHODS:
             raise ValueError(f"'methods' has more than {MAX_METHODS} names")
-        store = self._runner.store
-        new = await self._runner.write(store.register, handler_id, address, methods)
+        store, named = self._runner.store, {"handler_id": handler_id, "address": address}
+        replaces = None if is_plain else await self._replaced_by(handler_id, address, boot_id)
+        new = await self._runner.write(
+            store.register, handler_id, address, methods, replaces=replaces, anyone=is_plain
+        )
         self._runner.handler_seen(handler_id)
+        self._seldom.over(handler_id)
         status = "registered" if new else "re-registered"
-        named = {"handler_id": handler_id, "address": address}
-        self._log.info(f"handler_{status}", **named)
+        if replaces is None:
+            self._log.info(f"handler_{status}", **named)
+        else:
+            self._log.info("handler_taken_over", **named, from_address=replaces.address)
         message = f"Handler '{handler_id}' {status} successfully"
         return {"success": True, **named, "status": status, "methods": methods, "message": message}
 
+    async def _replaced_by(
+        self, handler_id: str, address: str, boot_id: str
+    ) -> KnownHandler | None:
+        """The one at another address whose place a handler takes, as it does not answer there.
+
+        Raises:
+            HandlerIdTakenError: It does.
+        """
+        known = await self._runner.read(self._runner.store.find_handler, handler_id)
+        if known is None or known.address == address:
+            return None
+        if not await self._runner.links.to(known).is_held(handler_id, boot_id):
+            return known
+        if times := self._seldom.is_due(handler_id):
+            about = {"handler_id": handler_id, "address": address, "held_by": known.address}
+            self._log.warning("handler_refused", **about, times=times)
+        raise HandlerIdTakenError(
+            f"another host is registered as '{handler_id}' and answers at {known.address}: stop "
+            "that one, or give this one a handler_id of its own"
+        )
+
     async def report_status(self, params: JsonObject) -> JsonObject:
         """Note that a handler is online or offline.
+
+        One that says its address hears that it is not registered where another took its place.
 
         Raises:
             ValueError: It does not say which one it is.
         """
         handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
         status = "offline" if params.get("status") == "offline" else "online"
-        known = await self._runner.write(self._runner.store.report, handler_id, status)
+        address = params.get("address")
+        if address is not None:
+            address = name_of(params, "address", MAX_ADDRESS_CHARS)
+        known = await self._runner.write(self._runner.store.report, handler_id, status, address)
         if not known:
             return {"success": False, "error": "Handler not registered"}
         return {"success": True, "handler_id": handler_id, "status": params.get("status")}

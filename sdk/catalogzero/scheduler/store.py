@@ -189,21 +189,51 @@ class Store(Database):
 
     # --- handlers
 
-    def register(self, handler_id: str, address: str, methods: Sequence[str]) -> bool:
-        """Remember where a handler is and what it does; true when it was not known."""
+    def register(
+        self,
+        handler_id: str,
+        address: str,
+        methods: Sequence[str],
+        *,
+        replaces: KnownHandler | None = None,
+        anyone: bool = True,
+    ) -> bool:
+        """Remember where a handler is and what it does; true when it was not known.
+
+        Args:
+            handler_id: Its name.
+            address: Where it can be called.
+            methods: Their names.
+            replaces: The one at another address whose place it takes.
+            anyone: Whether it takes the place of whoever is known.
+
+        Raises:
+            LostRaceError: Another one registered, or `replaces` was heard of since it was read.
+        """
         row = {"address": address, "methods": to_json(methods), "status": "online"}
+        known = handlers.c.handler_id == handler_id
+        free = handlers.c.address == address
+        if replaces is not None:
+            is_silent = handlers.c.seen_us == replaces.seen_us
+            free |= (handlers.c.address == replaces.address) & is_silent
         with self.writing() as c:
             row_now = {**row, "seen_us": self.now_us(c)}
-            mine = handlers.c.handler_id == handler_id
-            is_known = row_count(c.execute(sa.update(handlers).where(mine).values(row_now))) > 0
+            change = sa.update(handlers).where(known if anyone else known & free)
+            is_known = row_count(c.execute(change.values(row_now))) > 0
             if not is_known:
-                c.execute(sa.insert(handlers).values(handler_id=handler_id, **row_now))
+                try:
+                    c.execute(sa.insert(handlers).values(handler_id=handler_id, **row_now))
+                except sa.exc.IntegrityError:
+                    raise LostRaceError(f"'{handler_id}' was heard of meanwhile") from None
             return not is_known
 
-    def report(self, handler_id: str, status: str) -> bool:
-        """Note that a handler is online or offline; false when it is not known."""
+    def report(self, handler_id: str, status: str, address: str | None = None) -> bool:
+        """Note that a handler is online or offline; false when it is not known at the address."""
+        known = handlers.c.handler_id == handler_id
+        if address is not None:
+            known &= handlers.c.address == address
         with self.writing() as c:
-            change = sa.update(handlers).where(handlers.c.handler_id == handler_id)
+            change = sa.update(handlers).where(known)
             seen = {"status": status, "seen_us": self.now_us(c)}
             return row_count(c.execute(change.values(seen))) > 0
 
