@@ -30,10 +30,10 @@ from catalogzero.errors import (
 from catalogzero.runtime.handler import Handler
 from catalogzero.runtime.launch import make_handler, registry_path
 from catalogzero.runtime.service import check_exposure, curve_server, curve_to_scheduler
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.keys import CurveClient, CurveKeys
 from catalogzero.wire.messages import JsonObject
-from catalogzero.wire.zeromq import ZeroMQ
 
 OF_ITS_PLACE = {"state_dir", "log_format", "log_level"}
 """Settings that a unit gives by its environment: unlike ones are no fault."""
@@ -96,7 +96,7 @@ async def checked(handler: Handler) -> tuple[HandlerStanding, list[Finding]]:
             curve = CurveClient(keys, keys.public)
     known = str(address.callable_here) if address.port or address.path else None
     standing = HandlerStanding(handler.handler_id, "stopped")
-    fault = bind_fault(handler)
+    fault = await bind_fault(handler)
     if known is None or isinstance(fault, AddressUnavailableError):
         standing = await standing_of(handler.handler_id, known, handler.state_dir, curve)
     wide = [path for path in handler._key_files if key_files.read_by_others(path)]
@@ -221,14 +221,16 @@ def keys_are_private(curve: CurveSettings | None, wide: list[Path]) -> Finding:
     return Finding("keys", "pass", str(curve.key_file) if curve else "")
 
 
-def bind_fault(handler: Handler) -> ConfigError | None:
+async def bind_fault(handler: Handler) -> ConfigError | None:
     """Why its address cannot be bound: only binding it shows whether it is free, its keys good."""
     try:
-        server = ZeroMQ(curve_server(handler.runtime)).serve(lambda envelope, frame: None)
+        keys = curve_server(handler.runtime)
+        transport = transport_for(handler.runtime.address, server_keys=keys)
+        server = transport.serve(lambda envelope, frame: None)
         try:
-            server.bind(handler.runtime.address)
+            await server.open(handler.runtime.address)
         finally:
-            server.close()
+            await server.close()
     except ConfigError as error:
         return error
     return None

@@ -43,12 +43,12 @@ from catalogzero.runtime.runs import Runs
 from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import WorkerPort
 from catalogzero.runtime.worker_child import spec_of
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.keys import CurveClient, CurveServer, public_key, server_keys_in
 from catalogzero.wire.messages import Call, decode_call, encode_reply, error_reply
 from catalogzero.wire.reporting import Reporter
 from catalogzero.wire.transport import Envelope, Transport
 from catalogzero.wire.waiting import Waiting
-from catalogzero.wire.zeromq import ZeroMQ
 
 FAREWELL_S = 0.2
 
@@ -77,7 +77,7 @@ class Service:
             window_s=runtime.dedupe_window_s, started_s=self._boot.started_s, clock=self._clock
         )
         self._sleeper = Sleeper(handler, self._on_asleep)
-        transport = transport or ZeroMQ(server_keys=curve_server(runtime))
+        transport = transport or transport_for(runtime.address, server_keys=curve_server(runtime))
         self._wire = Reporter(handler.log, self._clock)
         self._server = transport.serve(
             self._on_message,
@@ -104,7 +104,7 @@ class Service:
             # answered, and the socket goes last.
             undo.push_async_callback(self._close_server)
             undo.push_async_callback(self._controls.close)
-            bound = self._server.bind(runtime.address)
+            bound = await self._server.open(runtime.address)
             self.port = bound.port
             self._jobs.last_boot = read_last_boot(handler.state_dir)
             begin_boot(handler.state_dir, self._boot.boot_id)
@@ -181,13 +181,8 @@ class Service:
         write_last_boot(self.handler.state_dir, boot.boot_id, ended_s, runs.newest_first())
 
     async def _close_server(self) -> None:
-        """Close the socket; at a process's end, after a moment for the last replies.
-
-        ZeroMQ has no flush, and LINGER 0 drops what its own thread has not written yet.
-        """
-        if self.farewell_s:
-            await asyncio.sleep(self.farewell_s)
-        self._server.close()
+        """Close the socket; at a process's end, after a moment for the last replies."""
+        await self._server.close(self.farewell_s)
 
     # --- dispatch -----------------------------------------------------------------------
 
