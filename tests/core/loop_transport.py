@@ -58,6 +58,9 @@ class LoopServer:
                 asyncio.get_running_loop().call_soon(peer.on_writable)
         return address
 
+    async def probe(self, address: Address) -> None:
+        """Any address is good."""
+
     def take(self, peer: int, payload: bytes) -> None:
         if self._address and len(payload) <= 2 * self.max_message_bytes:
             self._on_message([b"%d" % peer], payload)

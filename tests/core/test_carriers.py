@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,10 +14,12 @@ import pytest
 from catalogzero import CatalogZeroError, HandlerClient, UnreachableError
 from catalogzero.config.address import Address
 from catalogzero.runtime.service import serve
+from catalogzero.wire.nats import Nats
 from catalogzero.wire.transport import Envelope, Server, Transport
 from catalogzero.wire.zeromq import ZeroMQ
 
 from tests.core.loop_transport import LoopTransport
+from tests.core.nats_servers import free_port, need_nats
 from tests.core.support import Bench, breathe, until
 
 MAX_BYTES = 10_000
@@ -32,13 +34,7 @@ class Way:
     runtime: Callable[[], dict[str, Any]]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture(params=["fake", "tcp", "ipc"])
+@pytest.fixture(params=["fake", "tcp", "ipc", "nats"])
 def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
     numbers = iter(range(9))
     if request.param == "ipc":
@@ -47,6 +43,12 @@ def way(request: pytest.FixtureRequest, tmp_path: Path) -> Way:
             ZeroMQ(),
             lambda: Address(path=str(next(paths))),
             lambda: {"host": f"ipc://{next(paths)}"},
+        )
+    if request.param == "nats":
+        url = need_nats()
+        server = Address.nats_server(url)
+        return Way(
+            Nats(), lambda: server.called(uuid.uuid4().hex, "here"), lambda: {"transport": url}
         )
     transport = LoopTransport() if request.param == "fake" else ZeroMQ()
     return Way(transport, lambda: Address("127.0.0.1", free_port()), lambda: {"port": free_port()})
@@ -183,7 +185,7 @@ async def test_messages_are_carried_up_to_the_limit_and_none_beyond_twice_that(w
 async def test_control_calls_are_answered_beside_jobs(way: Way, tmp_path: Path) -> None:
     bench, runtime = Bench(), {"scheduler": "none", "state_dir": tmp_path, **way.runtime()}
     async with (
-        serve(bench, transport=way.transport, **runtime) as service,
+        serve(bench, **{"transport": way.transport, **runtime}) as service,
         HandlerClient(service.address, transport=way.transport) as client,
     ):
         jobs = [asyncio.create_task(client.call("hold", {"name": str(n)})) for n in range(4)]

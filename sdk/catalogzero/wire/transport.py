@@ -34,6 +34,7 @@ Report: TypeAlias = Callable[[str, Mapping[str, object]], None]
 - `reply_dropped`: `reply_bytes` of a reply to a peer that does not read.
 - `call_too_large`: `call_bytes` and `limit` of a message that was not handed over.
 - `server_lost`: the `error` for which the NATS server is not connected; it is tried again.
+- `server_refused`: the `error` for which a reply was not sent: it has no permission.
 - `socket_reopened`: all were disconnected, as this process grew by `grown_bytes`.
 - `socket_lost`: the `error` for which that failed; it is tried again.
 """
@@ -55,6 +56,13 @@ class Server(Protocol):
 
         Raises:
             ConfigError: It cannot listen there; names the address and the fix.
+        """
+
+    async def probe(self, address: Address) -> None:
+        """Find out whether it could listen there; no message is taken.
+
+        Raises:
+            ConfigError: As `open`.
         """
 
     def send(self, envelope: Envelope, payload: bytes) -> None:

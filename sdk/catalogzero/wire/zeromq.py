@@ -151,6 +151,11 @@ class RouterServer:
         """See `Server.open`."""
         return self.bind(address)
 
+    async def probe(self, address: Address) -> None:
+        """See `Server.probe`: only binding shows it."""
+        self.bind(address)
+        self.unbind()
+
     def bind(self, address: Address) -> Address:
         """Listen, and return the address with its port (a free one for 0); on the loop.
 
