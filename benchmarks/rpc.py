@@ -123,11 +123,19 @@ def by_http(port: int, method: str, data: str) -> Figures:
 
 def by_handler_client(port: int, method: str, data: str) -> Figures:
     """Call a handler by the SDK's own client."""
+    return _by_client(f"tcp://127.0.0.1:{port}", method, data)
 
+
+def by_handler_client_over_nats(port: int, method: str, data: str) -> Figures:
+    """The same through a NATS server."""
+    return _by_client(f"nats://127.0.0.1:{port}/echo", method, data)
+
+
+def _by_client(address: str, method: str, data: str) -> Figures:
     async def run() -> Figures:
         from catalogzero import HandlerClient
 
-        async with HandlerClient(f"tcp://127.0.0.1:{port}") as client:
+        async with HandlerClient(address) as client:
 
             async def call(number: int) -> None:
                 await client.call(method, {"data": data})
@@ -177,6 +185,7 @@ CONTENDERS = [
     Contender("handler, job", "own_handler", "echo", SMALL),
     Contender("handler, job 10 kB", "own_handler", "echo", LARGE),
     Contender("handler, job, HandlerClient", "own_handler", "echo", SMALL, by_handler_client),
+    Contender("handler over NATS", "nats_handler", "echo", SMALL, by_handler_client_over_nats),
     Contender("ScheduleZero style", "schedulezero_style", "echo", SMALL),
     Contender("zmq.asyncio", "zmq_asyncio_echo", "echo", SMALL),
     Contender("NATS micro", "nats_micro", "echo", SMALL, by_nats),
@@ -193,6 +202,7 @@ LEAST = [
     ("handler, job", "zmq.asyncio", 1.5),
     ("handler, job", "NATS micro", 2.0),
     ("handler, job", "aiohttp", 4.0),
+    ("handler over NATS", "handler, job, HandlerClient", 1 / 1.5),
 ]
 """(ours, the peer, at least how many times its calls a second)"""
 
@@ -218,7 +228,7 @@ def measure(rounds: int, nats: int) -> Section:
 
     Args:
         rounds: How many.
-        nats: The port of a NATS server; without one its row is left out.
+        nats: The port of a NATS server; without one its rows are left out.
     """
     chance = random.Random(rounds)  # noqa: S311 - an order, not a secret
     figures: dict[str, list[Figures]] = {one.name: [] for one in CONTENDERS}
@@ -226,7 +236,7 @@ def measure(rounds: int, nats: int) -> Section:
     with ExitStack() as stack:
         servers: dict[str, tuple[int, psutil.Process] | None] = {}
         for peer in dict.fromkeys(one.peer for one in CONTENDERS):
-            arguments = [str(nats)] if peer == "nats_micro" else []
+            arguments = [str(nats)] if peer.startswith("nats") else []
             servers[peer] = stack.enter_context(server(peer, *arguments))
         for _ in range(rounds):
             for one in chance.sample(CONTENDERS, len(CONTENDERS)):
@@ -261,8 +271,13 @@ def bars(p50: Mapping[str, list[float]], rate: Mapping[str, list[float]]) -> Ite
     job = "handler, job"
     times = ratios(p50[job], p50["floor"])
     yield Figure(what="p50 of a job / floor", samples=times, unit="x", at_most=1.4)
+    over_nats, direct = "handler over NATS", "handler, job, HandlerClient"
+    if over_nats in p50:
+        times = ratios(p50[over_nats], p50[direct])
+        what = f"p50 of a job over NATS / {direct}"
+        yield Figure(what=what, samples=times, unit="x", at_most=1.5)
     for name, floor, least in LEAST:
-        if floor in rate:
+        if name in rate and floor in rate:
             what, own = f"{name}, 64 in flight / {floor}", ratios(rate[name], rate[floor])
             yield Figure(what=what, samples=own, unit="x", at_least=least)
 

@@ -40,7 +40,7 @@ class World:
 
     def __init__(self, handler: Handler) -> None:
         clock = handler.clock
-        boot = Boot("boot", clock.monotonic())
+        boot = Boot("boot", clock.monotonic(), 1 << 20)
         self.runs = Runs(
             window_s=600,
             started_s=boot.started_s,

@@ -270,7 +270,7 @@ class wired:
         )
 
     async def __aenter__(self) -> str:
-        return str(self._server.bind(Address("127.0.0.1")))
+        return str(await self._server.open(Address("127.0.0.1")))
 
     async def __aexit__(self, *error: object) -> None:
-        self._server.close()
+        await self._server.close()

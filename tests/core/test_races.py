@@ -418,7 +418,7 @@ async def test_a_goodbye_that_is_cut_short_leaves_no_socket() -> None:
         await asyncio.wait([retiring], timeout=0.2)
         retiring.cancel()
         await asyncio.wait([retiring])
-    server.close()
+    server.unbind()
     await until(lambda: psutil.Process().num_fds() <= before)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from catalogzero import CallTimeoutError, CatalogZeroError, HandlerClient, UnreachableError
 from catalogzero.testing import serving
-from catalogzero.wire.transport import OnReply, Peer
+from catalogzero.wire.transport import OnAbsent, OnReply, Peer
 from catalogzero.wire.zeromq import ZeroMQ
 
 from tests.core.support import Bench, finished, until
@@ -25,14 +25,20 @@ class Lossy:
         self.loses = False
         self.serve = ZeroMQ().serve
 
-    def connect(self, address: str, on_reply: OnReply, on_writable: Callable[[], None]) -> Peer:
+    def connect(
+        self,
+        address: str,
+        on_reply: OnReply,
+        on_writable: Callable[[], None],
+        on_absent: OnAbsent,
+    ) -> Peer:
         """A connection whose replies may be lost."""
 
         def heard(payload: bytes | CatalogZeroError) -> None:
             if not self.loses:
                 on_reply(payload)
 
-        return ZeroMQ().connect(address, heard, on_writable)
+        return ZeroMQ().connect(address, heard, on_writable, on_absent)
 
 
 def free_port() -> int:

@@ -14,11 +14,9 @@ import psutil
 import pytest
 import zmq
 from catalogzero import ConfigError, HandlerClient, UnreachableError
-from catalogzero.config.address import Address
 from catalogzero.runtime.service import serve
 from catalogzero.testing import serving
 from catalogzero.wire.keys import CurveClient, CurveKeys
-from catalogzero.wire.transport import Envelope
 
 from tests.core.support import Bench, RawPeer, until
 
@@ -243,69 +241,3 @@ async def test_serve_names_every_wrong_runtime_setting() -> None:
         async with serve(Bench(), port=99_999, sleep_after_s=-1, nope=1):
             """Never reached."""
     assert {fault["field"] for fault in caught.value.details} == {"port", "sleep_after_s", "nope"}
-
-
-# --- any transport -------------------------------------------------------------------------
-
-
-class LoopTransport:
-    """A transport inside one event loop: what is sent arrives with the loop's next turn."""
-
-    def __init__(self) -> None:
-        self.on_message: Callable[[Envelope, bytes], None] | None = None
-        self.peers: dict[bytes, Callable[[bytes], None]] = {}
-
-    def serve(self, on_message: Callable[[Envelope, bytes], None], **limits: Any) -> LoopTransport:
-        self.on_message = on_message
-        return self
-
-    def bind(self, address: Address) -> Address:
-        return address
-
-    def send(self, envelope: Envelope, payload: bytes) -> None:
-        on_reply = self.peers[envelope[0]]
-        asyncio.get_running_loop().call_soon(on_reply, payload)
-
-    def close(self) -> None:
-        self.on_message = None
-
-    def connect(
-        self, address: str, on_reply: Callable[[bytes], None], on_writable: Callable[[], None]
-    ) -> LoopPeer:
-        name = f"{address} {len(self.peers)}".encode()
-        self.peers[name] = on_reply
-        return LoopPeer(self, name)
-
-
-class LoopPeer:
-    """One connection of a `LoopTransport`."""
-
-    def __init__(self, transport: LoopTransport, name: bytes) -> None:
-        self._transport, self._name = transport, name
-
-    def try_send(self, payload: bytes) -> bool:
-        on_message = self._transport.on_message
-        if on_message is not None:
-            asyncio.get_running_loop().call_soon(on_message, [self._name], payload)
-        return on_message is not None
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-async def test_handler_and_client_know_their_transport_by_its_protocol_alone() -> None:
-    transport, bench = LoopTransport(), Bench()
-    async with (
-        serve(bench, transport=transport, scheduler="none", port=7) as service,
-        HandlerClient(service.address, transport=transport) as one,
-        HandlerClient(service.address, transport=transport) as other,
-    ):
-        answers = await asyncio.gather(
-            one.call("echo", {"value": 1}), other.call("echo", {"value": 2}), one.ping()
-        )
-
-    assert [*answers[:2]] == [1, 2]
-    assert answers[2]["status"] == "ok"
-    async with HandlerClient(service.address, transport=transport) as late:
-        with pytest.raises(UnreachableError):
-            await late.call("echo", timeout_s=0.05)

@@ -68,7 +68,7 @@ class Fake:
         try:
             yield
         finally:
-            self._server.close()
+            self._server.unbind()
 
     async def register(self, scheduler: SchedulerServer, handler_id: str = "fake") -> None:
         """Be known to the scheduler."""

@@ -221,7 +221,7 @@ class Strange:
 
     def close(self) -> None:
         """Stop listening."""
-        self._server.close()
+        self._server.unbind()
 
     def _on_message(self, envelope: Any, payload: bytes) -> None:
         known = {"request_id": orjson.loads(payload).get("request_id")}
@@ -294,7 +294,7 @@ async def test_handlers_are_probed_side_by_side(
 
     await until(connected)
     for server in servers:
-        server.close()
+        server.unbind()
 
 
 async def test_a_dead_handler_delays_no_other(
@@ -322,7 +322,7 @@ class PlainPeer:
 
     def close(self) -> None:
         """Stop listening."""
-        self._server.close()
+        self._server.unbind()
 
     def _on_message(self, envelope: Any, payload: bytes) -> None:
         request = orjson.loads(payload)
@@ -376,7 +376,7 @@ async def test_a_result_that_cannot_be_written_down_ends_its_own_run_only(
         await wire.request_plain("register", given)
     body = {"handler_id": "deep", "job_method": "work"}
     answers = [await api.post("/api/run_now", json=body) for _ in range(2)]
-    server.close()
+    server.unbind()
 
     assert [one.status_code for one in answers] == [200, 200]
     assert answers[1].json()["result"]["truncated"] is True

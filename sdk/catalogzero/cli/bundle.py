@@ -267,8 +267,8 @@ def of_handler(made: Part, registry: Path | None, key_file: Path | None) -> Iter
         return [asdict(one) for one in await check_handler(known())]
 
     async def asked(method: str, **params: Any) -> Any:
-        address, curve = peer_of(target, registry, key_file, None)
-        async with HandlerClient(address, curve=curve) as client:
+        address, transport = peer_of(target, registry, key_file, None)
+        async with HandlerClient(address, transport=transport) as client:
             return await client.call(method, params, timeout_s=5.0)
 
     folder = partial(state_folder, target, registry)

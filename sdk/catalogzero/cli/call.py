@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
 from catalogzero.cli.progress import call_shown
 from catalogzero.cli.run import RegistryOption, json_object, known_handlers
 from catalogzero.config.address import FORMS, Address
 from catalogzero.config.registry import Section, load_registry
+from catalogzero.config.settings import NatsSettings, config_error
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.launch import registry_path
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.keys import CurveClient, CurveKeys, public_key
 from catalogzero.wire.messages import JsonObject
+from catalogzero.wire.transport import Transport
 
 Target = Annotated[
     str,
@@ -28,14 +32,17 @@ Target = Annotated[
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for the reply.")]
 KeyFile = Annotated[
-    Path | None, typer.Option(help="Your CURVE key pair, for a handler that is served with keys.")
+    Path | None,
+    typer.Option(
+        help="Your CURVE key pair, for a handler that is served with keys; or your NATS key."
+    ),
 ]
 ServerKey = Annotated[
     str | None, typer.Option(help="The handler's public key; by default its section's.")
 ]
 Show = Callable[[JsonObject], None]
-Peer = tuple[str, CurveClient | None]
-"""Where a handler is, and the keys to call it with."""
+Peer = tuple[str, Transport]
+"""Where a handler is, and what carries the calls to it, with the keys."""
 
 
 def call(
@@ -145,6 +152,8 @@ def address_of(section: Section) -> str:
         ConfigError: It names no port.
     """
     runtime = section.runtime
+    if (transport := str(runtime.get("transport") or "zeromq")) != "zeromq":
+        return str(Address.nats_server(transport).called(section.handler_id))
     bound = Address.of(str(runtime.get("host", "127.0.0.1")), runtime.get("port") or 0)
     if bound.path:
         return str(bound)
@@ -153,6 +162,18 @@ def address_of(section: Section) -> str:
     here = bound.callable_here
     # Bound to every interface or behind a translation, it is reached under what it registers.
     return str(Address(runtime.get("advertise_host") or here.host, here.port))
+
+
+def nats_of(section: Section) -> NatsSettings:
+    """How the NATS server of a section is reached.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+    try:
+        return NatsSettings.model_validate(section.runtime.get("nats") or {})
+    except ValidationError as error:
+        raise config_error(error, where=section.where("nats"), model=NatsSettings) from None
 
 
 def peer_of(
@@ -165,6 +186,9 @@ def peer_of(
     """
     section = None if "://" in target else load_registry(registry_path(registry)).find(target)
     address = address_of(section) if section else str(Address.parse(target))
+    if (at := Address.parse(address)).is_nats:
+        ca_file = nats_of(section).ca_file if section else None
+        return address, transport_for(at, nats=NatsSettings(key_file=key_file, ca_file=ca_file))
     curve = section.runtime.get("curve") if section else None
     server = public_key(server_key) if server_key else None
     if curve and server is None:
@@ -173,20 +197,21 @@ def peer_of(
         except ConfigError as error:
             raise ConfigError(f"{error}; or name its public key with --server-key") from None
     if server is None and key_file is None:
-        return address, None
+        return address, transport_for(at)
     if key_file is None:
         raise ConfigError(f"{target} is served with keys: name your own pair with --key-file")
     if server is None:
         raise ConfigError("--key-file needs --server-key, the handler's public key")
-    return address, CurveClient(CurveKeys.read(key_file), server)
+    keys = CurveClient(CurveKeys.read(key_file), server)
+    return address, transport_for(at, client_keys=keys)
 
 
 def _ask(peer: Peer, method: str, params: JsonObject, timeout_s: float) -> Any:
     """One call to a handler."""
-    address, curve = peer
+    address, transport = peer
 
     async def ask() -> Any:
-        async with HandlerClient(address, curve=curve) as client:
+        async with HandlerClient(address, transport=transport) as client:
             # These answer at once, and are no runs whose progress could be asked for.
             if method in ("ping", "get_metrics", "describe", "cancel"):
                 return await client.call(method, params, timeout_s=timeout_s)

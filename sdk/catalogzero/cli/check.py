@@ -32,10 +32,11 @@ from catalogzero.runtime.health import SECOND_HOST
 from catalogzero.runtime.launch import make_handler, registry_path
 from catalogzero.runtime.registration import second_host_fix
 from catalogzero.runtime.service import check_exposure, curve_server, curve_to_scheduler
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.keys import CurveClient, CurveKeys
 from catalogzero.wire.messages import JsonObject
-from catalogzero.wire.zeromq import ZeroMQ
+from catalogzero.wire.transport import Transport
 
 OF_ITS_PLACE = {"state_dir", "log_format", "log_level"}
 """Settings that a unit gives by its environment: unlike ones are no fault."""
@@ -90,17 +91,18 @@ async def check_handler(handler: Handler) -> list[Finding]:
 async def checked(handler: Handler) -> tuple[HandlerStanding, list[Finding]]:
     """How a handler stands, and every check of it; one that runs is asked itself, too."""
     runtime = handler.runtime
-    address = runtime.address
-    curve = None
-    if runtime.curve:
-        with suppress(ConfigError):  # which a check of its own names
-            keys = CurveKeys.read(runtime.curve.key_file)
-            curve = CurveClient(keys, keys.public)
+    address, transport = runtime.address, None
+    with suppress(ConfigError):  # which a check of its own names
+        address = address.called(handler.handler_id)
+        keys = CurveKeys.read(runtime.curve.key_file) if runtime.curve else None
+        curve = CurveClient(keys, keys.public) if keys else None
+        transport = transport_for(address, client_keys=curve, nats=runtime.nats)
     known = str(address.callable_here) if address.port or address.path else None
     standing = HandlerStanding(handler.handler_id, "stopped")
-    fault = bind_fault(handler)
-    if known is None or isinstance(fault, AddressUnavailableError):
-        standing = await standing_of(handler.handler_id, known, handler.state_dir, curve)
+    fault = await bind_fault(handler)
+    if known is None or isinstance(fault, AddressUnavailableError) or address.is_nats:
+        asked = None if address.is_nats and fault else known
+        standing = await standing_of(handler.handler_id, asked, handler.state_dir, transport)
     wide = [path for path in handler._key_files if key_files.read_by_others(path)]
     own = [
         Check("configuration", lambda: "settings are valid", ""),
@@ -111,7 +113,7 @@ async def checked(handler: Handler) -> tuple[HandlerStanding, list[Finding]]:
     ]
     if runtime.curve or wide:
         own.append(Check("keys", partial(keys_are_private, runtime.curve, wide), "see `curve`"))
-    if standing.answers and known and (there := await described(known, curve)):
+    if standing.answers and known and (there := await described(known, transport)):
         if state_dir := there.get("runtime", {}).get("state_dir"):
             # Its unit has given it a folder that this user's environment does not name.
             seen = runtime.model_copy(update={"state_dir": Path(state_dir)})
@@ -141,10 +143,10 @@ def outbox_of(said: JsonObject) -> Finding:
     return Finding("outbox", "pass", found)
 
 
-async def described(address: str, curve: CurveClient | None) -> JsonObject:
+async def described(address: str, transport: Transport | None) -> JsonObject:
     """What a running handler says of its settings and releases; empty where it does not answer."""
     with suppress(CatalogZeroError):
-        async with HandlerClient(address, curve=curve) as client:
+        async with HandlerClient(address, transport=transport) as client:
             found = await client.call("describe", timeout_s=CHECK_TIMEOUT_S)
             return found if isinstance(found, dict) else {}
     return {}
@@ -223,14 +225,13 @@ def keys_are_private(curve: CurveSettings | None, wide: list[Path]) -> Finding:
     return Finding("keys", "pass", str(curve.key_file) if curve else "")
 
 
-def bind_fault(handler: Handler) -> ConfigError | None:
-    """Why its address cannot be bound: only binding it shows whether it is free, its keys good."""
+async def bind_fault(handler: Handler) -> ConfigError | None:
+    """Why it cannot listen at its address: whether that is free, and its keys are good."""
+    runtime = handler.runtime
     try:
-        server = ZeroMQ(curve_server(handler.runtime)).serve(lambda envelope, frame: None)
-        try:
-            server.bind(handler.runtime.address)
-        finally:
-            server.close()
+        address, keys = runtime.address.called(handler.handler_id), curve_server(runtime)
+        transport = transport_for(address, server_keys=keys, nats=runtime.nats)
+        await transport.serve(lambda envelope, frame: None).probe(address)
     except ConfigError as error:
         return error
     return None
@@ -241,7 +242,7 @@ async def address_is_free(
 ) -> Finding:
     """Whether the address is allowed, could be bound (`fault` says why not), or is its own."""
     runtime = handler.runtime
-    at = runtime.address
+    at = runtime.address.called(handler.handler_id)
     where = str(at) if at.port or at.path else f"any free port of {at.host}"
     check_exposure(runtime)
     if standing.status != "stopped":
@@ -254,7 +255,7 @@ async def address_is_free(
     if fault:
         raise fault
     if runtime.exposed:
-        fix = "set `curve` unless the network is private"
+        fix = f"set `{runtime.encrypted_by}` unless the network is private"
         return Finding("address", "warn", f"{where} is served without encryption", fix)
     return Finding("address", "pass", where)
 

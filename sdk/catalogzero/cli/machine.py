@@ -18,10 +18,11 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from catalogzero.cli.call import address_of
+from catalogzero.cli.call import address_of, nats_of
 from catalogzero.cli.schedule import ApiAddress, ApiRequest, answers_of, shown
 from catalogzero.cli.standing import HandlerStanding, standing_of
 from catalogzero.clock import SystemClock
+from catalogzero.config.address import Address
 from catalogzero.config.certificates import expiring, good_until
 from catalogzero.config.registry import Registry, Section, read_registry
 from catalogzero.config.service_unit import is_installed
@@ -37,8 +38,11 @@ from catalogzero.runtime.health import (
 )
 from catalogzero.runtime.launch import folder_of, is_there, points_of
 from catalogzero.version import __version__
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.keys import CurveClient, CurveKeys
 from catalogzero.wire.messages import JsonObject
+from catalogzero.wire.transport import Transport
+from catalogzero.wire.zeromq import ZeroMQ
 
 SCHEDULER_S = 3.0
 SCHEDULER_UNIT = "catalogzero-scheduler"
@@ -185,7 +189,8 @@ class Look:
 
     async def _standing(self, section: Section) -> tuple[HandlerStanding, str | None, Path | None]:
         """How a section's handler stands, its address, and its state folder."""
-        name, address, folder, curve = section.handler_id, None, None, None
+        name, address, folder = section.handler_id, None, None
+        transport: Transport | None = None
         try:
             folder = folder_of(section)
             address = address_of(section)
@@ -196,9 +201,12 @@ class Look:
             if self._keys and section.runtime.get("curve"):
                 key_file = section.path.parent / section.runtime["curve"]["key_file"]
                 curve = CurveClient(self._keys, CurveKeys.read(key_file).public)
+                transport = ZeroMQ(client_keys=curve)
+            if address is not None and (at := Address.parse(address)).is_nats:
+                transport = transport_for(at, nats=nats_of(section))
         has_keys = bool(section.runtime.get("curve"))
-        asked = None if has_keys and curve is None else address
-        found = await standing_of(name, asked, folder, curve)
+        asked = None if has_keys and transport is None else address
+        found = await standing_of(name, asked, folder, transport)
         if found.status == "silent" and asked is None:
             # Nobody asked it: its lock is all that is known.
             found = replace(found, status="running")

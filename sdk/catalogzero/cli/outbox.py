@@ -154,7 +154,7 @@ def retry(
 
 async def _send_now(peer: Peer) -> SendingNow:
     """Ask the handler to send."""
-    async with HandlerClient(peer[0], curve=peer[1]) as client:
+    async with HandlerClient(peer[0], transport=peer[1]) as client:
         answer: SendingNow = await client.call("send_now", timeout_s=_ANSWER_S)
     return answer
 

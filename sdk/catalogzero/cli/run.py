@@ -62,6 +62,9 @@ def run(
         str | None, typer.Option(help="Address to bind, or ipc:///folder/x.sock; else 127.0.0.1.")
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to bind; 0: any free one.")] = None,
+    transport: Annotated[
+        str | None, typer.Option(help="NATS server to be called through, as nats://host:port.")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Address to register at; none: nowhere.")
     ] = None,
@@ -94,7 +97,8 @@ def run(
     end_with_all()
     if target is None:
         raise typer.BadParameter("name a TARGET, or --all", param_hint="TARGET")
-    given = {"handler_id": handler_id, "host": host, "port": port, "scheduler": scheduler}
+    named = {"handler_id": handler_id, "host": host, "port": port, "transport": transport}
+    given = {**named, "scheduler": scheduler}
     runtime = {name: value for name, value in given.items() if value is not None}
     flags = Flags(
         config=assignments(config or [], "--config"),
@@ -167,7 +171,9 @@ def run_once(handler: Handler, method: str, params: JsonObject, *, traceback: bo
 
     async def call() -> None:
         async with (
-            serve(handler, host="127.0.0.1", port=0, scheduler="none") as service,
+            serve(
+                handler, host="127.0.0.1", port=0, transport="zeromq", scheduler="none"
+            ) as service,
             HandlerClient(service.address) as client,
         ):
             try:

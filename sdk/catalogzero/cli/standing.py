@@ -12,8 +12,8 @@ from catalogzero.config.service_unit import is_installed
 from catalogzero.config.state_folder import holder_of
 from catalogzero.errors import CatalogZeroError
 from catalogzero.wire.client import HandlerClient
-from catalogzero.wire.keys import CurveClient
 from catalogzero.wire.messages import JsonObject
+from catalogzero.wire.transport import Transport
 
 ASK_S = 1.5
 
@@ -76,7 +76,7 @@ class HandlerStanding:
 
 
 async def standing_of(
-    handler_id: str, address: str | None, state_dir: Path | None, curve: CurveClient | None = None
+    handler_id: str, address: str | None, state_dir: Path | None, transport: Transport | None = None
 ) -> HandlerStanding:
     """Ask a handler, and look at its state folder, which is not changed.
 
@@ -84,12 +84,15 @@ async def standing_of(
         handler_id: Its name; another that answers at its address is not it.
         address: Where it is called; None where nobody knows.
         state_dir: Its own state folder.
-        curve: The keys to call it with.
+        transport: What carries the question, with the keys; by default that of the address.
     """
     pid = await asyncio.to_thread(holder_of, state_dir) if state_dir else None
     if address is not None:
         with suppress(CatalogZeroError, TimeoutError):
-            async with asyncio.timeout(2 * ASK_S), HandlerClient(address, curve=curve) as client:
+            async with (
+                asyncio.timeout(2 * ASK_S),
+                HandlerClient(address, transport=transport) as client,
+            ):
                 found = await client.call("get_metrics", timeout_s=ASK_S)
                 if isinstance(found, dict) and found.get("handler_id") == handler_id:
                     return HandlerStanding(

@@ -231,6 +231,9 @@ def _state(section: Section) -> Iterator[str]:
 
 def _who_may_call(section: Section) -> Iterator[str]:
     """Lines for the address: a folder for a socket file, or what loopback leaves open."""
+    if str(section.runtime.get("transport") or "zeromq") != "zeromq":
+        yield "# It opens no port: who may call it, the NATS server decides"
+        return
     path = Address.of(str(section.runtime.get("host", ""))).path
     if not path:
         yield "# Any local user can call it over loopback TCP; members of a group alone can with"

@@ -108,6 +108,19 @@ class CurveSettings(BaseModel):
     )
 
 
+class NatsSettings(BaseModel):
+    """How the NATS server is reached: the `nats` block of the registry file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key_file: Path | None = Field(
+        None, description="An NKEY seed, or a credentials file (`.creds`), for the NATS server."
+    )
+    ca_file: Path | None = Field(
+        None, description="CA of the NATS server, where it is a private one; demands TLS."
+    )
+
+
 class RenamingSettings(BaseSettings):
     """Settings of which the former names and values stay readable for one release."""
 
@@ -166,6 +179,12 @@ class RuntimeSettings(RenamingSettings):
         description="Address to bind, loopback unless keys are set; or ipc:///folder/name.sock.",
     )
     port: int = Field(0, ge=0, le=65_535, description="Port to bind; 0: any free one.")
+    transport: str = Field(
+        "zeromq",
+        description="What carries its calls: zeromq, at `host` and `port`; or a NATS server, "
+        "nats://host:port or tls://host:port, behind which it is called by its handler_id.",
+    )
+    nats: NatsSettings = NatsSettings()
     scheduler: str = Field(DEFAULT_SCHEDULER, description="Where to register; `none`: nowhere.")
     advertise_host: str | None = Field(None, description="Host to register, where it differs.")
     allow_plaintext: bool = Field(False, description="Serve beyond loopback without keys.")
@@ -210,6 +229,16 @@ class RuntimeSettings(RenamingSettings):
             raise ValueError(fault)
         return value
 
+    @field_validator("transport")
+    @classmethod
+    def _a_carrier(cls, value: str) -> str:
+        if value != "zeromq":
+            try:
+                Address.nats_server(value)
+            except ConfigError as error:
+                raise ValueError(f"{error}; or zeromq") from None
+        return value
+
     @field_validator("host")
     @classmethod
     def _a_place_to_bind(cls, value: str) -> str:
@@ -234,13 +263,27 @@ class RuntimeSettings(RenamingSettings):
 
     @property
     def address(self) -> Address:
-        """Where it binds."""
+        """Where it listens: what it binds, or the NATS server that it is called through."""
+        if self.transport != "zeromq":
+            return Address.nats_server(self.transport)
         return Address.of(self.host, self.port)
 
     @property
+    def encrypted_by(self) -> str:
+        """The setting that lets it be served beyond loopback."""
+        return "curve" if self.transport == "zeromq" else "nats.key_file"
+
+    @property
     def exposed(self) -> bool:
-        """Whether other machines can reach it, and nothing is encrypted."""
-        return not self.address.is_local and self.curve is None
+        """Whether other machines can reach it, and nothing is encrypted.
+
+        Through NATS: whether others can reach its server, to which it has neither TLS nor a key.
+        """
+        address = self.address
+        if address.is_nats:
+            known = self.nats.key_file or self.nats.ca_file or address.scheme == "tls"
+            return not (address.is_local or known)
+        return not address.is_local and self.curve is None
 
     @property
     def registers(self) -> bool:
@@ -276,7 +319,11 @@ class HandlerSettings(RenamingSettings):
 
 def scheduler_fault(value: str) -> str | None:
     """What is wrong with a `scheduler` setting: an address with its port, or `none`."""
-    if value == "none" or (is_address(value) and not value.endswith((":0", ":*"))):
+    if value == "none" or (
+        value.startswith(("tcp://", "ipc://"))
+        and is_address(value)
+        and not value.endswith((":0", ":*"))
+    ):
         return None
     return "write it as tcp://host:port or ipc:///folder/name.sock, or none"
 
@@ -488,6 +535,8 @@ def secrets_of_url(url: str) -> Iterator[str]:
     with suppress(ValueError):
         parts = urlsplit(url) if "://" in url else urlsplit("")
         found = [parts.password or ""]
+        if parts.scheme in ("nats", "tls"):  # a token stands where others have a name
+            found.append(parts.username or "")
         for pair in parts.query.split("&"):
             name, _, text = pair.partition("=")
             if len(text) >= LONG_CHARS or re.search(QUERY_SECRETS, name, re.IGNORECASE):

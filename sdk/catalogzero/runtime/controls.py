@@ -135,7 +135,7 @@ class Controls:
 
     def _frame(self, call: Call, reply: Reply) -> bytes:
         reply.request_id = call.request_id
-        return encode_within(self._runtime.max_message_bytes, call.method, reply)[1]
+        return encode_within(self._boot.max_message_bytes, call.method, reply)[1]
 
     @property
     def boot_fields(self) -> BootFields:
@@ -144,7 +144,7 @@ class Controls:
             "boot_id": self._boot.boot_id,
             "uptime_s": self._clock.monotonic() - self._boot.started_s,
             "dedupe_window_s": self._runtime.dedupe_window_s,
-            "max_message_bytes": self._runtime.max_message_bytes,
+            "max_message_bytes": self._boot.max_message_bytes,
         }
 
     @property

@@ -75,10 +75,11 @@ FAILURES = {
 
 @dataclass(slots=True)
 class Boot:
-    """One life of a handler: what `start_by` is held against."""
+    """One life of a handler: what `start_by` is held against, and what its transport takes."""
 
     boot_id: str
     started_s: float
+    max_message_bytes: int
 
 
 class Jobs:
@@ -380,7 +381,7 @@ class Jobs:
 
     def _end(self, run: Run, reply: Reply) -> None:
         """Note the outcome and answer everybody who waits."""
-        limit = self._runtime.max_message_bytes
+        limit = self._boot.max_message_bytes
         reply, frame = encode_within(limit, run.method.name, reply)
         state = RunState.SUCCESS if reply.success else FAILURES.get(reply.code, RunState.ERROR)
         kept = self._runs.end(run, state, reply, frame)

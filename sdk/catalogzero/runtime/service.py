@@ -43,12 +43,12 @@ from catalogzero.runtime.runs import Runs
 from catalogzero.runtime.sleep import Sleeper
 from catalogzero.runtime.worker import WorkerPort
 from catalogzero.runtime.worker_child import spec_of
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.keys import CurveClient, CurveServer, public_key, server_keys_in
 from catalogzero.wire.messages import Call, decode_call, encode_reply, error_reply
 from catalogzero.wire.reporting import Reporter
 from catalogzero.wire.transport import Envelope, Transport
 from catalogzero.wire.waiting import Waiting
-from catalogzero.wire.zeromq import ZeroMQ
 
 FAREWELL_S = 0.2
 
@@ -58,8 +58,8 @@ class Service:
 
     Attributes:
         handler: The handler that is served.
-        address: Where to call it: `tcp://host:port`, or `ipc:///folder/name.sock`.
-        port: The bound port; 0 for a socket file.
+        address: Where to call it, as `config.address` writes it.
+        port: The bound port; 0 where there is none.
         farewell_s: How long the socket stays open after the last reply.
         replaced: Set once its worker is of another release: it takes no more jobs.
     """
@@ -72,12 +72,14 @@ class Service:
         self.farewell_s = 0.0
         self.replaced = asyncio.Event()
         self._clock = handler.clock
-        self._boot = Boot(uuid.uuid4().hex, self._clock.monotonic())
+        self._boot = Boot(uuid.uuid4().hex, self._clock.monotonic(), runtime.max_message_bytes)
         self._runs = Runs(
             window_s=runtime.dedupe_window_s, started_s=self._boot.started_s, clock=self._clock
         )
         self._sleeper = Sleeper(handler, self._on_asleep)
-        transport = transport or ZeroMQ(server_keys=curve_server(runtime))
+        transport = transport or transport_for(
+            runtime.address, server_keys=curve_server(runtime), nats=runtime.nats
+        )
         self._wire = Reporter(handler.log, self._clock)
         self._server = transport.serve(
             self._on_message,
@@ -104,11 +106,13 @@ class Service:
             # answered, and the socket goes last.
             undo.push_async_callback(self._close_server)
             undo.push_async_callback(self._controls.close)
-            bound = self._server.bind(runtime.address)
-            self.port = bound.port
+            listens = runtime.address.called(handler.handler_id, self._boot.boot_id)
+            bound = await self._server.open(listens)
+            self.port = 0 if bound.is_nats else bound.port
+            self._boot.max_message_bytes = self._server.max_message_bytes
             self._jobs.last_boot = read_last_boot(handler.state_dir)
             begin_boot(handler.state_dir, self._boot.boot_id)
-            if runtime.advertise_host and not bound.path:
+            if runtime.advertise_host and self.port:
                 bound = Address(runtime.advertise_host, bound.port)
             self.address = str(bound)
             handler.worker = WorkerPort(lambda: spec_of(handler), self._clock, handler.log)
@@ -135,8 +139,9 @@ class Service:
             fix = "the runs that it had begun are lost, and their callers hear of it: see its unit"
             handler.log.warning("killed_before_this_start", fix=fix)
         if runtime.exposed:
-            fix = "set `curve` unless the network is private"
-            handler.log.warning("served_without_encryption", host=runtime.host, fix=fix)
+            fix = f"set `{runtime.encrypted_by}` unless the network is private"
+            host = runtime.address.host
+            handler.log.warning("served_without_encryption", host=host, fix=fix)
         handler.log.info("serving", address=self.address)
         return self
 
@@ -182,13 +187,8 @@ class Service:
         write_last_boot(self.handler.state_dir, boot.boot_id, ended_s, runs.newest_first())
 
     async def _close_server(self) -> None:
-        """Close the socket; at a process's end, after a moment for the last replies.
-
-        ZeroMQ has no flush, and LINGER 0 drops what its own thread has not written yet.
-        """
-        if self.farewell_s:
-            await asyncio.sleep(self.farewell_s)
-        self._server.close()
+        """Close the socket; at a process's end, after a moment for the last replies."""
+        await self._server.close(self.farewell_s)
 
     # --- dispatch -----------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Service:
         call: Call | None = None
         try:
             call = decode_call(frame)
-            limit = self.handler.runtime.max_message_bytes
+            limit = self._boot.max_message_bytes
             if len(frame) > limit:
                 self._wire("call_too_large", {"call_bytes": len(frame), "limit": limit})
                 raise TooLargeError(f"the call has {len(frame)} bytes, the limit is {limit}")
@@ -269,7 +269,7 @@ async def serve(
     handler: Handler | Hosted,
     *,
     clock: Clock | None = None,
-    transport: Transport | None = None,
+    transport: Transport | str | None = None,
     **runtime: Any,
 ) -> AsyncIterator[Service]:
     """Serve a handler on the running loop.
@@ -277,13 +277,15 @@ async def serve(
     Args:
         handler: What to serve.
         clock: Time; the machine's by default.
-        transport: What carries its calls; ZeroMQ by default, with the keys that `curve` names.
+        transport: The runtime setting of that name; or what carries the calls itself.
         runtime: Runtime settings by name; those given here win over the handler's own.
 
     Raises:
         ConfigError: The address is taken or not allowed, or the state folder is in use.
     """
     handler = handler._as_handler()
+    if isinstance(transport, str):
+        runtime["transport"], transport = transport, None
     try:
         given = handler.runtime.model_dump(exclude_unset=True)
         settings = RuntimeSettings(**{**given, **runtime})
@@ -362,12 +364,19 @@ def check_exposure(runtime: RuntimeSettings) -> None:
     Raises:
         ConfigError: With the fix.
     """
-    if runtime.exposed and not runtime.allow_plaintext:
+    if not runtime.exposed or runtime.allow_plaintext:
+        return
+    if runtime.address.is_nats:
         raise ConfigError(
-            f"host {runtime.host!r} can be reached from other machines, and no keys are set: set "
-            "`curve` (make keys with `catalogzero keys new`), or `allow_plaintext: true` on a "
-            "private network, or bind 127.0.0.1"
+            f"the NATS server {runtime.transport} is on another machine, and nothing is encrypted: "
+            "write it as tls://, or set `nats.key_file`, or `allow_plaintext: true` on a private "
+            "network"
         )
+    raise ConfigError(
+        f"host {runtime.host!r} can be reached from other machines, and no keys are set: set "
+        "`curve` (make keys with `catalogzero keys new`), or `allow_plaintext: true` on a "
+        "private network, or bind 127.0.0.1"
+    )
 
 
 def curve_server(runtime: RuntimeSettings) -> Renewed[CurveServer] | None:

@@ -63,7 +63,7 @@ class Registrar:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._server.close()
+        self._server.unbind()
 
     def _on_message(self, envelope: Envelope, payload: bytes) -> None:
         waiter = None

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
 from catalogzero.backoff import Backoff
 from catalogzero.clock import Clock, SystemClock
+from catalogzero.config.address import Address
 from catalogzero.errors import (
     BadRequestError,
     CallTimeoutError,
@@ -28,6 +29,7 @@ from catalogzero.errors import (
     UnreachableError,
 )
 from catalogzero.wire.calls import CallVerdict, KnownBoot, PendingCall, Stamp, described_methods
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.keys import CurveClientSource
 from catalogzero.wire.messages import (
     MAX_CALL_BYTES,
@@ -42,7 +44,6 @@ from catalogzero.wire.messages import (
     plain_result,
 )
 from catalogzero.wire.transport import Peer, Transport
-from catalogzero.wire.zeromq import ZeroMQ
 
 REPLY_MARGIN = 0.05
 REPLY_MARGIN_MAX_S = 0.25
@@ -63,7 +64,7 @@ class HandlerClient:
         curve: This client's keys and the handler's public key, or what gives those of now;
             without them, plain.
         clock: Time, for tests.
-        transport: What carries the calls; ZeroMQ with `curve` by default.
+        transport: What carries the calls; by default that of the address, with `curve`.
 
     Attributes:
         max_call_bytes: The longest call that the handler takes, as its last greeting said.
@@ -81,7 +82,7 @@ class HandlerClient:
         transport: Transport | None = None,
     ) -> None:
         self.address = address
-        self._transport = transport or ZeroMQ(client_keys=curve)
+        self._transport = transport or transport_for(Address.parse(address), client_keys=curve)
         self._clock = clock or SystemClock()
         self._echoes: bool | None = None
         self._greeting = asyncio.Lock()
@@ -89,9 +90,9 @@ class HandlerClient:
         self.max_call_bytes = MAX_CALL_BYTES
         self._calls: dict[str | int | None, asyncio.Future[Reply]] = {}
         self._unsent: dict[asyncio.Future[Reply], bytes] = {}
-        self._sent: set[asyncio.Future[Reply]] = set()
+        self._sent: dict[asyncio.Future[Reply], bytes] = {}
         self._beside: HandlerClient | None = None
-        self._peer = self._connect()
+        self._peer = self._former = self._connect()
         self._closed = False
         self._boot = KnownBoot()
 
@@ -105,6 +106,10 @@ class HandlerClient:
 
     async def __aexit__(self, *error: object) -> None:
         self.close()
+        await self._former.wait_closed()
+        await self._peer.wait_closed()
+        if self._beside is not None:
+            await self._beside.__aexit__()
 
     def close(self) -> None:
         """Disconnect; calls that wait end with `CallTimeoutError`, unsent ones unreachable."""
@@ -367,7 +372,7 @@ class HandlerClient:
             self._calls.pop(request_id, None)
             self._unsent.pop(reply, None)
             was_sent = reply in self._sent
-            self._sent.discard(reply)
+            self._sent.pop(reply, None)
             if was_sent and not self._echoes:
                 if reply.cancelled() or reply.exception() is not None:
                     # Its reply may still come, and would be taken for the next call's.
@@ -379,9 +384,15 @@ class HandlerClient:
         """Send a call; false while the handler does not take it, or while another call waits for
         a reply that only its turn could distinguish from this one's.
         """
-        if (self._sent and not self._echoes) or not self._peer.try_send(frame):
+        if self._sent and not self._echoes:
             return False
-        self._sent.add(reply)
+        try:
+            if not self._peer.try_send(frame):
+                return False
+        except TooLargeError as error:
+            reply.set_exception(error)
+        else:
+            self._sent[reply] = frame
         return True
 
     def _give_up(self, reply: asyncio.Future[Reply], timeout_s: float) -> None:
@@ -389,7 +400,8 @@ class HandlerClient:
             return
         waited = f"{round(timeout_s, 2):g} s"
         if reply in self._unsent:
-            message = f"no handler at {self.address} within {waited}: is it running?"
+            why = self._peer.fault or "is it running?"
+            message = f"no handler at {self.address} within {waited}: {why}"
             if self._sent:
                 message = f"{self.address} was busy with another call for {waited}"
             reply.set_exception(UnreachableError(message))
@@ -417,17 +429,31 @@ class HandlerClient:
         if reply is not None and waiting is not None and not waiting.done():
             waiting.set_result(reply)
 
+    def _on_absent(self, frames: Sequence[bytes], error: UnreachableError) -> None:
+        """End the calls that nobody was there to receive: they were never delivered."""
+        for reply, frame in [*self._sent.items()]:
+            if any(frame is one for one in frames):
+                del self._sent[reply]
+                if not reply.done():
+                    # Who is there by now has to be greeted first.
+                    reply.set_exception(_NotSentError() if self._echoes else error)
+        if self._echoes is None:
+            self._on_writable()
+        else:
+            self._reconnect(CallTimeoutError(f"{self.address} went away before a reply came"))
+
     def _connect(self) -> Peer:
-        return self._transport.connect(self.address, self._on_reply, self._on_writable)
+        connect = self._transport.connect
+        return connect(self.address, self._on_reply, self._on_writable, self._on_absent)
 
     def _reconnect(self, error: CatalogZeroError | None = None) -> None:
         """A new connection, perhaps to another kind of handler: what was sent gets no reply."""
-        lost, self._sent = self._sent, set()
+        lost, self._sent = self._sent, {}
         by_id, self._echoes = self._echoes, None
         if self._closed:
             return
         self._peer.close()
-        self._peer = self._connect()
+        self._former, self._peer = self._peer, self._connect()
         for reply in lost:
             if isinstance(error, TooLargeError) and not reply.done():
                 reply.set_result(error_reply(error))

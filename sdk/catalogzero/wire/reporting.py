@@ -18,6 +18,8 @@ FIXES = {
     "keys_renewed": "give the callers this public key",
     "socket_reopened": "look at who may connect",
     "socket_lost": "stop what took the address; it is tried again",
+    "server_lost": "look at the NATS server; it is tried again",
+    "server_refused": "correct the permissions of this handler's user at the NATS server",
 }
 """Each event (see `transport.Report`), and what an operator can do about it."""
 

@@ -33,7 +33,7 @@ from catalogzero.errors import (
 )
 from catalogzero.wire.keys import CurveClient, CurveClientSource, CurveKeys, CurveServerSource
 from catalogzero.wire.traffic import FRAME_BYTES, GROWN_BYTES, Connection
-from catalogzero.wire.transport import Envelope, OnReply, Report, ignore
+from catalogzero.wire.transport import Envelope, OnAbsent, OnReply, Report, ignore
 from catalogzero.wire.watching import ConnectionWatch, DescriptorWatch
 
 MAX_SOCKETS = 16_384
@@ -90,9 +90,16 @@ class ZeroMQ:
         )
 
     def connect(
-        self, address: str, on_reply: OnReply, on_writable: Callable[[], None]
+        self,
+        address: str,
+        on_reply: OnReply,
+        on_writable: Callable[[], None],
+        on_absent: OnAbsent,
     ) -> DealerPeer:
-        """See `Transport.connect`; made and used on one event loop."""
+        """See `Transport.connect`; made and used on one event loop.
+
+        `on_absent` is never called: only a connection that is there takes a message.
+        """
         return DealerPeer(address, on_reply, on_writable, curve=self.client_keys)
 
 
@@ -119,6 +126,7 @@ class RouterServer:
         counts: bool = True,
     ) -> None:
         self._on_message, self._report = on_message, report
+        self.max_message_bytes = max_message_bytes
         self._max_frame_bytes = 2 * max_message_bytes
         # ZeroMQ bounds its queues by messages, whatever their length.
         self._high_water = max(2, PIPE_BYTES // max_message_bytes)
@@ -138,6 +146,15 @@ class RouterServer:
         self._parts: list[bytes] = []
         self._part_bytes = self._part_frames = self._source_fd = 0
         self._late: dict[bytes, LateReplies] = {}
+
+    async def open(self, address: Address) -> Address:
+        """See `Server.open`."""
+        return self.bind(address)
+
+    async def probe(self, address: Address) -> None:
+        """See `Server.probe`: only binding shows it."""
+        self.bind(address)
+        self.unbind()
 
     def bind(self, address: Address) -> Address:
         """Listen, and return the address with its port (a free one for 0); on the loop.
@@ -210,7 +227,13 @@ class RouterServer:
             self._report("reply_dropped", {"reply_bytes": len(payload)})
         self._watch.look_again()
 
-    def close(self) -> None:
+    async def close(self, drain_s: float = 0.0) -> None:
+        """See `Server.close`. ZeroMQ has no flush: its own thread gets that time to write."""
+        if drain_s:
+            await asyncio.sleep(drain_s)
+        self.unbind()
+
+    def unbind(self) -> None:
         """Stop listening: the address is free when this returns; what was not sent is dropped."""
         self._bound = None
         self._release()
@@ -369,6 +392,9 @@ class LateReplies:
 class DealerPeer:
     """A connected DEALER socket: one peer, nothing queued while it is not there.
 
+    Attributes:
+        fault: Empty: ZeroMQ does not say why there is no connection.
+
     Args:
         address: `tcp://host:port`, or `ipc:///folder/name.sock`.
         on_reply: Called on the loop with the payload of each reply, and with an error once the
@@ -385,6 +411,7 @@ class DealerPeer:
         *,
         curve: CurveClientSource | None = None,
     ) -> None:
+        self.fault = ""
         self._on_reply, self._on_writable = on_reply, on_writable
         self._address = Address.parse(address)
         self._socket = process_context().socket(zmq.DEALER)
@@ -465,6 +492,9 @@ class DealerPeer:
             self._breaking.cancel()
         self._connections.close()
         self._socket.close(linger=0)
+
+    async def wait_closed(self) -> None:
+        """See `Peer.wait_closed`; `close` has given everything back."""
 
     def _drain(self) -> bool:
         for _ in range(DRAIN_MESSAGES):
