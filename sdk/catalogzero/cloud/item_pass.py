@@ -229,7 +229,7 @@ class ItemPass:
         return chunk.records
 
     def _await_stored(self, left: int) -> None:
-        """Wait until so few chunks are not stored yet; raises what the first of them met."""
+        """Wait until at most `left` chunks are not stored; raises what the first of them met."""
         while len(self._waiting) > left:
             self._count(self._waiting.popleft().result())
 

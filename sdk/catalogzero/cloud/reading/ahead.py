@@ -22,7 +22,7 @@ def read_ahead(batches: Iterator[T], count: int, stack: ExitStack) -> Iterator[T
 
     Args:
         batches: What is read.
-        count: At most so many are read beyond the one that was taken last; 0 for no thread.
+        count: How many are read at most beyond the one that was taken last; 0 for no thread.
         stack: The thread has ended once this is closed, whoever still holds the batches.
     """
     if not count:
