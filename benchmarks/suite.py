@@ -126,7 +126,7 @@ def plot(series: Sequence[Series], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "growth"  # the same picture for the same figures
+    mpl.rcParams |= {"svg.hashsalt": "growth", "svg.fonttype": "none"}  # the same picture each time
     from matplotlib import pyplot as plt
 
     by_size: defaultdict[str, list[Series]] = defaultdict(list)
@@ -143,6 +143,10 @@ def plot(series: Sequence[Series], path: Path) -> None:
             sizes, values = zip(*one.points, strict=True)
             place.plot(sizes, values, marker="o", label=f"{one.what} ({one.unit})")
         place.set(xscale="symlog", yscale="log", xlabel=per)
+        values = [value for one in found for _, value in one.points]
+        place.set_ylim(min(values) / 3, max(values) * 3)  # what stays as it is looks level
+        place.yaxis.set_major_formatter("{x:g}")
+        place.yaxis.set_minor_formatter("")
         place.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     plt.savefig(path, metadata={"Date": None})
