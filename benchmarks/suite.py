@@ -143,8 +143,8 @@ def plot(series: Sequence[Series], path: Path) -> None:
             sizes, values = zip(*one.points, strict=True)
             place.plot(sizes, values, marker="o", label=f"{one.what} ({one.unit})")
         place.set(xscale="symlog", yscale="log", xlabel=per)
-        values = [value for one in found for _, value in one.points]
-        place.set_ylim(min(values) / 3, max(values) * 3)  # what stays as it is looks level
+        heights = [height for one in found for _, height in one.points]
+        place.set_ylim(min(heights) / 3, max(heights) * 3)  # what stays as it is looks level
         place.yaxis.set_major_formatter("{x:g}")
         place.yaxis.set_minor_formatter("")
         place.legend(fontsize="small")
