@@ -1,6 +1,6 @@
 """What one call costs, and how many go through: a handler beside its peers, in one run.
 
-    python -m benchmarks.rpc [--quick] [--rounds 7] [--nats 4222] [--json]
+    python -m benchmarks.rpc [--quick] [--rounds 5] [--nats 4222] [--json]
 
 Every server is a process of its own (benchmarks/peers/). ZeroMQ servers are called by one and
 the same blocking DEALER client, the others by their own client; the codec is orjson everywhere
@@ -29,7 +29,7 @@ import zmq
 
 from benchmarks.report import Figure, Section, main, ratios
 
-FULL = {"rounds": 7, "nats": 4222}
+FULL = {"rounds": 5, "nats": 4222}
 QUICK = {"rounds": 1, "nats": 4222}
 SEQUENTIAL_CALLS = 400
 CONCURRENT_CALLS = 3_000

@@ -1,6 +1,6 @@
 """Many small files in one run, to far ends that have what they answered on the disk.
 
-    python -m benchmarks.small_files [--quick] [--files 10000] [--kb 10] [--rounds 1] [--json]
+    python -m benchmarks.small_files [--quick] [--files 10000] [--to-backend 1000] [--json]
 
 A served handler, whose worker is up, reads a pattern of CSV files, each of which is an upload of
 its own. The far ends are the reference backend on SQLite and on PostgreSQL, and a server that only
@@ -14,6 +14,7 @@ Budget: at least a third of the floor of the same far end.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import sys
 import tempfile
 import time
@@ -30,11 +31,11 @@ from catalogzero.testing import Serving, serving
 from benchmarks.append_server import appending
 from benchmarks.backend import database_of, served
 from benchmarks.peers.upload_processors import Dicts
-from benchmarks.report import Figure, Section, main, ratios
+from benchmarks.report import Figure, Section, Series, main, ratios
 from benchmarks.upload import HEADER, ROW
 
-FULL = {"files": 10_000, "kb": 10, "rounds": 1}
-QUICK = {"files": 100, "kb": 10, "rounds": 1}
+FULL = {"files": 10_000, "to_backend": 1_000, "kb": 10, "rounds": 1}
+QUICK = {"files": 100, "to_backend": 50, "kb": 10, "rounds": 1}
 AT_ONCE = 8
 BUDGET = 1 / 3
 FAR_ENDS = ("appending server", "backend on SQLite", "backend on PostgreSQL")
@@ -130,34 +131,42 @@ def body_of(path: Path) -> bytes:
     return zstandard.compress(b"".join(orjson.dumps(row) + b"\n" for row in rows), 3)
 
 
-async def measure(files: int, kb: int, rounds: int) -> Section:
-    """Files a second to each far end, and of the bare requests."""
+async def measure(files: int, to_backend: int, kb: int, rounds: int) -> Section:
+    """Files a second to each far end, and of the bare requests; `to_backend` files to a backend."""
     figures: list[Figure] = []
+    points: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as name, ExitStack() as ends:
         folder = Path(name)
         data = folder / "exports"
         data.mkdir()
         make_files(data / "first", 10, kb)
-        make_files(data / "small", files, kb)
-        body = body_of(data / "small" / "000000.csv")
+        for number in {files, files // 10, to_backend}:
+            make_files(data / f"{number}", number, kb)
+        body = body_of(data / "first" / "000000.csv")
         for end in FAR_ENDS:
             url, key = ends.enter_context(far_end(end, folder))
-            ours, floor = [], []
-            for _ in range(rounds):
-                floor.append(files / await bare(url, key, files, body))
-                async with at_work(url, key, data) as service:
-                    ours.append(files / await run(service, str(data / "small" / "*.csv")))
-            figures += [
-                Figure(what=f"files a second, {end}", samples=ours, unit="/s"),
-                Figure(what=f"floor: bare requests, {end}", samples=floor, unit="/s"),
-                Figure(
-                    what=f"files / bare requests, {end}",
-                    samples=ratios(ours, floor),
-                    unit="x",
-                    at_least=BUDGET,
-                ),
-            ]
-        return Section(figures=figures)
+            sizes = (files // 10, files) if end == FAR_ENDS[0] else (to_backend,)
+            for number in sizes:
+                ours, floor = [], []
+                for _ in range(rounds):
+                    floor.append(number / await bare(url, key, number, body))
+                    async with at_work(url, key, data) as service:
+                        ours.append(number / await run(service, str(data / f"{number}" / "*.csv")))
+                if end == FAR_ENDS[0]:
+                    points.append((number, number / statistics.median(ours)))
+                what = f"{number:,} files, {end}"
+                figures += [
+                    Figure(what=what, samples=ours, unit="/s"),
+                    Figure(what=f"{what}: bare requests", samples=floor, unit="/s"),
+                    Figure(
+                        what=f"{what} / bare requests",
+                        samples=ratios(ours, floor),
+                        unit="x",
+                        at_least=BUDGET,
+                    ),
+                ]
+    series = Series(what=f"files to an {FAR_ENDS[0]}", per="files", unit="s", points=points)
+    return Section(figures=figures, series=[series])
 
 
 if __name__ == "__main__":
