@@ -99,9 +99,11 @@ class RawPeer:
     async def receive(self, within_s: float = DEADLINE_S) -> dict[str, Any]:
         """The next reply's last frame, as JSON."""
         async with asyncio.timeout(within_s):
-            found = self._replies.get() if self._peer else self.socket.recv_multipart()
-            frames = await found
-        reply: dict[str, Any] = json.loads(frames if self._peer else frames[-1])
+            if self._peer is not None:
+                frames = [await self._replies.get()]
+            else:
+                frames = await self.socket.recv_multipart()
+        reply: dict[str, Any] = json.loads(frames[-1])
         return reply
 
     async def ask(self, call: Any) -> dict[str, Any]:

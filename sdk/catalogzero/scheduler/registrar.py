@@ -16,6 +16,7 @@ from catalogzero.config.address import Address
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.requests import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.keys import CurveServerSource
 from catalogzero.wire.messages import MAX_CALL_BYTES, JsonObject, one_line_ascii
 from catalogzero.wire.reporting import Reporter
@@ -96,7 +97,7 @@ class Registrar:
         handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
         address = name_of(params, "address", MAX_ADDRESS_CHARS)
         try:
-            Address.parse(address)
+            transport_for(Address.parse(address))  # which may need more than is installed here
         except ConfigError as error:
             raise ValueError(f"'address': {error}") from None
         methods = params.get("methods") or []

@@ -582,8 +582,6 @@ class NatsPeer:
         token = message.subject.rpartition(".")[2]
         headers: Mapping[str, str] = message.headers or {}
         nobody = headers.get("Status") == NO_RESPONDERS and not message.data
-        if self._is_closed:
-            return
         if token == BEAT and nobody and self._awaited:
             self._lost()
         payload = self._awaited.pop(token, None)
@@ -594,14 +592,13 @@ class NatsPeer:
             self._undelivered([payload], "nobody takes calls there: is the handler running?")
             return
         if not self._instance and INSTANCE in headers:
-            self._instance = instance_of(self._address.called(*self._named(headers[INSTANCE])))
+            with suppress(ConfigError):  # no name: whoever sent it is no handler of ours
+                named = self._address.called(self._address.handler_id, headers[INSTANCE])
+                self._instance = instance_of(named)
         self._on_reply(message.data)
         if self._is_full and not self._is_closed:
             self._is_full = False
             self._on_writable()
-
-    def _named(self, instance: str) -> tuple[str, str]:
-        return self._address.handler_id, instance
 
     def _up(self) -> None:
         if self._beating is None:
