@@ -125,10 +125,6 @@ class Bench(Handler):
         """Its parameter."""
         return value
 
-    async def doubled(self, value: str) -> str:
-        """Twice its parameter."""
-        return value + value
-
     async def hold(self, name: str = "") -> str:
         """Waits for the gate."""
         self.begun.append(name)

@@ -200,9 +200,16 @@ async def test_without_a_server_it_does_not_start(tmp_path: Path) -> None:
 # --- limits --------------------------------------------------------------------------------
 
 
+class Doubling(Bench):
+    """Whose reply is longer than the call."""
+
+    async def doubled(self, value: str) -> str:
+        return value + value
+
+
 async def test_the_servers_limit_holds_where_it_is_the_smaller_one(tmp_path: Path) -> None:
     with nats_server(tmp_path, "max_payload: 20000\n") as port:
-        async with serving(Bench(), transport=f"nats://127.0.0.1:{port}") as at:
+        async with serving(Doubling(), transport=f"nats://127.0.0.1:{port}") as at:
             assert (await at.client.call("describe"))["max_message_bytes"] == 20_000
             value = "x" * 19_000
             assert await at.client.call("echo", {"value": value}) == value
