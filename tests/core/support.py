@@ -22,6 +22,9 @@ import psutil
 import zmq
 import zmq.asyncio
 from catalogzero import Handler, job
+from catalogzero.config.address import Address
+from catalogzero.wire.carriers import transport_for
+from catalogzero.wire.transport import Peer
 
 from tests.warm import run_command
 
@@ -50,9 +53,20 @@ async def breathe() -> None:
 
 
 class RawPeer:
-    """A bare ZeroMQ socket of a kind: what any other program may send."""
+    """A bare ZeroMQ socket of a kind: what any other program may send.
+
+    At an address of NATS it is a connection that sends the last of the frames.
+    """
 
     def __init__(self, address: str, kind: int = zmq.DEALER) -> None:
+        self._peer: Peer | None = None
+        self._replies: asyncio.Queue[Any] = asyncio.Queue()
+        if address.startswith("nats://"):
+            transport = transport_for(Address.parse(address))
+            heard, ready = self._replies.put_nowait, asyncio.Event()
+            self._ready = ready
+            self._peer = transport.connect(address, heard, ready.set, lambda frames, error: None)
+            return
         self._context = zmq.asyncio.Context()
         self.socket = self._context.socket(kind)
         self.socket.linger = 0
@@ -67,17 +81,28 @@ class RawPeer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._peer is not None:
+            self._peer.close()
+            await self._peer.wait_closed()
+            return
         self.socket.close()
         self._context.term()
 
     async def send(self, *frames: bytes) -> None:
         """Send the frames as they are."""
+        if self._peer is not None:
+            await self._ready.wait()
+            assert self._peer.try_send(frames[-1])
+            return
         await self.socket.send_multipart(frames)
 
     async def receive(self, within_s: float = DEADLINE_S) -> dict[str, Any]:
         """The next reply's last frame, as JSON."""
         async with asyncio.timeout(within_s):
-            frames = await self.socket.recv_multipart()
+            if self._peer is not None:
+                frames = [await self._replies.get()]
+            else:
+                frames = await self.socket.recv_multipart()
         reply: dict[str, Any] = json.loads(frames[-1])
         return reply
 
@@ -99,10 +124,6 @@ class Bench(Handler):
     async def echo(self, value: Any = None) -> Any:
         """Its parameter."""
         return value
-
-    async def doubled(self, value: str) -> str:
-        """Twice its parameter."""
-        return value + value
 
     async def hold(self, name: str = "") -> str:
         """Waits for the gate."""

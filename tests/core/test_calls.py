@@ -21,6 +21,8 @@ from catalogzero import (
 )
 from catalogzero.testing import ManualClock, serving
 
+pytestmark = pytest.mark.usefixtures("over_each_transport")
+
 
 class Counter(Handler):
     """Does a little of everything."""
@@ -111,7 +113,7 @@ async def test_a_blocked_job_does_not_hold_up_control_calls() -> None:
         assert (await at.client.ping())["status"] == "ok"
         metrics = await at.client.call("get_metrics")
         assert metrics["in_flight"] == 1
-        assert metrics["handler_id"] == "counter"
+        assert metrics["handler_id"] == at.handler.handler_id
         counter.gate.set()
         assert await blocked == "opened"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from catalogzero import (
     TooLargeError,
     UnreachableError,
 )
+from catalogzero.compat import ZMQHandlerBase
 from catalogzero.config.address import Address
 from catalogzero.config.settings import RuntimeSettings
 from catalogzero.runtime.service import check_exposure, serve
@@ -100,7 +102,7 @@ async def test_a_call_to_an_instance_reaches_no_other(server: str, name: str) ->
     assert len(other.begun) == before
 
 
-async def test_a_client_finds_the_handler_again_that_was_started_anew_in_its_place(
+async def test_a_client_finds_the_handler_again_that_was_started_again_in_its_place(
     server: str, name: str
 ) -> None:
     async with serving(Bench(), transport=server, handler_id=name) as at:
@@ -162,7 +164,8 @@ async def test_a_broken_server_ends_the_calls_and_nothing_is_kept_for_it(
         with pytest.raises(UnreachableError, match=r"no NATS server answers|broke"):
             await at.client.call("count", timeout_s=0.5)
         with nats_server(tmp_path, port=port):
-            assert await at.client.call("echo", {"value": 1}) == 1
+            again = await at.client.run("echo", {"value": 1}, timeout_s=60)
+            assert again.result == 1
             assert "count" not in bench.begun
     assert capsys.readouterr().err.count('"server_lost"') in (1, 2)
 
@@ -197,9 +200,16 @@ async def test_without_a_server_it_does_not_start(tmp_path: Path) -> None:
 # --- limits --------------------------------------------------------------------------------
 
 
+class Doubling(Bench):
+    """Whose reply is longer than the call."""
+
+    async def doubled(self, value: str) -> str:
+        return value + value
+
+
 async def test_the_servers_limit_holds_where_it_is_the_smaller_one(tmp_path: Path) -> None:
     with nats_server(tmp_path, "max_payload: 20000\n") as port:
-        async with serving(Bench(), transport=f"nats://127.0.0.1:{port}") as at:
+        async with serving(Doubling(), transport=f"nats://127.0.0.1:{port}") as at:
             assert (await at.client.call("describe"))["max_message_bytes"] == 20_000
             value = "x" * 19_000
             assert await at.client.call("echo", {"value": value}) == value
@@ -297,6 +307,62 @@ async def test_a_server_without_tls_gets_no_credentials_where_tls_is_asked_for(
             """Never reached."""
 
 
+def new_credentials(folder: Path) -> tuple[str, Path]:
+    """The configuration of a server with an operator, and a user's credentials file."""
+
+    def pair(prefix: int) -> tuple[nkeys.KeyPair, str, str]:
+        seed = nkeys.encode_seed(os.urandom(32), prefix)
+        key = nkeys.from_seed(bytearray(seed))
+        return key, key.public_key.decode(), seed.decode()
+
+    def signed(issuer: tuple[nkeys.KeyPair, str, str], subject: str, kind: str) -> str:
+        def part(value: dict[str, Any]) -> str:
+            return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+        claims = {"jti": kind, "iat": 1, "iss": issuer[1], "name": kind, "sub": subject}
+        unlimited = dict.fromkeys(("subs", "data", "payload"), -1)
+        about = {"type": kind, "version": 2, "limits": {**unlimited, "conn": -1}, **unlimited}
+        text = f"{part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{part({**claims, 'nats': about})}"
+        signature = base64.urlsafe_b64encode(issuer[0].sign(text.encode())).rstrip(b"=").decode()
+        return f"{text}.{signature}"
+
+    operator, account, user = map(
+        pair, (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER)
+    )
+    config = (
+        f"operator: {signed(operator, operator[1], 'operator')}\nresolver: MEMORY\n"
+        f"resolver_preload: {{ {account[1]}: {signed(operator, account[1], 'account')} }}\n"
+    )
+    text = (
+        f"-----BEGIN NATS USER JWT-----\n{signed(account, user[1], 'user')}\n"
+        f"------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user[2]}\n------END USER NKEY SEED------\n"
+    )
+    return config, key_file(folder, "user.creds", text)
+
+
+async def test_a_credentials_file_is_a_key_too(tmp_path: Path) -> None:
+    config, creds = new_credentials(tmp_path)
+    runtime: dict[str, Any] = {"scheduler": "none", "state_dir": tmp_path / "state"}
+    with nats_server(tmp_path, config) as port:
+        at, keys = f"nats://127.0.0.1:{port}", {"key_file": creds}
+        async with serve(Bench(), transport=at, nats=keys, **runtime) as service:
+            async with HandlerClient(service.address, transport=Nats(creds)) as client:
+                assert await client.call("echo", {"value": 1}) == 1
+            async with HandlerClient(service.address) as stranger:
+                with pytest.raises(UnreachableError, match="refuses this process"):
+                    await stranger.call("echo", timeout_s=1.0)
+
+
+async def test_a_file_that_holds_no_key_is_named_and_not_shown(tmp_path: Path) -> None:
+    path = key_file(tmp_path, "key", "geheim")
+    with pytest.raises(ConfigError, match="holds no NKEY seed") as caught:
+        async with serving(Bench(), transport="nats://127.0.0.1:1", nats={"key_file": path}):
+            """Never reached."""
+    assert str(path) in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["nats://user:geheim@10.0.0.1", "tls://geheimnis@nats.lan:4222"])
 def test_a_password_in_an_address_is_refused_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -362,6 +428,21 @@ def test_the_commands_call_a_handler_through_nats(server: str, name: str, tmp_pa
     gone = asked("ping", address, "--timeout-s", "60")
     assert gone.returncode == 4
     assert "nobody takes calls there" in gone.stderr
+
+
+class Former(ZMQHandlerBase):
+    """A handler written for ScheduleZero."""
+
+    def greet(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {"success": True, "greeting": f"hello {params['name']}"}
+
+
+async def test_a_handler_written_for_schedulezero_is_called_through_nats(
+    server: str, name: str
+) -> None:
+    async with serving(Former(handler_id=name, transport=server)) as at:
+        assert at.address == f"{server}/{name}"
+        assert (await at.client.call("greet", {"name": "Ada"}))["greeting"] == "hello Ada"
 
 
 def test_who_is_called_over_zeromq_imports_nothing_of_nats() -> None:

@@ -30,6 +30,8 @@ from catalogzero.wire.messages import StartBy
 
 from tests.core.support import Bench, RawPeer, until
 
+pytestmark = pytest.mark.usefixtures("over_each_transport")
+
 
 class Shift(Bench):
     """Jobs with limits, in threads and on the loop."""

@@ -22,6 +22,7 @@ from catalogzero.scheduler.models import KnownHandler
 from catalogzero.scheduler.requests import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
 from catalogzero.wire.calls import MAX_BOOT_ID_CHARS
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.keys import CurveServerSource
 from catalogzero.wire.messages import MAX_CALL_BYTES, JsonObject, one_line_ascii
 from catalogzero.wire.reporting import Reporter
@@ -108,7 +109,7 @@ class Registrar:
         is_plain = params.get("boot_id") is None
         boot_id = "" if is_plain else name_of(params, "boot_id", MAX_BOOT_ID_CHARS)
         try:
-            Address.parse(address)
+            transport_for(Address.parse(address))  # which may need more than is installed here
         except ConfigError as error:
             raise ValueError(f"'address': {error}") from None
         methods = params.get("methods") or []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from catalogzero.config.address import Address
-from catalogzero.config.install_hint import install_hint
 from catalogzero.config.settings import NatsSettings
 from catalogzero.errors import ConfigError
 from catalogzero.wire.keys import CurveClientSource, CurveServerSource
@@ -33,6 +32,8 @@ def transport_for(
         try:
             from catalogzero.wire.nats import Nats
         except ModuleNotFoundError:
+            from catalogzero.config.install_hint import install_hint
+
             raise ConfigError(f"{address} needs more: {install_hint('nats')}") from None
         return Nats(nats.key_file, nats.ca_file) if nats else Nats()
     return ZeroMQ(server_keys=server_keys, client_keys=client_keys)

@@ -98,7 +98,7 @@ class Nats:
         """See `Transport.connect`; made and used on one event loop."""
         return NatsPeer(self, Address.parse(address), on_reply, on_writable, on_absent)
 
-    async def open(self, connection: Connection, address: Address, **callbacks: Any) -> None:
+    async def open(self, connection: NatsConnection, address: Address, **callbacks: Any) -> None:
         """Connect to the server of an address.
 
         Raises:
@@ -143,7 +143,7 @@ def key_options(path: Path) -> dict[str, Any]:
     return {kind: str(path), "inbox_prefix": f"_INBOX.{public}"}
 
 
-class Connection(Client):
+class NatsConnection(Client):
     """A connection of nats-py that gives its credentials to no server without TLS, if so asked."""
 
     demands_tls = False
@@ -165,7 +165,7 @@ class Outgoing:
     headers: dict[str, str] | None = None
 
 
-class Link:
+class NatsLink:
     """Keeps a connection to a NATS server for ever, and publishes over it in order.
 
     Args:
@@ -185,7 +185,7 @@ class Link:
         self,
         nats: Nats,
         address: Address,
-        subscribe: Callable[[Connection], Awaitable[None]],
+        subscribe: Callable[[NatsConnection], Awaitable[None]],
         on_up: Callable[[], None],
         on_down: Callable[[Sequence[Outgoing], bool], None],
         on_refused: Callable[[str], None],
@@ -194,7 +194,7 @@ class Link:
         self._on_up, self._on_down, self._on_refused = on_up, on_down, on_refused
         self._outgoing: deque[Outgoing] = deque()
         self._held_bytes = 0
-        self._connection: Connection | None = None
+        self._connection: NatsConnection | None = None
         self._is_up = self._was_full = False
         self._said = ""
         self._wake, self._all_sent = asyncio.Event(), asyncio.Event()
@@ -232,7 +232,7 @@ class Link:
         # A task that is cancelled before its first step would close nothing.
         await asyncio.sleep(0)
 
-    def start(self, connection: Connection | None = None) -> None:
+    def start(self, connection: NatsConnection | None = None) -> None:
         """Keep connected, from now on."""
         self._task = asyncio.create_task(self._keep(connection), name="nats")
 
@@ -276,7 +276,7 @@ class Link:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    async def _keep(self, connection: Connection | None) -> None:
+    async def _keep(self, connection: NatsConnection | None) -> None:
         tries = 0
         while True:
             try:
@@ -285,7 +285,7 @@ class Link:
                 tries, self.fault = 0, ""
                 await self._carry(connection)
                 self.fault = f"the connection to the NATS server {self.server} broke"
-            except FAULTS as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
                 self.fault = self._fault_of(error)
             finally:
                 if connection is not None:
@@ -295,9 +295,9 @@ class Link:
             tries += 1
             await asyncio.sleep(RECONNECT.delay_s(tries))
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> NatsConnection:
         """A connection that has subscribed."""
-        connection, self._said = Connection(), ""
+        connection, self._said = NatsConnection(), ""
         try:
             async with asyncio.timeout(CONNECT_S):
                 callbacks = {"error_cb": self._hear_fault, "closed_cb": self._hear_end}
@@ -308,14 +308,17 @@ class Link:
                 await self._flush(connection)
                 if self._said:
                     raise ConfigError(f"the NATS server {self.server} refuses: {self._said}")
-        except BaseException:
+        except BaseException as error:
             self._connection = None
             await end(connection)
+            # Where nothing came of it, nats-py may know why.
+            if isinstance(error, TimeoutError | errors.NoServersError) and connection.last_error:
+                raise connection.last_error from None
             raise
         self._is_up = True
         return connection
 
-    async def _carry(self, connection: Connection) -> None:
+    async def _carry(self, connection: NatsConnection) -> None:
         """Publish what is put, until the connection breaks."""
         self._on_up()
         while connection.is_connected:
@@ -344,14 +347,14 @@ class Link:
         self._held_bytes, self._is_up, self._connection = 0, False, None
         self._on_down(unsent, was_up)
 
-    async def _flush(self, connection: Connection) -> None:
+    async def _flush(self, connection: NatsConnection) -> None:
         # nats-py writes its PING past what its own task has still to write: the second one cannot
         # be answered before all of that has been.
         await connection.flush()
         await connection.flush()
 
     async def _hear_fault(self, error: Exception) -> None:
-        """Take a fault of which nats-py only tells; what ends a connection ends its waits, too."""
+        """Note what the server does not permit; any other fault ends the connection anyway."""
         if "permissions violation" in str(error):
             self._said = str(error).removeprefix("nats: ")
             if self._is_up:
@@ -381,13 +384,13 @@ class Link:
         return f"no connection to the NATS server {self.server}: {text}"
 
 
-async def end(connection: Connection) -> None:
+async def end(connection: NatsConnection) -> None:
     """Close a connection of nats-py, in whatever state it is."""
     try:
         async with asyncio.timeout(CLOSE_S):
             await connection.close()
-    except FAULTS:
-        pass  # it is of no use any more
+    except (*FAULTS, AssertionError):
+        pass  # it is of no use any more, or has not begun
 
 
 class NatsServer:
@@ -410,13 +413,13 @@ class NatsServer:
         self._nats, self._on_message, self._report = nats, on_message, report
         self._own_limit = max_message_bytes
         self.max_message_bytes = max_message_bytes
-        self._link: Link | None = None
+        self._link: NatsLink | None = None
         self._address = Address()
 
     async def open(self, address: Address) -> Address:
         """See `Server.open`; the address names the instance, and the one returned the group."""
         self._address = address
-        self._link = link = Link(
+        self._link = link = NatsLink(
             self._nats, address, self._subscribe, lambda: None, self._down, self._refused
         )
         try:
@@ -431,10 +434,10 @@ class NatsServer:
     async def probe(self, address: Address) -> None:
         """See `Server.probe`: it connects, and subscribes to nothing."""
 
-        async def subscribe(connection: Connection) -> None:
+        async def subscribe(connection: NatsConnection) -> None:
             """To nothing: a call that came would be lost."""
 
-        link = Link(
+        link = NatsLink(
             self._nats, address, subscribe, lambda: None, lambda unsent, up: None, lambda said: None
         )
         await link.open()
@@ -469,7 +472,7 @@ class NatsServer:
         link.close()
         await link.wait_closed()
 
-    async def _subscribe(self, connection: Connection) -> None:
+    async def _subscribe(self, connection: NatsConnection) -> None:
         at = self._address
         service = await nats.micro.add_service(
             connection,
@@ -535,7 +538,7 @@ class NatsPeer:
         self._numbers, self._inbox = count(), ""
         self._is_closed = self._is_full = self._has_heard = False
         self._beating: asyncio.TimerHandle | None = None
-        self._link = Link(nats, address, self._subscribe, self._up, self._down, self._refused)
+        self._link = NatsLink(nats, address, self._subscribe, self._up, self._down, self._refused)
         self._link.start()
 
     @property
@@ -570,7 +573,7 @@ class NatsPeer:
         """See `Peer.wait_closed`."""
         await self._link.wait_closed()
 
-    async def _subscribe(self, connection: Connection) -> None:
+    async def _subscribe(self, connection: NatsConnection) -> None:
         self._inbox, self._has_heard = connection.new_inbox(), False
         await connection.subscribe(f"{self._inbox}.*", cb=self._take)
 
@@ -579,8 +582,6 @@ class NatsPeer:
         token = message.subject.rpartition(".")[2]
         headers: Mapping[str, str] = message.headers or {}
         nobody = headers.get("Status") == NO_RESPONDERS and not message.data
-        if self._is_closed:
-            return
         if token == BEAT and nobody and self._awaited:
             self._lost()
         payload = self._awaited.pop(token, None)
@@ -591,14 +592,13 @@ class NatsPeer:
             self._undelivered([payload], "nobody takes calls there: is the handler running?")
             return
         if not self._instance and INSTANCE in headers:
-            self._instance = instance_of(self._address.called(*self._named(headers[INSTANCE])))
+            with suppress(ConfigError):  # no name: whoever sent it is no handler of ours
+                named = self._address.called(self._address.handler_id, headers[INSTANCE])
+                self._instance = instance_of(named)
         self._on_reply(message.data)
         if self._is_full and not self._is_closed:
             self._is_full = False
             self._on_writable()
-
-    def _named(self, instance: str) -> tuple[str, str]:
-        return self._address.handler_id, instance
 
     def _up(self) -> None:
         if self._beating is None:
