@@ -23,7 +23,6 @@ class Scheduler:
         self.known: dict[str, Any] = {}
         self.heard: list[tuple[str, str]] = []
         self.refusing = False
-        self.taken = False
         self.frozen = False
         self.port = 0
 
@@ -60,8 +59,6 @@ class Scheduler:
     def _answer(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         if self.refusing:
             return {"success": False, "error": "not now"}
-        if self.taken:
-            return {"success": False, "error": "another host answers", "code": "handler_id_taken"}
         if method == "register":
             self.known[params["handler_id"]] = params
         return {"success": params["handler_id"] in self.known}

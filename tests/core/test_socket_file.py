@@ -44,7 +44,7 @@ def test_an_address_is_written_as_it_was_read(text: str) -> None:
     ],
 )
 def test_what_is_no_address_is_reported_with_how_to_write_one(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not an address: write tcp://host:port or ipc:///"):
+    with pytest.raises(ConfigError, match="is not an address: write tcp://host:port, ipc:///"):
         Address.parse(text)
 
 

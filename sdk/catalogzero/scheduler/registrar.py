@@ -93,7 +93,7 @@ class Registrar:
         except (ValueError, SQLAlchemyError, CatalogZeroError) as error:
             reply = {"success": False, "error": one_line_ascii(str(error))}
             if isinstance(error, HandlerIdTakenError):
-                reply["code"] = error.code
+                reply |= {"code": error.code, "retryable": error.retryable}
         self._waiting.answer(waiter, orjson.dumps(reply))
 
     async def register(self, params: JsonObject) -> JsonObject:
