@@ -327,6 +327,12 @@ async def test_a_health_report_that_is_not_delivered_shows_on_this_machine(
     await plant.start()
     await plant.client.call("health_report", timeout_s=60)
     await plant.logged("health not delivered", level="warning")
+
+    async def is_known() -> bool:
+        """The worker has reported it to the handler."""
+        return bool((await plant.metrics())["health"]["reasons"])
+
+    await until(is_known, "the handler knows of the report that was not delivered")
     seen = await plant.look()
     front.answer = lambda request: None
     missed = await plant.health(backend)
