@@ -81,14 +81,12 @@ def said_by(name: str, *, quick: bool) -> Said:
         for one in found["figures"]
     ]
     series = [Series(**one) for one in found["series"]]
-    odd = [one.what for one in figures if not one.samples or not all(map(_is_sound, one.samples))]
+    odd = [
+        one.what for one in figures if not (one.samples and all(map(math.isfinite, one.samples)))
+    ]
     if odd or not figures:
         return {**said, "failure": f"no sound value of: {', '.join(odd) or 'anything'}"}
     return {**said, "figures": figures, "series": series}
-
-
-def _is_sound(value: float) -> bool:
-    return math.isfinite(value) and value >= 0
 
 
 def table(said: Said, at: str) -> str:
