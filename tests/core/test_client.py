@@ -281,9 +281,12 @@ async def test_a_thousand_peers_of_which_fifty_are_dead_cost_one_timeout() -> No
         peers = [context.socket(zmq.REP) for _ in range(950)]
         ports = [peer.bind_to_random_port("tcp://127.0.0.1") for peer in peers]
         answering = [asyncio.create_task(_answer_pings(peer)) for peer in peers]
+        held = [stack.enter_context(socket.socket()) for _ in range(50)]  # nobody listens there
+        for one in held:
+            one.bind(("127.0.0.1", 0))
         clients = {
             f"h{n}": await stack.enter_async_context(HandlerClient(f"tcp://127.0.0.1:{port}"))
-            for n, port in enumerate([*ports, *(free_port() for _ in range(50))])
+            for n, port in enumerate([*ports, *(one.getsockname()[1] for one in held)])
         }
         there = {name: clients[name] for name in list(clients)[:950]}
         await fan_out(there, "ping", timeout_s=30)
