@@ -11,8 +11,9 @@ from aiohttp import web
 from catalogzero.clock import SystemClock
 from catalogzero.cloud.outbox.outbox import Opening
 from catalogzero.cloud.sending.retry_timer import RetryTimer
-from catalogzero.cloud.sending.sender import LOOKED_AT
+from catalogzero.cloud.sending.sender import LOOKED_AT, Sender
 from catalogzero.protocol.deciding import MAX_RESENT
+from catalogzero.testing import ManualClock
 
 from tests.cloud.processors import Counter
 from tests.cloud.reference import ReferenceBackend
@@ -470,3 +471,27 @@ async def test_many_uploads_that_wait_for_their_next_try_hold_up_no_later_one(
         await until(backend.rows)
 
     assert len(backend.rows()) == 2
+
+
+def test_when_the_next_try_is_may_be_asked_while_uploads_come() -> None:
+    class Moved(RetryTimer):
+        """What the loop's thread does between two looks of another one."""
+
+        @property
+        def not_before(self) -> float:
+            """Another upload comes just now."""
+            each[f"upload-{len(each)}"] = RetryTimer(not_before=9.0)
+            return 5.0
+
+        @not_before.setter
+        def not_before(self, value: float) -> None:
+            """As a timer's."""
+
+    each: dict[str, RetryTimer] = {}
+    each["first"] = Moved()
+    clock = ManualClock()
+    known = {"each": each, "all": RetryTimer(), "_clock": clock, "_waiting_work": True}
+    sender = Sender.__new__(Sender)
+    vars(sender).update(known)
+
+    assert sender.next_due_s() == max(5.0 - clock.monotonic(), 0.0)

@@ -153,7 +153,8 @@ class Sender:
         """Seconds until the next try; None when nothing waits."""
         if not self._waiting_work:
             return None
-        waits = [each.not_before for each in self.each.values() if each.not_before]
+        # A copy, as it is asked from other threads too, and a dict that changes cannot be read on.
+        waits = [each.not_before for each in [*self.each.values()] if each.not_before]
         due = max(min(waits, default=0.0), self.all.not_before)
         return max(due - self._clock.monotonic(), 0.0)
 
