@@ -171,8 +171,8 @@ def main() -> int:
         sections[name] = said
         bars = [one for one in said["figures"] if one.met is not None]
         met = "" if given.quick else f", {sum(map(_is_met, bars))} of {len(bars)} bars met"
-        told = "FAILED" if "failure" in said else f"{len(said['figures'])} figures{met}"
-        print(f"{said['duration_s']:7.1f} s  {told}", flush=True)
+        outcome = "FAILED" if "failure" in said else f"{len(said['figures'])} figures{met}"
+        print(f"{said['duration_s']:7.1f} s  {outcome}", flush=True)
     failures = {name: said["failure"] for name, said in sections.items() if "failure" in said}
     missed = [
         (name, one) for name, said in sections.items() for one in said["figures"]
