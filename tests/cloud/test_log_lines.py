@@ -150,6 +150,7 @@ async def test_health_that_is_not_delivered_is_a_line_and_the_next_one_that_is(
     async with Site(backend.url, tmp_path) as site:
         for _ in range(5):
             await site.engine.report_health({}, {})
+        await until(lambda: site.status.get("reasons"))
         failing = site.status
         backend.fault = lambda request: None
         await site.engine.report_health({}, {})

@@ -267,7 +267,7 @@ async def test_a_downgrade_touches_nothing_and_the_newer_release_goes_on(
     seen = await commands(plant)
 
     text = f"{path} was written by a newer release (schema {version + 1}"
-    assert (seen["run"].code, text in seen["run"].err) == (3, True)
+    assert (seen["run"].code, text in seen["run"].err) == (3, True), seen["run"].err
     assert "install that release again" in seen["run"].err
     assert finding(seen["check"], "outbox")[0] == "fail"
     assert text in finding(seen["check"], "outbox")[1]

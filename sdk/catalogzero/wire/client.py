@@ -314,7 +314,7 @@ class HandlerClient:
         Raises:
             UnreachableError: It was not answered in time: the call was not sent.
         """
-        began_s = self._clock.monotonic()
+        began_s, was_sent = self._clock.monotonic(), False
         self._greeters += 1
         try:
             async with asyncio.timeout(timeout_s):
@@ -324,12 +324,19 @@ class HandlerClient:
                     left_s = timeout_s - (self._clock.monotonic() - began_s)
                     if left_s <= 0:
                         raise TimeoutError
-                    with suppress(CallTimeoutError):  # perhaps it restarted just now
-                        asked = str(uuid.uuid4())
-                        frame = encode_call(Call("ping", {}, asked, left_s))
+                    asked = str(uuid.uuid4())
+                    frame = encode_call(Call("ping", {}, asked, left_s))
+                    try:
                         pong = await self._exchange(frame, left_s, asked)
-                        self._echoes = pong.request_id == asked
-                        self._note_limit(pong)
+                    except CallTimeoutError:  # perhaps it restarted just now
+                        was_sent = True
+                        continue
+                    except UnreachableError:
+                        if was_sent:  # somebody was there: what is left of the time says little
+                            raise TimeoutError from None
+                        raise
+                    self._echoes = pong.request_id == asked
+                    self._note_limit(pong)
             finally:
                 self._greeting.release()
         except TimeoutError:
