@@ -128,6 +128,26 @@ def _until_event(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
     raise AssertionError(f"it ended without {event}")
 
 
+# --- rest ----------------------------------------------------------------------------------
+
+
+async def test_a_handler_that_nobody_calls_does_not_run(desk: Path) -> None:
+    with running("run", "front", cwd=desk, **JSON_LOG) as process:
+        found = psutil.Process(process.pid)
+        async with HandlerClient(served_address(process)) as client:
+            await client.call("sleep")
+
+            async def ran() -> int:
+                before = found.num_ctx_switches().voluntary
+                await asyncio.sleep(1)
+                return found.num_ctx_switches().voluntary - before
+
+            async with asyncio.timeout(30):
+                while await ran() > 2:
+                    pass
+            await client.ping()
+
+
 # --- signals -------------------------------------------------------------------------------
 
 

@@ -165,9 +165,10 @@ async def test_two_peers_of_one_routing_id_do_not_get_each_others_replies() -> N
         for peer in (first, second):
             peer.linger = 0
             peer.routing_id = b"same"
-            peer.connect(at.address)
+        first.connect(at.address)
         await first.send(b'{"method": "hold", "request_id": "a"}')
         await until(lambda: bench.begun)
+        second.connect(at.address)
         await second.send(b'{"method": "echo", "request_id": "b"}')
         bench.gate.set()
         await at.client.ping()

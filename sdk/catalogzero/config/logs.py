@@ -7,6 +7,7 @@ what its author writes through `logging` and `structlog.get_logger` the same way
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import sys
@@ -66,7 +67,11 @@ def _add_ids(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
 
 def _hide_by_name(logger: WrappedLogger, name: str, event: EventDict) -> EventDict:
     """Hide what is a secret by its name, at any depth; what JSON lacks becomes a text."""
-    return {key: shown_value(key, value) for key, value in event.items()}
+    # A busy handler writes a line for each job, mostly of texts: these need no call of ours.
+    return {
+        key: value if type(value) is str and not names_a_secret(key) else shown_value(key, value)
+        for key, value in event.items()
+    }
 
 
 def shown_value(key: Any, value: Any) -> Any:
@@ -155,8 +160,11 @@ class _StandardError:
             sys.stderr.write(text)
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            sys.stderr.flush()
+        """Python writes each line of standard error out as it ends."""
+
+
+_encoder = json.JSONEncoder()
+"""Made once: `json.dumps` makes one for each line where it is given what structlog gives it."""
 
 
 _standard_error = _StandardError()
@@ -177,7 +185,7 @@ def make_logger(*, mask: Mask, log_format: str | None = None, level: str = "info
             exception_formatter=_write_traceback,
         )
         if console
-        else structlog.processors.JSONRenderer()
+        else structlog.processors.JSONRenderer(lambda event, **_: _encoder.encode(event))
     )
     logger = structlog.wrap_logger(
         structlog.WriteLogger(cast(TextIO, _standard_error)),

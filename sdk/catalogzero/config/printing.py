@@ -17,6 +17,8 @@ def printable(text: str, *, one_line: bool = False) -> str:
         text: Of a peer, an exception or a file: it may hold anything.
         one_line: Escape line ends and tabs as well, so that no text can pass for another line.
     """
+    if text.isascii() and text.isprintable():
+        return text
 
     def escaped(found: re.Match[str]) -> str:
         return f"\\u{ord(found[0]):04x}"

@@ -10,7 +10,7 @@ import math
 import struct
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, cast
 
@@ -57,8 +57,7 @@ class Times(NamedTuple):
         """One of its monotonic moments as wall time, in ISO 8601."""
         if math.isnan(at_s):
             return None
-        received_at = datetime.fromtimestamp(self.received_at_s, UTC)
-        return (received_at + timedelta(seconds=at_s - self.received_s)).isoformat()
+        return datetime.fromtimestamp(self.received_at_s + at_s - self.received_s, UTC).isoformat()
 
 
 class Extras(NamedTuple):

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import psutil
 
@@ -32,6 +31,7 @@ HELD_BYTES = 64 << 20
 """What all connections of a socket may hold together."""
 
 LOOKS_A_SECOND = 10
+REST_LOOKS = LOOKS_A_SECOND
 HAND_BACK_LOOKS = 5 * LOOKS_A_SECOND
 SUDDEN_BYTES = 32 << 20
 GROWN_BYTES = 256 << 20
@@ -116,17 +116,20 @@ class MemoryWatch:
     Each callback learns whether it has grown by `GROWN_BYTES` since that was last so. Those of
     servers are called every second too: memory that was freed before may hold much unseen. What
     is free again a little after it grew is given back to the system, which else happens by chance.
+
+    It looks while bytes come or go, and `REST_LOOKS` more: who is not called costs nothing.
     """
 
-    _of_loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, MemoryWatch]] = (
-        WeakKeyDictionary()
-    )
+    _of_loops: ClassVar[dict[asyncio.AbstractEventLoop, MemoryWatch]] = {}
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._process = psutil.Process()
         self._callbacks: dict[Callable[[bool], None], bool] = {}
-        self._ticks = self._hand_back_at = 0
+        self._stirred: set[socket.socket] = set()
+        self._ticks = self._hand_back_at = self._rest_at = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._floor = self._seen = self._process.memory_info().rss
 
     @classmethod
     def here(cls) -> MemoryWatch:
@@ -139,30 +142,61 @@ class MemoryWatch:
     def add(self, callback: Callable[[bool], None], *, every_second: bool) -> None:
         """Call this one too."""
         self._callbacks[callback] = every_second
-        if self._timer is None:
-            self._floor = self._seen = self._process.memory_info().rss
-            self._timer = asyncio.get_running_loop().call_later(1 / LOOKS_A_SECOND, self._look)
+        self.stir()
 
     def remove(self, callback: Callable[[bool], None]) -> None:
         """Call it no longer."""
         self._callbacks.pop(callback, None)
-        if not self._callbacks and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if not self._callbacks:
+            self._of_loops.pop(self._loop, None)
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def watch(self, handle: socket.socket) -> None:
+        """Look whenever bytes come over this connection."""
+        with suppress(NotImplementedError):  # the loop has no such watch: then it never rests
+            self._loop.add_reader(handle, self._came, handle)
+            return
+        self._rest_at = sys.maxsize
+
+    def unwatch(self, handle: socket.socket) -> None:
+        """Before its end."""
+        self._stirred.discard(handle)
+        with suppress(NotImplementedError):
+            self._loop.remove_reader(handle)
+
+    def stir(self) -> None:
+        """Look for a while: something comes or goes."""
+        self._rest_at = max(self._rest_at, self._ticks + REST_LOOKS)
+        if self._timer is None:
+            self._timer = self._loop.call_later(1 / LOOKS_A_SECOND, self._look)
+
+    def _came(self, handle: socket.socket) -> None:
+        # Who reads the connection is another: its bytes are to be heard of once, not until then.
+        self._loop.remove_reader(handle)
+        self._stirred.add(handle)
+        self.stir()
 
     def _look(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(1 / LOOKS_A_SECOND, self._look)
         rss = self._process.memory_info().rss
         self._floor, self._seen = min(self._floor, rss), min(self._seen, rss)
         self._ticks += 1
         jumped, grown = rss - self._seen > SUDDEN_BYTES, False
         if self._ticks == self._hand_back_at:
-            asyncio.get_running_loop().run_in_executor(None, hand_back_memory)
+            self._loop.run_in_executor(None, hand_back_memory)
         if jumped:
             if self._hand_back_at <= self._ticks:
                 self._hand_back_at = self._ticks + HAND_BACK_LOOKS
             grown = rss - self._floor > GROWN_BYTES
             self._floor, self._seen = rss if grown else self._floor, rss
+        self._timer = None
+        if self._ticks < max(self._rest_at, self._hand_back_at):
+            self._timer = self._loop.call_later(1 / LOOKS_A_SECOND, self._look)
+        if self._ticks % REST_LOOKS == 0 or self._timer is None:
+            for handle in self._stirred:
+                self.watch(handle)
+            self._stirred.clear()
         for callback, every_second in [*self._callbacks.items()]:
             if jumped or (every_second and self._ticks % LOOKS_A_SECOND == 0):
                 callback(grown)
@@ -173,6 +207,7 @@ class Traffic:
 
     Args:
         limit_bytes: How far a peer may be ahead.
+        memory: Learns that bytes come or go.
         counts: Whether to use the kernel's counters where there are some.
 
     Attributes:
@@ -180,8 +215,8 @@ class Traffic:
             socket's; None where there is none.
     """
 
-    def __init__(self, limit_bytes: int, *, counts: bool = True) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int, memory: MemoryWatch, *, counts: bool = True) -> None:
+        self._limit_bytes, self._memory = limit_bytes, memory
         self._counts = counts
         self.port: int | None = None
         self._turns = 0
@@ -212,12 +247,14 @@ class Traffic:
             return
         peer = host_port(*name[:2]) if isinstance(name, tuple) else "a local process"
         self._connections[fd] = Connection(handle, peer)
+        self._memory.watch(handle)
 
     def closed(self, fd: int) -> Connection | None:
         """A connection is gone; gives it where this side ended it."""
         one = self._connections.pop(fd, None)
         if one is None:
             return None
+        self._memory.unwatch(one.handle)
         if self._by_name.get(one.name) is one:
             del self._by_name[one.name]
         # Who ended it, ZeroMQ does not say; where the peer did, its end of the stream can be read.
@@ -242,6 +279,7 @@ class Traffic:
 
     def sent(self, name: bytes, size: int) -> None:
         """A reply went to the peer of that routing name."""
+        self._memory.stir()
         if one := self._by_name.get(name):
             one.sent += size
 

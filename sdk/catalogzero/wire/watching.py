@@ -65,9 +65,9 @@ class ConnectionWatch:
         self.last: int | None = None
         self.was_refused = False
         self._monitor = socket.get_monitor_socket(self.EVENTS, f"inproc://catalogzero-{id(self)}")
-        self.traffic = Traffic(limit_bytes, counts=counts)
-        self._watch = DescriptorWatch(self._monitor, self.take_events)
         self._memory = MemoryWatch.here()
+        self.traffic = Traffic(limit_bytes, self._memory, counts=counts)
+        self._watch = DescriptorWatch(self._monitor, self.take_events)
         self._memory.add(self._look, every_second=every_second)
 
     def take_events(self) -> bool:
