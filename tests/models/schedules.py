@@ -22,13 +22,18 @@ the known host and is written later, by any scheduler. A host that is cut off ru
 and comes back; one that is gone does not. What a host still runs that did not answer when it was
 replaced, nobody can know: that is a stated limit, and no fault (`replaced`).
 
+As `instances` the two hosts share the calls: each run is stamped at one of them, and called there
+alone. Once its instance has been silent for a while, a retry-safe run goes elsewhere as its next
+attempt, and what its instance still does of it is no fault; any other waits for a day, which is
+over only where the instance is gone.
+
 Not modelled: trigger arithmetic, a lone handler that never comes back, run_now, cancel, a
 schedule's own timeout_s, handlers without request ids, a store that loses a transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from tests.models.explore import ANY, STUCK, Case, Move, put
@@ -73,6 +78,10 @@ class Rules(NamedTuple):
     unheard: bool = True  # and written only if nobody was heard under that id since it was asked
     reported: bool = True  # a host that was replaced hears of it at its next report, and registers
     keeps_trying: bool = True  # a host that was refused registers again
+    at_one: bool = True  # a call goes to the instance that its stamp is of
+    moves_safe_only: bool = True  # only a retry-safe run leaves an instance that is silent
+    moves_bounded: bool = True  # and only while an attempt is left
+    waits_a_day: bool = True  # one that stays is lost only after much longer than a cut lasts
 
 
 BUILT = Rules()
@@ -105,6 +114,7 @@ class Row(NamedTuple):
     boot: int = -1
     era: int = 0
     tries: int = 1  # runs that may have begun
+    host: int = -1  # the instance that was asked
 
 
 Step = Literal["ask", "known", "send", "wait"]
@@ -119,6 +129,7 @@ class Task(NamedTuple):
     boot: int = -1
     era: int = 0
     known: int = 0
+    host: int = -1
 
 
 Call = tuple[int, int, int, int, int, int]  # scheduler, tick, n, boot, era, host
@@ -169,6 +180,7 @@ class Setup(NamedTuple):
     misfire: bool = False
     overlap: str = "skip"
     hosts: int = 1
+    instances: bool = False  # the hosts share the calls
 
 
 def recall(w: World, x: int, n: int, h: int) -> tuple[int, int]:
@@ -209,6 +221,11 @@ def task_of(w: World, s: int, x: int) -> Task:
     return task
 
 
+def callee(w: World, g: Setup, one: Row | Task) -> int:
+    """The host that is called for a run."""
+    return one.host if g.instances else w.at
+
+
 def may(w: World, g: Setup, fault: str) -> bool:
     """Whether a fault of this kind may happen now."""
     return w.left > 0 and fault in g.kinds
@@ -244,7 +261,8 @@ def with_row(w: World, x: int, row: Row) -> Written:
         broken.append("J5")
     known = [item for item in known_runs(w) if item[0] == x and item[2] != REFUSED]
     if row.status == "lost" and known:
-        broken.append("J5" if any(item[4] == w.at for item in known) else "J9")
+        is_called = any(item[4] in (w.at, old.host) for item in known)
+        broken.append("J5" if is_called else "J9")
     if row.status == "lost" and old.status != "lost":
         broken.append("L1" if w.done[x] else "L2" if not w.starts[x] else "L3")
     return w._replace(rows=put(w.rows, x, row)), broken
@@ -323,7 +341,14 @@ def takeovers(w: World, g: Setup) -> Iterator[Move[World]]:
                 v,
                 s,
                 x,
-                Task("send" if straight else "ask", row.lease + 1, row.n, row.boot, row.era),
+                Task(
+                    "send" if straight else "ask",
+                    row.lease + 1,
+                    row.n,
+                    row.boot,
+                    row.era,
+                    host=row.host,
+                ),
             )
             why = f"{S[row.owner]} freezes past its lease; " if alive else ""
             yield Move(f"{why}{S[s]} takes over", alive, v)
@@ -360,13 +385,13 @@ def again(w: World, g: Setup, s: int, x: int, n: int, tries: int, unbegun: bool 
     new, kept = n > row.n, unbegun and g.rules.refusal_kept
     fresh = (new and g.rules.fresh_attempt) or (unbegun and g.rules.send_once) or kept
     status = "retry" if tries > row.tries else row.status
-    row = row._replace(
-        n=n, tries=tries, status=status, boot=-1 if fresh else row.boot, era=0 if fresh else row.era
-    )
+    row = row._replace(n=n, tries=tries, status=status)
+    if fresh:
+        row = row._replace(boot=-1, era=0, host=-1)
     v, broken = with_row(w, x, row)
     step: Step = "ask" if g.rules.ask_first or fresh else "send"
     return with_task(
-        v, s, x, task._replace(step=step, n=n, boot=row.boot, era=row.era, known=0)
+        v, s, x, task._replace(step=step, n=n, boot=row.boot, era=row.era, host=row.host, known=0)
     ), broken
 
 
@@ -377,25 +402,46 @@ def steps(w: World, g: Setup) -> Iterator[Move[World]]:
             if task is None:
                 continue
             if task.step == "ask":
-                host = w.hosts[w.at]
-                if host.state != "up":
-                    continue  # it waits for an answer
-                found = recall(w, x, task.n, w.at)[0]
-                v = with_task(
-                    w, s, x, task._replace(step="known", known=found, boot=host.boot, era=w.era[x])
-                )
-                yield Move(
-                    f"{S[s]} asks get_run .{task.n}: {KNOWN[found]}, boot {host.boot + 1}", False, v
-                )
+                yield from asks(w, g, s, x, task)
             elif task.step == "known":
                 yield act(w, g, s, x, task)
             elif task.step == "send":
-                call = (s, x, task.n, task.boot, task.era, w.at)
+                call = (s, x, task.n, task.boot, task.era, callee(w, g, task))
                 calls = w.calls if w.calls.count(call) > 1 else tuple(sorted((*w.calls, call)))
                 v = with_task(w._replace(calls=calls), s, x, task._replace(step="wait", known=0))
                 yield Move(f"{S[s]} sends .{task.n} (tick {x + 1})", False, v)
             else:
                 yield from tires(w, g, s, x, task)
+
+
+def asks(w: World, g: Setup, s: int, x: int, task: Task) -> Iterator[Move[World]]:
+    """A host answers a ping and a `get_run`; of instances the one that was stamped, or any."""
+    choice: Sequence[int] = (callee(w, g, task),)
+    if g.instances and (task.host < 0 or not g.rules.at_one):
+        choice = range(g.hosts)
+    for h in choice:
+        host = w.hosts[h]
+        if host.state == "up":  # else it waits for an answer
+            found = recall(w, x, task.n, h)[0]
+            said = task._replace(step="known", known=found, boot=host.boot, era=w.era[x], host=h)
+            label = f"{S[s]} asks get_run .{task.n}: {KNOWN[found]}, boot {host.boot + 1}"
+            yield Move(label, False, with_task(w, s, x, said))
+        elif task.host >= 0 and holds(w, g, s, x):
+            yield from leaves(w, g, s, x)
+
+
+def leaves(w: World, g: Setup, s: int, x: int) -> Iterator[Move[World]]:
+    """The instance of a run has been silent for a while: it goes elsewhere, or it is lost."""
+    row = row_of(w, x)
+    state = w.hosts[row.host].state
+    others = any(host.state == "up" for h, host in enumerate(w.hosts) if h != row.host)
+    is_left = row.tries < MAX_ATTEMPTS or not g.rules.moves_bounded
+    if others and is_left and (g.safe or not g.rules.moves_safe_only):
+        v, broken = again(w, g, s, x, row.n + 1, row.tries + 1)
+        yield Move(f"{S[s]} takes .{row.n + 1} elsewhere", False, v, broken)
+    if state == "gone" or not g.rules.waits_a_day:
+        v, broken = end(w, s, x, "lost")
+        yield Move(f"{S[s]} records lost: host {row.host + 1} was silent", False, v, broken)
 
 
 def act(w: World, g: Setup, s: int, x: int, task: Task) -> Move[World]:
@@ -423,7 +469,7 @@ def act(w: World, g: Setup, s: int, x: int, task: Task) -> Move[World]:
         if g.rules.lost_grows_n:
             row = row._replace(n=row.n + 1, tries=row.tries + 1, status="retry")
             task = task._replace(n=row.n)
-    v, broken = with_row(w, x, row._replace(boot=task.boot, era=task.era))
+    v, broken = with_row(w, x, row._replace(boot=task.boot, era=task.era, host=task.host))
     return Move(
         f"{name} decides to send .{task.n}",
         False,
@@ -435,10 +481,11 @@ def act(w: World, g: Setup, s: int, x: int, task: Task) -> Move[World]:
 def tires(w: World, g: Setup, s: int, x: int, task: Task) -> Iterator[Move[World]]:
     """No reply came: nothing is under way any more, or (a fault) it is only slow."""
     # Of a host that was replaced, or is silent, nothing is waited for.
-    under_way = w.hosts[w.at].state == "up" and (
-        any(c[:3] == (s, x, task.n) and c[5] == w.at for c in w.calls)
+    h = callee(w, g, task)
+    under_way = w.hosts[h].state == "up" and (
+        any(c[:3] == (s, x, task.n) and c[5] == h for c in w.calls)
         or any(c[:3] == (s, x, task.n) for c in w.replies)
-        or recall(w, x, task.n, w.at) in ((RUNNING, 1 << s), (RUNNING, 3))
+        or recall(w, x, task.n, h) in ((RUNNING, 1 << s), (RUNNING, 3))
     )
     if under_way and not may(w, g, SLOW):
         return
@@ -446,6 +493,8 @@ def tires(w: World, g: Setup, s: int, x: int, task: Task) -> Iterator[Move[World
     if holds(v, g, s, x):
         v, broken = again(v, g, s, x, task.n, row_of(w, x).tries)
         yield Move(f"{S[s]} has no reply", under_way, v, broken)
+        if g.instances and w.hosts[h].state != "up":
+            yield from leaves(w, g, s, x)
     else:
         yield Move(f"{S[s]} has no reply, and no lease", under_way, with_task(v, s, x, None))
 
@@ -540,8 +589,8 @@ def start_broken(w: World, g: Setup, s: int, x: int, h: int) -> list[str]:
             broken.append("J4")
     if w.starts[x] >= MAX_ATTEMPTS:
         broken.append("J8")
-    if w.hosts[h].replaced:
-        return broken  # a call that came late to it
+    if w.hosts[h].replaced or (g.instances and g.safe):
+        return broken  # a call that came late to it, or an attempt beside one that nobody hears of
     if row.status in FINAL:
         broken.append("J6")
     running = [item for item in known_runs(w) if item[2] == RUNNING]
@@ -594,7 +643,7 @@ def forgotten(w: World, h: int) -> World:
 
 def registers(w: World, g: Setup) -> Iterator[Move[World]]:
     """A host registers, or reports that it is there: of two, each under the one id."""
-    for h, host in enumerate(w.hosts if g.hosts > 1 else ()):
+    for h, host in enumerate(w.hosts if g.hosts > 1 and not g.instances else ()):
         if host.state != "up":
             continue
         if host.registered:
@@ -822,6 +871,12 @@ HOSTS = [  # (the rule that is taken out, what breaks, whether retry-safe, fault
     ("reported", STUCK, False, 2),
     ("keeps_trying", STUCK, False, 1),
 ]
+INSTANCES = [  # (the rule that is taken out, what breaks, whether retry-safe, faults)
+    ("at_one", "J2", False, 2),
+    ("moves_safe_only", "J2", False, 1),
+    ("moves_bounded", "J8", True, 2),
+    ("waits_a_day", "J5", False, 1),
+]
 WHOLE = [
     ("text, for comparison", Setup(TEXT, faults=2)),
     ("text, for comparison", Setup(TEXT, safe=True, faults=2)),
@@ -898,6 +953,35 @@ CASES = [
     ),
     *(
         whole(f"{title}, two hosts", Setup(rules, safe, 1, 2, HOST_FAULTS, hosts=2), slow=slow)
+        for title, rules, slow in (("short", SHORT, False), ("built", BUILT, True))
+        for safe in (False, True)
+    ),
+    *(
+        Case(
+            f"two instances, {rule} out, {'retry-safe' if safe else 'not retry-safe'}",
+            name,
+            Model(
+                Setup(
+                    BUILT._replace(**{rule: False}),
+                    safe,
+                    1,
+                    faults,
+                    HOST_FAULTS,
+                    hosts=2,
+                    instances=True,
+                ),
+            ),
+            tuple(LIMITS),
+            limit=LIMIT,
+        )
+        for rule, name, safe, faults in INSTANCES
+    ),
+    *(
+        whole(
+            f"{title}, two instances",
+            Setup(rules, safe, 1, 2, HOST_FAULTS, hosts=2, instances=True),
+            slow=slow,
+        )
         for title, rules, slow in (("short", SHORT, False), ("built", BUILT, True))
         for safe in (False, True)
     ),

@@ -85,13 +85,14 @@ class SchedulerProcess:
 
 @contextmanager
 def handler_process(
-    scheduler: str, folder: Path, port: int = 0
+    scheduler: str, folder: Path, port: int = 0, *options: str
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A chore (see `chore`) as a process, registered as `chore`; it notes its runs in `folder`."""
     command = [
         *(*CATALOGZERO, "run", "tests.scheduler.chore:Chore", "--handler-id", "chore"),
         *("--scheduler", scheduler, "--port", str(port), "--config", f"notes={folder / 'notes'}"),
         *("--set", f"state_dir={folder / 'state'}"),
+        *options,
     ]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     try:

@@ -77,6 +77,11 @@ def scheduler(
         Path | None, typer.Option(help="Public keys of the handlers that may register.")
     ] = None,
     server_keys_file: ServerKeys = None,
+    nats_key_file: Annotated[
+        Path | None,
+        typer.Option(help="NKEY seed or credentials to call handlers behind a NATS server with."),
+    ] = None,
+    nats_ca_file: Annotated[Path | None, typer.Option(help="CA of that NATS server.")] = None,
     allow_plaintext: Annotated[
         bool, typer.Option(help="Register beyond loopback without keys: a private network.")
     ] = False,
@@ -93,6 +98,7 @@ def scheduler(
     Example: catalogzero scheduler --database sqlite:////var/lib/acme/scheduler.db
     """
     from catalogzero.config.renewal import Renewed
+    from catalogzero.config.settings import NatsSettings
     from catalogzero.scheduler.runner import RunnerSettings
     from catalogzero.scheduler.server import SchedulerSettings, run_scheduler
     from catalogzero.wire.keys import CurveKeys, read_server_keys, server_keys_in
@@ -120,6 +126,7 @@ def scheduler(
         curve=curve,
         client_keys=keys,
         server_keys=known or {},
+        nats=NatsSettings(key_file=nats_key_file, ca_file=nats_ca_file),
         runner=RunnerSettings(
             lease_s=lease_s, retention_days=retention_days, max_executions=max_executions
         ),

@@ -300,6 +300,10 @@ class CloudProcessor(Handler):
         refuse_newer(path, version_in(path), len(MIGRATIONS))
         return path.exists()
 
+    @classmethod
+    def _uploads(cls) -> bool:
+        return True
+
     def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:
         """See `Handler._uploads_of`; by a look at the outbox that leaves it as it is."""
         from catalogzero.cloud.outbox.looking import uploads_of

@@ -118,7 +118,7 @@ class Adapter(Handler):
     @property
     def state_dir(self) -> Path:
         """As a `Handler`'s; a handler_id of any letters has one."""
-        return self.runtime.state_dir / folder_name(self.handler_id)
+        return self.runtime.state_dir_of(folder_name(self.handler_id))
 
     # --- control methods: the author's answer, on top of the runtime's -------------------
 

@@ -174,6 +174,9 @@ class RuntimeSettings(RenamingSettings):
     former_keys: ClassVar[Mapping[str, str]] = {"settle_s": "min_file_age_s"}
 
     handler_id: str | None = Field(None, description="Its name to schedulers and conductors.")
+    instance_id: str | None = Field(
+        None, description="Its name among several processes that share the calls of one handler_id."
+    )
     host: str = Field(
         "127.0.0.1",
         description="Address to bind, loopback unless keys are set; or ipc:///folder/name.sock.",
@@ -253,10 +256,10 @@ class RuntimeSettings(RenamingSettings):
             raise ValueError("a socket file has no port: leave `port` out")
         return value
 
-    @field_validator("handler_id")
+    @field_validator("handler_id", "instance_id")
     @classmethod
     def _plain_name(cls, value: str | None) -> str | None:
-        """The handler_id names a folder, so it is a plain name."""
+        """Both name a folder, so they are plain names."""
         if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
             raise ValueError("letters, digits, `.`, `_` and `-` only, at most 100")
         return value
@@ -267,6 +270,10 @@ class RuntimeSettings(RenamingSettings):
         if self.transport != "zeromq":
             return Address.nats_server(self.transport)
         return Address.of(self.host, self.port)
+
+    def state_dir_of(self, handler_id: str) -> Path:
+        """The state folder of a handler: `<state_dir>/<handler_id>[/<instance_id>]`."""
+        return self.state_dir / handler_id / (self.instance_id or "")
 
     @property
     def encrypted_by(self) -> str:

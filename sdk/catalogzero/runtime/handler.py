@@ -121,8 +121,8 @@ class Handler:
 
     @property
     def state_dir(self) -> Path:
-        """This handler's own state folder: `<runtime.state_dir>/<handler_id>`."""
-        return self.runtime.state_dir / self.handler_id
+        """This handler's own state folder: `<runtime.state_dir>/<handler_id>[/<instance_id>]`."""
+        return self.runtime.state_dir_of(self.handler_id)
 
     # --- for authors: call these -------------------------------------------------------
 
@@ -241,6 +241,11 @@ class Handler:
 
     def _worker_wanted(self) -> bool:
         """Whether the worker has something to do at start, such as a full outbox."""
+        return False
+
+    @classmethod
+    def _uploads(cls) -> bool:
+        """Whether it sends results to a backend, from a state folder that only it may write."""
         return False
 
     def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:

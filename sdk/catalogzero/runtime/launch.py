@@ -138,7 +138,7 @@ def folder_of(section: Section) -> Path:
     """
     values = merged_settings(RuntimeSettings, file=section.runtime, flags={})
     try:
-        named = RuntimeSettings(**values).state_dir / section.handler_id
+        named = RuntimeSettings(**values).state_dir_of(section.handler_id)
     except ValidationError as error:
         where = f"{section.path}: {section.handler_id}"
         raise config_error(error, where=where, model=RuntimeSettings) from None

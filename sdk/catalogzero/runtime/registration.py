@@ -5,7 +5,8 @@ not know the handler (it was restarted) gets a new registration, and no other do
 the server's connection. It tries for ever, and never stands in the way of calls.
 
 A handler_id is that of one host: while another answers under it, our scheduler refuses this one,
-and takes it once the other is gone.
+and takes it once the other is gone. The same holds for an instance_id among the instances of a
+handler_id. What uploads has a state folder of its own, and so no second instance.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from catalogzero.errors import CatalogZeroError, HandlerIdTakenError, RetryLater
 from catalogzero.runtime.handler import Handler
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.keys import CurveClientSource
+from catalogzero.wire.messages import JsonObject
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState  # imported when a registration begins
@@ -48,10 +50,18 @@ class Registration:
     def __init__(
         self, handler: Handler, address: str, boot_id: str, curve: CurveClientSource | None
     ) -> None:
-        self._scheduler = handler.runtime.scheduler
-        self._named = {"handler_id": handler.handler_id, "address": address}
+        runtime = handler.runtime
+        self._scheduler = runtime.scheduler
+        self._named: JsonObject = {"handler_id": handler.handler_id, "address": address}
+        if runtime.instance_id and not handler._uploads():
+            self._named["instance_id"] = runtime.instance_id
         methods = handler._offered_methods()
-        self._params = {**self._named, "methods": methods, "boot_id": boot_id}
+        self._params = {
+            **self._named,
+            "methods": methods,
+            "boot_id": boot_id,
+            "places": runtime.max_concurrent_jobs,
+        }
         self._fix = second_host_fix(handler)
         self._clock, self._log, self._seldom = handler.clock, handler.log, Seldom(handler.clock)
         self._client = HandlerClient(self._scheduler, curve=curve, clock=handler.clock)
@@ -136,8 +146,9 @@ class Registration:
 
 def second_host_fix(handler: Handler) -> str:
     """What to do about another host that answers under a handler's handler_id."""
-    if type(handler)._uploads_of is Handler._uploads_of:
-        return "stop the other host, or give this one a `handler_id` of its own"
+    if not handler._uploads():
+        own = "an `instance_id`" if handler.runtime.instance_id else "a `handler_id`"
+        return f"stop the other host, or give this one {own} of its own"
     return (
         "two state folders of one installation would overwrite each other's rows: stop the other "
         "host, or give this one a `handler_id` and an `installation_id` of its own"

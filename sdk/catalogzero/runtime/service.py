@@ -130,7 +130,9 @@ class Service:
             if runtime.registers:
                 curve = curve_to_scheduler(runtime)
                 boot_id = self._boot.boot_id
-                self._registration = Registration(handler, self.address, boot_id, curve)
+                # Behind a NATS server each start has an address of its own, as each port is one.
+                own = str(listens) if bound.is_nats else self.address
+                self._registration = Registration(handler, own, boot_id, curve)
                 undo.push_async_callback(self._registration.close)
                 self._registration.start()
             # Only now: a start that failed half way is undone here.

@@ -58,6 +58,9 @@ class ExecutionRecord(TypedDict):
     waiting: Annotated[
         bool, Field(description="For its handler, which is away; its status is retry.")
     ]
+    instance_id: Annotated[
+        str | None, Field(description="Which of its handler's instances was called, if it has any.")
+    ]
     outcome: Annotated[RunOutcomeWords, Field(description="What it came to, in words.")]
     ticks: NotRequired[TickSpan]
 
@@ -129,16 +132,39 @@ class HandlerView(TypedDict):
     ]
 
 
-class HandlerRecord(TypedDict):
-    """A handler, by the last probe of it."""
+class Presence(TypedDict):
+    """Whether a handler or an instance is there, by the last probe of it."""
 
-    id: str
-    address: str
-    methods: list[str]
     status: Literal["Connected", "Disconnected"]
     checked_at: Annotated[Time | None, Field(description="When it was asked; null: not yet.")]
     error: Annotated[str | None, Field(description="Why it is disconnected, where known.")]
     last_seen_at: Time | None
+
+
+class InstanceRecord(Presence):
+    """One of the processes that share a handler's calls, by the last probe of it.
+
+    `load` is how many open executions it is called for, `places` how many jobs it runs at once.
+    """
+
+    instance_id: str
+    address: str
+    boot_id: str
+    places: int
+    load: int
+
+
+class HandlerRecord(Presence):
+    """A handler, by the last probe of it.
+
+    One with `instances` is connected where one of them is; its address is that of the last that
+    registered.
+    """
+
+    id: str
+    address: str
+    methods: list[str]
+    instances: list[InstanceRecord]
 
 
 class Schedules(TypedDict):

@@ -20,6 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.errors import BadParamsError, CatalogZeroError, UnreachableError
 from catalogzero.scheduler import answers, overview, requests
 from catalogzero.scheduler.history import FILTERS, SHOWN, RecordedCall
+from catalogzero.scheduler.models import KnownHandler, KnownInstance
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.store import Change
 from catalogzero.scheduler.ticks import Place, Schedule, from_us, iso_of
@@ -306,7 +307,8 @@ class Api:
         said: JsonObject = {}
         reason = None
         try:
-            link = await asyncio.wait_for(self.runner.links.get(handler_id), GET_RUN_S)
+            callee = handler_id, call.record["instance_id"] or ""
+            link = await asyncio.wait_for(self.runner.links.get(*callee), GET_RUN_S)
             said = await link.find_run(call.request_id, timeout_s=GET_RUN_S)
         except UnreachableError as error:
             reason = f"the handler does not answer: {error.message}"
@@ -406,23 +408,46 @@ class Api:
 
     async def _handlers(self) -> list[answers.HandlerRecord]:
         """Every handler, by the last probe of it."""
-        links, records = self.runner.links, []
+        records = []
         for one in await self.runner.read(self.runner.store.list_handlers):
-            link = links.known.get(one.handler_id)
-            if link is not None and link.address != one.address:  # it moved, and is not asked yet
-                link = None
-            there = link is not None and link.checked_us is not None and link.away is None
-            record = answers.HandlerRecord(
-                id=one.handler_id,
-                address=one.address,
-                methods=one.methods,
-                status="Connected" if there else "Disconnected",
-                checked_at=iso_of(link.checked_us if link else None),
-                error=link.away if link else None,
-                last_seen_at=iso_of(max(one.seen_us, links.heard_us[one.handler_id])),
-            )
+            instances: list[answers.InstanceRecord] = [
+                {
+                    "instance_id": each.instance_id,
+                    "address": each.address,
+                    "boot_id": each.boot_id,
+                    "places": each.places,
+                    "load": each.load,
+                    **self._presence(each),
+                }
+                for each in one.instances
+            ]
+            of = min(one.instances, key=self._is_away) if one.instances else one
+            record: answers.HandlerRecord = {
+                "id": one.handler_id,
+                "address": one.address,
+                "methods": one.methods,
+                "instances": instances,
+                **self._presence(of),
+            }
             records.append(record)
         return records
+
+    def _is_away(self, one: KnownInstance) -> bool:
+        return self._presence(one)["status"] != "Connected"
+
+    def _presence(self, one: KnownHandler | KnownInstance) -> answers.Presence:
+        """Whether a handler or an instance is there, by the last probe of it."""
+        callee = one.handler_id, one.instance_id
+        link = self.runner.links.of(callee)
+        if link is not None and link.address != one.address:  # it moved, and is not asked yet
+            link = None
+        there = link is not None and link.checked_us is not None and link.away is None
+        return answers.Presence(
+            status="Connected" if there else "Disconnected",
+            checked_at=iso_of(link.checked_us if link else None),
+            error=link.away if link else None,
+            last_seen_at=iso_of(max(one.seen_us, self.runner.links.heard_us[callee])),
+        )
 
     async def remove_handler(self, request: web.Request) -> web.Response:
         """`DELETE /api/handlers/{handler_id}`: 409 while schedules name it."""
@@ -482,7 +507,7 @@ class Api:
         if method not in handler.methods:
             raise HttpError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
         try:
-            link = await self.runner.links.get(handler_id)
+            _, link = await self.runner.links.choose(handler_id)
         except UnreachableError as error:  # it registered with another scheduler just now
             return error.message
         limit = link.caller.max_call_bytes

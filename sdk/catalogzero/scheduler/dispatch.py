@@ -9,6 +9,9 @@ the handler is pinged, once for all that wait on it; the call goes out again whe
 answer, or has restarted. While the handler is away the record says so; its return wakes all that
 wait for it.
 
+Of a handler with instances one is asked for the stamp, and called until it has judged. Should it
+stay silent, what may run twice goes to another one as the next attempt; anything else waits.
+
 Handlers that know no boot_id are plain ScheduleZero ones: called at least once. A reply ends that.
 """
 
@@ -24,7 +27,7 @@ from typing import Protocol
 from catalogzero.backoff import Backoff
 from catalogzero.clock import Clock
 from catalogzero.errors import CallTimeoutError, CatalogZeroError, UnreachableError
-from catalogzero.scheduler.links import CallSettings, Link, Links
+from catalogzero.scheduler.links import Callee, CallSettings, Link, Links
 from catalogzero.scheduler.models import Execution
 from catalogzero.scheduler.ticks import LATE_AFTER_S, seconds_us
 from catalogzero.wire.calls import CallVerdict, Stamp
@@ -53,14 +56,19 @@ class Driver:
         self._holder = holder
         self._links = links
         self._settings = settings
+        self._placed: dict[str, Callee] = {}
         self._backoff = Backoff(settings.retry_base_s, settings.retry_max_s, jitter=(0.5, 1.5))
 
     async def drive(self, one: Execution) -> None:
         """Call until the execution is final and saved, or its lease is another's."""
         if one.boot_id is None and not await self._note_away(one):
             return
-        async with self._slot(one) as is_ours:
-            ended = is_ours and await self._until_judged(one)
+        self._place(one, callee_of(one)[1])
+        try:
+            async with self._slot(one) as is_ours:
+                ended = is_ours and await self._until_judged(one)
+        finally:
+            self._place(one, "")
         if ended:
             await self._holder.save(one)
 
@@ -80,7 +88,7 @@ class Driver:
                 was_waiting, is_ours = one.waiting, await self._note_away(one)
                 if is_ours and one.waiting == was_waiting:
                     change = asyncio.create_task(asyncio.Event().wait(), name="scheduler-change")
-                    with self._links.interrupting(one.handler_id, change):
+                    with self._links.interrupting(callee_of(one), change):
                         await asyncio.wait({entering, change}, return_when=FIRST_COMPLETED)
                     change.cancel()
             yield is_ours
@@ -126,12 +134,18 @@ class Driver:
         """The handler's stamp; None once it has been away for too long, which is saved."""
         since_s, tries = self._holder.clock.monotonic(), 0
         while True:
+            instance_id = ""
             try:
-                link = await self._links.get(one.handler_id)
+                instance_id, link = await self._links.choose(one.handler_id)
+                # At once: those who choose while this one asks must see that it will be called.
+                self._place(one, instance_id)
                 stamp = await link.ask()
             except CatalogZeroError as error:
                 reason = error.message
+                if instance_id and self._links.absence((one.handler_id, "")) == (True, None):
+                    continue  # another instance is there
             else:
+                one.instance_id = instance_id or None
                 return stamp if await self._note(one, None) else None
             tries += 1
             # Of a call that was sent once, nobody can say that it never began.
@@ -151,10 +165,18 @@ class Driver:
             if not await self._holder.holds(one):
                 return None
 
+    def _place(self, one: Execution, instance_id: str) -> None:
+        """Count it as load of an instance, and of no other."""
+        if (old := self._placed.pop(one.execution_id, None)) is not None:
+            self._links.load[old] -= 1
+        if instance_id:
+            self._placed[one.execution_id] = one.handler_id, instance_id
+            self._links.load[one.handler_id, instance_id] += 1
+
     async def _note_away(self, one: Execution) -> bool:
         """As `_note`, by what came of asking the handler last."""
-        link = self._links.known.get(one.handler_id)
-        return link is None or link.checked_us is None or await self._note(one, link.away)
+        was_asked, why = self._links.absence(callee_of(one))
+        return not was_asked or await self._note(one, why)
 
     async def _note(self, one: Execution, reason: str | None) -> bool:
         """Have the record say why its handler is away; false when the lease is another's."""
@@ -166,7 +188,7 @@ class Driver:
         A clock that leaps makes it look so: it always gets this scheduler's own patience.
         """
         away_s = self._holder.clock.monotonic() - since_s
-        heard_us = max(one.created_us, one.sent_us or 0, self._links.heard_us[one.handler_id])
+        heard_us = max(one.created_us, one.sent_us or 0, self._links.heard_us[callee_of(one)])
         gone_s = max(away_s, (self._holder.now_us() - heard_us) / 1_000_000)
         limit_s = self._settings.lost_after_s
         return gone_s > limit_s and away_s > min(self._settings.patience_s, limit_s)
@@ -184,7 +206,7 @@ class Driver:
                 with suppress(
                     UnreachableError, CallTimeoutError
                 ):  # the next reply shows its effect
-                    link = await self._links.get(one.handler_id)
+                    link = await self._links.get(*callee_of(one))
                     await link.caller.request("cancel", asked, timeout_s=wait_s)
             reply = await self._send(one, wait_s)
             if reply is not None:
@@ -199,14 +221,32 @@ class Driver:
                 return
             await self._pause(one, 1)
             away_since_s = away_since_s or self._holder.clock.monotonic()
+            if self._goes_elsewhere(one, away_since_s):
+                return
             if self._is_given_up(one, away_since_s):
                 one.status, one.error = "lost", "the handler stayed away: nobody can know the end"
                 return
 
+    def _goes_elsewhere(self, one: Execution, since_s: float) -> bool:
+        """Whether it leaves its instance, which stays silent, for another one that is there.
+
+        What that instance still does of it may go on beside the next attempt.
+        """
+        silent = self._links.absence(callee_of(one))[1]
+        away_s = self._holder.clock.monotonic() - since_s
+        if one.instance_id is None or silent is None or away_s < self._settings.replica_lost_s:
+            return False
+        if self._links.absence((one.handler_id, ""))[1] is not None or not one.leave():
+            return False
+        one.note_absence(None)
+        one.status = "retry"
+        one.error = f"the instance '{one.instance_id}' stayed away: {silent}"
+        return True
+
     async def _send(self, one: Execution, wait_s: float) -> Reply | None:
         """One call; None when there was no reply, or its handler was not seen to live."""
         try:
-            link = await self._links.get(one.handler_id)
+            link = await self._links.get(*callee_of(one))
         except UnreachableError:
             return None
         request = link.caller.request(
@@ -220,7 +260,7 @@ class Driver:
         call = asyncio.create_task(request, name="scheduler-call")
         watch = asyncio.create_task(self._watch(link, one), name="scheduler-watch")
         try:
-            with self._links.interrupting(one.handler_id, watch):
+            with self._links.interrupting(callee_of(one), watch):
                 await asyncio.wait({call, watch}, return_when=FIRST_COMPLETED)
             return in_its_words(call.result()) if call.done() else None
         except (UnreachableError, CallTimeoutError):
@@ -265,17 +305,21 @@ class Driver:
 
     async def _pause(self, one: Execution, tries: int) -> None:
         """Wait before the next try: exponential, jittered, bounded; less when its handler comes."""
-        link = self._links.known.get(one.handler_id)
-        if one.waiting and link is not None and link.checked_us and link.away is None:
+        if one.waiting and self._links.absence(callee_of(one)) == (True, None):
             return  # it came back just now
         pause = self._holder.clock.sleep(self._backoff.delay_s(tries))
         sleep = asyncio.create_task(pause, name="scheduler-pause")
         try:
-            with self._links.interrupting(one.handler_id, sleep):
+            with self._links.interrupting(callee_of(one), sleep):
                 await asyncio.wait({sleep})
         finally:
             sleep.cancel()
             await asyncio.gather(sleep, return_exceptions=True)
+
+
+def callee_of(one: Execution) -> Callee:
+    """Where an execution is called; the handler as a whole until it has a stamp."""
+    return one.handler_id, (one.boot_id and one.instance_id) or ""
 
 
 def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> CallVerdict:

@@ -370,6 +370,7 @@ def record_of(row: sa.RowMapping) -> ExecutionRecord:
         max_attempts=row["max_attempts"],
         late=row["late"],
         waiting=row["waiting"],
+        instance_id=row["instance_id"],
         outcome=outcome_of(row["status"], stored, row["error"]),
     )
     if row["status"] in ("missed", "skipped"):

@@ -2,12 +2,15 @@
 
 A handler is asked by a ping, which those who ask at once share. Handlers that know no boot_id are
 plain ScheduleZero ones, which answer one call at a time, and no ping meanwhile.
+
+Of a handler with instances each has a connection of its own, and what is called at one stays with
+it: only the next run is for any of them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,13 +26,16 @@ from catalogzero.errors import (
     RetryLaterError,
     UnreachableError,
 )
-from catalogzero.scheduler.models import KnownHandler
+from catalogzero.scheduler.models import KnownHandler, KnownInstance
 from catalogzero.wire.calls import KnownBoot, Stamp
 from catalogzero.wire.messages import JsonObject, Reply, StartBy
 
 DESCRIBE_TIMEOUT_S = 10.0
 MAX_CALLS = 1_000
 ANSWERS_A_SLOT = 10
+
+Callee = tuple[str, str]
+"""A handler_id, and one of its instances; empty for a handler that is alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,8 @@ class CallSettings:
     Every handler is asked every `probe_every_s` whether it is there, and pinged every
     `ping_every_s` while a call waits on it; a call whose handler answers pings is sent again after
     `wait_s`, as only its reply may have been lost. One that was not heard of for `lost_after_s`, by
-    any scheduler, is given up, but never before this one waited for it for `patience_s`.
+    any scheduler, is given up, but never before this one waited for it for `patience_s`. What may
+    run twice leaves an instance that did not answer for `replica_lost_s` for another one.
     """
 
     ping_timeout_s: float = 2.0
@@ -51,6 +58,7 @@ class CallSettings:
     retry_max_s: float = 30.0
     lost_after_s: float = 86_400.0
     patience_s: float = 600.0
+    replica_lost_s: float = 10.0
 
 
 class HandlerCaller(Protocol):
@@ -93,8 +101,9 @@ class Slots:
 
     def allow(self, limit: int) -> None:
         """Have this many slots from now on; those inside may stay."""
-        self._most = limit
-        self._resize(limit)
+        if limit != self._most:
+            self._most = limit
+            self._resize(limit)
 
     def answered(self, *, busy: bool) -> None:
         """Learn from an answer whether there are too many slots."""
@@ -129,17 +138,19 @@ class Slots:
 class Link:
     """One handler's connection, and what is known of it.
 
-    `away` says why it did not answer when it was asked last, at `checked_us`. `plain_calls` are in
-    flight: a plain handler answers one at a time, and no ping meanwhile.
+    `away` says why it did not answer when it was asked last, at `checked_us`, and `is_asleep` what
+    it said then. It runs and queues as many jobs as it `takes`. `plain_calls` are in flight: a
+    plain handler answers one at a time, and no ping meanwhile.
     """
 
     address: str
     caller: HandlerCaller
-    slots: Slots
     ping_timeout_s: float
     checked: Callable[[Link, str | None], None]
     away: str | None
     checked_us: int | None = field(default=None, init=False)
+    is_asleep: bool = field(default=False, init=False)
+    takes: int = field(default_factory=lambda: jobs_taken({}), init=False)
     plain_calls: int = field(default=0, init=False)
     _boot: KnownBoot = field(default_factory=KnownBoot, init=False)
     _asking: asyncio.Task[Stamp] | None = field(default=None, init=False)
@@ -242,7 +253,7 @@ class Link:
             self._boot = KnownBoot()
             raise
         if stamp.boot_id not in (None, known):
-            self.slots.allow(jobs_taken(self._boot.described))
+            self.takes = jobs_taken(self._boot.described)
         return stamp
 
     async def _ask_for(self, method: str) -> Any:
@@ -250,113 +261,190 @@ class Link:
         if method == "describe":
             return (await self.caller.request(method, timeout_s=DESCRIBE_TIMEOUT_S)).unwrap()
         send = self.caller.request_plain if self._boot.boot_id is None else self.caller.request
-        return (await send(method, timeout_s=self.ping_timeout_s)).unwrap()
+        pong = (await send(method, timeout_s=self.ping_timeout_s)).unwrap()
+        self.is_asleep = isinstance(pong, dict) and pong.get("status") == "sleeping"
+        return pong
 
 
 @dataclass(slots=True, eq=False)
 class Links:
-    """The connections to handlers, by id; each follows its handler's address.
+    """The connections to handlers, by id and instance; each follows its handler's address.
 
-    `known` are those that were asked for. `changed` is called with a handler's id and why it is
-    away, or None once it is back.
+    `known` are those that were asked for, `load` counts the executions that this scheduler calls
+    each for. `changed` is called with a callee and why it is away, or None once it is back.
     """
 
     find_handler: Callable[[str], Awaitable[KnownHandler | None]]
     connect: Callable[[str, str], HandlerCaller]
     settings: CallSettings
     now_us: Callable[[], int]
-    changed: Callable[[str, str | None], None] = lambda handler_id, why: None
+    changed: Callable[[Callee, str | None], None] = lambda callee, why: None
     slots_of: defaultdict[str, Slots] = field(
         default_factory=lambda: defaultdict(Slots), init=False
     )
-    heard_us: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int), init=False)
-    known: dict[str, Link] = field(default_factory=dict, init=False)
-    _sleepers: defaultdict[str, set[asyncio.Task[Any]]] = field(
+    heard_us: defaultdict[Callee, int] = field(default_factory=lambda: defaultdict(int), init=False)
+    known: dict[str, dict[str, Link]] = field(default_factory=dict, init=False)
+    load: Counter[Callee] = field(default_factory=Counter, init=False)
+    _sleepers: defaultdict[Callee, set[asyncio.Task[Any]]] = field(
         default_factory=lambda: defaultdict(set), init=False
     )
 
-    async def get(self, handler_id: str) -> Link:
-        """The connection to a handler.
+    async def get(self, handler_id: str, instance_id: str = "") -> Link:
+        """The connection to a handler, or to one of its instances.
 
         Raises:
-            UnreachableError: No such handler ever registered.
+            UnreachableError: No such one is registered.
         """
+        handler = await self._registered(handler_id)
+        found = handler.at(instance_id)
+        if found is None:
+            named = f"'{instance_id}' of handler '{handler_id}'"
+            raise UnreachableError(f"the instance {named} is not registered")
+        return self.to(found)
+
+    async def choose(self, handler_id: str) -> tuple[str, Link]:
+        """The instance for the next run, and the connection to it.
+
+        One that has a free place, is awake, and has the least to do; if it can be, one that is
+        there. A handler that is alone is its own choice.
+
+        Raises:
+            UnreachableError: No such handler is registered.
+        """
+        handler = await self._registered(handler_id)
+        if not handler.instances:
+            return "", self.to(handler)
+
+        def rank(one: KnownInstance) -> tuple[bool, bool, bool, float, str]:
+            link = self.to(one)
+            load = one.load + self.load[handler_id, one.instance_id]
+            is_away = link.away is not None or one.status == "offline"
+            each = load / max(one.places, 1)
+            return is_away, each >= 1, link.is_asleep, each, one.instance_id
+
+        best = min(handler.instances, key=rank)
+        return best.instance_id, self.to(best)
+
+    async def _registered(self, handler_id: str) -> KnownHandler:
         handler = await self.find_handler(handler_id)
         if handler is None:
             raise UnreachableError(f"handler '{handler_id}' is not registered")
-        return self.to(handler)
+        return handler
 
-    def to(self, handler: KnownHandler) -> Link:
+    def to(self, one: KnownHandler | KnownInstance) -> Link:
         """The connection to a handler where it is known to be."""
-        handler_id = handler.handler_id
-        self.heard(handler_id, handler.seen_us)
-        link = self.known.get(handler_id)
-        if link is None or link.address != handler.address:
+        handler_id, instance_id = callee = one.handler_id, one.instance_id
+        self.heard(callee, one.seen_us)
+        link = self.of(callee)
+        if link is None or link.address != one.address:
             # What is known of it stays true at a new address until it is asked there.
             away = None if link is None else link.away
-            self.drop(handler_id)
-            caller, slots = self.connect(handler_id, handler.address), self.slots_of[handler_id]
-            checked = partial(self._checked, handler_id)
-            wait_s = self.settings.ping_timeout_s
-            link = Link(handler.address, caller, slots, wait_s, checked, away)
-            self.known[handler_id] = link
+            self.drop(callee)
+            link = Link(
+                one.address,
+                self.connect(handler_id, one.address),
+                self.settings.ping_timeout_s,
+                partial(self._checked, callee),
+                away,
+            )
+            self.known.setdefault(handler_id, {})[instance_id] = link
         return link
 
+    def of(self, callee: Callee) -> Link | None:
+        """The connection to a callee, if it was asked for."""
+        return self.known.get(callee[0], {}).get(callee[1])
+
+    def absence(self, callee: Callee) -> tuple[bool, str | None]:
+        """Whether a callee was asked yet, and why it is away, if it is.
+
+        Without an instance it is that of them all: one that is there is enough.
+        """
+        links = self.known.get(callee[0], {})
+        mine = [link for name, link in links.items() if callee[1] in ("", name)]
+        asked = [link for link in mine if link.checked_us is not None]
+        if not asked or any(link.away is None for link in asked):
+            return bool(asked), None
+        return True, asked[0].away
+
     async def probe(self, handler_id: str) -> None:
-        """Find out whether a handler is there."""
-        with suppress(CatalogZeroError):
-            link = await self.get(handler_id)
+        """Find out whether a handler is there, and each of its instances that is online."""
+
+        async def ask(one: KnownHandler | KnownInstance) -> None:
+            link = self.to(one)
             if link.plain_calls:  # it cannot answer, and its connection lives
                 link.checked_us = self.now_us()
-            else:
+                return
+            with suppress(CatalogZeroError):
                 await link.ask()
 
-    def drop(self, handler_id: str) -> None:
-        """Disconnect from a handler: it moved, or was removed."""
-        if link := self.known.pop(handler_id, None):
-            link.caller.close()
-            self.wake(handler_id)
+        with suppress(CatalogZeroError):
+            handler = await self._registered(handler_id)
+            online: list[KnownHandler | KnownInstance] = [
+                one for one in handler.instances if one.status != "offline"
+            ]
+            await asyncio.gather(*map(ask, online or [handler]))
 
-    def keep(self, handler_ids: Iterable[str]) -> None:
+    def drop(self, callee: Callee) -> None:
+        """Disconnect from a handler or an instance: it moved, or was removed."""
+        links = self.known.get(callee[0], {})
+        if link := links.pop(callee[1], None):
+            link.caller.close()
+            self.wake(callee)
+        if not links:
+            self.known.pop(callee[0], None)
+
+    def keep(self, handlers: Iterable[KnownHandler]) -> None:
         """Disconnect from all but these, and those amid a call that a cut would repeat."""
-        for handler_id in self.known.keys() - set(handler_ids):
-            if not self.known[handler_id].plain_calls:
-                self.drop(handler_id)
+        kept = {
+            (one.handler_id, instance_id)
+            for one in handlers
+            for instance_id in [each.instance_id for each in one.instances] or [""]
+        }
+        for handler_id, links in [*self.known.items()]:
+            for instance_id, link in [*links.items()]:
+                if (handler_id, instance_id) not in kept and not link.plain_calls:
+                    self.drop((handler_id, instance_id))
 
     @contextmanager
-    def interrupting(self, handler_id: str, sleeper: asyncio.Task[Any]) -> Iterator[None]:
+    def interrupting(self, callee: Callee, sleeper: asyncio.Task[Any]) -> Iterator[None]:
         """Have a task cancelled should the handler go, come back or move meanwhile."""
-        sleepers = self._sleepers[handler_id]
+        sleepers = self._sleepers[callee]
         sleepers.add(sleeper)
         try:
             yield
         finally:
             sleepers.discard(sleeper)
 
-    def wake(self, handler_id: str) -> None:
-        """Interrupt all who wait for a handler."""
-        for sleeper in self._sleepers.pop(handler_id, ()):
-            sleeper.cancel()
+    def wake(self, callee: Callee) -> None:
+        """Interrupt all who wait for a callee, and those who wait for any of its handler."""
+        for woken in {callee, (callee[0], "")}:
+            for sleeper in self._sleepers.pop(woken, ()):
+                sleeper.cancel()
 
-    def _checked(self, handler_id: str, link: Link, why: str | None) -> None:
+    def _checked(self, callee: Callee, link: Link, why: str | None) -> None:
         """Take in what came of asking a handler."""
-        if self.known.get(handler_id) is not link:
+        if self.of(callee) is not link:
             return
         was_away, link.away, link.checked_us = link.away, why, self.now_us()
         if why is None:
-            self.heard(handler_id, link.checked_us)
+            self.heard(callee, link.checked_us)
+        there = [one.takes for one in self.known[callee[0]].values() if one.away is None]
+        if there:
+            self.slots_of[callee[0]].allow(min(sum(there), MAX_CALLS))
         if (was_away is None) != (why is None):
-            self.wake(handler_id)
-            self.changed(handler_id, why)
+            self.wake(callee)
+            self.changed(callee, why)
 
-    def heard(self, handler_id: str, us: int) -> None:
+    def heard(self, callee: Callee, us: int) -> None:
         """Note that a handler was there at that moment."""
-        self.heard_us[handler_id] = max(self.heard_us[handler_id], us)
+        for heard in {callee, (callee[0], "")}:
+            self.heard_us[heard] = max(self.heard_us[heard], us)
 
     def close(self) -> None:
         """Disconnect from all."""
-        for handler_id in [*self.known]:
-            self.drop(handler_id)
+        for handler_id, links in [*self.known.items()]:
+            for instance_id in [*links]:
+                self.drop((handler_id, instance_id))
 
 
 def jobs_taken(described: Any) -> int:

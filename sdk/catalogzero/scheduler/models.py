@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import islice
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import orjson
 from sqlalchemy import Connection, RowMapping
@@ -27,19 +27,48 @@ MAX_KEPT_CHARS, MAX_KEPT_FIELDS = 200, 50
 
 
 @dataclass(slots=True)
+class KnownInstance:
+    """One of the processes that share the calls of a handler_id.
+
+    `places` is how many jobs it runs at once, `load` how many executions it was called for that
+    are not over; of those that were counted.
+    """
+
+    handler_id: str
+    instance_id: str
+    address: str
+    boot_id: str
+    status: str
+    seen_us: int
+    places: int
+    load: int = 0
+
+
+@dataclass(slots=True)
 class KnownHandler:
-    """A registered handler; `status` is what it reported last: online or offline."""
+    """A registered handler; `status` is what it reported last: online or offline.
+
+    One that has `instances` is called at these; its address is that of the last that registered.
+    """
 
     handler_id: str
     address: str
     methods: list[str]
     status: str
     seen_us: int
+    instances: list[KnownInstance] = field(default_factory=list)
+    instance_id: ClassVar[str] = ""
 
     @classmethod
     def of(cls, row: RowMapping) -> Self:
         """The handler of a row."""
         return cls(**{**row, "methods": orjson.loads(row["methods"])})
+
+    def at(self, instance_id: str) -> KnownHandler | KnownInstance | None:
+        """Where it is called: itself, where it is alone, or that instance."""
+        if not instance_id:
+            return self
+        return next((one for one in self.instances if one.instance_id == instance_id), None)
 
 
 @dataclass(slots=True)
@@ -48,7 +77,8 @@ class Execution(PendingCall):
 
     Its `request_id` is `{execution_id}.{n}`; `sent_us` is when the stamp of n was stored.
     `waiting_since_us` is its tick, or when it was asked for, by the clock as it is now. `waiting`
-    for an absent handler has the status retry.
+    for an absent handler has the status retry. `instance_id` is the instance whose stamp it has,
+    or had last; of a handler that is alone there is none.
     """
 
     execution_id: str
@@ -71,6 +101,7 @@ class Execution(PendingCall):
     result: Any = None
     error: str | None = None
     waiting: bool = False
+    instance_id: str | None = None
     waiting_since_us: int = field(default=0, init=False)
 
     @property

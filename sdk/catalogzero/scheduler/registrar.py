@@ -4,12 +4,14 @@ One JSON text frame a request, as ScheduleZero's server takes it: `ping`, `regis
 `report_status`; the replies are its replies.
 
 A handler that says its boot_id has its handler_id for itself: while one at another address answers,
-it is refused. Those of ScheduleZero say none, and the last one that registers is called.
+it is refused. One that says an instance_id too shares the handler_id with those of other names, and
+has that name for itself. Those of ScheduleZero say none, and the last one that registers is called.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.config.address import Address
 from catalogzero.config.seldom import Seldom
 from catalogzero.errors import CatalogZeroError, ConfigError, HandlerIdTakenError
-from catalogzero.scheduler.models import KnownHandler
+from catalogzero.scheduler.models import KnownHandler, KnownInstance
 from catalogzero.scheduler.requests import MAX_ID_CHARS
 from catalogzero.scheduler.runner import Runner
 from catalogzero.wire.calls import MAX_BOOT_ID_CHARS
@@ -32,6 +34,7 @@ from catalogzero.wire.zeromq import ZeroMQ
 
 MAX_ADDRESS_CHARS = 500
 MAX_METHODS = 1_000
+MAX_PLACES = 1_000_000
 METHODS = ("ping", "register", "report_status")
 
 
@@ -108,6 +111,7 @@ class Registrar:
         address = name_of(params, "address", MAX_ADDRESS_CHARS)
         is_plain = params.get("boot_id") is None
         boot_id = "" if is_plain else name_of(params, "boot_id", MAX_BOOT_ID_CHARS)
+        instance = None if is_plain else instance_in(params, address, boot_id)
         try:
             transport_for(Address.parse(address))  # which may need more than is installed here
         except ConfigError as error:
@@ -118,11 +122,19 @@ class Registrar:
         if len(methods) > MAX_METHODS:
             raise ValueError(f"'methods' has more than {MAX_METHODS} names")
         store, named = self._runner.store, {"handler_id": handler_id, "address": address}
-        replaces = None if is_plain else await self._replaced_by(handler_id, address, boot_id)
+        if instance is not None:
+            named["instance_id"] = instance.instance_id
+        replaces = None if is_plain else await self._replaced_by(named, boot_id)
         new = await self._runner.write(
-            store.register, handler_id, address, methods, replaces=replaces, anyone=is_plain
+            store.register,
+            handler_id,
+            address,
+            methods,
+            replaces=replaces,
+            anyone=is_plain,
+            instance=instance,
         )
-        self._runner.handler_seen(handler_id)
+        self._runner.handler_seen(handler_id, instance.instance_id if instance else "")
         self._seldom.over(handler_id)
         status = "registered" if new else "re-registered"
         if replaces is None:
@@ -133,25 +145,43 @@ class Registrar:
         return {"success": True, **named, "status": status, "methods": methods, "message": message}
 
     async def _replaced_by(
-        self, handler_id: str, address: str, boot_id: str
-    ) -> KnownHandler | None:
+        self, named: Mapping[str, str], boot_id: str
+    ) -> KnownHandler | KnownInstance | None:
         """The one at another address whose place a handler takes, as it does not answer there.
 
+        An instance takes the place of the one of its name, or of a handler that was alone; a
+        handler that is alone that of all instances.
+
         Raises:
-            HandlerIdTakenError: It does.
+            HandlerIdTakenError: One of them does.
         """
+        handler_id, instance_id = named["handler_id"], named.get("instance_id")
         known = await self._runner.read(self._runner.store.find_handler, handler_id)
-        if known is None or known.address == address:
+        if known is None:
             return None
-        if not await self._runner.links.to(known).is_held(handler_id, boot_id):
-            return known
-        if times := self._seldom.is_due(handler_id):
-            about = {"handler_id": handler_id, "address": address, "held_by": known.address}
-            self._log.warning("handler_refused", **about, times=times)
-        raise HandlerIdTakenError(
-            f"another host is registered as '{handler_id}' and answers at {known.address}: stop "
-            "that one, or give this one a handler_id of its own"
-        )
+        holders: list[KnownHandler | KnownInstance] = [*known.instances] or [known]
+        if instance_id and known.instances:
+            holders = [one for one in known.instances if one.instance_id == instance_id]
+        replaced = None
+        for one in holders:
+            if one.address == named["address"]:
+                continue
+            replaced = one if instance_id else known
+            if not await self._runner.links.to(one).is_held(handler_id, boot_id):
+                continue
+            if times := self._seldom.is_due(handler_id):
+                self._log.warning("handler_refused", **named, held_by=one.address, times=times)
+            among = f", instance '{one.instance_id}'," if one.instance_id else ""
+            fix = "give this one a handler_id of its own"
+            if instance_id:
+                fix = "give this one an instance_id of its own"
+                if not one.instance_id:
+                    fix = "have that one share its calls: give it an instance_id too"
+            raise HandlerIdTakenError(
+                f"another host is registered as '{handler_id}'{among} and answers at "
+                f"{one.address}: stop that one, or {fix}"
+            )
+        return replaced
 
     async def report_status(self, params: JsonObject) -> JsonObject:
         """Note that a handler is online or offline.
@@ -163,10 +193,13 @@ class Registrar:
         """
         handler_id = name_of(params, "handler_id", MAX_ID_CHARS)
         status = "offline" if params.get("status") == "offline" else "online"
-        address = params.get("address")
+        address, instance_id = params.get("address"), params.get("instance_id") or ""
         if address is not None:
             address = name_of(params, "address", MAX_ADDRESS_CHARS)
-        known = await self._runner.write(self._runner.store.report, handler_id, status, address)
+        if instance_id:
+            instance_id = name_of(params, "instance_id", MAX_ID_CHARS)
+        report = self._runner.store.report
+        known = await self._runner.write(report, handler_id, status, address, instance_id)
         if not known:
             return {"success": False, "error": "Handler not registered"}
         return {"success": True, "handler_id": handler_id, "status": params.get("status")}
@@ -190,6 +223,28 @@ def read_request(payload: bytes) -> tuple[str, JsonObject]:
     if not isinstance(params, dict):
         raise ValueError("'params' must be an object")
     return name, params
+
+
+def instance_in(params: JsonObject, address: str, boot_id: str) -> KnownInstance | None:
+    """What a registration says of itself as one of several instances; None where it is alone.
+
+    Raises:
+        ValueError: A parameter is wrong.
+    """
+    if params.get("instance_id") is None:
+        return None
+    places = params.get("places", 1)
+    if type(places) is not int or not 0 < places <= MAX_PLACES:
+        raise ValueError(f"'places' must be a whole number from 1 to {MAX_PLACES:,}")
+    return KnownInstance(
+        handler_id=name_of(params, "handler_id", MAX_ID_CHARS),
+        instance_id=name_of(params, "instance_id", MAX_ID_CHARS),
+        address=address,
+        boot_id=boot_id,
+        status="online",
+        seen_us=0,
+        places=places,
+    )
 
 
 def name_of(params: JsonObject, name: str, longest: int) -> str:

@@ -27,7 +27,7 @@ from catalogzero.protocol.outcomes import outcome_of
 from catalogzero.scheduler.answers import ClockStep, ExecutionRecord
 from catalogzero.scheduler.dispatch import Driver
 from catalogzero.scheduler.history import History, flat_result
-from catalogzero.scheduler.links import CallSettings, HandlerCaller, Links
+from catalogzero.scheduler.links import Callee, CallSettings, HandlerCaller, Links
 from catalogzero.scheduler.models import Execution, KnownHandler, LostRaceError
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import seconds_us
@@ -152,12 +152,12 @@ class Runner:
         """Look at the store now: something was added."""
         self._wake.set()
 
-    def handler_seen(self, handler_id: str) -> None:
+    def handler_seen(self, handler_id: str, instance_id: str = "") -> None:
         """Look its address up again, and whether it is there: it registered, or was removed."""
         self._handlers_seen += 1
         self._found.pop(handler_id, None)
         # After that: who wakes looks the handler up, and must not find the old address.
-        self.links.wake(handler_id)
+        self.links.wake((handler_id, instance_id))
         if probe := self._probes.pop(handler_id, None):
             probe.cancel()  # it may ask at the old address
         self._probe(handler_id)
@@ -272,6 +272,9 @@ class Runner:
                 if not any(some.values()):
                     break
                 gone.update(some)
+            if self.clock.monotonic() - self._stepped_s >= every_s:
+                silent_s = self.settings.calls.lost_after_s
+                await self._persist(self.store.forget_instances, silent_s)
             if gone:
                 bounds = {"retention_days": days, "max_executions": most}
                 self._log.info("executions_purged", **gone, **bounds)
@@ -283,11 +286,12 @@ class Runner:
             seen, now_s = self._handlers_seen, self.clock.monotonic()
             with suppress(*TRY_AGAIN):
                 known = await self.read(self.store.list_handlers)
-                self.links.keep(one.handler_id for one in known)
+                self.links.keep(known)
             slots = max(1, min(len(known), PROBE_SLOTS))
             for slot in range(slots):
                 for one in known[slot::slots]:
-                    if seen == self._handlers_seen:  # none moved since it was read
+                    # None moved since it was read. The load of instances is not that of others.
+                    if seen == self._handlers_seen and not one.instances:
                         found = asyncio.get_running_loop().create_future()
                         found.set_result(one)
                         self._found[one.handler_id] = found, now_s
@@ -307,12 +311,13 @@ class Runner:
             self._probes[handler_id] = probe
             probe.add_done_callback(forget)
 
-    def _log_absence(self, handler_id: str, why: str | None) -> None:
-        """Log that a handler is away, or is back."""
+    def _log_absence(self, callee: Callee, why: str | None) -> None:
+        """Log that a handler or an instance is away, or is back."""
+        named = {"handler_id": callee[0]} | ({"instance_id": callee[1]} if callee[1] else {})
         if why is None:
-            self._log.info("handler_back", handler_id=handler_id)
+            self._log.info("handler_back", **named)
         else:
-            self._log.warning("handler_away", handler_id=handler_id, error=why)
+            self._log.warning("handler_away", **named, error=why)
 
     async def _renew(self) -> None:
         """Renew the leases; drop executions that are another's now, start those taken over."""
@@ -399,7 +404,7 @@ class Runner:
         """
         known, now_s = self._found.get(handler_id), self.clock.monotonic()
         if known is None or now_s - known[1] >= FRESH_S:
-            find = partial(self.store.find_handler, handler_id)
+            find = partial(self.store.find_handler, handler_id, apart_from=self.owner)
             look = self._retrying(self.store.in_reader, find)
             known = asyncio.create_task(look, name="scheduler-find-handler"), now_s
             self._found[handler_id] = known

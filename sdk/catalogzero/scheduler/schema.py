@@ -34,6 +34,19 @@ handlers = sa.Table(
     sa.Column("seen_us", sa.BigInteger, nullable=False),
 )
 
+instances = sa.Table(
+    "scheduler_instances",
+    metadata,
+    sa.Column("handler_id", ID, primary_key=True),
+    sa.Column("instance_id", ID, primary_key=True),
+    sa.Column("address", sa.String(500), nullable=False),
+    sa.Column("boot_id", ID, nullable=False),
+    sa.Column("status", sa.String(10), nullable=False),
+    sa.Column("seen_us", sa.BigInteger, nullable=False),
+    sa.Column("places", sa.Integer, nullable=False),
+)
+"""The processes that share the calls of one handler_id; a handler that is alone has none here."""
+
 _IS_FOLDED = sa.text("folded IS NOT NULL")
 
 schedules = sa.Table(
@@ -126,6 +139,7 @@ executions = sa.Table(
     sa.Column("idempotency_key", ID, unique=True),
     sa.Column("request_digest", sa.String(64)),
     sa.Column("outcome_state", sa.String(10)),
+    sa.Column("instance_id", ID),
     sa.UniqueConstraint("schedule_id", "tick_us", name="scheduler_executions_tick"),
     sa.Index(
         "scheduler_executions_open",
@@ -248,9 +262,16 @@ def _to_version_3(connection: sa.Connection) -> None:
             connection.execute(those.values(outcome_state=state))
 
 
+def _to_version_4(connection: sa.Connection) -> None:
+    """Instances of handlers, and which one an execution is called at."""
+    instances.create(connection)
+    column = "ALTER TABLE scheduler_executions ADD COLUMN instance_id VARCHAR(200)"
+    connection.execute(sa.text(column))
+
+
 SCHEMA = Schema(
     version=version_table,
     create=_create,
-    upgrades=(_to_version_2, _to_version_3),
+    upgrades=(_to_version_2, _to_version_3, _to_version_4),
     lock_id=7310420001,
 )

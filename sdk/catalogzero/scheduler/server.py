@@ -16,7 +16,7 @@ from catalogzero.config import sd_notify
 from catalogzero.config.address import Address, is_loopback
 from catalogzero.config.logs import make_logger
 from catalogzero.config.renewal import Renewed, current
-from catalogzero.config.settings import Mask, default_database
+from catalogzero.config.settings import Mask, NatsSettings, default_database
 from catalogzero.errors import ConfigError
 from catalogzero.scheduler.answers import Config
 from catalogzero.scheduler.api import Api
@@ -26,6 +26,7 @@ from catalogzero.scheduler.runner import Runner, RunnerSettings
 from catalogzero.scheduler.store import ANSWER_S, Store
 from catalogzero.version import __version__
 from catalogzero.web import ConnectionLimits, Guard, listening, stop_signal, token_in
+from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.keys import CurveClient, CurveKeys, CurveServerSource
 
@@ -42,7 +43,8 @@ class SchedulerSettings:
     of other sites whose pages may ask with the token, from browsers. `allow_plaintext`
     lets registration listen beyond loopback without `curve` keys. `server_keys` are the public
     keys of handlers by their ids: these are called over CURVE alone, with the pair `client_keys`,
-    whoever registers under their names.
+    whoever registers under their names. `nats` is how the NATS server is reached, behind which
+    handlers are called that registered so.
     """
 
     host: str = "127.0.0.1"
@@ -61,6 +63,7 @@ class SchedulerSettings:
     server_keys: Mapping[str, bytes] | Callable[[], Mapping[str, bytes]] = field(
         default_factory=dict
     )
+    nats: NatsSettings = field(default_factory=NatsSettings)
     runner: RunnerSettings = field(default_factory=RunnerSettings)
 
 
@@ -192,15 +195,16 @@ def registrar_address(settings: SchedulerSettings) -> Address:
 def connector(settings: SchedulerSettings) -> Callable[[str, str], HandlerCaller]:
     """What connects to a handler: with keys where the handler's own is known."""
     pair, known = settings.client_keys, settings.server_keys
-    if pair is None:
-        if current(known):
-            raise ConfigError("--server-keys-file needs --curve-key-file: the scheduler's own pair")
-        return lambda handler_id, address: HandlerClient(address)
+    if pair is None and current(known):
+        raise ConfigError("--server-keys-file needs --curve-key-file: the scheduler's own pair")
 
     def connect(handler_id: str, address: str) -> HandlerCaller:
         """Keys that are renewed are taken with the next connection."""
+        parsed = Address.parse(address)
+        if parsed.is_nats:
+            return HandlerClient(address, transport=transport_for(parsed, nats=settings.nats))
         first = current(known).get(handler_id)
-        if first is None:
+        if first is None or pair is None:
             return HandlerClient(address)
 
         def keys() -> CurveClient:

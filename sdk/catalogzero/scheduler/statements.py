@@ -88,12 +88,13 @@ LEASED = ("execution_id", "owner", "lease")
 OUTCOME = (
     *("status", "late", "attempt", "n", "boot_id", "start_by_s", "retry_safe"),
     *("started_us", "sent_us", "completed_us", "result", "error", "waiting", "outcome_state"),
+    "instance_id",
 )
 """What an execution's writer changes."""
 
 _LATER = (
     *("seq", "boot_id", "start_by_s", "retry_safe", "sent_us", "result", "waiting"),
-    *("idempotency_key", "request_digest"),
+    *("idempotency_key", "request_digest", "instance_id"),
 )
 ROW = {column.name: column for column in executions.c if column.name not in _LATER}
 

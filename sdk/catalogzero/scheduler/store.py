@@ -30,6 +30,7 @@ from catalogzero.scheduler.answers import ClockStep
 from catalogzero.scheduler.models import (
     Execution,
     KnownHandler,
+    KnownInstance,
     Lease,
     LostRaceError,
     Writes,
@@ -37,7 +38,7 @@ from catalogzero.scheduler.models import (
     schedule_row,
     to_json,
 )
-from catalogzero.scheduler.schema import executions, handlers, schedules
+from catalogzero.scheduler.schema import executions, handlers, instances, schedules
 from catalogzero.scheduler.statements import MOVED, SWAPPED, CountChanges, Values
 from catalogzero.scheduler.ticks import (
     Place,
@@ -195,8 +196,9 @@ class Store(Database):
         address: str,
         methods: Sequence[str],
         *,
-        replaces: KnownHandler | None = None,
+        replaces: KnownHandler | KnownInstance | None = None,
         anyone: bool = True,
+        instance: KnownInstance | None = None,
     ) -> bool:
         """Remember where a handler is and what it does; true when it was not known.
 
@@ -206,45 +208,83 @@ class Store(Database):
             methods: Their names.
             replaces: The one at another address whose place it takes.
             anyone: Whether it takes the place of whoever is known.
+            instance: What it is among the instances of that name, which stay. Without it they go.
 
         Raises:
             LostRaceError: Another one registered, or `replaces` was heard of since it was read.
         """
         row = {"address": address, "methods": to_json(methods), "status": "online"}
-        known = handlers.c.handler_id == handler_id
-        free = handlers.c.address == address
-        if replaces is not None:
-            is_silent = handlers.c.seen_us == replaces.seen_us
-            free |= (handlers.c.address == replaces.address) & is_silent
         with self.writing() as c:
-            row_now = {**row, "seen_us": self.now_us(c)}
-            change = sa.update(handlers).where(known if anyone else known & free)
-            is_known = row_count(c.execute(change.values(row_now))) > 0
-            if not is_known:
-                try:
-                    c.execute(sa.insert(handlers).values(handler_id=handler_id, **row_now))
-                except sa.exc.IntegrityError:
-                    raise LostRaceError(f"'{handler_id}' was heard of meanwhile") from None
-            return not is_known
+            now = self.now_us(c)
+            known = instances.c.handler_id == handler_id
+            if instance is None:
+                c.execute(sa.delete(instances).where(known))
+            elif c.execute(sa.select(instances.c.address).where(known).limit(1)).first():
+                # It is one more, or in the place of the one of its own name.
+                anyone = True
+            key = {"handler_id": handler_id}
+            old = replaces if isinstance(replaces, KnownHandler) else None
+            is_new = _take_place(c, handlers, key, {**row, "seen_us": now}, old, anyone=anyone)
+            if instance is not None:
+                key["instance_id"] = instance.instance_id
+                own = {"boot_id": instance.boot_id, "places": instance.places, "seen_us": now}
+                own |= {"address": address, "status": "online"}
+                same = replaces if isinstance(replaces, KnownInstance) else None
+                is_new = _take_place(c, instances, key, own, same, anyone=False)
+            return is_new
 
-    def report(self, handler_id: str, status: str, address: str | None = None) -> bool:
+    def report(
+        self, handler_id: str, status: str, address: str | None = None, instance_id: str = ""
+    ) -> bool:
         """Note that a handler is online or offline; false when it is not known at the address."""
         known = handlers.c.handler_id == handler_id
-        if address is not None:
-            known &= handlers.c.address == address
         with self.writing() as c:
-            change = sa.update(handlers).where(known)
             seen = {"status": status, "seen_us": self.now_us(c)}
-            return row_count(c.execute(change.values(seen))) > 0
+            if instance_id:
+                mine = (instances.c.handler_id == handler_id) & (
+                    instances.c.instance_id == instance_id
+                )
+                change = sa.update(instances).where(mine, instances.c.address == address)
+                if not row_count(c.execute(change.values(seen))):
+                    return False
+                seen["status"] = "online"  # the others may be
+            elif address is not None:
+                known &= handlers.c.address == address
+            return row_count(c.execute(sa.update(handlers).where(known).values(seen))) > 0
 
     def list_handlers(self) -> list[KnownHandler]:
-        """Every handler that ever registered, by id."""
-        return self.all_of(sa.select(handlers).order_by(handlers.c.handler_id), KnownHandler.of)
+        """Every handler that ever registered, by id; the load of instances is everybody's."""
+        with self.reading() as c:
+            found = c.execute(sa.select(handlers).order_by(handlers.c.handler_id)).mappings()
+            return _with_instances(c, [KnownHandler.of(row) for row in found], sa.true())
 
-    def find_handler(self, handler_id: str) -> KnownHandler | None:
-        """One handler, if it ever registered."""
-        mine = sa.select(handlers).where(handlers.c.handler_id == handler_id)
-        return next(iter(self.all_of(mine, KnownHandler.of)), None)
+    def find_handler(self, handler_id: str, *, apart_from: str = "") -> KnownHandler | None:
+        """One handler, if it ever registered.
+
+        Args:
+            handler_id: Its name.
+            apart_from: The owner whose executions are not counted as load of its instances.
+        """
+        with self.reading() as c:
+            mine = sa.select(handlers).where(handlers.c.handler_id == handler_id)
+            found = [KnownHandler.of(row) for row in c.execute(mine).mappings()]
+            others = (executions.c.handler_id == handler_id) & (executions.c.owner != apart_from)
+            return next(iter(_with_instances(c, found, others)), None)
+
+    def forget_instances(self, silent_s: float) -> int:
+        """Forget instances that went offline or were silent for so long; how many there were.
+
+        One that an open execution was called at stays: only it knows how that ends.
+        """
+        open_ones = sa.select(executions.c.seq).where(
+            statements.is_open(executions.c.status),
+            executions.c.handler_id == instances.c.handler_id,
+            executions.c.instance_id == instances.c.instance_id,
+        )
+        with self.writing() as c:
+            silent = instances.c.seen_us < self.now_us(c) - seconds_us(silent_s)
+            gone = sa.or_(silent, instances.c.status == "offline") & ~open_ones.exists()
+            return row_count(c.execute(sa.delete(instances).where(gone)))
 
     def remove_handler(self, handler_id: str) -> list[str] | None:
         """Forget a handler, unless schedules name it: their job_ids. None when it is not known."""
@@ -253,6 +293,7 @@ class Store(Database):
             named = c.execute(naming.order_by(schedules.c.job_id)).scalars().all()
             if named:
                 return [*named]
+            c.execute(sa.delete(instances).where(instances.c.handler_id == handler_id))
             mine = handlers.c.handler_id == handler_id
             return [] if row_count(c.execute(sa.delete(handlers).where(mine))) else None
 
@@ -615,6 +656,58 @@ class Store(Database):
             one.status, one.started_us = "running", now
         take_over(c, found, lease)
         return found
+
+
+def _take_place(
+    c: sa.Connection,
+    table: sa.Table,
+    key: Values,
+    row: Values,
+    replaces: KnownHandler | KnownInstance | None,
+    *,
+    anyone: bool,
+) -> bool:
+    """Write where one is that registers; true when none was known.
+
+    It takes the place of one at the same address, of `replaces`, or of `anyone`.
+
+    Raises:
+        LostRaceError: Another one has it, or `replaces` was heard of since it was read.
+    """
+    known = sa.and_(*(table.c[name] == value for name, value in key.items()))
+    free = table.c.address == row["address"]
+    if replaces is not None:
+        is_silent = table.c.seen_us == replaces.seen_us
+        free |= (table.c.address == replaces.address) & is_silent
+    change = sa.update(table).where(known if anyone else known & free)
+    if row_count(c.execute(change.values(row))):
+        return False
+    try:
+        c.execute(sa.insert(table).values(**key, **row))
+    except IntegrityError:
+        raise LostRaceError(f"'{key['handler_id']}' was heard of meanwhile") from None
+    return True
+
+
+def _with_instances(
+    c: sa.Connection, found: list[KnownHandler], counted: sa.ColumnElement[bool]
+) -> list[KnownHandler]:
+    """The handlers with their instances, and these with the open executions that are counted."""
+    by_id = {one.handler_id: one for one in found}
+    mine = sa.select(instances).order_by(instances.c.instance_id)
+    if len(by_id) == 1:
+        mine = mine.where(instances.c.handler_id == found[0].handler_id)
+    known = [KnownInstance(**row) for row in c.execute(mine).mappings()]
+    if not known:
+        return found
+    of = (executions.c.handler_id, executions.c.instance_id)
+    busy = sa.select(*of, sa.func.count()).where(statements.IS_ACTIVE, of[1].is_not(None), counted)
+    load = {(row[0], row[1]): int(row[2]) for row in c.execute(busy.group_by(*of))}
+    for one in known:
+        one.load = load.get((one.handler_id, one.instance_id), 0)
+        if handler := by_id.get(one.handler_id):
+            handler.instances.append(one)
+    return found
 
 
 def recorded_ticks(c: sa.Connection, after_us: int, ids: list[str]) -> defaultdict[str, set[int]]:

@@ -174,6 +174,16 @@ class PendingCall:
         # An earlier copy may have begun in the boot before, whether or not its reply was heard.
         return CallVerdict.LOST if reply.code == "expired" else CallVerdict.ERROR
 
+    def leave(self) -> bool:
+        """Give its handler up for the next attempt at another; false where it may not run twice,
+        or no attempt is left.
+        """
+        if not (self.retry_safe and self.attempts_left):
+            return False
+        self.attempt += 1
+        self._next()
+        return True
+
     def judge_plain(self, reply: Reply | None) -> CallVerdict:
         """What a plain handler's reply means, or None, the lack of one: at least once."""
         if reply is not None:
