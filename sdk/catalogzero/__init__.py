@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from catalogzero.cloud.settings import ArrowStream, Batch, CloudSettings, Params, Rows
     from catalogzero.config.address import Address
     from catalogzero.config.registry import registry_sections
-    from catalogzero.config.settings import HandlerSettings
+    from catalogzero.config.settings import HandlerSettings, NatsSettings
     from catalogzero.errors import (
         BadCallError,
         BadParamsError,
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from catalogzero.runtime.resources import resource
     from catalogzero.version import __version__
     from catalogzero.wire.calls import CallVerdict, PendingCall, Stamp
+    from catalogzero.wire.carriers import transport_for
     from catalogzero.wire.client import HandlerClient, fan_out
     from catalogzero.wire.keys import CurveClient, CurveKeys
     from catalogzero.wire.messages import Reply, StartBy
@@ -88,6 +89,7 @@ __all__ = [
     "HandlerStatus",
     "MethodDescription",
     "Metrics",
+    "NatsSettings",
     "OutboxFigures",
     "Params",
     "PendingCall",
@@ -119,6 +121,7 @@ __all__ = [
     "job",
     "registry_sections",
     "resource",
+    "transport_for",
 ]
 
 # A module is imported when one of its names is asked for (PEP 562): neither the command line nor a
@@ -130,7 +133,7 @@ _NAMES_IN = {
     "cloud.settings": "ArrowStream Batch CloudSettings Params Rows",
     "config.address": "Address",
     "config.registry": "registry_sections",
-    "config.settings": "HandlerSettings",
+    "config.settings": "HandlerSettings NatsSettings",
     "errors": (
         "BadCallError BadParamsError BadRequestError BusyError CallTimeoutError "
         "CatalogZeroError ConfigError DrainingError ExpiredError FailedError PermanentError "
@@ -147,6 +150,7 @@ _NAMES_IN = {
     "runtime.resources": "resource",
     "version": "__version__",
     "wire.calls": "CallVerdict PendingCall Stamp",
+    "wire.carriers": "transport_for",
     "wire.client": "HandlerClient fan_out",
     "wire.keys": "CurveClient CurveKeys",
     "wire.messages": "Reply StartBy",

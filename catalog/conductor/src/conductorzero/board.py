@@ -1,8 +1,8 @@
 """What is known of each handler now, and every change of it.
 
-A pure structure: it is given answers and the time, and keeps one row a handler, a trail of
-recent figures for sparklines, and the last events. Rows carry a growing version, so that a
-reader can ask for what changed since it last looked.
+A pure structure: it is given answers and the time, and keeps one row a handler, or one for each of
+its instances, a trail of recent figures for sparklines, and the last events. Rows carry a growing
+version, so that a reader can ask for what changed since it last looked.
 
 Layer: catalog entry, imports nothing of catalogzero.
 """
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple
 
-from conductorzero.fleet import TIMEOUT, Answer, JsonObject, number, part, short
+from conductorzero.fleet import TIMEOUT, Answer, JsonObject, load_of, number, part, short
 from conductorzero.peers import Peer
 from conductorzero.troubles import KINDS, Cause, Trouble, grouped, troubles_of
 
@@ -74,7 +74,7 @@ AT_WORK = ("active", "idle", "sleeping")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that changed.
+    """Something that changed; of an instance the `handler_id` is `handler_id/instance_id`.
 
     `kind` is joined, left, state, restarted or failure; `trouble` where something went wrong, and
     `over` where it is well again.
@@ -129,6 +129,11 @@ class Row:
         """Whether it answered the last time it was asked."""
         return self.state not in ("unreachable", "unknown")
 
+    @property
+    def load(self) -> int | None:
+        """Runs that go on or wait there; None for one that does not answer."""
+        return int(load_of(self.metrics)) if self.alive else None
+
     def as_json(self, *, trails: bool = False, seen: int = -1) -> JsonObject:
         """The row as the API shows it.
 
@@ -139,6 +144,9 @@ class Row:
         labels = part(self.metrics, "labels")
         body: JsonObject = {
             **asdict(self.peer),
+            "key": self.peer.key,
+            "host": self.peer.host,
+            "load": self.load,
             "state": self.state,
             "since": self.since.isoformat(),
             "last_seen_at": self.last_seen_at.isoformat() if self.last_seen_at else None,
@@ -179,10 +187,14 @@ class Row:
 
 
 class Board:
-    """The rows of all peers, their events, and a version that grows with every change."""
+    """The rows of all peers, their events, and a version that grows with every change.
+
+    `rows` are by `Peer.key`; `instances` are those of each handler that has such.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
+        self.instances: dict[str, list[Row]] = {}
         self._routine: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._news: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self.version = 0
@@ -191,19 +203,29 @@ class Board:
 
     def set_peers(self, peers: Iterable[Peer], at: datetime) -> list[Event]:
         """Take the list of peers; returns the events of those that joined or left."""
-        wanted = {peer.handler_id: peer for peer in peers}
-        if {key: row.peer for key, row in self.rows.items()} == wanted:
+        wanted = {peer.key: peer for peer in peers}
+        is_same = {key: row.peer for key, row in self.rows.items()} == wanted
+        for key, row in self.rows.items():
+            if key in wanted and wanted[key].place == row.peer.place:
+                row.peer = wanted[key]  # restarted behind a NATS server, or with other places
+        if is_same:
             return []
         events = []
-        for handler_id in [key for key in self.rows if key not in wanted]:
-            row = self.rows.pop(handler_id)
+        for key in [key for key in self.rows if key not in wanted]:
+            row = self.rows.pop(key)
             events.append(self._event(row, at, "left", "no longer in the registry"))
-        for handler_id, peer in wanted.items():
-            old = self.rows.get(handler_id)
+        for key, peer in wanted.items():
+            old = self.rows.get(key)
             if old is None or old.peer != peer:
-                row = self.rows[handler_id] = Row(peer, since=at)
+                row = self.rows[key] = Row(peer, since=at)
                 self._touch(row)
                 events.append(self._event(row, at, "joined", f"found at {peer.address}"))
+        self.instances = {}
+        for row in self.rows.values():
+            if row.peer.instance_id:
+                self.instances.setdefault(row.peer.handler_id, []).append(row)
+        for handler_id in self.instances:
+            self._judge_silence(handler_id)
         self.version += 1
         self.members_version = self.version
         return events
@@ -296,6 +318,9 @@ class Board:
         """The fleet in a few figures."""
         rows = self.rows.values()
         states = Counter(row.state for row in rows)
+        handlers = {row.peer.handler_id for row in rows}
+        away = [key for key, row in self.rows.items() if "instance_away" in causes_of(row)]
+        is_all = all(causes_of(row) <= {"instance_away"} for row in rows)
         alive = [row for row in rows if row.alive]
         senders = [row for row in rows if isinstance(row.metrics.get("outbox"), dict)]
         outboxes = [row.metrics["outbox"] for row in senders]
@@ -311,11 +336,14 @@ class Board:
         body = {
             "total": len(self.rows),
             "alive": len(alive),
+            "handlers": len(handlers),
+            "silent": len({row.peer.handler_id for row in rows if "no_answer" in causes_of(row)}),
+            "away": len(away),
             "states": {state: states[state] for state in STATES},
             "memory_mb": round(totals["memory_mb"] + totals["worker_memory_mb"], 1),
             "cpu_percent": round(totals["cpu_percent"], 1),
             **{name: int(totals[name]) for name in COUNTS},
-            "in_trouble": sum(bool(row.troubles) for row in rows),
+            "in_trouble": len({row.peer.handler_id for row in rows if row.troubles}),
             "senders": len(senders),
             "not_delivering": sum(row.blocked for row in senders),
             "waiting": waiting,
@@ -326,7 +354,7 @@ class Board:
                 filter(None, (short(one.get("last_upload_at")) for one in outboxes)), default=None
             ),
         }
-        return {"headline": headline(body), **body}
+        return {"headline": headline(body, away if is_all else []), **body}
 
     def as_one(self) -> JsonObject:
         """The figures of all together, as one handler's `get_metrics` would have them."""
@@ -335,14 +363,18 @@ class Board:
 
     def troubles(self) -> list[JsonObject]:
         """What is wrong with the fleet, by cause and reason, worst first."""
-        rows = self.rows.items()
-        return grouped((key, row.troubles, part(row.metrics, "outbox")) for key, row in rows)
+        named: dict[str, Row] = {}
+        for key, row in self.rows.items():
+            # Where no instance answers it is the handler, since the last of them fell silent.
+            name = row.peer.handler_id if "no_answer" in causes_of(row) else key
+            if name not in named or named[name].since < row.since:
+                named[name] = row
+        rows = named.items()
+        return grouped((name, row.troubles, part(row.metrics, "outbox")) for name, row in rows)
 
     def _judge(self, row: Row, at: datetime) -> list[Event]:
         """Find a row's troubles; one that began or ended is an event."""
-        key = row.peer.handler_id
-        since = row.since.isoformat()
-        found = [*troubles_of(key, row.state, since, row.trouble, row.metrics)]
+        found = self._troubles_of(row)
         if row.state == "unreachable":
             # What was wrong with it before is not over.
             row.troubles = found
@@ -360,17 +392,34 @@ class Board:
         ]
         return events
 
+    def _troubles_of(self, row: Row) -> list[Trouble]:
+        """What is wrong with a row; the silence of an instance is less while others answer."""
+        handler_id, since = row.peer.handler_id, row.since.isoformat()
+        others = [one for one in self.instances.get(handler_id, ()) if one.state != "unreachable"]
+        found = troubles_of(
+            handler_id, row.state, since, row.trouble, row.metrics, is_one_of=bool(others)
+        )
+        return [*found]
+
+    def _judge_silence(self, handler_id: str) -> None:
+        """Find what the silence of a handler's instances means now that it has changed."""
+        for row in self.instances.get(handler_id, ()):
+            if row.state == "unreachable" and row.troubles != (found := self._troubles_of(row)):
+                row.troubles = found
+                self._touch(row)
+
     def _move(self, row: Row, state: str, at: datetime) -> list[Event]:
         """Set a row's state; a change is an event."""
         if row.state == state:
             return []
         before, row.state, row.since = row.state, state, at
+        self._judge_silence(row.peer.handler_id)
         return [self._event(row, at, "state", f"{before} → {state}")]
 
     def _event(self, row: Row, at: datetime, kind: str, text: str) -> Event:
         """Keep one event."""
         self.last_seq += 1
-        event = Event(self.last_seq, at, row.peer.handler_id, kind, text, row.state)
+        event = Event(self.last_seq, at, row.peer.key, kind, text, row.state)
         (self._routine if event.routine else self._news).append(event)
         return event
 
@@ -380,14 +429,24 @@ class Board:
         row.version = self.version
 
 
-def headline(summary: JsonObject) -> str:
-    """The answer to whether all is well, in one sentence with the figure that matters."""
-    total, alive, dead = summary["total"], summary["alive"], summary["states"]["unreachable"]
+def causes_of(row: Row) -> set[Cause]:
+    """The causes of a row's troubles."""
+    return {one.cause for one in row.troubles}
+
+
+def headline(summary: JsonObject, away: list[str]) -> str:
+    """The answer to whether all is well, in one sentence with the figure that matters.
+
+    Args:
+        summary: What it is of; a handler with instances counts as one.
+        away: The instances that are silent while others answer, where nothing else is wrong.
+    """
+    total, dead = summary["handlers"], summary["silent"]
     senders, blocked, troubled = (summary[k] for k in ("senders", "not_delivering", "in_trouble"))
     of_all = f"of {total:,} {'handler' if total == 1 else 'handlers'}"
     if not total:
         return "No handlers are known yet"
-    if summary["states"]["unknown"] == total:
+    if summary["states"]["unknown"] == summary["total"]:
         return f"Asking {total:,} {'handler' if total == 1 else 'handlers'}…"
     if blocked and senders == 1:
         return "Rows of the one handler that sends any do not arrive"
@@ -395,10 +454,13 @@ def headline(summary: JsonObject) -> str:
         return f"Rows from {blocked:,} of {senders:,} handlers do not arrive"
     if dead:
         return f"{dead:,} {of_all} {'does' if dead == 1 else 'do'} not answer"
+    if away:
+        who = away[0] if len(away) == 1 else f"{len(away):,} instances"
+        return f"{who} {'is' if len(away) == 1 else 'are'} away; other instances take the calls"
     if troubled:
         return f"{troubled:,} {of_all} {'needs' if troubled == 1 else 'need'} you"
-    if alive < total:
-        return f"{alive:,} {of_all} answer so far"
+    if unknown := summary["states"]["unknown"]:
+        return f"{summary['total'] - unknown:,} of {summary['total']:,} answer so far"
     if senders:
         return f"Rows from all {senders:,} handlers arrive" if senders > 1 else "All rows arrive"
     return "The one handler answers" if total == 1 else f"All {total:,} handlers answer"

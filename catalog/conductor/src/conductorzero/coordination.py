@@ -1,5 +1,7 @@
 """Signals to handlers, and jobs for whichever handler is free.
 
+A handler_id stands for all instances of that handler, `handler_id/instance_id` for one of them.
+
 `dispatch` promises: one `request_id` whatever it takes; a handler that said it has not begun is
 passed over for the next; one that dies after it accepted is followed by another only where
 the method is retry_safe, else the outcome is `lost`, as nobody can know any more.
@@ -18,7 +20,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from catalogzero import CallVerdict, PendingCall, Stamp, UnreachableError
 
-from conductorzero.fleet import Answer, JsonObject, number
+from conductorzero.fleet import Answer, JsonObject, load_of
 from conductorzero.watch import Watch
 
 Action = Literal["sleep", "wake", "drain", "resume"]
@@ -33,8 +35,11 @@ NOT_BEGUN = NEVER_SENT | {"busy", "draining", "wake_failed", "expired"}
 async def signal(
     watch: Watch, at: datetime, action: str, handler_ids: list[str] | None
 ) -> JsonObject:
-    """Send a control call to these handlers (to all, for None), and return each one's answer."""
-    ids = watch.fleet.handler_ids if handler_ids is None else list(dict.fromkeys(handler_ids))
+    """Send a control call to these handlers (to all, for None), and return each one's answer.
+
+    Of a handler with instances each instance's own: what one of them did says nothing of another.
+    """
+    ids = watch.fleet.named(handler_ids)
     silent = watch.silent()
     heard = [one for one in ids if one not in silent]
     # Going to sleep may take long; one that was silent keeps nobody waiting for that.
@@ -61,8 +66,14 @@ async def signal(
 
 
 class Candidate(NamedTuple):
-    """A handler that has the method, and how much it has to do; the first in order is taken."""
+    """A handler that has the method, and how much it has to do; the first in order is taken.
 
+    Of instances those that have a free place, and are awake, come first, as at a scheduler; `load`
+    is that of each of its places.
+    """
+
+    full: bool
+    asleep: bool
     load: float
     response_time_ms: float
     handler_id: str
@@ -106,9 +117,8 @@ class Dispatch:
 
         Those that were silent of late are asked only where nobody else has the method.
         """
-        everybody, among = self.watch.fleet.handler_ids, self.among
-        ids = everybody if among is None else list(dict.fromkeys(among))
-        silent = self.watch.silent()
+        among, silent = self.among, self.watch.silent()
+        ids = self.watch.fleet.named(among)
         rest = [one for one in ids if one in silent]
         candidates = await self.candidates([one for one in ids if one not in silent])
         if not candidates:
@@ -116,7 +126,7 @@ class Dispatch:
         elif among is not None:
             self.tried += [Tried(handler_id=one, outcome="unreachable") for one in rest]
         lost: Answer | None = None
-        for candidate in sorted(candidates, key=lambda one: one[:2]):
+        for candidate in sorted(candidates, key=lambda one: one[:4]):
             answer = await self.call(candidate)
             has_not_begun = answer.code in NOT_BEGUN or answer.code == "lost"
             outcome = "success" if answer.success else answer.code if has_not_begun else "error"
@@ -144,15 +154,24 @@ class Dispatch:
         found = []
         for handler_id, pong in pongs.items():
             if self.method in methods.get(handler_id, ()):
-                load = load_of(metrics[handler_id].result)
+                ranked = self.rank(handler_id, metrics[handler_id].result)
                 took_ms = pong.response_time_ms or float("inf")
                 is_retry_safe = methods[handler_id][self.method]
                 stamp = stamps[handler_id]
-                found.append(Candidate(load, took_ms, handler_id, stamp, is_retry_safe))
+                found.append(Candidate(*ranked, took_ms, handler_id, stamp, is_retry_safe))
             elif self.among is not None:
                 outcome = pong.code or "unknown_method"
                 self.tried.append({"handler_id": handler_id, "outcome": outcome})
         return found
+
+    def rank(self, handler_id: str, metrics: Any) -> tuple[bool, bool, float]:
+        """The first fields of a `Candidate`, by what it answered to `get_metrics`."""
+        peer, load = self.watch.fleet.peer(handler_id), load_of(metrics)
+        if peer is None or not peer.instance_id:
+            return False, False, load
+        asleep = isinstance(metrics, dict) and metrics.get("status") == "sleeping"
+        each = load / (peer.places or 1)
+        return peer.places is not None and each >= 1, asleep, each
 
     async def described(self, stamps: dict[str, Stamp]) -> dict[str, dict[str, bool]]:
         """The methods of these handlers, and whether each is retry_safe.
@@ -230,12 +249,6 @@ def stamp_of(pong: Answer) -> Stamp | None:
     except UnreachableError:
         return None
     return stamp if stamp.boot_id else None
-
-
-def load_of(metrics: Any) -> float:
-    """How much a handler has to do: what runs, and what waits."""
-    shown = metrics if isinstance(metrics, dict) else {}
-    return sum(number(shown.get(name)) or 0 for name in ("in_flight", "queued"))
 
 
 def methods_of(description: Any) -> dict[str, bool]:

@@ -1,18 +1,21 @@
 """The dashboard's server: pages, JSON, server-sent events and Prometheus' text.
 
 Reads the board and the history, and never talks to a handler itself, but for a handler's own
-page and for signals. Paths:
+page and for signals. An `{id}` is a handler_id, or `handler_id%2Finstance_id`. Paths:
 
     /  /handlers/{id}  /handlers/{id}/runs/{run_id}
     /assets/…  /static/…             pages and their parts, with nothing from elsewhere
-    /api/fleet                       every handler, the summary, the troubles, the last events
+    /api/fleet                       every handler, groups of instances and their hosts, the
+                                     summary, the troubles, the last events
     /api/history                     the whole fleet's figures over time (`window_s`, `step_s`)
     /api/stream                      server-sent events: snapshot, then what changes
-    /api/handlers/{id}               one handler: metrics, methods, runs, settings
+    /api/handlers/{id}               one handler: metrics, methods, runs, settings; of one with
+                                     instances how it is as a whole, and each of them
     /api/handlers/{id}/history       its figures over time (`window_s`, `step_s`)
     /api/handlers/{id}/runs/{run_id} one run, as the handler keeps it
     /api/events                      the last events, newest first
-    POST /api/signal                 {action, handler_ids?}; needs the token
+    POST /api/signal                 {action, handler_ids?}; needs the token; a handler_id is
+                                     all its instances
     /metrics                         Prometheus
 
 Layer: catalog entry, imports public names of catalogzero only.
@@ -48,6 +51,7 @@ from catalogzero.web import (
 from conductorzero import prometheus
 from conductorzero.coordination import Action, signal
 from conductorzero.fleet import Clock, JsonObject
+from conductorzero.groups import Group, groups_of, hosts_of
 from conductorzero.history import WHOLE_FLEET, Bucket
 from conductorzero.settings import ConductorSettings
 from conductorzero.stream import Stream
@@ -160,6 +164,8 @@ class Dashboard:
             "next_runs": [asdict(run) for run in self._watch.directory.next_runs],
             "troubles": self._watch.board.troubles(),
             "summary": self._watch.board.summary(),
+            "groups": [one.as_json() for one in groups_of(self._watch.board)],
+            "hosts": hosts_of(self._watch.board.rows.values()),
         }
 
     async def show_fleet(self, request: web.Request) -> web.Response:
@@ -175,6 +181,10 @@ class Dashboard:
     async def show_handler(self, request: web.Request) -> web.Response:
         """GET /api/handlers/{id}: what is known, and what the handler says of itself now."""
         handler_id = request.match_info["handler_id"]
+        if rows := self._watch.board.instances.get(handler_id):
+            shown = Group(handler_id, rows).as_json()
+            instances = [row.as_json() for row in rows]
+            return json_response({**self._about(), "handler": shown, "instances": instances})
         row = self._watch.board.rows.get(handler_id)
         if row is None:
             raise HttpError(404, f"Unknown handler: {handler_id}")
@@ -211,7 +221,8 @@ class Dashboard:
     async def show_history(self, request: web.Request) -> web.Response:
         """GET /api/handlers/{id}/history?window_s&step_s: points, and the whole window as one."""
         handler_id = request.match_info.get("handler_id", WHOLE_FLEET)
-        if handler_id and handler_id not in self._watch.board.rows:
+        keys = [row.peer.key for row in self._watch.board.instances.get(handler_id, ())]
+        if not keys and handler_id and handler_id not in self._watch.board.rows:
             raise HttpError(404, f"Unknown handler: {handler_id}")
         window_s = bounded_query(request, "window_s", 3_600, MAX_WINDOW_S)
         now_s = int(self._clock.now().timestamp())
@@ -219,7 +230,11 @@ class Dashboard:
         step_s = max(bounded_query(request, "step_s", window_s // POINTS, MAX_WINDOW_S), least_s)
         step_s = max(1, -(-step_s // 60)) * 60
         since_s = (now_s - window_s) // step_s * step_s
-        samples = await self._watch.series(handler_id, since_s)
+        samples = [
+            sample
+            for key in keys or [handler_id]
+            for sample in await self._watch.series(key, since_s)
+        ]
         return json_response(
             {"window_s": window_s, **evenly_spaced(samples, since_s, now_s, step_s)}
         )
@@ -236,7 +251,10 @@ class Dashboard:
             raise HttpError(400, f"action is one of {', '.join(get_args(Action))}")
         ids = body.get("handler_ids")
         if ids is not None and not (isinstance(ids, list) and all(isinstance(i, str) for i in ids)):
-            raise HttpError(400, "handler_ids is a list of handler ids, or absent for all")
+            raise HttpError(
+                400,
+                "handler_ids is a list of handler_id[/instance_id], or absent for all",
+            )
         self._log.info("signal_sent", action=action, handlers=len(ids) if ids else "all")
         return json_response(await signal(self._watch, self._clock.now(), action, ids))
 

@@ -1,7 +1,8 @@
 """The connections to all peers: one each, kept open, asked all at once.
 
-Owns the clients. A question to a dead peer costs its own wait and nobody else's, and is
-never delivered later. `response_time_ms` is measured here, by the asker.
+Owns the clients. Where it takes a handler_id, an instance is `handler_id/instance_id`. A question
+to a dead peer costs its own wait and nobody else's, and is never delivered later.
+`response_time_ms` is measured here, by the asker.
 
 Layer: catalog entry, imports public names of catalogzero only.
 """
@@ -15,19 +16,23 @@ from datetime import datetime
 from typing import Any, Protocol, TypeAlias
 
 from catalogzero import (
+    Address,
     CallTimeoutError,
     CatalogZeroError,
     ConfigError,
     CurveClient,
     HandlerClient,
+    NatsSettings,
     Reply,
     StartBy,
     UnreachableError,
+    transport_for,
 )
 
-from conductorzero.peers import Peer
+from conductorzero.peers import Peer, is_behind_nats
 
 TIMEOUT = "Timeout"
+NOT_SENT = "the call was not sent"
 TEXT_CHARS = 300
 BEYOND_MEASURE = 1e18
 FILES_PER_CONNECTION = 6
@@ -71,35 +76,60 @@ class Fleet:
 
     Args:
         clock: What response times are read from, and what ends a wait.
-        curve: The keys to reach a handler with, by its id; without them the wire is plain.
+        curve: The keys to reach a handler with, by its id, or an instance's; without them the wire
+            is plain.
+        nats: The keys for NATS servers.
     """
 
     def __init__(
-        self, clock: Clock, curve: Mapping[str, Callable[[], CurveClient]] | None = None
+        self,
+        clock: Clock,
+        curve: Mapping[str, Callable[[], CurveClient]] | None = None,
+        nats: NatsSettings | None = None,
     ) -> None:
         self._clock = clock
         self._curve = curve or {}
-        self._clients: dict[str, tuple[str, HandlerClient | ConfigError]] = {}
+        self._nats = nats
+        self._clients: dict[str, tuple[Peer, HandlerClient | ConfigError]] = {}
 
     @property
     def handler_ids(self) -> list[str]:
         """The ids of all peers, in the order of their sources."""
         return list(self._clients)
 
+    def named(self, handler_ids: Iterable[str] | None) -> list[str]:
+        """Whom these ids mean, each once: of a handler with instances all, for None everybody.
+
+        An unknown id stays as it is.
+        """
+        if handler_ids is None:
+            return self.handler_ids
+        instances: dict[str, list[str]] = {}
+        for key, (peer, _) in self._clients.items():
+            instances.setdefault(peer.handler_id, []).append(key)
+        each = ([one] if one in self._clients else instances.get(one, [one]) for one in handler_ids)
+        return list(dict.fromkeys(key for keys in each for key in keys))
+
+    def peer(self, handler_id: str) -> Peer | None:
+        """The peer of an id; None for an unknown one, and for a handler with instances."""
+        known = self._clients.get(handler_id)
+        return None if known is None else known[0]
+
     def connect(self, peers: Mapping[str, Peer]) -> None:
         """Hold a connection to exactly these peers: open what is new, close what is gone."""
-        for handler_id, (address, client) in list(self._clients.items()):
-            if handler_id not in peers or peers[handler_id].address != address:
-                del self._clients[handler_id]
-                if isinstance(client, HandlerClient):
-                    client.close()
+        for handler_id, (known, client) in list(self._clients.items()):
+            if handler_id in peers and peers[handler_id].address == known.address:
+                self._clients[handler_id] = peers[handler_id], client
+                continue
+            del self._clients[handler_id]
+            if isinstance(client, HandlerClient):
+                client.close()
         # Before the first socket of many: ZeroMQ ends the process when it gets no descriptor.
         if peers.keys() != self._clients.keys():
             allow_connections(len(peers))
         for handler_id, peer in peers.items():
             if handler_id not in self._clients:
-                client = self._open(handler_id, peer.address)
-                self._clients[handler_id] = peer.address, client
+                self._clients[handler_id] = peer, self._open(peer)
 
     def close(self) -> None:
         """Close every connection."""
@@ -122,9 +152,9 @@ class Fleet:
                 success=False, error=error, code=code, handler_id=handler_id, replied=replied
             )
 
-        _, client = self._clients.get(handler_id, ("", None))
-        if client is None:
+        if handler_id not in self._clients:
             return failed(f"Unknown handler: {handler_id}", "unknown_handler")
+        peer, client = self._clients[handler_id]
         if isinstance(client, ConfigError):
             return failed(str(client), "unreachable")
         began_s = self._clock.monotonic()
@@ -133,7 +163,7 @@ class Fleet:
                 method, params, timeout_s=timeout_s, request_id=request_id, start_by=start_by
             )
         except (UnreachableError, CallTimeoutError) as error:
-            return failed(TIMEOUT, error.code)
+            return failed(why_silent(peer, error), error.code)
         except CatalogZeroError as error:
             return failed(error.message, error.code, replied=True)
         took_ms = (self._clock.monotonic() - began_s) * 1_000
@@ -162,12 +192,20 @@ class Fleet:
         answers = await asyncio.gather(*(ask(one) for one in handler_ids))
         return {answer.handler_id: answer for answer in answers}
 
-    def _open(self, handler_id: str, address: str) -> HandlerClient | ConfigError:
+    def _open(self, peer: Peer) -> HandlerClient | ConfigError:
         """A connection; or, for an invalid address, what is wrong with it."""
+        curve = self._curve.get(peer.key) or self._curve.get(peer.handler_id)
         try:
-            return HandlerClient(address, curve=self._curve.get(handler_id), clock=self._clock)
+            carrier = transport_for(Address.parse(peer.address), client_keys=curve, nats=self._nats)
+            return HandlerClient(peer.address, clock=self._clock, transport=carrier)
         except ConfigError as error:
             return error
+
+
+def why_silent(peer: Peer, error: CatalogZeroError) -> str:
+    """Why no reply came: of a NATS server what it says of it, such as that a key is refused."""
+    said = error.message.partition(": ")[2] if is_behind_nats(peer.address) else ""
+    return TIMEOUT if said in ("", NOT_SENT) else said
 
 
 def part(metrics: JsonObject, name: str) -> JsonObject:
@@ -188,6 +226,12 @@ def short(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("error") or value.get("message") or str(value)
     return None if value in (None, "") else str(value)[:TEXT_CHARS]
+
+
+def load_of(metrics: Any) -> float:
+    """How much a handler has to do: what runs, and what waits."""
+    shown = metrics if isinstance(metrics, dict) else {}
+    return sum(number(shown.get(name)) or 0 for name in ("in_flight", "queued"))
 
 
 def allow_connections(number: int) -> None:

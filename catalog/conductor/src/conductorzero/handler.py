@@ -18,6 +18,7 @@ from catalogzero import CurveClient, Handler, HandlerSettings, internal, job
 
 from conductorzero.coordination import Action, Dispatch, signal
 from conductorzero.fleet import Answer, Fleet, JsonObject, number
+from conductorzero.groups import groups_of
 from conductorzero.history import History
 from conductorzero.peers import Directory, RegistryFile, SchedulerListing, peers_of_mapping
 from conductorzero.settings import ConductorSettings
@@ -64,18 +65,26 @@ class ConductorZero(Handler):
     async def ping_handler(self, handler_id: str) -> JsonObject:
         """Ping one handler: `alive`, `handler_id` and `response_time_ms`, or `error`.
 
+        One with instances is alive while one of them is; `away` are the others.
+
         Args:
-            handler_id: Whom to ping; one that is not in the registry is not alive.
+            handler_id: Whom to ping, or `handler_id/instance_id`; one that is not in the registry
+                is not alive.
         """
         watch = await self._ready()
-        answer = await watch.fleet.ask(handler_id, "ping", timeout_s=self.settings.timeout_s)
-        watch.saw(pongs=[answer])
-        if not answer.replied:
-            return {"alive": False, "error": answer.error}
+        asked = watch.fleet.named([handler_id])
+        answers = await watch.fleet.ask_all(asked, "ping", timeout_s=self.settings.timeout_s)
+        watch.saw(pongs=answers.values())
+        away = [key for key, answer in answers.items() if not answer.replied]
+        of_instances = {"away": away} if asked != [handler_id] else {}
+        best = min(answers.values(), key=lambda one: (not one.replied, one.response_time_ms or 0))
+        if not best.replied:
+            return {"alive": False, "error": best.error, **of_instances}
         return {
             "alive": True,
             "handler_id": handler_id,
-            "response_time_ms": answer.response_time_ms,
+            "response_time_ms": best.response_time_ms,
+            **of_instances,
         }
 
     @job(retry_safe=True)
@@ -83,10 +92,11 @@ class ConductorZero(Handler):
         """Ask handlers for their metrics, all at once: `handlers` by id, and a `summary`.
 
         Args:
-            handler_ids: Whom to ask; everybody by default. An unknown id has an `error`.
+            handler_ids: Whom to ask; everybody by default. An unknown id has an `error`, and of a
+                handler with instances each is asked: `handler_id/instance_id`.
         """
         watch = await self._ready()
-        ids = watch.fleet.handler_ids if handler_ids is None else list(dict.fromkeys(handler_ids))
+        ids = watch.fleet.named(handler_ids)
         timeout_s = self.settings.timeout_s
         answers = await watch.fleet.ask_all(ids, "get_metrics", timeout_s=timeout_s)
         watch.saw(metrics=answers.values())
@@ -109,12 +119,16 @@ class ConductorZero(Handler):
 
     @job(retry_safe=True)
     async def health_check(self) -> JsonObject:
-        """Ping everybody at once: who is alive, how fast, and which share is healthy."""
+        """Ping everybody at once: who is alive, how fast, and which share is healthy.
+
+        `groups` says of each handler with instances how it is: well, warning or failing.
+        """
         watch = await self._ready()
         timeout_s = self.settings.timeout_s
         answers = await watch.fleet.ask_all(watch.fleet.handler_ids, "ping", timeout_s=timeout_s)
         watch.saw(pongs=answers.values())
         healthy = sum(answer.replied for answer in answers.values())
+        groups = {one.handler_id: one.health() for one in groups_of(watch.board)}
         return {
             "handlers": {
                 key: {
@@ -130,6 +144,7 @@ class ConductorZero(Handler):
                 "health_percentage": healthy / len(answers) * 100 if answers else 0,
             },
             "timestamp": self.clock.now().isoformat(),
+            **({"groups": groups} if groups else {}),
         }
 
     @job
@@ -138,7 +153,8 @@ class ConductorZero(Handler):
 
         Args:
             action: What they are to do.
-            handler_ids: Whom; everybody by default.
+            handler_ids: Whom; everybody by default. A handler_id is all its instances, each with
+                an answer of its own; `handler_id/instance_id` is one of them.
         """
         watch = await self._ready()
         return await signal(watch, self.clock.now(), action, handler_ids)
@@ -155,7 +171,7 @@ class ConductorZero(Handler):
         Args:
             method: A job method.
             params: Its parameters.
-            among: The handlers to choose from; by default all that have the method.
+            among: The handlers or instances to choose from; by default all that have the method.
         """
         watch = await self._ready()
         return await Dispatch(watch, method, params or {}, among, self.settings.timeout_s).run()
@@ -250,7 +266,7 @@ class ConductorZero(Handler):
         if keys_file is not None:
             for handler_id, key in settings.server_keys.items():
                 curve[handler_id] = CurveClient.renewed(keys_file, key.encode())
-        fleet = Fleet(self.clock, curve)
+        fleet = Fleet(self.clock, curve, settings.nats)
         return Watch(directory, fleet, self.clock, self.log, interval_s=settings.interval_s)
 
 

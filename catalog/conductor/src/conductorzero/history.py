@@ -265,10 +265,11 @@ class History:
             return dict(self._db.execute(query).fetchall())
 
     def events(self, handler_id: str | None, limit: int) -> list[JsonObject]:
-        """The last stored events, newest first."""
+        """The last stored events, newest first; those of a handler with those of its instances."""
         query = (
             "SELECT id AS seq, at, handler_id, kind, text, state FROM event"
-            " WHERE handler_id = COALESCE(?, handler_id) ORDER BY id DESC LIMIT ?"
+            " WHERE handler_id = COALESCE(?1, handler_id)"
+            " OR substr(handler_id, 1, length(?1) + 1) = ?1 || '/' ORDER BY id DESC LIMIT ?2"
         )
         with self._lock:
             found = self._db.execute(query, (handler_id, limit))

@@ -25,11 +25,37 @@ MAX_LIST_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """One handler that the conductor may call; `source` is config, registry or scheduler."""
+    """One process that the conductor may call; `source` is config, registry or scheduler.
+
+    `instance_id` is its name among several that share the calls of a handler_id, `places` how many
+    jobs it runs at once, where its scheduler says so.
+    """
 
     handler_id: str
     address: str
     source: str
+    instance_id: str | None = None
+    places: int | None = field(default=None, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Its name in the fleet: `handler_id`, or `handler_id/instance_id`."""
+        return f"{self.handler_id}/{self.instance_id}" if self.instance_id else self.handler_id
+
+    @property
+    def host(self) -> str:
+        """Where it runs: the host of its address; behind a NATS server its own name."""
+        if is_behind_nats(self.address):
+            return self.instance_id or self.handler_id
+        with suppress(ConfigError):
+            return Address.parse(self.address).host or "localhost"  # a socket file is on this one
+        return self.address
+
+    @property
+    def place(self) -> str:
+        """Its address; behind a NATS server without the part that each start has of its own."""
+        is_of_one_start = self.instance_id and is_behind_nats(self.address)
+        return self.address.rpartition("/")[0] if is_of_one_start else self.address
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +65,11 @@ class NextRun:
     job_id: str
     handler_id: str
     at: str
+
+
+def is_behind_nats(address: str) -> bool:
+    """Whether an address is called through a NATS server."""
+    return address.startswith(("nats://", "tls://"))
 
 
 def address_of(value: Any) -> str:
@@ -55,27 +86,33 @@ def address_of(value: Any) -> str:
         if found.port or found.path:
             return str(found)
     raise ConfigError(
-        f"{value!r} is no port and no address: write 5001, tcp://host:5001 or ipc:///folder/x.sock"
+        f"{value!r} is no port and no address: write 5001, tcp://host:5001, ipc:///folder/x.sock"
+        " or nats://host:4222/handler_id"
     )
 
 
 def peers_of_mapping(registry: Mapping[str, Any]) -> list[Peer]:
-    """The peers of a `{handler_id: port or address}` mapping.
+    """The peers of a `{handler_id[/instance_id]: port or address}` mapping.
 
     Raises:
-        ConfigError: A value that is neither; the sentence names its handler.
+        ConfigError: A value that is neither, or a key that lacks a name; the sentence has the key.
     """
     peers = []
-    for handler_id, value in registry.items():
+    for key, value in registry.items():
+        handler_id, slash, instance_id = key.partition("/")
         try:
-            peers.append(Peer(handler_id, address_of(value), "config"))
+            if slash and not (handler_id and instance_id):
+                raise ConfigError("write handler_id, or handler_id/instance_id")
+            peers.append(Peer(handler_id, address_of(value), "config", instance_id or None))
         except ConfigError as error:
-            raise ConfigError(f"handler_registry: {handler_id}: {error}") from None
+            raise ConfigError(f"handler_registry: {key}: {error}") from None
     return peers
 
 
 def peers_of_file(path: Path) -> list[Peer]:
-    """The peers that a handler_registry.yaml names; a section without a fixed port is left out.
+    """The peers that a handler_registry.yaml names; a section without a fixed address is left out.
+
+    Behind a NATS server one that is an instance has none: a scheduler lists it.
 
     Raises:
         ConfigError: Not readable, not YAML, or without a `handlers:` list.
@@ -89,15 +126,24 @@ def peers_of_file(path: Path) -> list[Peer]:
         handler_id, port = section.get("handler_id"), section.get("port", 0)
         if not isinstance(handler_id, str) or type(port) is not int or not 0 <= port < 65536:
             continue
+        instance = section.get("instance_id")
+        instance_id = instance if isinstance(instance, str) and instance else None
+        transport = str(section.get("transport") or "zeromq")
         with suppress(ConfigError):
+            if is_behind_nats(transport):
+                if not instance_id:
+                    called = Address.nats_server(transport).called(handler_id)
+                    peers.append(Peer(handler_id, str(called), "registry"))
+                continue
             bound = Address.of(str(section.get("host") or "127.0.0.1").strip("[]"), port)
             if bound.port or bound.path:  # else it can only be found through a scheduler
-                peers.append(Peer(handler_id, str(bound.callable_here), "registry"))
+                address = str(bound.callable_here)
+                peers.append(Peer(handler_id, address, "registry", instance_id))
     return peers
 
 
 def peers_of_listing(body: Any) -> list[Peer]:
-    """The peers in a scheduler's answer to GET /api/handlers.
+    """The peers in a scheduler's answer to GET /api/handlers: handlers, or their instances.
 
     An invalid address stays as it is: its handler is shown, and cannot be reached.
 
@@ -109,11 +155,28 @@ def peers_of_listing(body: Any) -> list[Peer]:
         raise ConfigError("the scheduler's /api/handlers did not answer with a list of handlers")
     peers = []
     for item in handlers:
-        if isinstance(item, dict) and item.get("address") and isinstance(item.get("id"), str):
-            address = str(item["address"])
+        if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+            continue
+        listed = item.get("instances")
+        named = [
+            one
+            for one in (listed if isinstance(listed, list) else [])
+            if isinstance(one, dict) and one.get("instance_id") and one.get("address")
+        ]
+        for one in named or [item] * bool(item.get("address")):
+            address = str(one["address"])
             with suppress(ConfigError):
                 address = address_of(address)
-            peers.append(Peer(item["id"], address, "scheduler"))
+            instance_id, places = one.get("instance_id"), one.get("places")
+            peers.append(
+                Peer(
+                    item["id"],
+                    address,
+                    "scheduler",
+                    instance_id if isinstance(instance_id, str) else None,
+                    places if type(places) is int and places > 0 else None,
+                )
+            )
     return peers
 
 
@@ -251,6 +314,8 @@ class SchedulerListing:
 class Directory:
     """All peers of all sources; an id in several sources is taken from the first that has it.
 
+    Where a source lists instances of a handler, they take the place of the handler itself.
+
     Args:
         fixed: Peers that never change.
         sources: Read again at each `refresh`, in this order.
@@ -264,9 +329,9 @@ class Directory:
     _last: dict[int, list[Peer]] = field(default_factory=dict, init=False)
 
     async def refresh(self) -> dict[str, Peer]:
-        """Read the sources again and return the peers, by id."""
+        """Read the sources again and return the peers, by key."""
         problems: list[str] = []
-        peers = {peer.handler_id: peer for peer in self.fixed}
+        peers = {peer.key: peer for peer in self.fixed}
         for number, source in enumerate(self.sources):
             try:
                 self._last[number] = await source.read()
@@ -274,9 +339,10 @@ class Directory:
                 problems.append(str(error))
             for peer in self._last.get(number, ()):
                 if peer.handler_id not in self.leave_out:
-                    peers.setdefault(peer.handler_id, peer)
+                    peers.setdefault(peer.key, peer)
         self.problems = problems
-        return peers
+        shared = {peer.handler_id for peer in peers.values() if peer.instance_id}
+        return {key: peer for key, peer in peers.items() if key not in shared}
 
     @property
     def next_runs(self) -> list[NextRun]:

@@ -1,6 +1,7 @@
 """The fleet as Prometheus metrics: base units, conventional names.
 
-A pure function of the board. A figure that a handler does not report is left out, never 0.
+A pure function of the board. A figure that a handler does not report is left out, never 0. Each
+instance has series of its own, told apart by `instance_id`; what is alone has no such label.
 
 Layer: catalog entry, imports nothing of catalogzero.
 """
@@ -27,11 +28,15 @@ PREFIX = "catalogzero_handler_"
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric of a handler: its name, its help, and how a row gives its value."""
+    """One metric of a handler: its name, its help, and how a row gives its value.
+
+    With `by_host` it has the label `host`, too, so that it can be summed up by that.
+    """
 
     name: str
     help: str
     value: Callable[[Row], float | None]
+    by_host: bool = False
 
     @property
     def kind(self) -> str:
@@ -69,6 +74,16 @@ def is_paused(row: Row) -> float | None:
     return None if outbox is None else float("paused" in outbox)
 
 
+def places(row: Row) -> float | None:
+    """How many jobs an instance runs at once; None where it does not answer, or nobody says."""
+    return row.peer.places if row.alive else None
+
+
+def load(row: Row) -> float | None:
+    """How much an instance has to do; None for a handler that is alone."""
+    return row.load if row.peer.instance_id else None
+
+
 FAMILIES = (
     Family("up", "1 if the handler answered its last ping.", lambda row: float(row.alive)),
     Family(
@@ -78,6 +93,8 @@ FAMILIES = (
     ),
     *(family(name, figure, lambda shown: shown) for name, figure in FIGURES.items()),
     *(family(name, figure, lambda shown: shown.get("outbox")) for name, figure in OUTBOX.items()),
+    Family("places", "Runs that an instance may have at once.", places, by_host=True),
+    Family("load", "Runs that an instance has, or that wait there.", load, by_host=True),
     Family("outbox_paused", "1 while sending is paused.", is_paused),
     moment("last_upload", "When the backend last took an upload", "outbox", "last_upload_at"),
     moment("last_successful_run", "When a run last succeeded", "last_successful_run", "ended_at"),
@@ -94,6 +111,14 @@ class Conductor:
     problems: int = 0
 
 
+def labels_of(row: Row) -> dict[str, str]:
+    """The labels of a row's series."""
+    labels = {"handler_id": row.peer.handler_id}
+    if row.peer.instance_id:
+        labels["instance_id"] = row.peer.instance_id
+    return labels
+
+
 @dataclass(slots=True, eq=False)
 class Scrape(Collector):
     """One look at the board, as prometheus_client asks for it."""
@@ -105,31 +130,32 @@ class Scrape(Collector):
         """The families."""
         for one in FAMILIES:
             kind = CounterMetricFamily if one.kind == "counter" else GaugeMetricFamily
-            metric = kind(PREFIX + one.name, one.help, labels=["handler_id"])
+            metric = kind(PREFIX + one.name, one.help)
             for row in self.rows:
                 if (value := one.value(row)) is not None:
-                    metric.add_metric([row.peer.handler_id], value)
+                    host = {"host": row.peer.host} if one.by_host else {}
+                    metric.add_sample(PREFIX + one.name, {**labels_of(row), **host}, value)
             yield metric
-        text, labels = "1 for the state that the handler is in.", ["handler_id", "state"]
-        states = GaugeMetricFamily(f"{PREFIX}state", text, labels=labels)
-        text, labels = "What the handler is; always 1.", ["handler_id", "address", *NAMES]
-        info = GaugeMetricFamily(f"{PREFIX}info", text, labels=labels)
-        text, labels = "1 for each trouble that the handler is in.", ["handler_id", "cause"]
-        troubles = GaugeMetricFamily(f"{PREFIX}trouble", text, labels=labels)
+        text = "1 for the state that the handler is in."
+        states = GaugeMetricFamily(f"{PREFIX}state", text)
+        info = GaugeMetricFamily(f"{PREFIX}info", "What the handler is; always 1.")
+        text = "1 for each trouble that the handler is in."
+        troubles = GaugeMetricFamily(f"{PREFIX}trouble", text)
         for row in self.rows:
+            labels = labels_of(row)
             for trouble in row.troubles:
-                troubles.add_metric([row.peer.handler_id, trouble.cause], 1)
+                troubles.add_sample(troubles.name, {**labels, "cause": trouble.cause}, 1)
             for state in STATES:
-                states.add_metric([row.peer.handler_id, state], int(row.state == state))
-            shown = [short(row.metrics.get(key)) or "" for key in NAMES]
-            info.add_metric([row.peer.handler_id, row.peer.address, *shown], 1)
+                states.add_sample(states.name, {**labels, "state": state}, int(row.state == state))
+            shown = {key: short(row.metrics.get(key)) or "" for key in NAMES}
+            info.add_sample(info.name, {**labels, "address": row.peer.address, **shown}, 1)
         yield from (states, troubles, info)
         for name, text, value in self.own_figures():
             yield GaugeMetricFamily(f"catalogzero_conductor_{name}", text, value=value)
 
     def own_figures(self) -> Iterator[tuple[str, str, float]]:
         """How the conductor itself is: name, help and value of each figure."""
-        yield "handlers", "Handlers that are watched.", len(self.rows)
+        yield "handlers", "Handlers that are watched, and each instance.", len(self.rows)
         text = "Lists of handlers that cannot be read, and a history that cannot be written."
         yield "problems", text, self.conductor.problems
         round_s, looked_at = self.conductor.round_s, self.conductor.looked_at

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Self
 
-from catalogzero import HandlerSettings
+from catalogzero import HandlerSettings, NatsSettings
 from pydantic import AliasChoices, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
@@ -34,7 +34,8 @@ class ConductorSettings(HandlerSettings):
     handler_registry: dict[str, int | str] | Path | None = Field(
         default=None,
         validation_alias=AliasChoices("handler_registry", "registry"),
-        description="{handler_id: port or address}, or the path of a handler_registry.yaml.",
+        description="{handler_id[/instance_id]: port or address}, or the path of a"
+        " handler_registry.yaml.",
     )
     scheduler_url: str | None = Field(
         default=None,
@@ -52,7 +53,12 @@ class ConductorSettings(HandlerSettings):
     )
     server_keys: dict[str, CurveKey] = Field(
         default_factory=dict,
-        description="Public CURVE keys by handler_id, of the handlers that are reached with keys.",
+        description="Public CURVE keys by handler_id, or handler_id/instance_id, of the handlers"
+        " that are reached with keys.",
+    )
+    nats: NatsSettings = Field(
+        default_factory=NatsSettings,
+        description="The conductor's own key for NATS servers (key_file), and their CA (ca_file).",
     )
     timeout_s: float = Field(default=5.0, gt=0, description="How long a handler may take to reply.")
     interval_s: float = Field(

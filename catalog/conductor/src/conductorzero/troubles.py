@@ -25,6 +25,7 @@ Cause = Literal[
     "fault",
     "old_backlog",
     "unwell",
+    "instance_away",
     "disk_nearly_full",
 ]
 Tone = Literal["gone", "fail", "wait", "warn"]
@@ -122,6 +123,14 @@ KINDS: Mapping[Cause, Kind] = {
     "unwell": Kind(
         "fail", "unwell", "not well, by its own report", "see why:", "catalogzero check {id}"
     ),
+    "instance_away": Kind(
+        "warn",
+        "away",
+        "no answer to a ping; other instances take the calls",
+        "look on its machine:",
+        "catalogzero status",
+        blocks=False,
+    ),
     "disk_nearly_full": Kind(
         "warn",
         "disk nearly full",
@@ -195,7 +204,13 @@ def counted(words: str, count: int) -> str:
 
 
 def troubles_of(
-    handler_id: str, state: str, since: str, peer_trouble: str | None, metrics: JsonObject
+    handler_id: str,
+    state: str,
+    since: str,
+    peer_trouble: str | None,
+    metrics: JsonObject,
+    *,
+    is_one_of: bool = False,
 ) -> Iterator[Trouble]:
     """What is wrong with a handler, worst first.
 
@@ -205,9 +220,11 @@ def troubles_of(
         since: When that state began.
         peer_trouble: What is wrong with its address, beside silence.
         metrics: Its last answer to `get_metrics`.
+        is_one_of: Whether other instances of the handler answer.
     """
     if state == "unreachable":
-        yield trouble("no_answer", handler_id, peer_trouble or "no reply came in time", since)
+        cause: Cause = "instance_away" if is_one_of else "no_answer"
+        yield trouble(cause, handler_id, peer_trouble or "no reply came in time", since)
         return
     if peer_trouble:
         yield trouble("other_peer", handler_id, peer_trouble, None)

@@ -172,9 +172,17 @@ class Watch:
         return stored
 
     async def events(self, handler_id: str | None, limit: int) -> list[JsonObject]:
-        """The last events, newest first, whether they are stored yet or not."""
+        """The last events, newest first, whether they are stored yet or not.
+
+        Those of a handler are those of its instances, too.
+        """
         stored = await self._read(lambda history: history.events(handler_id, limit))
-        events = [one for one in self.unwritten[::-1] if handler_id in (None, one.handler_id)]
+        instance_of = f"{handler_id}/"
+        events = [
+            one
+            for one in self.unwritten[::-1]
+            if handler_id in (None, one.handler_id) or one.handler_id.startswith(instance_of)
+        ]
         return ([event.as_json() for event in events] + stored)[:limit]
 
     async def open_history(self, opening: Callable[[], History]) -> None:

@@ -1,4 +1,5 @@
 // The overview: whether the rows arrive, what needs a person, and a table that draws only the rows in sight.
+// Below a handler with instances each of them is a row; `handlers` are processes, `view.units` have such a handler as one.
 
 import { keptOrder } from "/assets/order.js";
 import { chart } from "./chart.js";
@@ -6,7 +7,7 @@ import { deliveredToday, deliveryCharts } from "./delivery.js";
 import { eventItems, routine } from "./events.js";
 import {
   STATES, count, digits, drawStrip, element, handlerLink, known, lookOf, mark, megabytes, milliseconds, moment, percent, put, putMark,
-  replace, since, things, zone, zoned,
+  replace, since, table, takenOf, things, zone, zoned,
 } from "./format.js";
 import { follow, showScheduler } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
@@ -31,7 +32,7 @@ const COLUMNS = [
 const handlers = new Map();
 const selected = new Set();
 const drawn = new Map();
-const view = { about: null, events: [], shown: [], state: null, cause: null, text: "", sort: "state", down: false, points: [] };
+const view = { about: null, events: [], units: new Map(), ids: [], shown: [], state: null, cause: null, text: "", sort: "state", down: false, points: [] };
 
 const rankOf = ({ state, troubles }) => (troubles.length ? RANKS[troubles[0].tone] : NOT_WELL[state] ?? 6);
 
@@ -46,13 +47,15 @@ function take(event, data) {
   if (event === "snapshot") {
     handlers.clear();
     view.events = data.events;
-    for (const one of data.handlers) handlers.set(one.handler_id, one);
+    for (const one of data.handlers) handlers.set(one.key, one);
   } else {
-    for (const one of data.handlers) handlers.set(one.handler_id, { runs: handlers.get(one.handler_id)?.runs ?? [], ...one });
+    for (const one of data.handlers) handlers.set(one.key, { runs: handlers.get(one.key)?.runs ?? [], ...one });
     view.events = [...view.events, ...data.events.filter((one) => !routine(one))].slice(-EVENTS_SHOWN);
     if (data.members) keepOnly(new Set(data.members));
   }
   view.about = data;
+  view.units = unitsOf(data.groups);
+  for (const id of selected) if (!handlers.has(id) && !view.units.has(id)) selected.delete(id);
   arrange();
   drawGlance();
   if (event === "snapshot" || data.events.length) drawEvents();
@@ -60,12 +63,18 @@ function take(event, data) {
 }
 
 function keepOnly(members) {
-  for (const id of handlers.keys()) {
-    if (!members.has(id)) {
-      handlers.delete(id);
-      selected.delete(id);
-    }
+  for (const id of handlers.keys()) if (!members.has(id)) handlers.delete(id);
+}
+
+/** The handlers by id, of which one with instances is a row of its own and has them as `parts`. */
+function unitsOf(groups) {
+  const units = new Map();
+  for (const one of handlers.values()) if (!one.instance_id) units.set(one.key, one);
+  for (const group of groups) {
+    const parts = group.members.map((key) => handlers.get(key)).filter(Boolean);
+    units.set(group.key, { labels: {}, runs: [], outbox: null, address: "", ...group, parts });
   }
+  return units;
 }
 
 // --- which rows, in which order --------------------------------------------------------------
@@ -76,20 +85,24 @@ function isOf(one, state) {
   return one.state === state && (state === "unreachable" || !one.troubles.length);
 }
 
+/** Whether a row is to be shown: of the state and cause, and with all of the words. */
+function fits(one, words) {
+  if (view.state && !isOf(one, view.state)) return false;
+  if (view.cause && !one.troubles.some(({ cause }) => cause === view.cause)) return false;
+  const labels = Object.values(one.labels).join(" ");
+  const text = `${one.key} ${one.address} ${one.entry ?? ""} ${one.version ?? ""} ${labels}`.toLowerCase();
+  return words.every((word) => text.includes(word));
+}
+
 function arrange() {
   const words = view.text.toLowerCase().split(/\s+/).filter(Boolean);
+  const parts = new Map();
   const [, , value] = COLUMNS.find(([key]) => key === view.sort);
   const sign = view.down ? -1 : 1;
   const entries = [];
-  for (const one of handlers.values()) {
-    if (view.state && !isOf(one, view.state)) continue;
-    if (view.cause && !one.troubles.some(({ cause }) => cause === view.cause)) continue;
-    if (words.length) {
-      const labels = Object.values(one.labels).join(" ");
-      const text = `${one.handler_id} ${one.address} ${one.entry ?? ""} ${one.version ?? ""} ${labels}`.toLowerCase();
-      if (!words.every((word) => text.includes(word))) continue;
-    }
-    entries.push([value(one), one]);
+  for (const one of view.units.values()) {
+    parts.set(one.key, (one.parts ?? []).filter((part) => fits(part, words)));
+    if (parts.get(one.key).length || fits(one, words)) entries.push([value(one), one]);
   }
   entries.sort(([a, one], [b, other]) => {
     if (known(a) !== known(b)) return known(a) ? -1 : 1;
@@ -97,8 +110,8 @@ function arrange() {
     return (order || 0) * sign || one.handler_id.localeCompare(other.handler_id, "en", { numeric: true });
   });
   const { sort, down, state, cause, text } = view;
-  const ids = sorted(entries.map(([, one]) => one.handler_id), JSON.stringify([sort, down, state, cause, text]));
-  view.shown = ids.map((id) => handlers.get(id));
+  view.ids = sorted(entries.map(([, one]) => one.key), JSON.stringify([sort, down, state, cause, text]));
+  view.shown = view.ids.flatMap((id) => [view.units.get(id), ...parts.get(id)]);
   draw();
 }
 
@@ -117,11 +130,12 @@ function drawGlance() {
   if ($("problems").textContent !== shown) $("problems").textContent = shown;
   drawAnswers(at);
   drawNext(view.about.next_runs, at);
+  drawHosts(view.about.hosts);
   drawTroubles(troubles, at);
   $("troubles").hidden = !troubles.length;
   $("well").hidden = troubles.length > 0 || summary.alive < summary.total || !summary.total;
   for (const [state, chip] of chips) {
-    const number = state === null ? handlers.size : [...handlers.values()].filter((one) => isOf(one, state)).length;
+    const number = [...view.units.values()].filter((one) => state === null || [one, ...(one.parts ?? [])].some((each) => isOf(each, state))).length;
     put(chip.lastChild, count(number));
     chip.hidden = state !== null && !number && view.state !== state;
   }
@@ -150,13 +164,23 @@ function drawAnswers(at) {
 function drawNext(runs, at) {
   $("next").hidden = !runs.length;
   replace($("next-runs"), ...runs.map((run) => {
-    const troubles = handlers.get(run.handler_id)?.troubles ?? [];
+    const troubles = view.units.get(run.handler_id)?.troubles ?? [];
     const missed = troubles.some(({ cause }) => cause === "no_answer");
     const stopped = troubles.find(({ cause }) => cause === "paused" || cause === "fault");
     const foreseen = missed ? mark("fail", `will be missed: ${run.handler_id} does not answer`) : stopped ? mark("wait", `will wait: ${run.handler_id}, ${stopped.words}`) : "";
     return element("li", {}, element("time", { datetime: run.at }, `${zoned(run.at, at)}, in ${since(at, run.at)}`),
       element("b", {}, run.job_id), handlerLink(run.handler_id), element("span", { class: "end" }, foreseen));
   }));
+}
+
+/** What each host of instances has to do. */
+function drawHosts(hosts) {
+  $("hosts").hidden = !hosts.length;
+  const heads = [["Host"], ["Instances", "lead"], ["Runs", "num"], ["Places", "num"]];
+  replace($("host-rows"), table("Hosts", heads, hosts.map((one) => [
+    [one.host], [mark(one.answering === one.instances ? "ok" : one.answering ? "warn" : "gone", `${count(one.answering)} of ${count(one.instances)} answer`)],
+    [count(one.load)], [count(one.places)],
+  ])));
 }
 
 function answer(key, shown, detail) {
@@ -184,7 +208,7 @@ function draw() {
   const last = Math.min(total, first + Math.ceil(innerHeight / height) + 2 * OVERSCAN);
   const wanted = view.shown.slice(first, last);
   const focused = document.activeElement;
-  const keep = new Set(wanted.map((one) => one.handler_id));
+  const keep = new Set(wanted.map((one) => one.key));
   for (const [id, row] of drawn) {
     if (!keep.has(id)) {
       row.node.remove();
@@ -196,7 +220,7 @@ function draw() {
   if (above.parentNode !== body) body.append(above, below);
   let previous = above;
   wanted.forEach((one, index) => {
-    const row = drawn.get(one.handler_id) ?? newRow(one.handler_id);
+    const row = drawn.get(one.key) ?? newRow(one.key);
     row.draw(one, first + index + 2);
     if (previous.nextSibling !== row.node) previous.after(row.node);
     previous = row.node;
@@ -235,11 +259,11 @@ function newRow(id) {
       const { at } = view.about;
       const { tone, words } = lookOf(one);
       node.setAttribute("aria-rowindex", index);
-      const look = one.troubles.length ? `${tone} tinted` : "";
+      const look = [one.instance_id && "instance", one.troubles.length && `${tone} tinted`].filter(Boolean).join(" ");
       if (node.className !== look) node.className = look;
-      if (box.checked !== selected.has(id)) box.checked = selected.has(id);
-      const labels = Object.values(one.labels);
-      put(about, [...labels, one.entry ? `${one.entry} ${one.version}` : one.address.replace("tcp://", "")].join(" · "));
+      box.disabled = Boolean(one.instance_id) && selected.has(one.handler_id); // with all of its handler
+      box.checked = box.disabled || selected.has(id);
+      put(about, aboutOf(one));
       about.title = [one.address, ...Object.entries(one.labels).map(([key, value]) => `${key}: ${value}`)].join("\n");
       putMark(word, tone, words);
       const [worst] = one.troubles;
@@ -248,6 +272,7 @@ function newRow(id) {
       const dead = one.state === "unreachable";
       put(uploadAt, one.outbox ? moment(one.outbox.last_upload_at, at) : "–");
       put(waiting, !one.outbox ? "sends no rows" : dead ? "unknown what waits" : `${count(one.outbox.uploads)} waiting${one.outbox.records ? `, ${things(one.outbox.records, "row")}` : ""}`);
+      strip.hidden = Boolean(one.parts);
       drawStrip(strip, one.runs);
       strip.title = one.last_error ?? "";
       put(response, milliseconds(dead ? null : one.response_time_ms));
@@ -258,21 +283,28 @@ function newRow(id) {
   return row;
 }
 
+/** What stands below a name: of instances where they are, and how many of their places are taken. */
+function aboutOf(one) {
+  if (one.parts) return `${things(one.instances, "instance")} on ${things(one.hosts.length, "host")} · ${takenOf(one)}`;
+  if (one.instance_id) return [one.host, takenOf(one)].filter(Boolean).join(" · ");
+  return [...Object.values(one.labels), one.entry ? `${one.entry} ${one.version}` : one.address.replace("tcp://", "")].join(" · ");
+}
+
 // --- selection and signals -------------------------------------------------------------------
 
 function choose(id, on) {
   if (on) selected.add(id);
   else selected.delete(id);
-  drawSelection();
+  draw();
 }
 
 function drawSelection() {
   const some = selected.size;
-  const all = view.shown.length > 0 && view.shown.every((one) => selected.has(one.handler_id));
+  const all = view.ids.length > 0 && view.ids.every((id) => selected.has(id));
   everybody.checked = all;
   everybody.indeterminate = some > 0 && !all;
-  const filtered = view.shown.length !== handlers.size;
-  const parts = [filtered ? `${count(view.shown.length)} of ${count(handlers.size)} shown` : ""];
+  const filtered = view.ids.length !== view.units.size;
+  const parts = [filtered ? `${count(view.ids.length)} of ${count(view.units.size)} shown` : ""];
   if (some) parts.push(`${count(some)} selected`);
   put($("shown"), parts.filter(Boolean).join(", "));
   $("signals").hidden = !some;
@@ -339,7 +371,7 @@ function build() {
     $("answers").append(element("a", { href: place }, element("span", { class: "q" }, question), ...parts));
   }
   everybody.addEventListener("change", () => {
-    for (const one of view.shown) everybody.checked ? selected.add(one.handler_id) : selected.delete(one.handler_id);
+    for (const id of view.ids) everybody.checked ? selected.add(id) : selected.delete(id);
     draw();
   });
   $("sort-by").addEventListener("change", (event) => {

@@ -109,6 +109,12 @@ export function drawStrip(node, runs) {
   node.replaceChildren(...runs.map((state) => element("i", { class: `${outcomeTone(state)} h6` })));
 }
 
+/** How many of the places of an instance, or of all, are taken; nothing of one that does not answer. */
+export function takenOf({ load, places }) {
+  if (!known(load)) return "";
+  return known(places) ? `${count(load)} of ${things(places, "place")} taken` : things(load, "run");
+}
+
 export const handlerLink = (id) => element("a", { href: `/handlers/${encodeURIComponent(id)}` }, id);
 
 export const runPath = (handlerId, runId) => `/handlers/${encodeURIComponent(handlerId)}/runs/${encodeURIComponent(runId)}`;

@@ -1,11 +1,12 @@
-// One handler's page: whether it delivers, its runs, what it takes, methods and settings.
+// One handler's page: whether it delivers, its runs, what it takes, methods and settings. An instance has
+// such a page; its handler's lists its instances.
 
 import { chart } from "./chart.js";
 import { deliveryCharts } from "./delivery.js";
 import { eventItems } from "./events.js";
 import {
-  count, duration, element, known, lookOf, mark, megabytes, milliseconds, moment, nothing, outcomeTone, percent, put, putMark,
-  replace, runPath, share, since, table, things, zone, zoned,
+  count, duration, element, handlerLink, known, lookOf, mark, megabytes, milliseconds, moment, nothing, outcomeTone, percent, put, putMark,
+  replace, runPath, share, since, table, takenOf, things, zone, zoned,
 } from "./format.js";
 import { Refused, follow, read, showScheduler } from "./live.js";
 import { askToken, signalButtons } from "./signals.js";
@@ -18,7 +19,7 @@ const WINDOWS = [["1 h", 3600], ["24 h", 86400], ["7 d", 604800], ["30 d", 25920
 const DETAIL_EVERY_MS = 4000;
 const CHARTS_EVERY_MS = 20_000;
 const RUNS_SHOWN = 10;
-const view = { window_s: 3600, detailAt: 0, chartsAt: 0, busy: false, doc: "", runs: null, runState: null, allRuns: false };
+const view = { window_s: 3600, detailAt: 0, chartsAt: 0, busy: false, doc: "", runs: null, runState: null, allRuns: false, group: false };
 
 const when = (at) => `${moment(at * 1000)} ${zone(at * 1000)}`;
 
@@ -31,6 +32,8 @@ const charts = [
 
 // --- what is asked for -----------------------------------------------------------------------
 
+const changes = async () => (await read(`/api/events?limit=50&handler_id=${encodeURIComponent(id)}`)).events;
+
 async function refresh({ now = false } = {}) {
   if (view.busy || document.hidden) return;
   view.busy = true;
@@ -38,15 +41,14 @@ async function refresh({ now = false } = {}) {
     if (now || Date.now() - view.detailAt > DETAIL_EVERY_MS) {
       view.detailAt = Date.now();
       drawDetail(await read(path));
+      if (view.group) drawChanges(await changes());
     }
+    if (view.group) return;
     if (now || Date.now() - view.chartsAt > CHARTS_EVERY_MS) {
       view.chartsAt = Date.now();
-      const [figures, changes] = await Promise.all([
-        read(`${path}/history?window_s=${view.window_s}`),
-        read(`/api/events?limit=50&handler_id=${encodeURIComponent(id)}`),
-      ]);
+      const [figures, events] = await Promise.all([read(`${path}/history?window_s=${view.window_s}`), changes()]);
       drawCharts(figures);
-      drawChanges(changes.events);
+      drawChanges(events);
     }
     await delivery({ now });
   } catch (error) {
@@ -67,7 +69,7 @@ function drawRow(one, at) {
   const { tone, words } = lookOf(one);
   const silent = one.state === "unreachable";
   const delivers = one.outbox && one.troubles.some(({ cause }) => cause === "paused" || cause === "fault");
-  document.body.classList.remove("unlisted");
+  document.body.classList.remove("unlisted", "group");
   put($("gone"), "");
   putMark($("state"), tone, delivers ? `${words}, delivers nothing` : words);
   document.title = `${one.troubles.length ? "◆ " : ""}${id}: ${words} · catalogzero`;
@@ -79,7 +81,30 @@ function drawRow(one, at) {
   $("delivery").hidden = !one.outbox;
   if (one.outbox) facts($("facts"), deliveryFacts(one, at));
   facts($("figures"), figuresOf(one));
-  pairs($("identity"), { Address: one.address, "Listed by": one.source, Entry: source, catalogzero: one.sdk_version, ...one.labels });
+  $("handler").hidden = !one.instance_id;
+  replace($("handler"), handlerLink(one.handler_id));
+  put($("crumb"), one.instance_id ?? id);
+  pairs($("identity"), { Address: one.address, Instance: one.instance_id, Host: one.instance_id && one.host, Places: takenOf(one.instance_id ? one : {}), "Listed by": one.source, Entry: source, catalogzero: one.sdk_version, ...one.labels });
+}
+
+/** A handler with instances: how it is as a whole, and each of them. */
+function drawGroup(group, instances, at) {
+  const { tone, words } = lookOf(group);
+  document.body.classList.remove("unlisted");
+  document.body.classList.add("group");
+  put($("gone"), "");
+  putMark($("state"), tone, words);
+  document.title = `${group.troubles.length ? "◆ " : ""}${id}: ${words} · catalogzero`;
+  put($("sub"), `${count(group.answering)} of ${things(group.instances, "instance")} answer, on ${things(group.hosts.length, "host")} · ${takenOf(group)} · ${group.state} for ${since(group.since, at)}`);
+  $("needs").hidden = !group.troubles.length;
+  drawTroubles(group.troubles.map((each) => ({ ...each, run_id: null, handlers: 1, handler_ids: [id], uploads: 0, rows: 0 })), at);
+  const heads = [["Instance"], ["State", "lead"], ["Host"], ["Places"], ["Response", "num"], ["Memory", "num"]];
+  replace($("instances"), table("Instances", heads, instances.map((one) => {
+    const look = lookOf(one);
+    const now = (text) => (one.state === "unreachable" ? "–" : text);
+    return [[handlerLink(one.key)], [mark(look.tone, look.words), element("small", {}, `for ${since(one.since, at)}`)], [one.host],
+      [now(takenOf(one))], [now(milliseconds(one.response_time_ms))], [now(megabytes(one.memory_mb))]];
+  })));
 }
 
 function deliveryFacts({ outbox, state }, at) {
@@ -117,6 +142,12 @@ function pairs(place, all) {
 }
 
 function drawDetail(data) {
+  view.group = Boolean(data.instances);
+  if (view.group) {
+    showScheduler(data.scheduler_url);
+    drawGroup(data.handler, data.instances, data.at);
+    return;
+  }
   const described = data.description;
   const [doc] = (described?.doc ?? "").split("\n\n");
   if (doc) view.doc = `${doc.replace(/\s+/g, " ").replace(/\.?$/, ".")} `;
@@ -180,7 +211,7 @@ function drawSettings({ settings = {}, runtime = {}, settings_schema: schema }) 
 }
 
 function drawChanges(events) {
-  const items = eventItems(events.toReversed(), new Date(), { names: false });
+  const items = eventItems(events.toReversed(), new Date(), { names: view.group });
   replace($("changes"), ...(items.length ? items : [element("li", { class: "soft" }, "Nothing has changed yet.")]));
 }
 
@@ -192,7 +223,7 @@ function drawCharts({ total, points }) {
 // --- the connection --------------------------------------------------------------------------
 
 function take(event, data) {
-  const mine = data.handlers.find((one) => one.handler_id === id);
+  const mine = data.handlers.find((one) => one.key === id);
   if (mine) drawRow(mine, data.at);
   refresh({ now: event === "snapshot" });
 }

@@ -39,11 +39,11 @@ function newItem() {
   };
 }
 
-function who({ handlers, handler_ids: ids }) {
+function who({ cause, handlers, handler_ids: ids }) {
   const links = ids.flatMap((id, at) => (at ? [", ", handlerLink(id)] : [handlerLink(id)]));
   if (handlers === 1) return [...links, ": "];
   const more = handlers > ids.length ? [` and ${handlers - ids.length} more`] : [];
-  return [`${handlers} handlers (`, ...links, ...more, "): "];
+  return [`${handlers} ${cause === "instance_away" ? "instances" : "handlers"} (`, ...links, ...more, "): "];
 }
 
 /** A list of troubles that is patched in place; `names`: with the handlers that they are of. */
