@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import sys
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -91,7 +93,7 @@ class ShopProcess:
     Args:
         handler_id: Its id.
         port: Where it listens.
-        script: What serves it, with `more` arguments.
+        script: What serves it, with `more` arguments; here those of `serve_shop`.
     """
 
     def __init__(
@@ -136,11 +138,11 @@ class ShopProcess:
         await self._process.communicate()
 
 
-async def serve_shop(handler_id: str, port: str) -> None:
-    """Serve a shop with its gate shut, and say when a job has begun."""
+async def serve_shop(handler_id: str, port: str, settings: str = "{}") -> None:
+    """Serve a shop with its gate shut, and say when a job has begun; `settings` are JSON."""
     shop = Shop()
     shop.gate.clear()
-    async with serving(shop, handler_id=handler_id, port=int(port)):
+    async with serving(shop, handler_id=handler_id, port=int(port), **json.loads(settings)):
         sys.stdout.write("serving\n")
         sys.stdout.flush()
         await shop.began.wait()
@@ -178,6 +180,51 @@ async def scheduler(answer: Callable[[], Awaitable[web.Response]]) -> AsyncItera
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def real_scheduler(folder: Path, *options: str) -> AsyncIterator[tuple[str, str]]:
+    """A scheduler as a process; its HTTP address, and the one where handlers register."""
+    database = f"sqlite:///{folder / 'scheduler.db'}"
+    ports = ("--port", "0", "--zmq-port", "0")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "catalogzero", "scheduler", *ports, "--database", database),
+        *("--json", *options),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        said = json.loads(await process.stdout.readline())
+        yield said["url"], said["zmq_address"]
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+class Instances:
+    """Processes that share the calls of one handler_id, which no other test uses.
+
+    Args:
+        stack: Ends them.
+        scheduler: Where they register.
+        runtime: Settings of each of them.
+    """
+
+    def __init__(self, stack: AsyncExitStack, scheduler: str, **runtime: Any) -> None:
+        self.handler_id = f"toy-{uuid.uuid4().hex[:8]}"
+        self.processes: dict[str, ShopProcess] = {}
+        self._stack, self._runtime = stack, {"scheduler": scheduler, **runtime}
+
+    def key(self, name: str) -> str:
+        """The name of one of them in the fleet."""
+        return f"{self.handler_id}/{name}"
+
+    async def start(self, *names: str) -> None:
+        """Start these."""
+        for name in names:
+            settings = json.dumps({"instance_id": name, **self._runtime})
+            one = ShopProcess(self.handler_id, 0, more=(settings,))
+            self.processes[name] = await self._stack.enter_async_context(one)
 
 
 @asynccontextmanager

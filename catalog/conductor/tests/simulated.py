@@ -140,6 +140,7 @@ class SimulatedHandler:
         self.in_flight = 0
         self.queued = 0
         self.labels: dict[str, str] = {}
+        self.sends = True
         self.paused: str | None = None
         self.paused_code: str | None = None
         self.paused_since: str | None = None
@@ -212,7 +213,7 @@ class SimulatedHandler:
             "idle_s": 0.0,
             "wakes_total": 3,
             "labels": self.labels,
-            "outbox": self.outbox(),
+            "outbox": self.outbox() if self.sends else None,
             "health": {
                 "status": "degraded" if self.reasons else "ok",
                 "reasons": self.reasons,
@@ -269,7 +270,10 @@ class SimulatedFleet(Fleet):
                 code="unreachable",
             )
         took_ms = one.base_ms * math.exp(one.random.gauss(0, 0.25))
-        result: dict[str, Any] = {"boot_id": "one", "handler": one.called or handler_id}
+        result: dict[str, Any] = {
+            "boot_id": "one",
+            "handler": one.called or handler_id.partition("/")[0],
+        }
         if method == "get_metrics":
             result = one.metrics(handler_id)
         elif method == "list_runs":
@@ -295,13 +299,27 @@ class SimulatedFleet(Fleet):
 class Simulation:
     """A dashboard over a simulated fleet; `turn` is one round of questions."""
 
-    def __init__(self, number: int, *, clock: Clock, state_dir: Path, busy: float = 0.4) -> None:
-        stories = [SimulatedHandler(n, busy=busy) for n in range(number)]
+    def __init__(
+        self,
+        number: int,
+        *,
+        clock: Clock,
+        state_dir: Path,
+        busy: float = 0.4,
+        instances: tuple[str, ...] = (),
+    ) -> None:
+        stories = [SimulatedHandler(n, busy=busy) for n in range(number + len(instances))]
         names = [f"{TRADES[n % len(TRADES)]}-{n // len(TRADES) + 1:03d}" for n in range(number)]
-        self.handlers = dict(zip(names, stories, strict=True))
         peers = [
             Peer(name, f"tcp://127.0.0.1:{6000 + n}", "config") for n, name in enumerate(names)
         ]
+        peers += [
+            Peer("render", f"tcp://10.0.0.{n + 1}:5001", "scheduler", name, 4)
+            for n, name in enumerate(instances)
+        ]
+        self.handlers = {one.key: story for one, story in zip(peers, stories, strict=True)}
+        for one in stories[number:]:
+            one.sends = False
         self.fleet = SimulatedFleet(clock, self.handlers)
         log = structlog.wrap_logger(structlog.ReturnLogger())
         self.watch = Watch(Directory(peers, []), self.fleet, clock, log, interval_s=2.0)
@@ -331,10 +349,10 @@ class Simulation:
 
 @asynccontextmanager
 async def simulation(
-    number: int, *, clock: Clock, state_dir: Path, busy: float = 0.4
+    number: int, *, clock: Clock, state_dir: Path, **more: Any
 ) -> AsyncIterator[Simulation]:
     """A simulation whose dashboard is served."""
-    simulated = Simulation(number, clock=clock, state_dir=state_dir, busy=busy)
+    simulated = Simulation(number, clock=clock, state_dir=state_dir, **more)
     await simulated.dashboard.start()
     try:
         yield simulated
