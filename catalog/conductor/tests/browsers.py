@@ -80,6 +80,21 @@ async def axe_source() -> str:
     return script.read_text(encoding="utf-8")
 
 
+async def faults_of(page: Any) -> list[tuple[str, str]]:
+    """What axe-core, already on the page, finds."""
+    result = await page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [(fault["id"], fault["nodes"][0]["html"]) for fault in result["violations"]]
+
+
+async def faults_in_both_schemes(page: Any) -> list[tuple[str, str]]:
+    """The faults in light and in dark."""
+    found = []
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
+        found += await faults_of(page)
+    return found
+
+
 async def _run(command: list[str]) -> None:
     """Run a command; the test is skipped when it fails."""
     process = await asyncio.create_subprocess_exec(

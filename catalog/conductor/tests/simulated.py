@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from catalogzero import ConfigError
 from catalogzero.testing import ManualClock
 
 from conductorzero.dashboard import Dashboard
@@ -252,7 +253,8 @@ class SimulatedFleet(Fleet):
         return list(self.handlers)
 
     def connect(self, peers: Mapping[str, Peer]) -> None:
-        """Nothing to connect."""
+        """Know who there is; nothing to connect."""
+        self._clients = {key: (peer, ConfigError("simulated")) for key, peer in peers.items()}
 
     def close(self) -> None:
         """Nothing to close."""

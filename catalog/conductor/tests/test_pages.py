@@ -15,7 +15,15 @@ import pytest_asyncio
 from aiohttp import web
 from catalogzero.testing import ManualClock
 
-from browsers import axe_source, browsing, expect, long_tasks_ms, names_of, page_of
+from browsers import (
+    axe_source,
+    browsing,
+    expect,
+    faults_in_both_schemes,
+    long_tasks_ms,
+    names_of,
+    page_of,
+)
 from fleets import ShopProcess, addresses, conducting, free_port, pause, scheduler, shops
 from screenshots import take
 from simulated import Simulation, simulation
@@ -605,21 +613,6 @@ async def test_axe_finds_no_fault_in_a_dialog(
     assert focused == "token"
     assert over <= 0
     assert back == "Sleep"
-
-
-async def faults_of(page: Any) -> list[tuple[str, str]]:
-    """What axe-core, already on the page, finds."""
-    result = await page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
-    return [(fault["id"], fault["nodes"][0]["html"]) for fault in result["violations"]]
-
-
-async def faults_in_both_schemes(page: Any) -> list[tuple[str, str]]:
-    """The faults in light and in dark."""
-    found = []
-    for scheme in ("light", "dark"):
-        await page.emulate_media(color_scheme=scheme)
-        found += await faults_of(page)
-    return found
 
 
 @pytest.mark.parametrize("width", [360, 1280])

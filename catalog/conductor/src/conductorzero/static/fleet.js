@@ -120,7 +120,7 @@ function arrange() {
 function drawGlance() {
   const { summary, problems, troubles, at } = view.about;
   put($("headline"), summary.headline);
-  $("headline").classList.toggle("bad", summary.in_trouble > 0);
+  $("headline").classList.toggle("bad", troubles.some(({ tone }) => tone !== "warn"));
   document.title = `${summary.in_trouble ? `◆ ${things(troubles.length, "trouble")}` : summary.headline} · Overview · catalogzero`;
   const { waiting } = summary;
   const others = summary.senders - summary.not_delivering;
@@ -155,8 +155,7 @@ function drawAnswers(at) {
     [all.in_trouble ? `${things(all.in_trouble, "handler")} in trouble` : "no handler is in trouble"]);
   answer("runs", all.in_flight ? mark("run", things(all.in_flight, "run")) : "nothing", [`${count(all.queued)} queued · ${count(all.runs_total)} since their start`]);
   const times = [...handlers.values()].map((h) => h.response_time_ms).filter(known).sort((a, b) => a - b);
-  const silent = all.states.unreachable;
-  answer("answers", mark(silent ? "gone" : all.alive ? "ok" : "off", `${count(all.alive)} of ${count(all.total)}`), [`95 % within ${milliseconds(times[Math.floor(times.length * 0.95)])}`]);
+  answer("answers", mark(all.silent ? "gone" : all.away ? "warn" : all.alive ? "ok" : "off", `${count(all.alive)} of ${count(all.total)}`), [`95 % within ${milliseconds(times[Math.floor(times.length * 0.95)])}`]);
   answer("takes", megabytes(all.memory_mb), [`processor ${digits(all.cpu_percent / 100)} cores`]);
 }
 

@@ -19,7 +19,7 @@ const WINDOWS = [["1 h", 3600], ["24 h", 86400], ["7 d", 604800], ["30 d", 25920
 const DETAIL_EVERY_MS = 4000;
 const CHARTS_EVERY_MS = 20_000;
 const RUNS_SHOWN = 10;
-const view = { window_s: 3600, detailAt: 0, chartsAt: 0, busy: false, doc: "", runs: null, runState: null, allRuns: false, group: false };
+const view = { window_s: 3600, detailAt: 0, chartsAt: 0, busy: false, doc: "", runs: null, runState: null, allRuns: false, group: false, members: new Map() };
 
 const when = (at) => `${moment(at * 1000)} ${zone(at * 1000)}`;
 
@@ -87,9 +87,11 @@ function drawRow(one, at) {
   pairs($("identity"), { Address: one.address, Instance: one.instance_id, Host: one.instance_id && one.host, Places: takenOf(one.instance_id ? one : {}), "Listed by": one.source, Entry: source, catalogzero: one.sdk_version, ...one.labels });
 }
 
-/** A handler with instances: how it is as a whole, and each of them. */
-function drawGroup(group, instances, at) {
+/** A handler with instances: how it is as a whole, and each of them; `rows` are those that changed. */
+function drawGroup(group, rows, at) {
   const { tone, words } = lookOf(group);
+  for (const one of rows) view.members.set(one.key, one);
+  const instances = group.members.map((key) => view.members.get(key)).filter(Boolean);
   document.body.classList.remove("unlisted");
   document.body.classList.add("group");
   put($("gone"), "");
@@ -223,6 +225,8 @@ function drawCharts({ total, points }) {
 // --- the connection --------------------------------------------------------------------------
 
 function take(event, data) {
+  const group = data.groups.find((one) => one.key === id);
+  if (group) drawGroup(group, data.handlers, data.at);
   const mine = data.handlers.find((one) => one.key === id);
   if (mine) drawRow(mine, data.at);
   refresh({ now: event === "snapshot" });
