@@ -322,6 +322,36 @@ async def test_handlers_that_are_away_are_seen_and_those_long_away_folded(
 
 
 @pytest.mark.browser
+async def test_instances_stand_below_their_handler_with_what_they_have_to_do(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    axe = await asyncio.to_thread(axe_source)
+    at = sqlite_scheduler.zmq_address
+    instances = page.get_by_label("Instances of toy").locator("li")
+    async with (
+        httpx.AsyncClient(base_url=sqlite_scheduler.url) as api,
+        toy(at, api, instance_id="a", max_concurrent_jobs=2),
+    ):
+        async with toy(at, api, instance_id="b"):
+            await page.goto(sqlite_scheduler.url)
+            await expect(page.locator("#handlers > li")).to_have_count(1)
+            await expect(page.locator("#handlers > li")).to_contain_text("2 instances")
+            await expect(instances).to_have_count(2)
+            await expect(instances.nth(0)).to_contain_text("0 of 2 places taken")
+            await expect(instances.nth(1)).to_contain_text("0 of 4 places taken")
+            await page.set_viewport_size({"width": 320, "height": 900})
+            width = await page.evaluate("document.documentElement.scrollWidth")
+            await page.evaluate(axe)
+            faults = await faults_of(page)
+        await expect(page.locator("#handlers .warn")).to_have_text("1 of 2 away")
+        await expect(instances.nth(1)).to_contain_text("no answer")
+        await expect(page.locator("#answering")).to_have_text("1 of 1 answer")
+
+    assert faults == []
+    assert width <= 320
+
+
+@pytest.mark.browser
 async def test_many_schedules_are_shown_page_by_page(
     sqlite_scheduler: SchedulerServer, page: Page
 ) -> None:

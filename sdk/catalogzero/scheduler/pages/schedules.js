@@ -109,11 +109,23 @@ function runRow(run) {
   );
 }
 
+/** A handler; below one with instances each of them, with what it has to do. */
 function handlerItem(one) {
+  if (!one.instances.length) return element("li", {}, ...presence(one, one.id));
+  const away = one.instances.filter(({ status }) => status !== "Connected").length;
+  const all = one.instances.length;
+  const how = !away ? state("ok", "answers") : away < all ? state("warn", `${away} of ${all} away`) : state("gone", "no answer");
+  return element("li", {}, how, element("b", {}, one.id), element("span", { class: "soft" }, `${all} ${all === 1 ? "instance" : "instances"}`),
+    element("ol", { class: "list", "aria-label": `Instances of ${one.id}` }, ...one.instances.map((each) => element("li", {}, ...presence(each, each.instance_id)))));
+}
+
+/** Whether it answers, who it is, since when it does not, and where it is. */
+function presence(one, name) {
   const there = one.status === "Connected";
   const seen = there || !one.last_seen_at ? "" : element("span", { class: "soft" }, "since ", clock(one.last_seen_at, undefined, true));
-  return element("li", {}, there ? state("ok", "answers") : state("gone", "no answer"), element("b", {}, one.id), seen,
-    element("span", { class: "end soft small" }, [one.address, one.error].filter(Boolean).join(" · ")));
+  const taken = one.places ? element("span", { class: "soft" }, `${whole.format(one.load)} of ${whole.format(one.places)} ${one.places === 1 ? "place" : "places"} taken`) : "";
+  return [there ? state("ok", "answers") : state("gone", "no answer"), element("b", {}, name), taken, seen,
+    element("span", { class: "end soft small" }, [one.address, one.error].filter(Boolean).join(" · "))];
 }
 
 /** A handler that is long away: when it was last seen, and a way to forget it. */
@@ -125,7 +137,9 @@ function goneItem(one) {
 
 /** The handlers, those that do not answer first; who has been away for more than a day is folded. */
 function showHandlers(handlers) {
-  const lean = handlers.map(({ id, address, status, error, last_seen_at }) => ({ id, address, status, error: error ?? "", last_seen_at: status === "Connected" ? null : last_seen_at }));
+  const shown = ({ address, status, error, last_seen_at }) => ({ address, status, error: error ?? "", last_seen_at: status === "Connected" ? null : last_seen_at });
+  const lean = handlers.map((one) => ({ id: one.id, ...shown(one),
+    instances: one.instances.map((each) => ({ instance_id: each.instance_id, places: each.places, load: each.load, ...shown(each) })) }));
   const isGone = (one) => one.status !== "Connected" && Date.now() - new Date(one.last_seen_at) > LONG_AWAY_MS;
   const there = lean.filter((one) => !isGone(one));
   const answering = there.filter((one) => one.status === "Connected");
