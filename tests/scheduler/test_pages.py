@@ -12,6 +12,7 @@ from typing import Literal
 import httpx
 import pytest
 from catalogzero.scheduler.api import PAGES, Api
+from catalogzero.scheduler.models import KnownInstance
 from catalogzero.scheduler.schema import handlers
 from catalogzero.scheduler.server import SchedulerServer, SchedulerSettings, serve_scheduler
 from catalogzero.web import shared_pages
@@ -343,8 +344,12 @@ async def test_instances_stand_below_their_handler_with_what_they_have_to_do(
             width = await page.evaluate("document.documentElement.scrollWidth")
             await page.evaluate(axe)
             faults = await faults_of(page)
+        await expect(instances.nth(1)).to_contain_text("left")
+        away = KnownInstance("toy", "c", "tcp://127.0.0.1:1", "boot", "online", 0, 1)
+        store = sqlite_scheduler.runner.store
+        store.register("toy", away.address, [], anyone=False, instance=away)
         await expect(page.locator("#handlers .warn")).to_have_text("1 of 2 away")
-        await expect(instances.nth(1)).to_contain_text("no answer")
+        await expect(instances.nth(2)).to_contain_text("no answer")
         await expect(page.locator("#answering")).to_have_text("1 of 1 answer")
 
     assert faults == []

@@ -131,6 +131,12 @@ class ShopProcess:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
+    async def stop(self) -> None:
+        """End it as Ctrl-C does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        await self._process.communicate()
+
     async def kill(self) -> None:
         """End it as kill -9 does."""
         assert self._process is not None

@@ -233,6 +233,19 @@ async def test_an_instance_that_restarts_is_found_again_as_the_same(
         assert "restarted" in {event["kind"] for event in events}
 
 
+@pytest.mark.timeout(120)
+async def test_an_instance_that_was_stopped_is_missed_by_nobody(
+    tmp_path: Path, transport: str
+) -> None:
+    async with working(tmp_path, transport, *NAMES) as crew:
+        await crew.toys.processes["b"].stop()
+        await crew.is_known(instances=2, health="well")
+        fleet = await crew.read("/api/fleet")
+
+    assert sorted(row["instance_id"] for row in fleet["handlers"]) == ["a", "c"]
+    assert fleet["troubles"] == []
+
+
 # --- keys for a NATS server
 
 

@@ -39,6 +39,8 @@ from fleets import Shop, addresses, conducting, free_port, scheduler, shops, unt
         ("tcp://10.0.0.7:5001", "tcp://10.0.0.7:5001"),
         ("tcp://[::1]:5001", "tcp://[::1]:5001"),
         ("ipc:///run/acme/acme.sock", "ipc:///run/acme/acme.sock"),
+        ("nats://box/acme", "nats://box:4222/acme"),
+        ("tls://box:4333/acme/boot-1", "tls://box:4333/acme/boot-1"),
     ],
 )
 def test_ports_and_addresses_are_both_understood(value: int | str, address: str) -> None:
@@ -59,15 +61,20 @@ def test_a_registry_file_names_its_handlers(tmp_path: Path) -> None:
         "  - {handler_id: b, host: 0.0.0.0, port: 5002}\n"
         "  - {handler_id: c, host: '::1', port: 5003}\n"
         "  - {handler_id: s, host: 'ipc:///run/acme/acme.sock'}\n"
+        "  - {handler_id: i, instance_id: north, port: 5004}\n"
+        "  - {handler_id: n, transport: 'nats://box:4222'}\n"
+        "  - {handler_id: m, transport: 'nats://box:4222', instance_id: north}\n"
         "  - {handler_id: free, port: 0}\n"
         "  - {handler_id: without}\n"
     )
 
-    assert [(peer.handler_id, peer.address) for peer in peers_of_file(path)] == [
+    assert [(peer.key, peer.address) for peer in peers_of_file(path)] == [
         ("a", "tcp://127.0.0.1:5001"),
         ("b", "tcp://127.0.0.1:5002"),
         ("c", "tcp://[::1]:5003"),
         ("s", "ipc:///run/acme/acme.sock"),
+        ("i/north", "tcp://127.0.0.1:5004"),
+        ("n", "nats://box:4222/n"),
     ]
 
 
@@ -264,6 +271,52 @@ async def test_one_handler_with_a_bad_address_hides_no_other() -> None:
         Peer("odd", "ipc:///tmp/x", "scheduler"),
         Peer("a", "tcp://127.0.0.1:5001", "scheduler"),
     ]
+
+
+def test_a_scheduler_lists_instances_each_with_its_places() -> None:
+    instances = [
+        {"instance_id": "a", "address": "tcp://10.0.0.1:5001", "places": 4, "left": False},
+        {"instance_id": "b", "address": "nats://box:4222/toy/boot-1", "places": "many"},
+        {"instance_id": "c", "address": "tcp://10.0.0.3:5001", "left": True},
+        {"instance_id": "d"},
+        7,
+    ]
+    handler = {"id": "toy", "address": "tcp://10.0.0.9:1"}
+
+    peers = peers_of_listing({"handlers": [{**handler, "instances": instances}]})
+    alone = peers_of_listing({"handlers": [{**handler, "instances": instances[2:]}]})
+
+    assert [(one.key, one.host, one.places) for one in peers] == [
+        ("toy/a", "10.0.0.1", 4),
+        ("toy/b", "b", None),
+    ]
+    assert [(one.key, one.address) for one in alone] == [("toy", "tcp://10.0.0.9:1")]
+
+
+async def test_instances_take_the_place_of_their_handler_whatever_source_has_it() -> None:
+    async def answer() -> web.Response:
+        instances = [{"instance_id": name, "address": f"tcp://{name}:1"} for name in ("a", "b")]
+        listed = {"id": "toy", "address": "tcp://b:1", "instances": instances}
+        return web.json_response({"handlers": [listed], "schedules": []})
+
+    async with scheduler(answer) as url:
+        listing = SchedulerListing(url, ManualClock().monotonic, interval_s=15, token=None)
+        fixed = peers_of_mapping({"toy": 5001, "toy/b": 5002, "shop": 5003})
+        directory = Directory(fixed, [listing])
+        peers = await directory.refresh()
+        await directory.close()
+
+    assert {key: (one.address, one.source) for key, one in peers.items()} == {
+        "toy/b": ("tcp://127.0.0.1:5002", "config"),
+        "shop": ("tcp://127.0.0.1:5003", "config"),
+        "toy/a": ("tcp://a:1", "scheduler"),
+    }
+
+
+@pytest.mark.parametrize("key", ["toy/", "/a", "/"])
+def test_an_instance_without_a_name_is_refused_by_its_key(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"handler_registry: {key}: write handler_id"):
+        peers_of_mapping({key: 5001})
 
 
 async def test_a_registry_file_that_vanishes_and_comes_back(tmp_path: Path) -> None:

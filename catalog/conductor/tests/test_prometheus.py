@@ -85,6 +85,26 @@ def test_a_dead_handler_is_down_and_has_no_other_figures() -> None:
     assert "catalogzero_conductor_round_seconds" not in found
 
 
+def test_instances_have_labels_of_their_own_and_what_is_alone_has_none() -> None:
+    one = Board()
+    names = ("a", "b")
+    one.set_peers([Peer("toy", f"tcp://{name}:1", "scheduler", name, 4) for name in names], NOW)
+    busy = {"in_flight": 2, "queued": 1}
+    one.saw_metrics(Answer(success=True, handler_id="toy/a", result=busy), NOW)
+    one.saw_ping(Answer(success=False, handler_id="toy/b", replied=False, error="Timeout"), NOW)
+    found = samples(render(one.rows.values(), Conductor()))
+    alone = samples(render(board().rows.values(), Conductor()))
+
+    first, second = (f'handler_id="toy",instance_id="{name}"' for name in names)
+    assert found[f"catalogzero_handler_up{{{first}}}"] == 1
+    assert found[f"catalogzero_handler_up{{{second}}}"] == 0
+    assert found['catalogzero_handler_load{handler_id="toy",host="a",instance_id="a"}'] == 3
+    assert found['catalogzero_handler_places{handler_id="toy",host="a",instance_id="a"}'] == 4
+    assert found[f'catalogzero_handler_trouble{{cause="instance_away",{second}}}'] == 1
+    assert not [name for name in found if 'host="b"' in name]
+    assert not [name for name in alone if "instance_id" in name or "host" in name]
+
+
 def test_every_metric_has_its_help_and_type_once() -> None:
     text = render(board().rows.values(), Conductor())
 

@@ -145,6 +145,7 @@ class InstanceRecord(Presence):
     """One of the processes that share a handler's calls, by the last probe of it.
 
     `load` is how many open executions it is called for, `places` how many jobs it runs at once.
+    One that `left` went offline of itself: it ends what it has, and gets no more.
     """
 
     instance_id: str
@@ -152,6 +153,7 @@ class InstanceRecord(Presence):
     boot_id: str
     places: int
     load: int
+    left: bool
 
 
 class HandlerRecord(Presence):

@@ -417,6 +417,7 @@ class Api:
                     "boot_id": each.boot_id,
                     "places": each.places,
                     "load": each.load,
+                    "left": each.status == "offline",
                     **self._presence(each),
                 }
                 for each in one.instances

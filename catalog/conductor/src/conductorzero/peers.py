@@ -162,6 +162,7 @@ def peers_of_listing(body: Any) -> list[Peer]:
             one
             for one in (listed if isinstance(listed, list) else [])
             if isinstance(one, dict) and one.get("instance_id") and one.get("address")
+            if not one.get("left")  # it was stopped, and is missed by nobody
         ]
         for one in named or [item] * bool(item.get("address")):
             address = str(one["address"])

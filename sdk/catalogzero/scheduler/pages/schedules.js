@@ -112,9 +112,9 @@ function runRow(run) {
 /** A handler; below one with instances each of them, with what it has to do. */
 function handlerItem(one) {
   if (!one.instances.length) return element("li", {}, ...presence(one, one.id));
-  const away = one.instances.filter(({ status }) => status !== "Connected").length;
-  const all = one.instances.length;
-  const how = !away ? state("ok", "answers") : away < all ? state("warn", `${away} of ${all} away`) : state("gone", "no answer");
+  const away = one.instances.filter(({ status, left }) => status !== "Connected" && !left).length;
+  const all = one.instances.filter(({ status, left }) => status === "Connected" || !left).length;
+  const how = !away && all ? state("ok", "answers") : away < all ? state("warn", `${away} of ${all} away`) : state("gone", "no answer");
   return element("li", {}, how, element("b", {}, one.id), element("span", { class: "soft" }, `${all} ${all === 1 ? "instance" : "instances"}`),
     element("ol", { class: "list", "aria-label": `Instances of ${one.id}` }, ...one.instances.map((each) => element("li", {}, ...presence(each, each.instance_id)))));
 }
@@ -124,7 +124,7 @@ function presence(one, name) {
   const there = one.status === "Connected";
   const seen = there || !one.last_seen_at ? "" : element("span", { class: "soft" }, "since ", clock(one.last_seen_at, undefined, true));
   const taken = one.places ? element("span", { class: "soft" }, `${whole.format(one.load)} of ${whole.format(one.places)} ${one.places === 1 ? "place" : "places"} taken`) : "";
-  return [there ? state("ok", "answers") : state("gone", "no answer"), element("b", {}, name), taken, seen,
+  return [one.left ? state("off", "left") : there ? state("ok", "answers") : state("gone", "no answer"), element("b", {}, name), taken, seen,
     element("span", { class: "end soft small" }, [one.address, one.error].filter(Boolean).join(" · "))];
 }
 
@@ -139,7 +139,7 @@ function goneItem(one) {
 function showHandlers(handlers) {
   const shown = ({ address, status, error, last_seen_at }) => ({ address, status, error: error ?? "", last_seen_at: status === "Connected" ? null : last_seen_at });
   const lean = handlers.map((one) => ({ id: one.id, ...shown(one),
-    instances: one.instances.map((each) => ({ instance_id: each.instance_id, places: each.places, load: each.load, ...shown(each) })) }));
+    instances: one.instances.map((each) => ({ instance_id: each.instance_id, places: each.places, load: each.load, left: each.left, ...shown(each) })) }));
   const isGone = (one) => one.status !== "Connected" && Date.now() - new Date(one.last_seen_at) > LONG_AWAY_MS;
   const there = lean.filter((one) => !isGone(one));
   const answering = there.filter((one) => one.status === "Connected");
