@@ -268,11 +268,11 @@ class History:
         """The last stored events, newest first; those of a handler with those of its instances."""
         query = (
             "SELECT id AS seq, at, handler_id, kind, text, state FROM event"
-            " WHERE handler_id = COALESCE(?1, handler_id)"
-            " OR substr(handler_id, 1, length(?1) + 1) = ?1 || '/' ORDER BY id DESC LIMIT ?2"
+            " WHERE handler_id = COALESCE(:id, handler_id)"
+            " OR substr(handler_id, 1, length(:id) + 1) = :id || '/' ORDER BY id DESC LIMIT :limit"
         )
         with self._lock:
-            found = self._db.execute(query, (handler_id, limit))
+            found = self._db.execute(query, {"id": handler_id, "limit": limit})
             names = [column[0] for column in found.description]
             return [dict(zip(names, row, strict=True)) for row in found]
 

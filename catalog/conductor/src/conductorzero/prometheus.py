@@ -1,7 +1,7 @@
 """The fleet as Prometheus metrics: base units, conventional names.
 
 A pure function of the board. A figure that a handler does not report is left out, never 0. Each
-instance has series of its own, told apart by `instance_id`; what is alone has no such label.
+instance has series of its own, with the label `instance_id`; a handler that is alone has none.
 
 Layer: catalog entry, imports nothing of catalogzero.
 """
