@@ -17,7 +17,7 @@ class FlightCensusSettings(HandlerSettings):
 
     parts: Path
     notes: Path
-    wait_s: float = 1.0
+    wait_s: float = 1.5
 
 
 class FlightCensus(Handler):

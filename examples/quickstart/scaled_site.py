@@ -14,6 +14,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,11 @@ BYTES = "SELECT pg_total_relation_size('records')"
 class ScaledScheduler(Scheduler):
     """One of the two schedulers, over HTTP."""
 
-    def add(self, job_id: str, at: str, call: dict[str, Any]) -> None:
+    def add(self, job_id: str, at: datetime, call: dict[str, Any]) -> None:
         """Have it make a call once, at a moment."""
         self._post(
-            "schedule", {**call, "job_id": job_id, "trigger": {"type": "date", "run_date": at}}
+            "schedule",
+            {**call, "job_id": job_id, "trigger": {"type": "date", "run_date": at.isoformat()}},
         )
 
     def run(self, call: dict[str, Any]) -> None:

@@ -22,10 +22,12 @@ from examples.quickstart.scaled_site import INSTANCES, NATS, SERVICES, ScaledSit
 from examples.quickstart.stage import Stage
 
 SCALED_STEPS = 10
-PARTS, EVERY_S, LEAD_S = 24, 0.35, 3.0
-"""How many parts the flights are cut into, and how the jobs of each follow those before."""
-FRESH_S = 0.5
-"""A run that began so lately is not about to end."""
+PARTS, LEAD_S = 24, 3.0
+"""How many parts the flights are cut into, and how long ahead the first job is due."""
+COUNT_EVERY_S, UPLOAD_EVERY_S = 0.5, 0.75
+"""How the jobs of each part follow those before: a little more counts than there are places for."""
+FRESH_S = 1.2
+"""A count that began so lately is not about to end; each waits for 1.5 s."""
 KINDS = ("once", "again")
 OPEN = ("running", "retry", "queued")
 
@@ -101,18 +103,19 @@ class ScaledStory:
         with self.stage.step(f"Schedule {count} jobs: count each part twice, and upload it"):
             first = datetime.now(UTC) + timedelta(seconds=LEAD_S)
             for number, part in enumerate(self.parts):
-                at = (first + timedelta(seconds=number * EVERY_S)).isoformat()
+                at = first + timedelta(seconds=number * COUNT_EVERY_S)
                 scheduler = self.site.schedulers[number % 2]
                 for kind in KINDS:
                     scheduler.add(f"{kind}-{number}", at, self.counting(kind, part))
+                at = first + timedelta(seconds=number * UPLOAD_EVERY_S)
                 upload = {"data_source": str(self.site.data / part)}
                 call = {"handler_id": self.site.processors[number % 2], "params": upload}
                 call |= {"method_name": "process_and_upload"}
                 scheduler.add(f"upload-{number}", at, call)
             self.stage.fact("scaled.jobs", count)
             self.stage.show(
-                f"{PARTS} may run once only, {PARTS} may be repeated, {PARTS} upload; one of each "
-                f"comes due every {EVERY_S} s"
+                f"{PARTS} may run once only and {PARTS} may be repeated, two due every "
+                f"{COUNT_EVERY_S} s; {PARTS} upload, one due every {UPLOAD_EVERY_S} s"
             )
 
     def kill(self) -> None:
@@ -261,15 +264,14 @@ class ScaledStory:
     def at_work(self) -> str | None:
         """Half-way, an instance amid runs of both kinds, none of which is about to end.
 
-        Should chance give no instance both, one amid any run will do later on.
+        Should chance give none of them both, one amid a run that may not be repeated will do.
         """
         begun = sum(note.what == "began" for note in self.notes())
-        if begun < PARTS:
-            return None
-        wanted = 2 if begun < PARTS * 3 // 2 else 1
-        for instance in INSTANCES:
-            fresh = [one for one in self.open_runs(instance) if time.time() - one.at < FRESH_S]
-            if len({note.kind for note in fresh}) >= wanted:
+        wanted = set(KINDS) if begun < PARTS + 6 else {"once"}
+        for instance in INSTANCES if begun >= PARTS else ():
+            runs = self.open_runs(instance)
+            is_fresh = all(time.time() - one.at < FRESH_S for one in runs)
+            if is_fresh and wanted <= {one.kind for one in runs}:
                 return instance
         return None
 
