@@ -2,9 +2,9 @@
 
     python -m benchmarks.scaleout [--quick] [--rounds 3] [--jobs 16] [--seconds 1.0] [--json]
 
-Jobs that wait come due at once: so many that a replica's places are filled a few times, and three
-times as many for three replicas of the same handler. A rate counts from the moment at which they
-come due to the last recorded end; one replica and three take turns, over ZeroMQ and over NATS.
+Jobs that wait come due at once: enough to fill a replica's places a few times, and three times as
+many for three replicas of the same handler. A rate counts from the moment at which they come due
+to the last recorded end; one replica and three take turns, over ZeroMQ and over NATS.
 
 Then a job comes due every tenth of a second, and in the middle of them the engine breaks: a NATS
 server of the benchmark's own is killed and started again, or PostgreSQL ends every connection to
