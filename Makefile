@@ -19,8 +19,8 @@ help:
 	@.ci/setup
 
 .PHONY: demo
-demo: .venv/ready ## the whole way on real data, in about two minutes; KEEP=1 leaves it running
-	@$(BIN)/python -m examples.quickstart $(if $(KEEP),--keep)
+demo: .venv/ready ## the whole way on real data, in about two minutes; KEEP=1 leaves it running, SCALE=1 plays it with several of each through NATS
+	@$(BIN)/python -m examples.quickstart $(if $(KEEP),--keep) $(if $(SCALE),--scale)
 
 .PHONY: test
 test: lint types ## lint, types and all tests that CI runs (about twenty minutes)

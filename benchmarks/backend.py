@@ -70,7 +70,7 @@ FULL = {
     "reports": 4_000,
     "uploads": 1_000_000,
     "installations": "1000,10000",
-    "rounds": 3,
+    "rounds": 2,
 }
 QUICK = {"rows": 5_000, "reports": 300, "uploads": 1_000, "installations": "10,100", "rounds": 1}
 AT = "2026-01-01T00:00:00.000+00:00"

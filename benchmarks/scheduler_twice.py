@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
@@ -34,6 +34,8 @@ from benchmarks.scheduler import POSTGRESQL, ROOT, databases
 FULL = {"seconds": 12, "long_s": 3.0, "postgresql": POSTGRESQL}
 QUICK = {"seconds": 2, "long_s": 0.5, "postgresql": POSTGRESQL}
 TIMEOUT_S = 30.0
+
+T = TypeVar("T")
 
 
 def note(path: str, what: str, seconds: float = 0.0) -> dict[str, Any]:
@@ -75,13 +77,14 @@ def twice(path: Path) -> Found:
     return Found(len(ticks), sum(count > 1 for count in ticks.values()))
 
 
-def until(look: Callable[[], object]) -> None:
-    """Look until it is true."""
+def until(look: Callable[[], T]) -> T:
+    """Look until what is seen is true, and return it."""
     deadline_s = time.monotonic() + TIMEOUT_S
-    while not look():
+    while not (seen := look()):
         if time.monotonic() > deadline_s:
             raise TimeoutError("it did not come true in time")
         time.sleep(0.05)
+    return seen
 
 
 @contextmanager
@@ -128,7 +131,7 @@ def theirs(database: str, notes: Path, seconds: int, long_s: float) -> Found:
 def ours(database: str, notes: Path, seconds: int, long_s: float) -> Found:
     """Two of our schedulers, and a handler."""
     with ExitStack() as undo:
-        schedulers = [_scheduler(undo, database) for _ in range(2)]
+        schedulers = [started_scheduler(undo, database) for _ in range(2)]
         told, api = schedulers[0][1], schedulers[1][2]
         handler = ["catalogzero", "run", "benchmarks.scheduler_twice:Noter", "--port", "0"]
         handler += ["--handler-id", "noter", "--scheduler", told["zmq_address"]]
@@ -144,7 +147,7 @@ def ours(database: str, notes: Path, seconds: int, long_s: float) -> Found:
         until(lambda: moments(notes, "began long"))
         for killed, _, _ in schedulers:
             killed.kill()
-        api = _scheduler(undo, database)[2]
+        api = started_scheduler(undo, database)[2]
         asked = {"job_id": "long"}
         until(lambda: api.get("/api/executions", params=asked).json()["records"][0]["completed_at"])
         (record,) = api.get("/api/executions", params=asked).json()["records"]
@@ -152,7 +155,7 @@ def ours(database: str, notes: Path, seconds: int, long_s: float) -> Found:
     return replace(twice(notes), lost=int(record["status"] not in ("success", "lost", "error")))
 
 
-def _scheduler(
+def started_scheduler(
     undo: ExitStack, database: str
 ) -> tuple[subprocess.Popen[str], dict[str, str], httpx.Client]:
     """One of our schedulers, what it says of itself, and a client of it."""

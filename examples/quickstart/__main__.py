@@ -1,5 +1,7 @@
 """`make demo`: play the story, keep it running if asked, leave nothing behind.
 
+With `--scale` it is the story of several hosts: two or three of each process, through NATS.
+
 Layer: edge.
 """
 
@@ -12,13 +14,14 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
 from rich.markup import escape
 
 from examples.quickstart.processes import DemoError, Processes
+from examples.quickstart.scaled_story import SCALED_STEPS, ScaledStory
 from examples.quickstart.stage import Stage
 from examples.quickstart.story import STEPS, Story
 
@@ -29,14 +32,15 @@ def main() -> int:
     """Exit code 0 only if every step held; 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave all running until Ctrl-C")
+    parser.add_argument("--scale", action="store_true", help="several of each, through NATS")
     parser.add_argument("--into", type=Path, default=ROOT / "build/demo", help="its folder")
     options = parser.parse_args()
     for name in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, _interrupt)
-    stage = Stage(STEPS)
+    stage = Stage(SCALED_STEPS if options.scale else STEPS)
     try:
         with _alone(options.into):
-            return play(stage, options.into, keep=options.keep)
+            return play(stage, options.into, keep=options.keep, scale=options.scale)
     except DemoError as error:
         stage.console.print("\n[bold red]The demo stopped:[/]", escape(str(error)))
         return 1
@@ -45,11 +49,15 @@ def main() -> int:
         return 130
 
 
-def play(stage: Stage, folder: Path, *, keep: bool) -> int:
+def play(stage: Stage, folder: Path, *, keep: bool, scale: bool) -> int:
     """All steps, the report, and the end of every process."""
+    story: Story | ScaledStory
     try:
-        with Processes(folder / "logs") as processes:
-            story = Story(processes, stage, folder)
+        with ExitStack() as undo, Processes(folder / "logs") as processes:
+            if scale:
+                story = ScaledStory(processes, stage, folder, undo)
+            else:
+                story = Story(processes, stage, folder)
             story.play()
             if keep:
                 _keep(stage, story)
@@ -63,12 +71,9 @@ def play(stage: Stage, folder: Path, *, keep: bool) -> int:
     return 0
 
 
-def _keep(stage: Stage, story: Story) -> None:
+def _keep(stage: Stage, story: Story | ScaledStory) -> None:
     """Wait for Ctrl-C with everything running."""
-    stage.console.print(
-        f"\nRunning until Ctrl-C: dashboard {story.ports.board}, scheduler {story.ports.scheduler},"
-        f" backend {story.ports.endpoint}; registry file {story.client.registry}"
-    )
+    stage.console.print(f"\nRunning until Ctrl-C: {story.running_at}")
     try:
         while True:
             signal.pause()

@@ -54,6 +54,14 @@ class Story:
         self.crash()
         self.recover()
 
+    @property
+    def running_at(self) -> str:
+        """Where to look while everything is left running."""
+        return (
+            f"dashboard {self.ports.board}, scheduler {self.ports.scheduler}, "
+            f"backend {self.ports.endpoint}; registry file {self.client.registry}"
+        )
+
     def prepare(self) -> None:
         """The client's data, and an independent count of it."""
         with self.stage.step("Fetch the client's data: the flights of 2013 from New York"):

@@ -134,8 +134,7 @@ async def test_a_handler_registers_its_socket_file_at_a_scheduler_of_one(tmp_pat
 
             async def answered() -> bool:
                 await links.probe("bench")
-                link = links.known.get("bench")
-                return link is not None and link.checked_us is not None and link.away is None
+                return links.absence(("bench", "")) == (True, None)
 
             await until(answered)
             assert (await links.get("bench")).address == host

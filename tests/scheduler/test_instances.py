@@ -54,7 +54,7 @@ class Crew:
     def __init__(self, scheduler: SchedulerServer, api: httpx.AsyncClient, transport: str) -> None:
         self.name, self.api = f"toy-{uuid.uuid4().hex[:8]}", api
         self.links = scheduler.runner.links
-        self._given = {
+        self._given: dict[str, Any] = {
             "handler_id": self.name,
             "scheduler": scheduler.zmq_address,
             "transport": transport,
@@ -64,8 +64,8 @@ class Crew:
     async def instance(self, name: str | None, **runtime: Any) -> AsyncIterator[Toy]:
         """One of them, once the scheduler finds it there."""
         one = Toy()
-        more = {"instance_id": name} if name else {}
-        async with serving(one, **self._given, **more, **runtime) as served:
+        given = {**self._given, "instance_id": name, **runtime}
+        async with serving(one, **given) as served:
             await served.service.registered()
             if name:
                 await until(lambda: self.sees(name))
@@ -245,8 +245,7 @@ def test_a_place_is_taken_only_from_an_instance_that_was_not_heard_of_meanwhile(
 
     def register(address: str, replaces: KnownInstance | None = None) -> bool:
         new = KnownInstance("toy", "a", address, "boot", "online", 0, 1)
-        given = {"replaces": replaces, "anyone": False, "instance": new}
-        return one.register("toy", address, [], **given)
+        return one.register("toy", address, [], replaces=replaces, anyone=False, instance=new)
 
     def known() -> KnownInstance:
         handler = other.find_handler("toy")

@@ -31,12 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("build") / "demo"
 
 
-def demo(folder: Path, mark: str) -> subprocess.Popen[str]:
+def demo(folder: Path, mark: str, *options: str, **environment: str) -> subprocess.Popen[str]:
     """Start the demo in a folder of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "examples.quickstart", "--into", str(folder)],
+        [sys.executable, "-m", "examples.quickstart", "--into", str(folder), *options],
         cwd=ROOT,
-        env={**os.environ, MARK: mark},
+        env={**os.environ, MARK: mark, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
