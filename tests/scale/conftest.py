@@ -75,7 +75,7 @@ class Site(Hosts):
 
 @pytest.fixture
 def lan(request: pytest.FixtureRequest) -> Iterator[Lan]:
-    """Two hosts on a bridge; with a parameter, each packet is under way for so many seconds."""
+    """Two hosts on a bridge; a parameter is how long each packet is under way, in seconds."""
     with ExitStack() as undo:
         try:
             made = undo.enter_context(two_hosts(getattr(request, "param", 0.0)))
