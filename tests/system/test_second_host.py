@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 from catalogzero.runtime.health import SECOND_HOST
 
 from examples.quickstart.processes import free_ports
+from tests.cloud.reference import ReferenceBackend
 from tests.core.nats_servers import nats_server
 from tests.core.support import finished, running, served_address
-from tests.scheduler.processes import SchedulerProcess
+from tests.scheduler.processes import SchedulerProcess, until
 from tests.system.test_status import look, section, troubles, written
 
 
@@ -94,6 +96,61 @@ def test_behind_nats_the_copy_of_a_machine_is_refused_and_so_is_a_machine_that_c
     for line in (refused, back_refused):
         assert f"another host is registered as 'site' and answers at {at}/site/" in line["error"]
         assert line["fix"].startswith("two state folders of one installation would overwrite")
+
+
+@pytest.mark.parametrize("transport", ["zeromq", "nats"])
+async def test_of_two_folders_of_one_installation_one_sends_and_each_row_arrives_once(
+    transport: str, tmp_path: Path
+) -> None:
+    """The copy is not called, but its start is the backend's newest: the machine says what to do."""
+    async with ReferenceBackend("key") as backend:
+        paused, moved = await asyncio.to_thread(act_with_a_copy, transport, tmp_path, backend)
+        visible = backend.rows()
+
+    assert "catalogzero installation adopt site" in paused["reason"]
+    assert "catalogzero installation adopt site" in moved["reason"]
+    assert sorted(row["n"] for row in visible) == ["1", "2", "3", "4"]
+
+
+def act_with_a_copy(transport: str, folder: Path, backend: ReferenceBackend) -> tuple[Any, Any]:
+    """A machine is copied, goes on beside its copy, and adopts; why each of them was paused."""
+    with ExitStack() as undo:
+        if transport == "nats":
+            transport = f"nats://127.0.0.1:{undo.enter_context(nats_server(folder))}"
+        scheduler = undo.enter_context(SchedulerProcess(f"sqlite:///{folder}/s.db"))
+        registries = []
+        for name in ("machine", "copy"):
+            (folder / name).mkdir()
+            one = section(folder / name, "site", backend.url) | {"transport": transport}
+            registries.append(written(folder / name, one, scheduler=scheduler.zmq_address))
+        machine, copy = registries
+
+        def run(*, adds: str = "") -> str:
+            """What a run comes to, by the machine's data and one more file."""
+            data = folder / "machine" / "site"
+            if adds:
+                (data / f"{adds}.csv").write_text(f"n,name\n{adds},more\n")
+            params = {"job_method": "process_and_upload", "job_params": {"data_source": str(data)}}
+            answer = scheduler.api.post("/api/run_now", json={"handler_id": "site", **params})
+            return answer.text
+
+        first = undo.enter_context(served(machine))
+        logged(first, "registered")
+        assert '"status":"uploaded"' in run()
+        shutil.copytree(folder / "machine" / "state", folder / "copy" / "state")
+        second = undo.enter_context(served(copy))
+        logged(second, "registration_refused")
+        until(lambda: len(backend.nonces) == 2)
+        run(adds="3")
+        paused = logged(first, "sending is paused")
+        assert "catalogzero installation adopt site" in run(adds="4")
+        done = finished("installation", "adopt", "site", "--registry", str(machine))
+        assert done.returncode == 0, done.stderr
+        until(lambda: '"status":"unchanged"' in run() and len(backend.rows()) == 4)
+        second.terminate()
+        second.wait()
+        back = undo.enter_context(served(copy))
+        return paused, logged(back, "sending is paused")
 
 
 class Machines:
