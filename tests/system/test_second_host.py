@@ -102,7 +102,7 @@ def test_behind_nats_the_copy_of_a_machine_is_refused_and_so_is_a_machine_that_c
 async def test_of_two_folders_of_one_installation_one_sends_and_each_row_arrives_once(
     transport: str, tmp_path: Path
 ) -> None:
-    """The copy is not called, but its start is the backend's newest: the machine says what to do."""
+    """The copy is not called, but its start is the newest: the machine pauses, and says why."""
     async with ReferenceBackend("key") as backend:
         paused, moved = await asyncio.to_thread(act_with_a_copy, transport, tmp_path, backend)
         visible = backend.rows()
