@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -425,9 +426,26 @@ def test_the_commands_call_a_handler_through_nats(server: str, name: str, tmp_pa
         assert "pong" in asked("ping", *named).stdout
         assert json.loads(asked("metrics", *named, "--json").stdout)["handler_id"] == name
         assert "runs at" in asked("check", *named).stdout
+        assert json.loads(asked("describe", *named, "--json").stdout)["handler_id"] == name
+        with running("call", address, "hold", **at):
+            (held,) = until_listed(asked, address)
+            assert "cancelling" in asked("cancel", name, held["run_id"], *named[1:]).stdout
+        (shown,) = json.loads(asked("status", *named[1:], "--json").stdout)["handlers"]
+        assert shown["status"] in ("active", "idle")
     gone = asked("ping", address, "--timeout-s", "60")
     assert gone.returncode == 4
     assert "nobody takes calls there" in gone.stderr
+
+
+def until_listed(
+    asked: Callable[..., subprocess.CompletedProcess[str]], address: str
+) -> list[dict[str, Any]]:
+    """The runs of `hold` that go on, once there are some."""
+    while True:
+        done = asked("call", address, "list_runs")
+        runs: list[dict[str, Any]] = json.loads(done.stdout)["runs"]
+        if found := [one for one in runs if one["method"] == "hold"]:
+            return found
 
 
 class Former(ZMQHandlerBase):

@@ -12,6 +12,8 @@ from catalogzero.testing import ManualClock, Serving, serving
 
 from tests.core.support import Bench, until
 
+pytestmark = pytest.mark.usefixtures("over_each_transport")
+
 
 class Sleeper(Bench):
     """Resources that note when they open and close; hooks that a test can break or hold."""

@@ -14,6 +14,8 @@ from catalogzero.testing import ManualClock, Serving, serving
 from tests.core.crew import Crew
 from tests.core.support import is_gone, kill, running, served_address, until
 
+pytestmark = pytest.mark.usefixtures("over_each_transport")
+
 NEVER = {"path": "/nonexistent/file"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -137,7 +138,7 @@ async def test_one_that_is_awake_is_called_first_while_it_has_a_free_place(crew:
 
         async def is_known() -> bool:
             link = crew.links.of((crew.name, "a"))
-            return link is not None and link.is_asleep
+            return link is not None and link.state == "sleeping"
 
         await until(is_known)
         for number in range(3):
@@ -153,7 +154,7 @@ async def test_one_that_is_awake_is_called_first_while_it_has_a_free_place(crew:
     assert (first.starts, second.starts) == (1, 2)
 
 
-async def test_one_that_went_offline_ends_what_it_has_and_gets_no_more(crew: Crew) -> None:
+async def test_one_that_drains_ends_what_it_has_and_gets_no_more(crew: Crew) -> None:
     async with crew.instance("stays") as stays, AsyncExitStack() as leaving:
         leaves = await leaving.enter_async_context(crew.instance("a-leaves"))
         await crew.run("long")
@@ -164,18 +165,31 @@ async def test_one_that_went_offline_ends_what_it_has_and_gets_no_more(crew: Cre
         await until(begun)
         address = (await crew.instances())["a-leaves"]["address"]
         async with HandlerClient(address) as client:
-            await client.call("drain")
-            await crew.run("quick")
-            await until(lambda: ended(crew.api, job_method="quick"))
-            leaves.going.set()
+            draining = asyncio.create_task(client.call("drain"))
 
-            async def both() -> bool:
-                return len(await ended(crew.api)) == 2
+            async def is_known() -> bool:
+                link = crew.links.of((crew.name, "a-leaves"))
+                return link is not None and link.state == "draining"
 
-            await until(both)
+            await until(is_known)
+            for _ in range(8):
+                await crew.run("long")
+
+            async def at_work() -> bool:
+                return stays.starts == 4
+
+            await until(at_work)
+            for one in (leaves, stays):
+                one.going.set()
+
+            async def all_ended() -> bool:
+                return len(await ended(crew.api)) == 9
+
+            await until(all_ended)
+            await draining
         records = await executions(crew.api)
 
-    assert (leaves.starts, stays.starts) == (1, 1)
+    assert (leaves.starts, stays.starts) == (1, 8)
     assert {one["status"] for one in records} == {"success"}
 
 

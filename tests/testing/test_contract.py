@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from catalogzero.testing import Lab, ProcessorContract
 from catalogzero.testing.checks import ContractCheck
 from catalogzero.testing.lab import BrokenError, UnfinishedError
 
+from tests.core.nats_servers import need_nats
 from tests.testing.mutants import GOOD, MUTANTS, SAMPLE, Mutant, process
 
 CHECKS = {check.name: check for check in ProcessorContract.checks()}
@@ -80,7 +82,13 @@ def test_every_check_has_a_mutant_that_only_it_catches() -> None:
     assert sum(map(len, MUTANTS.values())) >= 25
 
 
-def test_a_good_processor_breaks_no_check(bench: Bench) -> None:
+@pytest.mark.parametrize("carrier", ["zeromq", "nats"])
+def test_a_good_processor_breaks_no_check(
+    bench: Bench, carrier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if carrier == "nats":
+        monkeypatch.setenv("CATALOGZERO_TRANSPORT", need_nats())
+        monkeypatch.setenv("CATALOGZERO_HANDLER_ID", f"good-{os.urandom(6).hex()}")
     assert caught(bench.lab(GOOD)) == []
 
 

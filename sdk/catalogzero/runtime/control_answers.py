@@ -31,12 +31,15 @@ class Failure(TypedDict):
 
 
 class BootFields(TypedDict):
-    """Which start of the handler answered, and what it keeps and takes: in many answers."""
+    """Which start of the handler answered, what it keeps and takes, and how it is (`state`:
+    active, idle, sleeping or draining): in many answers.
+    """
 
     boot_id: str
     uptime_s: float
     dedupe_window_s: float
     max_message_bytes: int
+    state: str
 
 
 class Pong(BootFields):

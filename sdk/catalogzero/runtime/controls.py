@@ -145,6 +145,7 @@ class Controls:
             "uptime_s": self._clock.monotonic() - self._boot.started_s,
             "dedupe_window_s": self._runtime.dedupe_window_s,
             "max_message_bytes": self._boot.max_message_bytes,
+            "state": self.status,
         }
 
     @property

@@ -138,13 +138,15 @@ def folder_of(section: Section) -> Path:
     """
     values = merged_settings(RuntimeSettings, file=section.runtime, flags={})
     try:
-        named = RuntimeSettings(**values).state_dir_of(section.handler_id)
+        runtime = RuntimeSettings(**values)
     except ValidationError as error:
         where = f"{section.path}: {section.handler_id}"
         raise config_error(error, where=where, model=RuntimeSettings) from None
+    named, unit = runtime.state_dir_of(section.handler_id), STATE / section.handler_id
+    if is_there(named) or not is_there(unit):
+        return named
     # A unit's own folder is there before its handler's first start.
-    unit = STATE / section.handler_id
-    return unit / section.handler_id if not is_there(named) and is_there(unit) else named
+    return runtime.model_copy(update={"state_dir": unit}).state_dir_of(section.handler_id)
 
 
 def is_there(path: Path) -> bool:

@@ -138,8 +138,8 @@ class Slots:
 class Link:
     """One handler's connection, and what is known of it.
 
-    `away` says why it did not answer when it was asked last, at `checked_us`, and `is_asleep` what
-    it said then. It runs and queues as many jobs as it `takes`. `plain_calls` are in flight: a
+    `away` says why it did not answer when it was asked last, at `checked_us`; its `state` is what
+    it said last. It runs and queues as many jobs as it `takes`. `plain_calls` are in flight: a
     plain handler answers one at a time, and no ping meanwhile.
     """
 
@@ -149,7 +149,7 @@ class Link:
     checked: Callable[[Link, str | None], None]
     away: str | None
     checked_us: int | None = field(default=None, init=False)
-    is_asleep: bool = field(default=False, init=False)
+    state: str | None = field(default=None, init=False)
     takes: int = field(default_factory=lambda: jobs_taken({}), init=False)
     plain_calls: int = field(default=0, init=False)
     _boot: KnownBoot = field(default_factory=KnownBoot, init=False)
@@ -262,7 +262,7 @@ class Link:
             return (await self.caller.request(method, timeout_s=DESCRIBE_TIMEOUT_S)).unwrap()
         send = self.caller.request_plain if self._boot.boot_id is None else self.caller.request
         pong = (await send(method, timeout_s=self.ping_timeout_s)).unwrap()
-        self.is_asleep = isinstance(pong, dict) and pong.get("status") == "sleeping"
+        self.state = pong.get("state") if isinstance(pong, dict) else None
         return pong
 
 
@@ -318,9 +318,10 @@ class Links:
         def rank(one: KnownInstance) -> tuple[bool, bool, bool, float, str]:
             link = self.to(one)
             load = one.load + self.load[handler_id, one.instance_id]
-            is_away = link.away is not None or one.status == "offline"
+            takes_none = one.status == "offline" or link.state == "draining"
             each = load / max(one.places, 1)
-            return is_away, each >= 1, link.is_asleep, each, one.instance_id
+            is_asleep = link.state == "sleeping"
+            return link.away is not None or takes_none, each >= 1, is_asleep, each, one.instance_id
 
         best = min(handler.instances, key=rank)
         return best.instance_id, self.to(best)
