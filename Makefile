@@ -60,7 +60,8 @@ bench-quick: .venv/ready ## every benchmark at its smallest: whether it runs, ne
 
 .PHONY: chaos
 chaos: .venv/ready ## kill -9, cut connections, full disks: nothing lost, nothing twice
-	CATALOGZERO_CHAOS_KILLS=200 CATALOGZERO_CHAOS_ROWS=1000000 $(PYTEST) tests/chaos tests/scheduler/test_chaos.py
+	CATALOGZERO_CHAOS_KILLS=200 CATALOGZERO_CHAOS_ROWS=1000000 $(PYTEST) tests/chaos tests/scheduler/test_chaos.py \
+	  tests/scheduler/test_instance_chaos.py
 
 .PHONY: interop
 interop: .venv/ready ## handlers and clients against a running ScheduleZero: SCHEDULEZERO_HTTP=URL SCHEDULEZERO_ZMQ=ADDRESS, SCHEDULEZERO_START=COMMAND to restart it, SCHEDULEZERO_PYTHON=COMMAND that runs a script beside its package

@@ -32,14 +32,16 @@ def free_port() -> int:
 
 
 @contextmanager
-def nats_server(folder: Path, config: str = "", port: int = 0) -> Iterator[int]:
+def nats_server(
+    folder: Path, config: str = "", port: int = 0, host: str = "127.0.0.1"
+) -> Iterator[int]:
     """A `nats-server` with that configuration; yields its port, and kills it at the end."""
     program = shutil.which("nats-server")
     if program is None:
         pytest.skip("no nats-server on this machine")
     port = port or free_port()
     path = folder / f"nats-{port}.conf"
-    path.write_text(f'listen: "127.0.0.1:{port}"\n{config}')
+    path.write_text(f'listen: "{host}:{port}"\n{config}')
     process = subprocess.Popen([program, "-c", str(path)], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     said = []

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
+import psycopg
 
 T = TypeVar("T")
 
@@ -85,10 +86,14 @@ class SchedulerProcess:
 
 @contextmanager
 def handler_process(
-    scheduler: str, folder: Path, port: int = 0, *options: str
+    scheduler: str, folder: Path, port: int = 0, *options: str, within: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A chore (see `chore`) as a process, registered as `chore`; it notes its runs in `folder`."""
+    """A chore (see `chore`) as a process, registered as `chore`; it notes its runs in `folder`.
+
+    `within` is the command that runs it elsewhere, in its own process.
+    """
     command = [
+        *within,
         *(*CATALOGZERO, "run", "tests.scheduler.chore:Chore", "--handler-id", "chore"),
         *("--scheduler", scheduler, "--port", str(port), "--config", f"notes={folder / 'notes'}"),
         *("--set", f"state_dir={folder / 'state'}"),
@@ -121,6 +126,15 @@ def executions(api: httpx.Client, **query: Any) -> list[dict[str, Any]]:
         cursor = page["cursor"]
         if cursor is None:
             return records
+
+
+def cut_connections(database: str) -> None:
+    """End every connection to a PostgreSQL database but this one."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
 
 
 def check_grid(records: list[dict[str, Any]]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 
 from examples.quickstart.processes import free_ports
@@ -25,6 +23,7 @@ from tests.scheduler.processes import (
     CATALOGZERO,
     SchedulerProcess,
     check_grid,
+    cut_connections,
     executions,
     handler_process,
     until,
@@ -54,7 +53,7 @@ class Chaos:
         self.ports = list(zip(ports[::2], ports[1::2], strict=True))
         self.schedulers = [self._scheduler(number) for number in range(schedulers)]
         self.undo = ExitStack()
-        self.handler = self._handler()
+        self._start_handlers()
         self.done: Counter[str] = Counter()
 
     @property
@@ -108,15 +107,11 @@ class Chaos:
     def kill_handler(self) -> None:
         """kill -9, and a new one at the same port."""
         self.undo.close()
-        self.handler = self._handler()
+        self._start_handlers()
 
     def kill_connections(self) -> None:
         """Every connection of every scheduler to the database."""
-        with psycopg.connect(self.database, autocommit=True) as connection:
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+        cut_connections(self.database)
 
     def pause(self, seconds: float) -> None:
         """Let them work for a while."""
@@ -141,9 +136,9 @@ class Chaos:
             self.database, *lease, port=port, zmq_port=zmq_port, catalogzero=self.catalogzero
         )
 
-    def _handler(self) -> subprocess.Popen[bytes]:
+    def _start_handlers(self) -> None:
         address = self.schedulers[0].zmq_address
-        return self.undo.enter_context(handler_process(address, self.folder, self.handler_port))
+        self.undo.enter_context(handler_process(address, self.folder, self.handler_port))
 
 
 class ClockChaos(Chaos):

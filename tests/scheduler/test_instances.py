@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -282,21 +282,29 @@ def test_instances_that_left_or_stay_silent_are_forgotten(make_store: Callable[.
 
 
 class Hosts:
-    """A scheduler, and instances of `chore` on hosts of their own, as processes."""
+    """A scheduler, and instances of `chore` on hosts of their own, as processes.
 
-    def __init__(self, database: str, folder: Path, undo: ExitStack) -> None:
+    Args:
+        database: The scheduler's.
+        folder: Where each host has a folder of its own.
+        undo: Ends every process.
+        options: More of the scheduler's options.
+    """
+
+    def __init__(self, database: str, folder: Path, undo: ExitStack, *options: str) -> None:
         self.folder, self.undo = folder, undo
-        self.scheduler = undo.enter_context(SchedulerProcess(database))
+        self.scheduler = undo.enter_context(SchedulerProcess(database, *options))
         self.api = self.scheduler.api
 
     @contextmanager
-    def host(self, name: str) -> Iterator[Any]:
-        """One host's process, once it is called."""
+    def host(self, name: str, *options: str, within: Sequence[str] = ()) -> Iterator[Any]:
+        """One host's process, once it is called; see `handler_process`."""
         own = self.folder / name
         own.mkdir(exist_ok=True)
-        more = ("--set", f"instance_id={name}")
-        with handler_process(self.scheduler.zmq_address, own, 0, *more) as process:
-            processes.until(lambda: self.sees(name))
+        more = ("--set", f"instance_id={name}", *options)
+        address = self.scheduler.zmq_address
+        with handler_process(address, own, 0, *more, within=within) as process:
+            processes.until(lambda: self.sees(name), 60)
             yield process
 
     def sees(self, name: str) -> bool:
@@ -305,9 +313,13 @@ class Hosts:
         there = {"instance_id": name, "status": "Connected"}
         return any(there.items() <= one.items() for one in found)
 
-    def run(self, method: str, text: str) -> None:
-        body = {"handler_id": "chore", "job_method": method, "job_params": {"text": text}}
-        assert self.api.post("/api/run_now", json={**body, "wait": False}).status_code == 202
+    def run(self, method: str, text: str, **params: Any) -> str:
+        """Begin a run, and return its execution_id."""
+        job = {"job_method": method, "job_params": {"text": text, **params}}
+        body = {"handler_id": "chore", **job, "wait": False}
+        answer = self.api.post("/api/run_now", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["execution_id"])
 
     def noted(self, name: str, what: str) -> list[str]:
         """The texts of the runs that began or ended on a host."""
