@@ -53,15 +53,11 @@ class Registration:
         runtime = handler.runtime
         self._scheduler = runtime.scheduler
         self._named: JsonObject = {"handler_id": handler.handler_id, "address": address}
+        more: JsonObject = {"methods": handler._offered_methods(), "boot_id": boot_id}
         if runtime.instance_id and not handler._uploads():
             self._named["instance_id"] = runtime.instance_id
-        methods = handler._offered_methods()
-        self._params = {
-            **self._named,
-            "methods": methods,
-            "boot_id": boot_id,
-            "places": runtime.max_concurrent_jobs,
-        }
+            more["places"] = runtime.max_concurrent_jobs
+        self._params = self._named | more
         self._fix = second_host_fix(handler)
         self._clock, self._log, self._seldom = handler.clock, handler.log, Seldom(handler.clock)
         self._client = HandlerClient(self._scheduler, curve=curve, clock=handler.clock)
