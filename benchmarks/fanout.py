@@ -32,7 +32,7 @@ from benchmarks.peers.one_router import OneRouter
 from benchmarks.peers.sequential_req import ask_in_turn
 from benchmarks.report import Figure, Section, Series, main, ratios
 
-FULL = {"sizes": "10,100,1000", "rounds": 3, "nats": 4222}
+FULL = {"sizes": "10,100,1000", "rounds": 2, "nats": 4222}
 QUICK = {"sizes": "10", "rounds": 1, "nats": 4222}
 
 TIMEOUT_S = 5.0

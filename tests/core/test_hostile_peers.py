@@ -65,13 +65,17 @@ async def test_an_endless_message_costs_its_sender_the_connection_and_nobody_els
     assert ("socket_reopened" if host == "ipc" else "peer_cut") in err
 
 
-async def test_where_all_together_hold_too_much_the_greediest_is_cut() -> None:
+@pytest.mark.parametrize("rests_s", [0.0, 1.5])
+async def test_where_all_together_hold_too_much_the_greediest_is_cut(rests_s: float) -> None:
+    """Also after nothing has come for so long that nobody looks any more."""
     cut: list[Any] = []
     part = b"\3" + (1 << 20).to_bytes(8, "big") + b"x" * MIB
     server = wired(lambda envelope, payload: None, cut, max_message_bytes=16 * MIB)
     async with server as at:
         with ExitStack() as stack:
             hostile = [stack.enter_context(Zmtp(at)) for _ in range(4)]
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.Event().wait(), rests_s)
             for number, peer in enumerate(hostile):
                 for _ in range(15 + number):  # each below its own limit, 66 MiB together
                     await asyncio.to_thread(peer.socket.sendall, part)
