@@ -1,6 +1,6 @@
 """Three replicas of a handler against one, and how soon all is settled once the engine broke.
 
-    python -m benchmarks.scaleout [--quick] [--rounds 3] [--jobs 16] [--seconds 1.0] [--json]
+    python -m benchmarks.scaleout [--quick] [--rounds 2] [--jobs 16] [--seconds 1.0] [--json]
 
 Jobs that wait come due at once: enough to fill a replica's places a few times, and three times as
 many for three replicas of the same handler. A rate counts from the moment at which they come due
@@ -41,7 +41,7 @@ from benchmarks.scheduler import POSTGRESQL
 from benchmarks.scheduler_twice import process, started_scheduler, until
 from examples.quickstart.processes import free_ports
 
-FULL = {"rounds": 3, "jobs": 16, "seconds": 1.0, "postgresql": POSTGRESQL}
+FULL = {"rounds": 2, "jobs": 16, "seconds": 1.0, "postgresql": POSTGRESQL}
 QUICK = {**FULL, "rounds": 1, "jobs": 4, "seconds": 0.2}
 REPLICAS, PLACES = 3, 4
 LINEAR_BUDGET, SETTLED_BUDGET_S = 0.95, 10.0

@@ -28,7 +28,7 @@ from benchmarks.report import Figure, Section, main, ratios
 from benchmarks.scheduler import POSTGRESQL, databases, handler, lead, make_schedules, ours
 from benchmarks.scheduler_twice import process, until
 
-FULL = {"schedules": "10000,100000", "due": 1_000, "rounds": 3, "postgresql": POSTGRESQL}
+FULL = {"schedules": "10000,100000", "due": 1_000, "rounds": 2, "postgresql": POSTGRESQL}
 QUICK = {"schedules": "100,1000", "due": 20, "rounds": 1, "postgresql": POSTGRESQL}
 SCHEDULERS = (1, 2, 3)
 CLAIMS = 9
