@@ -1,6 +1,6 @@
 """Asking a whole fleet at once: 10, 100 and 1,000 handlers, all alive and 5 % dead.
 
-    python -m benchmarks.fanout [--quick] [--sizes 10,100,1000] [--rounds 3] [--nats 4222] [--json]
+    python -m benchmarks.fanout [--quick] [--sizes 10,100,1000] [--rounds 2] [--nats 4222] [--json]
 
 Real handlers (`serve`, in a few processes, a ZeroMQ socket each) are pinged by `fan_out` and by
 the conductor's `health_check`, over connections that are open. Beside them: a bare loop over one

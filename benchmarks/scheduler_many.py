@@ -1,6 +1,6 @@
 """What 100,000 schedules cost, and several schedulers on one database: ratios in one run.
 
-    python -m benchmarks.scheduler_many [--quick] [--schedules 10000,100000] [--rounds 3] [--json]
+    python -m benchmarks.scheduler_many [--quick] [--schedules 10000,100000] [--rounds 2] [--json]
 
 First a tenth of the schedules and all of them, beside which 1,000 come due at once: how long the
 start takes, a claim of 500, a due run, and how much of a core an idle scheduler uses. Then one,

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -435,6 +435,46 @@ def test_the_commands_call_a_handler_through_nats(server: str, name: str, tmp_pa
     gone = asked("ping", address, "--timeout-s", "60")
     assert gone.returncode == 4
     assert "nobody takes calls there" in gone.stderr
+
+
+def test_of_two_hosts_the_commands_of_each_reach_its_own(
+    server: str, name: str, tmp_path: Path
+) -> None:
+    registry = tmp_path / "handler_registry.yaml"
+    registry.write_text(
+        f"handlers:\n- handler_id: {name}\n  module_path: tests.core.support\n"
+        f"  class_name: Bench\n  transport: {server}\nscheduler: none\n"
+    )
+    hosts: list[dict[str, Any]] = [
+        {"CATALOGZERO_STATE_DIR": str(tmp_path / host), "CATALOGZERO_LOG_FORMAT": "json"}
+        for host in ("one", "other")
+    ]
+    option = ("--registry", str(registry))
+
+    def boots(number: int) -> set[str]:
+        """Whom the commands of a host reach, asked several times."""
+        asked = [finished("ping", name, *option, "--json", **hosts[number]) for _ in range(4)]
+        return {json.loads(one.stdout)["boot_id"] for one in asked}
+
+    def status(number: int) -> str:
+        shown = finished("status", *option, "--json", **hosts[number]).stdout
+        return str(json.loads(shown)["handlers"][0]["status"])
+
+    with ExitStack() as undo:
+        processes = [undo.enter_context(running("run", name, *option, **at)) for at in hosts]
+        for process in processes:
+            served_address(process)
+        first, second = boots(0), boots(1)
+        there = status(0), status(1)
+        processes[0].kill()
+        processes[0].wait()
+        gone = status(0), status(1)
+        any_of_its_name = boots(0)
+
+    assert (len(first), len(second), len(first | second)) == (1, 1, 2)
+    assert there == ("active", "active")
+    assert gone == ("stopped", "active")
+    assert any_of_its_name == second
 
 
 def until_listed(

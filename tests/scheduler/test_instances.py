@@ -20,6 +20,7 @@ from catalogzero.scheduler.store import Store
 from catalogzero.testing import serving
 
 from tests.core.nats_servers import need_nats
+from tests.core.support import finished
 from tests.scheduler import processes
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.processes import SchedulerProcess, handler_process
@@ -108,6 +109,8 @@ async def test_runs_go_to_the_instance_with_the_least_to_do_by_its_places(crew: 
 
         await until(at_work)
         shown = await crew.instances()
+        url = ("--url", str(crew.api.base_url))
+        listed = await asyncio.to_thread(finished, "schedule", "handlers", *url)
         records = await executions(crew.api)
         for one in (large, small):
             one.going.set()
@@ -119,6 +122,8 @@ async def test_runs_go_to_the_instance_with_the_least_to_do_by_its_places(crew: 
         idle = await crew.instances()
 
     assert (large.starts, small.starts) == (4, 2)
+    assert f"{crew.name}/small" in listed.stdout
+    assert "Connected, 2 of 2 places" in listed.stdout
     assert {name: (one["load"], one["places"]) for name, one in shown.items()} == {
         "large": (4, 4),
         "small": (2, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,12 @@ from pydantic import ValidationError
 from catalogzero.cli.output import JsonFlag, print_fields, print_json, print_table
 from catalogzero.cli.progress import call_shown
 from catalogzero.cli.run import RegistryOption, json_object, known_handlers
+from catalogzero.cli.standing import called_here
 from catalogzero.config.address import FORMS, Address
 from catalogzero.config.registry import Section, load_registry
 from catalogzero.config.settings import NatsSettings, config_error
 from catalogzero.errors import ConfigError
-from catalogzero.runtime.launch import registry_path
+from catalogzero.runtime.launch import folder_of, registry_path
 from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.keys import CurveClient, CurveKeys, public_key
@@ -148,12 +150,18 @@ def cancel(
 def address_of(section: Section) -> str:
     """Where the handler of a section of the registry file is called from this machine.
 
+    Behind a NATS server: its process here, where there is one, else any of its name.
+
     Raises:
         ConfigError: It names no port.
     """
     runtime = section.runtime
     if (transport := str(runtime.get("transport") or "zeromq")) != "zeromq":
-        return str(Address.nats_server(transport).called(section.handler_id))
+        any_of_its_name = str(Address.nats_server(transport).called(section.handler_id))
+        folder = None
+        with suppress(ConfigError):  # another setting is wrong: its start, and `check`, report it
+            folder = folder_of(section)
+        return called_here(any_of_its_name, folder) or any_of_its_name
     bound = Address.of(str(runtime.get("host", "127.0.0.1")), runtime.get("port") or 0)
     if bound.path:
         return str(bound)

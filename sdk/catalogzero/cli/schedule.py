@@ -306,6 +306,10 @@ def handlers(context: typer.Context, json: JsonFlag = False) -> None:
     for one in answer["handlers"]:
         seen = _utc(one.get("last_seen_at"))
         rows.append((one["id"], one["address"], one["status"], seen, one.get("error")))
+        for each in one.get("instances", ()):
+            name, seen = f"{one['id']}/{each['instance_id']}", _utc(each["last_seen_at"])
+            load = f"{each['status']}, {each['load']} of {each['places']} places"
+            rows.append((name, each["address"], load, seen, each["error"]))
     print_rows(answer, columns, rows, json=json)
 
 

@@ -8,9 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from catalogzero.config.address import Address
 from catalogzero.config.service_unit import is_installed
 from catalogzero.config.state_folder import holder_of
 from catalogzero.errors import CatalogZeroError
+from catalogzero.runtime.last_boot import boot_in
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.messages import JsonObject
 from catalogzero.wire.transport import Transport
@@ -75,6 +77,22 @@ class HandlerStanding:
         return is_installed(self.handler_id)
 
 
+def called_here(address: str, state_dir: Path | None) -> str | None:
+    """Where the handler of this machine is called; None where its state folder shows that it ended.
+
+    Behind a NATS server any of its name may answer: the state folder has the boot that is its own.
+    """
+    at = Address.parse(address)
+    if not at.is_nats or at.instance or state_dir is None:
+        return address
+    with suppress(OSError):  # it never began here, or this user may not look
+        (state_dir / "lock").stat()
+        if holder_of(state_dir) is None:
+            return None
+        return str(at.called(at.handler_id, boot_in(state_dir)))
+    return address
+
+
 async def standing_of(
     handler_id: str, address: str | None, state_dir: Path | None, transport: Transport | None = None
 ) -> HandlerStanding:
@@ -87,6 +105,7 @@ async def standing_of(
         transport: What carries the question, with the keys; by default that of the address.
     """
     pid = await asyncio.to_thread(holder_of, state_dir) if state_dir else None
+    address = address and await asyncio.to_thread(called_here, address, state_dir)
     if address is not None:
         with suppress(CatalogZeroError, TimeoutError):
             async with (

@@ -68,6 +68,14 @@ def read_last_boot(folder: Path) -> LastBoot:
     return LastBoot()
 
 
+def boot_in(folder: Path) -> str:
+    """The boot that began in a folder and did not end in order; empty where there is none."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        found = orjson.loads((folder / NAME).read_bytes())
+        return "" if "ended_s" in found else str(found["boot_id"])
+    return ""
+
+
 def begin_boot(folder: Path, boot_id: str) -> None:
     """Take away what the boot before left: from here on this boot answers for itself."""
     (folder / NAME).unlink(missing_ok=True)
