@@ -182,7 +182,7 @@ class Model:
             yield Move(f"i{number} renews its lease", False, state._replace(store=again))
 
     def taken(self, state: State) -> State:
-        """The next epoch is the store's; what is here is compared with what the backend has (F7)."""
+        """The next epoch is the store's; what is here is compared with what the backend has."""
         epoch = max(state.store.epoch, state.backend_epoch) + 1
         store = state.store._replace(epoch=epoch)
         if self.rules.compares:
