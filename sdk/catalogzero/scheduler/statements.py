@@ -63,7 +63,12 @@ class ForEach:
             done = c.execute(self._at_once, {"rows": encode_json(rows).decode()})
         else:
             done = c.execute(self._each, rows)
-        return cast("sa.CursorResult[Any]", done).rowcount
+        return row_count(done)
+
+
+def row_count(result: object) -> int:
+    """How many rows a statement changed."""
+    return cast("sa.CursorResult[Any]", result).rowcount
 
 
 def changing(

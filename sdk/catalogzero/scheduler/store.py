@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import compress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -27,6 +27,7 @@ from sqlalchemy.exc import IntegrityError
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.scheduler import schema, statements
 from catalogzero.scheduler.answers import ClockStep
+from catalogzero.scheduler.instances import take_place, with_instances
 from catalogzero.scheduler.models import (
     Execution,
     KnownHandler,
@@ -39,7 +40,7 @@ from catalogzero.scheduler.models import (
     to_json,
 )
 from catalogzero.scheduler.schema import executions, handlers, instances, schedules
-from catalogzero.scheduler.statements import MOVED, SWAPPED, CountChanges, Values
+from catalogzero.scheduler.statements import MOVED, SWAPPED, CountChanges, Values, row_count
 from catalogzero.scheduler.ticks import (
     Place,
     Schedule,
@@ -224,13 +225,13 @@ class Store(Database):
                 anyone = True
             key = {"handler_id": handler_id}
             old = replaces if isinstance(replaces, KnownHandler) else None
-            is_new = _take_place(c, handlers, key, {**row, "seen_us": now}, old, anyone=anyone)
+            is_new = take_place(c, handlers, key, {**row, "seen_us": now}, old, anyone=anyone)
             if instance is not None:
                 key["instance_id"] = instance.instance_id
                 own = {"boot_id": instance.boot_id, "places": instance.places, "seen_us": now}
                 own |= {"address": address, "status": "online"}
                 same = replaces if isinstance(replaces, KnownInstance) else None
-                is_new = _take_place(c, instances, key, own, same, anyone=False)
+                is_new = take_place(c, instances, key, own, same, anyone=False)
             return is_new
 
     def report(
@@ -256,7 +257,7 @@ class Store(Database):
         """Every handler that ever registered, by id; the load of instances is everybody's."""
         with self.reading() as c:
             found = c.execute(sa.select(handlers).order_by(handlers.c.handler_id)).mappings()
-            return _with_instances(c, [KnownHandler.of(row) for row in found], sa.true())
+            return with_instances(c, [KnownHandler.of(row) for row in found], sa.true())
 
     def find_handler(self, handler_id: str, *, apart_from: str = "") -> KnownHandler | None:
         """One handler, if it ever registered.
@@ -269,7 +270,7 @@ class Store(Database):
             mine = sa.select(handlers).where(handlers.c.handler_id == handler_id)
             found = [KnownHandler.of(row) for row in c.execute(mine).mappings()]
             others = (executions.c.handler_id == handler_id) & (executions.c.owner != apart_from)
-            return next(iter(_with_instances(c, found, others)), None)
+            return next(iter(with_instances(c, found, others)), None)
 
     def forget_instances(self, silent_s: float) -> int:
         """Forget instances that went offline or were silent for so long; how many there were.
@@ -658,58 +659,6 @@ class Store(Database):
         return found
 
 
-def _take_place(
-    c: sa.Connection,
-    table: sa.Table,
-    key: Values,
-    row: Values,
-    replaces: KnownHandler | KnownInstance | None,
-    *,
-    anyone: bool,
-) -> bool:
-    """Write where one is that registers; true when none was known.
-
-    It takes the place of one at the same address, of `replaces`, or of `anyone`.
-
-    Raises:
-        LostRaceError: Another one has it, or `replaces` was heard of since it was read.
-    """
-    known = sa.and_(*(table.c[name] == value for name, value in key.items()))
-    free = table.c.address == row["address"]
-    if replaces is not None:
-        is_silent = table.c.seen_us == replaces.seen_us
-        free |= (table.c.address == replaces.address) & is_silent
-    change = sa.update(table).where(known if anyone else known & free)
-    if row_count(c.execute(change.values(row))):
-        return False
-    try:
-        c.execute(sa.insert(table).values(**key, **row))
-    except IntegrityError:
-        raise LostRaceError(f"'{key['handler_id']}' was heard of meanwhile") from None
-    return True
-
-
-def _with_instances(
-    c: sa.Connection, found: list[KnownHandler], counted: sa.ColumnElement[bool]
-) -> list[KnownHandler]:
-    """The handlers with their instances, and these with the open executions that are counted."""
-    by_id = {one.handler_id: one for one in found}
-    mine = sa.select(instances).order_by(instances.c.instance_id)
-    if len(by_id) == 1:
-        mine = mine.where(instances.c.handler_id == found[0].handler_id)
-    known = [KnownInstance(**row) for row in c.execute(mine).mappings()]
-    if not known:
-        return found
-    of = (executions.c.handler_id, executions.c.instance_id)
-    busy = sa.select(*of, sa.func.count()).where(statements.IS_ACTIVE, of[1].is_not(None), counted)
-    load = {(row[0], row[1]): int(row[2]) for row in c.execute(busy.group_by(*of))}
-    for one in known:
-        one.load = load.get((one.handler_id, one.instance_id), 0)
-        if handler := by_id.get(one.handler_id):
-            handler.instances.append(one)
-    return found
-
-
 def recorded_ticks(c: sa.Connection, after_us: int, ids: list[str]) -> defaultdict[str, set[int]]:
     """The ticks of some schedules after a moment that are recorded, by schedule_id."""
     found = defaultdict[str, set[int]](set)
@@ -757,8 +706,3 @@ def mentions(search: str) -> sa.ColumnElement[bool]:
     named = (schedules.c.job_id, schedules.c.handler_id, schedules.c.method)
     found = (name.icontains(search, autoescape=True) for name in named)
     return sa.or_(*found) if search else sa.true()
-
-
-def row_count(result: object) -> int:
-    """How many rows a statement changed."""
-    return cast("sa.CursorResult[Any]", result).rowcount
