@@ -77,7 +77,9 @@ async def browser() -> AsyncIterator[Any]:
 def test_every_picture_that_a_page_shows_is_there_and_every_one_is_shown() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     shown = {
-        name for page in pages for name in re.findall(r"images/([\w-]+\.png)", page.read_text())
+        name
+        for page in pages
+        for name in re.findall(r"images/([\w-]+\.(?:png|svg))", page.read_text())
     }
 
     assert shown == {path.name for path in IMAGES.iterdir()}
