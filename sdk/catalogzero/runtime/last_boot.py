@@ -69,7 +69,7 @@ def read_last_boot(folder: Path) -> LastBoot:
 
 
 def boot_in(folder: Path) -> str:
-    """The boot that began in a folder and did not end in order; empty where there is none."""
+    """The boot that began in a folder and did not end in order; empty without one."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         found = orjson.loads((folder / NAME).read_bytes())
         return "" if "ended_s" in found else str(found["boot_id"])

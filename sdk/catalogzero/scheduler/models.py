@@ -78,7 +78,7 @@ class Execution(PendingCall):
     Its `request_id` is `{execution_id}.{n}`; `sent_us` is when the stamp of n was stored.
     `waiting_since_us` is its tick, or when it was asked for, by the clock as it is now. `waiting`
     for an absent handler has the status retry. `instance_id` is the instance whose stamp it has,
-    or had last; of a handler that is alone there is none.
+    or had last; None for a handler that is alone.
     """
 
     execution_id: str
