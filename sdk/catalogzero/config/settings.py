@@ -44,6 +44,8 @@ from catalogzero.config.address import Address
 from catalogzero.errors import ConfigError
 
 DEFAULT_SCHEDULER = "tcp://127.0.0.1:4242"
+POSTGRESQL = frozenset({"postgresql", "postgres"})
+"""The schemes of a PostgreSQL URL."""
 HIDDEN = "**********"
 MIN_SECRET_CHARS = 4
 LONG_CHARS = 16
@@ -207,6 +209,11 @@ class RuntimeSettings(RenamingSettings):
         description="Words of your own for this installation, shown in metrics and health.",
     )
     state_dir: Path = Field(default_factory=lambda: default_state_dir())
+    state: SecretStr | None = Field(
+        None,
+        description="postgresql://user@host/database: where a processor keeps its marks and its "
+        "outbox, shared by its instances; by default a file in its folder of `state_dir`.",
+    )
     installation_id: str | None = Field(None, min_length=1, max_length=200)
     chunk_bytes: int = Field(4 << 20, ge=1024)
     outbox_max_bytes: int = Field(10 << 30, ge=1 << 20)
@@ -240,6 +247,13 @@ class RuntimeSettings(RenamingSettings):
                 Address.nats_server(value)
             except ConfigError as error:
                 raise ValueError(f"{error}; or zeromq") from None
+        return value
+
+    @field_validator("state")
+    @classmethod
+    def _a_shared_store(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and urlsplit(value.get_secret_value()).scheme not in POSTGRESQL:
+            raise ValueError("write it as postgresql://user@host/database")
         return value
 
     @field_validator("host")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import orjson
 
+from catalogzero.config.settings import RuntimeSettings
 from catalogzero.protocol.identities import Keyed
 
 EPOCH, GENERATION, NONCE, MOVED = "epoch", "generation", "nonce", "moved"
@@ -33,6 +34,28 @@ class DamagedChunkError(Exception):
             f"chunk {seq} cannot be read from the outbox's file: {why}: give the upload up "
             f"(`{purge}`), and the next run reads its source again"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class SharedStore:
+    """A database in which the instances of a handler keep one outbox, and which of them this is.
+
+    Attributes:
+        url: Its PostgreSQL URL, which may hold a password.
+        handler_id: Whose outbox it is; several handlers may share a database.
+        instance_id: This instance's; empty where it has none.
+    """
+
+    url: str = field(repr=False)
+    handler_id: str
+    instance_id: str
+
+    @classmethod
+    def of(cls, runtime: RuntimeSettings, handler_id: str) -> SharedStore | None:
+        """That of a handler's section; None where it keeps its outbox in its own folder."""
+        if runtime.state is None:
+            return None
+        return cls(runtime.state.get_secret_value(), handler_id, runtime.instance_id or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
