@@ -35,7 +35,7 @@ def steps_of_sending(outbox: Outbox) -> int:
         counted += STEPS_A_CALL
 
     outbox.store.totals()
-    outbox.store._db.set_progress_handler(count, STEPS_A_CALL)
+    outbox.store.base._db.set_progress_handler(count, STEPS_A_CALL)
     for _ in range(SENT):
         upload = outbox.store.open_uploads()[0]
         outbox.store.unsent(upload.upload_id, 4)
@@ -46,7 +46,7 @@ def steps_of_sending(outbox: Outbox) -> int:
         outbox.store.summary([upload.upload_id], 20)
         outbox.store.is_open(upload.upload_id)
         outbox.store.totals()
-    outbox.store._db.set_progress_handler(None, 0)
+    outbox.store.base._db.set_progress_handler(None, 0)
     return counted
 
 

@@ -101,7 +101,7 @@ async def test_all_but_what_lies_in_a_bad_page_is_sent_and_the_rest_is_named(
         [reason] = [text for text in backend.reports[-1]["reasons"] if "damaged" in text]
         assert damage["file"] in reason
         assert (path.parent / damage["file"]).exists()
-    assert site.outbox.store.path == path
+    assert site.outbox.store.base.label == str(path)
 
 
 async def test_a_bad_page_of_the_uploads_costs_those_alone(

@@ -347,7 +347,7 @@ class Moving(Uploading):
             self.outbox.adopt()
             status, answer = self.ask()
         known = Known.model_validate(answer)
-        self.outbox.started(known, "site")
+        self.outbox.started(known, "site", "nonce")
         self.epoch = known.epoch
         if self.building and self.building[0].base is None:
             upload = self.outbox.store.upload(self.building[0].upload_id)

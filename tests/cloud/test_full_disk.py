@@ -15,7 +15,7 @@ from catalogzero.clock import SystemClock
 from catalogzero.cloud.audit import AuditLog, verify_audit
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
-from catalogzero.cloud.outbox.store import is_disk_full
+from catalogzero.cloud.outbox.outbox_file import is_disk_full
 from catalogzero.errors import FailedError
 from catalogzero.testing import serving
 

@@ -63,7 +63,7 @@ def seal(outbox: Outbox, upload_id: str, mode: str = "replace", **more: Any) -> 
 def reported(outbox: Outbox, generation: str = "g", **state: Any) -> list[str]:
     """A start that is answered so about the one source."""
     states = {"K": SourceState(**state)} if state else {}
-    return outbox.started(Known(generation=generation, epoch=1, states=states), "site")
+    return outbox.started(Known(generation=generation, epoch=1, states=states), "site", "n")
 
 
 def states(outbox: Outbox) -> dict[str, str]:

@@ -53,7 +53,7 @@ def whole(name: str, base: int = 0) -> list[WholeUpload]:
 def commits_of(outbox: Outbox) -> list[str]:
     """Grows by each commit from now on."""
     seen: list[str] = []
-    outbox.store._db.set_trace_callback(
+    outbox.store.base._db.set_trace_callback(
         lambda statement: seen.append(statement) if statement == "COMMIT" else None
     )
     return seen

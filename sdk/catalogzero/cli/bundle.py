@@ -14,7 +14,7 @@ import time
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from importlib.metadata import distributions
@@ -28,6 +28,7 @@ from pydantic import SecretStr
 
 from catalogzero.cli.call import KeyFile, peer_of
 from catalogzero.cli.check import check_handler
+from catalogzero.cli.outbox import audit_report
 from catalogzero.cli.output import JsonFlag, print_json, print_table
 from catalogzero.cli.run import RegistryOption
 from catalogzero.cli.state import Targets, handlers_of
@@ -37,7 +38,7 @@ from catalogzero.config.registry import read_yaml
 from catalogzero.config.settings import HIDDEN, Mask, secrets_of_text, shown_url
 from catalogzero.errors import CatalogZeroError, ConfigError, FailedError
 from catalogzero.runtime.handler import Handler
-from catalogzero.runtime.launch import make_handler, registry_path, state_folder
+from catalogzero.runtime.launch import HandlerState, make_handler, registry_path, state_of
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.messages import JsonObject, encode_json
 
@@ -271,12 +272,12 @@ def of_handler(made: Part, registry: Path | None, key_file: Path | None) -> Iter
         async with HandlerClient(address, transport=transport) as client:
             return await client.call(method, params, timeout_s=5.0)
 
-    folder = partial(state_folder, target, registry)
+    state = partial(state_of, target, registry)
     yield Part(f"{name}/describe.json", lambda: asyncio.run(_described(known())))
     yield Part(f"{name}/checks.json", lambda: asyncio.run(checks()))
-    yield Part(f"{name}/outbox.json", lambda: outbox_of(folder()))
-    yield Part(f"{name}/audit.json", lambda: audit_of(folder()))
-    yield Part(f"{name}/audit_end.jsonl", lambda: audit_end(folder()))
+    yield Part(f"{name}/outbox.json", lambda: outbox_of(state()))
+    yield Part(f"{name}/audit.json", lambda: audit_of(state()))
+    yield Part(f"{name}/audit_end.jsonl", lambda: audit_end(state()))
     if ":" not in target:
         yield Part(f"{name}/metrics.json", lambda: asyncio.run(asked("get_metrics")))
         yield Part(f"{name}/runs.json", lambda: asyncio.run(asked("list_runs", limit=RUNS)))
@@ -334,14 +335,16 @@ def versions() -> JsonObject:
     }
 
 
-def outbox_of(folder: Path) -> JsonObject:
+def outbox_of(state: HandlerState) -> JsonObject:
     """The outbox's list, without a record."""
     from catalogzero.clock import SystemClock
     from catalogzero.cloud.outbox.outbox import Outbox
+    from catalogzero.cloud.outbox.stored import SharedStore
 
-    if not (folder / "outbox.sqlite").exists():
+    folder, shared = state.folder, SharedStore.of(state.runtime, state.handler_id)
+    if shared is None and not (folder / "outbox.sqlite").exists():
         raise FailedError(f"there is no outbox in {folder}")
-    with closing(Outbox(folder, SystemClock(), repair=False)) as outbox:
+    with closing(Outbox(folder, SystemClock(), shared, repair=False)) as outbox:
         return {
             "totals": asdict(outbox.store.totals()),
             "paused": outbox.store.pause(),
@@ -349,24 +352,38 @@ def outbox_of(folder: Path) -> JsonObject:
         }
 
 
-def audit_of(folder: Path) -> JsonObject:
+def audit_of(state: HandlerState) -> JsonObject:
     """What a look through the audit log finds."""
-    from catalogzero.cloud.audit import verify_audit
-
-    return asdict(verify_audit(folder))
+    return asdict(audit_report(state))
 
 
-def audit_end(folder: Path) -> list[Any]:
+def audit_end(state: HandlerState) -> list[Any]:
     """The audit log's last entries; what is no JSON is null, as a kill cuts the last line short."""
-    from catalogzero.cloud.audit import audit_files
-
     entries: list[Any] = []
-    with audit_files(folder) as files:
-        for line in deque((line for file in files for line in file), AUDIT_LINES):
+    with audit_lines(state) as lines:
+        for line in deque(lines, AUDIT_LINES):
             entries.append(None)
             with suppress(orjson.JSONDecodeError):
                 entries[-1] = orjson.loads(line)
     return entries
+
+
+@contextmanager
+def audit_lines(state: HandlerState) -> Iterator[Iterable[bytes]]:
+    """The lines of a handler's audit log, the oldest first."""
+    from catalogzero.clock import SystemClock
+    from catalogzero.cloud.audit import audit_files
+    from catalogzero.cloud.outbox.store import looked_at
+    from catalogzero.cloud.outbox.stored import SharedStore
+    from catalogzero.cloud.shared_audit import shared_lines
+
+    shared = SharedStore.of(state.runtime, state.handler_id)
+    if shared is None:
+        with audit_files(state.folder) as files:
+            yield (line for file in files for line in file)
+        return
+    with looked_at(state.folder, SystemClock(), shared) as store:
+        yield [] if store is None else shared_lines(store)
 
 
 def unit_of(made: Part) -> str:

@@ -36,7 +36,7 @@ from catalogzero.runtime.health import (
     disk_free_bytes,
     judge_health,
 )
-from catalogzero.runtime.launch import folder_of, is_there, points_of
+from catalogzero.runtime.launch import folder_of, is_there, points_of, runtime_of
 from catalogzero.version import __version__
 from catalogzero.wire.carriers import transport_for
 from catalogzero.wire.keys import CurveClient, CurveKeys
@@ -234,7 +234,7 @@ class Look:
             "reasons": list((said.get("health") or {}).get("reasons", ())),
         }
         if not said and folder is not None:
-            self._read_folder(row, folder)
+            self._read_folder(row, folder, section)
         if row["status"] in ("stopped", "silent"):
             state = unit_state(name) if standing.is_unit else ""
             what = "does not answer" if standing.status == "silent" else "is not running"
@@ -248,13 +248,15 @@ class Look:
         self._compare_versions(row, standing)
         return row
 
-    def _read_folder(self, row: HandlerRow, folder: Path) -> None:
-        """The outbox of a handler that does not say itself, as its folder has it."""
+    def _read_folder(self, row: HandlerRow, folder: Path, section: Section) -> None:
+        """The outbox of a handler that does not say itself, as its folder or its store has it."""
         from catalogzero.cloud.outbox.outbox_figures import figures_in
+        from catalogzero.cloud.outbox.stored import SharedStore
 
         name = row["handler_id"]
         try:
-            row["outbox"] = figures = figures_in(folder, self._clock)
+            shared = SharedStore.of(runtime_of(section), name)
+            row["outbox"] = figures = figures_in(folder, self._clock, shared)
             row["reasons"] = judge_health(figures, None)["reasons"]
         except PermissionError:
             # Nor can its lock be seen: whether it runs is not known.

@@ -20,12 +20,14 @@ from catalogzero.cli.output import JsonFlag, Yes, print_answer, print_json, prin
 from catalogzero.cli.run import RegistryOption, Target
 from catalogzero.errors import ConfigError
 from catalogzero.runtime.control_answers import SendingNow
-from catalogzero.runtime.launch import state_folder
+from catalogzero.runtime.launch import HandlerState, state_of
 from catalogzero.wire.client import HandlerClient
 from catalogzero.wire.messages import JsonObject
 
 if TYPE_CHECKING:
+    from catalogzero.cloud.audit import AuditReport
     from catalogzero.cloud.outbox.outbox import Outbox
+    from catalogzero.cloud.outbox.stored import SharedStore
 
 app = typer.Typer(no_args_is_help=True, help="What waits to be sent, dead letters, the audit log.")
 
@@ -63,8 +65,8 @@ def list_uploads(
     from catalogzero.cloud.outbox.stored import FAULT, Fault
     from catalogzero.config.state_folder import holder_of
 
-    folder = folder_of(target, registry)
-    with looked_at(folder, SystemClock()) as store:
+    folder, shared = place_of(target, registry)
+    with looked_at(folder, SystemClock(), shared) as store:
         if store is None:
             raise ConfigError(f"no outbox in {folder}: the handler has not run there yet")
         uploads = [asdict(upload) for upload in store.uploads(() if every else _OPEN)]
@@ -127,7 +129,7 @@ def retry(
     """
     from catalogzero.config.state_folder import holder_of
 
-    folder = folder_of(target, registry)
+    folder, _ = place_of(target, registry)
     with opened(target, registry) as outbox:
         found = [outbox.store.upload(upload_id)] if upload_id else outbox.store.uploads(("dead",))
         count = sum(outbox.retry(upload.upload_id) for upload in found)
@@ -233,11 +235,12 @@ def audit(target: Target, registry: RegistryOption = None, json: JsonFlag = Fals
 
     Example: catalogzero outbox audit acme
     """
-    from catalogzero.cloud.audit import NAME, verify_audit
+    from catalogzero.cloud.audit import NAME
 
-    folder = state_folder(target, registry)
-    report = verify_audit(folder)
-    print_answer({"path": str(folder / NAME), **asdict(report)}, json=json)
+    state = state_of(target, registry)
+    report = audit_report(state)
+    kept_in = str(state.folder / NAME) if state.runtime.state is None else report.broken_in
+    print_answer({"path": kept_in, **asdict(report)}, json=json)
     if report.broken_at is not None:
         place = f"line {report.broken_at} of {report.broken_in}"
         typer.echo(f"the chain is broken at {place}", err=True)
@@ -251,18 +254,42 @@ def opened(target: str, registry: Path | None) -> Iterator[Outbox]:
     from catalogzero.cloud.outbox.outbox import Outbox
 
     # A handler may run on it: to repair it is for who holds the folder.
-    folder = folder_of(target, registry)
-    with closing(Outbox(folder, SystemClock(), repair=False)) as outbox:
+    folder, shared = place_of(target, registry)
+    with closing(Outbox(folder, SystemClock(), shared, repair=False)) as outbox:
         yield outbox
 
 
-def folder_of(target: str, registry: Path | None) -> Path:
-    """The handler's state folder, which has an outbox.
+def place_of(target: str, registry: Path | None) -> tuple[Path, SharedStore | None]:
+    """The handler's state folder, and the store that its instances share, if they do.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: Neither has an outbox.
     """
-    folder = state_folder(target, registry)
-    if not (folder / "outbox.sqlite").exists():
-        raise ConfigError(f"no outbox in {folder}: the handler has not run there yet")
-    return folder
+    from catalogzero.cloud.outbox.stored import SharedStore
+
+    state = state_of(target, registry)
+    shared = SharedStore.of(state.runtime, state.handler_id)
+    if shared is None and not (state.folder / "outbox.sqlite").exists():
+        raise ConfigError(f"no outbox in {state.folder}: the handler has not run there yet")
+    return state.folder, shared
+
+
+def audit_report(state: HandlerState) -> AuditReport:
+    """What a look through a handler's audit log finds, in its folder or in its store.
+
+    Raises:
+        ConfigError: There is no store yet.
+    """
+    from catalogzero.clock import SystemClock
+    from catalogzero.cloud.audit import verify_audit
+    from catalogzero.cloud.outbox.store import looked_at
+    from catalogzero.cloud.outbox.stored import SharedStore
+    from catalogzero.cloud.shared_audit import verify_shared_audit
+
+    shared = SharedStore.of(state.runtime, state.handler_id)
+    if shared is None:
+        return verify_audit(state.folder)
+    with looked_at(state.folder, SystemClock(), shared) as store:
+        if store is None:
+            raise ConfigError("the handler has not run on its store yet: it has no audit log")
+        return verify_shared_audit(store)

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,27 +219,37 @@ def verify_audit(folder: Path) -> AuditReport:
     Raises:
         FailedError: It was rotated again and again meanwhile.
     """
-    report, open_pushes = AuditReport(), set[int]()
     with audit_files(folder) as files:
-        report.files = len(files)
         numbers = [_number_of(Path(file.name)) for file in files]
-        if numbers and numbers[0]:
-            report.deleted_files = numbers[0] - 1
-        is_begun = not report.deleted_files
-        for file in files:
-            for number, line in enumerate(filter(None, (line.rstrip(b"\n") for line in file)), 1):
-                entry = None
-                with suppress(orjson.JSONDecodeError):
-                    entry = orjson.loads(line)
-                if isinstance(entry, dict):
-                    is_next = entry.get("prev") == report.head or not is_begun
-                    if not is_next and report.broken_at is None:
-                        report.broken_in, report.broken_at = Path(file.name).name, number
-                    _count(report, entry, open_pushes)
-                else:
-                    report.torn += 1
-                is_begun = True
-                report.head = hashlib.sha256(line).hexdigest()
+        deleted = max(numbers[0] - 1, 0) if numbers else 0
+        named = [(Path(file.name).name, file) for file in files]
+        report = verify_lines(named, is_begun=not deleted)
+    report.files, report.deleted_files = len(named), deleted
+    return report
+
+
+def verify_lines(named: Iterable[tuple[str, Iterable[bytes]]], *, is_begun: bool) -> AuditReport:
+    """Follow the chain of some lines, in files of these names.
+
+    Args:
+        named: Each file's name, and its lines.
+        is_begun: Whether the first line is that of the whole log.
+    """
+    report, open_pushes = AuditReport(), set[int]()
+    for name, lines in named:
+        for number, line in enumerate(filter(None, (line.rstrip(b"\n") for line in lines)), 1):
+            entry = None
+            with suppress(orjson.JSONDecodeError):
+                entry = orjson.loads(line)
+            if isinstance(entry, dict):
+                is_next = entry.get("prev") == report.head or not is_begun
+                if not is_next and report.broken_at is None:
+                    report.broken_in, report.broken_at = name, number
+                _count(report, entry, open_pushes)
+            else:
+                report.torn += 1
+            is_begun = True
+            report.head = hashlib.sha256(line).hexdigest()
     report.unsettled = sorted(open_pushes)
     return report
 

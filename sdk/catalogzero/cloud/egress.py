@@ -6,6 +6,7 @@ talks to a backend.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -97,15 +98,30 @@ def egress_key(policy: EgressPolicy, folder: Path) -> bytes:
 
 
 class Throttle:
-    """A limit of bytes a second, shared by all pushes; None is no limit."""
+    """A limit of bytes a second, shared by all pushes; None is no limit.
 
-    def __init__(self, bytes_per_s: float | None, clock: Clock) -> None:
-        self.bytes_per_s, self._clock = bytes_per_s, clock
+    Args:
+        bytes_per_s: The limit.
+        clock: By which it is kept.
+        book: Where other processes share the limit: books seconds of it, and returns how many to
+            wait before they begin.
+    """
+
+    def __init__(
+        self,
+        bytes_per_s: float | None,
+        clock: Clock,
+        book: Callable[[float], float] | None = None,
+    ) -> None:
+        self.bytes_per_s, self._clock, self._book = bytes_per_s, clock, book
         self._free_at = 0.0
 
     async def take(self, count: int) -> None:
         """Wait until `count` more bytes may leave."""
         if self.bytes_per_s is None:
+            return
+        if self._book is not None:
+            await self._clock.sleep(await asyncio.to_thread(self._book, count / self.bytes_per_s))
             return
         now = self._clock.monotonic()
         start = max(now, self._free_at)

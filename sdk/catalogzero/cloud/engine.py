@@ -17,23 +17,25 @@ from urllib.parse import quote
 
 from catalogzero.cloud.audit import AuditLog
 from catalogzero.cloud.counters import RunSummary
-from catalogzero.cloud.egress import egress_key, policy_digest
+from catalogzero.cloud.egress import Throttle, egress_key, policy_digest
+from catalogzero.cloud.outbox.membership import BEAT_S
 from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.cloud.outbox.outbox_figures import outbox_figures
-from catalogzero.cloud.outbox.stored import LOGGED, MOVED
+from catalogzero.cloud.outbox.store import STORE_FAULTS
+from catalogzero.cloud.outbox.stored import CLOCK_SKEW, LOGGED, SharedStore
 from catalogzero.cloud.pipeline import UploadRun
 from catalogzero.cloud.reading.authors import RunAuthor
 from catalogzero.cloud.sending.backend_client import BackendClient
 from catalogzero.cloud.sending.health_reporter import (
-    CLOCK_SKEW,
     HealthReporter,
     health_reasons,
     host_facts,
 )
 from catalogzero.cloud.sending.sender import Sender
 from catalogzero.cloud.settings import Params
+from catalogzero.cloud.shared_audit import SharedAudit
 from catalogzero.config.seldom import Seldom, Times
-from catalogzero.errors import CatalogZeroError, FailedError
+from catalogzero.errors import CatalogZeroError, FailedError, UnreachableError
 from catalogzero.protocol.bodies import AS_JSON, Known, fitting
 from catalogzero.protocol.deciding import Decision, Outcome, RequestKind, Verdict, decide
 from catalogzero.protocol.problems import Kind
@@ -71,21 +73,30 @@ class Engine:
         self._author, self._report_status = author, report_status
         self._identity, self._clock, self._log = author.identity(), author.clock, author.log
         settings, runtime, folder = author.settings, author.runtime, author.state_dir
-        self.outbox = Outbox(folder, self._clock, max_bytes=runtime.outbox_max_bytes)
-        self.outbox.abandon()  # what a killed worker was building: no run goes on with it
+        shared = SharedStore.of(runtime, author.handler_id)
+        self.outbox = Outbox(folder, self._clock, shared, max_bytes=runtime.outbox_max_bytes)
+        self._has_joined = not self.outbox.join()
         if self.outbox.store.rescue is not None:
             self._log.error("the outbox was damaged", **self.outbox.store.rescue)
         self._key = egress_key(runtime.egress, folder)
-        audit = AuditLog(
-            folder,
-            self._clock,
-            self.outbox.store.drop_reserve,
-            max_bytes=runtime.audit_max_bytes,
-            kept_files=runtime.audit_kept_files,
+        limits = {"max_bytes": runtime.audit_max_bytes, "kept_files": runtime.audit_kept_files}
+        self._audit = (
+            SharedAudit(self.outbox, self._clock, **limits)
+            if shared
+            else AuditLog(folder, self._clock, self.outbox.store.drop_reserve, **limits)
         )
         self.seldom = Seldom(self._clock, self.outbox.store.fact(LOGGED), self._keep)
+        book = self.outbox.store.book_pace if shared else None
+        pace = Throttle(runtime.egress.bytes_per_s, self._clock, book)
         self.backend = BackendClient(
-            settings, runtime.egress, self._identity, audit, self._clock, self._log, self.seldom
+            settings,
+            runtime.egress,
+            self._identity,
+            self._audit,
+            self._clock,
+            self._log,
+            self.seldom,
+            pace,
         )
         self._start_due = asyncio.Event()
         self.sender = Sender(
@@ -104,22 +115,28 @@ class Engine:
 
     def _keep(self, times: dict[str, Times]) -> None:
         """Keep what was logged of the way out: the next worker is not to begin again."""
-        with suppress(sqlite3.Error):
+        with suppress(*STORE_FAULTS):
             self.outbox.remember(LOGGED, times)
 
     async def main(self) -> None:
         """Register, send, and push what waits, until cancelled."""
         self._loop = asyncio.get_running_loop()
-        async with self.backend, asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.sender.run(), name="sender")
-            tasks.create_task(self._keep_started(), name="start")
-            tasks.create_task(self._push_health(), name="health")
-            tasks.create_task(self._report_changes(), name="status")
+        try:
+            async with self.backend, asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.sender.run(), name="sender")
+                tasks.create_task(self._keep_started(), name="start")
+                tasks.create_task(self._push_health(), name="health")
+                tasks.create_task(self._report_changes(), name="status")
+                if self.outbox.membership is not None:
+                    tasks.create_task(self._keep_membership(), name="membership")
+        finally:
+            with suppress(*STORE_FAULTS):
+                await asyncio.to_thread(self.outbox.leave)
 
     def close(self) -> None:
-        """Close the files; the process's end does it as well."""
+        """Close what was opened; the process's end does it as well."""
+        self._audit.close()
         self.outbox.close()
-        self.backend.audit.close()
 
     def run(
         self,
@@ -160,7 +177,7 @@ class Engine:
         finally:
             self._runs -= 1
             self.sender.wake()
-            with suppress(sqlite3.Error, RuntimeError):  # a loop that is closed reports no more
+            with suppress(*STORE_FAULTS, RuntimeError):  # a loop that is closed reports no more
                 if self._loop is not None:  # before the result: who has that asks for the figures
                     self._loop.call_soon_threadsafe(self._report, *self._status())
 
@@ -221,13 +238,29 @@ class Engine:
                 await self._clock.sleep(_RETRY_LOOK_S)
                 continue
             if was_moved:
-                was_moved = False
+                was_moved = self._has_joined = False
                 self.sender.try_now()
-            if await self._start():
+            if self._has_joined or await self._start():
+                if self._has_joined:
+                    self._has_joined = False
+                    await self.sender.go()
                 self._changed()
                 await self._start_due.wait()
                 self._start_due.clear()
                 self.sender.hold()
+
+    async def _keep_membership(self) -> None:
+        """Be at work on a store that others share."""
+        while True:
+            await self._clock.sleep(BEAT_S)
+            with suppress(*STORE_FAULTS):  # who sends meets it
+                installation_id = self._identity.installation_id
+                if await asyncio.to_thread(self.outbox.beat, installation_id):
+                    self._log.warning("the store's database is another one: comparing")
+                    self._start_again()
+                moved = await asyncio.to_thread(self.outbox.moved_text, installation_id)
+                if moved and not self.sender.holds:
+                    self._start_again()
 
     async def _start(self) -> bool:
         """One try to take the next epoch; False where another is to come."""
@@ -240,22 +273,21 @@ class Engine:
         answer = outcome.members
         if decision.verdict is Verdict.MOVED:  # nothing is read or sent until `adopt` or `new`
             since = str(answer.get("since") or "")[:_NAME_CHARS]
-            moved = {"installation_id": self._identity.installation_id, "since": since}
-            await asyncio.to_thread(self.outbox.remember, MOVED, moved)
-            fix = "catalogzero installation adopt, or new"
-            self._log.error("installation moved", since=since, fix=fix)
+            moved = (self._identity.installation_id, since, said["epoch"])
+            if await asyncio.to_thread(self.outbox.moved, *moved):
+                fix = "catalogzero installation adopt, or new"
+                self._log.error("installation moved", since=since, fix=fix)
             return False
         if decision.verdict is Verdict.DONE and "epoch" in answer:
             known = await self._whole(answer)
             if known is not None:
-                cleared = await asyncio.to_thread(
-                    self.outbox.started, known, self._identity.installation_id
-                )
+                about = (known, self._identity.installation_id, said["nonce"])
+                cleared = await asyncio.to_thread(self.outbox.started, *about)
                 if cleared:
-                    about = {"count": len(cleared), "source_keys": cleared[:_SHOWN]}
-                    self._log.warning("sources are read again", **about)
+                    shown = {"count": len(cleared), "source_keys": cleared[:_SHOWN]}
+                    self._log.warning("sources are read again", **shown)
                 self.seldom.over(_NOT_ANSWERED)
-                await self.sender.go(known.epoch)
+                await self.sender.go()
                 return True
             text = "the backend's answer to the start is not whole, or larger than one may be"
             decision = Decision(Verdict.RETRY, text)
@@ -278,7 +310,7 @@ class Engine:
         if decision.verdict is Verdict.DONE and isinstance(answer.get("sources"), dict):
             await asyncio.to_thread(self.outbox.learn_highest, answer["sources"])
         self.seldom.over(_NOT_ANSWERED)
-        await self.sender.go(said["epoch"] or None)
+        await self.sender.go()
         return True
 
     async def _whole(self, answer: JsonObject) -> Known | None:
@@ -340,8 +372,12 @@ class Engine:
         while True:
             await self._change.wait()
             self._change.clear()
-            with suppress(sqlite3.Error):  # who sends meets it
+            try:
                 self._report(*await asyncio.to_thread(self._status))
+            except UnreachableError as error:
+                self._report(next(self._looks), {**self._reported, "reasons": [error.message]})
+            except sqlite3.Error:  # who sends meets it
+                pass
             await asyncio.sleep(REPORTED_EACH_S)
 
     def _report(self, number: int, status: JsonObject) -> None:

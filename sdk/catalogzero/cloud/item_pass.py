@@ -116,7 +116,7 @@ class ItemPass:
             params=shown_params(run.params, run.shown),
             stream=stream.name,
             keyed=plan.keyed,
-            base=writer.mark.base if is_held else None,
+            base=writer.mark.base if plan.mode == "replace" or writer.full else None,
         )
         writer.output = OpenUpload(opening, encoder, check)
         if not is_held:

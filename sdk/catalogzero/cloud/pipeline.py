@@ -18,7 +18,7 @@ from catalogzero.cloud.counters import LISTED, Place, RunSummary
 from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.item_pass import ItemPass, passes_of
 from catalogzero.cloud.outbox.outbox import UploadEndedError
-from catalogzero.cloud.outbox.store import is_disk_full
+from catalogzero.cloud.outbox.outbox_file import is_disk_full
 from catalogzero.cloud.reading.ahead import BATCHES_AHEAD
 from catalogzero.cloud.reading.authors import OwnItem
 from catalogzero.cloud.reading.items import Group, Item, Plan
@@ -36,6 +36,8 @@ from catalogzero.protocol.identities import upload_key
 from catalogzero.wire.messages import utf8
 
 ATTEMPTS = 3
+AGAIN = frozenset({"compared", "lapsed"})
+"""Why an upload that was building has ended, where its item is read again."""
 PROGRESS_S = 1.0
 _WORST_FIRST = ("rejected", "queued", "superseded", "uploaded", "unchanged")
 _FACT_MATCHED = "egress_matched"
@@ -177,7 +179,7 @@ class UploadRun(RunBase):
         """Meet what an attempt failed of: count it, unless another one is to come."""
         is_last = place.attempt == ATTEMPTS
         if isinstance(error, UploadEndedError):
-            if not is_last and (error.details or {}).get("compared"):
+            if not is_last and not AGAIN.isdisjoint(error.details or ()):
                 return True
             self.counters.refuse(error.message)
             return False

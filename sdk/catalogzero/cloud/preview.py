@@ -14,6 +14,8 @@ from pathlib import Path
 from catalogzero.cloud.counters import RowPair, RunSummary
 from catalogzero.cloud.egress import egress_key
 from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.store import looked_at
+from catalogzero.cloud.outbox.stored import SharedStore
 from catalogzero.cloud.pipeline import UploadRun
 from catalogzero.cloud.processor import CloudProcessor
 from catalogzero.cloud.sending.upload_requests import chunk_request, complete_body, whole_request
@@ -87,8 +89,13 @@ def preview_run(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         key = egress_key(policy, state if (state / "egress.key").exists() else folder)
         outbox = stack.enter_context(closing(Outbox(folder, handler.clock, max_bytes=1 << 50)))
-        if (state / "outbox.sqlite").exists():
-            outbox.store.copy_sources(state / "outbox.sqlite")
+        shared = SharedStore.of(handler.runtime, handler.handler_id)
+        if shared is not None:
+            with looked_at(state, handler.clock, shared) as store:
+                if store is not None:
+                    outbox.store.copy_sources(store)
+        elif (state / "outbox.sqlite").exists():
+            outbox.store.copy_sources_of_file(state / "outbox.sqlite")
         run = UploadRun(
             author=handler,
             identity=handler.identity(),

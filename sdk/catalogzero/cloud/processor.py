@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from catalogzero.cloud.outbox.schema import MIGRATIONS
+from catalogzero.cloud.outbox.stored import SharedStore
 from catalogzero.cloud.params import params_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
 from catalogzero.cloud.run_context import Checkpoint, RunContext, active_run
@@ -27,7 +28,7 @@ from catalogzero.config.preflight import Check, Finding
 from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import HandlerSettings, faults_error, merged_settings
 from catalogzero.config.state_folder import create_private
-from catalogzero.errors import CatalogZeroError, ConfigError, text_of
+from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError, text_of
 from catalogzero.protocol.identities import Identity, Mode
 from catalogzero.runtime.control_answers import SendingNow, UploadRecord
 from catalogzero.runtime.handler import Handler, entry_of
@@ -283,6 +284,7 @@ class CloudProcessor(Handler):
             state_dir=self.state_dir,
             clock=self.clock,
             streams=streams_of(type(self)),
+            shared=SharedStore.of(self.runtime, self.handler_id),
         )
         old = [*self.runtime.deprecations, *self.settings.deprecations]
         if old:
@@ -291,11 +293,13 @@ class CloudProcessor(Handler):
         return [*super()._preflight(), *own]
 
     def _worker_wanted(self) -> bool:
-        """Whether an outbox is there, in which something may wait.
+        """Whether an outbox is there, in which something may wait; a shared one is looked at.
 
         Raises:
             ConfigError: A newer release wrote it: the handler is not to start.
         """
+        if self.runtime.state is not None:
+            return True
         path = self.state_dir / "outbox.sqlite"
         refuse_newer(path, version_in(path), len(MIGRATIONS))
         return path.exists()
@@ -308,12 +312,22 @@ class CloudProcessor(Handler):
         """See `Handler._uploads_of`; by a look at the outbox that leaves it as it is."""
         from catalogzero.cloud.outbox.looking import uploads_of
 
-        return uploads_of(self.state_dir, upload_ids)
+        shared = SharedStore.of(self.runtime, self.handler_id)
+        return uploads_of(self.state_dir, upload_ids, shared)
 
     async def _worker_main(self) -> None:
         """In the worker: send, for as long as it lives."""
-        engine = await asyncio.to_thread(self._engine)
+        engine = await self._opened_engine()
         await engine.main()
+
+    async def _opened_engine(self) -> Engine:
+        """In the worker: see `_engine`; where a shared store is away, once it is there."""
+        while True:
+            try:
+                return await asyncio.to_thread(self._engine)
+            except UnreachableError as error:
+                self.log.warning("store_away", error=error.message)
+                self.report_status({"busy": True, "reasons": [error.message]})
 
     async def _report_always(self) -> None:
         """Report every `health_interval_s`, or as often as the backend asks for."""

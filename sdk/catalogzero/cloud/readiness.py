@@ -19,6 +19,7 @@ from catalogzero.cloud.egress import policy_digest
 from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.outbox.store import RESCUE_FIX, looked_at
+from catalogzero.cloud.outbox.stored import SharedStore
 from catalogzero.cloud.reachability import Reachability
 from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions
 from catalogzero.cloud.reading.sources import FileItem, Roots
@@ -47,11 +48,12 @@ def preflight(
     state_dir: Path,
     clock: Clock,
     streams: Sequence[Stream],
+    shared: SharedStore | None,
 ) -> list[Check]:
     """The checks of a processor with these settings, which declares these streams."""
     policy = runtime.egress
     asked = Reachability(settings, policy, user_agent, clock, runtime.chunk_bytes)
-    look = Readiness(settings, runtime, state_dir, clock, streams)
+    look = Readiness(settings, runtime, state_dir, clock, streams, shared)
     checks = [
         Check("backend", asked.backend, "add the host to egress.hosts, or correct `endpoint`"),
         Check("api key", asked.api_key, "see `api_key_file`"),
@@ -85,6 +87,7 @@ class Readiness:
     state_dir: Path
     clock: Clock
     streams: Sequence[Stream]
+    shared: SharedStore | None
 
     def disk(self) -> Finding | str:
         """Room for the outbox."""
@@ -109,7 +112,7 @@ class Readiness:
     def outbox(self) -> Finding | str:
         """Readable, without dead letters."""
         try:
-            with looked_at(self.state_dir, self.clock) as store:
+            with looked_at(self.state_dir, self.clock, self.shared) as store:
                 if store is None:
                     return "none yet"
                 store.refuse_damaged()
@@ -147,7 +150,7 @@ class Readiness:
                 keyed.append(Stream(stream.name, key=stream.key, tombstone=stream.tombstone))
         for fault in filter(None, map(columns.key_fault, keyed)):
             return Finding("egress", "fail", *fault)
-        with looked_at(self.state_dir, self.clock) as store:
+        with looked_at(self.state_dir, self.clock, self.shared) as store:
             last_run = store.fact("egress_unmatched") if store else None
             older = store.under_other_policy(policy_digest(policy)) if store else 0
         # The rules of then, as they are now.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalogzero.clock import SystemClock
+from catalogzero.cloud.outbox.stored import SharedStore
 from catalogzero.config.registry import Section, load_registry
 from catalogzero.config.service_unit import STATE
 from catalogzero.config.settings import default_state_dir
@@ -42,7 +43,7 @@ def states_of(registry: Path, entry_id: str) -> list[EntryState]:
         if one.entry == entry_id or (one.module_path or "").split(".")[0] == package
     )
     return [
-        EntryState(section.handler_id, folder, _unsent(folder))
+        EntryState(section.handler_id, folder, _unsent(folder, shared_by(section)))
         for section in named
         for folder in state_folders(section)
         if folder.is_dir()
@@ -57,12 +58,18 @@ def state_folders(section: Section) -> list[Path]:
     return [place / name for place in places]
 
 
-def _unsent(folder: Path) -> list[str]:
+def shared_by(section: Section) -> SharedStore | None:
+    """The store of a section whose handler has instances."""
+    given = os.environ.get("CATALOGZERO_STATE") or section.runtime.get("state")
+    return SharedStore(str(given), section.handler_id, "") if given else None
+
+
+def _unsent(folder: Path, shared: SharedStore | None) -> list[str]:
     """The uploads of an outbox that are not completed, a line each."""
-    if not (folder / "outbox.sqlite").exists():
+    if shared is None and not (folder / "outbox.sqlite").exists():
         return []
     from catalogzero.cloud.outbox.outbox import Outbox
 
-    with closing(Outbox(folder, SystemClock(), repair=False)) as outbox:
+    with closing(Outbox(folder, SystemClock(), shared, repair=False)) as outbox:
         uploads = outbox.store.uploads(("building", "sealed", "completing", "held", "dead"))
         return [f"{one.source}: {one.records} records ({one.state})" for one in uploads]

@@ -115,19 +115,27 @@ def class_of_section(section: Section) -> type[Handler]:
         raise ConfigError(f"{section.where(key)}: {error}") from None
 
 
-def state_dir_of(target: str, registry: Path | None) -> Path | None:
-    """The state folder of a handler of the registry file; None where the target is not of it.
+@dataclass(frozen=True)
+class HandlerState:
+    """Where a handler keeps its state: its folder, and what its settings say besides."""
 
-    The class is not made, so that none of its settings is needed.
+    handler_id: str
+    folder: Path
+    runtime: RuntimeSettings
+
+
+def runtime_of(section: Section) -> RuntimeSettings:
+    """The runtime settings of a section's handler.
 
     Raises:
-        ConfigError: The file, or a runtime setting, is wrong.
+        ConfigError: One is wrong.
     """
-    path = registry_path(registry)
-    if ":" in target or not path.exists():
-        return None
-    section = section_of(target, load_registry(path))
-    return None if section is None else folder_of(section)
+    values = merged_settings(RuntimeSettings, file=section.runtime, flags={})
+    try:
+        return RuntimeSettings(**values)
+    except ValidationError as error:
+        where = f"{section.path}: {section.handler_id}"
+        raise config_error(error, where=where, model=RuntimeSettings) from None
 
 
 def folder_of(section: Section) -> Path:
@@ -136,12 +144,7 @@ def folder_of(section: Section) -> Path:
     Raises:
         ConfigError: A runtime setting is wrong.
     """
-    values = merged_settings(RuntimeSettings, file=section.runtime, flags={})
-    try:
-        runtime = RuntimeSettings(**values)
-    except ValidationError as error:
-        where = f"{section.path}: {section.handler_id}"
-        raise config_error(error, where=where, model=RuntimeSettings) from None
+    runtime = runtime_of(section)
     named, unit = runtime.state_dir_of(section.handler_id), STATE / section.handler_id
     if is_there(named) or not is_there(unit):
         return named
@@ -157,10 +160,25 @@ def is_there(path: Path) -> bool:
         return True
 
 
+def state_of(target: str, registry: Path | None) -> HandlerState:
+    """Where a target keeps its state; of one in the registry file, without making the class.
+
+    Raises:
+        ConfigError: The file, or a runtime setting, is wrong.
+    """
+    path = registry_path(registry)
+    if ":" not in target and path.exists():
+        # The secrets of a section are its unit's, and not needed to look at what it stored.
+        section = section_of(target, load_registry(path))
+        if section is not None:
+            return HandlerState(section.handler_id, folder_of(section), runtime_of(section))
+    handler = make_handler(target, registry=registry)
+    return HandlerState(handler.handler_id, handler.state_dir, handler.runtime)
+
+
 def state_folder(target: str, registry: Path | None) -> Path:
-    """The state folder of a target; of one in the registry file, without any of its secrets."""
-    # The secrets of a section are its unit's, and not needed to look at what it stored.
-    return state_dir_of(target, registry) or make_handler(target, registry=registry).state_dir
+    """The state folder of a target: see `state_of`."""
+    return state_of(target, registry).folder
 
 
 def registry_path(given: Path | None) -> Path:

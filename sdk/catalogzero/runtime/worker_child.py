@@ -59,13 +59,14 @@ def spec_of(handler: Handler) -> JsonObject:
     cls = type(handler)
     module = sys.modules[cls.__module__]
     args, kwargs = handler._made_with
+    secrets = revealed({name: one for name, one in handler.runtime if isinstance(one, SecretStr)})
     return {
         "module": cls.__module__,
         "file": getattr(module, "__file__", None),
         "qualname": cls.__qualname__,
         "args": revealed(list(args)),
         "kwargs": revealed(kwargs),
-        "runtime": handler.runtime.model_dump(mode="json"),
+        "runtime": {**handler.runtime.model_dump(mode="json"), **secrets},
         "handler_id": handler.handler_id,
         "sys_path": sys.path,
         "parent_pid": os.getpid(),

@@ -1,9 +1,9 @@
 """The outbox: the durable local store of uploads that the backend has not yet completed.
 
 Owns the rules by which uploads come, go and are numbered, and by which what is here is compared
-with what the backend reports. The file and its statements are `store`'s; the marks of what was
-sealed last lie in it too, so that a seal and its mark are one transaction. Never talks to a
-backend.
+with what the backend reports. The statements are `store`'s, and who of several is at work
+`membership`'s; the marks of what was sealed last lie there too, so that a seal and its mark are one
+transaction. Never talks to a backend.
 
 States: building → sealed → completing → done, or superseded, held, dead, overtaken, abandoned.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shlex
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial, wraps
@@ -22,6 +22,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
+from catalogzero.cloud.outbox.membership import Membership
 from catalogzero.cloud.outbox.shared_commits import SharedCommits
 from catalogzero.cloud.outbox.store import OutboxStore
 from catalogzero.cloud.outbox.stored import (
@@ -35,6 +36,8 @@ from catalogzero.cloud.outbox.stored import (
     MOVED,
     NONCE,
     UPLOADED,
+    SharedStore,
+    Upload,
     UploadedTotals,
     as_text,
     from_text,
@@ -81,8 +84,8 @@ class Opening:
         params: The call's, as they leave.
         stream: What its records are named at the backend; None: the handler's own stream.
         keyed: In merge, the key.
-        base: Where its source stood before it was read, as `Mark.base`; None where it is begun
-            before it is read.
+        base: Of what is replaced whole, where its source stood before it was read, as
+            `Mark.base`; None of a range, which says by its `after` what it goes on from.
     """
 
     upload_id: str
@@ -136,7 +139,7 @@ class WholeUpload:
 
 
 class Outbox:
-    """The outbox in one state folder.
+    """The outbox in one state folder, or in a database that instances share.
 
     Every public method is atomic, on the disk when it returns, and may be called from any thread,
     beside other processes that have the same outbox open; calls that come together share a commit.
@@ -144,25 +147,31 @@ class Outbox:
     Args:
         folder: The handler's state folder.
         clock: For the times and the source numbers that it writes.
+        shared: The database, where instances share it.
         max_bytes: New uploads are refused above this.
         kept_ended: Rows of ended uploads that are kept to look at.
         repair: See `OutboxStore`.
 
     Attributes:
-        store: The file, to look at; what changes it is here.
+        store: To look at it; what changes it is here.
         commits: Its transactions.
+        membership: This process among those that share it; None where it is alone.
     """
 
     def __init__(
         self,
         folder: Path,
         clock: Clock,
+        shared: SharedStore | None = None,
         *,
         max_bytes: int = 10 << 30,
         kept_ended: int = 1_000,
         repair: bool = True,
     ) -> None:
-        self.store = OutboxStore(folder, clock, repair=repair)
+        self.store = OutboxStore(folder, clock, shared, repair=repair)
+        self.membership = None if shared is None else Membership(self.store, shared.instance_id)
+        self._beats = 1
+        self._timeline = ""
         self.commits = SharedCommits(self.store)
         self._clock, self._max_bytes, self._kept_ended = clock, max_bytes, kept_ended
         self._kept_from = _NO_NUMBER
@@ -170,13 +179,20 @@ class Outbox:
             self.remember(DAMAGED, self.store.rescue)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file or the connection."""
         self.store.close()
 
     @transaction
     def remember(self, name: str, value: Any) -> None:
         """Keep a JSON value under a name; None forgets it."""
         self.store.set_fact(name, value)
+
+    @transaction
+    def next_number(self, name: str, above: int = 0) -> int:
+        """The next of numbers that are counted under a name; none is given twice."""
+        number = max(self.store.fact(name) or 0, above) + 1
+        self.store.set_fact(name, number)
+        return number
 
     # What a run does
 
@@ -224,10 +240,11 @@ class Outbox:
             source_key=opening.source_key,
             source=opening.source,
             mode=opening.mode,
-            full=opening.full,
+            full=int(opening.full),
             params=as_text(opening.params),
             stream=opening.stream,
             keyed=as_text(opening.keyed),
+            **({"builder": self.membership.member} if self.membership else {}),
         )
 
     def add(self, upload_id: str, chunk: Chunk) -> None:
@@ -236,10 +253,13 @@ class Outbox:
         Raises:
             UploadEndedError: It has ended.
         """
-        # Not `@transaction`: the reserve is for ending uploads, a chunk would use it up.
-        with self.store.transaction():
+
+        def work() -> None:
             if not self.store.add_chunk(upload_id, chunk):
                 raise self._ended_error(upload_id)
+
+        # Not `@transaction`: the reserve is for ending uploads, a chunk would use it up.
+        self.store.write(work, of_one=True)
 
     @transaction
     def seal(self, *sealings: Sealing) -> list[int]:
@@ -249,7 +269,7 @@ class Outbox:
             The source_seq given to each: above all known ones, and at least the clock.
 
         Raises:
-            SourceChangedError: A source's position is no longer where the range began.
+            SourceChangedError: A source no longer stands where it did before it was read.
             UploadEndedError: One has ended.
         """
         return [self._seal(sealing) for sealing in sealings]
@@ -259,17 +279,22 @@ class Outbox:
         upload_id, upload_key, after = sealing.upload_id, sealing.upload_key, sealing.after
         until = sealing.until
         store = self.store
-        columns = 'source_key, "full", mode, source, params, keyed'
+        columns = 'source_key, "full", mode, source, params, keyed, base'
         found = store.find("uploads", columns, upload_id=upload_id, state="building")
         if not found:
             raise self._ended_error(upload_id)
-        key, full, mode, source, params, keyed = found[0]
+        key, full, mode, source, params, keyed, base = found[0]
         seq = self._next_seq(key)
+        [(position, stands)] = store.find("sources", "watermark, base", source_key=key) or [
+            (None, 0)
+        ]
+        if base != stands and (full or mode == "replace"):
+            # What another run sealed since is newer than what this one read.
+            raise SourceChangedError(f"{source}: another run sealed it while it was read")
         if mode != "replace":
             # Another run, a late answer or a purge may have moved the position since the read
             # began: a range sealed on it would leave a hole, or send rows twice.
-            position = store.find("sources", "watermark", source_key=key)
-            if not full and (from_text(position[0][0]) if position else None) != after:
+            if not full and from_text(position) != after:
                 raise SourceChangedError(f"{source}: its position moved while it was read")
             # Watermark values alone are no key: a second update within one of them is another
             # content, and would be taken for a duplicate.
@@ -317,13 +342,16 @@ class Outbox:
         Returns:
             What each item failed of; None where it is sealed.
         """
+
+        def work() -> None:
+            for upload in chain.from_iterable(items):
+                self._begin(upload.opening)
+                for chunk in upload.chunks:
+                    self.store.add_chunk(upload.opening.upload_id, chunk)
+                self._seal(upload.sealing)
+
         try:
-            with self.store.transaction():
-                for upload in chain.from_iterable(items):
-                    self._begin(upload.opening)
-                    for chunk in upload.chunks:
-                        self.store.add_chunk(upload.opening.upload_id, chunk)
-                    self._seal(upload.sealing)
+            self.store.write(work)
         except Exception as error:  # noqa: BLE001  # the item's
             if len(items) == 1:
                 return [error]
@@ -333,16 +361,25 @@ class Outbox:
 
     @transaction
     def abandon(self, upload_id: str | None = None) -> int:
-        """End an attempt that was not sealed, or all of them (after a crash); their chunks go.
+        """End an attempt that was not sealed, or all that nobody goes on with; their chunks go.
 
         Returns:
             How many there were.
         """
-        one = {} if upload_id is None else {"upload_id": upload_id}
-        building = self.store.find("uploads", "upload_id", state="building", **one)
-        for (found,) in building:
-            self._end(found, "abandoned")
-        return len(building)
+        return self._abandon(upload_id)
+
+    def _abandon(self, upload_id: str | None = None) -> int:
+        """See `abandon`; in the transaction of its caller."""
+        if self.membership is not None and upload_id is None:
+            found = self.membership.lapsed()
+        else:
+            one = {} if upload_id is None else {"upload_id": upload_id}
+            rows = self.store.find("uploads", "upload_id", state="building", **one)
+            found = [row[0] for row in rows]
+        for building in found:
+            answer = {"lapsed": True} if upload_id is None else None
+            self._end(building, "abandoned", answer=answer)
+        return len(found)
 
     @transaction
     def restamp(self, source_key: str, upload_key: str, stamp: Any) -> None:
@@ -368,6 +405,31 @@ class Outbox:
 
     # What the sender does
 
+    def to_send(self, without: Iterable[str], limit: int, *, take: bool) -> list[Upload]:
+        """The first uploads that are not ended, in order, that this process may send.
+
+        Args:
+            without: Ids of uploads that are not asked for.
+            limit: How many, at most.
+            take: Where others share the outbox: take what nobody has.
+        """
+        membership, without = self.membership, list(without)
+        if membership is None:
+            return self.store.open_uploads(without, limit)
+        if take:
+            self.store.write(partial(membership.take, without, limit), of_one=True)
+        return membership.taken(without, limit)
+
+    def release(self, keep: Iterable[str]) -> None:
+        """Where others share the outbox: let them send what this process has, but for some."""
+        if self.membership is not None:
+            self.store.write(partial(self.membership.release, list(keep)), of_one=True)
+
+    def epoch(self) -> int | None:
+        """The installation's epoch, as the outbox has it now; None where the backend has none."""
+        epoch: int | None = self.store.fact(EPOCH)
+        return epoch
+
     @transaction
     def acknowledge(self, upload_id: str, seq: int | None, size: int = 0) -> None:
         """Note that a chunk, or with None every chunk, needs no further sending."""
@@ -387,7 +449,7 @@ class Outbox:
             size: Bytes that were sent of it.
 
         Returns:
-            What of `witness` it is to carry.
+            What of `witness` it is to carry, and the epoch as `installation_epoch`.
         """
         sealed = {"upload_id": upload_id, "state": ("sealed", "completing")}
         if self.store.update("uploads", sealed, state="completing") != 1:
@@ -395,7 +457,8 @@ class Outbox:
         if acknowledged is not None:
             self.store.update("chunks", {"upload_id": upload_id, "seq": acknowledged}, acked=1)
             self.store.count_sent(upload_id, size)
-        return self.witness()
+        epoch = self.epoch()
+        return self.witness() | ({} if epoch is None else {"installation_epoch": epoch})
 
     @transaction
     def missing(self, upload_id: str, seqs: Sequence[int]) -> None:
@@ -618,6 +681,61 @@ class Outbox:
 
     # The start: one folder of possibly several, and whether it agrees with the backend
 
+    def join(self) -> bool:
+        """Be at work on this outbox; what nobody goes on with is abandoned.
+
+        Returns:
+            Whether a start is due: it is not where others are at work, which have had theirs.
+        """
+        is_first, self._timeline = self.commits.run(self._join)
+        self._beats = 1
+        return is_first
+
+    def _join(self) -> tuple[bool, str]:
+        """See `join`; in the transaction of its caller."""
+        if self.membership is None:
+            self._abandon()
+            return True, ""
+        others = self.membership.join()
+        self._abandon()
+        is_first = not others or self.store.fact(EPOCH) is None
+        return is_first, self.membership.timeline()
+
+    @transaction
+    def leave(self) -> None:
+        """Be at work no longer."""
+        if self.membership is not None:
+            self.membership.leave()
+
+    def beat(self, installation_id: str) -> bool:
+        """Be at work for a lease more; end what killed instances were building.
+
+        A store that does not know this process, as it was put back from an older copy, stays as it
+        is until an operator adopts it.
+
+        Returns:
+            Whether a start is due: the database is another one since the last time, which may lack
+            what it had.
+        """
+        if self.membership is None:
+            return False
+        before = self._timeline
+        self._beats, self._timeline = self.commits.run(
+            partial(self._beat, self.membership, self._beats + 1, installation_id)
+        )
+        return self._beats > 1 and self._timeline != before
+
+    def _beat(self, membership: Membership, beat: int, installation_id: str) -> tuple[int, str]:
+        """See `beat`; in the transaction of its caller."""
+        if not membership.renew(beat):
+            if self.store.fact(MOVED) is None:
+                moved = {"installation_id": installation_id, "since": self.store.now()}
+                self.store.set_fact(MOVED, {**moved, "put_back": True})
+            membership.join()
+            beat = 1
+        self._abandon()
+        return beat, membership.timeline()
+
     @transaction
     def start(self) -> JsonObject:
         """What a start says of this folder: its epoch, and a nonce that lasts until an answer.
@@ -641,13 +759,33 @@ class Outbox:
         }
 
     @transaction
-    def started(self, known: Known, installation_id: str) -> list[str]:
+    def moved(self, installation_id: str, since: str, epoch: int) -> bool:
+        """A start with this epoch was refused: another store took the installation over.
+
+        Returns:
+            False where another start of this store was answered meanwhile: then it says nothing.
+        """
+        if (self.store.fact(EPOCH) or 0) != epoch:
+            return False
+        moved = {"installation_id": installation_id, "since": since}
+        self.store.set_fact(MOVED, moved)
+        return True
+
+    @transaction
+    def started(self, known: Known, installation_id: str, nonce: str) -> list[str]:
         """Keep what a start was answered, and compare what is here with it, in one transaction.
+
+        Args:
+            known: The answer.
+            installation_id: Whose start it was.
+            nonce: What the start said.
 
         Returns:
             The source_keys whose marks were cleared: their sources are read again.
         """
         store, last = self.store, known.acknowledged
+        if known.epoch < (store.fact(EPOCH) or 0):  # a later start of this store was answered
+            return []
         # With the compare in one transaction: a generation that were kept first would pass for
         # compared after a crash between the two, and what was lost would never be missed.
         facts: dict[str, object] = {
@@ -655,7 +793,7 @@ class Outbox:
             GENERATION: known.generation,
             INSTALLATION: installation_id,
             ACKNOWLEDGED: None if last is None else last.model_dump(),
-            LAST_NONCE: store.fact(NONCE),
+            LAST_NONCE: nonce,
             NONCE: None,
         }
         for name, value in facts.items():
@@ -688,7 +826,14 @@ class Outbox:
         moved = self.store.fact(MOVED)
         if moved is None or moved.get("installation_id") != installation_id:
             return ""
-        handler = shlex.quote(self.store.path.parent.name)
+        handler = shlex.quote(self.store.handler_id)
+        if moved.get("put_back"):
+            return (
+                f"the store does not know this instance any more ({moved['since']}): it was put "
+                "back from an older copy, or two processes have one instance_id: see that each "
+                f"has its own, then `catalogzero installation adopt {handler}` goes on, and "
+                "compares what is here with what the backend has"
+            )
         return (
             f"another state folder took this installation over ({moved.get('since') or 'no date'}):"
             f" `catalogzero installation adopt {handler}` takes it back, `catalogzero installation "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.outbox.store import OutboxStore, looked_at
-from catalogzero.cloud.outbox.stored import FAULT, Fault, Pause
+from catalogzero.cloud.outbox.stored import FAULT, Fault, Pause, SharedStore
 from catalogzero.runtime.control_answers import OutboxFigures
 from catalogzero.runtime.health import disk_free_bytes
 
@@ -38,18 +38,21 @@ def outbox_figures(
         "last_upload_at": uploaded["at"],
         "uploaded_total": uploaded["uploads"],
         "uploaded_records_total": uploaded["records"],
-        "disk_free_bytes": disk_free_bytes(store.path.parent),
+        "disk_free_bytes": disk_free_bytes(store.folder),
     }
 
 
-def figures_in(folder: Path, clock: Clock) -> OutboxFigures | None:
-    """The figures of a state folder that nothing is changed in; None where it has no outbox.
+def figures_in(
+    folder: Path, clock: Clock, shared: SharedStore | None = None
+) -> OutboxFigures | None:
+    """The figures of an outbox in which nothing is changed; None where there is none: `looked_at`.
 
     Raises:
-        ConfigError: The file is damaged, or of another release.
+        ConfigError: It is damaged, or of another release.
+        UnreachableError: The database does not answer.
         OSError: The folder cannot be read.
     """
-    with looked_at(folder, clock) as store:
+    with looked_at(folder, clock, shared) as store:
         if store is None:
             return None
         return outbox_figures(store, clock, store.pause(), store.fact(FAULT))

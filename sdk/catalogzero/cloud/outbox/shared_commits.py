@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from catalogzero.cloud.outbox.store import OutboxStore, is_disk_full
+from catalogzero.cloud.outbox.outbox_file import is_disk_full
+from catalogzero.cloud.outbox.store import OutboxStore
 
 T = TypeVar("T")
 
@@ -77,8 +78,7 @@ class SharedCommits:
 
     def _commit(self, group: Sequence[_Work]) -> None:
         """Run work in one transaction."""
-        with self._store.transaction():
-            results = [one.work() for one in group]
+        results = self._store.write(lambda: [one.work() for one in group])
         for one, result in zip(group, results, strict=True):
             one.result, one.is_done = result, True
 

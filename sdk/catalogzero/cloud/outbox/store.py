@@ -1,28 +1,30 @@
-"""The outbox's file: opened, checked, and written in transactions that survive a full disk.
+"""What the outbox holds, as statements: uploads, chunks, sources, facts, and who is at work.
 
-Owns every statement, the outbox's own settings of SQLite, what becomes of a damaged file, and the
-reserve. Knows no rule: what may be changed, and when, is `outbox`'s.
+Owns every statement, in the SQL that SQLite and PostgreSQL have in common. The file or the database
+that it runs in is `outbox_file`'s or `outbox_database`'s. Knows no rule: what may be changed, and
+when, is `outbox`'s.
 """
 
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 from catalogzero.clock import Clock
 from catalogzero.cloud.counters import OtherParams
 from catalogzero.cloud.encoding import Chunk
-from catalogzero.cloud.outbox.rescue import Rescue, rescue
-from catalogzero.cloud.outbox.schema import MIGRATIONS
+from catalogzero.cloud.outbox.outbox_database import OutboxDatabase
+from catalogzero.cloud.outbox.outbox_file import FILE_NAME, OutboxFile
+from catalogzero.cloud.outbox.rescue import Rescue
+from catalogzero.cloud.outbox.schema import MIGRATIONS, SHARED_MIGRATIONS
 from catalogzero.cloud.outbox.stored import (
     DAMAGED,
+    OF_EACH_INSTANCE,
     PAUSED,
     UPLOADED,
     DamagedChunkError,
@@ -30,167 +32,113 @@ from catalogzero.cloud.outbox.stored import (
     MissingSource,
     OutboxTotals,
     Pause,
+    SharedStore,
     Summary,
     Upload,
     UploadedTotals,
     as_text,
     from_text,
 )
-from catalogzero.config.state_folder import create_private
-from catalogzero.errors import ConfigError, UnknownRunError
+from catalogzero.errors import ConfigError, UnknownRunError, UnreachableError
 from catalogzero.sql import (
     DAMAGE_FIX,
     DamagedFileError,
     is_damage,
-    open_file,
-    open_to_read,
-    quarantine,
     refuse_newer,
     version_in,
 )
 from catalogzero.sql.sqlite import explain
 from catalogzero.wire.messages import JsonObject
 
+T = TypeVar("T")
+
+STORE_FAULTS = (sqlite3.Error, UnreachableError)
+"""What is raised where the file's disk, or the database, is at fault: later it may go well."""
 RESCUE_FIX = "start the handler: it takes over what can be read, and names what cannot"
-RESERVE_BYTES = 1 << 20
-_FREE_PAGES = 2_048
-_CHECKPOINT_PAGES = 1_000
 LONG_QUEUE, TOTALS_S = 1_000, 1.0
 """Above this number of waiting uploads the figures are taken at most once in this time."""
-_BEHIND_A_DEAD_LETTER = (
-    "EXISTS (SELECT 1 FROM uploads e JOIN sources s USING (source_key)"
+BEHIND_A_DEAD_LETTER = (
+    "EXISTS (SELECT 1 FROM uploads e JOIN sources s ON s.source_key = e.source_key"
     " WHERE e.source_key = u.source_key AND e.seal_order < u.seal_order AND e.state = 'dead'"
     " AND (e.source_seq >= s.full_seq OR u.source_seq < s.full_seq))"
 )
-_FINAL = (
-    "WITH RECURSIVE own (upload_id, again) AS ("
-    " SELECT u.upload_id, json_extract(u.answer, '$.sealed_again_as')"
-    " FROM json_each(?) JOIN uploads u ON u.upload_id = value"
-    " UNION ALL SELECT u.upload_id, json_extract(u.answer, '$.sealed_again_as')"
-    " FROM own JOIN uploads u ON u.upload_id = own.again),"
-    " final AS (SELECT u.* FROM own JOIN uploads u USING (upload_id) WHERE again IS NULL) "
+BEHIND_ANOTHER = (
+    "EXISTS (SELECT 1 FROM uploads e WHERE e.source_key = u.source_key"
+    " AND e.seal_order < u.seal_order AND e.state IN ('sealed', 'completing'))"
 )
-"""The uploads of a JSON list of ids, each as what it was sealed again as at last."""
+"""Whether an upload `u` of a range waits for an earlier one of its source, refused or not."""
+IN_ORDER = "COALESCE(seal_order, 9e18), number"
 
 
 class OutboxStore:
-    """The SQLite file (WAL, `synchronous=FULL`) `outbox.sqlite` in a state folder.
+    """The outbox of a handler: a file in its state folder, or a schema that instances share.
 
-    What only reads may be called at any time; what writes belongs into a `transaction`.
+    What only reads may be called at any time; what writes belongs into `write`.
 
     Args:
         folder: The handler's state folder.
         clock: Names a damaged file that is quarantined, and dates uploads.
+        shared: The database, where instances share it.
         read_only: Change nothing, neither file nor folder; another user's can be looked at.
-        repair: Quarantine a damaged file, and take over what can be read of it; else damage is an
-            error.
+        repair: See `OutboxFile`.
 
     Attributes:
+        base: The file or the database.
         rescue: What came of a damaged file that was just found; None where the file was sound.
-        lock: Held by whoever uses the file.
+        lock: Held by whoever uses it.
 
     Raises:
-        ConfigError: The file was written by a newer release, or is damaged; it is left untouched.
+        ConfigError: A newer release wrote it, or it is damaged; it is left untouched.
+        UnreachableError: The database does not answer.
     """
 
     def __init__(
-        self, folder: Path, clock: Clock, *, repair: bool = True, read_only: bool = False
+        self,
+        folder: Path,
+        clock: Clock,
+        shared: SharedStore | None = None,
+        *,
+        repair: bool = True,
+        read_only: bool = False,
     ) -> None:
-        self.path = folder / "outbox.sqlite"
-        self.rescue: Rescue | None = None
-        self._reserve = folder / "outbox.reserve"
-        self.lock = threading.RLock()
         self._clock = clock
         self._totals: OutboxTotals | None = None
         self._totals_until_s = 0.0
-        if read_only:
-            self._db = open_to_read(self.path)
-            return
-        opened = partial(
-            open_file,
-            self.path,
-            MIGRATIONS,
-            pragmas=("synchronous=FULL", "secure_delete=FAST"),
-            first_pragmas=("auto_vacuum=INCREMENTAL",),
-            thorough=True,
+        self.rescue: Rescue | None = None
+        self.base: OutboxFile | OutboxDatabase
+        if shared is None:
+            self.base = OutboxFile(folder, clock, repair=repair, read_only=read_only)
+            self.rescue = self.base.rescue
+        else:
+            self.base = OutboxDatabase(shared, folder, read_only=read_only)
+        base = self.base
+        self.folder, self.handler_id, self.is_shared = base.folder, base.handler_id, base.is_shared
+        self.lock, self.execute, self.change = base.lock, base.execute, base.change
+        self.close, self.refuse_damaged, self.tidy = base.close, base.refuse_damaged, base.tidy
+        self.drop_reserve = base.drop_reserve
+        # The uploads of a JSON list of ids, each as what it was sealed again as at last.
+        again = base.json_text("u.answer", "sealed_again_as")
+        self._final_sql = (
+            "WITH RECURSIVE own (upload_id, again) AS ("  # noqa: S608  # only constants
+            f" SELECT u.upload_id, {again} FROM uploads u WHERE u.upload_id IN ({base.each})"
+            f" UNION ALL SELECT u.upload_id, {again}"
+            " FROM own JOIN uploads u ON u.upload_id = own.again),"
+            " final AS (SELECT u.* FROM own JOIN uploads u ON u.upload_id = own.upload_id"
+            " WHERE again IS NULL) "
         )
-        try:
-            self._db = opened()
-        except DamagedFileError:
-            if not repair:
-                raise
-            stamp = clock.now().strftime("%Y%m%dT%H%M%S%f")
-            quarantined = folder / f"outbox.damaged-{stamp}.sqlite"
-            quarantine(self.path, quarantined)
-            self._db = opened()
-            self.rescue = rescue(quarantined, self._db)
-        self._keep_reserve()
 
-    def close(self) -> None:
-        """Close the file."""
-        with self.lock:
-            self._db.close()
+    def write(self, work: Callable[[], T], *, of_one: bool = False) -> T:
+        """Run work in one write transaction.
 
-    def refuse_damaged(self) -> None:
-        """Look through the whole file.
+        It is run again where one came to nothing for want of the database.
 
-        Raises:
-            DamagedFileError: A page of it is damaged.
+        Args:
+            work: What is written.
+            of_one: It changes one upload alone: whoever shares the store need not wait for it.
         """
-        [(found,)] = self.execute("PRAGMA quick_check(1)")
-        if found != "ok":
-            raise explain(self.path, sqlite3.DatabaseError(found))
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """What is done meanwhile is one write transaction; a full disk is its caller's error."""
-        with self.lock:
-            # IMMEDIATE: a transaction that reads first and then writes beside another process would
-            # be refused at its first write, and SQLite's busy timeout does not help there.
-            self.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self.execute("ROLLBACK")
-                raise
-
-    def drop_reserve(self) -> bool:
-        """Give the reserve's space back to the disk; False without a reserve."""
-        with self.lock, suppress(FileNotFoundError):
-            self._reserve.unlink()
-            self.execute("PRAGMA wal_autocheckpoint=0")  # else a checkpoint takes the room
-            return True
-        return False
-
-    def tidy(self) -> None:
-        """Give free space back to the disk, and make the reserve again; a full disk is no error."""
-        with self.lock, suppress(sqlite3.OperationalError):
-            self.execute(f"PRAGMA incremental_vacuum({_FREE_PAGES})")
-            self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._keep_reserve()
-
-    def _keep_reserve(self) -> None:
-        """Make the reserve file unless it exists or the disk is full."""
-        if not self._reserve.exists():
-            try:
-                create_private(self._reserve)
-                self._reserve.write_bytes(b"\0" * RESERVE_BYTES)
-                self.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
-            except OSError:
-                self._reserve.unlink(missing_ok=True)
+        return self.base.write(work, of_one=of_one)
 
     # Any table
-
-    def execute(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
-        """Run one statement; its rows, all fetched before another thread may run one.
-
-        Since Python 3.12 threads share a cached statement: a cursor that left the lock would
-        answer what another thread asks.
-        """
-        with self.lock:
-            return self._db.execute(sql, args).fetchall()
 
     def find(self, table: str, columns: str, **where: Any) -> list[Any]:
         """Columns of the rows in which each column named has the value, or one of a tuple's."""
@@ -209,8 +157,7 @@ class OutboxStore:
         changed = ", ".join(f'"{name}" = ?' for name in changes)
         found, args = condition(where)
         sql = f"UPDATE {table} SET {changed} WHERE {found}"  # noqa: S608  # our own names
-        with self.lock:
-            return self._db.execute(sql, [*changes.values(), *args]).rowcount
+        return self.change(sql, [*changes.values(), *args])
 
     def delete(self, table: str, **where: Any) -> None:
         """Delete the rows that `find` would find; all of them without a condition."""
@@ -221,14 +168,20 @@ class OutboxStore:
 
     def fact(self, name: str) -> Any:
         """A remembered JSON value, or None."""
-        rows = self.find("facts", "value", name=name)
+        rows = self.find("facts", "value", name=self._kept_as(name))
         return from_text(rows[0][0]) if rows else None
 
     def set_fact(self, name: str, value: Any) -> None:
         """Remember a JSON value under a name; None forgets it."""
-        self.delete("facts", name=name)
+        kept_as = self._kept_as(name)
+        self.delete("facts", name=kept_as)
         if value is not None:
-            self.insert("facts", name=name, value=as_text(value))
+            self.insert("facts", name=kept_as, value=as_text(value))
+
+    def _kept_as(self, name: str) -> str:
+        """The name of a fact: what each instance knows of its own way has its instance's."""
+        is_own = self.base.owner and name in OF_EACH_INSTANCE
+        return f"{name}@{self.base.owner}" if is_own else name
 
     def pause(self) -> Pause | None:
         """Why nothing is sent, if that is so: of a handler that has ended, as it ended."""
@@ -246,16 +199,44 @@ class OutboxStore:
     def damage(self) -> Rescue | None:
         """What a damaged file held that is lost; None once that file is removed."""
         found: Rescue | None = self.fact(DAMAGED)
-        if found is None or not self.path.with_name(found["file"]).exists():
+        if found is None or not (self.folder / found["file"]).exists():
             return None
         return found
+
+    # What is counted for all that share the store
+
+    def book_pace(self, seconds: float) -> float:
+        """Book seconds of the way to the backend; how many seconds until they begin."""
+        sql = (
+            "UPDATE pace SET free_at = GREATEST(free_at, clock_timestamp())"
+            " + make_interval(secs => ?)"
+            " RETURNING CAST(EXTRACT(EPOCH FROM free_at - clock_timestamp()) AS DOUBLE PRECISION)"
+        )
+        [(until_s,)] = self.execute(sql, [seconds])
+        return max(float(until_s) - seconds, 0.0)
+
+    def last_audited(self) -> tuple[int, int, int, bytes | None]:
+        """The number of the audit log's newest line, of its pushes, its bytes, and the line."""
+        sql = "SELECT number, pushes, total_bytes, line FROM audit ORDER BY number DESC LIMIT 1"
+        for number, pushes, total_bytes, line in self.execute(sql):
+            return number, pushes, total_bytes, bytes(line)
+        return 0, 0, 0, None
+
+    def audited(self, above: int, limit: int) -> list[tuple[int, bytes]]:
+        """The audit log's lines above a number, in order, each with its own."""
+        sql = "SELECT number, line FROM audit WHERE number > ? ORDER BY number LIMIT ?"
+        return [(number, bytes(line)) for number, line in self.execute(sql, [above, limit])]
+
+    def forget_audited(self, below_bytes: int) -> None:
+        """Drop the lines with which the audit log had no more bytes than these."""
+        self.execute("DELETE FROM audit WHERE total_bytes <= ?", [below_bytes])
 
     # Uploads
 
     def uploads(self, states: Sequence[str] = (), limit: int = 1_000) -> list[Upload]:
         """Uploads of some states (all when empty), newest first."""
         where, args = condition({"state": tuple(states)} if states else {})
-        return self._uploads(f"{where} ORDER BY number DESC LIMIT ?", (*args, limit))
+        return self.uploads_where(f"{where} ORDER BY number DESC LIMIT ?", (*args, limit))
 
     def upload(self, upload_id: str) -> Upload:
         """One upload, by its id or the start of it.
@@ -263,7 +244,7 @@ class OutboxStore:
         Raises:
             UnknownRunError: None, or several.
         """
-        found = self._uploads("upload_id = ?", (upload_id,)) or self._uploads(
+        found = self.uploads_where("upload_id = ?", (upload_id,)) or self.uploads_where(
             "substr(upload_id, 1, ?) = ? LIMIT 2", (len(upload_id), upload_id)
         )
         if len(found) != 1:
@@ -279,14 +260,15 @@ class OutboxStore:
             without: Ids of uploads that are not asked for.
             limit: How many, at most.
         """
-        return self._uploads(
-            "ended_at IS NULL AND upload_id NOT IN (SELECT value FROM json_each(?))"  # noqa: S608  # only constants
-            f" AND NOT (mode <> 'replace' AND state <> 'building' AND {_BEHIND_A_DEAD_LETTER})"
-            " ORDER BY COALESCE(seal_order, 9e18), number LIMIT ?",
+        return self.uploads_where(
+            f"ended_at IS NULL AND upload_id NOT IN ({self.base.each})"  # only constants
+            f" AND NOT (mode <> 'replace' AND state <> 'building' AND {BEHIND_A_DEAD_LETTER})"
+            f" ORDER BY {IN_ORDER} LIMIT ?",
             (as_text(list(without)), limit),
         )
 
-    def _uploads(self, where: str, args: Sequence[Any]) -> list[Upload]:
+    def uploads_where(self, where: str, args: Sequence[Any]) -> list[Upload]:
+        """The uploads `u` for which a condition holds, with what orders and limits them."""
         names = ", ".join(f'u."{name}"' for name in Upload.__dataclass_fields__)
         found = []
         for row in self.execute(f"SELECT {names} FROM uploads u WHERE {where}", args):  # noqa: S608  # only constants
@@ -302,10 +284,8 @@ class OutboxStore:
         earlier upload of its source must have ended; a `full` one waits for no dead letter.
         """
         rows = self.execute(
-            "SELECT EXISTS (SELECT 1 FROM chunks WHERE upload_id = ? AND NOT acked),"  # noqa: S608  # only constants
-            " u.mode <> 'replace' AND (EXISTS (SELECT 1 FROM uploads e"
-            " WHERE e.source_key = u.source_key AND e.seal_order < u.seal_order"
-            f" AND e.state IN ('sealed', 'completing')) OR {_BEHIND_A_DEAD_LETTER})"
+            "SELECT EXISTS (SELECT 1 FROM chunks WHERE upload_id = ? AND acked = 0),"  # noqa: S608  # only constants
+            f" u.mode <> 'replace' AND ({BEHIND_ANOTHER} OR {BEHIND_A_DEAD_LETTER})"
             " FROM uploads u WHERE upload_id = ? AND seal_order IS NOT NULL",
             (upload.upload_id, upload.upload_id),
         )
@@ -318,30 +298,31 @@ class OutboxStore:
     def summary(self, upload_ids: Sequence[str], listed: int) -> Summary:
         """What became of uploads, each as what it was sealed again as; `listed` ids and answers."""
         states = self._final(
-            "SELECT state, COUNT(*), SUM(records), SUM(bytes_sent), job_id,"
-            " MAX(CASE WHEN job_id IS NOT NULL THEN number END) FROM final GROUP BY state",
+            "SELECT state, COUNT(*), CAST(SUM(records) AS BIGINT), CAST(SUM(bytes_sent) AS BIGINT)"
+            " FROM final GROUP BY state",
             upload_ids,
         )
+        jobs = "SELECT job_id FROM final WHERE job_id IS NOT NULL ORDER BY number DESC LIMIT 1"
         ids = "SELECT upload_id FROM final ORDER BY number LIMIT ?"
         dead = "SELECT answer FROM final WHERE state = 'dead' ORDER BY number LIMIT ?"
         return Summary(
             {row[0]: row[1] for row in states},
             sum(row[2] for row in states),
             sum(row[3] for row in states),
-            next((row[4] for row in states if row[4] is not None), None),
+            next((row[0] for row in self._final(jobs, upload_ids)), None),
             [row[0] for row in self._final(ids, upload_ids, listed)],
             [from_text(row[0]) for row in self._final(dead, upload_ids, listed)],
         )
 
     def _final(self, select: str, upload_ids: Sequence[str], *args: Any) -> list[Any]:
-        return self.execute(_FINAL + select, (as_text(upload_ids), *args))
+        return self.execute(self._final_sql + select, (as_text(list(upload_ids)), *args))
 
     def held(self, upload_ids: Iterable[str]) -> dict[str, str]:
         """Those of some uploads whose sources are to be read again, each with its source_key."""
         return dict(
             self.execute(
-                "SELECT upload_id, source_key FROM uploads WHERE state = 'held'"
-                " AND upload_id IN (SELECT value FROM json_each(?)) ORDER BY number",
+                "SELECT upload_id, source_key FROM uploads WHERE state = 'held'"  # noqa: S608  # only constants
+                f" AND upload_id IN ({self.base.each}) ORDER BY number",
                 (as_text(list(upload_ids)),),
             )
         )
@@ -357,10 +338,11 @@ class OutboxStore:
 
     def comparable(self, source_key: str) -> list[Any]:
         """A source's uploads that the backend may have, in sealing order, as rows."""
+        superseded = self.base.json_text("answer", "superseded")
         return self.execute(
-            "SELECT upload_id, mode, \"full\", source_seq, base, after, until, state = 'dead'"
+            "SELECT upload_id, mode, \"full\", source_seq, base, after, until, state = 'dead'"  # noqa: S608  # only constants
             " FROM uploads WHERE source_key = ? AND (state IN ('sealed', 'completing')"
-            " OR state = 'dead' AND json_extract(answer, '$.superseded') IS NULL)"
+            f" OR state = 'dead' AND {superseded} IS NULL)"
             " ORDER BY seal_order",
             (source_key,),
         )
@@ -375,10 +357,11 @@ class OutboxStore:
         if self._totals is not None and now_s < self._totals_until_s:
             return self._totals
         [row] = self.execute(
-            "SELECT COALESCE(SUM(ended_at IS NULL), 0), COALESCE(SUM(records), 0),"
-            " COALESCE(SUM(bytes), 0), COALESCE(SUM(state = 'dead'), 0),"
+            "SELECT COUNT(*) FILTER (WHERE ended_at IS NULL),"
+            " CAST(COALESCE(SUM(records), 0) AS BIGINT), CAST(COALESCE(SUM(bytes), 0) AS BIGINT),"
+            " COUNT(*) FILTER (WHERE state = 'dead'),"
             " MIN(CASE state WHEN 'held' THEN NULL ELSE created_at END),"
-            " (SELECT COUNT(*) FROM sources WHERE missing)"
+            " (SELECT COUNT(*) FROM sources WHERE missing = 1)"
             " FROM uploads WHERE ended_at IS NULL OR state IN ('dead', 'held')"
         )
         self._totals = OutboxTotals(*row)
@@ -445,12 +428,11 @@ class OutboxStore:
     def add_chunk(self, upload_id: str, chunk: Chunk) -> bool:
         """Keep a chunk of an upload that is building; False where it is not."""
         size = len(chunk.body)
-        with self.lock:
-            changed = self._db.execute(
-                "UPDATE uploads SET chunks = chunks + 1, records = records + ?, bytes = bytes + ?"
-                " WHERE upload_id = ? AND state = 'building'",
-                (chunk.records, size, upload_id),
-            ).rowcount
+        changed = self.change(
+            "UPDATE uploads SET chunks = chunks + 1, records = records + ?, bytes = bytes + ?"
+            " WHERE upload_id = ? AND state = 'building'",
+            (chunk.records, size, upload_id),
+        )
         if changed:
             about = {"upload_id": upload_id, "bytes": size, "crc": crc32(chunk.body)}
             self.insert("chunks", **about, **asdict(chunk))
@@ -459,7 +441,7 @@ class OutboxStore:
     def unsent(self, upload_id: str, limit: int) -> list[int]:
         """The numbers of the first chunks that the backend has not acknowledged."""
         rows = self.execute(
-            "SELECT seq FROM chunks WHERE upload_id = ? AND NOT acked ORDER BY seq LIMIT ?",
+            "SELECT seq FROM chunks WHERE upload_id = ? AND acked = 0 ORDER BY seq LIMIT ?",
             (upload_id, limit),
         )
         return [row[0] for row in rows]
@@ -475,7 +457,7 @@ class OutboxStore:
         Raises:
             DamagedChunkError: Its bytes are not those that were stored.
         """
-        columns, handler_id = "crc, seq, records, body, coding, content_type", self.path.parent.name
+        columns, handler_id = "crc, seq, records, body, coding, content_type", self.handler_id
         try:
             rows = self.find("chunks", columns, upload_id=upload_id, seq=seq)
         except sqlite3.DatabaseError as error:
@@ -529,7 +511,7 @@ class OutboxStore:
         """Sources whose last upload the backend does not have, or no longer."""
         rows = self.execute(
             "SELECT source_key, (SELECT u.source FROM uploads u WHERE u.source_key = s.source_key"
-            " ORDER BY u.number DESC LIMIT 1) FROM sources s WHERE missing"
+            " ORDER BY u.number DESC LIMIT 1) FROM sources s WHERE missing = 1"
             " ORDER BY source_key LIMIT ?",
             (limit,),
         )
@@ -571,7 +553,8 @@ class OutboxStore:
         """Have a row for a source, in which `high` is at least this."""
         self.execute(
             "INSERT INTO sources (source_key, high) VALUES (?, ?) ON CONFLICT (source_key)"
-            " DO UPDATE SET high = MAX(high, excluded.high)",
+            " DO UPDATE SET high = CASE WHEN excluded.high > sources.high"
+            " THEN excluded.high ELSE sources.high END",
             (source_key, high),
         )
 
@@ -586,7 +569,15 @@ class OutboxStore:
             " AND source_key NOT IN (SELECT source_key FROM uploads)"
         )
 
-    def copy_sources(self, other: Path) -> None:
+    def copy_sources(self, other: OutboxStore) -> None:
+        """Take over the sources of another outbox."""
+        columns = ", ".join(SOURCE_COLUMNS)
+        places = ", ".join("?" * len(SOURCE_COLUMNS))
+        insert = f"INSERT INTO sources ({columns}) VALUES ({places})"  # noqa: S608  # our own columns
+        for row in other.execute(f"SELECT {columns} FROM sources"):  # noqa: S608  # the same
+            self.execute(insert, row)
+
+    def copy_sources_of_file(self, other: Path) -> None:
         """Take over the sources of another outbox's file, which may be of an earlier version."""
         self.execute("ATTACH ? AS other", (str(other),))
         found = self.execute("SELECT name FROM pragma_table_info('sources', 'other')")
@@ -596,25 +587,39 @@ class OutboxStore:
 
 
 _JSON_COLUMNS = ("params", "after", "until", "answer", "keyed")
+SOURCE_COLUMNS = (
+    *("source_key", "upload_id", "upload_key", "stamp", "watermark", "last_full", "high"),
+    *("source", "params", "found_by", "mode", "bound", "source_seq", "base", "full_seq", "owed"),
+    *("missing", "policy", "keyed", "recent"),
+)
 
 
 @contextmanager
-def looked_at(folder: Path, clock: Clock) -> Iterator[OutboxStore | None]:
-    """The outbox of a state folder, which is not changed; None where it has none.
+def looked_at(
+    folder: Path, clock: Clock, shared: SharedStore | None = None
+) -> Iterator[OutboxStore | None]:
+    """The outbox of a handler, which is not changed; None where it has none.
 
     Raises:
-        ConfigError: The file is damaged, or of another release.
+        ConfigError: The file or the database is damaged, or of another release.
+        UnreachableError: The database does not answer.
         OSError: The folder cannot be read.
     """
-    path = folder / "outbox.sqlite"
+    older = "is of an older release: the next start of its handler brings it forward"
+    if shared is not None:
+        with closing(OutboxStore(folder, clock, shared, read_only=True)) as store:
+            if 0 < store.base.version < len(SHARED_MIGRATIONS):
+                raise ConfigError(f"{store.base.label} {older}")
+            yield store if store.base.version else None
+        return
+    path = folder / FILE_NAME
     if not path.exists():
         yield None
         return
     try:
         refuse_newer(path, found := version_in(path), len(MIGRATIONS))
         if 0 < found < len(MIGRATIONS):
-            text = "is of an older release: the next start of its handler brings it forward"
-            raise ConfigError(f"{path} {text}")
+            raise ConfigError(f"{path} {older}")
         with closing(OutboxStore(folder, clock, repair=False, read_only=True)) as store:
             yield store
     except (sqlite3.Error, DamagedFileError) as error:
@@ -627,16 +632,10 @@ def looked_at(folder: Path, clock: Clock) -> Iterator[OutboxStore | None]:
 
 def condition(where: JsonObject) -> tuple[str, list[Any]]:
     """A condition, and its arguments: each column equals its value, or one of a tuple's."""
-    tests, args = ["1"], list[Any]()
+    tests, args = ["1 = 1"], list[Any]()
     for name, value in where.items():
         several = value if isinstance(value, tuple) else (value,) if value is not None else ()
         places = ", ".join("?" * len(several))
         tests.append(f'"{name}" ' + ("IS NULL" if value is None else f"IN ({places})"))
         args += several
     return " AND ".join(tests), args
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk has no room, or that a file may not grow."""
-    code = getattr(error, "sqlite_errorname", "")
-    return code == "SQLITE_FULL" or str(code).startswith("SQLITE_IOERR_WRITE")

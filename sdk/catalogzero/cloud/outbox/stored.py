@@ -21,6 +21,15 @@ LOGGED = "logged"
 """The fact that says what of the way to the backend was logged last, and how often it came."""
 DAMAGED = "damaged"
 """The fact that says what could not be read of a damaged file, and where that is."""
+CLOCK_SKEW = "clock_skew_s"
+"""The fact that says how far this machine's clock is off the backend's."""
+HEALTH_REPORT, HEALTH_FAULT = "health_report_2", "health_fault"
+"""Facts: the report that waits, and why the last one was not delivered.
+
+Not the name of earlier releases, whose waiting report may hold a message of an exception.
+"""
+OF_EACH_INSTANCE = frozenset({PAUSED, FAULT, LOGGED, CLOCK_SKEW, HEALTH_REPORT, HEALTH_FAULT})
+"""Facts of one instance's own way to the backend, where several share a store."""
 FIRST_SEQ = 10**12
 """No source_seq that is sealed here is below: a watermark of version 1 is not taken for a pair."""
 

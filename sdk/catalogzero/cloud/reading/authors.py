@@ -52,6 +52,10 @@ class RunAuthor(Protocol):
         """Whether `read` is the author's."""
 
     @property
+    def handler_id(self) -> str:
+        """The handler's name."""
+
+    @property
     def state_dir(self) -> Path:
         """The handler's state folder."""
 

@@ -26,11 +26,12 @@ from catalogzero.cloud.audit import AuditLog
 from catalogzero.cloud.egress import Throttle, check_host
 from catalogzero.cloud.sending.bounded import AnswerError, BoundedTransport
 from catalogzero.cloud.settings import CloudSettings
+from catalogzero.cloud.shared_audit import SharedAudit
 from catalogzero.config.key_files import read_key
 from catalogzero.config.renewal import FileStamp, file_stamp, file_stamps
 from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import EgressPolicy, shown_url
-from catalogzero.errors import ConfigError
+from catalogzero.errors import ConfigError, UnreachableError
 from catalogzero.protocol.bodies import JSON
 from catalogzero.protocol.deciding import MAX_PLAIN_BYTES, MAX_SAID_CHARS, Outcome, RequestKind
 from catalogzero.protocol.identities import Identity, url_under
@@ -102,14 +103,15 @@ class BackendClient:
         settings: CloudSettings,
         policy: EgressPolicy,
         identity: Identity,
-        audit: AuditLog,
+        audit: AuditLog | SharedAudit,
         clock: Clock,
         log: FilteringBoundLogger,
         seldom: Seldom,
+        pace: Throttle | None = None,
     ) -> None:
         self._log, self.seldom = log, seldom
         self.settings, self.identity, self.audit, self.clock = settings, identity, audit, clock
-        self._policy, self._pace = policy, Throttle(policy.bytes_per_s, clock)
+        self._policy, self._pace = policy, pace or Throttle(policy.bytes_per_s, clock)
         self.key = ApiKey(settings)
         self._way: BoundedTransport | None = None
         self._under_way: Counter[BoundedTransport] = Counter()
@@ -200,7 +202,7 @@ class BackendClient:
             number = await asyncio.to_thread(self.audit.begin, **entry)
         except ConfigError as error:
             return Outcome(fault=str(error), blocked=True)
-        except OSError as error:
+        except (OSError, UnreachableError) as error:
             return Outcome(fault=f"the audit log cannot be written: {error}")
         outcome = await self._exchange(method, url, body, {**every, **headers})
         self.audit.settle(number, status=outcome.status, fault=outcome.fault)

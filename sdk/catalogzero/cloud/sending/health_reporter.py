@@ -18,7 +18,8 @@ from structlog.typing import FilteringBoundLogger
 
 from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.cloud.outbox.outbox_figures import outbox_figures
-from catalogzero.cloud.outbox.store import is_disk_full
+from catalogzero.cloud.outbox.outbox_file import is_disk_full
+from catalogzero.cloud.outbox.stored import CLOCK_SKEW, HEALTH_FAULT, HEALTH_REPORT
 from catalogzero.cloud.sending.backend_client import BackendClient
 from catalogzero.cloud.sending.retry_timer import RetryTimer
 from catalogzero.cloud.sending.sender import Sender
@@ -30,18 +31,13 @@ from catalogzero.wire.messages import JsonObject, encode_json
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 10.0, 86_400.0
 """What a backend may ask reports to come at."""
-_FACT_REPORT = "health_report_2"
-"""Not the name of earlier releases, whose waiting report may hold a message of an exception."""
 _FACT_SEQ = "health_seq"
-_FACT_FAULT = "health_fault"
-CLOCK_SKEW = "clock_skew_s"
-"""The fact that says how far this machine's clock is off the backend's."""
 
 
 def health_reasons(outbox: Outbox) -> list[str]:
     """What a damaged file cost, what the backend does not have, and whether it hears of health."""
     reasons = []
-    if (fault := outbox.store.fact(_FACT_FAULT)) is not None:
+    if (fault := outbox.store.fact(HEALTH_FAULT)) is not None:
         reasons.append(f"the last health report was not delivered: {fault}")
     if (damage := outbox.store.damage()) is not None:
         reasons.append(
@@ -82,7 +78,7 @@ class HealthReporter:
         self._seq = 0
         self._not_kept: JsonObject | None = None
         outbox.remember("health_report", None)
-        self.waiting = outbox.store.fact(_FACT_REPORT) is not None
+        self.waiting = outbox.store.fact(HEALTH_REPORT) is not None
         self.next_interval_s: float | None = None
 
     def due_s(self) -> float | None:
@@ -104,7 +100,7 @@ class HealthReporter:
         """Make a report, push it; True when the backend has it, False when it waits."""
         body = await asyncio.to_thread(self.made, metrics, about, sender)
         self.waiting = True
-        kept = await asyncio.to_thread(self.keep, _FACT_REPORT, body)
+        kept = await asyncio.to_thread(self.keep, HEALTH_REPORT, body)
         self._not_kept = None if kept else body
         self._backoff.succeeded()
         return await self.push_waiting()
@@ -113,7 +109,7 @@ class HealthReporter:
         """Push the report that waits, if one does."""
         outbox, to_thread = self._outbox, asyncio.to_thread
         async with self._turn:
-            body = self._not_kept or await to_thread(outbox.store.fact, _FACT_REPORT)
+            body = self._not_kept or await to_thread(outbox.store.fact, HEALTH_REPORT)
             if body is None:
                 self.waiting = False
                 return True
@@ -122,8 +118,8 @@ class HealthReporter:
             decision = decide(kind, outcome, self._clock.now())
             is_taken = decision.verdict is Verdict.DONE
             fault = None if is_taken else outcome.code
-            if fault != await to_thread(outbox.store.fact, _FACT_FAULT):
-                await to_thread(self.keep, _FACT_FAULT, fault)
+            if fault != await to_thread(outbox.store.fact, HEALTH_FAULT):
+                await to_thread(self.keep, HEALTH_FAULT, fault)
             seldom = self._backend.seldom
             if is_taken and (times := seldom.over("health not delivered")):
                 self._log.info("health delivered again", failed_tries=times)
@@ -149,9 +145,9 @@ class HealthReporter:
 
     def forget(self, seq: int) -> None:
         """Drop the report of this number, unless a newer one has come meanwhile."""
-        waiting = self._not_kept or self._outbox.store.fact(_FACT_REPORT)
+        waiting = self._not_kept or self._outbox.store.fact(HEALTH_REPORT)
         if waiting is not None and waiting["seq"] == seq:
-            self.keep(_FACT_REPORT, None)
+            self.keep(HEALTH_REPORT, None)
             self._not_kept, self.waiting = None, False
 
     def keep(self, name: str, value: Any) -> bool:
@@ -172,8 +168,12 @@ class HealthReporter:
         skew = outbox.store.fact(CLOCK_SKEW)
         failure, state = about.get("failure"), about.get("state", "active")
         health = judge_health(figures, failure, skew, health_reasons(outbox))
-        self._seq = max(outbox.store.fact(_FACT_SEQ) or 0, self._seq) + 1
-        self.keep(_FACT_SEQ, self._seq)
+        try:
+            self._seq = outbox.next_number(_FACT_SEQ, above=self._seq)
+        except sqlite3.OperationalError as error:
+            if not is_disk_full(error):
+                raise
+            self._seq = max(outbox.store.fact(_FACT_SEQ) or 0, self._seq) + 1
         failed = metrics.get("failures_total", 0)
         known = {
             "handler_id": who.handler_id,

@@ -8,7 +8,6 @@ changes a record.
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Container, Coroutine, Sequence
@@ -20,7 +19,8 @@ from structlog.typing import FilteringBoundLogger
 
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.outbox import Outbox
-from catalogzero.cloud.outbox.store import is_disk_full
+from catalogzero.cloud.outbox.outbox_file import is_disk_full
+from catalogzero.cloud.outbox.store import STORE_FAULTS
 from catalogzero.cloud.outbox.stored import (
     FAULT,
     PAUSED,
@@ -46,7 +46,8 @@ from catalogzero.wire.messages import encode_json
 
 PAUSED_PROBE_S = 300.0
 KEY_LOOK_S = 2.0
-POLL_S = 5.0
+POLL_S, SHARED_POLL_S = 5.0, 0.5
+"""How long a wait goes on without a look at the outbox: one that others share, they may empty."""
 DISK_FULL = "disk_full"
 _RETRIED, _PAUSED = "upload retried", "sending is paused"
 _FAILED, _NOT_READ = "sending failed", "the outbox cannot be read"
@@ -69,7 +70,6 @@ class Sender:
         sealed_only: Send nothing of an upload before it is sealed.
 
     Attributes:
-        epoch: The folder's epoch, once a start was answered; None where the backend has none.
         holds: Whether nothing may be sent, as no start was answered.
         paused: Whether sending is paused.
         pause_known: Why, for people on this machine and as a word; what an earlier process of this
@@ -95,7 +95,6 @@ class Sender:
         self._clock, self._settings = backend.clock, backend.settings
         self._on_change, self._on_start_due = on_change, on_start_due
         self._sealed_only = sealed_only
-        self.epoch: int | None = None
         self.holds = True
         self.paused = False
         self.pause_known = outbox.store.pause()
@@ -127,6 +126,7 @@ class Sender:
     def wait_ended(self, upload_ids: Sequence[str], timeout_s: float) -> None:
         """Wait, in a thread, until the uploads have ended, a pause begins, or the time is up."""
         deadline = self._clock.monotonic() + timeout_s
+        poll_s = SHARED_POLL_S if self._outbox.store.is_shared else POLL_S
         waited_for = deque(upload_ids)
         with self._changed:
             while waited_for and not self.paused:
@@ -137,7 +137,7 @@ class Sender:
                 if left <= 0:
                     return
                 # Never for longer: another process (`outbox purge`) may end an upload, too.
-                self._changed.wait(min(left, POLL_S))
+                self._changed.wait(min(left, poll_s))
 
     @property
     def is_flying(self) -> bool:
@@ -164,9 +164,9 @@ class Sender:
         """Begin no request until `go`."""
         self.holds = True
 
-    async def go(self, epoch: int | None) -> None:
-        """A start was answered: send, with the folder's epoch where the backend knows epochs."""
-        self.epoch, self.holds = epoch, False
+    async def go(self) -> None:
+        """A start was answered: send."""
+        self.holds = False
         await self.went_well()
         self.wake()
 
@@ -230,7 +230,8 @@ class Sender:
             self._waiting_work = bool(passed)
             look = 4 * self._settings.upload_concurrency
             for _ in range(1 + LOOKED_AT // look):
-                uploads = await asyncio.to_thread(self._outbox.store.open_uploads, passed, look)
+                take = not self.holds and now >= self.all.not_before
+                uploads = await asyncio.to_thread(self._outbox.to_send, passed, look, take=take)
                 ready = [upload for upload in uploads if self.has_work(upload)]
                 self._waiting_work = self._waiting_work or bool(ready)
                 if await self._start_due([] if self.holds else ready, now):
@@ -239,7 +240,7 @@ class Sender:
                 if len(uploads) < look:
                     self._forget(passed)
                     return
-        except sqlite3.Error as error:
+        except STORE_FAULTS as error:
             if times := self._backend.seldom.is_due(_NOT_READ):
                 self._log.warning(_NOT_READ, error=str(error), failed_tries=times)
             await self.failed_all("outbox_not_readable")
@@ -389,12 +390,13 @@ class Sender:
         witness = await asyncio.to_thread(self._outbox.completing, key, acknowledged, sent)
         if witness is None:  # an operator purged the upload since it was listed
             return
-        body = encode_json({**complete_body(upload, self._backend.identity, self.epoch), **witness})
+        body = encode_json({**complete_body(upload, self._backend.identity), **witness})
         path, about = ("uploads", key, "complete"), {"upload_id": key}
         kind = RequestKind.COMPLETE
         outcome = await self._backend.push(kind, "POST", path, body, AS_JSON, about=about)
         decision = decide(kind, outcome, self._clock.now())
-        await self._act(upload, decision, outcome, size=len(body))
+        epoch = witness.get("installation_epoch")
+        await self._act(upload, decision, outcome, size=len(body), epoch=epoch)
 
     async def _send_whole(self, upload: Upload) -> None:
         """The simple form: one plain JSON array."""
@@ -409,14 +411,15 @@ class Sender:
             await self._dead(upload, why, Outcome())
             return
         bodies = await asyncio.to_thread(lambda: [*self._outbox.store.bodies(upload.upload_id)])
-        body, headers = whole_request(upload, bodies, self._backend.identity, self.epoch)
+        epoch = await asyncio.to_thread(self._outbox.epoch)
+        body, headers = whole_request(upload, bodies, self._backend.identity, epoch)
         about = {"upload_id": upload.upload_id, "records": upload.records}
         kind = RequestKind.SIMPLE
         outcome = await self._backend.push(kind, "POST", (), body, headers, about=about)
         if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
             self.learn_form("unknown")
         decision = decide(kind, outcome, self._clock.now())
-        await self._act(upload, decision, outcome, size=len(body))
+        await self._act(upload, decision, outcome, size=len(body), epoch=epoch)
 
     # What the answers mean
 
@@ -428,8 +431,9 @@ class Sender:
         *,
         seq: int | None = None,
         size: int = 0,
+        epoch: int | None = None,
     ) -> None:
-        """Do what a decision says."""
+        """Do what a decision says; `epoch` is the one that was sent."""
         key, verdict = upload.upload_id, decision.verdict
         if verdict is Verdict.RETRY:
             await self._failed(key, outcome, decision.retry_after_s)
@@ -440,7 +444,10 @@ class Sender:
         elif verdict is Verdict.OTHER_CODING:
             pass  # the next try takes it
         elif verdict is Verdict.MOVED:
-            self._call_for_start(key)
+            if epoch is None or epoch == await asyncio.to_thread(self._outbox.epoch):
+                self._call_for_start(key)
+            else:  # a later start of this outbox was answered meanwhile: the next try has its epoch
+                self.each.setdefault(key, RetryTimer()).relapsed(self._clock.monotonic())
         elif verdict is Verdict.PAUSE:
             await self.pause(decision.reason, outcome.code)
         elif verdict is Verdict.DEAD:
@@ -504,6 +511,9 @@ class Sender:
         if outcome.status is None or outcome.status in {429, 503} or retry_after_s:
             self.all.failed(now, retry_after_s)
         await self._note_fault(outcome.code)
+        with suppress(*STORE_FAULTS):  # their way may be another one
+            flying = {flying for flying, _ in self._flying} - {key}
+            await asyncio.to_thread(self._outbox.release, flying)
 
     async def failed_all(self, code: str, retry_after_s: float | None = None) -> None:
         """Put everything off, as nothing can be sent now; `code` as in `fault`."""
@@ -570,7 +580,7 @@ class Sender:
 
     async def _keep(self, name: str, value: Any) -> None:
         """Keep a fact for whoever looks; a fault of the disk is met where something is sent."""
-        with suppress(sqlite3.Error):
+        with suppress(*STORE_FAULTS):
             await asyncio.to_thread(self._outbox.remember, name, value)
 
     def learn_form(self, form: str) -> None:
