@@ -139,17 +139,17 @@ def seals_in_two_steps() -> None:
 
 def dies_at_commits(order: Path) -> None:
     """Watch the outbox's commits; `order` holds `<method>:<before|after>` once."""
-    from catalogzero.cloud.outbox.store import OutboxStore
+    from catalogzero.cloud.outbox.outbox_file import OutboxFile
 
-    plain = OutboxStore.execute
+    plain = OutboxFile.execute
 
-    def execute(self: OutboxStore, sql: str, args: Sequence[Any] = ()) -> list[Any]:
+    def execute(self: OutboxFile, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         if sql != "COMMIT":
             return plain(self, sql, args)
-        caller = sys._getframe(3)  # above `transaction` and the `with` that it ends
+        caller = sys._getframe(3)  # above both `write`s
         group = caller.f_locals.get("group")  # of calls that share a commit
-        works = [one.work.func for one in group] if group else [caller.f_code]
-        names = [getattr(work, "__name__", getattr(work, "co_name", "")) for work in works]
+        works = [getattr(one.work, "func", one.work) for one in group or ()]
+        names = [work.__name__ for work in works] or [caller.f_code.co_name]
         for name in names:
             die_at(order, f"{name}:before")
         done = plain(self, sql, args)
@@ -157,4 +157,4 @@ def dies_at_commits(order: Path) -> None:
             die_at(order, f"{name}:after")
         return done
 
-    OutboxStore.execute = execute  # type: ignore[method-assign]  # the point of this class
+    OutboxFile.execute = execute  # type: ignore[method-assign]  # the point of this class

@@ -16,6 +16,7 @@ from catalogzero.cloud.outbox.outbox import Outbox
 from catalogzero.config.settings import RuntimeSettings
 
 from tests.cloud.processors import Plain
+from tests.cloud.stores import stores
 
 
 class Site:
@@ -36,6 +37,9 @@ class Site:
         key = {} if "api_key_file" in config else {"api_key": "test-key"}
         self.author = author(endpoint=endpoint, data_roots=[data], **{**key, **config})
         given = {"min_file_age_s": 0, "state_dir": folder / "state", "installation_id": "site"}
+        place = (runtime or {}).get("state_dir", given["state_dir"])
+        if (url := stores.url_of(Path(place) / "site")) is not None:
+            given["state"] = url
         self.author._attach(
             runtime=RuntimeSettings(**{**given, **(runtime or {})}), handler_id="site", clock=clock
         )

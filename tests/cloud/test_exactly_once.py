@@ -6,7 +6,6 @@ delays, repeats and reorders what hypothesis says. At rest, what is visible must
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +32,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.cloud.reference import CHANGED, Rules
+from tests.cloud.stores import stores
 
 WHO = Identity(
     installation_id="site", handler_id="h", entry="e", version="1", stream="s", sdk_version="1"
@@ -85,7 +85,8 @@ class Uploading(RuleBasedStateMachine):
         raise NotImplementedError
 
     def _open(self) -> Outbox:
-        return Outbox(Path(self.folder.name) / f"state-{self.folders}", self.clock)  # type: ignore[arg-type]
+        folder = Path(self.folder.name) / f"state-{self.folders}"
+        return Outbox(folder, self.clock, stores.shared(folder))  # type: ignore[arg-type]
 
     # The client
 
@@ -347,7 +348,7 @@ class Moving(Uploading):
             self.outbox.adopt()
             status, answer = self.ask()
         known = Known.model_validate(answer)
-        self.outbox.started(known, "site", "nonce")
+        self.outbox.started(known, "site", self.starts[-1]["nonce"])
         self.epoch = known.epoch
         if self.building and self.building[0].base is None:
             upload = self.outbox.store.upload(self.building[0].upload_id)
@@ -388,7 +389,7 @@ class Moving(Uploading):
         self.outbox.close()
         self.snapshot = Path(tempfile.mkdtemp(prefix="copy-", dir=self.folder.name))
         state = Path(self.folder.name) / f"state-{self.folders}"
-        shutil.copytree(state, self.snapshot, dirs_exist_ok=True)
+        stores.copy(state, self.snapshot)
         self.outbox = self._open()
         self.outbox.abandon()
         self.building = None
@@ -401,7 +402,7 @@ class Moving(Uploading):
         self.outbox.close()
         self.folders += 1
         self.older = True
-        self.snapshot.rename(Path(self.folder.name) / f"state-{self.folders}")
+        stores.copy(self.snapshot, Path(self.folder.name) / f"state-{self.folders}")
         self.snapshot, self.building = None, None
         self.outbox = self._open()
         self.outbox.abandon()

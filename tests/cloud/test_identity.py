@@ -21,6 +21,7 @@ from catalogzero.protocol.bodies import Known, SourceState
 from tests.cloud.processors import Counter, Plain
 from tests.cloud.reference import MOVED, ReferenceBackend
 from tests.cloud.site import Site, until
+from tests.cloud.stores import stores
 
 CSV = "n\n1\n2\n"
 OTHER = "n\n3\n"
@@ -35,7 +36,7 @@ async def backend() -> AsyncIterator[ReferenceBackend]:
 
 @pytest.fixture
 def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    opened = Outbox(tmp_path / "box", SystemClock())
+    opened = Outbox(tmp_path / "box", SystemClock(), stores.shared(tmp_path / "box"))
     yield opened
     opened.close()
 

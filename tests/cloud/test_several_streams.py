@@ -180,7 +180,7 @@ async def test_a_refused_range_holds_its_own_stream_alone(
         sealed = {one.stream: one.upload_id for one in site.outbox.store.uploads(("sealed",))}
         orders = sealed["orders"]
         site.outbox.die(orders, {"reason": "422"})
-        await site.engine.sender.go(site.engine.sender.epoch)
+        await site.engine.sender.go()
         assert (await running)["status"] == "rejected"
         SortedRead.kinds = [*SortedRead.kinds, "orders", "users"]
         held = await site.run("api")

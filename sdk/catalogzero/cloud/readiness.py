@@ -48,7 +48,7 @@ def preflight(
     state_dir: Path,
     clock: Clock,
     streams: Sequence[Stream],
-    shared: SharedStore | None,
+    shared: SharedStore | None = None,
 ) -> list[Check]:
     """The checks of a processor with these settings, which declares these streams."""
     policy = runtime.egress
