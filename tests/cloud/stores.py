@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import psycopg
-
 from catalogzero.cloud.outbox.stored import SharedStore
 
 POSTGRESQL = os.environ.get(
