@@ -248,18 +248,41 @@ class CloudProcessor(Handler):
         """Fix the installation's id; begin reports at an interval, where one is set.
 
         Raises:
-            ConfigError: A data root cannot be read.
+            ConfigError: A data root cannot be read, or is another disk than at other instances.
         """
         await super()._on_start()
         faults = await asyncio.to_thread(lambda: list(map(root_fault, self.settings.data_roots)))
         if any(faults):
             raise ConfigError("\n".join(": ".join(fault) for fault in faults if fault))
+        await self._compare_roots()
         await asyncio.to_thread(self._installation_id)
         for text in (*self.runtime.deprecations, *self.settings.deprecations):
             self.log.warning("setting_deprecated", text=text)
         self._interval_s = self.runtime.health_interval_s
         if self._interval_s is not None:
             self._reports = asyncio.create_task(self._report_always(), name="health-reports")
+
+    async def _compare_roots(self) -> None:
+        """With a shared store: have the worker see that all instances read the same disks.
+
+        Raises:
+            ConfigError: They do not, or cannot know it.
+        """
+        if self.runtime.state is None or not self.settings.data_roots:
+            return
+        try:
+            faults = await self.worker.call("_root_faults")
+        except CatalogZeroError as error:  # the store is away: each run looks before it reads
+            self.log.warning("roots_not_compared", error=str(error))
+            return
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    def _root_faults(self) -> list[str]:
+        """In the worker: what is wrong with the data roots, by their tokens."""
+        from catalogzero.cloud.replicas import root_faults
+
+        return root_faults(self._engine().outbox, self.settings.data_roots)
 
     async def _on_stop(self) -> None:
         """End the reports with a last one."""
@@ -287,7 +310,7 @@ class CloudProcessor(Handler):
         old = [*self.runtime.deprecations, *self.settings.deprecations]
         if old:
             found = Finding("renamed settings", "warn", "; ".join(old), "write the present names")
-            own.append(Check(found.name, lambda: found, found.fix))
+            own.append(Check.of(found))
         return [*super()._preflight(), *own]
 
     def _worker_wanted(self) -> bool:
@@ -300,9 +323,17 @@ class CloudProcessor(Handler):
         refuse_newer(path, version_in(path), len(MIGRATIONS))
         return path.exists()
 
-    @classmethod
-    def _uploads(cls) -> bool:
-        return True
+    def _keeps_its_own(self) -> bool:
+        """See `Handler._keeps_its_own`."""
+        return self.runtime.state is None
+
+    def _state_faults(self) -> list[JsonObject]:
+        """See `Handler._state_faults`."""
+        if self.runtime.state is None:
+            return []
+        from catalogzero.cloud.replicas import state_faults
+
+        return state_faults(self.runtime)
 
     def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:
         """See `Handler._uploads_of`; by a look at the outbox that leaves it as it is."""

@@ -65,12 +65,20 @@ def spec_of(handler: Handler) -> JsonObject:
         "qualname": cls.__qualname__,
         "args": revealed(list(args)),
         "kwargs": revealed(kwargs),
-        "runtime": handler.runtime.model_dump(mode="json"),
+        "runtime": runtime_of(handler),
         "handler_id": handler.handler_id,
         "sys_path": sys.path,
         "parent_pid": os.getpid(),
         "versions": versions_of(handler),
     }
+
+
+def runtime_of(handler: Handler) -> JsonObject:
+    """The runtime's settings; what nobody set is not set in the child either."""
+    runtime = handler.runtime
+    given = runtime.model_dump(mode="json", exclude_unset=True)
+    secrets = {name: revealed(one) for name, one in runtime if isinstance(one, SecretStr)}
+    return {**given, **secrets, "state_dir": str(runtime.state_dir)}
 
 
 def versions_of(handler: Handler) -> dict[str, str]:

@@ -1,0 +1,96 @@
+"""What instances of one processor need, beside the store that they share.
+
+Owns what is refused where it is missing: settings that no folder can keep in common, and data roots
+that are other disks on other hosts. Never opens the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from catalogzero.cloud.extras import is_installed, missing_extra
+from catalogzero.cloud.reading.root_tokens import ROOT_FILE, make_token, read_token
+from catalogzero.config.settings import RuntimeSettings
+from catalogzero.errors import ConfigError
+from catalogzero.wire.messages import JsonObject
+
+if TYPE_CHECKING:
+    from catalogzero.cloud.outbox.outbox import Outbox
+
+
+def state_faults(runtime: RuntimeSettings) -> list[JsonObject]:
+    """What a processor's section lacks for the shared store that it names.
+
+    Nothing is loaded for it: the handler's own process asks.
+
+    Returns:
+        Each as `faults_error` takes it; empty where it names none.
+    """
+    if runtime.state is None:
+        return []
+    faults = dict[str, str]()
+    if runtime.installation_id is None:
+        faults["installation_id"] = (
+            "instances on several hosts have no common folder that could keep one: name it here, "
+            "the same for all"
+        )
+    policy = runtime.egress
+    if (policy.hash or policy.hash_sources) and policy.hash_key_file is None:
+        faults["egress.hash_key_file"] = (
+            "with a key of its own each instance would hash the same value to another one: make "
+            "one file (`openssl rand -hex 32`), copy it to each host, and name it here"
+        )
+    if not is_installed("postgresql"):
+        faults["state"] = missing_extra("postgresql")
+    return [{"field": field, "message": message} for field, message in faults.items()]
+
+
+def root_faults(outbox: Outbox, roots: Sequence[Path]) -> list[str]:
+    """What is wrong with the data roots of an instance, as the shared store knows their tokens.
+
+    A token is made only where no instance has one: a share that is not mounted here is another
+    disk, and gets none.
+
+    Args:
+        outbox: Whose store is shared.
+        roots: As the settings name them.
+
+    Returns:
+        A sentence each; empty where this instance reads the same disks as the others.
+    """
+    tokens, faults = dict[str, str](), list[str]()
+    for number, root in enumerate(roots):
+        try:
+            # Sources are named by a root's last folder name, wherever it is mounted.
+            tokens[root.name] = read_token(root) or ""
+        except ConfigError as error:
+            faults.append(f"data_roots[{number}] {error.message}")
+    others = outbox.agree_on_roots(tokens)
+    missing = [root for root in roots if tokens.get(root.name) == "" and root.name not in others]
+    made = dict[str, str]()
+    for root in missing:
+        try:
+            made[root.name] = make_token(root)
+        except ConfigError as error:
+            faults.append(f"data_roots[{roots.index(root)}] {error.message}")
+    others |= outbox.agree_on_roots(made)
+    return [*faults, *_other_disks(roots, others, tokens | made)]
+
+
+def _other_disks(
+    roots: Sequence[Path], others: dict[str, str], tokens: dict[str, str]
+) -> Iterator[str]:
+    """The sentence of each root that has another token at the other instances."""
+    for number, root in enumerate(roots):
+        if root.name in others:
+            own, theirs = tokens[root.name], others[root.name]
+            here = f"its {ROOT_FILE} says {own}" if own else f"it has no {ROOT_FILE}"
+            path = quote(str(root / ROOT_FILE))
+            yield (
+                f"data_roots[{number}] {root} is another disk here than at the other instances: "
+                f"{here}, theirs says {theirs}: mount theirs here; where all files were moved to "
+                f"this one for good, `echo {theirs} > {path}`"
+            )
