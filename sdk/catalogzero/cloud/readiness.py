@@ -20,7 +20,7 @@ from catalogzero.cloud.encoding import ColumnFilter
 from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.outbox.store import RESCUE_FIX, looked_at
 from catalogzero.cloud.reachability import Reachability
-from catalogzero.cloud.reading.network_mounts import NETWORK_MIN_AGE_S, younger_roots
+from catalogzero.cloud.reading.network_mounts import NETWORK_MIN_AGE_S, young_roots
 from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions
 from catalogzero.cloud.reading.root_tokens import (
     ROOT_FILE,
@@ -222,7 +222,7 @@ class Readiness:
         if faults:
             fix = "make the file on a host that may write there, for every host's user to read"
             return Finding("state", "fail", "; ".join(faults), fix)
-        if young := younger_roots(self.runtime, roots):
+        if young := young_roots(self.runtime, roots):
             shown = ", ".join(f"{root} ({kind})" for root, kind in young)
             found = (
                 f"min_file_age_s is {self.runtime.min_file_age_s:g}, and other hosts write to "
@@ -232,7 +232,11 @@ class Readiness:
             return Finding("state", "warn", found, fix)
         if missing:
             return f"{ROOT_FILE} is made at the first start in {', '.join(missing)}"
-        return f"{len(roots)} data roots have a token"
+        return (
+            "1 data root has its token"
+            if len(roots) == 1
+            else f"{len(roots)} data roots have theirs"
+        )
 
     def _files(self) -> Iterator[FileItem]:
         """The files of all data roots."""

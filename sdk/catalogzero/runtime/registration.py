@@ -145,14 +145,14 @@ class Registration:
 
 def second_host_fix(handler: Handler) -> str:
     """What to do about another host that answers under a handler's handler_id."""
-    runtime = handler.runtime
     if handler._keeps_its_own():
         return (
             "two state folders of one installation would overwrite each other's rows: stop the "
             "other host, or give this one a `handler_id` and an `installation_id` of its own, or "
             "give both the same `state` (postgresql://…) and an `instance_id` each"
         )
-    if runtime.state is not None and not runtime.instance_id:
-        return "stop the other host, or give each of them an `instance_id`, beside the same `state`"
-    own = "an `instance_id`" if runtime.instance_id else "a `handler_id`"
+    if handler.runtime.state is not None:
+        own = "`instance_id` of its own, beside the same `state`"
+        return f"stop the other host, or give each of them an {own}"
+    own = "an `instance_id`" if handler.runtime.instance_id else "a `handler_id`"
     return f"stop the other host, or give this one {own} of its own"

@@ -72,24 +72,34 @@ def network_type(path: str, mountinfo: str | None = None) -> str | None:
     return found if found in NETWORK_TYPES else None
 
 
-def min_file_age_s(runtime: RuntimeSettings, paths: Iterable[str]) -> float:
+def min_file_age_s(
+    runtime: RuntimeSettings, paths: Iterable[str], mountinfo: str | None = None
+) -> float:
     """How old files must be before they are read.
 
     Args:
         runtime: Its `min_file_age_s` holds wherever somebody set it, and without a shared store.
         paths: The files', links resolved.
+        mountinfo: See `network_type`.
     """
-    if runtime.state is None or "min_file_age_s" in runtime.model_fields_set:
-        return runtime.min_file_age_s
-    on_network = any(map(network_type, paths))
-    return max(runtime.min_file_age_s, NETWORK_MIN_AGE_S) if on_network else runtime.min_file_age_s
+    given_s = runtime.min_file_age_s
+    if runtime.state is None or is_set(runtime):
+        return given_s
+    on_network = any(network_type(path, mountinfo) for path in paths)
+    return max(given_s, NETWORK_MIN_AGE_S) if on_network else given_s
 
 
-def younger_roots(runtime: RuntimeSettings, roots: Sequence[Path]) -> list[tuple[Path, str]]:
-    """The data roots on a network for which somebody set a lower minimum age, with their types."""
-    if runtime.state is None or runtime.min_file_age_s >= NETWORK_MIN_AGE_S:
+def young_roots(
+    runtime: RuntimeSettings, roots: Sequence[Path], mountinfo: str | None = None
+) -> list[tuple[Path, str]]:
+    """The data roots on a network whose files somebody lets be younger, each with its type."""
+    is_lower = is_set(runtime) and runtime.min_file_age_s < NETWORK_MIN_AGE_S
+    if runtime.state is None or not is_lower:
         return []
-    if "min_file_age_s" not in runtime.model_fields_set:
-        return []
-    typed = ((root, network_type(os.path.realpath(root))) for root in roots)
+    typed = ((root, network_type(os.path.realpath(root), mountinfo)) for root in roots)
     return [(root, found) for root, found in typed if found is not None]
+
+
+def is_set(runtime: RuntimeSettings) -> bool:
+    """Whether somebody set `min_file_age_s`, in the file, the environment or a flag."""
+    return "min_file_age_s" in runtime.model_fields_set

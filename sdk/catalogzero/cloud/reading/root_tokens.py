@@ -40,8 +40,9 @@ def read_token(root: Path) -> str | None:
         fix = "let every host's user read it (`chmod 644`), and let it be no link"
         raise ConfigError(f"{root}: {path} cannot be read: {error.strerror}: {fix}") from error
     try:
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        text = os.read(descriptor, _MAX_BYTES).decode("ascii", "replace") if is_file else ""
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ConfigError(f"{root}: {path} is no file: take it away, and start again")
+        text = os.read(descriptor, _MAX_BYTES).decode("ascii", "replace")
     except OSError as error:
         raise ConfigError(f"{root}: {path} cannot be read: {error.strerror}") from error
     finally:
@@ -73,8 +74,8 @@ def make_token(root: Path) -> str:
         _sync(root)
     except OSError as error:
         raise ConfigError(
-            f"{root}: {path} cannot be made: {error.strerror}: make it on a host that may write "
-            f"there, with {by_hand(root)}"
+            f"{root}: {path} cannot be made: {error.strerror}: make it by hand, on a host that "
+            f"may write there: {by_hand(root)}"
         ) from error
     finally:
         with suppress(OSError):
