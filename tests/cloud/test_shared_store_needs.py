@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 from catalogzero import HandlerClient
+from catalogzero.clock import SystemClock
+from catalogzero.cloud.encoding import Chunk
+from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 from catalogzero.errors import ConfigError
 from catalogzero.testing import serving
 
@@ -120,6 +123,28 @@ def test_a_run_that_lacks_something_ends_with_the_exit_code_of_a_configuration(
     assert done.returncode == 3
     assert "installation_id: instances on several hosts" in done.stderr
     assert not (tmp_path / "exports" / ".catalogzero-root").exists()
+
+
+@pytest.mark.parametrize("instance_id", [None, "a"])
+def test_uploads_in_the_folder_of_one_that_was_alone_would_be_left_behind(
+    tmp_path: Path, instance_id: str | None
+) -> None:
+    state = {"state": NOWHERE, "installation_id": "i", "instance_id": instance_id}
+    outbox = Outbox(tmp_path / "state" / "site", SystemClock())
+    outbox.begin(Opening("u1", "K", "exports/a.csv", "replace", full=False, params={}))
+    _, [building] = check(tmp_path, **state)
+    outbox.add("u1", Chunk(0, 1, b'{"n":1}', "identity", "application/x-ndjson"))
+    outbox.seal(Sealing(upload_id="u1", upload_key="k"))
+    outbox.close()
+    code, [waiting, _] = check(tmp_path, **state)
+    path = tmp_path / "state" / "site" / "outbox.sqlite"
+    path.write_bytes(b"no database" * 999)
+    _, [damaged, _] = check(tmp_path, **state)
+
+    assert building["status"] == "pass"
+    assert (code, waiting["status"]) == (1, "fail")
+    assert waiting["found"].startswith(f"state: 1 uploads in {path} would be left behind")
+    assert damaged["found"].startswith(f"state: whether uploads wait in {path} cannot be read")
 
 
 def test_its_own_process_loads_no_driver_and_its_worker_is_given_the_store(

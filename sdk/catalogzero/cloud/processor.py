@@ -333,7 +333,7 @@ class CloudProcessor(Handler):
             return []
         from catalogzero.cloud.replicas import state_faults
 
-        return state_faults(self.runtime)
+        return state_faults(self.runtime, self.state_dir)
 
     def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:
         """See `Handler._uploads_of`; by a look at the outbox that leaves it as it is."""

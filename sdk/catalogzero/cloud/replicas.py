@@ -6,46 +6,83 @@ that are other disks on other hosts. Never opens the store.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
 from catalogzero.cloud.extras import is_installed, missing_extra
+from catalogzero.cloud.outbox.looking import FILE_NAME
 from catalogzero.cloud.reading.root_tokens import ROOT_FILE, make_token, read_token
 from catalogzero.config.settings import RuntimeSettings
-from catalogzero.errors import ConfigError
+from catalogzero.errors import CatalogZeroError, ConfigError, text_of
+from catalogzero.sql import open_to_read
 from catalogzero.wire.messages import JsonObject
 
 if TYPE_CHECKING:
     from catalogzero.cloud.outbox.outbox import Outbox
 
+_UNSENT = "SELECT count(*) FROM uploads WHERE state IN ('sealed', 'completing', 'held', 'dead')"
 
-def state_faults(runtime: RuntimeSettings) -> list[JsonObject]:
+
+def state_faults(runtime: RuntimeSettings, folder: Path) -> list[JsonObject]:
     """What a processor's section lacks for the shared store that it names.
 
-    Nothing is loaded for it: the handler's own process asks.
+    No driver is loaded for it: the handler's own process asks.
+
+    Args:
+        runtime: Its section.
+        folder: Its state folder.
 
     Returns:
         Each as `faults_error` takes it; empty where it names none.
     """
     if runtime.state is None:
         return []
-    faults = dict[str, str]()
+    return [{"field": field, "message": text} for field, text in _lacks(runtime, folder)]
+
+
+def _lacks(runtime: RuntimeSettings, folder: Path) -> Iterator[tuple[str, str]]:
+    """Each field at fault, with what is wrong and what to do."""
     if runtime.installation_id is None:
-        faults["installation_id"] = (
-            "instances on several hosts have no common folder that could keep one: name it here, "
-            "the same for all"
-        )
+        text = "instances on several hosts have no common folder that could keep one"
+        yield "installation_id", f"{text}: name it here, the same for all"
     policy = runtime.egress
     if (policy.hash or policy.hash_sources) and policy.hash_key_file is None:
-        faults["egress.hash_key_file"] = (
+        yield (
+            "egress.hash_key_file",
             "with a key of its own each instance would hash the same value to another one: make "
-            "one file (`openssl rand -hex 32`), copy it to each host, and name it here"
+            "one file (`openssl rand -hex 32`), copy it to each host, and name it here",
         )
     if not is_installed("postgresql"):
-        faults["state"] = missing_extra("postgresql")
-    return [{"field": field, "message": message} for field, message in faults.items()]
+        yield "state", missing_extra("postgresql")
+    for one in [folder, folder.parent] if runtime.instance_id else [folder]:
+        if text := left_behind(one):
+            yield "state", text
+
+
+def left_behind(folder: Path) -> str:
+    """What to do about uploads in a folder's own outbox, which nobody would send; empty: no such.
+
+    A processor that was alone is moved to a shared store once it has sent what it had.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return ""
+    try:
+        with closing(open_to_read(path)) as db:
+            [(count,)] = db.execute(_UNSENT).fetchall()
+    except (CatalogZeroError, sqlite3.Error) as error:
+        return f"whether uploads wait in {path} cannot be read: {text_of(error)}"
+    if not count:
+        return ""
+    return (
+        f"{count} uploads in {path} would be left behind: take `state` out, let them be sent "
+        "(`catalogzero outbox list`; retry or purge what was refused), then set it again; or move "
+        "that file away, to give them up"
+    )
 
 
 def root_faults(outbox: Outbox, roots: Sequence[Path]) -> list[str]:
