@@ -34,7 +34,7 @@ SHARED = {"state": "postgresql://127.0.0.1:1/none"}
     ("path", "wanted"),
     [
         ("/", "ext4"),
-        ("/home/a.csv", "ext4"),
+        ("/opt/a.csv", "ext4"),
         ("/srv", "nfs4"),
         ("/srv/exports/a.csv", "nfs4"),
         ("/srvs/a.csv", "ext4"),
@@ -66,7 +66,7 @@ def test_of_this_machine_proc_is_proc_and_a_tmpfs_is_no_network() -> None:
 
 
 def test_with_instances_a_file_on_a_network_rests_for_a_minute() -> None:
-    shared, files = RuntimeSettings(**SHARED), ["/home/a.csv", "/srv/a.csv"]
+    shared, files = RuntimeSettings(**SHARED), ["/opt/a.csv", "/srv/a.csv"]
 
     assert min_file_age_s(shared, files, MOUNTS) == 60.0
     assert min_file_age_s(shared, files[:1], MOUNTS) == 2.0
@@ -85,7 +85,7 @@ def test_what_the_operator_set_counts_and_so_does_a_handler_that_is_alone() -> N
 
 
 def test_a_lower_age_that_was_set_is_named_with_the_root_and_its_type() -> None:
-    roots = [Path("/srv"), Path("/home")]
+    roots = [Path("/srv"), Path("/opt")]
     low = RuntimeSettings(**SHARED, min_file_age_s=5)
     enough = RuntimeSettings(**SHARED, min_file_age_s=60)
 

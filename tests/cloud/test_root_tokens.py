@@ -239,10 +239,10 @@ async def test_a_start_makes_the_token_and_another_disk_is_refused_and_gets_none
 
     assert pong["status"] == "ok"
     assert token is not None
-    told_apart = f"data_roots[0] {host.exports} is another disk here than at the other instances"
-    assert empty.startswith(f"{told_apart}: it has no {ROOT_FILE}, theirs says {token}")
+    begin = f"data_roots[0] {host.exports} is another disk here than at the other instances"
+    assert empty.startswith(f"{begin}: it has no {ROOT_FILE}, theirs says {token}")
     assert left == []
-    assert other.startswith(f"{told_apart}: its {ROOT_FILE} says {own}, theirs says {token}")
+    assert other.startswith(f"{begin}: its {ROOT_FILE} says {own}, theirs says {token}")
     assert f"`echo {token} > {host.exports / ROOT_FILE}`" in other
 
 

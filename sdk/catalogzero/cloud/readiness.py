@@ -205,7 +205,7 @@ class Readiness:
         return ", ".join(map(str, self.settings.data_roots))
 
     def state(self) -> Finding | str:
-        """Data roots that can be told apart from those of other hosts, and old enough files.
+        """Whether all hosts see that their data roots are one disk, and wait for their files.
 
         What the section lacks is named by `Handler._state_faults`, a line each.
         """
