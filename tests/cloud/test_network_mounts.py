@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from catalogzero.cloud.reading.network_mounts import (
@@ -27,7 +28,7 @@ MOUNTS = r"""
 not a mount
 """
 SHM = "/dev/shm"  # noqa: S108  # a tmpfs on every Linux
-SHARED = {"state": "postgresql://127.0.0.1:1/none"}
+SHARED: dict[str, Any] = {"state": "postgresql://127.0.0.1:1/none"}
 
 
 @pytest.mark.parametrize(

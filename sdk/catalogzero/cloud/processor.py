@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from catalogzero.cloud.engine import Engine
 
 LAST_REPORT_S = 5.0
+ROOTS_S = 30.0
+"""The longest that a start waits for the shared store and the data roots."""
 _NOTHING = {"data_roots": (), "sources": (), "taps": ()}
 SERVED_IN_PLAIN = "calls come from other machines without encryption (allow_plaintext)"
 
@@ -271,9 +273,10 @@ class CloudProcessor(Handler):
         if self.runtime.state is None or not self.settings.data_roots:
             return
         try:
-            faults = await self.worker.call("_root_faults")
-        except CatalogZeroError as error:  # the store is away: each run looks before it reads
-            self.log.warning("roots_not_compared", error=str(error))
+            async with asyncio.timeout(ROOTS_S):
+                faults = await self.worker.call("_root_faults")
+        except (CatalogZeroError, TimeoutError) as error:  # the store or a share is away
+            self.log.warning("roots_not_compared", error=text_of(error))
             return
         if faults:
             raise ConfigError("\n".join(faults))
