@@ -147,6 +147,25 @@ def test_uploads_in_the_folder_of_one_that_was_alone_would_be_left_behind(
     assert damaged["found"].startswith(f"state: whether uploads wait in {path} cannot be read")
 
 
+def test_a_registry_file_with_the_store_s_password_is_its_owner_s_alone(tmp_path: Path) -> None:
+    key = tmp_path / "api_key"
+    key.write_text("key")
+    key.chmod(0o600)
+    found = {}
+    for user in ("me", "me:a-password"):
+        url, config = f"postgresql://{user}@127.0.0.1:1/none", {"api_key_file": str(key)}
+        one = section(tmp_path, "http://127.0.0.1:9/v1", state=url, config=config)
+        del one["config"]["api_key"]
+        registry = tmp_path / "handler_registry.yaml"
+        registry.write_text(json.dumps({"scheduler": "none", "handlers": [one]}))
+        registry.chmod(0o644)
+        done = run_command("check", "site", "--registry", str(registry), "--json")
+        found[user] = [one["name"] for one in json.loads(done.stdout)["findings"]]
+        assert "a-password" not in done.stdout + done.stderr
+
+    assert ("keys" in found["me"], "keys" in found["me:a-password"]) == (False, True)
+
+
 def test_its_own_process_loads_no_driver_and_its_worker_is_given_the_store(
     tmp_path: Path, postgresql: str
 ) -> None:
