@@ -79,7 +79,8 @@ def test_what_the_operator_set_counts_and_so_does_a_handler_that_is_alone() -> N
     for set_s in (0.0, 2.0, 90.0):
         runtime = RuntimeSettings(**SHARED, min_file_age_s=set_s)
         assert min_file_age_s(runtime, files, MOUNTS) == set_s
-    former = RuntimeSettings(**SHARED, **{"settle_s": 5})
+    given = {**SHARED, "settle_s": 5}
+    former = RuntimeSettings(**given)
 
     assert min_file_age_s(former, files, MOUNTS) == 5.0
     assert min_file_age_s(RuntimeSettings(), files, MOUNTS) == 2.0
