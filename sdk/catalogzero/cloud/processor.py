@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from catalogzero.cloud.engine import Engine
 
 LAST_REPORT_S = 5.0
+ROOTS_S = 30.0
+"""The longest that a start waits for the shared store and the data roots."""
 _NOTHING = {"data_roots": (), "sources": (), "taps": ()}
 SERVED_IN_PLAIN = "calls come from other machines without encryption (allow_plaintext)"
 
@@ -249,18 +251,42 @@ class CloudProcessor(Handler):
         """Fix the installation's id; begin reports at an interval, where one is set.
 
         Raises:
-            ConfigError: A data root cannot be read.
+            ConfigError: A data root cannot be read, or is another disk than at other instances.
         """
         await super()._on_start()
         faults = await asyncio.to_thread(lambda: list(map(root_fault, self.settings.data_roots)))
         if any(faults):
             raise ConfigError("\n".join(": ".join(fault) for fault in faults if fault))
+        await self._compare_roots()
         await asyncio.to_thread(self._installation_id)
         for text in (*self.runtime.deprecations, *self.settings.deprecations):
             self.log.warning("setting_deprecated", text=text)
         self._interval_s = self.runtime.health_interval_s
         if self._interval_s is not None:
             self._reports = asyncio.create_task(self._report_always(), name="health-reports")
+
+    async def _compare_roots(self) -> None:
+        """With a shared store: have the worker see that all instances read the same disks.
+
+        Raises:
+            ConfigError: They do not, or cannot know it.
+        """
+        if self.runtime.state is None or not self.settings.data_roots:
+            return
+        try:
+            async with asyncio.timeout(ROOTS_S):
+                faults = await self.worker.call("_root_faults")
+        except (CatalogZeroError, TimeoutError) as error:  # the store or a share is away
+            self.log.warning("roots_not_compared", error=text_of(error))
+            return
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    def _root_faults(self) -> list[str]:
+        """In the worker: what is wrong with the data roots, by their tokens."""
+        from catalogzero.cloud.replicas import root_faults
+
+        return root_faults(self._engine().outbox, self.settings.data_roots)
 
     async def _on_stop(self) -> None:
         """End the reports with a last one."""
@@ -289,7 +315,7 @@ class CloudProcessor(Handler):
         old = [*self.runtime.deprecations, *self.settings.deprecations]
         if old:
             found = Finding("renamed settings", "warn", "; ".join(old), "write the present names")
-            own.append(Check(found.name, lambda: found, found.fix))
+            own.append(Check.of(found))
         return [*super()._preflight(), *own]
 
     def _worker_wanted(self) -> bool:
@@ -304,9 +330,17 @@ class CloudProcessor(Handler):
         refuse_newer(path, version_in(path), len(MIGRATIONS))
         return path.exists()
 
-    @classmethod
-    def _uploads(cls) -> bool:
-        return True
+    def _keeps_its_own(self) -> bool:
+        """See `Handler._keeps_its_own`."""
+        return self.runtime.state is None
+
+    def _state_faults(self) -> list[JsonObject]:
+        """See `Handler._state_faults`."""
+        if self.runtime.state is None:
+            return []
+        from catalogzero.cloud.replicas import state_faults
+
+        return state_faults(self.runtime, self.state_dir)
 
     def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:
         """See `Handler._uploads_of`; by a look at the outbox that leaves it as it is."""

@@ -215,6 +215,26 @@ class Outbox:
             )
 
     @transaction
+    def agree_on_roots(self, tokens: Mapping[str, str]) -> dict[str, str]:
+        """Keep the tokens of data roots that were not known; where one differs, none is kept.
+
+        Args:
+            tokens: That of each root, by the name that its sources have; empty: it has none.
+
+        Returns:
+            The token that is known, of each root that has another one.
+        """
+        fact = "root_tokens"
+        known = self.store.fact(fact) or {}
+        others = {
+            name: known[name] for name, token in tokens.items() if known.get(name, token) != token
+        }
+        unknown = {name: token for name, token in tokens.items() if token and name not in known}
+        if unknown and not others:
+            self.store.set_fact(fact, {**known, **unknown})
+        return others
+
+    @transaction
     def begin(self, opening: Opening) -> None:
         """Open an upload in state building: its chunks may be sent, none is visible before a seal.
 
