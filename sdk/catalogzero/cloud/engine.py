@@ -25,6 +25,7 @@ from catalogzero.cloud.outbox.store import STORE_FAULTS
 from catalogzero.cloud.outbox.stored import CLOCK_SKEW, LOGGED, SharedStore
 from catalogzero.cloud.pipeline import UploadRun
 from catalogzero.cloud.reading.authors import RunAuthor
+from catalogzero.cloud.replicas import root_faults
 from catalogzero.cloud.sending.backend_client import BackendClient
 from catalogzero.cloud.sending.health_reporter import (
     HealthReporter,
@@ -38,6 +39,7 @@ from catalogzero.config.seldom import Seldom, Times
 from catalogzero.errors import CatalogZeroError, FailedError, UnreachableError
 from catalogzero.protocol.bodies import AS_JSON, Known, fitting
 from catalogzero.protocol.deciding import Decision, Outcome, RequestKind, Verdict, decide
+from catalogzero.protocol.identities import digest_of
 from catalogzero.protocol.problems import Kind
 from catalogzero.runtime.control_answers import SendingNow
 from catalogzero.wire.messages import JsonObject, encode_json
@@ -74,11 +76,15 @@ class Engine:
         self._identity, self._clock, self._log = author.identity(), author.clock, author.log
         settings, runtime, folder = author.settings, author.runtime, author.state_dir
         shared = SharedStore.of(runtime, author.handler_id)
+        self._key = egress_key(runtime.egress, folder)
         self.outbox = Outbox(folder, self._clock, shared, max_bytes=runtime.outbox_max_bytes)
-        self._has_joined = not self.outbox.join()
+        alike = {
+            "installation_id": self._identity.installation_id,
+            "egress.hash_key_file": digest_of([self._key.hex()]),
+        }
+        self._has_joined = not self.outbox.join(alike)
         if self.outbox.store.rescue is not None:
             self._log.error("the outbox was damaged", **self.outbox.store.rescue)
-        self._key = egress_key(runtime.egress, folder)
         limits = {"max_bytes": runtime.audit_max_bytes, "kept_files": runtime.audit_kept_files}
         self._audit = (
             SharedAudit(self.outbox, self._clock, **limits)
@@ -108,7 +114,7 @@ class Engine:
             sealed_only=runtime.egress.strict,
         )
         self.health = HealthReporter(self.outbox, self.backend, self._log, self._start_again)
-        self._runs = 0
+        self._runs, self._roots_agreed = 0, False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._change, self._looks, self._reported_look = asyncio.Event(), itertools.count(1), 0
         self._reported: JsonObject = {}
@@ -150,6 +156,7 @@ class Engine:
         """One run of `process_and_upload`, in a thread."""
         if moved := self.outbox.moved_text(self._identity.installation_id):
             raise FailedError(moved)
+        self._refuse_other_disks()
         run = UploadRun(
             author=self._author,
             identity=self._identity,
@@ -180,6 +187,17 @@ class Engine:
             with suppress(*STORE_FAULTS, RuntimeError):  # a loop that is closed reports no more
                 if self._loop is not None:  # before the result: who has that asks for the figures
                     self._loop.call_soon_threadsafe(self._report, *self._status())
+
+    def _refuse_other_disks(self) -> None:
+        """With a shared store: read nothing before it is known that all read the same disks.
+
+        Raises:
+            FailedError: They do not.
+        """
+        if self.outbox.membership is not None and not self._roots_agreed:
+            if faults := root_faults(self.outbox, self._author.settings.data_roots):
+                raise FailedError("\n".join(faults))
+            self._roots_agreed = True
 
     def _log_run(self, result: Mapping[str, Any]) -> None:
         """Log what somebody should look at; keep for `check` what the egress policy met."""

@@ -6,6 +6,7 @@ sender takes them from there meanwhile. Never talks to a backend.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator
@@ -22,6 +23,7 @@ from catalogzero.cloud.outbox.outbox_file import is_disk_full
 from catalogzero.cloud.reading.ahead import BATCHES_AHEAD
 from catalogzero.cloud.reading.authors import OwnItem
 from catalogzero.cloud.reading.items import Group, Item, Plan
+from catalogzero.cloud.reading.network_mounts import min_file_age_s
 from catalogzero.cloud.reading.records import ReadOptions
 from catalogzero.cloud.reading.sources import FileItem, Files, Roots
 from catalogzero.cloud.run_base import RunBase
@@ -250,7 +252,11 @@ class UploadRun(RunBase):
         writers = [self._writer(item, plan) for plan in plans]
         if not (isinstance(item, FileItem) and item.is_gone()):
             self.counters.waiting.difference_update(writer.source_key for writer in writers)
-        now, min_age_s = self.author.clock.now().timestamp(), self.author.runtime.min_file_age_s
+        paths = [os.path.join(one.root, one.relative) for one in files if isinstance(one, FileItem)]
+        now, min_age_s = (
+            self.author.clock.now().timestamp(),
+            min_file_age_s(self.author.runtime, paths),
+        )
         ages = [now - file.modified_at() for file in files if isinstance(file, FileItem)]
         # A file from the future would be waited for until then: never longer than the minimum age.
         wait_s = min(min_age_s - min(ages, default=1e9), min_age_s, 60.0)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from catalogzero.cloud.engine import Engine
 
 LAST_REPORT_S = 5.0
+STORE_LOOK_S = 5.0
+"""How long after a look at a shared store that could not be opened the next one is."""
 ROOTS_S = 30.0
 """The longest that a start waits for the shared store and the data roots."""
 _NOTHING = {"data_roots": (), "sources": (), "taps": ()}
@@ -271,7 +273,7 @@ class CloudProcessor(Handler):
         Raises:
             ConfigError: They do not, or cannot know it.
         """
-        if self.runtime.state is None or not self.settings.data_roots:
+        if self.runtime.state is None:
             return
         try:
             async with asyncio.timeout(ROOTS_S):
@@ -283,10 +285,13 @@ class CloudProcessor(Handler):
             raise ConfigError("\n".join(faults))
 
     def _root_faults(self) -> list[str]:
-        """In the worker: what is wrong with the data roots, by their tokens."""
+        """In the worker: what is wrong with the store, and with the data roots by their tokens."""
         from catalogzero.cloud.replicas import root_faults
 
-        return root_faults(self._engine().outbox, self.settings.data_roots)
+        try:
+            return root_faults(self._engine().outbox, self.settings.data_roots)
+        except ConfigError as error:  # the store is another installation's, or a newer release's
+            return [error.message]
 
     async def _on_stop(self) -> None:
         """End the reports with a last one."""
@@ -359,9 +364,13 @@ class CloudProcessor(Handler):
         while True:
             try:
                 return await asyncio.to_thread(self._engine)
-            except UnreachableError as error:
-                self.log.warning("store_away", error=error.message)
+            except (UnreachableError, ConfigError) as error:
+                if self.runtime.state is None:
+                    raise
+                if times := self._seldom.is_due("store_not_opened"):
+                    self.log.warning("store_not_opened", error=error.message, times=times)
                 self.report_status({"busy": True, "reasons": [error.message]})
+                await self.clock.sleep(STORE_LOOK_S)
 
     async def _report_always(self) -> None:
         """Report every `health_interval_s`, or as often as the backend asks for."""

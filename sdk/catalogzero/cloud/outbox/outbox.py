@@ -701,22 +701,28 @@ class Outbox:
 
     # The start: one folder of possibly several, and whether it agrees with the backend
 
-    def join(self) -> bool:
+    def join(self, alike: Mapping[str, str] | None = None) -> bool:
         """Be at work on this outbox; what nobody goes on with is abandoned.
+
+        Args:
+            alike: What all that are at work on it must have in common, by the setting's name.
 
         Returns:
             Whether a start is due: it is not where others are at work, which have had theirs.
+
+        Raises:
+            ConfigError: Others are at work that differ.
         """
-        is_first, self._timeline = self.commits.run(self._join)
+        is_first, self._timeline = self.commits.run(partial(self._join, alike or {}))
         self._beats = 1
         return is_first
 
-    def _join(self) -> tuple[bool, str]:
+    def _join(self, alike: Mapping[str, str]) -> tuple[bool, str]:
         """See `join`; in the transaction of its caller."""
         if self.membership is None:
             self._abandon()
             return True, ""
-        others = self.membership.join()
+        others = self.membership.join(alike)
         self._abandon()
         is_first = not others or self.store.fact(EPOCH) is None
         return is_first, self.membership.timeline()
@@ -751,7 +757,7 @@ class Outbox:
             if self.store.fact(MOVED) is None:
                 moved = {"installation_id": installation_id, "since": self.store.now()}
                 self.store.set_fact(MOVED, {**moved, "put_back": True})
-            membership.join()
+            membership.rejoin()
             beat = 1
         self._abandon()
         return beat, membership.timeline()
