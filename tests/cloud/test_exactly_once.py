@@ -486,11 +486,11 @@ FEWER = settings(max_examples=10, stateful_step_count=30, deadline=None)
 
 @pytest.mark.postgresql
 @pytest.mark.usefixtures("postgresql")
-class TestSharedReplacing(SharedReplacing.TestCase):  # type: ignore[misc]  # made by hypothesis
+class TestSharedReplacing(SharedReplacing.TestCase):  # type: ignore[misc,valid-type]
     settings = FEWER
 
 
 @pytest.mark.postgresql
 @pytest.mark.usefixtures("postgresql")
-class TestSharedAppending(SharedAppending.TestCase):  # type: ignore[misc]  # made by hypothesis
+class TestSharedAppending(SharedAppending.TestCase):  # type: ignore[misc,valid-type]
     settings = FEWER
