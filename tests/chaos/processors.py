@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -77,7 +77,8 @@ class Mortal(CloudProcessor):
             self.clock = JumpingClock(control / "clock_offset")
             if os.environ.get("CHAOS_MUTANT") == "mark_first":
                 seals_in_two_steps()
-            dies_at_commits(control / "die_at")
+            watch = dies_at_commits if self.runtime.state is None else dies_at_shared_commits
+            watch(control / "die_at")
         return super()._engine()
 
 
@@ -146,15 +147,46 @@ def dies_at_commits(order: Path) -> None:
     def execute(self: OutboxFile, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         if sql != "COMMIT":
             return plain(self, sql, args)
-        caller = sys._getframe(3)  # above both `write`s
-        group = caller.f_locals.get("group")  # of calls that share a commit
-        works = [getattr(one.work, "func", one.work) for one in group or ()]
-        names = [work.__name__ for work in works] or [caller.f_code.co_name]
-        for name in names:
-            die_at(order, f"{name}:before")
-        done = plain(self, sql, args)
-        for name in names:
-            die_at(order, f"{name}:after")
-        return done
+        with watched_commit(order):
+            return plain(self, sql, args)
 
     OutboxFile.execute = execute  # type: ignore[method-assign]  # the point of this class
+
+
+def dies_at_shared_commits(order: Path) -> None:
+    """The same of an outbox in PostgreSQL; `<method>:cut` lets a proxy meet the next commit."""
+    from catalogzero.sql.postgresql import BoundedConnection
+
+    plain = BoundedConnection.execute
+
+    def execute(self: BoundedConnection, query: Any, *args: Any, **named: Any) -> Any:
+        if query != "COMMIT":
+            return plain(self, query, *args, **named)
+        with watched_commit(order):
+            return plain(self, query, *args, **named)
+
+    BoundedConnection.execute = execute  # type: ignore[assignment, method-assign]  # the same
+
+
+@contextmanager
+def watched_commit(order: Path) -> Iterator[None]:
+    """Die before or after a commit where the order is of what it writes."""
+    names = committed_methods()
+    for name in names:
+        die_at(order, f"{name}:before")
+        if order.exists() and order.read_text() == f"{name}:cut":
+            order.rename(order.with_name("cut"))
+    yield
+    for name in names:
+        die_at(order, f"{name}:after")
+
+
+def committed_methods() -> list[str]:
+    """The methods whose work is in the transaction that ends: several may share a commit."""
+    frame = sys._getframe()
+    while Path(frame.f_code.co_filename).name not in ("outbox.py", "shared_commits.py"):
+        if frame.f_back is None:
+            return []
+        frame = frame.f_back
+    works = [getattr(one.work, "func", one.work) for one in frame.f_locals.get("group") or ()]
+    return [work.__name__ for work in works] or [frame.f_code.co_name]

@@ -1,9 +1,10 @@
 """Runs of a mortal processor, each in a forked process of its own, without a handler.
 
-    python -m tests.cloud.engine_process FOLDER URL
+    python -m tests.cloud.engine_process FOLDER URL [DATABASE]
 
-For each line on standard input it forks one run over all of `FOLDER/exports`, and answers with a
-line of JSON: the process's exit status (negative: its signal).
+The outbox is in `FOLDER/state`, or in a database that instances share. For each line on standard
+input it forks one run over all of `FOLDER/exports`, and answers with a line of JSON: the process's
+exit status (negative: its signal).
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from tests.chaos.processors import Mortal
 from tests.cloud.site import until
 
 
-async def run(folder: Path, url: str) -> dict[str, Any]:
+async def run(folder: Path, url: str, database: str | None) -> dict[str, Any]:
     """One run, to its end: all is sent."""
     processor = Mortal(endpoint=url, api_key="test-key", data_roots=[folder / "exports"])
     runtime = RuntimeSettings(
-        state_dir=folder / "state", min_file_age_s=0, installation_id="site", chunk_bytes=1024
+        state_dir=folder / "state",
+        state=database,
+        instance_id="one" if database else None,
+        min_file_age_s=0,
+        installation_id="site",
+        chunk_bytes=1024,
     )
     processor._attach(runtime=runtime, handler_id="site")
     made: engine.Engine = processor._engine()
@@ -40,12 +46,12 @@ async def run(folder: Path, url: str) -> dict[str, Any]:
         made.close()
 
 
-def main(folder: Path, url: str) -> None:
+def main(folder: Path, url: str, database: str | None = None) -> None:
     """Fork a run for each line."""
     for _ in sys.stdin:
         pid = os.fork()
         if pid == 0:
-            status = asyncio.run(run(folder, url))["status"]
+            status = asyncio.run(run(folder, url, database))["status"]
             os._exit(0 if status in {"uploaded", "unchanged"} else 1)
         _, status = os.waitpid(pid, 0)
         sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
@@ -53,4 +59,4 @@ def main(folder: Path, url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

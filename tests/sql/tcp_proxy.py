@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -39,11 +40,14 @@ class TcpProxy:
     Attributes:
         swallowed: How many bytes of clients were taken and never passed on.
         opened: How many connections were accepted.
+        lets_pass: Asked of each piece, and whether the client sent it; where it says no, the
+            connection is cut instead.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self._server = (host, port)
         self.swallowed = self.opened = 0
+        self.lets_pass: Callable[[bytes, bool], bool] = lambda data, is_client: True
         self._mute = False
         self._pairs: list[_Pair] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -81,10 +85,14 @@ class TcpProxy:
 
     def refuse(self) -> None:
         """Reset every connection, and take none."""
+        self.stop_listening()
+        self.cut()
+
+    def stop_listening(self) -> None:
+        """Take no connection."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.cut()
 
     def listen(self) -> None:
         """Take connections again, at the same port."""
@@ -114,5 +122,7 @@ class TcpProxy:
                 if pair.mute:
                     self.swallowed += len(data) * (source is pair.near)
                 elif target is not None:
+                    if not self.lets_pass(data, source is pair.near):
+                        break
                     target.sendall(data)
         pair.cut()

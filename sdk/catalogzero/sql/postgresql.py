@@ -14,12 +14,12 @@ from functools import lru_cache
 from typing import Any, Self, TypeVar
 
 import psycopg
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay
+from tenacity import Retrying, retry_if_exception, stop_after_delay
 
 from catalogzero.backoff import Backoff
 from catalogzero.config.settings import shown_url
 from catalogzero.errors import ConfigError, UnreachableError
-from catalogzero.sql.limits import AnswerLimits
+from catalogzero.sql.limits import AnswerLimits, UnknownCommitError
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class Session:
 
     What cannot be asked for want of a connection is asked again, as long as `WAIT_S`; so is a
     transaction that came to nothing. Where the answer to a commit was lost, the server is asked
-    what became of it: nothing is done twice.
+    what became of it, as long as that: nothing is done twice.
 
     Args:
         url: A URL of libpq's form.
@@ -105,7 +105,8 @@ class Session:
         """Run work in one transaction, under an advisory lock where one is named.
 
         Raises:
-            UnreachableError: The database does not answer, or not in time.
+            UnknownCommitError: The database does not say whether it was written.
+            UnreachableError: The database does not answer, or not in time: nothing was written.
         """
         return self._patiently(lambda: self._once(work, lock_id))
 
@@ -144,11 +145,14 @@ class Session:
                 raise
             self._is_writing = False
             try:
-                db.execute("COMMIT")
+                ended = db.execute("COMMIT").statusmessage
             except psycopg.OperationalError:
                 self._drop()
                 if not self._is_committed(number):
                     raise
+            else:
+                if ended != "COMMIT":  # a statement failed, and its error came to nobody
+                    raise psycopg.OperationalError(f"the commit was answered by {ended}")
             return result
 
     def _undo(self) -> None:
@@ -163,28 +167,45 @@ class Session:
         """What became of a transaction whose commit was not answered.
 
         Raises:
-            OperationalError: It is still open there: nobody knows yet.
+            UnknownCommitError: Nobody says.
         """
-        cursor = self._opened().execute("SELECT pg_xact_status(%s::xid8)", [number])
-        [(state,)] = cursor.fetchall()
-        if state == "in progress":
-            raise psycopg.OperationalError("a commit is under way, and its end is not known")
-        return bool(state == "committed")
+
+        def ask() -> bool:
+            with self._explained():
+                cursor = self._opened().execute("SELECT pg_xact_status(%s::xid8)", [number])
+                [(state,)] = cursor.fetchall()
+                if state == "in progress":
+                    raise psycopg.OperationalError("a commit is under way")
+                return bool(state == "committed")
+
+        try:
+            return self._patiently(ask)
+        except UnreachableError as error:
+            raise UnknownCommitError(f"{error.message}; what it took last may be there") from None
 
     def _patiently(self, once: Callable[[], T]) -> T:
         """Try until the database answers, or the time is up."""
-        with suppress(UnreachableError):
+        try:
             return once()
+        except UnreachableError as error:
+            if not _is_tried_again(error):
+                raise
         return Retrying(
-            retry=retry_if_exception_type(UnreachableError),
+            retry=retry_if_exception(_is_tried_again),
             wait=Backoff(0.05, 2.0),
             stop=stop_after_delay(WAIT_S),
             reraise=True,
         )(once)
 
     def _opened(self) -> BoundedConnection:
-        """The connection; opened where there is none."""
+        """The connection; opened where there is none, but not within a transaction.
+
+        Raises:
+            OperationalError: That of the transaction is lost.
+        """
         if self._connection is None or self._connection.closed:
+            if self._is_writing:
+                raise psycopg.OperationalError("the connection was lost")
             limits = self._limits
             db = BoundedConnection.open(limits, self._url, autocommit=True, **limits.parameters())
             db.execute(limits.statement(in_transaction=False))
@@ -220,6 +241,11 @@ class Session:
                 f"{self._setting}: the database {self.label} does not answer: {why}: start it, or "
                 "name another"
             ) from None
+
+
+def _is_tried_again(error: BaseException) -> bool:
+    """Whether nothing came of what failed, so that it may go well later."""
+    return isinstance(error, UnreachableError) and not isinstance(error, UnknownCommitError)
 
 
 @lru_cache(maxsize=256)

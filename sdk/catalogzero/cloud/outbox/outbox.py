@@ -45,6 +45,7 @@ from catalogzero.cloud.outbox.stored import (
 from catalogzero.errors import ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.bodies import Known, SourceState
 from catalogzero.protocol.identities import Keyed, digest_of
+from catalogzero.sql import UnknownCommitError
 from catalogzero.wire.messages import JsonObject
 
 T = TypeVar("T")
@@ -372,6 +373,8 @@ class Outbox:
 
         try:
             self.store.write(work)
+        except UnknownCommitError as error:  # it may be there: not again
+            return [error] * len(items)
         except Exception as error:  # noqa: BLE001  # the item's
             if len(items) == 1:
                 return [error]

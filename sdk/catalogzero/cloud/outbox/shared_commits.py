@@ -9,11 +9,11 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from catalogzero.cloud.outbox.outbox_file import is_disk_full
 from catalogzero.cloud.outbox.store import OutboxStore
+from catalogzero.sql import UnknownCommitError
 
 T = TypeVar("T")
 
@@ -65,8 +65,13 @@ class SharedCommits:
             waiting, self._waiting = self._waiting, []
         try:
             if len(waiting) > 1:
-                with suppress(Exception):  # whose fault it is shows where each runs by itself
+                try:
                     self._commit(waiting)
+                except UnknownCommitError as error:  # it may be there: not again
+                    for one in waiting:
+                        one.error, one.is_done = error, True
+                except Exception:  # noqa: BLE001, S110  # whose it is shows where each runs alone
+                    pass
             for one in waiting:
                 if not one.is_done:
                     self._alone(one)
