@@ -126,7 +126,7 @@ class Model:
         return w._replace(divided=True, owner=NOBODY if self.rules.released else w.owner)
 
     def takes(self, w: World, s: int) -> Iterator[Move[World]]:
-        """Take a child, or one whose scheduler is gone; end it; pass over those of a stopped run."""
+        """Take a child, or one whose scheduler is gone; end it; pass over those of a stop."""
         for n, child in enumerate(w.children):
             orphan = child.status == "held" and (
                 child.owner == NOBODY or (child.owner != s and w.frozen[child.owner])
