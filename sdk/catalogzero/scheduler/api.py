@@ -20,7 +20,13 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.errors import BadParamsError, CatalogZeroError, UnreachableError
 from catalogzero.scheduler import answers, overview, requests
 from catalogzero.scheduler.history import FILTERS, SHOWN, RecordedCall
-from catalogzero.scheduler.models import LIST_METHOD, Execution, KnownHandler, KnownInstance
+from catalogzero.scheduler.models import (
+    LIST_METHOD,
+    Execution,
+    KnownHandler,
+    KnownInstance,
+    list_call,
+)
 from catalogzero.scheduler.partitions import MAX_ITEM_BYTES
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.store import Change
@@ -532,10 +538,12 @@ class Api:
             said = f"calls of at most {limit:,} bytes"
             raise HttpError(413, f"The params are too long: '{handler_id}' takes {said}.")
         try:
-            unchecked = await link.check_params(method, params)
-            if one.partition and link.not_partitioned:
+            if not one.partition:
+                return await link.check_params(method, params)
+            unchecked = await link.check_params(*list_call(params))
+            if link.not_partitioned:
                 raise HttpError(400, f"A run cannot be partitioned: {link.not_partitioned}")
-            return unchecked
+            return unchecked or await link.check_params(method, {**params, "item": {"name": "…"}})
         except BadParamsError as error:
             raise HttpError(400, f"Invalid params: {one_line_ascii(error.message)}") from None
 

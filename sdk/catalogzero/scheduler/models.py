@@ -29,6 +29,11 @@ LISTED_BY = {"data_source", "params"}
 """What lists the items of a partitioned run, and which of the call's params it gets."""
 
 
+def list_call(params: JsonObject) -> tuple[str, JsonObject]:
+    """The call that lists the items of a run with these params."""
+    return LIST_METHOD, {name: params[name] for name in LISTED_BY & params.keys()}
+
+
 @dataclass(slots=True)
 class KnownInstance:
     """One of the processes that share the calls of a handler_id.
@@ -120,7 +125,7 @@ class Execution(PendingCall):
         It is so until then: once it is divided nobody calls for it.
         """
         if self.partition:
-            return LIST_METHOD, {name: self.params[name] for name in LISTED_BY & self.params.keys()}
+            return list_call(self.params)
         return self.method, self.params if self.item is None else {**self.params, "item": self.item}
 
     @property

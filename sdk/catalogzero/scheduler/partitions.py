@@ -48,12 +48,13 @@ _child = executions.alias()
 @dataclass(slots=True)
 class Looked:
     """What a look at the divided runs brought: children whose turn has come, those that were passed
-    over, parents that ended, and whether any goes on.
+    over, parents that ended, why others are to end, by execution_id, and whether any goes on.
     """
 
     due: list[Execution] = field(default_factory=list)
     over: list[Execution] = field(default_factory=list)
     ended: list[Execution] = field(default_factory=list)
+    stopped: dict[str, str] = field(default_factory=dict)
     any_open: bool = False
 
 
@@ -64,9 +65,7 @@ class PartSums:
     statuses: Counter[str] = field(default_factory=Counter)
     counts: dict[str, int] = field(default_factory=dict)
     words: set[str] = field(default_factory=set)
-    refused: int = 0
     failed: str = ""
-    first_refused: str = ""
 
     def add(self, row: sa.RowMapping) -> None:
         """One child's row, by the names of `_OF_SUM`."""
@@ -78,9 +77,6 @@ class PartSums:
             self.add_counts(result)
             if result.get("status") in WORST_FIRST:
                 self.words.add(result["status"])
-            if result.get("status") == WORST_FIRST[0]:
-                why = f"{name_of(row['item'])}: {result.get('error') or 'rejected'}"
-                self.refused, self.first_refused = self.refused + 1, self.first_refused or why
 
     def add_counts(self, result: Mapping[str, Any]) -> None:
         """The counts of a result."""
@@ -100,9 +96,6 @@ class PartSums:
             one.error = f"{items - well} of {items} items failed; the first: {self.failed}"
             if stopped:
                 one.error = f"{stopped}: {well} of {items} items had ended well"
-        elif self.refused:
-            why = f"{self.refused} of {items} items were refused; the first: {self.first_refused}"
-            one.result |= {"success": False, "error": why}
 
 
 def name_of(item: str | None) -> str:
@@ -214,8 +207,8 @@ def look(c: sa.Connection, now_us: int, held: Mapping[str, int], most: int = HEL
             stopped = f"cancelled: it took longer than timeout_s ({timeout_s:g} s)"
             mark_stopped(c, row["execution_id"], stopped)
         if stopped is not None and row["has_open"]:
-            over = _pass_over(c, row["execution_id"], stopped, now_us)
-            looked.over += over
+            looked.stopped[row["execution_id"]] = stopped
+            looked.over += _pass_over(c, row["execution_id"], stopped, now_us)
         if not row["has_open"]:
             looked.ended.append(_end(c, row, now_us))
             continue

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -260,6 +260,7 @@ class Runner:
                 self._log.warning("schedule_stands_still", job_id=job_id, error=fault)
             for one in claim.started:
                 self._start(one)
+            self._note_stopped(claim.stopped)
             for one in claim.ended:
                 self._log_end(one)
                 self._note_ended(one)
@@ -357,9 +358,7 @@ class Runner:
             # The number too: another may have had it meanwhile, and lost it to this one again.
             if (execution_id, one.lease) not in leases.held:
                 task.cancel()
-            elif one.stopped is None and execution_id in leases.stopped:
-                one.stopped = leases.stopped[execution_id]
-                self.links.wake(callee_of(one))
+        self._note_stopped(leases.stopped)
         # Ours by the store, and unknown here: the answer to its claim was lost after the commit.
         strays = {id_ for id_, _ in leases.held} - self._mine.keys()
         if strays:
@@ -368,6 +367,17 @@ class Runner:
         for one in leases.taken:
             self._log.info("execution_taken_over", execution_id=one.execution_id, lease=one.lease)
             self._start(one)
+
+    def _note_stopped(self, why: Mapping[str, str]) -> None:
+        """Have what is driven here end, where it or the run that it is a part of is stopped."""
+        woken = set()
+        for one, _ in self._mine.values():
+            found = why.get(one.execution_id) or why.get(one.parent_id or "")
+            if found is not None and one.stopped is None:
+                one.stopped = found
+                woken.add(callee_of(one))
+        for callee in woken:
+            self.links.wake(callee)
 
     def _log_end(self, one: Execution) -> None:
         """One line on an execution that ended; a report of health that arrived needs none."""

@@ -88,13 +88,15 @@ class Claimed:
 
     `next_due_us` is the next due time of all schedules; not after `now_us` when more is due.
     `queued` says that executions wait for an earlier one of their schedule, or for children.
-    `ended` are divided runs whose last child has ended. `faults` are those of schedules that stand
-    still from now on, by job_id. `step` is what a look at the clock found.
+    `ended` are divided runs whose last child has ended, `stopped` says why others are to end, by
+    execution_id. `faults` are those of schedules that stand still from now on, by job_id. `step` is
+    what a look at the clock found.
     """
 
     now_us: int
     started: list[Execution]
     ended: list[Execution]
+    stopped: dict[str, str]
     next_due_us: int | None
     queued: bool
     faults: dict[str, str]
@@ -515,7 +517,8 @@ class Store(Database):
         self._still, self._offset_us = still, offset_us
         faults = {one.job_id: still[one.schedule_id] for one in faulty}
         queued |= looked.any_open
-        return Claimed(now, started, looked.ended, next_due_us, queued, faults, step)
+        found = (started, looked.ended, looked.stopped)
+        return Claimed(now, *found, next_due_us, queued, faults, step)
 
     def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
         """Store an execution that no schedule asked for; None, or the earlier one's id.
