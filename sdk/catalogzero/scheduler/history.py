@@ -318,7 +318,9 @@ class History:
     def clear(self) -> bool:
         """Forget final executions, the oldest first, a few at a time; whether more may be left."""
         with self._store.writing() as c:
-            return self._forget(c, some_final(c, order=executions.c.seq)) > 0
+            found = some_final(c, order=executions.c.seq)
+            self._forget(c, found)
+            return len(found) == PURGE_LIMIT or any(row.parts for row in found)
 
     def _forget(self, c: sa.Connection, rows: Sequence[sa.Row[Any]]) -> int:
         """Delete executions and take them off the counts; how many they are.
