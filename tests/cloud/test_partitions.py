@@ -53,7 +53,7 @@ def served(author: type[CloudProcessor], url: str, data: Path, **runtime: Any) -
     """The processor, served from a state folder beside its data."""
     one = author(endpoint=url, api_key="test-key", data_roots=[str(data)])
     given = {"min_file_age_s": 0, "state_dir": data.parent / "state", **runtime}
-    return serving(one, installation_id="site", **given)
+    return serving(one, **{"installation_id": "site", **given})
 
 
 async def in_parts(call: Any, data_source: str, name: str) -> list[dict[str, Any]]:
@@ -100,6 +100,7 @@ async def test_a_schedule_with_a_partition_sums_up_to_what_a_whole_run_says(
         async with serve_scheduler(given) as scheduler:
             address = scheduler.zmq_address
             runtime = {"handler_id": "acme", "scheduler": address, "state_dir": state}
+            runtime["installation_id"] = f"site-{partition}"
             async with (
                 served(Doubler, backend.url, data, **runtime) as service,
                 httpx.AsyncClient(base_url=scheduler.url, timeout=60) as api,
