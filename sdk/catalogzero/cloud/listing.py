@@ -5,24 +5,26 @@ Never opens an item.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from catalogzero.cloud.counters import ItemList
 from catalogzero.cloud.egress import egress_key
+from catalogzero.cloud.engine import Engine
 from catalogzero.cloud.pipeline import UploadRun
+from catalogzero.cloud.reading.authors import RunAuthor
 from catalogzero.cloud.settings import Params
 from catalogzero.errors import FailedError
-
-if TYPE_CHECKING:
-    from catalogzero.cloud.engine import Engine
-    from catalogzero.cloud.processor import CloudProcessor
 
 REPLY_BYTES = 2_000
 """What a reply has beside the names."""
 
 
 def list_items(
-    author: CloudProcessor, engine: Engine, data_source: str, params: Params
+    author: RunAuthor,
+    engine: Engine,
+    data_source: str,
+    params: Params,
+    progress: Callable[..., None],
 ) -> ItemList:
     """The items of a data_source; what waits of sources that are gone is over, as after a run.
 
@@ -42,7 +44,7 @@ def list_items(
         wait_ended=engine.sender.wait_ended,
         key=egress_key(author.runtime.egress, author.state_dir),
         folder=author.state_dir,
-        progress=author.report_progress,
+        progress=progress,
         data_source=data_source,
         params=params,
         chunk_format="ndjson",

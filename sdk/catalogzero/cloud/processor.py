@@ -277,7 +277,8 @@ class CloudProcessor(Handler):
         from catalogzero.cloud.listing import list_items
 
         self._refuse_partition()
-        return dict(list_items(self, self._engine(), data_source, params or {}))
+        found = list_items(self, self._engine(), data_source, params or {}, self.report_progress)
+        return dict(found)
 
     def _name_of(self, item: Mapping[str, Any]) -> str:
         """The name of the one item that a run reads.
