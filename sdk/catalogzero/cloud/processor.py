@@ -22,13 +22,19 @@ from catalogzero.cloud.outbox.schema import MIGRATIONS
 from catalogzero.cloud.outbox.stored import SharedStore
 from catalogzero.cloud.params import params_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
-from catalogzero.cloud.run_context import Checkpoint, RunContext, active_run
+from catalogzero.cloud.run_context import ONLY_ITEM, Checkpoint, RunContext, active_run
 from catalogzero.cloud.settings import Batch, CloudSettings, ProcessOutput, root_fault
 from catalogzero.config.preflight import Check, Finding
 from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import HandlerSettings, faults_error, merged_settings
 from catalogzero.config.state_folder import create_private
-from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError, text_of
+from catalogzero.errors import (
+    BadParamsError,
+    CatalogZeroError,
+    ConfigError,
+    UnreachableError,
+    text_of,
+)
 from catalogzero.protocol.identities import Identity, Mode
 from catalogzero.runtime.control_answers import SendingNow, UploadRecord
 from catalogzero.runtime.handler import Handler, entry_of
@@ -198,9 +204,34 @@ class CloudProcessor(Handler):
         return type(self).read is not CloudProcessor.read
 
     async def describe(self) -> JsonObject:
-        """See `Handler.describe`; with the streams that the class declares."""
+        """See `Handler.describe`; with the streams that the class declares, and why its runs cannot
+        be partitioned, if so.
+        """
         streams = [stream.describe() for stream in streams_of(type(self))]
-        return {**await super().describe(), "streams": streams}
+        fault = self._partition_fault
+        own = {"streams": streams} | ({"not_partitioned": fault} if fault else {})
+        return {**await super().describe(), **own}
+
+    @property
+    def _partition_fault(self) -> str | None:
+        """Why no run can read one item of a data_source as if it read all; None where it can."""
+        if self.unit == "run":
+            return 'its `unit = "run"` makes one upload of all items'
+        if self.reads_itself:
+            return "its own `read` says what there is, and names no items"
+        if self.runtime.egress.strict:
+            return "its setting egress.strict judges the columns of all items as one"
+        return None
+
+    def _refuse_partition(self) -> None:
+        """Refuse to read items one by one where that would not be the same.
+
+        Raises:
+            BadParamsError: It would not.
+        """
+        if fault := self._partition_fault:
+            message = f"the run cannot be partitioned: {fault}"
+            raise BadParamsError(message, details=[{"field": "partition", "message": message}])
 
     @job(isolate=True, retry_safe=True)
     def process_and_upload(
@@ -209,6 +240,7 @@ class CloudProcessor(Handler):
         params: dict[str, Any] | None = None,
         format: str | None = None,
         full: bool | None = None,
+        item: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Read a source, process it, and send what is new.
 
@@ -218,6 +250,7 @@ class CloudProcessor(Handler):
             params: For `process`; `format` and `full` may also stand here.
             format: Of the chunks: ndjson (default), json (the same), parquet, csv.
             full: Send all again, also what is unchanged.
+            item: Only this item of the source, as list_items names it: {"name": "exports/a.csv"}.
 
         Returns:
             status (uploaded, unchanged, superseded, queued, rejected), records, skipped,
@@ -228,11 +261,48 @@ class CloudProcessor(Handler):
         given = params or {}
         chunk_format = str(format or given.get("format") or "ndjson")
         whole = bool(given.get("full")) if full is None else full
-        return dict(
-            self._engine().run(
-                data_source, given, chunk_format, full=whole, progress=self.report_progress
+        only = None if item is None else self._name_of(item)
+        # The run is made in this thread: it finds there what it is to read.
+        token = ONLY_ITEM.set(only)
+        try:
+            return dict(
+                self._engine().run(
+                    data_source, given, chunk_format, full=whole, progress=self.report_progress
+                )
             )
-        )
+        finally:
+            ONLY_ITEM.reset(token)
+
+    @job(isolate=True, retry_safe=True)
+    def list_items(self, data_source: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Name the items of a source, for runs that read one each; a scheduler's partition does.
+
+        Args:
+            data_source: As process_and_upload takes it.
+            params: Those of the runs.
+
+        Returns:
+            items (each with the name by which process_and_upload takes it), left_out (files that
+            are no items), left_out_files (the first 20).
+        """
+        from catalogzero.cloud.listing import list_items
+
+        self._refuse_partition()
+        found = list_items(self, self._engine(), data_source, params or {}, self.report_progress)
+        return dict(found)
+
+    def _name_of(self, item: Mapping[str, Any]) -> str:
+        """The name of the one item that a run reads.
+
+        Raises:
+            BadParamsError: It has none, or no run can read one item alone.
+        """
+        self._refuse_partition()
+        name = item.get("name")
+        if not isinstance(name, str) or item.keys() != {"name"}:
+            message = 'item is {"name": …}, as list_items gives it'
+            raise BadParamsError(message, details=[{"field": "item", "message": message}])
+        return name
 
     @job(quiet=True, retry_safe=True)
     async def health_report(self) -> dict[str, Any]:
