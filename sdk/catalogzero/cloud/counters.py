@@ -52,9 +52,13 @@ class OtherParams(TypedDict):
 
 
 class ItemName(TypedDict):
-    """An item of a data_source, as a run names the one that it reads."""
+    """An item of a data_source, as a run names the one that it reads.
+
+    `root` is the token of its data root, where instances on several hosts read it.
+    """
 
     name: str
+    root: NotRequired[str]
 
 
 class ItemList(TypedDict):

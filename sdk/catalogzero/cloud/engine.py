@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from catalogzero.cloud.audit import AuditLog
-from catalogzero.cloud.counters import RunSummary
+from catalogzero.cloud.counters import ItemList, RunSummary
 from catalogzero.cloud.egress import Throttle, egress_key, policy_digest
 from catalogzero.cloud.outbox.membership import BEAT_S
 from catalogzero.cloud.outbox.outbox import Outbox
@@ -51,6 +51,8 @@ REPORTED_EACH_S = 0.05
 _REFUSED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers to a start that say nothing of epochs: the key, the proxy or the address is at fault."""
 _SHOWN = 20
+_REPLY_BYTES = 2_000
+"""What a reply has beside the names of items."""
 _NAME_CHARS = 200
 _START_BYTES = 128 << 20
 _PAGE_BYTES, _SOURCE_BYTES = 1 << 16, 256
@@ -152,25 +154,10 @@ class Engine:
         *,
         full: bool,
         progress: Callable[..., None],
+        only: str | None = None,
     ) -> RunSummary:
-        """One run of `process_and_upload`, in a thread."""
-        if moved := self.outbox.moved_text(self._identity.installation_id):
-            raise FailedError(moved)
-        self._refuse_other_disks()
-        run = UploadRun(
-            author=self._author,
-            identity=self._identity,
-            outbox=self.outbox,
-            wake=self.sender.wake,
-            wait_ended=self.sender.wait_ended,
-            key=self._key,
-            folder=self._author.state_dir,
-            progress=progress,
-            data_source=data_source,
-            params=params,
-            chunk_format=chunk_format,
-            full=full,
-        )
+        """One run of `process_and_upload`, in a thread; `only` names the one item that is read."""
+        run = self._made_run(data_source, params, chunk_format, full, progress, only)
         self._runs += 1
         try:
             result = run()
@@ -187,6 +174,51 @@ class Engine:
             with suppress(*STORE_FAULTS, RuntimeError):  # a loop that is closed reports no more
                 if self._loop is not None:  # before the result: who has that asks for the figures
                     self._loop.call_soon_threadsafe(self._report, *self._status())
+
+    def list_items(
+        self, data_source: str, params: Params, progress: Callable[..., None]
+    ) -> ItemList:
+        """The items of a data_source, in a thread; what waits of those that are gone is over.
+
+        Raises:
+            BadParamsError: The data_source may not or cannot be read.
+            FailedError: Another store has the installation, or other disks are read here.
+            TooLargeError: One reply cannot name all of them.
+        """
+        run = self._made_run(data_source, params, "ndjson", False, progress, None)
+        try:
+            return run.list_items(self._author.runtime.max_message_bytes - _REPLY_BYTES)
+        finally:
+            run.seals.close()
+
+    def _made_run(
+        self,
+        data_source: str,
+        params: Params,
+        chunk_format: str,
+        full: bool,
+        progress: Callable[..., None],
+        only: str | None,
+    ) -> UploadRun:
+        """A run that is yet to read."""
+        if moved := self.outbox.moved_text(self._identity.installation_id):
+            raise FailedError(moved)
+        self._refuse_other_disks()
+        return UploadRun(
+            author=self._author,
+            identity=self._identity,
+            outbox=self.outbox,
+            wake=self.sender.wake,
+            wait_ended=self.sender.wait_ended,
+            key=self._key,
+            folder=self._author.state_dir,
+            progress=progress,
+            data_source=data_source,
+            params=params,
+            chunk_format=chunk_format,
+            full=full,
+            only=only,
+        )
 
     def _refuse_other_disks(self) -> None:
         """With a shared store: read nothing before it is known that all read the same disks.

@@ -15,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from catalogzero.cloud.counters import LISTED, ItemList, Place, RunSummary
+from catalogzero.cloud.counters import LISTED, ItemList, ItemName, Place, RunSummary
 from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.item_pass import ItemPass, passes_of
 from catalogzero.cloud.outbox.outbox import UploadEndedError
@@ -25,6 +25,7 @@ from catalogzero.cloud.reading.authors import OwnItem
 from catalogzero.cloud.reading.items import Group, Item, Plan
 from catalogzero.cloud.reading.network_mounts import min_file_age_s
 from catalogzero.cloud.reading.records import ReadOptions
+from catalogzero.cloud.reading.root_tokens import read_token, root_of
 from catalogzero.cloud.reading.sources import FileItem, Files, Roots
 from catalogzero.cloud.run_base import RunBase
 from catalogzero.cloud.writing import StreamWriter
@@ -114,23 +115,28 @@ class UploadRun(RunBase):
         if not is_path(self.data_source):  # one item, which its run opens
             return {"items": [{"name": self.data_source}], "left_out": 0, "left_out_files": []}
         self.counters.waiting = self.outbox.store.waiting(self.data_source, self.params)
-        names, size = dict[str, None](), 0
+        found, size, roots = dict[str, ItemName](), 0, self.author.settings.data_roots
+        is_shared = self.outbox.membership is not None
+        tokens = {root: read_token(root) or "" for root in roots} if is_shared else {}
         for item in self._items():
             self.refuse_cancelled()
             for key in (self.source_key(item, plan) for plan in self.plans(item)):
                 self.counters.waiting.discard(key)
-            names[utf8(item.name)] = None
-            size += len(encode_json({"name": utf8(item.name)})) + 1
+            named: ItemName = {"name": utf8(item.name)}
+            if isinstance(item, FileItem) and (token := root_of(item.root, tokens)):
+                named["root"] = token
+            found[named["name"]] = named
+            size += len(encode_json(named)) + 1
             if size > max_bytes:
                 raise TooLargeError(
                     f"{self.data_source}: the names of its items are longer than one reply may be "
-                    f"({max_bytes:,} bytes, at {len(names):,} items): raise max_message_bytes, or "
+                    f"({max_bytes:,} bytes, at {len(found):,} items): raise max_message_bytes, or "
                     "divide the folder among several schedules"
                 )
         self.outbox.gone(self.counters.waiting)
         left_out = self._files.left_out_names if self._files else []
         return {
-            "items": [{"name": name} for name in names],
+            "items": [*found.values()],
             "left_out": self._files.left_out if self._files and len(self._files) else 0,
             "left_out_files": left_out,
         }

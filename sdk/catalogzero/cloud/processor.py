@@ -22,7 +22,7 @@ from catalogzero.cloud.outbox.schema import MIGRATIONS
 from catalogzero.cloud.outbox.stored import SharedStore
 from catalogzero.cloud.params import params_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
-from catalogzero.cloud.run_context import ONLY_ITEM, Checkpoint, RunContext, active_run
+from catalogzero.cloud.run_context import Checkpoint, RunContext, active_run
 from catalogzero.cloud.settings import Batch, CloudSettings, ProcessOutput, root_fault
 from catalogzero.config.preflight import Check, Finding
 from catalogzero.config.seldom import Seldom
@@ -262,16 +262,12 @@ class CloudProcessor(Handler):
         chunk_format = str(format or given.get("format") or "ndjson")
         whole = bool(given.get("full")) if full is None else full
         only = None if item is None else self._name_of(item)
-        # The run is made in this thread: it finds there what it is to read.
-        token = ONLY_ITEM.set(only)
-        try:
-            return dict(
-                self._engine().run(
-                    data_source, given, chunk_format, full=whole, progress=self.report_progress
-                )
+        progress = self.report_progress
+        return dict(
+            self._engine().run(
+                data_source, given, chunk_format, full=whole, progress=progress, only=only
             )
-        finally:
-            ONLY_ITEM.reset(token)
+        )
 
     @job(isolate=True, retry_safe=True)
     def list_items(self, data_source: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -282,26 +278,29 @@ class CloudProcessor(Handler):
             params: Those of the runs.
 
         Returns:
-            items (each with the name by which process_and_upload takes it), left_out (files that
-            are no items), left_out_files (the first 20).
+            items (each with the name by which process_and_upload takes it, and with a shared store
+            the token of its data root), left_out (files that are no items), left_out_files (the
+            first 20).
         """
-        from catalogzero.cloud.listing import list_items
-
         self._refuse_partition()
-        found = list_items(self, self._engine(), data_source, params or {}, self.report_progress)
-        return dict(found)
+        return dict(self._engine().list_items(data_source, params or {}, self.report_progress))
 
     def _name_of(self, item: Mapping[str, Any]) -> str:
         """The name of the one item that a run reads.
 
         Raises:
-            BadParamsError: It has none, or no run can read one item alone.
+            BadParamsError: It has none, no run can read one item alone, or it lies on a disk that
+                is not mounted here.
         """
         self._refuse_partition()
-        name = item.get("name")
-        if not isinstance(name, str) or item.keys() != {"name"}:
+        name, root = item.get("name"), item.get("root")
+        if not isinstance(name, str) or not item.keys() <= {"name", "root"}:
             message = 'item is {"name": …}, as list_items gives it'
             raise BadParamsError(message, details=[{"field": "item", "message": message}])
+        if root is not None:
+            from catalogzero.cloud.reading.root_tokens import root_with
+
+            root_with(str(root), self.settings.data_roots, name)
         return name
 
     @job(quiet=True, retry_safe=True)

@@ -6,7 +6,7 @@ Owns the limit of a preview and the figures of progress. Never opens a source.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from catalogzero.cloud.reading.authors import RunAuthor
 from catalogzero.cloud.reading.items import Item, Plan, StreamRows
 from catalogzero.cloud.rows.batches import parts_of, rows_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
-from catalogzero.cloud.run_context import ONLY_ITEM, Checkpoint
+from catalogzero.cloud.run_context import Checkpoint
 from catalogzero.cloud.settings import Batch, Params
 from catalogzero.cloud.shared_seals import SharedSeals
 from catalogzero.cloud.writing import StreamWriter, note_read
@@ -69,7 +69,7 @@ class RunBase:
     limit: Callable[[int], int | None] | None = None
     pairs: list[RowPair] | None = None
     from_file: bool = False
-    only: str | None = field(default_factory=ONLY_ITEM.get)
+    only: str | None = None
 
     def __post_init__(self) -> None:
         taken = params_of(type(self.author))

@@ -85,9 +85,6 @@ class ActiveRun:
 
 _ACTIVE: ContextVar[ActiveRun] = ContextVar("_ACTIVE")
 
-ONLY_ITEM: ContextVar[str | None] = ContextVar("ONLY_ITEM", default=None)
-"""The name of the one item of its data_source that a run reads; None: all of them."""
-
 
 def active_run() -> ActiveRun:
     """The run that the running thread is in.
