@@ -1,12 +1,14 @@
 """The processors of the chaos runs: a test can say where to die, what time to believe, to wait.
 
-They are controlled by files in the state folder: `die_at`, `clock_offset`, `grow` and `hold`.
+They are controlled by files in the state folder: `die_at`, `clock_offset`, `grow`, `hold` and
+`linger`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import sqlite3
 import sys
 import threading
@@ -48,9 +50,16 @@ class Mortal(CloudProcessor):
 
     def process(self, batches: Iterable[Rows], params: Params) -> Iterator[ProcessOutput]:
         for batch in batches:
+            self._linger()
             yield batch
             self._grow_a_file()
             self._hold()
+
+    def _linger(self) -> None:
+        """Between reading and storing, take as long as the dice say, up to what `linger` says."""
+        order = self.runtime.state_dir / "linger"
+        if order.exists():
+            threading.Event().wait(random.uniform(0, float(order.read_text())))  # noqa: S311  # dice
 
     def _grow_a_file(self) -> None:
         """Once, in the middle of a run, append to the file that `grow` names."""

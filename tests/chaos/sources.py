@@ -50,6 +50,10 @@ class Client(ABC):
     def change(self) -> None:
         """Something is there that was not."""
 
+    def change_of(self, call: str) -> None:
+        """The same of what one call reads."""
+        self.change()
+
     @abstractmethod
     def rows(self) -> dict[str, Counter[str]]:
         """Every row that the backend must show, by where it must."""
@@ -64,13 +68,15 @@ class Sources(Client):
 
     author = "Mortal"
 
-    def __init__(self, folder: Path, rows: int, dice: random.Random) -> None:
+    def __init__(
+        self, folder: Path, rows: int, dice: random.Random, files: int | None = None
+    ) -> None:
         self.exports, self._table = folder / "exports", folder / "orders.db"
         url = f"sqlite:///{self._table}"
         orders = {"url": url, "query": "SELECT id FROM orders", "watermark": "id"}
         self.config = {"data_roots": [str(self.exports)], "sources": {"orders": orders}}
         self.calls = (str(self.exports), ORDERS)
-        self._files, self._dice = files_of(rows), dice
+        self._files, self._dice = files or files_of(rows), dice
         self._rows = max(rows // self._files, 1)
         self._contents: dict[str, list[int]] = {}
         self._made = 0
@@ -145,6 +151,51 @@ class Sources(Client):
         part = self.path(name).with_suffix(".part")
         part.write_text(text)
         part.rename(self.path(name))
+
+
+class ManyCalls(Sources):
+    """The same with a run for each file, and small tables that are sent whole, by a query each.
+
+    Nobody notices that a table has changed since it was read, but whoever seals it.
+    """
+
+    FILES, WHOLES = 90, 6
+
+    def __init__(self, folder: Path, rows: int, dice: random.Random) -> None:
+        super().__init__(folder, rows, dice, self.FILES)
+        self._wholes = folder / "wholes.db"
+        self._whole_calls = tuple(f"sql:whole{number}" for number in range(self.WHOLES))
+        with closing(sqlite3.connect(self._wholes)) as table:
+            table.execute("PRAGMA journal_mode=WAL")
+            table.execute("CREATE TABLE wholes (name TEXT, id TEXT)")
+        for call in self._whole_calls:
+            query = f"SELECT id FROM wholes WHERE name = '{call}' ORDER BY rowid"  # noqa: S608  # our own name
+            about = {"url": f"sqlite:///{self._wholes}", "query": query}
+            self.config["sources"][call.partition(":")[2]] = about
+            self.change_of(call)
+        files = sorted(str(path) for path in self.exports.glob("*.csv"))
+        self.calls = (*files, *self._whole_calls, ORDERS)
+
+    def change_of(self, call: str) -> None:
+        """What a call reads has another content, or more of it."""
+        if call == ORDERS:
+            self.add_orders()
+        elif call in self._whole_calls:
+            self._made += 1
+            rows = [(call, f"{call}-{self._made}-{n}") for n in range(SMALL_ROWS)]
+            with closing(sqlite3.connect(self._wholes)) as table, table:
+                table.execute("DELETE FROM wholes WHERE name = ?", (call,))
+                table.executemany("INSERT INTO wholes VALUES (?, ?)", rows)
+        else:
+            self.renew(Path(call).name)
+
+    def rows(self) -> dict[str, Counter[str]]:
+        """See `Client.rows`."""
+        found = super().rows()
+        with closing(sqlite3.connect(self._wholes)) as table:
+            for name, row in table.execute("SELECT name, id FROM wholes"):
+                found.setdefault(name, Counter())[row] += 1
+        return found
 
 
 class Lines(Client):

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import sqlite3
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
@@ -93,6 +94,7 @@ class Engine:
             if shared
             else AuditLog(folder, self._clock, self.outbox.store.drop_reserve, **limits)
         )
+        self._keeping = ThreadPoolExecutor(1, "keeping")
         self.seldom = Seldom(self._clock, self.outbox.store.fact(LOGGED), self._keep)
         book = self.outbox.store.book_pace if shared else None
         pace = Throttle(runtime.egress.bytes_per_s, self._clock, book)
@@ -122,7 +124,11 @@ class Engine:
         self._reported: JsonObject = {}
 
     def _keep(self, times: dict[str, Times]) -> None:
-        """Keep what was logged of the way out: the next worker is not to begin again."""
+        """Keep, soon, what was logged of the way out: the next worker is not to begin again."""
+        self._keeping.submit(self._keep_now, dict(times))
+
+    def _keep_now(self, times: dict[str, Times]) -> None:
+        """See `_keep`; in a thread of its own, as who logs is on the loop, and a store may wait."""
         with suppress(*STORE_FAULTS):
             self.outbox.remember(LOGGED, times)
 
@@ -144,6 +150,7 @@ class Engine:
     def close(self) -> None:
         """Close what was opened; the process's end does it as well."""
         self._audit.close()
+        self._keeping.shutdown()
         self.outbox.close()
 
     def run(

@@ -66,8 +66,9 @@ class Session:
     """One connection to PostgreSQL, opened again where it was lost; for one thread at a time.
 
     What cannot be asked for want of a connection is asked again, as long as `WAIT_S`; so is a
-    transaction that came to nothing. Where the answer to a commit was lost, the server is asked
-    what became of it, as long as that: nothing is done twice.
+    transaction that came to nothing. Once that was in vain, each is tried once until one goes well.
+    Where the answer to a commit was lost, the server is asked what became of it, as long as that:
+    nothing is done twice.
 
     Args:
         url: A URL of libpq's form.
@@ -86,7 +87,7 @@ class Session:
         self._url, self._setting, self._schema = url, setting, schema
         self._limits = AnswerLimits(answer_s)
         self._connection: BoundedConnection | None = None
-        self._is_writing = False
+        self._is_writing = self._is_away = False
 
     def execute(self, sql: str, args: Sequence[Any] = ()) -> list[Any]:
         """Run one statement, with `?` for each argument; its rows."""
@@ -184,18 +185,25 @@ class Session:
             raise UnknownCommitError(f"{error.message}; what it took last may be there") from None
 
     def _patiently(self, once: Callable[[], T]) -> T:
-        """Try until the database answers, or the time is up."""
+        """Try until the database answers, or the time is up; whoever comes later tries once."""
         try:
-            return once()
+            result = once()
         except UnreachableError as error:
-            if not _is_tried_again(error):
+            if self._is_away or not _is_tried_again(error):
                 raise
-        return Retrying(
-            retry=retry_if_exception(_is_tried_again),
-            wait=Backoff(0.05, 2.0),
-            stop=stop_after_delay(WAIT_S),
-            reraise=True,
-        )(once)
+            tries = Retrying(
+                retry=retry_if_exception(_is_tried_again),
+                wait=Backoff(0.05, 2.0),
+                stop=stop_after_delay(WAIT_S),
+                reraise=True,
+            )
+            try:
+                result = tries(once)
+            except UnreachableError:
+                self._is_away = True
+                raise
+        self._is_away = False
+        return result
 
     def _opened(self) -> BoundedConnection:
         """The connection; opened where there is none, but not within a transaction.

@@ -100,6 +100,15 @@ class Membership:
         # The same number again is the one whose commit was not answered.
         return self._store.change(sql, [beat, LEASE_S, self.member, beat - 1, beat]) == 1
 
+    def keep_from(self, number: int) -> None:
+        """Have the rows of uploads from this number on kept, while this member is at work."""
+        self._store.update("members", {"member": self.member}, kept_from=number)
+
+    def kept_from(self) -> int:
+        """The lowest number from which on somebody at work has the rows of uploads kept."""
+        sql = "SELECT MIN(kept_from) FROM members WHERE until > clock_timestamp() OR member = ?"
+        return int(self._store.execute(sql, [self.member])[0][0] or 0)
+
     def timeline(self) -> str:
         """Which of the database's lives this is: another one after a failover or a restore."""
         [(name,)] = self._store.execute(

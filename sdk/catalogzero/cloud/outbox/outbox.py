@@ -13,7 +13,7 @@ from __future__ import annotations
 import shlex
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
 from functools import partial, wraps
 from itertools import chain
@@ -24,7 +24,7 @@ from catalogzero.clock import Clock
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.membership import Membership
 from catalogzero.cloud.outbox.shared_commits import SharedCommits
-from catalogzero.cloud.outbox.store import OutboxStore
+from catalogzero.cloud.outbox.store import STORE_FAULTS, OutboxStore
 from catalogzero.cloud.outbox.stored import (
     ACKNOWLEDGED,
     DAMAGED,
@@ -171,8 +171,7 @@ class Outbox:
     ) -> None:
         self.store = OutboxStore(folder, clock, shared, repair=repair)
         self.membership = None if shared is None else Membership(self.store, shared.instance_id)
-        self._beats = 1
-        self._timeline = ""
+        self._beats, self._timeline, self._has_left = 1, "", False
         self.commits = SharedCommits(self.store)
         self._clock, self._max_bytes, self._kept_ended = clock, max_bytes, kept_ended
         self._kept_from = _NO_NUMBER
@@ -200,11 +199,18 @@ class Outbox:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """While it is open, the rows of uploads that were begun in it stay, however many."""
-        self._kept_from = self.store.newest() + 1
+        self._keep_from(self.store.newest() + 1)
         try:
             yield
         finally:
-            self._kept_from = _NO_NUMBER
+            with suppress(*STORE_FAULTS):  # the next run says it again
+                self._keep_from(_NO_NUMBER)
+
+    def _keep_from(self, number: int) -> None:
+        """See `keeping`; whoever shares the outbox keeps them, too."""
+        self._kept_from = number
+        if self.membership is not None:
+            self.store.write(partial(self.membership.keep_from, number), of_one=True)
 
     def refuse_when_full(self) -> None:
         """Raise `FailedError` when the outbox holds `outbox_max_bytes` or more."""
@@ -725,14 +731,20 @@ class Outbox:
         if self.membership is None:
             self._abandon()
             return True, ""
+        self._has_left = False
         others = self.membership.join(alike)
         self._abandon()
-        is_first = not others or self.store.fact(EPOCH) is None
+        # The first may have been killed before its start was answered: whoever joins owes it.
+        is_owed = self.store.fact(EPOCH) is None or self.store.fact(NONCE) is not None
+        is_first = not others or is_owed
+        if is_first:
+            self._nonce()
         return is_first, self.membership.timeline()
 
     @transaction
     def leave(self) -> None:
         """Be at work no longer."""
+        self._has_left = True
         if self.membership is not None:
             self.membership.leave()
 
@@ -756,6 +768,8 @@ class Outbox:
 
     def _beat(self, membership: Membership, beat: int, installation_id: str) -> tuple[int, str]:
         """See `beat`; in the transaction of its caller."""
+        if self._has_left:  # it came late: a store that does not know it is as it should be
+            return 0, self._timeline
         if not membership.renew(beat):
             if self.store.fact(MOVED) is None:
                 moved = {"installation_id": installation_id, "since": self.store.now()}
@@ -774,18 +788,24 @@ class Outbox:
         was that one, come again on its way, nobody else took the folder's place.
         """
         fact = self.store.fact
-        nonce = fact(NONCE)
-        if nonce is None:
-            # Kept before it is asked with: where the answer is lost, the next start shows by it
-            # that the epoch it meets at the backend is this folder's own.
-            nonce = uuid.uuid4().hex
-            self.store.set_fact(NONCE, nonce)
         return {
             "epoch": fact(EPOCH) or 0,
             "generation": fact(GENERATION) or "",
-            "nonce": nonce,
+            "nonce": self._nonce(),
             "last_nonce": fact(LAST_NONCE) or "",
         }
+
+    def _nonce(self) -> str:
+        """That of the start that is due; in the transaction of its caller.
+
+        Kept before it is asked with: where the answer is lost, the next start shows by it that the
+        epoch it meets at the backend is this folder's own.
+        """
+        nonce: str | None = self.store.fact(NONCE)
+        if nonce is None:
+            nonce = uuid.uuid4().hex
+            self.store.set_fact(NONCE, nonce)
+        return nonce
 
     @transaction
     def moved(self, installation_id: str, since: str, epoch: int) -> bool:
@@ -948,9 +968,10 @@ class Outbox:
     def _end(
         self, upload_id: str, state: str, *, job_id: str | None = None, answer: Any = None
     ) -> None:
-        """End an upload; rows of the oldest that ended go, but for those of the run under way."""
+        """End an upload; rows of the oldest that ended go, but for those of runs under way."""
         self.store.end_upload(upload_id, state, job_id=job_id, answer=answer)
-        self.store.forget_ended(self._kept_ended, self._kept_from)
+        below = self.membership.kept_from() if self.membership else self._kept_from
+        self.store.forget_ended(self._kept_ended, below)
 
     def _ended_error(self, upload_id: str) -> UploadEndedError:
         """The error of an upload that ended under its run: refused by the backend, or purged."""

@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Container, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
@@ -111,7 +112,7 @@ class Sender:
         self._flying: dict[tuple[str, int | None], asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
-        self._changed = threading.Condition()
+        self._changed, self._changes = threading.Condition(), 0
         self._waiting_work = False
         self._next: list[Upload] = []
 
@@ -128,16 +129,22 @@ class Sender:
         deadline = self._clock.monotonic() + timeout_s
         poll_s = SHARED_POLL_S if self._outbox.store.is_shared else POLL_S
         waited_for = deque(upload_ids)
-        with self._changed:
-            while waited_for and not self.paused:
-                if not self._outbox.store.is_open(waited_for[0]):
-                    waited_for.popleft()
-                    continue
-                left = deadline - self._clock.monotonic()
-                if left <= 0:
-                    return
+        while waited_for and not self.paused:
+            changes = self._changes
+            # Not under the lock, which the loop takes: a database may be slow, or away.
+            if not self._outbox.store.is_open(waited_for[0]):
+                waited_for.popleft()
+                continue
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                return
+            with self._changed:
                 # Never for longer: another process (`outbox purge`) may end an upload, too.
-                self._changed.wait(min(left, poll_s))
+                self._changed.wait_for(partial(self._is_later, changes), min(left, poll_s))
+
+    def _is_later(self, changes: int) -> bool:
+        """Whether more has changed than these."""
+        return self._changes != changes
 
     @property
     def is_flying(self) -> bool:
@@ -327,6 +334,7 @@ class Sender:
             self._flying.pop((key, seq), None)
             self._wake.set()
             with self._changed:
+                self._changes += 1
                 self._changed.notify_all()
             self._on_change()
 
@@ -417,7 +425,7 @@ class Sender:
         kind = RequestKind.SIMPLE
         outcome = await self._backend.push(kind, "POST", (), body, headers, about=about)
         if self._settings.upload_form == "auto" and outcome.status in {404, 405, 501}:
-            self.learn_form("unknown")
+            await self.learn_form("unknown")
         decision = decide(kind, outcome, self._clock.now())
         await self._act(upload, decision, outcome, size=len(body), epoch=epoch)
 
@@ -453,7 +461,7 @@ class Sender:
         elif verdict is Verdict.DEAD:
             await self._dead(upload, decision.reason, outcome)
         elif verdict is Verdict.OTHER_FORM:
-            self.learn_form("simple")
+            await self.learn_form("simple")
         else:
             said, generation = outcome.members, outcome.generation
             noted = await asyncio.to_thread(
@@ -462,7 +470,7 @@ class Sender:
             if key in self.each:
                 self.each[key].succeeded()
             if seq is not None and self._form == "unknown":
-                self.learn_form("chunked")
+                await self.learn_form("chunked")
             await self.went_well()
             now = self._clock.monotonic()
             if not noted:
@@ -583,10 +591,10 @@ class Sender:
         with suppress(*STORE_FAULTS):
             await asyncio.to_thread(self._outbox.remember, name, value)
 
-    def learn_form(self, form: str) -> None:
+    async def learn_form(self, form: str) -> None:
         """Keep, in the outbox too, the form of uploads that this endpoint takes."""
         self._form = form
-        self._outbox.remember("form", {self._settings.endpoint: form})
+        await self._keep("form", {self._settings.endpoint: form})
 
 
 def is_small(upload: Upload) -> bool:
