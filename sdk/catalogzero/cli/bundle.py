@@ -354,7 +354,7 @@ def outbox_of(state: HandlerState) -> JsonObject:
 
 def audit_of(state: HandlerState) -> JsonObject:
     """What a look through the audit log finds."""
-    return asdict(audit_report(state))
+    return asdict(audit_report(state)[1])
 
 
 def audit_end(state: HandlerState) -> list[Any]:

@@ -235,12 +235,9 @@ def audit(target: Target, registry: RegistryOption = None, json: JsonFlag = Fals
 
     Example: catalogzero outbox audit acme
     """
-    from catalogzero.cloud.audit import NAME
-
     state = state_of(target, registry)
-    report = audit_report(state)
-    kept_in = str(state.folder / NAME) if state.runtime.state is None else report.broken_in
-    print_answer({"path": kept_in, **asdict(report)}, json=json)
+    path, report = audit_report(state)
+    print_answer({"path": path, **asdict(report)}, json=json)
     if report.broken_at is not None:
         place = f"line {report.broken_at} of {report.broken_in}"
         typer.echo(f"the chain is broken at {place}", err=True)
@@ -274,22 +271,22 @@ def place_of(target: str, registry: Path | None) -> tuple[Path, SharedStore | No
     return state.folder, shared
 
 
-def audit_report(state: HandlerState) -> AuditReport:
-    """What a look through a handler's audit log finds, in its folder or in its store.
+def audit_report(state: HandlerState) -> tuple[str, AuditReport]:
+    """Where a handler's audit log is, in its folder or in its store, and what a look finds.
 
     Raises:
         ConfigError: There is no store yet.
     """
     from catalogzero.clock import SystemClock
-    from catalogzero.cloud.audit import verify_audit
+    from catalogzero.cloud.audit import NAME, verify_audit
     from catalogzero.cloud.outbox.store import looked_at
     from catalogzero.cloud.outbox.stored import SharedStore
     from catalogzero.cloud.shared_audit import verify_shared_audit
 
     shared = SharedStore.of(state.runtime, state.handler_id)
     if shared is None:
-        return verify_audit(state.folder)
+        return str(state.folder / NAME), verify_audit(state.folder)
     with looked_at(state.folder, SystemClock(), shared) as store:
         if store is None:
             raise ConfigError("the handler has not run on its store yet: it has no audit log")
-        return verify_shared_audit(store)
+        return store.base.label, verify_shared_audit(store)
