@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from catalogzero.cloud.outbox.schema import MIGRATIONS
-from catalogzero.cloud.outbox.stored import SharedStore
 from catalogzero.cloud.params import params_of
 from catalogzero.cloud.rows.streams import Stream, streams_of
 from catalogzero.cloud.run_context import Checkpoint, RunContext, active_run
@@ -374,6 +373,7 @@ class CloudProcessor(Handler):
 
     def _preflight(self) -> list[Check]:
         """Backend, key, clock, disk, outbox, data roots, queries."""
+        from catalogzero.cloud.outbox.stored import SharedStore
         from catalogzero.cloud.readiness import preflight
 
         own = preflight(
@@ -419,6 +419,7 @@ class CloudProcessor(Handler):
     def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:
         """See `Handler._uploads_of`; by a look at the outbox that leaves it as it is."""
         from catalogzero.cloud.outbox.looking import uploads_of
+        from catalogzero.cloud.outbox.stored import SharedStore
 
         shared = SharedStore.of(self.runtime, self.handler_id)
         return uploads_of(self.state_dir, upload_ids, shared)

@@ -45,7 +45,7 @@ from catalogzero.cloud.outbox.stored import (
 from catalogzero.errors import ConfigError, FailedError, SourceChangedError
 from catalogzero.protocol.bodies import Known, SourceState
 from catalogzero.protocol.identities import Keyed, digest_of
-from catalogzero.sql import UnknownCommitError
+from catalogzero.sql.limits import UnknownCommitError
 from catalogzero.wire.messages import JsonObject
 
 T = TypeVar("T")
