@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.scheduler.processes import SchedulerProcess, handler_process
 
-KNOWN = {"handler_id": "chore", "job_method": "note", "job_params": {}}
+KNOWN = {"handler_id": "chore", "job_method": "note", "job_params": {}, "partition": False}
 EVERY_HOUR = {"type": "interval", "hours": 1}
 MAY_BE = {200, 201, 202, 400, 404, 409, 500}
 schemathesis = pytest.importorskip("schemathesis")

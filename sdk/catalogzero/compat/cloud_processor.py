@@ -31,6 +31,13 @@ class CloudAdapter(Adapter, CloudProcessor):
     author: CloudProcessorHandler
     _hooks_loop: asyncio.AbstractEventLoop | None = None
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Leave out what names items: the author's `process_and_upload` takes none."""
+        super().__init_subclass__(**kwargs)
+        inherited = CloudProcessor._callable["list_items"].function
+        if cls._callable["list_items"].function is inherited:
+            cls._callable = {n: one for n, one in cls._callable.items() if n != "list_items"}
+
     @classmethod
     def make_author(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """As `Adapter.make_author`; settings that the constructor does not take are kept too."""
