@@ -122,7 +122,8 @@ class ReplicaStorm:
 
     async def _drive(self, number: int) -> None:
         """Change something, and have it read, until the storm is over; each driver its own."""
-        mine = self.client.calls[number::DRIVERS]
+        calls = self.client.calls
+        mine = calls[number % len(calls) :: DRIVERS]
         while not self._is_over:
             await self._change_and_read(self.dice.choice(mine))
 
