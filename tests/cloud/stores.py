@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Literal
 
 import psycopg
-
+from catalogzero.cloud.outbox.outbox import Outbox
+from catalogzero.cloud.outbox.outbox_file import OutboxFile
 from catalogzero.cloud.outbox.stored import SharedStore
 
 POSTGRESQL = os.environ.get(
@@ -68,3 +70,9 @@ class Stores:
 
 
 stores = Stores()
+
+
+def file_of(outbox: Outbox) -> sqlite3.Connection:
+    """The connection of an outbox on a file."""
+    assert isinstance(outbox.store.base, OutboxFile)
+    return outbox.store.base._db

@@ -10,6 +10,8 @@ from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 from catalogzero.testing import ManualClock
 
+from tests.cloud.stores import file_of
+
 SENT = 20
 STEPS_A_CALL = 10
 
@@ -35,7 +37,7 @@ def steps_of_sending(outbox: Outbox) -> int:
         counted += STEPS_A_CALL
 
     outbox.store.totals()
-    outbox.store.base._db.set_progress_handler(count, STEPS_A_CALL)
+    file_of(outbox).set_progress_handler(count, STEPS_A_CALL)
     for _ in range(SENT):
         upload = outbox.store.open_uploads()[0]
         outbox.store.unsent(upload.upload_id, 4)
@@ -46,7 +48,7 @@ def steps_of_sending(outbox: Outbox) -> int:
         outbox.store.summary([upload.upload_id], 20)
         outbox.store.is_open(upload.upload_id)
         outbox.store.totals()
-    outbox.store.base._db.set_progress_handler(None, 0)
+    file_of(outbox).set_progress_handler(None, 0)
     return counted
 
 

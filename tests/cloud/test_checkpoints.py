@@ -20,6 +20,8 @@ from catalogzero import (
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site
 
+BOTH_STORES = True
+
 Step = Rows | Checkpoint | Exception
 
 

@@ -1,7 +1,8 @@
 """Outbox and protocol under arbitrary interleavings of runs, faults and late messages.
 
-The outbox is the real one, on a file; the backend is the tests' own rules; the network loses,
-delays, repeats and reorders what hypothesis says. At rest, what is visible must be the source.
+The outbox is the real one, on a file and in PostgreSQL; the backend is the tests' own rules; the
+network loses, delays, repeats and reorders what hypothesis says. At rest, what is visible must be
+the source.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import orjson
+import pytest
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.outbox import (
     Opening,
@@ -32,7 +34,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.cloud.reference import CHANGED, Rules
-from tests.cloud.stores import stores
+from tests.cloud.stores import Kind, stores
 
 WHO = Identity(
     installation_id="site", handler_id="h", entry="e", version="1", stream="s", sdk_version="1"
@@ -63,10 +65,12 @@ class Uploading(RuleBasedStateMachine):
     """What both modes share: the client's steps and the network's faults."""
 
     mode = "replace"
+    kind: Kind = "file"
     late = Bundle("late")
 
     @initialize()
     def begin(self) -> None:
+        stores.kind = self.kind
         self.folder = tempfile.TemporaryDirectory()
         self.clock, self.backend = SteppingClock(), Rules()
         self.folders = 0
@@ -80,6 +84,7 @@ class Uploading(RuleBasedStateMachine):
             self.check_rest()
             self.outbox.close()
             self.folder.cleanup()
+        stores.drop()
 
     def first_content(self) -> Any:
         raise NotImplementedError
@@ -455,6 +460,18 @@ class MovingAppending(Moving, Appending):
     """A table, its folder copied, its backend restored."""
 
 
+class SharedReplacing(MovingReplacing):
+    """The same in a database, whose copies are put back."""
+
+    kind = "postgresql"
+
+
+class SharedAppending(MovingAppending):
+    """The same of a table."""
+
+    kind = "postgresql"
+
+
 RUNS = settings(max_examples=50, stateful_step_count=30, deadline=None)
 TestReplacing = Replacing.TestCase
 TestReplacing.settings = RUNS
@@ -464,3 +481,16 @@ TestMovingReplacing = MovingReplacing.TestCase
 TestMovingReplacing.settings = RUNS
 TestMovingAppending = MovingAppending.TestCase
 TestMovingAppending.settings = RUNS
+FEWER = settings(max_examples=10, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.postgresql
+@pytest.mark.usefixtures("postgresql")
+class TestSharedReplacing(SharedReplacing.TestCase):  # type: ignore[misc,valid-type]
+    settings = FEWER
+
+
+@pytest.mark.postgresql
+@pytest.mark.usefixtures("postgresql")
+class TestSharedAppending(SharedAppending.TestCase):  # type: ignore[misc,valid-type]
+    settings = FEWER

@@ -23,6 +23,8 @@ from tests.cloud.reference import MOVED, ReferenceBackend
 from tests.cloud.site import Site, until
 from tests.cloud.stores import stores
 
+BOTH_STORES = True
+
 CSV = "n\n1\n2\n"
 OTHER = "n\n3\n"
 OLD = Path(__file__).parent / "data" / "outbox-1.sql"

@@ -34,6 +34,8 @@ from hypothesis import strategies as st
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site, until
 
+BOTH_STORES = True
+
 
 class Keyed(CloudProcessor):
     """Passes rows on, each under its id."""

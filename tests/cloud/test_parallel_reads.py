@@ -13,6 +13,8 @@ from catalogzero.clock import SystemClock
 from catalogzero.cloud.encoding import Chunk
 from catalogzero.cloud.outbox.outbox import Opening, Outbox, Sealing
 
+BOTH_STORES = True
+
 THREADS = 4
 ROUNDS = 2_000
 

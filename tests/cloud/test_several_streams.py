@@ -14,6 +14,8 @@ from catalogzero.cloud.preview import preview_run
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site, until
 
+BOTH_STORES = True
+
 
 class Sorted(CloudProcessor):
     """Rows by their kind, each to the stream of that name."""

@@ -26,6 +26,7 @@ from catalogzero.cloud.outbox.outbox import (
 from tests.cloud.processors import Plain
 from tests.cloud.reference import ReferenceBackend
 from tests.cloud.site import Site, until
+from tests.cloud.stores import file_of
 
 FILES = 200
 
@@ -53,7 +54,7 @@ def whole(name: str, base: int = 0) -> list[WholeUpload]:
 def commits_of(outbox: Outbox) -> list[str]:
     """Grows by each commit from now on."""
     seen: list[str] = []
-    outbox.store.base._db.set_trace_callback(
+    file_of(outbox).set_trace_callback(
         lambda statement: seen.append(statement) if statement == "COMMIT" else None
     )
     return seen

@@ -49,6 +49,23 @@ class Chore(Handler):
         """One such run that may be repeated."""
         return self.hold(text)
 
+    @job(retry_safe=True)
+    def list_items(self, data_source: str) -> dict[str, Any]:
+        """Items `a` to `f`; those of `hold` are listed once the file beside the notes is there."""
+        if data_source == "hold":
+            self.hold("list")
+        return {"items": [{"name": name} for name in "abcdef"]}
+
+    @job(retry_safe=True)
+    def part(self, data_source: str, item: dict[str, str]) -> dict[str, Any]:
+        """One item; of a data_source `part` it ends once the file beside the notes is there."""
+        name = item["name"]
+        if data_source == "part":
+            return self.hold(name)
+        self._write("began", name)
+        self._write("ended", name)
+        return {"text": name}
+
     async def fail(self) -> None:
         """Fail."""
         raise ValueError("on purpose")

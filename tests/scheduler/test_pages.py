@@ -22,6 +22,7 @@ from sqlalchemy import update
 from tests.axe import axe_source
 from tests.scheduler.conftest import QUICK
 from tests.scheduler.simulation import make_schedule
+from tests.scheduler.test_partitions import Library
 from tests.scheduler.toys import toy, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -292,6 +293,51 @@ async def test_a_run_has_a_page_with_what_its_handler_knows(
         await expect(page.locator("#handler")).to_contain_text("does not answer")
         await page.goto(f"{url}/runs/nobody")
         await expect(page.locator("h1")).to_have_text("No such run")
+
+
+@pytest.mark.browser
+async def test_a_partitioned_run_is_one_line_and_its_page_has_its_items(
+    sqlite_scheduler: SchedulerServer, page: Page
+) -> None:
+    url = sqlite_scheduler.url
+    async with httpx.AsyncClient(base_url=url) as api:
+        library = Library(sqlite_scheduler, api)
+        library.names = [f"{number:02}.csv" for number in range(30)]
+        async with library.shelf(max_concurrent_jobs=2, max_queued_jobs=0) as shelf:
+            shelf.going.clear()
+            shelf.failing = {"07.csv"}
+            going = await library.begin()
+            await page.goto(url)
+            runs = page.locator("#runs tr")
+            await expect(runs).to_have_count(1)
+            await expect(runs).to_contain_text("0 of 30 items")
+            shelf.going.set()
+            await expect(runs).to_contain_text("1 of 30 items failed")
+            await runs.locator("a").first.click()
+            await expect(page).to_have_url(f"{url}/runs/{going}")
+            await expect(page.locator("#items-summary")).to_have_text("30 of 30 ended, 1 failed")
+            await expect(page.locator("#facts")).to_contain_text("30 of 30")
+            await expect(page.locator("#items tr").first).not_to_be_visible()
+            await page.locator("#items-summary").click()
+            await expect(page.locator("#items tr")).to_have_count(25)
+            await page.get_by_role("button", name="Next").click()
+            await expect(page.locator("#items tr")).to_have_count(5)
+            await page.get_by_role("button", name="failed").click()
+            await expect(page.locator("#items tr")).to_have_count(1)
+            await page.evaluate(await asyncio.to_thread(axe_source))
+            assert await faults_of(page) == []
+            await page.get_by_role("link", name="07.csv").click()
+            await expect(page.locator("h1")).to_have_text("07.csv failed")
+            await expect(page.locator("#trouble")).to_contain_text("07.csv is torn")
+            await expect(page.locator("#cancel")).not_to_be_visible()
+            await page.get_by_role("link", name="all items").click()
+            await expect(page).to_have_url(f"{url}/runs/{going}")
+            shelf.going.clear()
+            await page.get_by_role("button", name="Run again").click()
+            await expect(page.locator("#items-summary")).to_have_text("0 of 30 ended")
+            await page.get_by_role("button", name="Cancel").click()
+            await expect(page.locator("h1")).to_contain_text("failed")
+            await expect(page.locator("#trouble")).to_contain_text("cancelled by hand")
 
 
 @pytest.mark.browser

@@ -211,6 +211,10 @@ class LeaseHolder:
         await self.thaw()
         return mine
 
+    async def divide(self, one: Execution) -> bool:
+        """See `calls.LeaseHolder`; no run of this world is divided."""
+        return False
+
     async def save(self, one: Execution) -> bool:
         """See `calls.LeaseHolder`: conditional on owner and lease."""
         await self.thaw()

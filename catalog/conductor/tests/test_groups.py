@@ -388,6 +388,17 @@ def test_places_and_load_are_those_of_the_instances_that_answer() -> None:
     ]
 
 
+def test_the_outbox_that_instances_share_is_counted_once_as_one_that_is_awake_says_it() -> None:
+    one = board("sleeping", "active", "unreachable")
+    for name, waits in (("a", 9), ("b", 4), ("c", 7)):
+        metrics = {**one.rows[f"toy/{name}"].metrics, "outbox": {"uploads": waits, "records": 2}}
+        one.rows[f"toy/{name}"].metrics = metrics
+
+    summary = one.summary()
+    assert summary["senders"] == 1
+    assert summary["waiting"] == {"uploads": 4, "records": 2, "dead": 0}
+
+
 # --- the page
 
 

@@ -50,7 +50,7 @@ MAX_ANSWER_BYTES = 64 << 20
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 SCHEDULE_OPTIONS = (
     *("job_id", "timeout_s", "overlap", "misfire_grace_s", "max_attempts"),
-    *("jitter_s", "max_runs", "end_time"),
+    *("jitter_s", "max_runs", "end_time", "partition"),
 )
 """The options of `add` that a schedule's body has under the same name."""
 
@@ -140,6 +140,10 @@ def add(
     ] = None,
     max_runs: Annotated[int | None, typer.Option(help="End after this number of runs.")] = None,
     end_time: Annotated[str | None, typer.Option(help="End at this moment: ISO 8601.")] = None,
+    partition: Annotated[
+        bool | None,
+        typer.Option("--partition", help="A run of its own for each item of the data_source."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Add a schedule.
@@ -237,15 +241,16 @@ def run(
     """
     if method is None:
         schedules = _ask(context, "GET", "/api/schedules")["schedules"]
-        calls = [one["args"] for one in schedules if one["id"] == name]
+        calls = [one for one in schedules if one["id"] == name]
         if not calls:
             raise FailedError(f"no schedule is called '{name}'; see `catalogzero schedule list`")
-        handler_id, job_method, fields = calls[0][:3]
+        handler_id, job_method, fields = calls[0]["args"][:3]
     else:
         handler_id, job_method, fields = name, method, json_object(params, "--params")
     body = {"handler_id": handler_id, "job_method": job_method, "job_params": fields}
     if method is None:  # it stands in the schedule's history
         body["job_id"] = name
+        body |= {"partition": True} if calls[0].get("partition") else {}
     answer = _ask(context, "POST", "/api/run_now", body=body)
     print_json(answer if json else answer["result"])
 
@@ -263,16 +268,21 @@ def executions(
         Shown | None,
         typer.Option(help="Only such: failed (or missed), waiting to be sent, by_hand."),
     ] = None,
+    parent: Annotated[
+        str | None, typer.Option(help="The runs of this partitioned run's items.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="The greatest number to show.")] = 20,
     json: JsonFlag = False,
 ) -> None:
     """What ran and what it came to, newest first; runs by hand under their schedule.
 
+    A partitioned run is one line; --parent and its id list the runs of its items.
     Each run has a page at the scheduler: /runs/ and the id in the last column.
 
     Example: catalogzero schedule executions --show failed --limit 10
     """
-    query = _given(context, ("handler_id", "job_id", "method_name", "status", "show", "limit"))
+    names = ("handler_id", "job_id", "method_name", "status", "show", "parent", "limit")
+    query = _given(context, names)
     answer = _ask(context, "GET", "/api/executions", query=query)
     rows = []
     for one in answer["records"]:
@@ -288,10 +298,28 @@ def executions(
         name = one["job_id"]
         if name.startswith("immediate_"):
             name = f"{one['handler_id']} {one['method_name']}"
+        if one.get("item"):
+            name = str(one["item"]["name"])
         rows.append((_utc(one["started_at"]), name, words, one["execution_id"]))
     print_rows(answer, ("started", "job_id", "outcome", "run"), rows, json=json)
     if rows and sys.stdout.isatty() and not json:
         typer.echo(f"A run's page: {context.obj.url}/runs/{rows[0][-1]}")
+
+
+@app.command()
+def cancel(
+    context: typer.Context,
+    execution_id: Annotated[str, typer.Argument(help="A run that goes on; see `executions`.")],
+    json: JsonFlag = False,
+) -> None:
+    """Have a run end before its time.
+
+    Of a partitioned run no further item begins, and those at work are cancelled.
+
+    Example: catalogzero schedule cancel 0b9e3f0e-4b38-4f0a-9d7d-2f8a1f3f2a51
+    """
+    path = f"/api/executions/{quote(execution_id, safe='')}/cancel"
+    print_answer(_ask(context, "POST", path), json=json)
 
 
 @app.command()

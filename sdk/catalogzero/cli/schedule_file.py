@@ -22,6 +22,7 @@ DEFAULTS: JsonObject = {
     "jitter_s": 0.0,
     "max_runs": None,
     "end_time": None,
+    "partition": False,
     "paused": False,
 }
 """What a schedule may have, with what it has where the file says nothing."""
@@ -83,7 +84,8 @@ def exported(one: Mapping[str, Any]) -> JsonObject:
         "job_params": one["params"],
         "trigger": trigger,
     }
-    more = {name: one[name] for name in DEFAULTS if name != "job_params"}
+    # A scheduler of an earlier release knows fewer of them.
+    more = {name: one[name] for name in DEFAULTS if name != "job_params" and name in one}
     return fields | {name: value for name, value in more.items() if value != DEFAULTS[name]}
 
 

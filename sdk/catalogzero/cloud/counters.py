@@ -51,6 +51,24 @@ class OtherParams(TypedDict):
     params: Any
 
 
+class ItemName(TypedDict):
+    """An item of a data_source, as a run names the one that it reads.
+
+    `root` is the token of its data root, where instances on several hosts read it.
+    """
+
+    name: str
+    root: NotRequired[str]
+
+
+class ItemList(TypedDict):
+    """What `list_items` returns: the items in a stable order, and what is no item."""
+
+    items: list[ItemName]
+    left_out: int
+    left_out_files: list[str]
+
+
 class RunSummary(TypedDict):
     """What `process_and_upload` returns: the sum over the run's uploads, and what to look at."""
 

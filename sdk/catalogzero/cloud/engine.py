@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from catalogzero.cloud.audit import AuditLog
-from catalogzero.cloud.counters import RunSummary
+from catalogzero.cloud.counters import ItemList, RunSummary
 from catalogzero.cloud.egress import Throttle, egress_key, policy_digest
 from catalogzero.cloud.outbox.membership import BEAT_S
 from catalogzero.cloud.outbox.outbox import Outbox
@@ -26,6 +26,7 @@ from catalogzero.cloud.outbox.store import STORE_FAULTS
 from catalogzero.cloud.outbox.stored import CLOCK_SKEW, LOGGED, SharedStore
 from catalogzero.cloud.pipeline import UploadRun
 from catalogzero.cloud.reading.authors import RunAuthor
+from catalogzero.cloud.replicas import root_faults
 from catalogzero.cloud.sending.backend_client import BackendClient
 from catalogzero.cloud.sending.health_reporter import (
     HealthReporter,
@@ -39,6 +40,7 @@ from catalogzero.config.seldom import Seldom, Times
 from catalogzero.errors import CatalogZeroError, FailedError, UnreachableError
 from catalogzero.protocol.bodies import AS_JSON, Known, fitting
 from catalogzero.protocol.deciding import Decision, Outcome, RequestKind, Verdict, decide
+from catalogzero.protocol.identities import digest_of
 from catalogzero.protocol.problems import Kind
 from catalogzero.runtime.control_answers import SendingNow
 from catalogzero.wire.messages import JsonObject, encode_json
@@ -50,6 +52,8 @@ REPORTED_EACH_S = 0.05
 _REFUSED = frozenset({301, 302, 303, 307, 308, 401, 407})
 """Answers to a start that say nothing of epochs: the key, the proxy or the address is at fault."""
 _SHOWN = 20
+_REPLY_BYTES = 2_000
+"""What a reply has beside the names of items."""
 _NAME_CHARS = 200
 _START_BYTES = 128 << 20
 _PAGE_BYTES, _SOURCE_BYTES = 1 << 16, 256
@@ -75,11 +79,15 @@ class Engine:
         self._identity, self._clock, self._log = author.identity(), author.clock, author.log
         settings, runtime, folder = author.settings, author.runtime, author.state_dir
         shared = SharedStore.of(runtime, author.handler_id)
+        self._key = egress_key(runtime.egress, folder)
         self.outbox = Outbox(folder, self._clock, shared, max_bytes=runtime.outbox_max_bytes)
-        self._has_joined = not self.outbox.join()
+        alike = {
+            "installation_id": self._identity.installation_id,
+            "egress.hash_key_file": digest_of([self._key.hex()]),
+        }
+        self._has_joined = not self.outbox.join(alike)
         if self.outbox.store.rescue is not None:
             self._log.error("the outbox was damaged", **self.outbox.store.rescue)
-        self._key = egress_key(runtime.egress, folder)
         limits = {"max_bytes": runtime.audit_max_bytes, "kept_files": runtime.audit_kept_files}
         self._audit = (
             SharedAudit(self.outbox, self._clock, **limits)
@@ -110,7 +118,7 @@ class Engine:
             sealed_only=runtime.egress.strict,
         )
         self.health = HealthReporter(self.outbox, self.backend, self._log, self._start_again)
-        self._runs = 0
+        self._runs, self._roots_agreed = 0, False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._change, self._looks, self._reported_look = asyncio.Event(), itertools.count(1), 0
         self._reported: JsonObject = {}
@@ -153,24 +161,10 @@ class Engine:
         *,
         full: bool,
         progress: Callable[..., None],
+        only: str | None = None,
     ) -> RunSummary:
-        """One run of `process_and_upload`, in a thread."""
-        if moved := self.outbox.moved_text(self._identity.installation_id):
-            raise FailedError(moved)
-        run = UploadRun(
-            author=self._author,
-            identity=self._identity,
-            outbox=self.outbox,
-            wake=self.sender.wake,
-            wait_ended=self.sender.wait_ended,
-            key=self._key,
-            folder=self._author.state_dir,
-            progress=progress,
-            data_source=data_source,
-            params=params,
-            chunk_format=chunk_format,
-            full=full,
-        )
+        """One run of `process_and_upload`, in a thread; `only` names the one item that is read."""
+        run = self._made_run(data_source, params, chunk_format, full, progress, only)
         self._runs += 1
         try:
             result = run()
@@ -187,6 +181,62 @@ class Engine:
             with suppress(*STORE_FAULTS, RuntimeError):  # a loop that is closed reports no more
                 if self._loop is not None:  # before the result: who has that asks for the figures
                     self._loop.call_soon_threadsafe(self._report, *self._status())
+
+    def list_items(
+        self, data_source: str, params: Params, progress: Callable[..., None]
+    ) -> ItemList:
+        """The items of a data_source, in a thread; what waits of those that are gone is over.
+
+        Raises:
+            BadParamsError: The data_source may not or cannot be read.
+            FailedError: Another store has the installation, or other disks are read here.
+            TooLargeError: One reply cannot name all of them.
+        """
+        run = self._made_run(data_source, params, "ndjson", False, progress, None)
+        try:
+            return run.list_items(self._author.runtime.max_message_bytes - _REPLY_BYTES)
+        finally:
+            run.seals.close()
+
+    def _made_run(
+        self,
+        data_source: str,
+        params: Params,
+        chunk_format: str,
+        full: bool,
+        progress: Callable[..., None],
+        only: str | None,
+    ) -> UploadRun:
+        """A run that is yet to read."""
+        if moved := self.outbox.moved_text(self._identity.installation_id):
+            raise FailedError(moved)
+        self._refuse_other_disks()
+        return UploadRun(
+            author=self._author,
+            identity=self._identity,
+            outbox=self.outbox,
+            wake=self.sender.wake,
+            wait_ended=self.sender.wait_ended,
+            key=self._key,
+            folder=self._author.state_dir,
+            progress=progress,
+            data_source=data_source,
+            params=params,
+            chunk_format=chunk_format,
+            full=full,
+            only=only,
+        )
+
+    def _refuse_other_disks(self) -> None:
+        """With a shared store: read nothing before it is known that all read the same disks.
+
+        Raises:
+            FailedError: They do not.
+        """
+        if self.outbox.membership is not None and not self._roots_agreed:
+            if faults := root_faults(self.outbox, self._author.settings.data_roots):
+                raise FailedError("\n".join(faults))
+            self._roots_agreed = True
 
     def _log_run(self, result: Mapping[str, Any]) -> None:
         """Log what somebody should look at; keep for `check` what the egress policy met."""

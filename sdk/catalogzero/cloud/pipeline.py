@@ -6,6 +6,7 @@ sender takes them from there meanwhile. Never talks to a backend.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator
@@ -14,7 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from catalogzero.cloud.counters import LISTED, Place, RunSummary
+from catalogzero.cloud.counters import LISTED, ItemList, ItemName, Place, RunSummary
 from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.item_pass import ItemPass, passes_of
 from catalogzero.cloud.outbox.outbox import UploadEndedError
@@ -22,7 +23,9 @@ from catalogzero.cloud.outbox.outbox_file import is_disk_full
 from catalogzero.cloud.reading.ahead import BATCHES_AHEAD
 from catalogzero.cloud.reading.authors import OwnItem
 from catalogzero.cloud.reading.items import Group, Item, Plan
+from catalogzero.cloud.reading.network_mounts import min_file_age_s
 from catalogzero.cloud.reading.records import ReadOptions
+from catalogzero.cloud.reading.root_tokens import read_token, root_of
 from catalogzero.cloud.reading.sources import FileItem, Files, Roots
 from catalogzero.cloud.run_base import RunBase
 from catalogzero.cloud.writing import StreamWriter
@@ -31,15 +34,16 @@ from catalogzero.errors import (
     FailedError,
     RunCancelledError,
     SourceChangedError,
+    TooLargeError,
 )
 from catalogzero.protocol.identities import upload_key
-from catalogzero.wire.messages import utf8
+from catalogzero.protocol.outcomes import WORST_FIRST
+from catalogzero.wire.messages import encode_json, utf8
 
 ATTEMPTS = 3
 AGAIN = frozenset({"compared", "lapsed"})
 """Why an upload that was building has ended, where its item is read again."""
 PROGRESS_S = 1.0
-_WORST_FIRST = ("rejected", "queued", "superseded", "uploaded", "unchanged")
 _FACT_MATCHED = "egress_matched"
 _STATUS = {
     "done": "uploaded",
@@ -67,7 +71,9 @@ class UploadRun(RunBase):
             SourceChangedError: Sources changed in each of three attempts, and nothing else failed.
         """
         self.outbox.refuse_when_full()
-        self.counters.waiting = self.outbox.store.waiting(self.data_source, self.params)
+        # A run of one item sees nothing of the others: whoever lists them knows which are gone.
+        if self.only is None or not is_path(self.data_source):
+            self.counters.waiting = self.outbox.store.waiting(self.data_source, self.params)
         items = self._items()
         self.counters.bytes_total = sum(map(size_of, items))
         self._rows_left = self.limit(self.counters.bytes_total) if self.limit else None
@@ -95,6 +101,45 @@ class UploadRun(RunBase):
         if self.counters.failed:
             raise self.counters.failure(len(items), result)
         return result
+
+    def list_items(self, max_bytes: int) -> ItemList:
+        """The items by name, for runs that read one each; what waits of any that is gone is over.
+
+        Args:
+            max_bytes: Of their names, as JSON.
+
+        Raises:
+            BadParamsError: The data_source may not or cannot be read.
+            TooLargeError: The names are longer.
+        """
+        if not is_path(self.data_source):  # one item, which its run opens
+            return {"items": [{"name": self.data_source}], "left_out": 0, "left_out_files": []}
+        self.counters.waiting = self.outbox.store.waiting(self.data_source, self.params)
+        found, size, roots = dict[str, ItemName](), 0, self.author.settings.data_roots
+        is_shared = self.outbox.membership is not None
+        tokens = {root: read_token(root) or "" for root in roots} if is_shared else {}
+        for item in self._items():
+            self.refuse_cancelled()
+            for key in (self.source_key(item, plan) for plan in self.plans(item)):
+                self.counters.waiting.discard(key)
+            named: ItemName = {"name": utf8(item.name)}
+            if isinstance(item, FileItem) and (token := root_of(item.root, tokens)):
+                named["root"] = token
+            found[named["name"]] = named
+            size += len(encode_json(named)) + 1
+            if size > max_bytes:
+                raise TooLargeError(
+                    f"{self.data_source}: the names of its items are longer than one reply may be "
+                    f"({max_bytes:,} bytes, at {len(found):,} items): raise max_message_bytes, or "
+                    "divide the folder among several schedules"
+                )
+        self.outbox.gone(self.counters.waiting)
+        left_out = self._files.left_out_names if self._files else []
+        return {
+            "items": [*found.values()],
+            "left_out": self._files.left_out if self._files and len(self._files) else 0,
+            "left_out_files": left_out,
+        }
 
     def _wait(self, items: Collection[Item]) -> None:
         """Wait a while for the backend; what came too late there is read and sealed again."""
@@ -124,6 +169,8 @@ class UploadRun(RunBase):
             batches_ahead=BATCHES_AHEAD if self.limit is None else 0,
         )
         items: Collection[Item]
+        if self.only not in (None, self.data_source) and not is_path(self.data_source):
+            raise BadParamsError(f"{self.data_source} is one item, and has no {self.only!r}")
         if author.reads_itself and not self.from_file:
             items = [OwnItem(author, self.data_source, self.given)]
         elif self.data_source.startswith("sql:"):
@@ -155,6 +202,8 @@ class UploadRun(RunBase):
         else:
             roots = settings.data_roots
             try:
+                if self.only is not None:
+                    return [Roots(roots).item(self.data_source, self.only, options)]
                 items = self._files = Roots(roots).items(self.data_source, options)
             except BadParamsError:
                 # An unmounted share is no proof that its files are gone.
@@ -223,7 +272,8 @@ class UploadRun(RunBase):
     def _unmatched(self) -> list[str]:
         """The policy's rules that matched no column of what this run read.
 
-        Where sources were unchanged, what an earlier run matched under this policy counts too.
+        Where sources were unchanged, or one item alone was read, what an earlier run matched under
+        this policy counts too.
         """
         columns, outbox = self.columns, self.outbox
         matched = set(columns.matched())
@@ -232,7 +282,7 @@ class UploadRun(RunBase):
             before = set(known["rules"])
             if before - matched or matched - before:
                 outbox.remember(_FACT_MATCHED, {**known, "rules": sorted(before | matched)})
-            matched |= before if self.counters.skipped else set()
+            matched |= before if self.counters.skipped or self.only is not None else set()
         elif matched:
             outbox.remember(_FACT_MATCHED, {"policy": self.policy, "rules": sorted(matched)})
         rules = [f"{kind}: {name}" for kind, name in columns.rules]
@@ -250,7 +300,11 @@ class UploadRun(RunBase):
         writers = [self._writer(item, plan) for plan in plans]
         if not (isinstance(item, FileItem) and item.is_gone()):
             self.counters.waiting.difference_update(writer.source_key for writer in writers)
-        now, min_age_s = self.author.clock.now().timestamp(), self.author.runtime.min_file_age_s
+        paths = [os.path.join(one.root, one.relative) for one in files if isinstance(one, FileItem)]
+        now, min_age_s = (
+            self.author.clock.now().timestamp(),
+            min_file_age_s(self.author.runtime, paths),
+        )
         ages = [now - file.modified_at() for file in files if isinstance(file, FileItem)]
         # A file from the future would be waited for until then: never longer than the minimum age.
         wait_s = min(min_age_s - min(ages, default=1e9), min_age_s, 60.0)
@@ -358,7 +412,7 @@ class UploadRun(RunBase):
         states = {_STATUS.get(state, "rejected") for state in found.states}
         states |= {"rejected"} if counters.refused else set()
         states |= set() if states else {"unchanged"}
-        status = next(word for word in _WORST_FIRST if word in states)
+        status = next(word for word in WORST_FIRST if word in states)
         result: RunSummary = {
             "status": status,
             "records": found.records,
@@ -378,7 +432,10 @@ class UploadRun(RunBase):
             unmatched = self._unmatched()
             result["unmatched"] = len(unmatched)
             result["unmatched_rules"] = unmatched[:LISTED]
-        if elsewhere := outbox.store.also_under(self.data_source, self.params, LISTED):
+        elsewhere = []
+        if self.only is None:
+            elsewhere = outbox.store.also_under(self.data_source, self.params, LISTED)
+        if elsewhere:
             result["other_params"] = elsewhere
         if counters.changed_queries:
             result["changed_queries"] = counters.changed_queries[:LISTED]
@@ -390,6 +447,11 @@ class UploadRun(RunBase):
             result["success"] = False
             result["error"] = f"the backend refused: {reasons}"
         return result
+
+
+def is_path(data_source: str) -> bool:
+    """Whether it names files: of anything else it is one item."""
+    return not data_source.startswith(("sql:", "singer:"))
 
 
 def size_of(item: Item) -> int:

@@ -28,7 +28,13 @@ from catalogzero.config.preflight import Check, Finding
 from catalogzero.config.seldom import Seldom
 from catalogzero.config.settings import HandlerSettings, faults_error, merged_settings
 from catalogzero.config.state_folder import create_private
-from catalogzero.errors import CatalogZeroError, ConfigError, UnreachableError, text_of
+from catalogzero.errors import (
+    BadParamsError,
+    CatalogZeroError,
+    ConfigError,
+    UnreachableError,
+    text_of,
+)
 from catalogzero.protocol.identities import Identity, Mode
 from catalogzero.runtime.control_answers import SendingNow, UploadRecord
 from catalogzero.runtime.handler import Handler, entry_of
@@ -42,6 +48,10 @@ if TYPE_CHECKING:
     from catalogzero.cloud.engine import Engine
 
 LAST_REPORT_S = 5.0
+STORE_LOOK_S = 5.0
+"""How long after a look at a shared store that could not be opened the next one is."""
+ROOTS_S = 30.0
+"""The longest that a start waits for the shared store and the data roots."""
 _NOTHING = {"data_roots": (), "sources": (), "taps": ()}
 SERVED_IN_PLAIN = "calls come from other machines without encryption (allow_plaintext)"
 
@@ -194,9 +204,34 @@ class CloudProcessor(Handler):
         return type(self).read is not CloudProcessor.read
 
     async def describe(self) -> JsonObject:
-        """See `Handler.describe`; with the streams that the class declares."""
+        """See `Handler.describe`; with the streams that the class declares, and why its runs cannot
+        be partitioned, if so.
+        """
         streams = [stream.describe() for stream in streams_of(type(self))]
-        return {**await super().describe(), "streams": streams}
+        fault = self._partition_fault
+        own = {"streams": streams} | ({"not_partitioned": fault} if fault else {})
+        return {**await super().describe(), **own}
+
+    @property
+    def _partition_fault(self) -> str | None:
+        """Why no run can read one item of a data_source as if it read all; None where it can."""
+        if self.unit == "run":
+            return 'its `unit = "run"` makes one upload of all items'
+        if self.reads_itself:
+            return "its own `read` says what there is, and names no items"
+        if self.runtime.egress.strict:
+            return "its setting egress.strict judges the columns of all items as one"
+        return None
+
+    def _refuse_partition(self) -> None:
+        """Refuse to read items one by one where that would not be the same.
+
+        Raises:
+            BadParamsError: It would not.
+        """
+        if fault := self._partition_fault:
+            message = f"the run cannot be partitioned: {fault}"
+            raise BadParamsError(message, details=[{"field": "partition", "message": message}])
 
     @job(isolate=True, retry_safe=True)
     def process_and_upload(
@@ -205,6 +240,7 @@ class CloudProcessor(Handler):
         params: dict[str, Any] | None = None,
         format: str | None = None,
         full: bool | None = None,
+        item: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Read a source, process it, and send what is new.
 
@@ -214,6 +250,7 @@ class CloudProcessor(Handler):
             params: For `process`; `format` and `full` may also stand here.
             format: Of the chunks: ndjson (default), json (the same), parquet, csv.
             full: Send all again, also what is unchanged.
+            item: Only this item of the source, as list_items names it: {"name": "exports/a.csv"}.
 
         Returns:
             status (uploaded, unchanged, superseded, queued, rejected), records, skipped,
@@ -224,11 +261,47 @@ class CloudProcessor(Handler):
         given = params or {}
         chunk_format = str(format or given.get("format") or "ndjson")
         whole = bool(given.get("full")) if full is None else full
+        only = None if item is None else self._name_of(item)
+        progress = self.report_progress
         return dict(
             self._engine().run(
-                data_source, given, chunk_format, full=whole, progress=self.report_progress
+                data_source, given, chunk_format, full=whole, progress=progress, only=only
             )
         )
+
+    @job(isolate=True, retry_safe=True)
+    def list_items(self, data_source: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Name the items of a source, for runs that read one each; a scheduler's partition does.
+
+        Args:
+            data_source: As process_and_upload takes it.
+            params: Those of the runs.
+
+        Returns:
+            items (each with the name by which process_and_upload takes it, and with a shared store
+            the token of its data root), left_out (files that are no items), left_out_files (the
+            first 20).
+        """
+        self._refuse_partition()
+        return dict(self._engine().list_items(data_source, params or {}, self.report_progress))
+
+    def _name_of(self, item: Mapping[str, Any]) -> str:
+        """The name of the one item that a run reads.
+
+        Raises:
+            BadParamsError: It has none, no run can read one item alone, or it lies on a disk that
+                is not mounted here.
+        """
+        self._refuse_partition()
+        name, root = item.get("name"), item.get("root")
+        if not isinstance(name, str) or not item.keys() <= {"name", "root"}:
+            message = 'item is {"name": …}, as list_items gives it'
+            raise BadParamsError(message, details=[{"field": "item", "message": message}])
+        if root is not None:
+            from catalogzero.cloud.reading.root_tokens import root_with
+
+            root_with(str(root), self.settings.data_roots, name)
+        return name
 
     @job(quiet=True, retry_safe=True)
     async def health_report(self) -> dict[str, Any]:
@@ -249,18 +322,45 @@ class CloudProcessor(Handler):
         """Fix the installation's id; begin reports at an interval, where one is set.
 
         Raises:
-            ConfigError: A data root cannot be read.
+            ConfigError: A data root cannot be read, or is another disk than at other instances.
         """
         await super()._on_start()
         faults = await asyncio.to_thread(lambda: list(map(root_fault, self.settings.data_roots)))
         if any(faults):
             raise ConfigError("\n".join(": ".join(fault) for fault in faults if fault))
+        await self._compare_roots()
         await asyncio.to_thread(self._installation_id)
         for text in (*self.runtime.deprecations, *self.settings.deprecations):
             self.log.warning("setting_deprecated", text=text)
         self._interval_s = self.runtime.health_interval_s
         if self._interval_s is not None:
             self._reports = asyncio.create_task(self._report_always(), name="health-reports")
+
+    async def _compare_roots(self) -> None:
+        """With a shared store: have the worker see that all instances read the same disks.
+
+        Raises:
+            ConfigError: They do not, or cannot know it.
+        """
+        if self.runtime.state is None:
+            return
+        try:
+            async with asyncio.timeout(ROOTS_S):
+                faults = await self.worker.call("_root_faults")
+        except (CatalogZeroError, TimeoutError) as error:  # the store or a share is away
+            self.log.warning("roots_not_compared", error=text_of(error))
+            return
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    def _root_faults(self) -> list[str]:
+        """In the worker: what is wrong with the store, and with the data roots by their tokens."""
+        from catalogzero.cloud.replicas import root_faults
+
+        try:
+            return root_faults(self._engine().outbox, self.settings.data_roots)
+        except ConfigError as error:  # the store is another installation's, or a newer release's
+            return [error.message]
 
     async def _on_stop(self) -> None:
         """End the reports with a last one."""
@@ -289,7 +389,7 @@ class CloudProcessor(Handler):
         old = [*self.runtime.deprecations, *self.settings.deprecations]
         if old:
             found = Finding("renamed settings", "warn", "; ".join(old), "write the present names")
-            own.append(Check(found.name, lambda: found, found.fix))
+            own.append(Check.of(found))
         return [*super()._preflight(), *own]
 
     def _worker_wanted(self) -> bool:
@@ -304,9 +404,17 @@ class CloudProcessor(Handler):
         refuse_newer(path, version_in(path), len(MIGRATIONS))
         return path.exists()
 
-    @classmethod
-    def _uploads(cls) -> bool:
-        return True
+    def _keeps_its_own(self) -> bool:
+        """See `Handler._keeps_its_own`."""
+        return self.runtime.state is None
+
+    def _state_faults(self) -> list[JsonObject]:
+        """See `Handler._state_faults`."""
+        if self.runtime.state is None:
+            return []
+        from catalogzero.cloud.replicas import state_faults
+
+        return state_faults(self.runtime, self.state_dir)
 
     def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:
         """See `Handler._uploads_of`; by a look at the outbox that leaves it as it is."""
@@ -325,9 +433,13 @@ class CloudProcessor(Handler):
         while True:
             try:
                 return await asyncio.to_thread(self._engine)
-            except UnreachableError as error:
-                self.log.warning("store_away", error=error.message)
+            except (UnreachableError, ConfigError) as error:
+                if self.runtime.state is None:
+                    raise
+                if times := self._seldom.is_due("store_not_opened"):
+                    self.log.warning("store_not_opened", error=error.message, times=times)
                 self.report_status({"busy": True, "reasons": [error.message]})
+                await self.clock.sleep(STORE_LOOK_S)
 
     async def _report_always(self) -> None:
         """Report every `health_interval_s`, or as often as the backend asks for."""

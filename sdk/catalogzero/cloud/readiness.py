@@ -21,14 +21,21 @@ from catalogzero.cloud.extras import require_extra
 from catalogzero.cloud.outbox.store import RESCUE_FIX, looked_at
 from catalogzero.cloud.outbox.stored import SharedStore
 from catalogzero.cloud.reachability import Reachability
+from catalogzero.cloud.reading.network_mounts import NETWORK_MIN_AGE_S, young_roots
 from catalogzero.cloud.reading.records import BadRecords, Found, ReadOptions
+from catalogzero.cloud.reading.root_tokens import (
+    ROOT_FILE,
+    by_hand,
+    may_make_token,
+    read_token,
+)
 from catalogzero.cloud.reading.sources import FileItem, Roots
 from catalogzero.cloud.rows.batches import rows_of
 from catalogzero.cloud.rows.streams import Stream
 from catalogzero.cloud.settings import CloudSettings, root_fault
 from catalogzero.config.preflight import CHECK_TIMEOUT_S, Check, Finding
 from catalogzero.config.settings import RuntimeSettings
-from catalogzero.errors import BadParamsError, CatalogZeroError
+from catalogzero.errors import BadParamsError, CatalogZeroError, ConfigError
 from catalogzero.runtime.health import LOW_DISK_BYTES
 from catalogzero.sql import DamagedFileError
 
@@ -66,6 +73,8 @@ def preflight(
         checks.insert(1, Check("certificates", asked.certificates, "see the file that is named"))
     if (policy.hash or policy.hash_sources) and policy.hash_key_file is None:
         checks.append(Check("hash key", look.hash_key, "set egress.hash_key_file"))
+    if runtime.state is not None:
+        checks.append(Check("state", look.state, "see that `state` and each data root answer"))
     if settings.data_roots:
         fix = "see that the file system answers: a share that is away holds up every run"
         checks += [Check("data roots", look.data_roots, fix), Check("files", look.files, fix)]
@@ -197,6 +206,40 @@ class Readiness:
             if fault := root_fault(root):
                 return Finding("data roots", "fail", *fault)
         return ", ".join(map(str, self.settings.data_roots))
+
+    def state(self) -> Finding | str:
+        """Whether all hosts see that their data roots are one disk, and wait for their files.
+
+        What the section lacks is named by `Handler._state_faults`, a line each.
+        """
+        roots = self.settings.data_roots
+        faults, missing = list[str](), list[str]()
+        for number, root in enumerate(roots):
+            try:
+                if read_token(root) is None:
+                    missing.append(str(root))
+                    if not may_make_token(root):
+                        faults.append(f"data_roots[{number}]: make its token: {by_hand(root)}")
+            except ConfigError as error:
+                faults.append(f"data_roots[{number}] {error.message}")
+        if faults:
+            fix = "make the file on a host that may write there, for every host's user to read"
+            return Finding("state", "fail", "; ".join(faults), fix)
+        if young := young_roots(self.runtime, roots):
+            shown = ", ".join(f"{root} ({kind})" for root, kind in young)
+            found = (
+                f"min_file_age_s is {self.runtime.min_file_age_s:g}, and other hosts write to "
+                f"{shown}: a file may be read before its last bytes are seen here"
+            )
+            fix = f"leave `min_file_age_s` out: it is {NETWORK_MIN_AGE_S:g} there"
+            return Finding("state", "warn", found, fix)
+        if missing:
+            return f"{ROOT_FILE} is made at the first start in {', '.join(missing)}"
+        return (
+            "1 data root has its token"
+            if len(roots) == 1
+            else f"{len(roots)} data roots have theirs"
+        )
 
     def _files(self) -> Iterator[FileItem]:
         """The files of all data roots."""

@@ -48,6 +48,7 @@ class RunBase:
             for all of them. Without it all are read, and some of them ahead of `process`.
         pairs: Takes each row beside what was made of it; rows then come one at a time.
         from_file: data_source is a file, also for an author with a `read`.
+        only: The name of the one item of data_source that is read; None for all of them.
 
     Raises:
         BadParamsError: There is no such format, or the params do not fit the author's model.
@@ -68,6 +69,7 @@ class RunBase:
     limit: Callable[[int], int | None] | None = None
     pairs: list[RowPair] | None = None
     from_file: bool = False
+    only: str | None = None
 
     def __post_init__(self) -> None:
         taken = params_of(type(self.author))

@@ -42,6 +42,11 @@ class Check(NamedTuple):
     fix: str
     timeout_s: float = CHECK_TIMEOUT_S
 
+    @classmethod
+    def of(cls, found: Finding) -> Check:
+        """One whose finding is known already."""
+        return cls(found.name, lambda: found, found.fix)
+
 
 async def run_checks(checks: Iterable[Check]) -> list[Finding]:
     """All checks at once, each bounded; findings in the order of the checks."""

@@ -18,7 +18,10 @@ OutcomeState = Literal[
 _BEFORE_THE_END = {"queued", "waking", "running", "cancelling", "retry"}
 _NEVER_BEGAN = {"missed", "skipped", "lost"}
 _NOTHING_NEW = {"unchanged": "nothing new", "superseded": "the backend holds something newer"}
-_OF_UPLOADS = {"uploaded", "queued", *_NOTHING_NEW}
+WORST_FIRST = ("rejected", "queued", "superseded", "uploaded", "unchanged")
+"""What a result of uploads says as its `status`: the worst of what there is."""
+
+_OF_UPLOADS = {*WORST_FIRST} - {"rejected"}
 _MAX_ERROR_CHARS = 300
 
 

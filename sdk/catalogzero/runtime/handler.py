@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.config.logs import Logger, make_logger
-from catalogzero.config.preflight import Check
+from catalogzero.config.preflight import Check, Finding
 from catalogzero.config.settings import HandlerSettings, Mask, RuntimeSettings, config_error
 from catalogzero.errors import RunCancelledError
 from catalogzero.runtime.control_answers import (
@@ -113,6 +113,7 @@ class Handler:
     ) -> None:
         """Take the runtime's settings, name and clock; the service does this before it serves."""
         self.runtime = runtime
+        self.mask.learn(runtime.state)
         self._described: asyncio.Future[Description] | None = None
         self.clock = clock or self.clock
         self.handler_id = handler_id or runtime.handler_id or snake_case(type(self).__name__)
@@ -237,15 +238,35 @@ class Handler:
 
     def _preflight(self) -> list[Check]:
         """What `catalogzero check` looks at beside the runtime's own needs."""
-        return []
+        checks = []
+        for fault in self._state_faults():
+            fix = f"correct `{fault['field']}` in the section of {self.handler_id}"
+            found = Finding("state", "fail", f"{fault['field']}: {fault['message']}", fix)
+            checks.append(Check.of(found))
+        return checks
+
+    def _state_faults(self) -> list[JsonObject]:
+        """What is wrong with the `state` of its section, as `faults_error` takes it.
+
+        Refused, not passed over: who sets it believes that something is shared.
+        """
+        if self.runtime.state is None:
+            return []
+        message = (
+            f"{type(self).__name__} is no CloudProcessor, and keeps nothing there: take `state` "
+            "out; its instances need an `instance_id` each, and nothing else"
+        )
+        return [{"field": "state", "message": message}]
 
     def _worker_wanted(self) -> bool:
         """Whether the worker has something to do at start, such as a full outbox."""
         return False
 
-    @classmethod
-    def _uploads(cls) -> bool:
-        """Whether it sends results to a backend, from a state folder that only it may write."""
+    def _keeps_its_own(self) -> bool:
+        """Whether it sends results from a state folder that it alone may write.
+
+        Such a one has no second instance.
+        """
         return False
 
     def _uploads_of(self, upload_ids: list[str]) -> list[UploadRecord]:

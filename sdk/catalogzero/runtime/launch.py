@@ -24,6 +24,7 @@ from catalogzero.config.settings import (
     merged_settings,
     secret_files_in,
     secrets_in,
+    secrets_in_urls,
     setting_faults,
 )
 from catalogzero.errors import ConfigError, place_of, text_of
@@ -267,7 +268,11 @@ def build(
         own = getattr(handler, "settings", None)
         handler._key_files = [*secret_files_in(own), *secret_files_in(runtime)]
         # A registry file that holds a secret itself is a key file as well.
-        if section and any(any(secrets_in(getattr(own, name, None))) for name in config):
+        url = runtime.state.get_secret_value() if runtime.state and "state" in ours else ""
+        if section and (
+            any(any(secrets_in(getattr(own, name, None))) for name in config)
+            or any(secrets_in_urls(url))
+        ):
             handler._key_files.append(section.path)
         for path in handler._key_files:
             try:

@@ -6,7 +6,10 @@ the server's connection. It tries for ever, and never stands in the way of calls
 
 A handler_id is that of one host: while another answers under it, our scheduler refuses this one,
 and takes it once the other is gone. The same holds for an instance_id among the instances of a
-handler_id. What uploads has a state folder of its own, and so no second instance.
+handler_id. What uploads from a state folder of its own has no second instance; from a store that is
+shared (`state`) it has as many as any other. That all name one store is nothing that a scheduler
+could know: one database has many spellings, and one spelling may be many databases. The epoch
+decides it: of two stores of one installation the later takes it, and the other is paused.
 """
 
 from __future__ import annotations
@@ -54,7 +57,7 @@ class Registration:
         self._scheduler = runtime.scheduler
         self._named: JsonObject = {"handler_id": handler.handler_id, "address": address}
         more: JsonObject = {"methods": handler._offered_methods(), "boot_id": boot_id}
-        if runtime.instance_id and not handler._uploads():
+        if runtime.instance_id and not handler._keeps_its_own():
             self._named["instance_id"] = runtime.instance_id
             more["places"] = runtime.max_concurrent_jobs
         self._params = self._named | more
@@ -142,10 +145,14 @@ class Registration:
 
 def second_host_fix(handler: Handler) -> str:
     """What to do about another host that answers under a handler's handler_id."""
-    if not handler._uploads():
-        own = "an `instance_id`" if handler.runtime.instance_id else "a `handler_id`"
-        return f"stop the other host, or give this one {own} of its own"
-    return (
-        "two state folders of one installation would overwrite each other's rows: stop the other "
-        "host, or give this one a `handler_id` and an `installation_id` of its own"
-    )
+    if handler._keeps_its_own():
+        return (
+            "two state folders of one installation would overwrite each other's rows: stop the "
+            "other host, or give this one a `handler_id` and an `installation_id` of its own, or "
+            "give both the same `state` (postgresql://…) and an `instance_id` each"
+        )
+    if handler.runtime.state is not None:
+        own = "`instance_id` of its own, beside the same `state`"
+        return f"stop the other host, or give each of them an {own}"
+    own = "an `instance_id`" if handler.runtime.instance_id else "a `handler_id`"
+    return f"stop the other host, or give this one {own} of its own"

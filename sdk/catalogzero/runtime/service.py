@@ -23,7 +23,7 @@ from catalogzero.config import key_files, sd_notify
 from catalogzero.config.address import Address
 from catalogzero.config.logs import take_logs
 from catalogzero.config.renewal import Renewed
-from catalogzero.config.settings import RuntimeSettings, config_error
+from catalogzero.config.settings import RuntimeSettings, config_error, faults_error
 from catalogzero.config.state_folder import keep_private, locked, read_by_others
 from catalogzero.errors import (
     BadRequestError,
@@ -296,6 +296,8 @@ async def serve(
     handler_id = settings.handler_id or handler.handler_id
     handler._attach(runtime=settings, handler_id=handler_id, clock=clock)
     check_exposure(settings)
+    if faults := handler._state_faults():
+        raise faults_error(f"section of {handler_id}", faults)
     for path in filter(key_files.read_by_others, handler._key_files):
         handler.log.warning("key_readable_by_others", path=str(path), fix="chmod 600 it")
     for path in handler._key_files:

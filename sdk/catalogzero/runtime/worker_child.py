@@ -59,19 +59,26 @@ def spec_of(handler: Handler) -> JsonObject:
     cls = type(handler)
     module = sys.modules[cls.__module__]
     args, kwargs = handler._made_with
-    secrets = revealed({name: one for name, one in handler.runtime if isinstance(one, SecretStr)})
     return {
         "module": cls.__module__,
         "file": getattr(module, "__file__", None),
         "qualname": cls.__qualname__,
         "args": revealed(list(args)),
         "kwargs": revealed(kwargs),
-        "runtime": {**handler.runtime.model_dump(mode="json"), **secrets},
+        "runtime": runtime_of(handler),
         "handler_id": handler.handler_id,
         "sys_path": sys.path,
         "parent_pid": os.getpid(),
         "versions": versions_of(handler),
     }
+
+
+def runtime_of(handler: Handler) -> JsonObject:
+    """The runtime's settings; what nobody set is not set in the child either."""
+    runtime = handler.runtime
+    given = runtime.model_dump(mode="json", exclude_unset=True)
+    secrets = {name: revealed(one) for name, one in runtime if isinstance(one, SecretStr)}
+    return {**given, **secrets, "state_dir": str(runtime.state_dir)}
 
 
 def versions_of(handler: Handler) -> dict[str, str]:

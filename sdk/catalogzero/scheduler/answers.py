@@ -37,6 +37,16 @@ class TickSpan(TypedDict):
     count: int
 
 
+class PartCounts(TypedDict):
+    """How far a partitioned run is: how many items it has (null: not listed yet), how many of their
+    runs ended, and how many of these not well.
+    """
+
+    items: int | None
+    ended: int
+    failed: int
+
+
 class ExecutionRecord(TypedDict):
     """An execution."""
 
@@ -62,6 +72,13 @@ class ExecutionRecord(TypedDict):
         str | None, Field(description="Which of its handler's instances was called, if it has any.")
     ]
     outcome: Annotated[RunOutcomeWords, Field(description="What it came to, in words.")]
+    parent_id: Annotated[
+        str | None, Field(description="The partitioned run that it is a part of, if it is.")
+    ]
+    item: Annotated[JsonObject | None, Field(description="The item that it reads of that run's.")]
+    parts: Annotated[
+        PartCounts | None, Field(description="Of a partitioned run; null of any other.")
+    ]
     ticks: NotRequired[TickSpan]
 
 
@@ -94,6 +111,7 @@ class ScheduleRecord(TypedDict):
     jitter_s: float
     max_attempts: int
     max_runs: int | None
+    partition: bool
     runs: int
     end_time: Time | None
     created_at: Time | None

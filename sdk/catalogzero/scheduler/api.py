@@ -20,7 +20,14 @@ from structlog.typing import FilteringBoundLogger
 from catalogzero.errors import BadParamsError, CatalogZeroError, UnreachableError
 from catalogzero.scheduler import answers, overview, requests
 from catalogzero.scheduler.history import FILTERS, SHOWN, RecordedCall
-from catalogzero.scheduler.models import KnownHandler, KnownInstance
+from catalogzero.scheduler.models import (
+    LIST_METHOD,
+    Execution,
+    KnownHandler,
+    KnownInstance,
+    list_call,
+)
+from catalogzero.scheduler.partitions import MAX_ITEM_BYTES
 from catalogzero.scheduler.runner import Runner
 from catalogzero.scheduler.store import Change
 from catalogzero.scheduler.ticks import Place, Schedule, from_us, iso_of
@@ -41,7 +48,7 @@ from catalogzero.wire.messages import JsonObject, encode_json, one_line_ascii
 
 MAX_BODY_BYTES = 1 << 20
 CALL_BYTES = 600
-"""At most what a call has beside its method and params."""
+"""At most what a call has beside its method and params; that of a child has an item, too."""
 
 MAX_PREVIEW = 100
 MAX_PAGE = 1_000_000
@@ -95,6 +102,7 @@ class Api:
                 web.get("/api/executions/errors", self.list_errors),
                 web.post("/api/executions/clear", self.clear_executions),
                 web.get("/api/executions/{execution_id}", self.show_execution),
+                web.post("/api/executions/{execution_id}/cancel", self.cancel_execution),
                 web.get("/api/executions/{execution_id}/handler", self.ask_handler),
                 web.get("/api/overview", self.show_overview),
                 web.get("/api/handlers", self.list_handlers),
@@ -138,7 +146,7 @@ class Api:
         """Store the schedule of a body; what to answer of it, and what that changed."""
         new = await self.runner.read(requests.read_schedule, body, self._now())
         paused = None if body.get("paused") is None else new.paused
-        unchecked = await self._check_call(new.handler_id, new.method, new.params)
+        unchecked = await self._check_call(new)
         add = partial(self.runner.store.add_schedule, new, paused=paused, **how)
         try:
             change = await self.runner.write(add)
@@ -219,8 +227,9 @@ class Api:
     async def run_schedule(self, request: web.Request) -> web.Response:
         """`POST /api/schedules/{job_id}/run`: its call, beside its ticks."""
         found = await self._moving_schedule(request)
-        await self._check_call(found.handler_id, found.method, found.params)
-        same = {name: getattr(found, name) for name in ("handler_id", "timeout_s", "max_attempts")}
+        await self._check_call(found)
+        names = ("handler_id", "timeout_s", "max_attempts", "partition")
+        same = {name: getattr(found, name) for name in names}
         run = requests.RunNow(job_method=found.method, job_params=found.params, **same)
         one = run.execution(self._now())
         one.job_id = found.job_id
@@ -248,9 +257,9 @@ class Api:
     async def run_now(self, request: web.Request) -> web.Response:
         """`POST /api/run_now`: 202 at once, or the outcome where `wait` is true."""
         body = requests.read_model(requests.RunNow, await read_json(request, MAX_BODY_BYTES))
-        await self._check_call(body.handler_id, body.job_method, body.job_params)
-        key = header_text(request, "Idempotency-Key", max_chars=requests.MAX_ID_CHARS)
         one = body.execution(self._now())
+        await self._check_call(one)
+        key = header_text(request, "Idempotency-Key", max_chars=requests.MAX_ID_CHARS)
         # ScheduleZero takes anything here, and passes over it.
         if isinstance(body.job_id, str):
             schedule = await self.runner.read(self.runner.store.find_schedule, body.job_id)
@@ -299,6 +308,14 @@ class Api:
             "neighbours": await self.runner.read(self.runner.history.around, found.record),
         }
         return json_response(answer)
+
+    async def cancel_execution(self, request: web.Request) -> web.Response:
+        """`POST /api/executions/{execution_id}/cancel`: 409 where it has ended."""
+        call = await self._execution(request)
+        execution_id = call.record["execution_id"]
+        if not await self.runner.stop(execution_id):
+            raise HttpError(409, f"Execution '{execution_id}' has ended.")
+        return json_response(answers.Accepted(status="accepted", execution_id=execution_id), 202)
 
     async def ask_handler(self, request: web.Request) -> web.Response:
         """`GET /api/executions/{execution_id}/handler`: what the handler knows of its run, now."""
@@ -496,27 +513,37 @@ class Api:
         self.log.warning("database_away", error=why)
         return HttpError(503, f"The database does not take this now ({why}): try again.")
 
-    async def _check_call(self, handler_id: str, method: str, params: JsonObject) -> str | None:
+    async def _check_call(self, one: Schedule | Execution) -> str | None:
         """Refuse what is not registered, and params that the handler would never take.
 
         Returns:
             Why the handler could not say whether it takes the params; None where it does.
         """
+        handler_id, method, params = one.handler_id, one.method, one.params
         handler = await self.runner.read(self.runner.store.find_handler, handler_id)
         if handler is None:
             raise HttpError(404, f"Handler '{handler_id}' not registered.")
         if method not in handler.methods:
             raise HttpError(400, f"Method '{method}' not exposed by handler '{handler_id}'.")
+        if one.partition and LIST_METHOD not in handler.methods:
+            why = f"handler '{handler_id}' has no method '{LIST_METHOD}': leave `partition` out."
+            raise HttpError(400, f"A run cannot be partitioned: {why}")
         try:
             _, link = await self.runner.links.choose(handler_id)
         except UnreachableError as error:  # it registered with another scheduler just now
             return error.message
         limit = link.caller.max_call_bytes
-        if len(encode_json([method, params])) + CALL_BYTES > limit:
+        own = CALL_BYTES + (MAX_ITEM_BYTES if one.partition else 0)
+        if len(encode_json([method, params])) + own > limit:
             said = f"calls of at most {limit:,} bytes"
             raise HttpError(413, f"The params are too long: '{handler_id}' takes {said}.")
         try:
-            return await link.check_params(method, params)
+            if not one.partition:
+                return await link.check_params(method, params)
+            unchecked = await link.check_params(*list_call(params))
+            if link.not_partitioned:
+                raise HttpError(400, f"A run cannot be partitioned: {link.not_partitioned}")
+            return unchecked or await link.check_params(method, {**params, "item": {"name": "…"}})
         except BadParamsError as error:
             raise HttpError(400, f"Invalid params: {one_line_ascii(error.message)}") from None
 
@@ -555,6 +582,7 @@ def schedule_record(one: Schedule) -> answers.ScheduleRecord:
         jitter_s=one.jitter_s,
         max_attempts=one.max_attempts,
         max_runs=one.max_runs,
+        partition=one.partition,
         runs=one.runs,
         end_time=iso_of(one.end_us),
         created_at=iso_of(one.created_us),

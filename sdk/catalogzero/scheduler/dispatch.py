@@ -9,6 +9,8 @@ the handler is pinged, once for all that wait on it; the call goes out again whe
 answer, or has restarted. While the handler is away the record says so; its return wakes all that
 wait for it.
 
+A run that is stopped ends where it has not begun; else its handler is asked to cancel it.
+
 Of a handler with instances one is asked for the stamp, and called until it has judged. Should it
 stay silent, what may run twice goes to another one as the next attempt; anything else waits.
 
@@ -48,6 +50,9 @@ class LeaseHolder(Protocol):
     async def holds(self, one: Execution) -> bool:
         """Whether the lease is still this runner's."""
 
+    async def divide(self, one: Execution) -> bool:
+        """Divide a run whose items were listed; false where that failed, and it has ended."""
+
 
 class Driver:
     """Brings executions to their end."""
@@ -70,7 +75,15 @@ class Driver:
         finally:
             self._place(one, "")
         if ended:
-            await self._holder.save(one)
+            await self._save_end(one)
+
+    async def _save_end(self, one: Execution) -> bool:
+        """Save what was judged; a run whose items were listed is divided instead, and is no more
+        this runner's.
+        """
+        if one.partition and one.status == "success" and await self._holder.divide(one):
+            return False
+        return await self._holder.save(one)
 
     @asynccontextmanager
     async def _slot(self, one: Execution) -> AsyncIterator[bool]:
@@ -84,7 +97,7 @@ class Driver:
             # A free slot is taken in this turn of the loop: then the record need not say anything.
             await asyncio.sleep(0)
             is_ours = True
-            while is_ours and not entering.done():
+            while is_ours and not entering.done() and one.stopped is None:
                 was_waiting, is_ours = one.waiting, await self._note_away(one)
                 if is_ours and one.waiting == was_waiting:
                     change = asyncio.create_task(asyncio.Event().wait(), name="scheduler-change")
@@ -121,7 +134,7 @@ class Driver:
         now_us = self._holder.now_us()
         if one.tick_us is not None and one.sent_us is None:
             one.late = one.late or now_us - one.created_us > seconds_us(LATE_AFTER_S)
-        one.take(stamp, one.method)
+        one.take(stamp, one.called[0])
         one.sent_us = now_us
         # Whoever takes over must know of the call before the handler can: it sends the same again.
         if not await self._holder.save(one):
@@ -134,6 +147,10 @@ class Driver:
         """The handler's stamp; None once it has been away for too long, which is saved."""
         since_s, tries = self._holder.clock.monotonic(), 0
         while True:
+            if one.stopped is not None:
+                one.status, one.error = "error" if one.sent_us else "skipped", one.stopped
+                await self._holder.save(one)
+                return None
             instance_id = ""
             try:
                 instance_id, link = await self._links.choose(one.handler_id)
@@ -200,6 +217,8 @@ class Driver:
             left_s = float("inf")
             if one.timeout_s is not None and one.sent_us is not None:
                 left_s = one.timeout_s - (self._holder.now_us() - one.sent_us) / 1_000_000
+            if one.stopped is not None:
+                left_s = 0.0
             wait_s = min(self._settings.wait_s, left_s)
             if left_s <= 0:
                 wait_s, asked = self._settings.ping_timeout_s, {"request_id": one.request_id}
@@ -250,8 +269,7 @@ class Driver:
         except UnreachableError:
             return None
         request = link.caller.request(
-            one.method,
-            one.params,
+            *one.called,
             timeout_s=wait_s,
             request_id=one.request_id,
             start_by=one.start_by,
@@ -290,14 +308,14 @@ class Driver:
             try:
                 link = await self._links.get(one.handler_id)
                 with link.calling_plain():
-                    call = link.caller.request_plain(one.method, one.params, timeout_s=timeout_s)
+                    call = link.caller.request_plain(*one.called, timeout_s=timeout_s)
                     reply = in_its_words(await call)
             except (UnreachableError, CallTimeoutError) as error:
                 one.status, one.error = one.judge_plain(None).value, error.message
             else:
                 one.status, one.error = one.judge_plain(reply).value, reply.error or None
                 one.result = plain_result(reply.result)
-            if not await self._holder.save(one) or one.is_final():
+            if not await self._save_end(one) or one.is_final():
                 return
             await self._pause(one, one.attempt - 1)
             if await self._ask(one) is None:
@@ -340,7 +358,8 @@ def judge(one: Execution, reply: Reply, *, over_time: bool = False) -> CallVerdi
     elif judgement is CallVerdict.LOST:
         one.error = f"the handler restarted or forgot: nobody can know the end ({reply.error})"
     elif over_time and reply.code == "cancelled" and judgement is CallVerdict.ERROR:
-        one.error = f"cancelled: it took longer than timeout_s ({one.timeout_s:g} s)"
+        long = f"cancelled: it took longer than timeout_s ({one.timeout_s or 0.0:g} s)"
+        one.error = one.stopped or long
     if judgement is not CallVerdict.REFUSED:  # that one stays as it is: it waits for its turn
         one.status = judgement.value
     return judgement

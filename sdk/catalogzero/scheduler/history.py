@@ -16,16 +16,19 @@ from catalogzero.scheduler.answers import (
     ExecutionRecord,
     HandlerCounts,
     OutcomeCounts,
+    PartCounts,
     RunMark,
     Stats,
     TickSpan,
 )
 from catalogzero.scheduler.schema import (
+    FINAL,
     FORGOTTEN,
     IS_BY_HAND,
     IS_FAILED,
     IS_TROUBLED,
     IS_UNSENT,
+    IS_WHOLE,
     counts,
     executions,
     schedules,
@@ -43,6 +46,7 @@ SHOWN = {"failed": IS_TROUBLED, "waiting": IS_UNSENT, "by_hand": IS_BY_HAND}
 """The values of the filter `show`."""
 
 FILTERS: Mapping[str, Callable[[str], sa.ColumnElement[Any]]] = {
+    "parent": lambda value: executions.c.parent_id == value,
     "job_id": lambda value: executions.c.job_id == value,
     "show": lambda value: sa.literal_column(SHOWN[value]),
     "status": lambda value: executions.c.status == value,
@@ -50,6 +54,8 @@ FILTERS: Mapping[str, Callable[[str], sa.ColumnElement[Any]]] = {
     "handler_id": lambda value: executions.c.handler_id == value,
 }
 """By name: what the API filters by. Each has an index; the first that is asked for is used."""
+
+WHOLE = sa.text(IS_WHOLE)
 
 STRIP_RUNS = 30
 COUNTED_S = 86_400
@@ -96,14 +102,17 @@ class History:
         """Records, newest first, and the cursor of the next page (None on the last).
 
         Args:
-            filters: Values by name of `FILTERS`; they combine.
+            filters: Values by name of `FILTERS`; they combine. Children are shown with `parent`.
             limit: The most records of a page.
             before: The cursor of an earlier answer.
         """
         names = sorted(filters, key=[*FILTERS].index)
         if filters.get("status") == "success":  # as most are: another finds fewer
             names.sort(key="status".__eq__)
+        wanted: list[sa.ColumnElement[Any] | sa.TextClause]
         wanted, end = [FILTERS[name](filters[name]) for name in names], None
+        if "parent" not in filters:
+            wanted.append(WHOLE)
         if before is not None:
             wanted.append(executions.c.seq < before)
         with self._store.reading() as c:
@@ -112,8 +121,9 @@ class History:
                 wanted = [executions.c.seq.in_(seqs)]
             query = sa.select(executions).where(*wanted).order_by(executions.c.seq.desc())
             rows = c.execute(query.limit(limit + 1)).mappings().all()
+            records = counted_parts(c, [record_of(row) for row in rows[:limit]])
         more = rows[limit - 1]["seq"] if len(rows) > limit > 0 else end
-        return [record_of(row) for row in rows[:limit]], more
+        return records, more
 
     def look_for(
         self,
@@ -131,6 +141,8 @@ class History:
         passes = {name: FILTERS[name](filters[name]) for name in names}
         values = [executions.c.seq, *(passes[name].label(name) for name in names[1:])]
         found = sa.select(*values).where(passes[names[0]])
+        if "parent" not in filters:
+            found = found.where(WHOLE)
         if before is not None:
             found = found.where(executions.c.seq < before)
         looked = found.order_by(executions.c.seq.desc()).limit(self._look_limit).subquery()
@@ -143,7 +155,7 @@ class History:
 
     def errors(self, limit: int) -> list[ExecutionRecord]:
         """Records of what counts as an error, newest first."""
-        query = sa.select(executions).where(IS_FAILED).order_by(executions.c.seq.desc())
+        query = sa.select(executions).where(IS_FAILED, WHOLE).order_by(executions.c.seq.desc())
         return self._store.all_of(query.limit(limit), record_of)
 
     def find(self, execution_id: str) -> ExecutionRecord | None:
@@ -159,22 +171,28 @@ class History:
             params = orjson.loads(row["params"])
             return RecordedCall(record_of(row), params, f"{execution_id}.{row['n']}")
 
-        return next(iter(self._store.all_of(mine, call_of)), None)
+        with self._store.reading() as c:
+            found = [call_of(row) for row in c.execute(mine).mappings()]
+            counted_parts(c, [one.record for one in found])
+        return next(iter(found), None)
 
     def last_of(self, job_ids: Sequence[str]) -> dict[str, ExecutionRecord]:
         """The newest record of each of these schedules that has any, by job_id."""
         newest = sa.select(sa.func.max(executions.c.seq)).where(
-            executions.c.job_id == schedules.c.job_id
+            executions.c.job_id == schedules.c.job_id, executions.c.parent_id.is_(None)
         )
         seqs = sa.select(newest.scalar_subquery()).where(schedules.c.job_id.in_(job_ids))
         found = sa.select(executions).where(executions.c.seq.in_(seqs))
-        records = self._store.all_of(found, record_of)
-        return {record["job_id"]: record for record in records}
+        with self._store.reading() as c:
+            records = [record_of(row) for row in c.execute(found).mappings()]
+            return {record["job_id"]: record for record in counted_parts(c, records)}
 
     def marks_of(self, job_ids: Sequence[str]) -> dict[str, list[RunMark]]:
         """The last 30 runs of each of these schedules, the newest last, by job_id."""
         mine = executions.alias()
-        newest = sa.select(mine.c.seq).where(mine.c.job_id == schedules.c.job_id)
+        newest = sa.select(mine.c.seq).where(
+            mine.c.job_id == schedules.c.job_id, mine.c.parent_id.is_(None)
+        )
         newest = newest.order_by(mine.c.seq.desc()).limit(1).offset(STRIP_RUNS - 1)
         since = sa.func.coalesce(newest.scalar_subquery(), 0)
         found = (
@@ -185,15 +203,20 @@ class History:
                 (executions.c.job_id == schedules.c.job_id) & (executions.c.seq >= since),
             )
         )
-        found = found.where(schedules.c.job_id.in_(job_ids)).order_by(executions.c.seq)
+        found = found.where(schedules.c.job_id.in_(job_ids), executions.c.parent_id.is_(None))
+        found = found.order_by(executions.c.seq)
         marks: dict[str, list[RunMark]] = {job_id: [] for job_id in job_ids}
         for job_id, mark in self._store.all_of(found, mark_of):
             marks[job_id].append(mark)
         return marks
 
     def around(self, record: ExecutionRecord) -> list[RunMark]:
-        """A run among the last runs of its schedule before it and some after it, newest last."""
-        mine = sa.select(*MARK).where(executions.c.job_id == record["job_id"])
+        """A run among the last runs of its schedule before it and some after it, newest last; a
+        child among those of its run.
+        """
+        mine = sa.select(*MARK).where(executions.c.job_id == record["job_id"], WHOLE)
+        if record["parent_id"] is not None:
+            mine = sa.select(*MARK).where(executions.c.parent_id == record["parent_id"])
         own = sa.select(executions.c.seq).where(executions.c.execution_id == record["execution_id"])
         seq = executions.c.seq
         after = mine.where(seq > own.scalar_subquery()).order_by(seq).limit(STRIP_RUNS // 3)
@@ -208,7 +231,7 @@ class History:
         looked = sa.select(executions.c.status, executions.c.outcome_state, ended_us)
         with self._store.reading() as c:
             since_us = self._store.now_us(c) - seconds_us(COUNTED_S)
-            newest = looked.where(ended_us >= since_us).order_by(ended_us.desc())
+            newest = looked.where(ended_us >= since_us, WHOLE).order_by(ended_us.desc())
             of = newest.limit(COUNTED_RUNS).subquery().c
             counted = sa.select(
                 of.status, of.outcome_state, sa.func.count(), sa.func.min(of.completed_us)
@@ -295,28 +318,47 @@ class History:
     def clear(self) -> bool:
         """Forget final executions, the oldest first, a few at a time; whether more may be left."""
         with self._store.writing() as c:
-            return self._forget(c, some_final(c, order=executions.c.seq)) == PURGE_LIMIT
+            found = some_final(c, order=executions.c.seq)
+            self._forget(c, found)
+            return len(found) == PURGE_LIMIT or any(row.parts for row in found)
 
     def _forget(self, c: sa.Connection, rows: Sequence[sa.Row[Any]]) -> int:
-        """Delete executions and take them off the counts; how many they are."""
-        if rows:
-            c.execute(sa.delete(executions).where(executions.c.seq.in_([row.seq for row in rows])))
-            counted = CountChanges()
-            counted.forget(rows)
-            counted.write(c, self._store.shard)
-        return len(rows)
+        """Delete executions and take them off the counts; how many they are.
+
+        Children go with their run, before it: of many only some are deleted here, and then their
+        run stays until the others are.
+        """
+        parents = [row.execution_id for row in rows if row.parts]
+        mine = sa.select(*(executions.c[name] for name in FORGOT))
+        mine = mine.where(executions.c.parent_id.in_(parents)).limit(PURGE_LIMIT)
+        children = c.execute(mine).all() if parents else []
+        if children:
+            rows = [row for row in rows if not row.parts]
+        gone = [*children, *rows]
+        for start in range(0, len(gone), PURGE_LIMIT):
+            seqs = [row.seq for row in gone[start : start + PURGE_LIMIT]]
+            c.execute(sa.delete(executions).where(executions.c.seq.in_(seqs)))
+        counted = CountChanges()
+        counted.forget(gone)
+        counted.write(c, self._store.shard)
+        return len(gone)
 
 
 def some_final(
     c: sa.Connection, *conditions: sa.ColumnElement[bool], order: sa.ColumnElement[int]
 ) -> Sequence[sa.Row[Any]]:
-    """Some of the final executions of which this is true, locked where the database can."""
-    names = ("seq", "handler_id", "status", "started_us", "completed_us")
-    found = sa.select(*(executions.c[name] for name in names))
-    found = found.where(IS_FINAL, is_complete(), *conditions).order_by(order)
+    """Some of the final executions of which this is true, but for children, locked where the
+    database can.
+    """
+    found = sa.select(*(executions.c[name] for name in FORGOT))
+    found = found.where(IS_FINAL, WHOLE, is_complete(), *conditions).order_by(order)
     return c.execute(found.limit(PURGE_LIMIT).with_for_update(skip_locked=True)).all()
 
 
+FORGOT = (
+    *("seq", "execution_id", "handler_id", "status", "started_us", "completed_us"),
+    "parts",
+)
 MARK = tuple(
     executions.c[name]
     for name in (
@@ -372,6 +414,9 @@ def record_of(row: sa.RowMapping) -> ExecutionRecord:
         waiting=row["waiting"],
         instance_id=row["instance_id"],
         outcome=outcome_of(row["status"], stored, row["error"]),
+        parent_id=row["parent_id"],
+        item=row["item"] and orjson.loads(row["item"]),
+        parts=parts_of(row),
     )
     if row["status"] in ("missed", "skipped"):
         last_us = row["last_tick_us"] or row["tick_us"]
@@ -379,6 +424,39 @@ def record_of(row: sa.RowMapping) -> ExecutionRecord:
             first=iso_of(row["tick_us"]), last=iso_of(last_us), count=row["ticks"]
         )
     return record
+
+
+def parts_of(row: sa.RowMapping) -> PartCounts | None:
+    """How far a partitioned run is, but for what its children say while they go on."""
+    if not row["partition"]:
+        return None
+    items, came_to = row["parts"], orjson.loads(row["result"] or "{}")
+    if items is None or row["completed_us"] is None:
+        return PartCounts(items=items, ended=0, failed=0)
+    well = came_to.get("ended", {}).get("success", 0)
+    return PartCounts(items=items, ended=items, failed=items - well)
+
+
+def counted_parts(c: sa.Connection, records: list[ExecutionRecord]) -> list[ExecutionRecord]:
+    """The records, with what the children of those say that are divided and go on."""
+    going = {
+        one["execution_id"]: (one, one["parts"])
+        for one in records
+        if one["parts"] and one["parts"]["items"] is not None and one["completed_at"] is None
+    }
+    if not going:
+        return records
+    of = (executions.c.parent_id, executions.c.status)
+    found = sa.select(*of, sa.func.count()).where(of[0].in_(list(going))).group_by(*of)
+    for parent_id, status, count in c.execute(found):
+        parts = going[parent_id][1]
+        if status in FINAL:
+            parts["ended"] += count
+            parts["failed"] += count if status != "success" else 0
+    for one, parts in going.values():
+        words = f"{one['status']}: {parts['ended']:,} of {parts['items']:,} items"
+        one["outcome"] = {**one["outcome"], "words": words}
+    return records
 
 
 def flat_result(result: Any) -> JsonObject:

@@ -56,7 +56,9 @@ def with_instances(
     if not known:
         return found
     of = (executions.c.handler_id, executions.c.instance_id)
-    busy = sa.select(*of, sa.func.count()).where(statements.IS_ACTIVE, of[1].is_not(None), counted)
+    # One that is divided goes on without its instance.
+    called = (statements.IS_ACTIVE, of[1].is_not(None), executions.c.parts.is_(None))
+    busy = sa.select(*of, sa.func.count()).where(*called, counted)
     load = {(row[0], row[1]): int(row[2]) for row in c.execute(busy.group_by(*of))}
     for one in known:
         one.load = load.get((one.handler_id, one.instance_id), 0)

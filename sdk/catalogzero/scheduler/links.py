@@ -195,6 +195,13 @@ class Link:
             return f"the handler does not say what it takes: {error}"
         return None
 
+    @property
+    def not_partitioned(self) -> str | None:
+        """Why its runs cannot be partitioned, as far as it describes that."""
+        described = self._boot.described
+        said = described.get("not_partitioned") if isinstance(described, dict) else None
+        return said if isinstance(said, str) else None
+
     async def find_run(self, request_id: str, *, timeout_s: float) -> JsonObject:
         """What the handler knows of the run of a call: the answer to its `get_run`.
 

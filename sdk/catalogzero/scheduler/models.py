@@ -24,6 +24,14 @@ from catalogzero.wire.messages import JsonObject, encode_json
 MAX_RESULT_BYTES = 256 * 1024
 MAX_ERROR_CHARS = 4_000
 MAX_KEPT_CHARS, MAX_KEPT_FIELDS = 200, 50
+LIST_METHOD = "list_items"
+LISTED_BY = {"data_source", "params"}
+"""What lists the items of a partitioned run, and which of the call's params it gets."""
+
+
+def list_call(params: JsonObject) -> tuple[str, JsonObject]:
+    """The call that lists the items of a run with these params."""
+    return LIST_METHOD, {name: params[name] for name in LISTED_BY & params.keys()}
 
 
 @dataclass(slots=True)
@@ -78,7 +86,9 @@ class Execution(PendingCall):
     Its `request_id` is `{execution_id}.{n}`; `sent_us` is when the stamp of n was stored.
     `waiting_since_us` is its tick, or when it was asked for, by the clock as it is now. `waiting`
     for an absent handler has the status retry. `instance_id` is the instance whose stamp it has,
-    or had last; None for a handler that is alone.
+    or had last; None for a handler that is alone. A run with `partition` is divided into children
+    (see `partitions`), each of which has its `parent_id` and reads an `item`. `stopped` is why it
+    is to end before its time.
     """
 
     execution_id: str
@@ -102,7 +112,21 @@ class Execution(PendingCall):
     error: str | None = None
     waiting: bool = False
     instance_id: str | None = None
+    partition: bool = False
+    parent_id: str | None = None
+    item: JsonObject | None = None
     waiting_since_us: int = field(default=0, init=False)
+    stopped: str | None = field(default=None, init=False)
+
+    @property
+    def called(self) -> tuple[str, JsonObject]:
+        """The method that is called, and its params; a run that is to be divided lists its items.
+
+        It is so until then: once it is divided nobody calls for it.
+        """
+        if self.partition:
+            return list_call(self.params)
+        return self.method, self.params if self.item is None else {**self.params, "item": self.item}
 
     @property
     def request_id(self) -> str:
@@ -135,6 +159,7 @@ class Execution(PendingCall):
         self.created_us, self.started_us = now_us, now_us if active else None
         return {name: getattr(self, name) for name in _EXECUTION_FIELDS if name in ROW} | {
             "params": to_json(self.params),
+            "item": None if self.item is None else to_json(self.item),
             "owner": lease.owner if active else None,
             "lease_until_us": lease.until_us if active else None,
             "completed_us": now_us if self.is_final() else None,
@@ -158,7 +183,8 @@ class Execution(PendingCall):
     def of(cls, row: RowMapping) -> Self:
         """The execution of a row."""
         known = {name: row[name] for name in _EXECUTION_FIELDS}
-        return cls(**{**known, "params": orjson.loads(row["params"]), "result": None})
+        item = row["item"] and orjson.loads(row["item"])
+        return cls(**known | {"params": orjson.loads(row["params"]), "item": item, "result": None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +289,7 @@ _EXECUTION_FIELDS = tuple(one.name for one in fields(Execution) if one.init)
 _SCHEDULE_FIELDS = tuple(column.name for column in schedules.c)
 _TAKEN_OVER = (
     *("schedule_id", "job_id", "handler_id", "method", "params"),
-    *("misfire_grace_s", "timeout_s", "max_attempts"),
+    *("misfire_grace_s", "timeout_s", "max_attempts", "partition"),
 )
 """What an execution has of its schedule."""
 

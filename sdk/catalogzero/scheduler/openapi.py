@@ -27,8 +27,11 @@ KEY = parameter(
 FILTERED = [
     parameter(name, "query", "Only these; filters combine.", **TEXT)
     for name in FILTERS
-    if name != "show"
+    if name not in ("show", "parent")
 ]
+PARENT = parameter(
+    "parent", "query", "The runs of a partitioned run's items, which no other list has.", **TEXT
+)
 SHOW = parameter(
     "show",
     "query",
@@ -139,7 +142,7 @@ OPERATIONS = {
         "listExecutions",
         "What ran, newest first.",
         answers.Executions,
-        parameters=[*FILTERED, SHOW, limit(1_000, 100), PAGE],
+        parameters=[PARENT, *FILTERED, SHOW, limit(1_000, 100), PAGE],
     ),
     "GET /api/executions/stats": operation(
         "executionStats", "Counts by status and by handler.", answers.BufferStats
@@ -158,6 +161,13 @@ OPERATIONS = {
         "One execution, with its params and the runs beside it.",
         answers.ExecutionDetail,
         (404,),
+        [EXECUTION_ID],
+    ),
+    "POST /api/executions/{execution_id}/cancel": operation(
+        "cancelExecution",
+        "Have a run end before its time; of a partitioned one no further item begins.",
+        ACCEPTED,
+        (404, 409),
         [EXECUTION_ID],
     ),
     "GET /api/executions/{execution_id}/handler": operation(

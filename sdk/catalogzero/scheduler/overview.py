@@ -31,6 +31,7 @@ _last = (
     sa.select(sa.case((executions.c.waiting, _AWAY), else_=executions.c.outcome_state))
     .where(
         executions.c.job_id == schedules.c.job_id,
+        executions.c.parent_id.is_(None),
         sa.or_(
             executions.c.waiting,
             executions.c.completed_us.is_not(None) & (executions.c.status != "skipped"),

@@ -69,6 +69,9 @@ class AskedCall(BaseModel):
     job_params: JsonObject = Field(default={}, description="Also `params`.")
     timeout_s: Timeout | None = Field(None, description="The run is cancelled after this long.")
     max_attempts: Attempts = Field(3, description="Of a method that is retry_safe.")
+    partition: Annotated[bool, Field(strict=True)] = Field(
+        False, description="A run of its own for each item that the handler's `list_items` names."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -179,6 +182,7 @@ def read_schedule(body: Any, now: datetime) -> Schedule:
 def digest_of(one: Execution) -> str:
     """What a `run_now` asked for, to compare two requests of one Idempotency-Key."""
     asked = [one.handler_id, one.method, one.params, one.timeout_s, one.max_attempts]
+    asked += ["partition"] if one.partition else []
     return sha256(encode_json(asked, sort_keys=True)).hexdigest()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,10 +25,11 @@ from catalogzero.backoff import Backoff
 from catalogzero.clock import Clock, SystemClock
 from catalogzero.protocol.outcomes import outcome_of
 from catalogzero.scheduler.answers import ClockStep, ExecutionRecord
-from catalogzero.scheduler.dispatch import Driver
+from catalogzero.scheduler.dispatch import Driver, callee_of
 from catalogzero.scheduler.history import History, flat_result
 from catalogzero.scheduler.links import Callee, CallSettings, HandlerCaller, Links
 from catalogzero.scheduler.models import Execution, KnownHandler, LostRaceError
+from catalogzero.scheduler.partitions import read_items
 from catalogzero.scheduler.store import Store
 from catalogzero.scheduler.ticks import seconds_us
 from catalogzero.sql.engines import DATABASE_AWAY
@@ -220,13 +221,37 @@ class Runner:
         mine = self._mine.get(one.execution_id)
         return mine is not None and mine[0] is one
 
+    async def divide(self, one: Execution) -> bool:
+        """Divide a run whose items were listed; false where that failed, and it has ended."""
+        try:
+            items = read_items(one.result)
+        except ValueError as error:
+            one.status, one.error, one.result = "error", str(error), None
+            return False
+        if await self._persist(self.store.divide, one, items):
+            self._log.info("run_divided", execution_id=one.execution_id, items=len(items))
+        one.status = "running"
+        self.wake()
+        return True
+
+    async def stop(self, execution_id: str) -> bool:
+        """Have an open run end before its time; false where there is none."""
+        found = await self.write(self.store.stop, execution_id)
+        if found:
+            await self._renew()
+            self.wake()
+        return found
+
     # --- the five tasks
 
     async def _claim_loop(self) -> None:
         while True:
             # Before the look: what is added during it wakes the next one.
             self._wake.clear()
-            claim = await self._persist(self.store.claim, self.owner, self.settings.lease_s)
+            held = Counter(one.handler_id for one, _ in self._mine.values() if one.parent_id)
+            claim = await self._persist(
+                partial(self.store.claim, self.owner, self.settings.lease_s, parts=held)
+            )
             self._sync(claim.now_us)
             if claim.step is not None:
                 self._note_step(claim.step)
@@ -235,6 +260,10 @@ class Runner:
                 self._log.warning("schedule_stands_still", job_id=job_id, error=fault)
             for one in claim.started:
                 self._start(one)
+            self._note_stopped(claim.stopped)
+            for one in claim.ended:
+                self._log_end(one)
+                self._note_ended(one)
             delay_s = self.settings.poll_s
             if claim.next_due_us is not None:
                 delay_s = min(delay_s, (claim.next_due_us - self.now_us()) / 1_000_000)
@@ -329,6 +358,7 @@ class Runner:
             # The number too: another may have had it meanwhile, and lost it to this one again.
             if (execution_id, one.lease) not in leases.held:
                 task.cancel()
+        self._note_stopped(leases.stopped)
         # Ours by the store, and unknown here: the answer to its claim was lost after the commit.
         strays = {id_ for id_, _ in leases.held} - self._mine.keys()
         if strays:
@@ -337,6 +367,17 @@ class Runner:
         for one in leases.taken:
             self._log.info("execution_taken_over", execution_id=one.execution_id, lease=one.lease)
             self._start(one)
+
+    def _note_stopped(self, why: Mapping[str, str]) -> None:
+        """Have what is driven here end, where it or the run that it is a part of is stopped."""
+        woken = set()
+        for one, _ in self._mine.values():
+            found = why.get(one.execution_id) or why.get(one.parent_id or "")
+            if found is not None and one.stopped is None:
+                one.stopped = found
+                woken.add(callee_of(one))
+        for callee in woken:
+            self.links.wake(callee)
 
     def _log_end(self, one: Execution) -> None:
         """One line on an execution that ended; a report of health that arrived needs none."""
@@ -349,6 +390,8 @@ class Runner:
             "outcome": outcome["state"],
             "words": outcome["words"],
         }
+        if one.item is not None:
+            about |= {"item": str(one.item["name"]), "parent_id": str(one.parent_id)}
         if one.status != "success":
             self._log.warning("execution_ended", **about, status=one.status)
         elif outcome["state"] == "reported":
@@ -391,11 +434,15 @@ class Runner:
             await self.save(one)
         finally:
             self._mine.pop(one.execution_id, None)
-            if ended := self._ended.get(one.execution_id):
-                ended.set()
+            self._note_ended(one)
             # A run that is queued behind this one can begin now, not only at the next look.
             if self._waiting:
                 self.wake()
+
+    def _note_ended(self, one: Execution) -> None:
+        """Wake those who wait for its end."""
+        if ended := self._ended.get(one.execution_id):
+            ended.set()
 
     async def _find_handler(self, handler_id: str) -> KnownHandler | None:
         """A handler, as the store has it; looked up again after a little: it may have moved.

@@ -73,6 +73,7 @@ schedules = sa.Table(
     sa.Column("folded", sa.String(50)),
     sa.Column("decided_us", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("steady_since_us", sa.BigInteger),
+    sa.Column("partition", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index("scheduler_schedules_due", "paused", "due_us"),
     sa.Index(
         "scheduler_schedules_folded", "folded", sqlite_where=_IS_FOLDED, postgresql_where=_IS_FOLDED
@@ -93,14 +94,25 @@ scheduler was there. A literal without OR: a database can see that the index hol
 and has no other way that looks as good.
 """
 
-IS_TROUBLED = "outcome_state IN ('failed', 'missed')"
-IS_UNSENT = "outcome_state = 'waiting'"
-IS_BY_HAND = "tick_us IS NULL"
+IS_WHOLE = "parent_id IS NULL"
+"""No child of a partitioned run: what lists and counts of runs show."""
+
+_TROUBLED = "outcome_state IN ('failed', 'missed')"
+_UNSENT = "outcome_state = 'waiting'"
+_BY_HAND = "tick_us IS NULL"
+_FIRST_SHOWN = (("troubled", _TROUBLED), ("unsent", _UNSENT), ("by_hand", _BY_HAND))
+"""As version 3 had them: before there were children."""
+
+IS_TROUBLED, IS_UNSENT, IS_BY_HAND = (f"{those} AND {IS_WHOLE}" for _, those in _FIRST_SHOWN)
 """What pages and commands ask for, each with an index of its own: what failed or was missed, what
 waits to be sent, and what no schedule's tick began. Texts, as the indexes have them.
 """
 
 _SHOWN = (("troubled", IS_TROUBLED), ("unsent", IS_UNSENT), ("by_hand", IS_BY_HAND))
+_IS_PART = sa.text("parent_id IS NOT NULL")
+IS_DIVIDED = "parts IS NOT NULL AND completed_us IS NULL"
+"""The runs whose children go on, as their index has it."""
+
 _IS_COMPLETED = sa.text("completed_us IS NOT NULL")
 
 executions = sa.Table(
@@ -140,6 +152,11 @@ executions = sa.Table(
     sa.Column("request_digest", sa.String(64)),
     sa.Column("outcome_state", sa.String(10)),
     sa.Column("instance_id", ID),
+    sa.Column("partition", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("parts", sa.Integer),
+    sa.Column("parent_id", sa.String(36)),
+    sa.Column("item", sa.Text),
+    sa.Column("stopped", sa.Text),
     sa.UniqueConstraint("schedule_id", "tick_us", name="scheduler_executions_tick"),
     sa.Index(
         "scheduler_executions_open",
@@ -149,7 +166,13 @@ executions = sa.Table(
         postgresql_where=_IS_OPEN,
     ),
     sa.Index("scheduler_executions_handler", "handler_id", "seq"),
-    sa.Index("scheduler_executions_job", "job_id", "seq"),
+    sa.Index(
+        "scheduler_executions_job",
+        "job_id",
+        "seq",
+        sqlite_where=sa.text(IS_WHOLE),
+        postgresql_where=sa.text(IS_WHOLE),
+    ),
     sa.Index("scheduler_executions_status", "status", "seq"),
     sa.Index("scheduler_executions_method", "method", "seq"),
     sa.Index(
@@ -170,8 +193,34 @@ executions = sa.Table(
         sqlite_where=_IS_COMPLETED,
         postgresql_where=_IS_COMPLETED,
     ),
+    # Not of all rows: a database would look for those without a parent in it.
+    sa.Index(
+        "scheduler_executions_item",
+        "parent_id",
+        "item",
+        unique=True,
+        sqlite_where=_IS_PART,
+        postgresql_where=_IS_PART,
+    ),
+    sa.Index(
+        "scheduler_executions_part",
+        "parent_id",
+        "status",
+        sqlite_where=_IS_PART,
+        postgresql_where=_IS_PART,
+    ),
+    sa.Index(
+        "scheduler_executions_divided",
+        "seq",
+        sqlite_where=sa.text(IS_DIVIDED),
+        postgresql_where=sa.text(IS_DIVIDED),
+    ),
     sqlite_autoincrement=True,
 )
+"""One row for each run. `partition` is copied from its schedule; of such a run `parts` is how many
+items were listed, once they were, and `parent_id` and `item` (JSON) are those of its children.
+`stopped` is why a run is to end before its time.
+"""
 
 FORGOTTEN = "forgotten"
 counts = sa.Table(
@@ -236,7 +285,7 @@ _VERSION_3 = (
     " WHERE status IN ('error', 'missed', 'lost')",
     *(
         f"CREATE INDEX scheduler_executions_{name} ON scheduler_executions (seq) WHERE {those}"
-        for name, those in _SHOWN
+        for name, those in _FIRST_SHOWN
     ),
 )
 
@@ -269,9 +318,43 @@ def _to_version_4(connection: sa.Connection) -> None:
     connection.execute(sa.text(column))
 
 
+_VERSION_5 = (
+    "ALTER TABLE scheduler_schedules ADD COLUMN partition BOOLEAN DEFAULT false NOT NULL",
+    "ALTER TABLE scheduler_executions ADD COLUMN partition BOOLEAN DEFAULT false NOT NULL",
+    "ALTER TABLE scheduler_executions ADD COLUMN parts INTEGER",
+    "ALTER TABLE scheduler_executions ADD COLUMN parent_id VARCHAR(36)",
+    "ALTER TABLE scheduler_executions ADD COLUMN item TEXT",
+    "ALTER TABLE scheduler_executions ADD COLUMN stopped TEXT",
+    "CREATE UNIQUE INDEX scheduler_executions_item ON scheduler_executions (parent_id, item)"
+    f" WHERE {_IS_PART}",
+    "CREATE INDEX scheduler_executions_part ON scheduler_executions (parent_id, status)"
+    f" WHERE {_IS_PART}",
+    f"CREATE INDEX scheduler_executions_divided ON scheduler_executions (seq) WHERE {IS_DIVIDED}",
+    "DROP INDEX scheduler_executions_job",
+    f"CREATE INDEX scheduler_executions_job ON scheduler_executions (job_id, seq) WHERE {IS_WHOLE}",
+    *(
+        statement
+        for name, those in _SHOWN
+        for statement in (
+            f"DROP INDEX scheduler_executions_{name}",
+            f"CREATE INDEX scheduler_executions_{name} ON scheduler_executions (seq) WHERE {those}",
+        )
+    ),
+)
+
+
+def _to_version_5(connection: sa.Connection) -> None:
+    """Partitioned runs: a child for each item; lists and their indexes pass over the children."""
+    for statement in _VERSION_5:
+        connection.execute(sa.text(statement))
+    if connection.dialect.name == "postgresql":
+        # It takes a column that it has not looked at for seldom NULL, and reads all rows then.
+        connection.execute(sa.text(f"ANALYZE {executions.name}"))
+
+
 SCHEMA = Schema(
     version=version_table,
     create=_create,
-    upgrades=(_to_version_2, _to_version_3, _to_version_4),
+    upgrades=(_to_version_2, _to_version_3, _to_version_4, _to_version_5),
     lock_id=7310420001,
 )

@@ -99,7 +99,7 @@ OUTCOME = (
 
 _LATER = (
     *("seq", "boot_id", "start_by_s", "retry_safe", "sent_us", "result", "waiting"),
-    *("idempotency_key", "request_digest", "instance_id"),
+    *("idempotency_key", "request_digest", "instance_id", "parts", "stopped"),
 )
 ROW = {column.name: column for column in executions.c if column.name not in _LATER}
 
@@ -205,11 +205,13 @@ _blocked = sa.select(_ahead.c.seq).where(
 
 TURN = (
     sa.select(executions)
-    .where(executions.c.status == "queued", ~_blocked.exists())
+    .where(executions.c.status == "queued", executions.c.parent_id.is_(None), ~_blocked.exists())
     .limit(sa.bindparam("at_most"))
     .with_for_update(skip_locked=True)
 )
-"""The queued executions whose turn has come: nothing of their schedule is going on."""
+"""The queued executions whose turn has come: nothing of their schedule is going on. Children of a
+partitioned run are taken by `partitions`.
+"""
 
 _of_some = executions.c.schedule_id.in_(sa.bindparam("schedule_ids", expanding=True))
 
@@ -268,8 +270,17 @@ _mine = (executions.c.owner == sa.bindparam("its_owner"), IS_ACTIVE)
 RENEW = sa.update(executions).where(*_mine).values(lease_until_us=sa.bindparam("until_us"))
 """The heartbeat of an owner."""
 
-HELD = sa.select(executions.c.execution_id, executions.c.lease).where(*_mine)
-"""What an owner holds."""
+_parent = executions.alias()
+HELD = (
+    sa.select(
+        executions.c.execution_id,
+        executions.c.lease,
+        sa.func.coalesce(executions.c.stopped, _parent.c.stopped).label("stopped"),
+    )
+    .outerjoin(_parent, _parent.c.execution_id == executions.c.parent_id)
+    .where(*_mine)
+)
+"""What an owner holds, and why some of it, or the run that it is a part of, is to end."""
 
 ENDED_LEASES = (
     sa.select(executions)

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from catalogzero.clock import Clock, SystemClock
-from catalogzero.scheduler import schema, statements
+from catalogzero.scheduler import partitions, schema, statements
 from catalogzero.scheduler.answers import ClockStep
 from catalogzero.scheduler.instances import take_place, with_instances
 from catalogzero.scheduler.models import (
@@ -63,7 +63,7 @@ SHARDS = 16
 DAWN = datetime(1, 1, 2, tzinfo=UTC)
 GIVEN = (
     *("handler_id", "method", "params", "trigger_config", "end_us", "overlap", "misfire_grace_s"),
-    *("max_attempts", "timeout_s", "jitter_s", "max_runs"),
+    *("max_attempts", "timeout_s", "jitter_s", "max_runs", "partition"),
 )
 """What a schedule has of the request that made it."""
 
@@ -87,12 +87,16 @@ class Claimed:
     """What one look at the store brought: executions to run, and when to look again.
 
     `next_due_us` is the next due time of all schedules; not after `now_us` when more is due.
-    `queued` says that executions wait for an earlier one of their schedule. `faults` are those of
-    schedules that stand still from now on, by job_id. `step` is what a look at the clock found.
+    `queued` says that executions wait for an earlier one of their schedule, or for children.
+    `ended` are divided runs whose last child has ended, `stopped` says why others are to end, by
+    execution_id. `faults` are those of schedules that stand still from now on, by job_id. `step` is
+    what a look at the clock found.
     """
 
     now_us: int
     started: list[Execution]
+    ended: list[Execution]
+    stopped: dict[str, str]
     next_due_us: int | None
     queued: bool
     faults: dict[str, str]
@@ -101,10 +105,13 @@ class Claimed:
 
 @dataclass(slots=True)
 class Leases:
-    """What a heartbeat found: the (execution_id, lease) held, and what was taken over."""
+    """What a heartbeat found: the (execution_id, lease) held, what was taken over, and why some of
+    what is held is to end, by execution_id.
+    """
 
     held: set[tuple[str, int]]
     taken: list[Execution]
+    stopped: dict[str, str]
 
 
 def _with_commands(error: DamagedFileError, url: sa.URL) -> DamagedFileError:
@@ -458,20 +465,34 @@ class Store(Database):
 
     # --- ticks
 
-    def claim(self, owner: str, lease_s: float, limit: int = CLAIM_LIMIT) -> Claimed:
+    def claim(
+        self,
+        owner: str,
+        lease_s: float,
+        limit: int = CLAIM_LIMIT,
+        parts: Mapping[str, int] | None = None,
+    ) -> Claimed:
         """Fire what is due: decide, write it all down, and return what this owner is to run.
 
         At first, and after a step of the clock, what waits longer than by the present time is
         brought forward.
+
+        Args:
+            owner: Who claims.
+            lease_s: Length of the leases, in seconds.
+            limit: The most schedules that are fired.
+            parts: How many children of partitioned runs the owner has, by handler_id.
         """
         try:
-            return self._claim(owner, lease_s, limit, careful=False)
+            return self._claim(owner, lease_s, limit, parts or {}, careful=False)
         except IntegrityError:
             # A tick is recorded already: the clock was ahead when it ran. To look for such ticks
             # at every claim would cost each of them a query.
-            return self._claim(owner, lease_s, limit, careful=True)
+            return self._claim(owner, lease_s, limit, parts or {}, careful=True)
 
-    def _claim(self, owner: str, lease_s: float, limit: int, *, careful: bool) -> Claimed:
+    def _claim(
+        self, owner: str, lease_s: float, limit: int, parts: Mapping[str, int], *, careful: bool
+    ) -> Claimed:
         """See `claim`; `careful` minds ticks that were recorded while the clock was ahead."""
         step = None
         with self.writing() as c:
@@ -483,6 +504,10 @@ class Store(Database):
                     step = ClockStep(seen_at=seen_at, step_s=step_s, schedules=moved)
             lease = Lease(owner, now + seconds_us(lease_s))
             started, faulty = self._fire(c, now, lease, limit, careful=careful)
+            looked = partitions.look(c, now, parts)
+            self._count(c, [*looked.over, *looked.ended], now)
+            started += self._begin(c, looked.due, now, lease)
+            # After the look: a run that ended there lets the next one of its schedule begin.
             queued = c.execute(statements.ANY_QUEUED).first() is not None
             if queued:
                 started += self._start_queued(c, now, lease)
@@ -491,7 +516,9 @@ class Store(Database):
         # Only after the commit: a transaction that was undone has found nothing.
         self._still, self._offset_us = still, offset_us
         faults = {one.job_id: still[one.schedule_id] for one in faulty}
-        return Claimed(now, started, next_due_us, queued, faults, step)
+        queued |= looked.any_open
+        found = (started, looked.ended, looked.stopped)
+        return Claimed(now, *found, next_due_us, queued, faults, step)
 
     def run_now(self, new: Execution, lease_s: float, key: str | None, digest: str) -> str | None:
         """Store an execution that no schedule asked for; None, or the earlier one's id.
@@ -528,12 +555,27 @@ class Store(Database):
             until = now + seconds_us(lease_s)
             c.execute(statements.RENEW, {"its_owner": owner, "until_us": until})
             found = c.execute(statements.HELD, {"its_owner": owner})
-            held = {(row.execution_id, row.lease) for row in found}
+            rows = found.all()
+            held = {(row.execution_id, row.lease) for row in rows}
+            stopped = {row.execution_id: row.stopped for row in rows if row.stopped is not None}
             ended = {"now_us": now, "at_most": CLAIM_LIMIT}
-            rows = c.execute(statements.ENDED_LEASES, ended).mappings().all()
-            taken = [Execution.of(row) for row in rows]
+            over = c.execute(statements.ENDED_LEASES, ended).mappings().all()
+            taken = [Execution.of(row) for row in over]
             take_over(c, taken, Lease(owner, until))
-            return Leases(held, taken)
+            return Leases(held, taken, stopped)
+
+    def divide(self, parent: Execution, items: Sequence[Values]) -> bool:
+        """Divide a run into a child for each item; false when its lease is another's."""
+        with self.writing() as c:
+            return partitions.divide(c, parent, items, self.now_us(c))
+
+    def stop(self, execution_id: str) -> bool:
+        """Have an open run end before its time; false where there is none of this id."""
+        with self.writing() as c:
+            now = self.now_us(c)
+            found, over = partitions.stop(c, execution_id, now)
+            self._count(c, over, now)
+            return found
 
     def release(self, owner: str) -> None:
         """End every lease of this owner, so that another scheduler can go on at once."""
@@ -650,7 +692,12 @@ class Store(Database):
     def _start_queued(self, c: sa.Connection, now: int, lease: Lease) -> list[Execution]:
         """Start queued runs whose turn has come: nothing of their schedule is going on."""
         rows = c.execute(statements.TURN, {"at_most": CLAIM_LIMIT}).mappings()
-        found = [Execution.of(row) for row in rows]
+        return self._begin(c, [Execution.of(row) for row in rows], now, lease)
+
+    def _begin(
+        self, c: sa.Connection, found: list[Execution], now: int, lease: Lease
+    ) -> list[Execution]:
+        """Begin queued runs."""
         new = {"new_status": "running", "new_started_us": now}
         statements.BEGIN.write(c, [{"old_execution_id": one.execution_id, **new} for one in found])
         for one in found:

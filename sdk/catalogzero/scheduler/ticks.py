@@ -86,6 +86,7 @@ class Schedule:
     folded: str | None = None
     decided_us: int = 0
     steady_since_us: int | None = None
+    partition: bool = False
     fault: str | None = None
     fired: AbstractSet[int] = frozenset()
 

@@ -322,7 +322,7 @@ class Board:
         away = [key for key, row in self.rows.items() if "instance_away" in causes_of(row)]
         is_all = all(causes_of(row) <= {"instance_away"} for row in rows)
         alive = [row for row in rows if row.alive]
-        senders = [row for row in rows if isinstance(row.metrics.get("outbox"), dict)]
+        senders = senders_of(rows)
         outboxes = [row.metrics["outbox"] for row in senders]
 
         totals = {
@@ -427,6 +427,24 @@ class Board:
         """Mark a row as changed."""
         self.version += 1
         row.version = self.version
+
+
+def senders_of(rows: Iterable[Row]) -> list[Row]:
+    """One row of each handler that has an outbox: all its instances say the same one's figures.
+
+    Of several it is one that is awake, whose figures are of now; one that is blocked before others.
+    """
+    found = dict[str, Row]()
+    for row in rows:
+        best = found.get(row.peer.handler_id)
+        if isinstance(row.metrics.get("outbox"), dict) and (not best or rank(row) > rank(best)):
+            found[row.peer.handler_id] = row
+    return [*found.values()]
+
+
+def rank(row: Row) -> tuple[bool, bool, bool]:
+    """How well a row's figures stand for those of all instances."""
+    return row.alive, row.state != "sleeping", row.blocked
 
 
 def causes_of(row: Row) -> set[Cause]:

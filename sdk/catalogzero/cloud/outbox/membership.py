@@ -7,7 +7,7 @@ its lease lasts; the database's clock says how long. Each call belongs into a tr
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from catalogzero.cloud.outbox.store import (
     BEHIND_A_DEAD_LETTER,
@@ -15,7 +15,8 @@ from catalogzero.cloud.outbox.store import (
     IN_ORDER,
     OutboxStore,
 )
-from catalogzero.cloud.outbox.stored import Upload, as_text
+from catalogzero.cloud.outbox.stored import Upload, as_text, from_text
+from catalogzero.errors import ConfigError
 
 LEASE_S, BEAT_S = 15.0, 3.0
 """How long a member counts as at work after it was last heard of, and how often it is, in seconds.
@@ -42,21 +43,48 @@ class Membership:
     def __init__(self, store: OutboxStore, instance_id: str) -> None:
         self._store, self._instance_id = store, instance_id
         self.member = uuid.uuid4().hex
+        self._alike: Mapping[str, str] = {}
 
-    def join(self) -> bool:
+    def join(self, alike: Mapping[str, str]) -> bool:
         """Be at work from now on, in the place of an earlier start of this instance.
+
+        Args:
+            alike: What all that are at work must have in common, by the setting's name.
 
         Returns:
             Whether others are at work.
+
+        Raises:
+            ConfigError: They differ.
         """
         store = self._store
         store.delete("members", instance_id=self._instance_id)
         old = "DELETE FROM members WHERE until < clock_timestamp() - make_interval(secs => ?)"
         store.execute(old, [KEPT_S])
-        [(others,)] = store.execute("SELECT COUNT(*) FROM members WHERE until > clock_timestamp()")
-        sql = f"INSERT INTO members (member, instance_id, beat, until) VALUES (?, ?, 1, {_FOR_S})"  # noqa: S608  # only constants
-        store.execute(sql, [self.member, self._instance_id, LEASE_S])
+        others = store.execute(
+            "SELECT instance_id, alike FROM members WHERE until > clock_timestamp()"
+        )
+        for other, theirs in others:
+            for name, value in from_text(theirs).items():
+                if alike.get(name, value) != value:
+                    raise ConfigError(
+                        f"{name}: instance {other or '(without a name)'}, which is at work on the "
+                        "same store, has another one: give all instances the same, or this "
+                        "handler a `handler_id` of its own"
+                    )
+        self._alike = alike
+        self.rejoin()
         return bool(others)
+
+    def rejoin(self) -> None:
+        """Be known again to a store that had forgotten this member, as one that has just begun."""
+        self._store.delete("members", instance_id=self._instance_id)
+        sql = (
+            "INSERT INTO members (member, instance_id, alike, beat, until)"  # noqa: S608  # only constants
+            f" VALUES (?, ?, ?, 1, {_FOR_S})"
+        )
+        about = [self.member, self._instance_id, as_text(dict(self._alike))]
+        self._store.execute(sql, [*about, LEASE_S])
 
     def renew(self, beat: int) -> bool:
         """Be at work for a lease more.

@@ -222,6 +222,26 @@ class Outbox:
             )
 
     @transaction
+    def agree_on_roots(self, tokens: Mapping[str, str]) -> dict[str, str]:
+        """Keep the tokens of data roots that were not known; where one differs, none is kept.
+
+        Args:
+            tokens: That of each root, by the name that its sources have; empty: it has none.
+
+        Returns:
+            The token that is known, of each root that has another one.
+        """
+        fact = "root_tokens"
+        known = self.store.fact(fact) or {}
+        others = {
+            name: known[name] for name, token in tokens.items() if known.get(name, token) != token
+        }
+        unknown = {name: token for name, token in tokens.items() if token and name not in known}
+        if unknown and not others:
+            self.store.set_fact(fact, {**known, **unknown})
+        return others
+
+    @transaction
     def begin(self, opening: Opening) -> None:
         """Open an upload in state building: its chunks may be sent, none is visible before a seal.
 
@@ -690,23 +710,29 @@ class Outbox:
 
     # The start: one folder of possibly several, and whether it agrees with the backend
 
-    def join(self) -> bool:
+    def join(self, alike: Mapping[str, str] | None = None) -> bool:
         """Be at work on this outbox; what nobody goes on with is abandoned.
+
+        Args:
+            alike: What all that are at work on it must have in common, by the setting's name.
 
         Returns:
             Whether a start is due: it is not where others are at work, which have had theirs.
+
+        Raises:
+            ConfigError: Others are at work that differ.
         """
-        is_first, self._timeline = self.commits.run(self._join)
+        is_first, self._timeline = self.commits.run(partial(self._join, alike or {}))
         self._beats = 1
         return is_first
 
-    def _join(self) -> tuple[bool, str]:
+    def _join(self, alike: Mapping[str, str]) -> tuple[bool, str]:
         """See `join`; in the transaction of its caller."""
         if self.membership is None:
             self._abandon()
             return True, ""
         self._has_left = False
-        others = self.membership.join()
+        others = self.membership.join(alike)
         self._abandon()
         # The first may have been killed before its start was answered: whoever joins owes it.
         is_owed = self.store.fact(EPOCH) is None or self.store.fact(NONCE) is not None
@@ -748,7 +774,7 @@ class Outbox:
             if self.store.fact(MOVED) is None:
                 moved = {"installation_id": installation_id, "since": self.store.now()}
                 self.store.set_fact(MOVED, {**moved, "put_back": True})
-            membership.join()
+            membership.rejoin()
             beat = 1
         self._abandon()
         return beat, membership.timeline()

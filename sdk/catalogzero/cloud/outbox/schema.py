@@ -179,6 +179,7 @@ CREATE TABLE facts (name TEXT COLLATE "C" PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE members (
     member TEXT COLLATE "C" PRIMARY KEY,
     instance_id TEXT NOT NULL,
+    alike TEXT NOT NULL,
     beat BIGINT NOT NULL,
     until TIMESTAMPTZ NOT NULL,
     kept_from BIGINT NOT NULL DEFAULT 4611686018427387904
@@ -196,9 +197,9 @@ INSERT INTO pace VALUES (clock_timestamp());
 """Version 1 of a database that instances share: the file's tables as they are, and who is at work.
 
 `builder` is the member that fills an upload, `sender` the one that has it to send; a member's lease
-lasts `until`, and the rows of uploads from the number `kept_from` on are kept for its run.
-`total_bytes` is how many bytes the audit log had with that line. The names in `sources` may be
-longer than a B-tree takes.
+lasts `until`, `alike` is what all must have in common, and the rows of uploads from the number
+`kept_from` on are kept for its run. `total_bytes` is how many bytes the audit log had with that
+line. The names in `sources` may be longer than a B-tree takes.
 """
 SHARED_MIGRATIONS = (_SHARED,)
 """The same of the schema in PostgreSQL; append only."""

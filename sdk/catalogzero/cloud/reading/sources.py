@@ -8,6 +8,7 @@ hashed as they are read. Named queries are in `queries.py`; what becomes of the 
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
 import hashlib
 import io
@@ -36,6 +37,7 @@ from catalogzero.cloud.rows.values import SHOWN_NAMES
 from catalogzero.cloud.run_context import SourceItem
 from catalogzero.errors import BadParamsError, FailedError, SourceChangedError
 from catalogzero.protocol.codings import Bounds, OverBoundsError, UnpackError, unpack
+from catalogzero.wire.messages import utf8
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,6 +73,49 @@ class Roots:
             return Files(data_source, partial(self._matching, data_source, options))
         kind_of(data_source)
         return Files(data_source, lambda: iter([self._item(data_source, options)]))
+
+    def item(self, data_source: str, name: str, options: ReadOptions) -> FileItem:
+        """The one of the files of `items` that has this name; most are found without a listing.
+
+        Raises:
+            BadParamsError: As `items`, or there is none of that name.
+        """
+        found = self._by_name(data_source, name, options)
+        if found is None:
+            listed = self.items(data_source, options)
+            found = next((one for one in listed if utf8(one.name) == name), None)
+        if found is None:
+            why = f"has no item {name!r}: it was removed or renamed since it was listed"
+            raise bad_source(data_source, why)
+        return found
+
+    def _by_name(self, data_source: str, name: str, options: ReadOptions) -> FileItem | None:
+        """The file of that name where it lies as a listing would find it, and no link leads to it;
+        None where only a listing can say.
+        """
+        if "\0" in data_source + name or not os.path.isabs(data_source):
+            return None
+        root, real = self._resolved(data_source)
+        if os.path.isdir(data_source):
+            relative = os.path.relpath(real, root)
+            prefix = self._roots[root] if relative == "." else f"{self._roots[root]}/{relative}"
+            below = name.removeprefix(f"{prefix}/")
+            is_below = below != name and is_shown(below)
+            path = f"{real}/{below}"
+        else:
+            folder, pattern = os.path.split(data_source)
+            below = os.path.basename(name)
+            path = f"{folder}/{below}"
+            hides = below.startswith(".") and not pattern.startswith(".")
+            is_simple = not (_MAGIC & set(folder) or "**" in pattern or hides)
+            is_below = is_simple and fnmatch.fnmatchcase(below, pattern)
+        if not (is_below and is_data(path) and os.path.isfile(path)):
+            return None
+        # A folder's listing gives a link by what it leads to, and does not follow one to a folder.
+        if os.path.isdir(data_source) and os.path.realpath(path) != path:
+            return None
+        found = self._item_or_refused(path, options)
+        return found if found.name == name else None
 
     def _in_folder(self, root: str, folder: str, options: ReadOptions) -> Iterator[FileItem | str]:
         """The files below a folder, of others than data the path alone.

@@ -1,6 +1,6 @@
 // One run: what it came to, with what it was called, what its handler knows of it, and its neighbours.
 import {
-  EVERY_MS, ask, at, clock, distance, element, isAlone, onToken, outcome, pairs, readable, reason, replace, row, runPath, say, small, state, stateOf,
+  EVERY_MS, ask, at, clock, distance, element, isAlone, onToken, outcome, pairs, readable, reason, replace, row, runPath, say, show as showRows, small, state, stateOf,
   strip, tick, took,
 } from "./scheduler.js";
 
@@ -11,7 +11,10 @@ const UPLOADS = {
   done: ["ok", "arrived"], dead: ["fail", "refused for good"], superseded: ["same", "a newer one took its place"],
   abandoned: ["off", "given up"],
 };
+const ITEMS = 25;
+const ITEMS_SHOWN = { "": "all", error: "failed", queued: "not begun" };
 let isAsked = false;
+let items = { status: "", cursors: [], next: null };
 
 const command = (text) => element("span", { class: "cmd" }, element("code", {}, text), element("button", { type: "button" }, "Copy"));
 const quoted = (text) => (/^[\w./:-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
@@ -52,6 +55,7 @@ function facts(run) {
     ["Took", took(run.duration_ms), ""],
     ["Asked for", due ? clock(due, undefined, true) : "by hand", due ? (run.late ? `${took(late * 1000)} late` : "in time") : ""],
     ["Attempt", `${run.attempt_number} of ${run.max_attempts}`, run.max_attempts > 1 ? "where its method is safe to try again" : ""],
+    ...(run.parts ? [["Items", run.parts.items === null ? "not listed yet" : `${whole.format(run.parts.ended)} of ${whole.format(run.parts.items)}`, run.parts.failed ? `${whole.format(run.parts.failed)} failed` : ""]] : []),
     ...(ticks ? [["Ticks", whole.format(ticks.count), ticks.count > 1 ? `${clock(ticks.first)} to ${clock(ticks.last)}` : ""]] : []),
   ];
   return all.map(([name, value, more]) => element("div", {}, element("dt", {}, name), element("dd", {}, value, more && small(more))));
@@ -61,7 +65,8 @@ function call(run) {
   const schedule = run.schedule
     ? element("span", {}, element("a", { href: `/?schedule=${encodeURIComponent(run.job_id)}` }, run.job_id), `, ${run.schedule.trigger_words}`)
     : isAlone(run) ? "none, by hand" : `${run.job_id}, which was removed`;
-  const own = [["Method", element("code", {}, run.method_name)], ["Handler", run.handler_id], ["Schedule", schedule], ["Run", command(run.execution_id)]];
+  const item = run.item ? [["Item", element("code", {}, run.item.name)]] : [];
+  const own = [["Method", element("code", {}, run.method_name)], ...item, ["Handler", run.handler_id], ["Schedule", schedule], ["Run", command(run.execution_id)]];
   const list = pairs(run.params);
   for (const [name, value] of own) list.append(element("dt", {}, name), element("dd", {}, value));
   return list;
@@ -78,19 +83,24 @@ function result(run) {
 
 function show(run) {
   const [word, more] = outcome(run);
-  const name = isAlone(run) ? `${run.handler_id} · ${run.method_name}` : run.job_id;
+  const name = run.item ? run.item.name : isAlone(run) ? `${run.handler_id} · ${run.method_name}` : run.job_id;
   document.title = `${word.textContent} · ${name}, ${clock(run.started_at)} · catalogzero`;
   replace(at("headline"), name, " ", word);
   at("sub").textContent = more || `${clock(run.started_at)}, ${distance(run.started_at)}`;
-  replace(at("crumbs"), element("a", { href: "/" }, "Schedules"), run.schedule ? element("a", { href: `/?schedule=${encodeURIComponent(run.job_id)}` }, run.job_id) : "", element("span", {}, `run ${run.execution_id}`));
+  replace(at("crumbs"), element("a", { href: "/" }, "Schedules"), run.schedule ? element("a", { href: `/?schedule=${encodeURIComponent(run.job_id)}` }, run.job_id) : "", run.parent_id ? element("a", { href: runPath(run.parent_id) }, "all items") : "", element("span", {}, `run ${run.execution_id}`));
   const place = run.neighbours.findIndex((one) => one.execution_id === run.execution_id);
   const [before, after] = [run.neighbours[place - 1], run.neighbours[place + 1]];
   const beside = (one, words) => (one ? element("a", { class: "button", href: runPath(one.execution_id) }, words) : "");
   if (!at("again")) {
     const button = element("button", { type: "button", class: "main-act", id: "again" }, "Run again");
     button.addEventListener("click", () => runAgain(run));
-    at("acts").append(button, element("span", { class: "acts", id: "beside-links" }));
+    const stop = element("button", { type: "button", id: "cancel" }, "Cancel");
+    stop.addEventListener("click", cancel);
+    at("acts").append(button, stop, element("span", { class: "acts", id: "beside-links" }));
+    if (run.parent_id) button.hidden = true;
   }
+  at("cancel").hidden = run.completed_at !== null;
+  at("items-section").toggleAttribute("data-empty", !run.parts);
   replace(at("beside-links"), beside(before, "← Before"), beside(after, "After →"));
   at("beside-links").hidden = !before && !after;
   replace(at("trouble"), ...trouble(run));
@@ -101,7 +111,7 @@ function show(run) {
     at("result").dataset.status = run.status;
     at("result").replaceChildren(result(run));
   }
-  at("beside-words").textContent = isAlone(run) ? "" : `runs of ${run.job_id}; this one is framed; height is how long each took`;
+  at("beside-words").textContent = run.parent_id ? "runs of the other items; this one is framed" : isAlone(run) ? "" : `runs of ${run.job_id}; this one is framed; height is how long each took`;
   const own = run.neighbours.find((one) => one.execution_id === run.execution_id);
   replace(at("neighbours"), strip(run.neighbours, run.execution_id), element("p", { class: "key" }, ...keys(run.neighbours)));
   for (const one of document.querySelectorAll("[data-shown]")) one.hidden = one.hasAttribute("data-empty") || (one.id === "beside" && run.neighbours.length < 2 && Boolean(own));
@@ -145,8 +155,54 @@ function showHandler(view) {
   at("handler").replaceChildren(...parts);
 }
 
+function itemRow(run) {
+  const [came, more] = outcome(run);
+  const { rows } = run.outcome;
+  return row("",
+    [element("a", { href: runPath(run.execution_id) }, run.item.name)],
+    ["Outcome", "why-cell bare", came, more && small(more)],
+    ["Rows", "num", rows === null ? "–" : whole.format(rows)],
+    ["Took", "num", took(run.duration_ms)],
+  );
+}
+
+/** A page of the runs of its items, once somebody looks at them. */
+async function showItems({ parts }) {
+  if (!parts) return;
+  const failed = parts.failed ? `, ${whole.format(parts.failed)} failed` : "";
+  at("items-summary").textContent = parts.items === null ? "not listed yet" : `${whole.format(parts.ended)} of ${whole.format(parts.items)} ended${failed}`;
+  if (!at("items-fold").open) return;
+  const query = new URLSearchParams({ parent: id, limit: ITEMS, ...(items.status && { status: items.status }) });
+  if (items.cursors.length) query.set("cursor", items.cursors.at(-1));
+  const { records, cursor } = await ask("GET", `/api/executions?${query}`);
+  items.next = cursor;
+  showRows(at("items"), records, itemRow);
+  at("items-pages").hidden = false;
+  const turn = (words, change) => {
+    const made = element("button", { type: "button" }, words);
+    made.addEventListener("click", () => { change(); look(); });
+    return made;
+  };
+  const kinds = Object.entries(ITEMS_SHOWN).map(([status, words]) => turn(words, () => { items = { status, cursors: [], next: null }; }));
+  const before = items.cursors.length ? [turn("Previous", () => items.cursors.pop())] : [];
+  const after = cursor ? [turn("Next", () => items.cursors.push(items.next))] : [];
+  const focused = document.activeElement?.textContent;
+  const isInside = at("items-pages").contains(document.activeElement);
+  at("items-pages").replaceChildren(...kinds, ...before, ...after);
+  if (isInside) [...at("items-pages").children].find((one) => one.textContent === focused)?.focus();
+}
+
+async function cancel() {
+  try {
+    await ask("POST", `${path}/cancel`);
+    await look();
+  } catch (error) {
+    say(`Cancel: ${reason(error)}`);
+  }
+}
+
 async function runAgain(run) {
-  const body = { handler_id: run.handler_id, job_method: run.method_name, job_params: run.params, wait: false, ...(run.schedule && { job_id: run.job_id }) };
+  const body = { handler_id: run.handler_id, job_method: run.method_name, job_params: run.params, wait: false, ...(run.parts && { partition: true }), ...(run.schedule && { job_id: run.job_id }) };
   at("again").disabled = true;
   try {
     const { execution_id } = await ask("POST", "/api/run_now", body);
@@ -162,6 +218,7 @@ async function look() {
   try {
     const run = await ask("GET", path);
     show(run);
+    await showItems(run);
     say("", "link");
     tick();
     if (!isAsked) {
@@ -183,5 +240,6 @@ async function watch() {
   if (!isOver) setTimeout(watch, EVERY_MS);
 }
 
+at("items-fold").addEventListener("toggle", look);
 onToken(look);
 watch();

@@ -106,7 +106,7 @@ export const zoneName = () => Intl.DateTimeFormat().resolvedOptions().timeZone;
 // ---- runs
 
 export const runPath = (id) => `/runs/${encodeURIComponent(id)}`;
-export const isByHand = (run) => run.scheduled_at === null;
+export const isByHand = (run) => run.scheduled_at === null && run.parent_id === null;
 export const isAlone = (run) => run.job_id.startsWith("immediate_");
 
 /** A state as it is always shown: shape, colour and word. */
