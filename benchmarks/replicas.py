@@ -1,6 +1,6 @@
 """Three replicas of a processor against one, over the files of a partitioned run.
 
-    python -m benchmarks.replicas [--quick] [--rounds 3] [--files 16] [--seconds 1.0] [--json]
+    python -m benchmarks.replicas [--quick] [--rounds 2] [--files 8] [--seconds 2.0] [--json]
 
 The processor waits over each file, and uploads what it made of it; its store is in PostgreSQL, its
 calls go over ZeroMQ. A scheduler runs it over a folder with a partition: each file is a run of its
@@ -24,12 +24,12 @@ from typing import Any
 import yaml
 
 from benchmarks.report import Figure, Section, main
-from benchmarks.scaleout import LEAD_S, PLACES, REPLICAS, OwnScheduler, moment
+from benchmarks.scaleout import LEAD_S, REPLICAS, OwnScheduler, moment
 from benchmarks.scheduler import POSTGRESQL
 from benchmarks.scheduler_twice import process, until
 from benchmarks.upload import sink
 
-FULL = {"rounds": 3, "files": 16, "seconds": 1.0, "postgresql": POSTGRESQL}
+FULL = {"rounds": 2, "files": 8, "seconds": 2.0, "postgresql": POSTGRESQL}
 QUICK = {**FULL, "rounds": 1, "files": 4, "seconds": 0.2}
 BUDGET = 0.95
 
@@ -49,7 +49,7 @@ class ReplicatedProcessor(OwnScheduler):
             "handler_id": handler_id,
             "module_path": "benchmarks.peers.upload_processors",
             "class_name": "Waiting",
-            "max_concurrent_jobs": PLACES,
+            "max_concurrent_jobs": 1,  # it has one worker
             "max_queued_jobs": 0,
             "state": self.database,
             "installation_id": handler_id,
