@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,15 @@ class Dicts(CloudProcessor):
 
     def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
         """Pass on."""
+        yield from batches
+
+
+class Waiting(CloudProcessor):
+    """Waits over each file, as one does that asks another service for what it adds."""
+
+    def process(self, batches: Iterable[Batch], params: Params) -> Iterator[Batch]:
+        """Pass on, after a while."""
+        time.sleep(params["seconds"])
         yield from batches
 
 

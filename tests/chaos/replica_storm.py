@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from catalogzero.cloud.outbox.stored import EPOCH
 from catalogzero.cloud.shared_audit import verify_shared_audit
 
 from tests.chaos.replicas import Instance, Replicas
@@ -26,7 +28,9 @@ from tests.scheduler.processes import cut_connections
 
 FAULT_RATE, TWICE_RATE = 0.08, 0.3
 LINGER_S = 0.2
-DRIVERS, RACES = 6, 7
+DRIVERS, RACES = 6, 14
+MANY = 10
+"""After that many kills those of a large storm are frozen."""
 CUT_EACH_S, KILL_EACH_S, REPORT_EACH_S = (0.3, 1.5), (0.5, 1.5), 0.5
 REST_S = 120.0
 POINTS = [
@@ -72,14 +76,17 @@ class ReplicaStorm:
         async with going_on(self.site.keep_up()):
             driving = [asyncio.create_task(self._drive(number)) for number in range(DRIVERS)]
             async with going_on(self._cut_connections(), self._report_health()):
-                for _ in range(self._kills):
+                for number in range(self._kills):
                     await asyncio.sleep(self.dice.uniform(*KILL_EACH_S))
                     await self._kill()
+                    if number == MANY:
+                        await self._freeze_all_but_one()
             self._is_over = True
             await asyncio.gather(*driving)
             stormed_s = time.monotonic()
-            for call in self.client.calls[-RACES:]:
-                await self._change_and_read(call)
+            for number in range(RACES):
+                calls = self.client.calls[-RACES // 2 :]
+                await self._change_and_read(calls[number % len(calls)], twice=True)
             await self._of_each(self._read_what_changed)
             await self.proxy.calm()
             await until(self._is_sent, "an empty outbox", REST_S)
@@ -104,6 +111,31 @@ class ReplicaStorm:
         await until(lambda: one.kill(victim), f"a {victim} to kill")
         self.done[f"kill {victim}"] += 1
 
+    async def _freeze_all_but_one(self) -> None:
+        """Freeze them past their leases; the one that is killed then is the first to start.
+
+        It takes an epoch, and the others go on with what they had in hand.
+        """
+        one, *others = self.site.instances
+        for other in others:
+            other.freeze(signal.SIGSTOP)
+        await until(lambda: self._at_work() == 1, "leases that have lapsed", REST_S)
+        before = self._epoch()
+        one.kill("handler")
+        await until(lambda: self._epoch() > before, "another epoch", REST_S)
+        for other in others:
+            other.freeze(signal.SIGCONT)
+        self.done["kill handler, the others frozen"] += 1
+
+    def _at_work(self) -> int:
+        with closing(self.site.outbox()) as store:
+            sql = "SELECT COUNT(*) FROM members WHERE until > clock_timestamp()"
+            return int(store.execute(sql)[0][0])
+
+    def _epoch(self) -> int:
+        with closing(self.site.outbox()) as store:
+            return int(store.fact(EPOCH) or 0)
+
     async def _cut_connections(self) -> None:
         """Cut every connection to the store, again and again."""
         while True:
@@ -122,15 +154,16 @@ class ReplicaStorm:
 
     async def _drive(self, number: int) -> None:
         """Change something, and have it read, until the storm is over; each driver its own."""
-        mine = self.client.calls[number::DRIVERS]
+        calls = self.client.calls
+        mine = calls[number % len(calls) :: DRIVERS]
         while not self._is_over:
             await self._change_and_read(self.dice.choice(mine))
 
-    async def _change_and_read(self, call: str) -> None:
+    async def _change_and_read(self, call: str, *, twice: bool = False) -> None:
         """Change what a call reads; have it read, now and then also by one that reads before."""
         one, other = self.dice.sample(self.site.instances, 2)
         early = []
-        if self.dice.random() < TWICE_RATE:
+        if twice or self.dice.random() < TWICE_RATE:
             early = [asyncio.create_task(self._read(call, other))]
             await asyncio.sleep(self.dice.uniform(0.0, LINGER_S))
         self._change(call)
@@ -145,6 +178,8 @@ class ReplicaStorm:
         changes = self.changes[call]
         result = await instance.call("process_and_upload", data_source=call)
         status = str(result.get("status") or f"error: {result['error'][:60]}")
+        if status == "failed":
+            status += f": {result['error'][:120]}"
         self.done[f"run {status}"] += 1
         if status in GOOD:
             self.read[call] = max(self.read[call], changes)

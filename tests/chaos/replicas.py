@@ -109,6 +109,13 @@ class Instance:
             return True
         return False
 
+    def freeze(self, how: signal.Signals) -> None:
+        """Stop the handler and its worker, or have them go on."""
+        for pid in (self.process.pid, self.worker):
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, how)
+
     @cached_property
     def client(self) -> HandlerClient:
         """A connection to it; made on the loop that uses it."""

@@ -154,12 +154,14 @@ class Sources(Client):
 
 
 class ManyCalls(Sources):
-    """The same with a run for each file, and small tables that are sent whole, by a query each.
+    """The same with a run for each file, and tables that are sent whole, by a query each.
 
-    Nobody notices that a table has changed since it was read, but whoever seals it.
+    Nobody notices that a table has changed since it was read, but whoever seals it. Every other one
+    has several chunks, which are stored while the rest is read.
     """
 
     FILES, WHOLES = 90, 6
+    WHOLE_ROWS = (10, 1_500)
 
     def __init__(self, folder: Path, rows: int, dice: random.Random) -> None:
         super().__init__(folder, rows, dice, self.FILES)
@@ -182,7 +184,8 @@ class ManyCalls(Sources):
             self.add_orders()
         elif call in self._whole_calls:
             self._made += 1
-            rows = [(call, f"{call}-{self._made}-{n}") for n in range(SMALL_ROWS)]
+            many = self.WHOLE_ROWS[self._whole_calls.index(call) % 2]
+            rows = [(call, f"{call}-{self._made}-{n}") for n in range(many)]
             with closing(sqlite3.connect(self._wholes)) as table, table:
                 table.execute("DELETE FROM wholes WHERE name = ?", (call,))
                 table.executemany("INSERT INTO wholes VALUES (?, ?)", rows)

@@ -62,6 +62,10 @@ class Verdict:
         """Uploads that are not completed."""
         return self._count("SELECT COUNT(*) FROM uploads WHERE state = 'open'")
 
+    def completed_uploads(self) -> int:
+        """Uploads that were ever completed."""
+        return self._count("SELECT COUNT(*) FROM uploads WHERE job_id IS NOT NULL")
+
     def records(self, view: str = "visible_records") -> Iterator[Record]:
         """What a view shows."""
         columns = "stream, source, source_seq, seq, row_index, payload"

@@ -22,15 +22,15 @@ CSV = "n,name\n1,one\n2,two\n"
 SHORT: dict[str, Any] = {"upload_wait_s": 1}
 
 
-def self_signed(folder: Path) -> Path:
-    """A new certificate of localhost; its key is `key.pem` beside it."""
+def self_signed(folder: Path, name: str = "DNS:localhost") -> Path:
+    """A new certificate, of localhost unless named; its key is `key.pem` beside it."""
     folder.mkdir(exist_ok=True)
     certificate, key = folder / "ca.pem", folder / "key.pem"
     subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
             *("-keyout", str(key), "-out", str(certificate), "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=DNS:localhost"),
+            *("-addext", f"subjectAltName={name}"),
         ],
         check=True,
         capture_output=True,

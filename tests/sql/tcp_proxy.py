@@ -37,6 +37,11 @@ class _Pair:
 class TcpProxy:
     """A context: listens on a port of its own (`port`), passes on to another.
 
+    Args:
+        host: Of the server.
+        port: Of the server.
+        address: Where it listens.
+
     Attributes:
         swallowed: How many bytes of clients were taken and never passed on.
         opened: How many connections were accepted.
@@ -44,13 +49,13 @@ class TcpProxy:
             connection is cut instead.
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        self._server = (host, port)
+    def __init__(self, host: str, port: int, address: str = "127.0.0.1") -> None:
+        self._server, self._address = (host, port), address
         self.swallowed = self.opened = 0
         self.lets_pass: Callable[[bytes, bool], bool] = lambda data, is_client: True
         self._mute = False
         self._pairs: list[_Pair] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((address, 0))
         self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, args=(self._listener,))]
         self._threads[0].start()
@@ -96,7 +101,7 @@ class TcpProxy:
 
     def listen(self) -> None:
         """Take connections again, at the same port."""
-        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener = socket.create_server((self._address, self.port))
         self._start(self._accept, self._listener)
 
     def _start(self, target: object, *args: object) -> None:

@@ -174,7 +174,7 @@ class Outbox:
         self._beats, self._timeline, self._has_left = 1, "", False
         self.commits = SharedCommits(self.store)
         self._clock, self._max_bytes, self._kept_ended = clock, max_bytes, kept_ended
-        self._kept_from = _NO_NUMBER
+        self._kept_from, self._runs_from = _NO_NUMBER, list[int]()
         if self.store.rescue is not None:
             self.remember(DAMAGED, self.store.rescue)
 
@@ -199,18 +199,23 @@ class Outbox:
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """While it is open, the rows of uploads that were begun in it stay, however many."""
-        self._keep_from(self.store.newest() + 1)
+        first = self.store.newest() + 1
+        self._runs_from.append(first)
+        self._keep_their_rows()
         try:
             yield
         finally:
+            self._runs_from.remove(first)
             with suppress(*STORE_FAULTS):  # the next run says it again
-                self._keep_from(_NO_NUMBER)
+                self._keep_their_rows()
 
-    def _keep_from(self, number: int) -> None:
-        """See `keeping`; whoever shares the outbox keeps them, too."""
-        self._kept_from = number
-        if self.membership is not None:
-            self.store.write(partial(self.membership.keep_from, number), of_one=True)
+    def _keep_their_rows(self) -> None:
+        """See `keeping`: of all runs under way; whoever shares the outbox keeps them, too."""
+        with self.store.lock:
+            self._kept_from = min(self._runs_from, default=_NO_NUMBER)
+            if self.membership is not None:
+                keep = partial(self.membership.keep_from, self._kept_from)
+                self.store.write(keep, of_one=True)
 
     def refuse_when_full(self) -> None:
         """Raise `FailedError` when the outbox holds `outbox_max_bytes` or more."""
