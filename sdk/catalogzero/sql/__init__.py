@@ -6,7 +6,6 @@ URL, on SQLAlchemy. It never knows a table of its users, and this package itself
 SQL toolkit: a handler's own process has none.
 """
 
-from catalogzero.sql.limits import UnknownCommitError
 from catalogzero.sql.sqlite import (
     DAMAGE_FIX,
     DamagedFileError,
@@ -25,7 +24,6 @@ __all__ = [
     "DamagedFileError",
     "LockedFileError",
     "NewerSchemaError",
-    "UnknownCommitError",
     "is_damage",
     "open_file",
     "open_to_read",
