@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -91,7 +90,7 @@ class ReplicatedProcessor(OwnScheduler):
         assert record["status"] == "success", record
         return files / (moment(record, "completed_at") - due).total_seconds()
 
-    def record(self, folder: Path) -> Mapping[str, Any]:
+    def record(self, folder: Path) -> dict[str, Any]:
         """The record of a folder's run, once it has ended."""
         found = self.api.get("/api/executions", params={"limit": 100}).json().get("records", ())
         ended = [one for one in found if one["job_id"] == folder.name and one["completed_at"]]

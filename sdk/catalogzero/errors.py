@@ -151,6 +151,13 @@ class UnreachableError(RetryLaterError, ConnectionError):
     code = "unreachable"
 
 
+class UnknownCommitError(UnreachableError):
+    """A commit was not answered, and the database does not say what became of it.
+
+    What was to be written may be there: it must not be written again.
+    """
+
+
 class CallTimeoutError(CatalogZeroError, TimeoutError):
     """The wait for a reply ended; a run that had begun goes on (`details.run_id` where known)."""
 

@@ -30,7 +30,7 @@ FAULT_RATE, TWICE_RATE = 0.08, 0.3
 LINGER_S = 0.2
 DRIVERS, RACES = 6, 7
 MANY = 10
-"""After that many kills those of a large storm are frozen."""
+"""From that many kills on, a storm ends by freezing instances."""
 CUT_EACH_S, KILL_EACH_S, REPORT_EACH_S = (0.3, 1.5), (0.5, 1.5), 0.5
 REST_S = 120.0
 POINTS = [
@@ -76,11 +76,11 @@ class ReplicaStorm:
         async with going_on(self.site.keep_up()):
             driving = [asyncio.create_task(self._drive(number)) for number in range(DRIVERS)]
             async with going_on(self._cut_connections(), self._report_health()):
-                for number in range(self._kills):
+                for _ in range(self._kills):
                     await asyncio.sleep(self.dice.uniform(*KILL_EACH_S))
                     await self._kill()
-                    if number == MANY:
-                        await self._freeze_all_but_one()
+                if self._kills >= MANY:  # at last: what is killed later forgets what it knew
+                    await self._freeze_all_but_one()
             self._is_over = True
             await asyncio.gather(*driving)
             stormed_s = time.monotonic()

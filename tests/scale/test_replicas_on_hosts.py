@@ -127,8 +127,8 @@ class ReplicatedSite:
 
     def items(self, execution_id: str) -> list[dict[str, Any]]:
         """The items of a run."""
-        query = {"parent": execution_id, "limit": 1_000}
-        found = self.scheduler.api.get("/api/executions", params=query).json()
+        query = f"parent={execution_id}&limit=1000"
+        found = self.scheduler.api.get(f"/api/executions?{query}").json()
         return list(found.get("records", ()))
 
     def ended(self, execution_id: str) -> int:
@@ -215,6 +215,7 @@ def cut_and_look(site: ReplicatedSite, run: str) -> bool:
     return site.ended(run) >= FILES
 
 
+@pytest.mark.slow
 def test_a_store_that_takes_bytes_and_answers_nothing_stops_nobody_for_good(
     replicas: ReplicatedSite,
 ) -> None:

@@ -8,8 +8,8 @@ from contextlib import closing
 
 import psycopg
 import pytest
-from catalogzero.errors import UnreachableError
-from catalogzero.sql import UnknownCommitError, postgresql
+from catalogzero.errors import UnknownCommitError, UnreachableError
+from catalogzero.sql import postgresql
 from catalogzero.sql.postgresql import Session
 
 from tests.sql.tcp_proxy import TcpProxy

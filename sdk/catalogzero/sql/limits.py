@@ -9,17 +9,9 @@ from __future__ import annotations
 import math
 
 from catalogzero.clock import SystemClock
-from catalogzero.errors import UnreachableError
 
 CONNECT_S = 5.0
 _monotonic = SystemClock().monotonic
-
-
-class UnknownCommitError(UnreachableError):
-    """A commit was not answered, and the database does not say what became of it.
-
-    What was to be written may be there: it must not be written again.
-    """
 
 
 class AnswerLimits:

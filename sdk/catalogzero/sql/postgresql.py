@@ -18,8 +18,8 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay
 
 from catalogzero.backoff import Backoff
 from catalogzero.config.settings import shown_url
-from catalogzero.errors import ConfigError, UnreachableError
-from catalogzero.sql.limits import AnswerLimits, UnknownCommitError
+from catalogzero.errors import ConfigError, UnknownCommitError, UnreachableError
+from catalogzero.sql.limits import AnswerLimits
 
 T = TypeVar("T")
 

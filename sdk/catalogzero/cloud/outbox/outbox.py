@@ -42,10 +42,9 @@ from catalogzero.cloud.outbox.stored import (
     as_text,
     from_text,
 )
-from catalogzero.errors import ConfigError, FailedError, SourceChangedError
+from catalogzero.errors import ConfigError, FailedError, SourceChangedError, UnknownCommitError
 from catalogzero.protocol.bodies import Known, SourceState
 from catalogzero.protocol.identities import Keyed, digest_of
-from catalogzero.sql.limits import UnknownCommitError
 from catalogzero.wire.messages import JsonObject
 
 T = TypeVar("T")

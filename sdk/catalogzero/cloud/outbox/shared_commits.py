@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from catalogzero.cloud.outbox.outbox_file import is_disk_full
 from catalogzero.cloud.outbox.store import OutboxStore
-from catalogzero.sql.limits import UnknownCommitError
+from catalogzero.errors import UnknownCommitError
 
 T = TypeVar("T")
 
