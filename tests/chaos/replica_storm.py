@@ -117,6 +117,8 @@ class ReplicaStorm:
         """
         one, *others = self.site.instances
         for other in others:
+            await self._have_sent(other)
+        for other in others:
             other.freeze(signal.SIGSTOP)
         await until(lambda: self._at_work() == 1, "leases that have lapsed", REST_S)
         before = self._epoch()
@@ -125,6 +127,14 @@ class ReplicaStorm:
         for other in others:
             other.freeze(signal.SIGCONT)
         self.done["kill handler, the others frozen"] += 1
+
+    async def _have_sent(self, instance: Instance) -> None:
+        """Have an instance send something, so that it knows the epoch that is."""
+        call, result = self.client.calls[0], dict[str, Any]()
+        async with asyncio.timeout(REST_S):
+            while result.get("status") != "uploaded":
+                self._change(call)
+                result = await self._read(call, instance)
 
     def _at_work(self) -> int:
         with closing(self.site.outbox()) as store:
