@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from catalogzero.clock import Clock
 from catalogzero.config.settings import EgressPolicy
+from catalogzero.config.state_folder import make_private
 from catalogzero.errors import ConfigError
 from catalogzero.protocol.identities import digest_of
 
@@ -82,6 +83,7 @@ def egress_key(policy: EgressPolicy, folder: Path) -> bytes:
     if policy.hash_key_file is None and not path.exists():
         if not (policy.hash or policy.hash_sources):
             return b""
+        make_private(folder)
         part = path.with_suffix(".part")
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_hex(KEY_BYTES))
