@@ -1,8 +1,8 @@
 """The scaled demo's processes: what runs on several hosts elsewhere, all on this machine.
 
 Owns the database of the demo's own, the registry file, and how each process is started: two
-backends and two schedulers on that database, three instances of one handler, two processors. All
-calls go through a NATS server that runs already.
+backends and two schedulers on that database, three instances of one handler, two of a processor
+that share their store there. All calls go through a NATS server that runs already.
 
 Layer: edge.
 """
@@ -89,7 +89,7 @@ class ScaledSite:
         self.database = ""
         own = uuid.uuid4().hex[:8]  # others may use the same NATS server
         self.census = f"census-{own}"
-        self.processors = [f"flights-{number}-{own}" for number in PAIR]
+        self.processor = f"flights-{own}"
         ports = free_ports(6)
         self._backends, self._apis, self._registrations = ports[:2], ports[2:4], ports[4:]
         urls = [f"http://127.0.0.1:{port}" for port in self._apis]
@@ -128,7 +128,8 @@ class ScaledSite:
         )
         for name in SERVICES[4:]:
             self.start(name)
-        wanted = {f"{self.census}/{name}" for name in INSTANCES} | set(self.processors)
+        wanted = {f"{self.census}/{name}" for name in INSTANCES}
+        wanted |= {f"{self.processor}/{number}" for number in PAIR}
         self.processes.wait_for(
             "every handler at both schedulers",
             lambda: all(one.callable() == wanted for one in self.schedulers),
@@ -149,11 +150,13 @@ class ScaledSite:
         else:
             # Half of them register with each scheduler; both find them in the database.
             second = which in ("b", "2")
-            handler_id = self.census if kind == "census" else self.processors[int(which) - 1]
+            handler_id = self.census if kind == "census" else self.processor
             command = ["run", handler_id, "--registry", str(self._registry())]
             command += ["--scheduler", f"tcp://127.0.0.1:{self._registrations[second]}"]
-            if kind == "census":
-                environment["CATALOGZERO_INSTANCE_ID"] = which
+            environment["CATALOGZERO_INSTANCE_ID"] = which
+            if kind == "processor":  # each sends to the backend of its own side
+                port = self._backends[int(which) - 1]
+                environment["FILE_PROCESSOR_ENDPOINT"] = f"http://127.0.0.1:{port}/v1"
         self.processes.start(name, COMMAND, *command, cwd=ROOT, env=environment)
 
     def visible(self) -> Count:
@@ -200,22 +203,19 @@ class ScaledSite:
             "max_queued_jobs": 0,  # what has no place waits in the database
             "config": {"parts": str(self.data), "notes": str(self.notes)},
         }
-        processors = [
-            {
-                "handler_id": handler_id,
-                "entry": "file-processor",
-                "transport": NATS,
-                "installation_id": f"client-{number}",
-                "min_file_age_s": 0,
-                "config": {
-                    "endpoint": f"http://127.0.0.1:{self._backends[number - 1]}/v1",
-                    "api_key_file": str(self._key_file()),
-                    "data_roots": [str(self.data / str(number))],
-                },
-            }
-            for number, handler_id in zip(PAIR, self.processors, strict=True)
-        ]
-        return {"handlers": [census, *processors]}
+        processor = {
+            "handler_id": self.processor,
+            "entry": "file-processor",
+            "transport": NATS,
+            "state": self.database,
+            "installation_id": "client",
+            "min_file_age_s": 0,
+            "config": {
+                "api_key_file": str(self._key_file()),
+                "data_roots": [str(self.data / str(number)) for number in PAIR],
+            },
+        }
+        return {"handlers": [census, processor]}
 
 
 def nats_answers() -> bool:

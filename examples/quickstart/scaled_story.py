@@ -109,7 +109,7 @@ class ScaledStory:
                     scheduler.add(f"{kind}-{number}", at, self.counting(kind, part))
                 at = first + timedelta(seconds=number * UPLOAD_EVERY_S)
                 upload = {"data_source": str(self.site.data / part)}
-                call = {"handler_id": self.site.processors[number % 2], "params": upload}
+                call = {"handler_id": self.site.processor, "params": upload}
                 call |= {"method_name": "process_and_upload"}
                 scheduler.add(f"upload-{number}", at, call)
             self.stage.fact("scaled.jobs", count)
@@ -119,10 +119,10 @@ class ScaledStory:
             )
 
     def kill(self) -> None:
-        """kill -9 of an instance amid its runs, a scheduler and a backend."""
-        with self.stage.step("Half-way: kill -9 of an instance, a scheduler and a backend"):
+        """kill -9 of an instance amid its runs, one of the processor, a scheduler, a backend."""
+        with self.stage.step("Half-way: kill -9 of two instances, a scheduler and a backend"):
             instance = self.processes.wait_for("an instance amid two runs", self.at_work)
-            self.killed = [f"census-{instance}", "scheduler-1", "backend-1"]
+            self.killed = [f"census-{instance}", "processor-1", "scheduler-1", "backend-1"]
             for name in self.killed:
                 self.processes.kill(name)
             self.killed_at = time.time()
@@ -155,8 +155,8 @@ class ScaledStory:
             )
 
     def recover(self) -> None:
-        """The three again; every job comes to its end, and says what that was."""
-        with self.stage.step("Start the three again, as systemd does, and wait for every job"):
+        """The four again; every job comes to its end, and says what that was."""
+        with self.stage.step("Start the four again, as systemd does, and wait for every job"):
             for name in reversed(self.killed):
                 self.site.start(name)
             self.records = self.processes.wait_for("the end of every job", self.ended, 120)
@@ -292,7 +292,7 @@ class ScaledStory:
 
 
 def cut(raw: Path, data: Path) -> list[str]:
-    """Cut a CSV file into parts, in the two processors' folders in turn; their names there."""
+    """Cut a CSV file into parts, in two folders in turn; their names there."""
     with raw.open("rb") as file:
         header, *lines = file.readlines()
     size = -(-len(lines) // PARTS)

@@ -44,6 +44,7 @@ def test_one_of_each_is_killed_and_every_count_is_exact(tmp_path: Path) -> None:
     assert report["held"] is True
     assert [name.partition("-")[0] for name in scaled["killed"]] == [
         "census",
+        "processor",
         "scheduler",
         "backend",
     ]
