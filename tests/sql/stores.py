@@ -15,7 +15,7 @@ from catalogzero.backend import schema as backend_schema
 from catalogzero.backend import store as backend_store
 from catalogzero.backend.tenants import add_tenant
 from catalogzero.clock import SystemClock
-from catalogzero.cloud.outbox import store as outbox_store
+from catalogzero.cloud.outbox import outbox_file
 from catalogzero.cloud.outbox.outbox import Opening, Outbox
 from catalogzero.scheduler import schema as scheduler_schema
 from catalogzero.scheduler.store import Store as SchedulerStore
@@ -88,7 +88,7 @@ def outbox(folder: Path, url: str | None) -> Store:
         url=f"sqlite:///{path}",
         file=path,
         set_version="PRAGMA user_version=99",
-        add_step=_files_add_step(outbox_store, "MIGRATIONS", "uploads"),
+        add_step=_files_add_step(outbox_file, "MIGRATIONS", "uploads"),
         table="uploads",
     )
 
