@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from catalogzero.clock import Clock
+from catalogzero.cloud.outbox.looking import FILE_NAME
 from catalogzero.cloud.outbox.rescue import Rescue, rescue
 from catalogzero.cloud.outbox.schema import MIGRATIONS
 from catalogzero.config.state_folder import create_private
@@ -22,7 +23,6 @@ from catalogzero.sql.sqlite import explain
 
 T = TypeVar("T")
 
-FILE_NAME = "outbox.sqlite"
 RESERVE_BYTES = 1 << 20
 _FREE_PAGES = 2_048
 _CHECKPOINT_PAGES = 1_000

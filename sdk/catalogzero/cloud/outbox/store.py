@@ -18,8 +18,9 @@ from zlib import crc32
 from catalogzero.clock import Clock
 from catalogzero.cloud.counters import OtherParams
 from catalogzero.cloud.encoding import Chunk
+from catalogzero.cloud.outbox.looking import FILE_NAME
 from catalogzero.cloud.outbox.outbox_database import OutboxDatabase
-from catalogzero.cloud.outbox.outbox_file import FILE_NAME, OutboxFile
+from catalogzero.cloud.outbox.outbox_file import OutboxFile
 from catalogzero.cloud.outbox.rescue import Rescue
 from catalogzero.cloud.outbox.schema import MIGRATIONS, SHARED_MIGRATIONS
 from catalogzero.cloud.outbox.stored import (
